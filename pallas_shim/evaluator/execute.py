@@ -1,0 +1,328 @@
+"""Runs a Program on a Frame of NumPy arrays.
+
+A program is prepared once: each value gets a slot in a flat list (the frame), and
+each instruction becomes a small closure that reads and writes slots, so the run
+loop does nothing but call closures. Structured operations become closures that
+run their regions as Python loops and branches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pallas_shim.evaluator import progress
+from pallas_shim.evaluator.program import ArrayType, Instruction, Program, Region, Value
+
+Frame = list[Any]
+Step = Callable[[Frame], None]
+
+# Values above this many bytes are dropped from the frame after their last use.
+_DROP_ABOVE = 1 << 14
+
+
+class Executable:
+    """A prepared program: call it with NumPy arrays, get a list of NumPy arrays.
+
+    The results may share memory with the arguments or with each other; they must not
+    be written to. Safe to call from several threads at once.
+    """
+
+    def __init__(self, program: Program):
+        self.program = program
+        prepare = _Preparation()
+        top = program.top
+        self._params = [prepare.slot(v) for v in top.params]
+        self._steps = prepare.steps(top.body, keep=top.results)
+        self._results = [prepare.slot(v) for v in top.results]
+        self._frame = prepare.frame
+
+    def __call__(self, *args: np.ndarray) -> list[np.ndarray]:
+        frame = self._frame.copy()
+        for slot, arg in zip(self._params, args, strict=True):
+            frame[slot] = arg
+        # NumPy's floating-point warnings are not JAX's: overflow and division by zero
+        # have results, and those are what was asked for.
+        with np.errstate(all="ignore"):
+            _run(self._steps, frame)
+        return [frame[slot] for slot in self._results]
+
+
+class Steps(tuple):
+    """Closures in order, and for each the instruction that it came from."""
+
+    instructions: tuple[Instruction, ...]
+
+    def __new__(cls, pairs: Iterable[tuple[Step, Instruction]]):
+        pairs = tuple(pairs)
+        self = super().__new__(cls, (step for step, _ in pairs))
+        self.instructions = tuple(instruction for _, instruction in pairs)
+        return self
+
+
+def _run(steps: Steps, frame: Frame) -> None:
+    remaining = iter(steps)
+    try:
+        for step in remaining:
+            step(frame)
+    except Exception as error:
+        # How far we came is read off the iterator, so the loop itself keeps no count.
+        at = len(steps) - remaining.__length_hint__() - 1
+        _blame(error, steps.instructions[at])
+        raise
+
+
+def _blame(error: Exception, instruction: Instruction) -> None:
+    """Notes on the error which instruction raised it, innermost only."""
+    from pallas_shim import jax_compat
+
+    if getattr(error, "_pallas_shim_blamed", False):
+        return
+    where = jax_compat.user_source(instruction.source)
+    error.add_note(f"raised by {instruction.name}" + (f" at {where}" if where else ""))
+    try:
+        error._pallas_shim_blamed = True  # type: ignore[attr-defined]
+    except AttributeError:
+        pass  # an exception with slots gets a note from each enclosing loop
+
+
+class _Preparation:
+    """Assigns slots and makes closures. ``frame`` is the initial frame, constants set."""
+
+    def __init__(self) -> None:
+        self.frame: Frame = []
+        self._slots: dict[Value, int] = {}
+
+    def slot(self, value: Value) -> int:
+        slot = self._slots.get(value)
+        if slot is None:
+            slot = self._slots[value] = len(self.frame)
+            self.frame.append(None if value.const is None else value.const)
+        return slot
+
+    def steps(self, body: Sequence[Instruction], keep: Sequence[Value] = ()) -> Steps:
+        pairs: list[tuple[Step, Instruction]] = []
+        dead_after = _last_uses(body, keep)
+        for index, instruction in enumerate(body):
+            pairs.append((self.step(instruction), instruction))
+            dead = dead_after.get(index)
+            if dead:
+                pairs.append((_drop([self.slot(v) for v in dead]), instruction))
+        return Steps(pairs)
+
+    def region(self, region: Region) -> tuple[list[int], Steps, list[int]]:
+        params = [self.slot(v) for v in region.params]
+        steps = self.steps(region.body, keep=region.results)
+        return params, steps, [self.slot(v) for v in region.results]
+
+    def step(self, instruction: Instruction) -> Step:
+        structured = _STRUCTURED.get(instruction.name)
+        if structured is not None and instruction.operation.fn is None:
+            return structured(self, instruction)
+        fn = instruction.operation.fn
+        assert fn is not None, instruction
+        ins = [self.slot(v) for v in instruction.ins]
+        outs = [self.slot(v) for v in instruction.outs]
+        if instruction.operation.multiple:
+            return _call_multiple(fn, ins, outs)
+        return _CALLS[len(ins)](fn, ins, outs[0]) if len(ins) < 4 else _call_n(fn, ins, outs[0])
+
+
+def _last_uses(body: Sequence[Instruction], keep: Sequence[Value]) -> dict[int, list[Value]]:
+    """Large values defined in this body, by the index of the instruction that last uses them."""
+    last: dict[Value, int] = {}
+    for index, instruction in enumerate(body):
+        for value in instruction.outs:
+            if isinstance(value.type, ArrayType) and value.type.nbytes > _DROP_ABOVE:
+                last[value] = index
+        for value in instruction.ins:
+            if value in last:
+                last[value] = index
+        for region in instruction.regions:
+            for value in _uses(region):
+                if value in last:
+                    last[value] = index
+    for value in keep:
+        last.pop(value, None)
+    dead: dict[int, list[Value]] = {}
+    for value, index in last.items():
+        dead.setdefault(index, []).append(value)
+    return dead
+
+
+def _uses(region: Region) -> Iterable[Value]:
+    yield from region.results
+    for instruction in region.body:
+        yield from instruction.ins
+        for inner in instruction.regions:
+            yield from _uses(inner)
+
+
+# -- plain instructions ---------------------------------------------------------------------
+
+
+def _call_0(fn, ins, out):
+    def step(f):
+        f[out] = fn()
+
+    return step
+
+
+def _call_1(fn, ins, out):
+    (a,) = ins
+
+    def step(f):
+        f[out] = fn(f[a])
+
+    return step
+
+
+def _call_2(fn, ins, out):
+    a, b = ins
+
+    def step(f):
+        f[out] = fn(f[a], f[b])
+
+    return step
+
+
+def _call_3(fn, ins, out):
+    a, b, c = ins
+
+    def step(f):
+        f[out] = fn(f[a], f[b], f[c])
+
+    return step
+
+
+_CALLS = (_call_0, _call_1, _call_2, _call_3)
+
+
+def _call_n(fn, ins, out):
+    def step(f):
+        f[out] = fn(*[f[i] for i in ins])
+
+    return step
+
+
+def _call_multiple(fn, ins, outs):
+    def step(f):
+        for out, result in zip(outs, fn(*[f[i] for i in ins])):
+            f[out] = result
+
+    return step
+
+
+def _drop(slots):
+    def step(f):
+        for slot in slots:
+            f[slot] = None
+
+    return step
+
+
+# -- structured operations ------------------------------------------------------------------
+
+
+def _scan(prepare: _Preparation, instruction: Instruction) -> Step:
+    """ins: carry..., xs...; region params: carry..., x...; results and outs: carry..., ys..."""
+    params = instruction.operation.params
+    length, reverse, num_carry = params["length"], params["reverse"], params["num_carry"]
+    ins = [prepare.slot(v) for v in instruction.ins]
+    outs = [prepare.slot(v) for v in instruction.outs]
+    (region,) = instruction.regions
+    at, steps, results = prepare.region(region)
+    carry_in, xs_in = ins[:num_carry], ins[num_carry:]
+    carry_at, xs_at = at[:num_carry], at[num_carry:]
+    carry_results, ys_results = results[:num_carry], results[num_carry:]
+    ys_types = [v.type for v in instruction.outs[num_carry:]]
+    order = range(length - 1, -1, -1) if reverse else range(length)
+
+    def step(f: Frame) -> None:
+        carry = [f[i] for i in carry_in]
+        xs = [f[i] for i in xs_in]
+        ys = [np.empty(t.shape, t.dtype) for t in ys_types]
+        for i in order:
+            for slot, value in zip(carry_at, carry):
+                f[slot] = value
+            for slot, x in zip(xs_at, xs):
+                f[slot] = x[i]
+            _run(steps, f)
+            carry = [f[slot] for slot in carry_results]
+            for y, slot in zip(ys, ys_results):
+                y[i] = f[slot]
+        for slot, value in zip(outs, carry + ys):
+            f[slot] = value
+
+    return step
+
+
+def _while(prepare: _Preparation, instruction: Instruction) -> Step:
+    """ins and outs: carry...; regions: condition (result: a bool), body."""
+    ins = [prepare.slot(v) for v in instruction.ins]
+    outs = [prepare.slot(v) for v in instruction.outs]
+    condition, body = instruction.regions
+    condition_at, condition_steps, (go_on,) = prepare.region(condition)
+    body_at, body_steps, body_results = prepare.region(body)
+
+    def step(f: Frame) -> None:
+        carry = [f[i] for i in ins]
+        while True:
+            for slot, value in zip(condition_at, carry):
+                f[slot] = value
+            _run(condition_steps, f)
+            if not f[go_on]:
+                break
+            for slot, value in zip(body_at, carry):
+                f[slot] = value
+            _run(body_steps, f)
+            carry = [f[slot] for slot in body_results]
+        for slot, value in zip(outs, carry):
+            f[slot] = value
+
+    return step
+
+
+def _switch(prepare: _Preparation, instruction: Instruction) -> Step:
+    """ins: an index, clamped to the branches; regions: one a branch, without parameters."""
+    (index,) = [prepare.slot(v) for v in instruction.ins]
+    outs = [prepare.slot(v) for v in instruction.outs]
+    branches = [prepare.region(region) for region in instruction.regions]
+    last = len(branches) - 1
+
+    def step(f: Frame) -> None:
+        _, steps, results = branches[min(max(int(f[index]), 0), last)]
+        _run(steps, f)
+        for out, value in zip(outs, [f[slot] for slot in results]):
+            f[out] = value
+
+    return step
+
+
+def _grid(prepare: _Preparation, instruction: Instruction) -> Step:
+    """ins: the grid's sizes; region params: the grid indices. The last axis is fastest."""
+    sizes = [prepare.slot(v) for v in instruction.ins]
+    (region,) = instruction.regions
+    at, steps, _ = prepare.region(region)
+    name = instruction.operation.params["name"]
+
+    def step(f: Frame) -> None:
+        bounds = [int(f[slot]) for slot in sizes]
+        # Indices are made once per axis, not once per cell.
+        axes = [[np.int32(i) for i in range(bound)] for bound in bounds]
+        for cell in progress.over_grid(name, bounds, axes):
+            for slot, index in zip(at, cell):
+                f[slot] = index
+            _run(steps, f)
+
+    return step
+
+
+_STRUCTURED: dict[str, Callable[[_Preparation, Instruction], Step]] = {
+    "scan": _scan,
+    "while": _while,
+    "switch": _switch,
+    "grid": _grid,
+}

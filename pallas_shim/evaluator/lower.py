@@ -1,0 +1,253 @@
+"""Lowering: a jaxpr becomes a Program.
+
+Every call-like equation is inlined, every parameter resolved, and each equation
+turned into instructions by the rule of its primitive. Equal specialisations are
+made once per lowering, so that unrolled kernels (thousands of equations of a
+few kinds) cost a dictionary look-up each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from pallas_shim import jax_compat
+from pallas_shim.evaluator import rules
+from pallas_shim.evaluator.program import (
+    PURE,
+    ArrayType,
+    Effects,
+    Instruction,
+    Operation,
+    Program,
+    RefType,
+    Region,
+    Type,
+    Value,
+)
+from pallas_shim.evaluator.rules.registry import LOWERING_RULES, RULES, Unsupported
+
+
+def lower(jaxpr: Any, consts: Sequence[Any] = (), name: str = "program") -> Program:
+    """Lowers a jaxpr to a Program whose parameters are the jaxpr's inputs.
+
+    Args:
+      jaxpr: a JAX Jaxpr or ClosedJaxpr, of any supported version.
+      consts: values of the jaxpr's constvars, where it does not hold its own.
+      name: for messages.
+
+    Raises:
+      Unsupported: some primitive has no rule, or its rule refuses this case. The
+        error names the primitive and the user's source line.
+    """
+    rules.load()
+    lowering = Lowering()
+    opened, _ = jax_compat.open_jaxpr(jaxpr)
+    params = tuple(Value(lowering.type(v.aval)) for v in opened.invars)
+    with lowering.block() as body:
+        results = lowering.inline(jaxpr, params, consts)
+    return Program(name, Region(params, tuple(body), tuple(results)))
+
+
+def type_of(aval: Any) -> Type:
+    """The evaluator's type of a JAX abstract value.
+
+    Raises:
+      Unsupported: it has none.
+    """
+    try:
+        shape, dtype, space = jax_compat.describe_aval(aval)
+    except jax_compat.UnsupportedType as error:
+        raise Unsupported("type", str(error)) from error
+    return ArrayType(shape, dtype) if space is None else RefType(shape, dtype, space)
+
+
+class Lowering:
+    """The state of one lowering, and what lowering rules emit instructions with.
+
+    ``grid`` is a stack: the innermost kernel's program ids and grid sizes, as values.
+    """
+
+    def __init__(self) -> None:
+        self.body: list[Instruction] = []
+        self.source: Any = None
+        self.grid: list[tuple[Sequence[Value], Sequence[Value]]] = []
+        self._operations: dict[Any, Operation] = {}
+        self._consts: dict[Any, Value] = {}
+        self._types: dict[Any, Type] = {}
+
+    # -- jaxprs ---------------------------------------------------------------------------
+
+    def inline(
+        self, jaxpr: Any, args: Sequence[Value], consts: Sequence[Any] = ()
+    ) -> list[Value]:
+        """Emits a jaxpr's equations here; ``args`` stand for its inputs. Returns its outputs."""
+        jaxpr, own_consts = jax_compat.open_jaxpr(jaxpr)
+        env: dict[Any, Value] = {}
+        for var, const in zip(jaxpr.constvars, own_consts or consts, strict=True):
+            env[var] = const if isinstance(const, Value) else self.const(const)
+        env.update(zip(jaxpr.invars, args, strict=True))
+        outer = self.source
+        for eqn in jaxpr.eqns:
+            self.source = source = jax_compat.source_of(eqn) or outer
+            ins = [self._read(env, atom) for atom in eqn.invars]
+            try:
+                outs = self.eqn(eqn, ins)
+            except Unsupported as error:
+                if error.source is None:
+                    error.source = jax_compat.user_source(source)
+                raise
+            env.update(zip(eqn.outvars, outs, strict=True))
+        self.source = outer
+        return [self._read(env, atom) for atom in jaxpr.outvars]
+
+    def _read(self, env: dict[Any, Value], atom: Any) -> Value:
+        if jax_compat.is_literal(atom):
+            return self.const(atom.val, self.type(atom.aval))
+        return env[atom]
+
+    def eqn(self, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
+        name = eqn.primitive.name
+        structured = LOWERING_RULES.get(name)
+        if structured is not None:
+            return structured(self, eqn, ins)
+        outs = tuple(self.type(v.aval) for v in eqn.outvars)
+        return self.apply(name, ins, outs, eqn.params, multiple=eqn.primitive.multiple_results)
+
+    def type(self, aval: Any) -> Type:
+        """The evaluator's type of a JAX abstract value."""
+        try:
+            return self._types[aval]
+        except KeyError:
+            result = self._types[aval] = type_of(aval)
+            return result
+
+    # -- emitting -------------------------------------------------------------------------
+
+    def const(self, array: Any, type: Type | None = None) -> Value:
+        """A value known now. Equal small constants are one value."""
+        array = jax_compat.to_numpy(array, None if type is None else type.dtype)
+        type = ArrayType(array.shape, array.dtype)
+        if array.size > 16:
+            return Value(type, array)
+        key = (type, array.tobytes())
+        if key not in self._consts:
+            self._consts[key] = Value(type, array)
+        return self._consts[key]
+
+    def apply(
+        self,
+        primitive: str,
+        ins: Sequence[Value],
+        outs: Sequence[Type],
+        params: Mapping[str, Any],
+        multiple: bool = False,
+    ) -> tuple[Value, ...]:
+        """Emits a primitive that has a rule."""
+        key: Any = (primitive, tuple(v.type for v in ins), tuple(outs), tuple(params.items()))
+        try:
+            operation = self._operations.get(key)
+        except TypeError:  # some parameter can't be hashed: specialise each time
+            key, operation = None, None
+        if operation is None:
+            operation = specialise(primitive, key[1] if key else tuple(v.type for v in ins),
+                                   tuple(outs), params, multiple)
+            if key is not None:
+                self._operations[key] = operation
+        return self.emit(operation, ins)
+
+    def memory(
+        self,
+        name: str,
+        ins: Sequence[Value],
+        outs: Sequence[Type],
+        fn: Callable[..., Any],
+        effects: Effects,
+        *,
+        params: Mapping[str, Any] | None = None,
+        key: Any = None,
+        view: bool = False,
+    ) -> tuple[Value, ...]:
+        """Emits an operation with effects whose callable a lowering rule made itself.
+
+        ``key``: whatever, beside name and types, tells this callable from others of the
+        same name; equal keys share one operation. None: never shared.
+        """
+        types = tuple(v.type for v in ins)
+        full = (name, types, tuple(outs), key)
+        operation = self._operations.get(full) if key is not None else None
+        if operation is None:
+            operation = Operation(
+                name, params or {}, types, tuple(outs), fn, effects, view, len(outs) != 1
+            )
+            if key is not None:
+                self._operations[full] = operation
+        return self.emit(operation, ins)
+
+    def structured(
+        self,
+        name: str,
+        ins: Sequence[Value],
+        outs: Sequence[Type],
+        regions: Sequence[Region],
+        params: Mapping[str, Any],
+    ) -> tuple[Value, ...]:
+        """Emits an operation with regions, which execute.py runs."""
+        operation = Operation(
+            name, params, tuple(v.type for v in ins), tuple(outs), None, PURE, multiple=True
+        )
+        return self.emit(operation, ins, tuple(regions))
+
+    def emit(
+        self, operation: Operation, ins: Sequence[Value], regions: tuple[Region, ...] = ()
+    ) -> tuple[Value, ...]:
+        outs = tuple(map(Value, operation.outs))
+        self.body.append(Instruction(operation, tuple(ins), outs, regions, self.source))
+        return outs
+
+    # -- regions --------------------------------------------------------------------------
+
+    @contextmanager
+    def block(self) -> Iterator[list[Instruction]]:
+        """Instructions emitted inside the with-statement go to the yielded list."""
+        outer, self.body = self.body, []
+        try:
+            yield self.body
+        finally:
+            self.body = outer
+
+    def region(
+        self, params: Sequence[Type], build: Callable[[Sequence[Value]], Sequence[Value]]
+    ) -> Region:
+        """A region with the given parameter types, whose instructions ``build`` emits."""
+        values = tuple(map(Value, params))
+        with self.block() as body:
+            results = tuple(build(values))
+        return Region(values, tuple(body), results)
+
+
+def specialise(
+    primitive: str,
+    ins: tuple[Type, ...],
+    outs: tuple[Type, ...],
+    params: Mapping[str, Any],
+    multiple: bool,
+) -> Operation:
+    """Asks the primitive's rule for its callable.
+
+    Raises:
+      Unsupported: no rule, or the rule refuses.
+    """
+    rule = RULES.get(primitive)
+    if rule is None:
+        raise Unsupported(primitive, "the evaluator has no rule for this primitive")
+    fn = rule.make(ins, outs, **params)
+    return Operation(primitive, params, ins, outs, fn, PURE, rule.view, multiple)
+
+
+def scalar(value: int) -> np.ndarray:
+    """An int32 scalar, the type of JAX's indices and program ids."""
+    return np.asarray(value, np.int32)

@@ -1,0 +1,215 @@
+"""The IR: types, values, operations, instructions, regions, programs.
+
+A Program is SSA over NumPy arrays. Values are defined once, either by an
+instruction or as a parameter of a region, and an instruction inside a region
+may use any value defined before it in an enclosing region, so a loop closes over
+what is outside it without naming it. A program is immutable once built: passes
+make new ones, and any number of threads may run one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class ArrayType(NamedTuple):
+    """The type of a value that is a NumPy array (or, at rank 0, a NumPy scalar)."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{self.dtype.name}[{','.join(map(str, self.shape))}]"
+
+
+class RefType(NamedTuple):
+    """The type of a value that is a mutable view of memory.
+
+    ``space`` is the memory space's name ("vmem", "smem", "any", "hbm",
+    "semaphore", ...). A semaphore array is an int32 array of counts.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    space: str
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __str__(self) -> str:
+        return f"Ref<{self.space}>{{{self.dtype.name}[{','.join(map(str, self.shape))}]}}"
+
+
+Type = ArrayType | RefType
+
+
+class Value:
+    """One SSA value. ``const`` holds its array if it is known when lowering (read-only)."""
+
+    __slots__ = ("type", "const")
+
+    def __init__(self, type: Type, const: np.ndarray | None = None):
+        self.type = type
+        self.const = const
+
+    def __repr__(self) -> str:
+        kind = "const" if self.const is not None else "value"
+        return f"<{kind} {id(self):x}: {self.type}>"
+
+
+class Effects(NamedTuple):
+    """What an operation does beside computing its results.
+
+    ``reads`` and ``writes`` are the positions of operands that are refs.
+    ``allocates``: each run yields new memory, so two such instructions are never
+    one. ``io``: the outside world sees it, so it is kept and stays in order.
+    """
+
+    reads: tuple[int, ...] = ()
+    writes: tuple[int, ...] = ()
+    allocates: bool = False
+    io: bool = False
+
+
+PURE = Effects()
+
+
+class Operation:
+    """A primitive specialised to its parameters and types; shared by equal instructions.
+
+    Two instructions do the same thing to their operands exactly if their
+    ``operation`` is the same object, which is what common subexpressions and
+    batching go by.
+
+    ``fn(*arrays)`` returns the array, or a tuple of them where ``multiple``.
+    ``fn`` is None for the structured operations, which ``execute`` runs itself.
+    ``view``: the result may share memory with the first operand.
+    """
+
+    __slots__ = ("name", "params", "ins", "outs", "fn", "effects", "view", "multiple")
+
+    def __init__(
+        self,
+        name: str,
+        params: Mapping[str, Any],
+        ins: tuple[Type, ...],
+        outs: tuple[Type, ...],
+        fn: Callable[..., Any] | None,
+        effects: Effects = PURE,
+        view: bool = False,
+        multiple: bool = False,
+    ):
+        self.name = name
+        self.params = params
+        self.ins = ins
+        self.outs = outs
+        self.fn = fn
+        self.effects = effects
+        self.view = view
+        self.multiple = multiple
+
+    def __repr__(self) -> str:
+        return f"<operation {self.name}>"
+
+
+class Instruction(NamedTuple):
+    """One operation applied to values. ``source`` is where the user's code asked for it."""
+
+    operation: Operation
+    ins: tuple[Value, ...]
+    outs: tuple[Value, ...]
+    regions: tuple[Region, ...] = ()
+    source: Any = None
+
+    @property
+    def name(self) -> str:
+        return self.operation.name
+
+    @property
+    def pure(self) -> bool:
+        """No effect of its own and none inside its regions."""
+        return self.operation.effects == PURE and all(
+            inner.pure for region in self.regions for inner in region.body
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
+class Region:
+    """Instructions that a structured operation runs, any number of times.
+
+    ``params`` are set by the operation before each run of ``body``;
+    ``results`` are what it reads after it.
+    """
+
+    params: tuple[Value, ...]
+    body: tuple[Instruction, ...]
+    results: tuple[Value, ...]
+
+    def walk(self) -> Iterator[Instruction]:
+        """Every instruction, inner ones after the one that holds them."""
+        for instruction in self.body:
+            yield instruction
+            for region in instruction.regions:
+                yield from region.walk()
+
+
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
+class Program:
+    """A region that is run once: ``params`` are the arguments, ``results`` the outputs."""
+
+    name: str
+    top: Region
+
+    def __str__(self) -> str:
+        return _Printer().program(self)
+
+
+class _Printer:
+    def __init__(self) -> None:
+        self.names: dict[Value, str] = {}
+
+    def name(self, value: Value) -> str:
+        if value.const is not None:
+            text = np.array2string(value.const, threshold=4, edgeitems=1).replace("\n", " ")
+            return f"{text}:{value.type}"
+        if value not in self.names:
+            self.names[value] = f"%{len(self.names)}"
+        return self.names[value]
+
+    def typed(self, value: Value) -> str:
+        return f"{self.name(value)}:{value.type}"
+
+    def region(self, region: Region, indent: str) -> list[str]:
+        lines = [f"{indent}({', '.join(map(self.typed, region.params))}) {{"]
+        for i in region.body:
+            left = ", ".join(map(self.typed, i.outs))
+            params = " ".join(f"{k}={v}" for k, v in i.operation.params.items())
+            head = f"{left} = " if left else ""
+            operands = ", ".join(map(self.name, i.ins))
+            lines.append(
+                f"{indent}  {head}{i.name}{f'[{params}]' if params else ''} {operands}".rstrip()
+            )
+            for inner in i.regions:
+                lines += self.region(inner, indent + "    ")
+        lines.append(f"{indent}}} -> {', '.join(map(self.name, region.results))}")
+        return lines
+
+    def program(self, program: Program) -> str:
+        return "\n".join([f"program {program.name}", *self.region(program.top, "")])

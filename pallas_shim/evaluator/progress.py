@@ -1,0 +1,47 @@
+"""Progress of a long grid, on a terminal only."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+# A grid that ends sooner than this many seconds shows nothing.
+_QUIET_SECONDS = 2.0
+_EVERY_SECONDS = 0.2
+
+
+def over_grid(
+    name: str, bounds: Sequence[int], axes: Sequence[Sequence[Any]]
+) -> Iterator[tuple[Any, ...]]:
+    """The cells of a grid in order, last axis fastest; reports progress if that is wanted."""
+    cells = itertools.product(*axes)
+    if not sys.stderr.isatty():
+        return cells
+    return _reported(name, math.prod(bounds), cells)
+
+
+def _reported(name: str, total: int, cells: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    start = time.monotonic()
+    next_report = start + _QUIET_SECONDS
+    shown = False
+    try:
+        for done, cell in enumerate(cells):
+            now = time.monotonic()
+            if now >= next_report:
+                next_report = now + _EVERY_SECONDS
+                shown = True
+                left = (now - start) / done * (total - done) if done else float("inf")
+                sys.stderr.write(
+                    f"\r\x1b[Kpallas_shim: {name} {done:,}/{total:,} cells "
+                    f"({100 * done // total}%), {left:.0f} s left"
+                )
+                sys.stderr.flush()
+            yield cell
+    finally:
+        if shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()

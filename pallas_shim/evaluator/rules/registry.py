@@ -1,0 +1,84 @@
+"""Where rules are registered and found.
+
+There are two kinds. A *rule* turns a primitive, once its parameters and types are
+known, into the NumPy callable for exactly that case. A *lowering rule* emits
+instructions itself: for primitives that hold jaxprs, touch memory, or are
+composed of other primitives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Unsupported(Exception):
+    """The evaluator can't do this. ``primitive`` and ``reason`` say what and why.
+
+    ``source`` (the user's file and line) is filled in by the lowering.
+    """
+
+    def __init__(self, primitive: str, reason: str, source: Any = None):
+        super().__init__(primitive, reason, source)
+        self.primitive = primitive
+        self.reason = reason
+        self.source = source
+
+    def __str__(self) -> str:
+        where = f" at {self.source}" if self.source else ""
+        return f"{self.primitive}: {self.reason}{where}"
+
+
+class Rule(NamedTuple):
+    """``make(ins, outs, **params)`` gets the operands' and results' ArrayTypes (tuples)
+    and returns ``fn(*arrays)``, which returns the array, or a tuple of arrays if the
+    primitive has several results. It raises `Unsupported` for a case it can't do.
+    ``view``: the result may share memory with the first operand.
+    """
+
+    make: Callable[..., Callable[..., Any]]
+    view: bool = False
+
+
+RULES: dict[str, Rule] = {}
+LOWERING_RULES: dict[str, Callable[..., Any]] = {}
+
+
+def rule(*primitives: str, view: bool = False) -> Callable[[Callable], Callable]:
+    """Registers the decorated function as the rule of the named primitives."""
+
+    def register(make: Callable) -> Callable:
+        for name in primitives:
+            RULES[name] = Rule(make, view)
+        return make
+
+    return register
+
+
+def lowering_rule(*primitives: str) -> Callable[[Callable], Callable]:
+    """Registers ``fn(lowering, eqn, ins) -> outs``, values in and values out."""
+
+    def register(fn: Callable) -> Callable:
+        for name in primitives:
+            LOWERING_RULES[name] = fn
+        return fn
+
+    return register
+
+
+def register_rule(primitive: str, make: Callable[..., Callable[..., Any]], *, view: bool = False):
+    """Adds a rule for a primitive of your own (public).
+
+    Args:
+      primitive: the primitive's name, as in a printed jaxpr.
+      make: ``make(ins, outs, **params) -> fn``. ``ins`` and ``outs`` are tuples of
+        `ArrayType` (``shape``, ``dtype``), ``params`` the equation's parameters;
+        ``fn(*arrays)`` computes the result with NumPy and does not change its operands.
+      view: whether ``fn`` may return a view of its first operand.
+
+    Raises:
+      ValueError: the primitive has a rule already.
+    """
+    if primitive in RULES or primitive in LOWERING_RULES:
+        raise ValueError(f"the primitive {primitive!r} has a rule already")
+    RULES[primitive] = Rule(make, view)

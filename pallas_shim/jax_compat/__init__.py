@@ -1,0 +1,41 @@
+"""All that the project knows of JAX's internals: the only package that imports jax._src.
+
+It hands everyone else one normal form of jaxprs, loops, refs, block mappings and hooks,
+whatever the JAX version.
+"""
+
+from pallas_shim.jax_compat.jaxprs import (
+    CALL_PRIMITIVES,
+    AvalInfo,
+    Scan,
+    UnsupportedType,
+    WhileLoop,
+    branches,
+    called_jaxpr,
+    describe_aval,
+    is_literal,
+    open_jaxpr,
+    scan,
+    source_of,
+    to_numpy,
+    user_source,
+    while_loop,
+)
+
+__all__ = [
+    "CALL_PRIMITIVES",
+    "AvalInfo",
+    "Scan",
+    "UnsupportedType",
+    "WhileLoop",
+    "branches",
+    "called_jaxpr",
+    "describe_aval",
+    "is_literal",
+    "open_jaxpr",
+    "scan",
+    "source_of",
+    "to_numpy",
+    "user_source",
+    "while_loop",
+]

@@ -1,0 +1,170 @@
+"""One normal form of jaxprs and of the control-flow primitives, for every JAX version."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax._src import core, source_info_util
+from jax._src import dtypes as jax_dtypes
+from jax._src.pallas import core as pallas_core
+from jax._src.state import types as state_types
+
+# Primitives that do nothing but call the jaxpr in one of their parameters.
+CALL_PRIMITIVES = (
+    "jit",
+    "closed_call",
+    "call",
+    "core_call",
+    "eval_jaxpr",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "custom_vmap_call",
+    "remat2",
+    "remat_opt",
+    "composite",
+    "xla_metadata_call",
+)
+_CALLED = ("jaxpr", "call_jaxpr", "call", "fun_jaxpr", "fwd_jaxpr")
+
+
+class AvalInfo(NamedTuple):
+    """An abstract value: ``space`` is None for arrays, a memory space's name for refs."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    space: str | None
+
+
+class Scan(NamedTuple):
+    """Operands: consts, carry, xs. The jaxpr's results: carry, ys."""
+
+    jaxpr: Any
+    length: int
+    reverse: bool
+    num_consts: int
+    num_carry: int
+
+
+class WhileLoop(NamedTuple):
+    """Operands: condition consts, body consts, carry."""
+
+    condition: Any
+    body: Any
+    num_condition_consts: int
+    num_body_consts: int
+
+
+class UnsupportedType(Exception):
+    """A JAX type that has no NumPy form here; the message names it."""
+
+
+def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+    """A jaxpr and the values of its constvars (empty if it does not hold them)."""
+    if isinstance(jaxpr, core.ClosedJaxpr):
+        return getattr(jaxpr, "jaxpr", jaxpr), jaxpr.consts
+    return jaxpr, getattr(jaxpr, "consts", ())
+
+
+def is_literal(atom: Any) -> bool:
+    return type(atom) is core.Literal
+
+
+def called_jaxpr(eqn: Any) -> Any:
+    """The jaxpr that one of CALL_PRIMITIVES calls."""
+    for name in _CALLED:
+        if name in eqn.params:
+            return eqn.params[name]
+    raise KeyError(f"{eqn.primitive.name} holds no jaxpr among {sorted(eqn.params)}")
+
+
+def scan(eqn: Any) -> Scan:
+    p = eqn.params
+    if "ft_in" in p:  # JAX >= 0.12 keeps the argument groups as flat trees
+        consts, carry, _ = (len(list(group)) for group in p["ft_in"].unpack())
+    else:
+        consts, carry = p["num_consts"], p["num_carry"]
+    return Scan(p["jaxpr"], p["length"], p["reverse"], consts, carry)
+
+
+def while_loop(eqn: Any) -> WhileLoop:
+    p = eqn.params
+    return WhileLoop(p["cond_jaxpr"], p["body_jaxpr"], p["cond_nconsts"], p["body_nconsts"])
+
+
+def branches(eqn: Any) -> Sequence[Any]:
+    return eqn.params["branches"]
+
+
+def describe_aval(aval: Any) -> AvalInfo:
+    """The shape, dtype and memory space of an abstract value.
+
+    Key arrays are described by the integers that they are made of, with the trailing
+    dimensions of one key; semaphores as int32 counts.
+
+    Raises:
+      UnsupportedType: the type has no NumPy form.
+    """
+    if isinstance(aval, state_types.AbstractRef):
+        inner = aval.inner_aval
+        space = aval.memory_space
+        if _is_semaphore(inner.dtype):
+            return AvalInfo(inner.shape, np.dtype(np.int32), "semaphore")
+        shape, dtype, _ = describe_aval(inner)
+        name = "any" if space is None else getattr(space, "value", None) or str(space)
+        return AvalInfo(shape, dtype, str(name).lower())
+    shape, dtype = getattr(aval, "shape", None), getattr(aval, "dtype", None)
+    if shape is None or dtype is None:
+        raise UnsupportedType(f"the type {aval} is not an array")
+    if not all(isinstance(d, (int, np.integer)) for d in shape):
+        raise UnsupportedType(f"the shape {shape} is not static")
+    if jax_dtypes.issubdtype(dtype, jax_dtypes.extended):
+        if _is_semaphore(dtype):
+            return AvalInfo(tuple(shape), np.dtype(np.int32), None)
+        if not jax_dtypes.issubdtype(dtype, jax_dtypes.prng_key):
+            raise UnsupportedType(f"the dtype {dtype} has no NumPy form")
+        aval = core.physical_aval(aval)
+        shape, dtype = aval.shape, aval.dtype
+    if dtype == jax_dtypes.float0:
+        raise UnsupportedType("float0 has no NumPy form that holds values")
+    return AvalInfo(tuple(map(int, shape)), np.dtype(dtype), None)
+
+
+def _is_semaphore(dtype: Any) -> bool:
+    return jax_dtypes.issubdtype(dtype, pallas_core.semaphore_dtype)
+
+
+def to_numpy(value: Any, dtype: np.dtype | None) -> np.ndarray:
+    """A constant of a jaxpr as a NumPy array of the dtype that JAX gives it."""
+    if isinstance(value, np.ndarray):
+        array = value
+    elif isinstance(value, (bool, int, float, complex)):
+        array = np.asarray(value, jax_dtypes.dtype(value) if dtype is None else dtype)
+    elif hasattr(value, "dtype") and jax_dtypes.issubdtype(value.dtype, jax_dtypes.extended):
+        array = np.asarray(value._base_array)
+    else:
+        array = np.asarray(value)
+    if dtype is not None and array.dtype != dtype:
+        array = array.astype(dtype)
+    if dtype is None and array.dtype in _WIDE:
+        array = array.astype(jax_dtypes.canonicalize_dtype(array.dtype))
+    return array
+
+
+_WIDE = frozenset(map(np.dtype, (np.int64, np.uint64, np.float64, np.complex128)))
+
+
+def source_of(eqn: Any) -> Any:
+    """Where an equation comes from, unresolved: `user_source` turns it into text."""
+    return eqn.source_info
+
+
+def user_source(source: Any) -> str | None:
+    """ "file:line (function)" of the user's own code, or None if that isn't known."""
+    if source is None:
+        return None
+    frame = source_info_util.user_frame(source.traceback)
+    if frame is None:
+        return None
+    return f"{frame.file_name}:{frame.start_line} ({frame.function_name})"
