@@ -26,6 +26,8 @@ CALL_PRIMITIVES = (
     "composite",
     "xla_metadata_call",
 )
+# Since JAX 0.12 a jaxpr holds its own consts and there is no closed kind.
+_CLOSED = getattr(core, "ClosedJaxpr", None)
 _CALLED = ("jaxpr", "call_jaxpr", "call", "fun_jaxpr", "fwd_jaxpr")
 
 
@@ -62,8 +64,8 @@ class UnsupportedType(Exception):
 
 def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     """A jaxpr and the values of its constvars (empty if it does not hold them)."""
-    if isinstance(jaxpr, core.ClosedJaxpr):
-        return getattr(jaxpr, "jaxpr", jaxpr), jaxpr.consts
+    if _CLOSED is not None and isinstance(jaxpr, _CLOSED):
+        return jaxpr.jaxpr, jaxpr.consts
     return jaxpr, getattr(jaxpr, "consts", ())
 
 
