@@ -21,18 +21,32 @@ from pallas_shim.jax_compat.jaxprs import (
     user_source,
     while_loop,
 )
+from pallas_shim.jax_compat.pallas import (
+    PallasCall,
+    UnsupportedCall,
+    kernel_name,
+    kernel_source,
+    pallas_call,
+    run_scoped,
+)
 
 __all__ = [
     "CALL_PRIMITIVES",
     "AvalInfo",
+    "PallasCall",
     "Scan",
+    "UnsupportedCall",
     "UnsupportedType",
     "WhileLoop",
     "branches",
     "called_jaxpr",
     "describe_aval",
     "is_literal",
+    "kernel_name",
+    "kernel_source",
     "open_jaxpr",
+    "pallas_call",
+    "run_scoped",
     "scan",
     "source_of",
     "to_numpy",

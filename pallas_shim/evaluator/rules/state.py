@@ -1,0 +1,286 @@
+"""Loads and stores of refs, masked ones and accumulating ones among them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pallas_shim import jax_compat
+from pallas_shim.evaluator import memory
+from pallas_shim.evaluator.program import ArrayType, Effects, RefType, Value
+from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule
+from pallas_shim.jax_compat import state
+
+READS_FIRST = Effects(reads=(0,))
+WRITES_FIRST = Effects(writes=(0,))
+
+
+class _NotBasic(Exception):
+    """A path that NumPy's basic indexing can't express."""
+
+
+def path_of(steps: Sequence[state.Step]) -> tuple[memory.Path, list[Value]]:
+    """A path with its constant indices resolved, and the leaves that stay dynamic.
+
+    Raises:
+      _NotBasic: some index is an array, or a strided slice starts at a dynamic place.
+    """
+    leaves: list[Value] = []
+
+    def resolve(index: Any, stride: int = 1) -> Any:
+        if not isinstance(index, Value):
+            return index
+        if index.type.shape:
+            raise _NotBasic
+        if index.const is not None:
+            return int(index.const)
+        if stride != 1:
+            raise _NotBasic
+        leaves.append(index)
+        return memory.Dynamic(len(leaves) - 1)
+
+    path: list[state.Step] = []
+    for step in steps:
+        if isinstance(step, state.Index):
+            step = state.Index(
+                tuple(
+                    d._replace(start=resolve(d.start, d.stride))
+                    if isinstance(d, state.Slice)
+                    else resolve(d)
+                    for d in step.dims
+                )
+            )
+        path.append(step)
+    return tuple(path), leaves
+
+
+def normalised(shape: tuple[int, ...], path: memory.Path) -> memory.Path:
+    """The path with constant indices clamped as XLA would, and whole-array indices left out."""
+    if not path or not isinstance(path[0], state.Index):
+        return path
+    dims = tuple(
+        d._replace(start=memory.clamped(d.start, dim, d.size))
+        if isinstance(d, state.Slice) and d.stride == 1 and not isinstance(d.start, memory.Dynamic)
+        else memory.clamped(d, dim, 1)
+        if isinstance(d, int)
+        else d
+        for dim, d in zip(shape, path[0].dims, strict=True)
+    )
+    whole = all(isinstance(d, state.Slice) and d == (0, dim, 1) for dim, d in zip(shape, dims))
+    return path[1:] if whole else (state.Index(dims), *path[1:])
+
+
+def load(lowering, ref: Value, path: memory.Path, leaves, out: ArrayType) -> Value:
+    """Emits a load. Its parameter ``as_view`` is the same without the copy, for the pass
+    that proves that nothing overwrites what was read."""
+    view = memory.viewer(ref.type.shape, ref.type.dtype, path)
+
+    def copy(*args):
+        return view(*args).copy()
+
+    (value,) = lowering.memory(
+        "get", [ref, *leaves], [out], copy, READS_FIRST, params={"path": path, "as_view": view},
+        key=path,
+    )
+    return value
+
+
+def store(lowering, ref: Value, path: memory.Path, leaves, value: Value) -> None:
+    """Emits a store: operands ref, value, leaves."""
+    write = memory.writer(ref.type.shape, ref.type.dtype, path)
+    lowering.memory(
+        "store", [ref, value, *leaves], [], _nothing(write), WRITES_FIRST, params={"path": path},
+        key=path,
+    )
+
+
+def _nothing(fn):
+    def run(*args):
+        fn(*args)
+        return ()
+
+    return run
+
+
+def view(lowering, ref: Value, steps: Sequence[state.Step], space: str | None = None) -> Value:
+    """Emits a ref that views another, or is it where there are no steps.
+
+    Raises:
+      Unsupported: NumPy has no such view.
+    """
+    try:
+        path, leaves = path_of(steps)
+    except _NotBasic:
+        raise Unsupported("ref view", "array indices in a ref that is passed on") from None
+    path = normalised(ref.type.shape, path)
+    if not path:
+        return ref
+    shape, dtype = ref.type.shape, ref.type.dtype
+    if any(isinstance(step, state.Reshape | state.Bitcast) for step in path):
+        raise Unsupported("ref view", "a reshaped or bitcast ref that is passed on")
+    for step in path:
+        if isinstance(step, state.Index):
+            shape = tuple(d.size for d in step.dims if isinstance(d, state.Slice))
+        else:
+            shape = tuple(shape[i] for i in step.permutation)
+    (result,) = lowering.memory(
+        "view", [ref, *leaves], [RefType(shape, dtype, space or ref.type.space)],
+        memory.viewer(ref.type.shape, dtype, path), Effects(), params={"path": path}, key=path,
+        view=True,
+    )
+    return result
+
+
+# -- primitives -------------------------------------------------------------------------------
+
+
+def _by_discharge(lowering, eqn, ins: Sequence[Value]) -> list[Value]:
+    """Any memory primitive as JAX itself discharges it: whole refs in, changed refs out."""
+    discharged = state.discharge(eqn)
+    if discharged is None:
+        raise Unsupported(eqn.primitive.name, "JAX has no discharge rule for it")
+    wholes = [
+        load(lowering, v, (), (), ArrayType(v.type.shape, v.type.dtype))
+        if isinstance(v.type, RefType)
+        else v
+        for v in ins
+    ]
+    results = lowering.inline(discharged.jaxpr, wholes)
+    for position, value in zip(discharged.changed, results):
+        if isinstance(ins[position].type, RefType):
+            store(lowering, ins[position], (), (), value)
+    return results[len(discharged.changed) :]
+
+
+def _basic(view: state.RefView) -> tuple[Value, memory.Path, list[Value]]:
+    path, leaves = path_of(view.steps)
+    return view.ref, normalised(view.ref.type.shape, path), leaves
+
+
+@lowering_rule("get", "masked_load")
+def _get(lowering, eqn, ins):
+    out = lowering.type(eqn.outvars[0].aval)
+    try:
+        access = state.load(eqn, ins)
+        if access.mask is not None or eqn.primitive.name == "masked_load" and not _inside(access):
+            raise _NotBasic
+        return [load(lowering, *_basic(access.view), out)]
+    except _NotBasic:
+        return _by_discharge(lowering, eqn, ins)
+    except state.UnsupportedTransform as error:
+        raise Unsupported(eqn.primitive.name, str(error)) from error
+
+
+@lowering_rule("swap", "masked_swap")
+def _swap(lowering, eqn, ins):
+    out = lowering.type(eqn.outvars[0].aval)
+    try:
+        access = state.store(eqn, ins)
+        if access.mask is not None or eqn.primitive.name == "masked_swap" and not _inside(access):
+            raise _NotBasic
+        ref, path, leaves = _basic(access.view)
+        before = load(lowering, ref, path, leaves, out)
+        store(lowering, ref, path, leaves, access.value)
+        return [before]
+    except _NotBasic:
+        return _by_discharge(lowering, eqn, ins)
+    except state.UnsupportedTransform as error:
+        raise Unsupported(eqn.primitive.name, str(error)) from error
+
+
+def _inside(access: state.Load | state.Store) -> bool:
+    """Whether an unmasked pl.load or pl.store can't leave its ref. Unlike a ref's own
+    indexing, these don't move a slice that sticks out."""
+    shape = access.view.ref.type.shape
+    for step in access.view.steps:
+        if not isinstance(step, state.Index):
+            return False
+        for dim, index in zip(shape, step.dims, strict=True):
+            start = index.start if isinstance(index, state.Slice) else index
+            if isinstance(start, Value):
+                if start.const is None or start.type.shape:
+                    return False
+                start = int(start.const)
+            last = start
+            if isinstance(index, state.Slice):
+                last = start + max(index.size - 1, 0) * index.stride
+            if start < 0 or last >= dim:
+                return False
+        shape = tuple(d.size for d in step.dims if isinstance(d, state.Slice))
+    return True
+
+
+@lowering_rule("addupdate")
+def _addupdate(lowering, eqn, ins):
+    try:
+        access = state.store(eqn, ins)
+        ref, path, leaves = _basic(access.view)
+    except _NotBasic:
+        return _by_discharge(lowering, eqn, ins)
+    except state.UnsupportedTransform as error:
+        raise Unsupported("addupdate", str(error)) from error
+    value = access.value
+    before = load(lowering, ref, path, leaves, value.type)
+    (total,) = lowering.apply("add", [before, value], [value.type], {})
+    store(lowering, ref, path, leaves, total)
+    return []
+
+
+def allocate(lowering, type: RefType, fill: Any = None) -> Value:
+    """Emits a new buffer, uninitialised as JAX's interpreter means it (semaphores: zero)."""
+    if fill is None:
+        fill = 0 if type.space == "semaphore" else memory.filler(type.dtype)
+    shape, dtype = type.shape, type.dtype
+    (ref,) = lowering.memory(
+        "allocate", [], [type], lambda: np.full(shape, fill, dtype), Effects(allocates=True),
+        key=("fill", str(fill)),
+    )
+    return ref
+
+
+@lowering_rule("run_scoped")
+def _run_scoped(lowering, eqn, ins):
+    jaxpr, collective_axes = jax_compat.run_scoped(eqn)
+    if collective_axes:
+        raise Unsupported("run_scoped", "collective axes need several cores")
+    opened, _ = jax_compat.open_jaxpr(jaxpr)
+    refs = [allocate(lowering, lowering.type(v.aval)) for v in opened.invars]
+    return lowering.inline(jaxpr, refs, ins)
+
+
+@lowering_rule("run_state")
+def _run_state(lowering, eqn, ins):
+    opened, _ = jax_compat.open_jaxpr(eqn.params["jaxpr"])
+    given = iter(ins)
+    refs = []
+    for var, is_initialised in zip(opened.invars, eqn.params["is_initialized"], strict=True):
+        refs.append(allocate(lowering, lowering.type(var.aval)))
+        if is_initialised:
+            store(lowering, refs[-1], (), (), next(given))
+    lowering.inline(eqn.params["jaxpr"], refs)
+    return [load(lowering, r, (), (), ArrayType(r.type.shape, r.type.dtype)) for r in refs]
+
+
+@lowering_rule("new_ref")
+def _new_ref(lowering, eqn, ins):
+    ref = allocate(lowering, lowering.type(eqn.outvars[0].aval))
+    store(lowering, ref, (), (), ins[0])
+    return [ref]
+
+
+@lowering_rule("empty_ref")
+def _empty_ref(lowering, eqn, ins):
+    return [allocate(lowering, lowering.type(eqn.outvars[0].aval))]
+
+
+@lowering_rule("free_ref")
+def _free_ref(lowering, eqn, ins):
+    return []
+
+
+@lowering_rule("freeze")
+def _freeze(lowering, eqn, ins):
+    (ref,) = ins
+    return [load(lowering, ref, (), (), ArrayType(ref.type.shape, ref.type.dtype))]

@@ -1,0 +1,270 @@
+"""The grid of a pallas_call: its operands as buffers, its blocks as views, its cells as a loop.
+
+Values are those of JAX's interpreter: each operand and result is one buffer, padded to whole
+blocks with uninitialised elements, and a cell sees views of it. An operand is copied only if
+it has to be padded or is written to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pallas_shim import jax_compat
+from pallas_shim.evaluator import memory
+from pallas_shim.evaluator.program import (
+    PURE,
+    ArrayType,
+    Effects,
+    Instruction,
+    Operation,
+    RefType,
+    Region,
+    Value,
+)
+from pallas_shim.evaluator.rules import state as state_rules
+from pallas_shim.jax_compat.pallas import Block, BlockDim, PallasCall
+
+
+def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
+    """Emits a pallas_call and returns its results."""
+    operands = iter(ins)
+    sizes = [
+        next(operands) if size is None else lowering.const(np.int32(size)) for size in call.grid
+    ]
+    arrays = list(operands)
+    kernel, _ = jax_compat.open_jaxpr(call.jaxpr)
+    ref_types = [lowering.type(v.aval) for v in kernel.invars]
+    num_blocks = call.num_inputs + call.num_outputs
+
+    prefetch = [Value(t) for t in ref_types[: call.num_prefetch]]
+    block_types = ref_types[call.num_prefetch : call.num_prefetch + num_blocks]
+    buffers = [
+        Value(RefType(padded_shape(_array_shape(lowering, block), block.dims), t.dtype, t.space))
+        for block, t in zip(call.blocks, block_types, strict=True)
+    ]
+    scratch_types = ref_types[call.num_prefetch + num_blocks :]
+    scratch = [Value(t) for t in scratch_types]
+
+    def cell(indices: Sequence[Value]) -> Sequence[Value]:
+        starts = [lowering.inline(b.index_map, [*indices, *prefetch]) for b in call.blocks]
+        views = [
+            _block(lowering, buffer, block.dims, start, type)
+            for buffer, block, start, type in zip(
+                buffers, call.blocks, starts, block_types, strict=True
+            )
+        ]
+        local = [i for i in range(len(call.grid)) if i not in call.vmapped_dims]
+        lowering.grid.append(([indices[i] for i in local], [sizes[i] for i in local]))
+        body_start = len(lowering.body)
+        lowering.inline(call.jaxpr, [*prefetch, *views, *scratch])
+        lowering.grid.pop()
+        if call.synchronised_aliases:
+            written = written_roots(lowering.body[body_start:], views)
+            _synchronise(lowering, call, buffers, views, starts, written)
+        return ()
+
+    # The cells come first, though they run last: only what they write to need be copied.
+    if all(s.const is not None and int(s.const) == 1 for s in sizes):
+        zero = lowering.const(np.int32(0))
+        with lowering.block() as cells:
+            cell([zero] * len(sizes))
+    else:
+        region = lowering.region([ArrayType((), np.dtype(np.int32))] * len(sizes), cell)
+        operation = Operation(
+            "grid", {"name": call.name}, tuple(s.type for s in sizes), (), None, PURE,
+            multiple=True,
+        )
+        cells = [Instruction(operation, tuple(sizes), (), (region,), lowering.source)]
+    written = written_roots(cells, [*prefetch, *buffers])
+
+    for ref, array in zip(prefetch, arrays, strict=False):
+        _define_operand(lowering, ref, array, None, ref in written)
+    inputs = arrays[call.num_prefetch :]
+    for ref, block, array in zip(buffers, call.blocks, inputs, strict=False):
+        _define_operand(lowering, ref, array, block.dims, ref in written)
+    aliases = {out: arrays[position] for position, out in call.aliases}
+    for position, ref in enumerate(buffers[call.num_inputs :]):
+        dims = call.blocks[call.num_inputs + position].dims
+        if position in aliases:
+            _define_operand(lowering, ref, aliases[position], dims, True)
+        else:
+            _define(lowering, ref, (), _filled(ref.type), Effects(allocates=True))
+    for ref in scratch:
+        _define(lowering, ref, (), _filled(ref.type), Effects(allocates=True))
+    lowering.body.extend(cells)
+    return [
+        _contents(lowering, ref, block, _array_shape(lowering, block))
+        for ref, block in zip(buffers[call.num_inputs :], call.blocks[call.num_inputs :])
+    ]
+
+
+def written_roots(body: Sequence[Instruction], refs: Sequence[Value]) -> set[Value]:
+    """Which of the refs are written, directly or through views, by these instructions."""
+    root: dict[Value, Value] = {ref: ref for ref in refs}
+    written = set()
+    for instruction in Region((), tuple(body), ()).walk():
+        if instruction.outs and isinstance(instruction.outs[0].type, RefType) and instruction.ins:
+            source = instruction.ins[0]
+            if source in root:
+                root[instruction.outs[0]] = root[source]
+        for position in instruction.operation.effects.writes:
+            target = instruction.ins[position]
+            if target in root:
+                written.add(root[target])
+    return written
+
+
+def _synchronise(
+    lowering,
+    call: PallasCall,
+    buffers: Sequence[Value],
+    views: Sequence[Value],
+    starts: Sequence[Sequence[Value]],
+    written: set[Value],
+) -> None:
+    """After a cell, what it wrote through one of two aliased refs shows in the other's buffer."""
+    for position, out in call.aliases:
+        if position < call.num_prefetch:
+            continue
+        i, o = position - call.num_prefetch, call.num_inputs + out
+        if views[i] in written:
+            source, target = i, o
+        elif views[o] in written:
+            source, target = o, i
+        else:
+            continue
+        block, view = call.blocks[source], views[source]
+        mirror = _block(lowering, buffers[target], block.dims, starts[source], view.type)
+        whole = ArrayType(view.type.shape, view.type.dtype)
+        value = state_rules.load(lowering, view, (), (), whole)
+        state_rules.store(lowering, mirror, (), (), value)
+
+
+# -- buffers ----------------------------------------------------------------------------------
+
+
+def _array_shape(lowering, block: Block) -> tuple[int, ...]:
+    return lowering.type(block.array_aval).shape
+
+
+def padded_shape(shape: Sequence[int], dims: Sequence[BlockDim]) -> tuple[int, ...]:
+    """The shape of a block's buffer: the array's, with element padding, in whole blocks."""
+    return tuple(
+        -(-(size + sum(dim.padding)) // dim.size) * dim.size if dim.size else size
+        for size, dim in zip(shape, dims, strict=True)
+    )
+
+
+def _inner(shape: Sequence[int], dims: Sequence[BlockDim]) -> tuple[slice, ...]:
+    """Where the array lies in its padded buffer."""
+    return tuple(
+        slice(dim.padding[0], dim.padding[0] + size)
+        for size, dim in zip(shape, dims, strict=True)
+    )
+
+
+def _define(lowering, ref: Value, ins: Sequence[Value], fn, effects: Effects) -> None:
+    operation = Operation(
+        "buffer", {}, tuple(v.type for v in ins), (ref.type,), fn, effects
+    )
+    lowering.body.append(Instruction(operation, tuple(ins), (ref,), (), lowering.source))
+
+
+def _filled(type: RefType) -> Callable[[], np.ndarray]:
+    shape, dtype = type.shape, type.dtype
+    fill = 0 if type.space == "semaphore" else memory.filler(dtype)
+    return lambda: np.full(shape, fill, dtype)
+
+
+def _define_operand(
+    lowering, ref: Value, array: Value, dims: Sequence[BlockDim] | None, written: bool
+) -> None:
+    """The buffer of an operand: the array's own memory, unless it is padded or written to."""
+    shape, dtype = ref.type.shape, ref.type.dtype
+    if shape != array.type.shape:
+        inner, fill = _inner(array.type.shape, dims or ()), memory.filler(dtype)
+
+        def padded(x):
+            buffer = np.full(shape, fill, dtype)
+            buffer[inner] = x
+            return buffer
+
+        fn: Callable = padded
+    elif written:
+
+        def copied(x):
+            return np.array(x, dtype, order="C")
+
+        fn = copied
+    else:
+        # Rank-0 values may be NumPy scalars, which have no memory to view.
+        fn = np.asarray
+    _define(lowering, ref, (array,), fn, Effects(allocates=True))
+
+
+def _contents(lowering, ref: Value, block: Block, shape: tuple[int, ...]) -> Value:
+    """The array in an output's buffer, which nobody writes to any more."""
+    if shape == ref.type.shape:
+        def fn(buffer):
+            return buffer
+    else:
+        inner = _inner(shape, block.dims)
+
+        def fn(buffer):
+            return buffer[inner]
+
+    (value,) = lowering.memory(
+        "contents", [ref], [ArrayType(shape, ref.type.dtype)], fn, Effects(reads=(0,)), view=True
+    )
+    return value
+
+
+# -- blocks -----------------------------------------------------------------------------------
+
+
+def _block(
+    lowering, buffer: Value, dims: Sequence[BlockDim], starts: Sequence[Value], type: RefType
+) -> Value:
+    """The ref of one cell's block: a view of the buffer at the index map's results."""
+    shape = buffer.type.shape
+    fixed: list[Any] = []
+    leaves: list[Value] = []
+    for size, dim, start in zip(shape, dims, starts, strict=True):
+        scale = dim.size if dim.kind == "blocked" else 1
+        if dim.size == size or start.const is not None:
+            # A block as large as its array lies at 0 wherever the index map points.
+            at = 0 if dim.size == size else memory.clamped(int(start.const) * scale, size, dim.size)
+            fixed.append(at if dim.kind == "squeezed" else slice(at, at + dim.size))
+        else:
+            fixed.append((len(leaves), scale, size, dim.size, dim.kind == "squeezed"))
+            leaves.append(start)
+    whole = all(
+        isinstance(f, slice) and f == slice(0, s) for f, s in zip(fixed, shape, strict=True)
+    )
+    if whole and buffer.type == type:
+        return buffer
+    (ref,) = lowering.memory(
+        "view", [buffer, *leaves], [type], _block_viewer(fixed), PURE, view=True,
+        key=("block", tuple((f.start, f.stop) if isinstance(f, slice) else f for f in fixed)),
+    )
+    return ref
+
+
+def _block_viewer(fixed: Sequence[Any]) -> Callable[..., np.ndarray]:
+    moving = [(position, *f) for position, f in enumerate(fixed) if isinstance(f, tuple)]
+    if not moving:
+        key = (*fixed, ...)
+        return lambda buffer: buffer[key]
+    template = [None if isinstance(f, tuple) else f for f in fixed] + [...]
+
+    def view(buffer, *starts):
+        key = template.copy()
+        for position, leaf, scale, dim, size, squeezed in moving:
+            at = memory.clamped(int(starts[leaf]) * scale, dim, size)
+            key[position] = at if squeezed else slice(at, at + size)
+        return buffer[tuple(key)]
+
+    return view

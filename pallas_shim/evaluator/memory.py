@@ -1,0 +1,238 @@
+"""Memory: buffers, and refs as NumPy views of them.
+
+A ref at run time is an array that shares its memory with a buffer. A *path* is what is done
+to a ref before it is read or written (index, bitcast, reshape, transpose). Paths are
+resolved at lowering: `viewer` makes the function from a ref and the path's dynamic indices
+to the view, `writer` the one that stores through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from pallas_shim.jax_compat.state import Bitcast, Index, Reshape, Slice, Step, Transpose
+
+
+class Dynamic(NamedTuple):
+    """A scalar index that is known at run time only: the position among the path's leaves."""
+
+    leaf: int
+
+
+Path = tuple[Step, ...]
+
+
+def uninitialised(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """What JAX's interpreter fills memory with that nobody has written: NaN, the smallest
+    integer, False; zero counts for semaphores are the caller's."""
+    return np.full(shape, filler(dtype), dtype)
+
+
+def filler(dtype: np.dtype) -> Any:
+    """The value of an element that nobody has written."""
+    if dtype.kind == "b":
+        return False
+    if dtype.kind == "c" or _is_float(dtype):
+        return np.nan
+    return _smallest(dtype)
+
+
+def _is_float(dtype: np.dtype) -> bool:
+    if dtype.kind == "f":
+        return True
+    try:
+        ml_dtypes.finfo(dtype)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def _smallest(dtype: np.dtype) -> Any:
+    return np.asarray(ml_dtypes.iinfo(dtype).min).astype(dtype)
+
+
+def clamped(start: Any, dim: int, size: int) -> int:
+    """A slice's start as XLA takes it: from the end if negative, then moved inside."""
+    start = int(start)
+    if start < 0:
+        start += dim
+    last = dim - size
+    return 0 if start < 0 else last if start > last else start
+
+
+# -- paths ------------------------------------------------------------------------------------
+
+
+class _Stage(NamedTuple):
+    """One step for known shapes. ``forward(array, leaves)`` gives the array after the step;
+    ``back(after, before_shape)`` undoes it, where ``forward`` may have copied."""
+
+    forward: Callable[[np.ndarray, Sequence[Any]], np.ndarray]
+    back: Callable[[np.ndarray], np.ndarray] | None
+
+
+def _stages(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> list[_Stage]:
+    stages = []
+    for step in path:
+        match step:
+            case Index(dims):
+                stages.append(_Stage(_index(shape, dims), None))
+                shape = _indexed_shape(dims)
+            case Bitcast(new):
+                stages.append(_bitcast(shape, dtype, new))
+                shape, dtype = _bitcast_shape(shape, dtype, new), new
+            case Reshape(new):
+                before = shape
+                stages.append(
+                    _Stage(
+                        lambda a, _, new=new: a.reshape(new),
+                        lambda a, before=before: a.reshape(before),
+                    )
+                )
+                shape = new
+            case Transpose(permutation):
+                stages.append(_Stage(lambda a, _, p=permutation: a.transpose(p), None))
+                shape = tuple(shape[i] for i in permutation)
+    return stages
+
+
+def viewer(
+    shape: tuple[int, ...], dtype: np.dtype, path: Path
+) -> Callable[..., np.ndarray]:
+    """The function ``(ref, *leaves)`` -> what the path leads to; a view wherever NumPy has one."""
+    stages = _stages(shape, dtype, path)
+    if not stages:
+        return lambda ref: ref
+    if len(stages) == 1:
+        forward = stages[0].forward
+        return lambda ref, *leaves: forward(ref, leaves)
+
+    def view(ref, *leaves):
+        for stage in stages:
+            ref = stage.forward(ref, leaves)
+        return ref
+
+    return view
+
+
+def writer(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> Callable[..., None]:
+    """The function ``(ref, value, *leaves)`` that stores where the path leads."""
+    stages = _stages(shape, dtype, path)
+    if not stages:
+
+        def write_all(ref, value):
+            ref[...] = value
+
+        return write_all
+    if all(stage.back is None for stage in stages):
+        view = viewer(shape, dtype, path)
+
+        def write(ref, value, *leaves):
+            view(ref, *leaves)[...] = value
+
+        return write
+
+    def write_through_copies(ref, value, *leaves):
+        # A reshape or a bitcast of a strided block is a copy: write there, then copy back.
+        arrays = [ref]
+        for stage in stages:
+            arrays.append(stage.forward(arrays[-1], leaves))
+        arrays[-1][...] = value
+        for stage, before, after in zip(reversed(stages), arrays[-2::-1], arrays[:0:-1]):
+            if stage.back is not None and not np.may_share_memory(before, after):
+                before[...] = stage.back(after)
+
+    return write_through_copies
+
+
+# -- indexing ---------------------------------------------------------------------------------
+
+
+def _indexed_shape(dims: Sequence[Any]) -> tuple[int, ...]:
+    return tuple(dim.size for dim in dims if isinstance(dim, Slice))
+
+
+def _index(shape: tuple[int, ...], dims: Sequence[Any]) -> Callable[..., np.ndarray]:
+    """Basic indexing. Dynamic starts are clamped as XLA does, so the view has its full size."""
+    fixed: list[Any] = []
+    moving: list[tuple[int, int, int | None, int]] = []  # dimension, leaf, size, limit
+    for position, (dim, index) in enumerate(zip(shape, dims, strict=True)):
+        if isinstance(index, Dynamic):
+            fixed.append(None)
+            moving.append((position, index.leaf, None, dim))
+        elif isinstance(index, Slice) and isinstance(index.start, Dynamic):
+            fixed.append(None)
+            moving.append((position, index.start.leaf, index.size, dim))
+        elif isinstance(index, Slice):
+            stop = index.start + (index.size - 1) * index.stride + 1 if index.size else index.start
+            fixed.append(slice(index.start, stop, index.stride))
+        else:
+            fixed.append(index)
+    if not moving:
+        # Never an element of its own: an all-integer index must still give a view.
+        key = (*fixed, ...)
+        return lambda a, _: a[key]
+    if len(moving) == 1:
+        ((position, leaf, size, dim),) = moving
+        head, tail = tuple(fixed[:position]), (*fixed[position + 1 :], ...)
+        if size is None:
+            return lambda a, leaves: a[(*head, clamped(leaves[leaf], dim, 1), *tail)]
+
+        def one_slice(a, leaves):
+            start = clamped(leaves[leaf], dim, size)
+            return a[(*head, slice(start, start + size), *tail)]
+
+        return one_slice
+
+    def several(a, leaves):
+        key = fixed.copy()
+        for position, leaf, size, dim in moving:
+            if size is None:
+                key[position] = clamped(leaves[leaf], dim, 1)
+            else:
+                start = clamped(leaves[leaf], dim, size)
+                key[position] = slice(start, start + size)
+        return a[(*key, ...)]
+
+    return several
+
+
+# -- bitcasts ---------------------------------------------------------------------------------
+
+
+def _bitcast_shape(shape: tuple[int, ...], old: np.dtype, new: np.dtype) -> tuple[int, ...]:
+    if old.itemsize == new.itemsize:
+        return shape
+    rows = shape[-2] * old.itemsize // new.itemsize
+    return (*shape[:-2], rows, shape[-1])
+
+
+def _bitcast(shape: tuple[int, ...], old: np.dtype, new: np.dtype) -> _Stage:
+    """A ref seen as another type. Narrow rows are packed along the second-last dimension, as
+    on a TPU: element (i, j) of the wide type holds elements (r*i..r*i+r-1, j) of the narrow."""
+    if old.itemsize == new.itemsize:
+        return _Stage(lambda a, _: a.view(new), None)
+    after = _bitcast_shape(shape, old, new)
+    if old.itemsize < new.itemsize:
+        return _Stage(lambda a, _: pack_rows(a, new), lambda a: unpack_rows(a, old, shape))
+    return _Stage(lambda a, _: unpack_rows(a, new, after), lambda a: pack_rows(a, old))
+
+
+def pack_rows(a: np.ndarray, wide: np.dtype) -> np.ndarray:
+    """Groups of rows of a narrow type as rows of a wide one; lowest row in the lowest bits."""
+    *outer, rows, columns = a.shape
+    ratio = wide.itemsize // a.dtype.itemsize
+    groups = a.reshape(*outer, rows // ratio, ratio, columns).swapaxes(-1, -2)
+    return np.ascontiguousarray(groups).view(wide)[..., 0]
+
+
+def unpack_rows(a: np.ndarray, narrow: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `pack_rows`; ``shape`` is the result's."""
+    ratio = a.dtype.itemsize // narrow.itemsize
+    parts = np.ascontiguousarray(a)[..., None].view(narrow)
+    assert parts.shape[-1] == ratio
+    return parts.swapaxes(-1, -2).reshape(shape)

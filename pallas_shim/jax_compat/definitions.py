@@ -1,0 +1,201 @@
+"""Primitives that are defined by other primitives: `definition` gives theirs as a jaxpr.
+
+JAX lowers many primitives by tracing a function of simpler ones (a random split is
+threefry hashes of counters, a QR decomposition two LAPACK calls). The evaluator inlines
+the same jaxprs, so those primitives mean what they mean to JAX in every version and
+under every setting. Key arrays appear here as the integers that they are made of.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax._src import config, core
+from jax._src.lax import lax as lax_internal
+from jax._src.lax import linalg
+from jax._src.random import prng
+
+from pallas_shim.jax_compat.jaxprs import describe_aval, open_jaxpr
+
+try:
+    from jax._src.random.core import _gamma_impl
+except ImportError:  # JAX < 0.10
+    from jax._src.random import _gamma_impl
+
+Function = Callable[..., Any]
+
+
+def definition(eqn: Any) -> Any:
+    """The jaxpr that defines what an equation computes, from its operands to its results.
+
+    Args:
+      eqn: an equation whose primitive is a key of DEFINITIONS.
+    """
+    avals = tuple(v.aval for v in eqn.invars)
+    params = tuple(sorted(eqn.params.items()))
+    try:
+        return _traced_once(eqn.primitive.name, avals, params, config.trace_context())
+    except TypeError:  # some parameter can't be hashed
+        return _traced(eqn.primitive.name, avals, params)
+
+
+def _traced(name: str, avals: Sequence[Any], params: Sequence[tuple[str, Any]]) -> Any:
+    function = DEFINITIONS[name](avals, **dict(params))
+    infos = map(describe_aval, avals)
+    return jax.make_jaxpr(function)(*[jax.ShapeDtypeStruct(i.shape, i.dtype) for i in infos])
+
+
+@functools.lru_cache(maxsize=256)
+def _traced_once(name, avals, params, context):
+    # The context holds every setting that tracing depends on, such as
+    # jax_threefry_partitionable, which changes the bits.
+    return _traced(name, avals, params)
+
+
+# -- random numbers -------------------------------------------------------------------------
+
+
+def _random_seed(avals: Sequence[Any], *, impl: Any) -> Function:
+    return functools.partial(prng.random_seed_impl_base, impl=impl)
+
+
+def _random_split(avals: Sequence[Any], *, shape: Sequence[int]) -> Function:
+    (keys,) = avals
+    return lambda k: prng.random_split_impl_base(keys.dtype._impl, k, keys.ndim, shape=shape)
+
+
+def _random_fold_in(avals: Sequence[Any]) -> Function:
+    keys = avals[0]
+    return lambda k, data: prng.random_fold_in_impl_base(keys.dtype._impl, k, data, keys.shape)
+
+
+def _random_bits(avals: Sequence[Any], *, bit_width: int, shape: Sequence[int]) -> Function:
+    (keys,) = avals
+    return lambda k: prng.random_bits_impl_base(
+        keys.dtype._impl, k, keys.ndim, bit_width=bit_width, shape=shape
+    )
+
+
+def _random_gamma(avals: Sequence[Any], *, log_space: bool) -> Function:
+    impl = avals[0].dtype._impl
+    return lambda k, a: _gamma_impl(
+        prng.random_wrap(k, impl=impl), a, log_space=log_space, use_vmap=True
+    )
+
+
+# -- linear algebra -------------------------------------------------------------------------
+
+
+def _with_params(function: Function) -> Callable[..., Function]:
+    return lambda avals, **params: functools.partial(function, **params)
+
+
+# -- reductions with any computation --------------------------------------------------------
+
+
+def _combination(jaxpr: Any, consts: Sequence[Any], ndim: int) -> Function:
+    """A scalar jaxpr as a function of two lists of arrays of ``ndim`` dimensions."""
+    jaxpr, own_consts = open_jaxpr(jaxpr)
+    scalar: Function = functools.partial(core.eval_jaxpr, jaxpr, own_consts or consts)
+    for _ in range(ndim):
+        scalar = jax.vmap(scalar)
+    return lambda xs, ys: scalar(*xs, *ys)
+
+
+def _reduce(avals: Sequence[Any], *, jaxpr: Any, dimensions: Sequence[int], **_: Any) -> Function:
+    """Neighbours are combined pairwise, again and again: log2 steps of whole arrays.
+
+    `jax.lax.reduce` requires an associative computation with ``init_values`` as identity.
+    """
+    shape = avals[0].shape
+    kept = [axis for axis in range(len(shape)) if axis not in dimensions]
+    count = 1
+    for axis in dimensions:
+        count *= shape[axis]
+    kept_shape = tuple(shape[axis] for axis in kept)
+    rows = _combination(jaxpr, (), len(kept) + 1)
+    single = _combination(jaxpr, (), len(kept))
+
+    def function(*args):
+        operands, inits = args[: len(args) // 2], args[len(args) // 2 :]
+        inits = [jnp.broadcast_to(init, kept_shape) for init in inits]
+        if count == 0:
+            return inits
+        xs = [
+            x.transpose(*dimensions, *kept).reshape(count, *kept_shape) for x in operands
+        ]
+        while (n := xs[0].shape[0]) > 1:
+            even = [lax.slice_in_dim(x, 0, n - 1, stride=2) for x in xs]
+            odd = [lax.slice_in_dim(x, 1, n, stride=2) for x in xs]
+            last = [lax.slice_in_dim(x, n - 1, n) for x in xs]
+            xs = rows(even, odd)
+            if n % 2:
+                xs = [jnp.concatenate(pair) for pair in zip(xs, last, strict=True)]
+        return single(inits, [x.reshape(kept_shape) for x in xs])
+
+    return function
+
+
+def _reduce_window(
+    avals: Sequence[Any],
+    *,
+    jaxpr: Any,
+    consts: Sequence[Any],
+    window_dimensions: Sequence[int],
+    window_strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    base_dilation: Sequence[int],
+    window_dilation: Sequence[int],
+) -> Function:
+    """One step for each place in the window, over the whole output."""
+    combine = _combination(jaxpr, consts, len(window_dimensions))
+    config = [
+        (int(low), int(high), step - 1)
+        for (low, high), step in zip(padding, base_dilation, strict=True)
+    ]
+
+    def function(*args):
+        operands, inits = args[: len(args) // 2], args[len(args) // 2 :]
+        xs = [lax.pad(x, init, config) for x, init in zip(operands, inits, strict=True)]
+        reach = [(w - 1) * d + 1 for w, d in zip(window_dimensions, window_dilation, strict=True)]
+        out = [
+            max((n - r) // stride + 1, 0)
+            for n, r, stride in zip(xs[0].shape, reach, window_strides, strict=True)
+        ]
+        result = [jnp.broadcast_to(init, out) for init in inits]
+        if 0 in out:
+            return result
+        for place in itertools.product(*map(range, window_dimensions)):
+            start = [i * d for i, d in zip(place, window_dilation, strict=True)]
+            stop = [
+                s + (n - 1) * stride + 1
+                for s, n, stride in zip(start, out, window_strides, strict=True)
+            ]
+            result = combine(result, [lax.slice(x, start, stop, window_strides) for x in xs])
+        return result
+
+    return function
+
+
+DEFINITIONS: dict[str, Callable[..., Function]] = {
+    "random_seed": _random_seed,
+    "random_split": _random_split,
+    "random_fold_in": _random_fold_in,
+    "random_bits": _random_bits,
+    "random_gamma": _random_gamma,
+    "ragged_dot_general": _with_params(lax_internal._ragged_dot_general_impl),
+    "qr": _with_params(linalg._qr_lowering),
+    "cholesky_update": _with_params(linalg._cholesky_update_jax_fn),
+    "symmetric_product": _with_params(linalg._symmetric_product_jax_fn),
+    "lu_pivots_to_permutation": _with_params(linalg._generic_lu_pivots_to_permutation),
+    "reduce": _reduce,
+    "reduce_window": _reduce_window,
+}
+if hasattr(linalg, "_ormqr_lowering"):  # JAX >= 0.10
+    DEFINITIONS["ormqr"] = _with_params(linalg._ormqr_lowering)
