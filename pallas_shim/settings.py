@@ -1,0 +1,90 @@
+"""Every PALLAS_NUMPY* variable, read once, in one place."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+class SettingError(ValueError):
+    """A variable has a value that isn't allowed, or isn't one of ours."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked for. The defaults are those of unset (or empty) variables.
+
+    enabled: start the shim with Python.
+    force: also take kernels meant for a TPU or GPU that this machine has.
+    strict: a kernel that would fall to the `jax` rung is an error.
+    log: say on stderr how each call runs, as it is decided.
+    report: None for no report, "1" for a table on stderr at exit, else the path for a JSON file.
+    disabled_passes: names of optimisation passes to leave out.
+    """
+
+    enabled: bool = False
+    force: bool = False
+    strict: bool = False
+    log: bool = False
+    report: str | None = None
+    disabled_passes: frozenset[str] = frozenset()
+
+
+def _switch(field: str) -> Callable[[str], dict[str, Any]]:
+    return lambda value: {field: {"0": False, "1": True}[value]}
+
+
+def _enabled(value: str) -> dict[str, Any]:
+    return {"enabled": {"0": False, "1": True, "force": True}[value], "force": value == "force"}
+
+
+def _report(value: str) -> dict[str, Any]:
+    return {"report": None if value == "0" else value}
+
+
+def _passes(value: str) -> dict[str, Any]:
+    if not re.fullmatch(r"-\w+(,-\w+)*", value):
+        raise KeyError(value)
+    return {"disabled_passes": frozenset(name[1:] for name in value.split(","))}
+
+
+# variable: (what is allowed, value -> fields of Settings; KeyError for a value that isn't allowed)
+_VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
+    "PALLAS_NUMPY": ("0, 1 or force", _enabled),
+    "PALLAS_NUMPY_STRICT": ("0 or 1", _switch("strict")),
+    "PALLAS_NUMPY_LOG": ("0 or 1", _switch("log")),
+    "PALLAS_NUMPY_REPORT": ("0, 1 (a table on stderr) or the path for a JSON file", _report),
+    "PALLAS_NUMPY_PASSES": ("passes to leave out, as in -fold,-hoist", _passes),
+}
+
+
+def read(environ: Mapping[str, str]) -> Settings:
+    """The settings in a mapping of environment variables.
+
+    Raises:
+      SettingError: names the variable, its value, and what is allowed.
+    """
+    fields: dict[str, Any] = {}
+    for name, value in environ.items():
+        if not re.match(r"PALLAS_NUMPY(_|$)", name) or not value:
+            continue
+        if name not in _VARIABLES:
+            raise SettingError(
+                f"{name} isn't a variable of pallas_shim; these are: {', '.join(_VARIABLES)}"
+            )
+        allowed, parse = _VARIABLES[name]
+        try:
+            fields.update(parse(value))
+        except KeyError:
+            raise SettingError(f"{name}={value!r} isn't allowed; it takes {allowed}") from None
+    return Settings(**fields)
+
+
+@functools.cache
+def current() -> Settings:
+    """The settings of this process, read from the environment at the first call."""
+    return read(os.environ)
