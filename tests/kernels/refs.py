@@ -1,0 +1,249 @@
+"""Refs: what a kernel can read and write through them, and the views it can take."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.experimental.pallas import triton as plgpu
+
+from tests.kernels.harness import case, floats, integers, pallas_call, struct
+
+
+@case()
+def slices_of_slices():
+    def kernel(x, out):
+        out[...] = jnp.zeros_like(out)
+        inner = x.at[pl.ds(4, 8)].at[2:6, pl.ds(1, 4)]
+        target = out.at[pl.ds(8, 8), 4:]
+        target.at[1:5, :4][...] = inner[...] * 2
+        target[7] = x[0, 4:]
+
+    f = pallas_call(kernel, struct(16, 12))
+    return f, (floats(0, 16, 12),)
+
+
+@case()
+def dynamic_slices():
+    def kernel(starts, x, out):
+        out[...] = jnp.full_like(out, -1)
+        for k in range(3):
+            out.at[k][pl.ds(k, 4)] = x[starts[k], pl.ds(starts[k] + 1, 4)]
+
+    f = pallas_call(
+        kernel,
+        struct(3, 8, dtype=np.int32),
+        in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), pl.BlockSpec()],
+    )
+    return f, (np.array([5, 0, 2], np.int32), integers(0, 8, 16))
+
+
+@case()
+def strided_slices():
+    def kernel(x, evens, odds, out):
+        evens[...] = x[pl.ds(0, 8, 2), :]
+        odds[...] = x[pl.ds(1, 8, stride=2)]
+        out[...] = jnp.zeros_like(out)
+        out[pl.ds(0, 4, 4), :] = x[pl.ds(3, 4, 3), :]
+
+    f = pallas_call(kernel, (struct(8, 8), struct(8, 8), struct(16, 8)))
+    return f, (floats(0, 16, 8),)
+
+
+@case()
+def integer_and_array_indices():
+    def kernel(rows, x, out, last):
+        out[...] = x[rows[...]]
+        last[...] = x[-1, jnp.arange(3), 2]
+
+    f = pallas_call(kernel, (struct(5, 4, 6, dtype=np.int32), struct(3, dtype=np.int32)))
+    return f, (np.array([2, 0, 2, 7, 1], np.int32), integers(0, 8, 4, 6))
+
+
+@case()
+def array_indices_in_stores():
+    def kernel(rows, x, out):
+        out[...] = jnp.zeros_like(out)
+        out[rows[...], :] = x[...]
+
+    f = pallas_call(kernel, struct(8, 6, dtype=np.int32))
+    return f, (np.array([6, 1, 4], np.int32), integers(0, 3, 6))
+
+
+@case()
+def scalar_loads_and_stores():
+    def kernel(x, out):
+        total = jnp.int32(0)
+        for i in range(4):
+            total = total + x[i]
+            out[3 - i] = total
+
+    smem = pl.BlockSpec(memory_space=pltpu.SMEM)
+    f = pallas_call(kernel, struct(4, dtype=np.int32), in_specs=[smem], out_specs=smem)
+    return f, (integers(0, 4),)
+
+
+@case()
+def read_modify_write_keeps_the_value_read():
+    def kernel(x, out):
+        out[...] = x[...]
+        before = out[...]
+        out[...] = out[...] * 2
+        out[:4] = before[4:] + out[:4]
+        first = out[0]
+        out[0] = out[1]
+        out[1] = first
+
+    f = pallas_call(kernel, struct(8, 8, dtype=np.int32))
+    return f, (integers(0, 8, 8),)
+
+
+@case()
+def bitcast_view():
+    """JAX's interpreter refuses stores through a bitcast."""
+
+    def kernel(x, out, scratch):
+        scratch[...] = x[...]
+        bits = scratch.bitcast(jnp.int32)
+        bits[...] = bits[...] ^ ((bits[...] >> 31) & 0x7FFFFFFF)
+        out[...] = bits[...]
+
+    f = pallas_call(
+        kernel,
+        struct(8, 128, dtype=np.int32),
+        scratch_shapes=[pltpu.VMEM((8, 128), jnp.float32)],
+    )
+    x = floats(0, 8, 128)
+    bits = x.view(np.int32)
+    return f, (x,), bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@case()
+def bitcast_to_narrow_view():
+    def kernel(x, out):
+        out[...] = x.bitcast(jnp.int16)[...]
+
+    f = pallas_call(kernel, struct(16, 128, dtype=np.int16))
+    return f, (integers(0, 8, 128, low=-(2**31), high=2**31 - 1),)
+
+
+@case()
+def reshaped_view():
+    """JAX's interpreter refuses stores through a reshape."""
+
+    def kernel(x, out):
+        flat = x.reshape(16, 128)
+        out.at[:8].reshape(2, 4, 128)[...] = x[:, :4, :]
+        out.at[8:][...] = flat[8:]
+
+    f = pallas_call(kernel, struct(16, 128, dtype=np.int32))
+    x = integers(0, 2, 8, 128)
+    return f, (x,), np.concatenate([x[:, :4].reshape(8, 128), x[1]])
+
+
+@case()
+def reshaped_view_read():
+    def kernel(x, out):
+        out[...] = x.reshape(16, 128)[...]
+
+    f = pallas_call(kernel, struct(16, 128, dtype=np.int32))
+    return f, (integers(0, 2, 8, 128),)
+
+
+@case()
+def transposed_view():
+    """JAX's interpreter refuses slices of a transposed view."""
+
+    def kernel(x, out):
+        out[...] = x.transpose((1, 0))[2:6]
+
+    f = pallas_call(kernel, struct(4, 8))
+    x = floats(0, 8, 8)
+    return f, (x,), x.T[2:6]
+
+
+@case()
+def masked_load_and_store():
+    def kernel(x, out):
+        i = pl.program_id(0)
+        at = i * 8 + jnp.arange(8)
+        values = plgpu.load(x.at[pl.ds(i * 8, 8)], mask=at < 20, other=-1.0)
+        plgpu.store(out.at[pl.ds(i * 8, 8)], values * 2, mask=at % 3 != 0)
+
+    def run(x, y):
+        return pallas_call(
+            lambda x, y, out: kernel(x, out), struct(24), grid=(3,), input_output_aliases={1: 0}
+        )(x, y)
+
+    return run, (floats(0, 24), floats(1, 24))
+
+
+@case()
+def masked_tpu_store():
+    def kernel(x, y, out):
+        del y
+        mask = (jax.lax.broadcasted_iota(jnp.int32, x.shape, 1) + pl.program_id(0)) % 2 == 0
+        pltpu.store(out.at[...], pltpu.load(x.at[...]) + 1, mask=mask)
+
+    spec = pl.BlockSpec((8, 16), lambda i: (i, 0))
+    f = pallas_call(
+        kernel, struct(16, 16), grid=(2,), in_specs=[spec, spec], out_specs=spec,
+        input_output_aliases={1: 0},
+    )
+    return f, (floats(0, 16, 16), floats(1, 16, 16))
+
+
+@case()
+def list_of_refs_in_a_loop():
+    def kernel(*refs):
+        *inputs, out = refs
+        out[...] = jnp.zeros_like(out)
+        for k, ref in enumerate(inputs):
+            out[...] += ref[...] * (k + 1)
+
+    f = pallas_call(kernel, struct(8, 8, dtype=np.int32))
+    return f, tuple(integers(k, 8, 8) for k in range(4))
+
+
+@case()
+def booleans_and_selects():
+    def kernel(x, mask, out, flags):
+        out[...] = jnp.where(mask[...], x[...], -x[...])
+        flags[...] = (x[...] > 0) & mask[...]
+
+    f = pallas_call(kernel, (struct(8, 8, dtype=np.int32), struct(8, 8, dtype=np.bool_)))
+    return f, (integers(0, 8, 8), integers(1, 8, 8) > 0)
+
+
+@case()
+def interleave_and_pack_bfloat16():
+    def kernel(x, y, packed, low):
+        bits = [
+            jax.lax.bitcast_convert_type(v[...], jnp.uint16).astype(jnp.uint32) for v in (x, y)
+        ]
+        packed[...] = (bits[0] << 16) | bits[1]
+        low[...] = jax.lax.bitcast_convert_type(
+            (packed[...] & 0xFFFF).astype(jnp.uint16), jnp.bfloat16
+        )
+
+    f = pallas_call(
+        kernel, (struct(8, 16, dtype=np.uint32), struct(8, 16, dtype=jnp.bfloat16))
+    )
+    dtype = ml_dtypes.bfloat16
+    return f, (floats(0, 8, 16, dtype=dtype), floats(1, 8, 16, dtype=dtype))
+
+
+@case()
+def roll_and_repeat():
+    def kernel(x, shift, rolled, by, tiled):
+        rolled[...] = pltpu.roll(x[...], 3, axis=1)
+        by[...] = pltpu.roll(x[...], shift[0], axis=0)
+        tiled[...] = jnp.tile(x[...], (1, 2))
+
+    f = pallas_call(
+        kernel,
+        (struct(8, 128), struct(8, 128), struct(8, 256)),
+        in_specs=[pl.BlockSpec(), pl.BlockSpec(memory_space=pltpu.SMEM)],
+    )
+    return f, (floats(0, 8, 128), np.array([5], np.int32))
