@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pallas_shim import jax_compat
 from pallas_shim.evaluator import progress
 from pallas_shim.evaluator.program import ArrayType, Instruction, Program, Region, Value
 
@@ -76,8 +77,6 @@ def _run(steps: Steps, frame: Frame) -> None:
 
 def _blame(error: Exception, instruction: Instruction) -> None:
     """Notes on the error which instruction raised it, innermost only."""
-    from pallas_shim import jax_compat
-
     if getattr(error, "_pallas_shim_blamed", False):
         return
     where = jax_compat.user_source(instruction.source)

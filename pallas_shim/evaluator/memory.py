@@ -100,6 +100,23 @@ def _stages(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> list[_Stage]
     return stages
 
 
+def viewed_type(
+    shape: tuple[int, ...], dtype: np.dtype, path: Path
+) -> tuple[tuple[int, ...], np.dtype]:
+    """The shape and dtype of what a path leads to."""
+    for step in path:
+        match step:
+            case Index(dims):
+                shape = _indexed_shape(dims)
+            case Bitcast(new):
+                shape, dtype = _bitcast_shape(shape, dtype, new), new
+            case Reshape(new):
+                shape = new
+            case Transpose(permutation):
+                shape = tuple(shape[i] for i in permutation)
+    return shape, dtype
+
+
 def viewer(
     shape: tuple[int, ...], dtype: np.dtype, path: Path
 ) -> Callable[..., np.ndarray]:

@@ -1,0 +1,40 @@
+"""Callbacks to the host: printing, and Python functions of the user's.
+
+They run where the program runs, in order, and get NumPy arrays.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pallas_shim.evaluator.program import PURE, ArrayType, Effects, RefType
+from pallas_shim.evaluator.rules import state as state_rules
+from pallas_shim.evaluator.rules.registry import lowering_rule
+from pallas_shim.jax_compat import callbacks
+
+
+@lowering_rule(*callbacks.CALLBACK_PRIMITIVES)
+def _callback(lowering, eqn, ins):
+    host = callbacks.host_function(eqn)
+    types = [lowering.type(v.aval) for v in eqn.outvars]
+    values = [
+        state_rules.load(lowering, v, (), (), ArrayType(v.type.shape, v.type.dtype))
+        if isinstance(v.type, RefType)
+        else v
+        for v in ins
+    ]
+
+    def call(*arrays):
+        # The user may keep or change what it gets; the program's own arrays stay its own.
+        results = host(*(np.array(a) for a in arrays))
+        arrays = [np.asarray(r, t.dtype) for r, t in zip(results or (), types, strict=True)]
+        for array, type in zip(arrays, types, strict=True):
+            if array.shape != type.shape:
+                raise ValueError(
+                    f"the callback returned an array of shape {array.shape}, "
+                    f"where its result_shape_dtypes says {type.shape}"
+                )
+        return arrays if len(types) != 1 else arrays[0]
+
+    effects = Effects(io=True) if callbacks.has_side_effects(eqn) else PURE
+    return lowering.memory(eqn.primitive.name, values, types, call, effects)

@@ -17,7 +17,7 @@ READS_FIRST = Effects(reads=(0,))
 WRITES_FIRST = Effects(writes=(0,))
 
 
-class _NotBasic(Exception):
+class NotBasic(Exception):
     """A path that NumPy's basic indexing can't express."""
 
 
@@ -25,7 +25,7 @@ def path_of(steps: Sequence[state.Step]) -> tuple[memory.Path, list[Value]]:
     """A path with its constant indices resolved, and the leaves that stay dynamic.
 
     Raises:
-      _NotBasic: some index is an array, or a strided slice starts at a dynamic place.
+      NotBasic: some index is an array, or a strided slice starts at a dynamic place.
     """
     leaves: list[Value] = []
 
@@ -33,11 +33,11 @@ def path_of(steps: Sequence[state.Step]) -> tuple[memory.Path, list[Value]]:
         if not isinstance(index, Value):
             return index
         if index.type.shape:
-            raise _NotBasic
+            raise NotBasic
         if index.const is not None:
             return int(index.const)
         if stride != 1:
-            raise _NotBasic
+            raise NotBasic
         leaves.append(index)
         return memory.Dynamic(len(leaves) - 1)
 
@@ -104,35 +104,6 @@ def _nothing(fn):
     return run
 
 
-def view(lowering, ref: Value, steps: Sequence[state.Step], space: str | None = None) -> Value:
-    """Emits a ref that views another, or is it where there are no steps.
-
-    Raises:
-      Unsupported: NumPy has no such view.
-    """
-    try:
-        path, leaves = path_of(steps)
-    except _NotBasic:
-        raise Unsupported("ref view", "array indices in a ref that is passed on") from None
-    path = normalised(ref.type.shape, path)
-    if not path:
-        return ref
-    shape, dtype = ref.type.shape, ref.type.dtype
-    if any(isinstance(step, state.Reshape | state.Bitcast) for step in path):
-        raise Unsupported("ref view", "a reshaped or bitcast ref that is passed on")
-    for step in path:
-        if isinstance(step, state.Index):
-            shape = tuple(d.size for d in step.dims if isinstance(d, state.Slice))
-        else:
-            shape = tuple(shape[i] for i in step.permutation)
-    (result,) = lowering.memory(
-        "view", [ref, *leaves], [RefType(shape, dtype, space or ref.type.space)],
-        memory.viewer(ref.type.shape, dtype, path), Effects(), params={"path": path}, key=path,
-        view=True,
-    )
-    return result
-
-
 # -- primitives -------------------------------------------------------------------------------
 
 
@@ -165,9 +136,9 @@ def _get(lowering, eqn, ins):
     try:
         access = state.load(eqn, ins)
         if access.mask is not None or eqn.primitive.name == "masked_load" and not _inside(access):
-            raise _NotBasic
+            raise NotBasic
         return [load(lowering, *_basic(access.view), out)]
-    except _NotBasic:
+    except NotBasic:
         return _by_discharge(lowering, eqn, ins)
     except state.UnsupportedTransform as error:
         raise Unsupported(eqn.primitive.name, str(error)) from error
@@ -179,12 +150,12 @@ def _swap(lowering, eqn, ins):
     try:
         access = state.store(eqn, ins)
         if access.mask is not None or eqn.primitive.name == "masked_swap" and not _inside(access):
-            raise _NotBasic
+            raise NotBasic
         ref, path, leaves = _basic(access.view)
         before = load(lowering, ref, path, leaves, out)
         store(lowering, ref, path, leaves, access.value)
         return [before]
-    except _NotBasic:
+    except NotBasic:
         return _by_discharge(lowering, eqn, ins)
     except state.UnsupportedTransform as error:
         raise Unsupported(eqn.primitive.name, str(error)) from error
@@ -217,7 +188,7 @@ def _addupdate(lowering, eqn, ins):
     try:
         access = state.store(eqn, ins)
         ref, path, leaves = _basic(access.view)
-    except _NotBasic:
+    except NotBasic:
         return _by_discharge(lowering, eqn, ins)
     except state.UnsupportedTransform as error:
         raise Unsupported("addupdate", str(error)) from error

@@ -1,0 +1,170 @@
+"""Pallas TPU: DMAs and semaphores, roll, repeat, bitcasts, reciprocal.
+
+A DMA moves its data when it starts. Programs that wait before they read, as hardware makes
+them, can't tell; a semaphore counts elements and signals as JAX's interpreter does.
+"""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+
+from pallas_shim.evaluator import memory
+from pallas_shim.evaluator.program import ArrayType
+from pallas_shim.evaluator.rules import state as state_rules
+from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule, rule
+from pallas_shim.jax_compat import state
+
+# Semaphores of JAX's interpreter are 16 bits wide, so that is how far a DMA counts.
+_MOST_COUNTED = np.iinfo(np.int16).max
+
+
+def _access(lowering, view: state.RefView):
+    try:
+        path, leaves = state_rules.path_of(view.steps)
+    except state_rules.NotBasic:
+        raise Unsupported("dma_start", "array indices in a DMA") from None
+    path = state_rules.normalised(view.ref.type.shape, path)
+    probe = memory.viewed_type(view.ref.type.shape, view.ref.type.dtype, path)
+    return view.ref, path, leaves, ArrayType(*probe)
+
+
+def _dma(eqn, ins) -> state.Dma:
+    try:
+        dma = state.dma(eqn, ins)
+    except state.UnsupportedTransform as error:
+        raise Unsupported(eqn.primitive.name, str(error)) from error
+    if dma.device_id is not None:
+        raise Unsupported(eqn.primitive.name, "a DMA to or from another device")
+    return dma
+
+
+@lowering_rule("dma_start")
+def _dma_start(lowering, eqn, ins):
+    dma = _dma(eqn, ins)
+    src, path, leaves, type = _access(lowering, dma.src)
+    value = state_rules.load(lowering, src, path, leaves, type)
+    dst, path, leaves, dst_type = _access(lowering, dma.dst)
+    if dst_type != type:
+        raise Unsupported("dma_start", f"a DMA from {type} to {dst_type}")
+    if dma.add:
+        before = state_rules.load(lowering, dst, path, leaves, type)
+        (value,) = lowering.apply("add", [before, value], [type], {})
+    state_rules.store(lowering, dst, path, leaves, value)
+    count = lowering.const(np.int32(min(type.size, _MOST_COUNTED)))
+    _count(lowering, dma.dst_sem, count, np.add)
+    return []
+
+
+@lowering_rule("dma_wait")
+def _dma_wait(lowering, eqn, ins):
+    dma = _dma(eqn, ins)
+    *_, type = _access(lowering, dma.dst)
+    count = lowering.const(np.int32(min(type.size, _MOST_COUNTED)))
+    _count(lowering, dma.dst_sem, count, np.subtract)
+    return []
+
+
+def _count(lowering, sem: state.RefView, value, combine: np.ufunc) -> None:
+    """Adds to or takes from a semaphore. To the passes it is a store: nobody needs it who
+    doesn't read the count."""
+    ref, path, leaves, _ = _access(lowering, sem)
+    view = memory.viewer(ref.type.shape, ref.type.dtype, path)
+
+    def count(ref, value, *leaves):
+        at = view(ref, *leaves)
+        combine(at, value, out=at, casting="unsafe")
+        return ()
+
+    lowering.memory(
+        f"semaphore_{combine.__name__}", [ref, value, *leaves], [], count,
+        state_rules.WRITES_FIRST, params={"path": path}, key=path,
+    )
+
+
+def _semaphore(eqn, ins) -> state.Semaphore:
+    try:
+        semaphore = state.semaphore(eqn, ins)
+    except state.UnsupportedTransform as error:
+        raise Unsupported(eqn.primitive.name, str(error)) from error
+    if semaphore.device_id is not None:
+        raise Unsupported(eqn.primitive.name, "a semaphore of another device")
+    if semaphore.core_index is not None:
+        raise Unsupported(eqn.primitive.name, "a semaphore of another core")
+    return semaphore
+
+
+@lowering_rule("semaphore_signal")
+def _signal(lowering, eqn, ins):
+    semaphore = _semaphore(eqn, ins)
+    _count(lowering, semaphore.view, semaphore.value, np.add)
+    return []
+
+
+@lowering_rule("semaphore_wait")
+def _wait(lowering, eqn, ins):
+    semaphore = _semaphore(eqn, ins)
+    if semaphore.decrement:
+        _count(lowering, semaphore.view, semaphore.value, np.subtract)
+    return []
+
+
+@lowering_rule("semaphore_read")
+def _read(lowering, eqn, ins):
+    ref, path, leaves, type = _access(lowering, _semaphore(eqn, ins).view)
+    return [state_rules.load(lowering, ref, path, leaves, type)]
+
+
+# -- arithmetic and layout --------------------------------------------------------------------
+
+
+@rule("roll")
+def _roll(ins, outs, *, axis, stride=None, stride_axis=None, **_):
+    size = ins[0].shape[axis]
+    if stride is None:
+        return lambda x, shift: np.roll(x, int(shift) % size if size else 0, axis)
+    columns = np.arange(size)
+    rows = np.arange(ins[0].shape[stride_axis]) * stride
+    offsets = np.expand_dims(
+        np.subtract.outer(rows, columns) if stride_axis < axis else np.subtract.outer(
+            -columns, -rows
+        ),
+        tuple(i for i in range(ins[0].ndim) if i not in (axis, stride_axis)),
+    )
+
+    def rolled(x, shift):
+        index = (-offsets - int(shift)) % size
+        return np.take_along_axis(x, np.broadcast_to(index, x.shape), axis)
+
+    return rolled
+
+
+@rule("repeat")
+def _repeat(ins, outs, *, repeats, axis, **_):
+    return lambda x: np.repeat(x, repeats, axis)
+
+
+@rule("bitcast")
+def _bitcast(ins, outs, *, ty, dim=None, **_):
+    (x,), (out,) = ins, outs
+    axis = -2 if dim is None else dim
+    if x.dtype.itemsize == out.dtype.itemsize:
+        return lambda a: a.view(out.dtype).copy()
+    if x.dtype.itemsize * x.size != out.dtype.itemsize * out.size:
+        raise Unsupported("bitcast", f"{x} to {out}")
+
+    def cast(a):
+        packed = np.ascontiguousarray(np.moveaxis(a, axis, -1)).view(out.dtype)
+        return np.moveaxis(packed, -1, axis)
+
+    return cast
+
+
+@rule("reciprocal")
+def _reciprocal(ins, outs, *, approx=False, **_):
+    (out,) = outs
+    one = out.dtype.type(1)
+    if not approx:
+        return lambda x: np.asarray(np.divide(one, x)).astype(out.dtype, copy=False)
+    narrow = np.dtype(ml_dtypes.bfloat16)
+    return lambda x: np.divide(narrow.type(1), np.asarray(x).astype(narrow)).astype(out.dtype)

@@ -1,0 +1,116 @@
+"""Paths into memory: what is written is read back, and nothing else changes."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pallas_shim.evaluator import memory
+from pallas_shim.jax_compat.state import Bitcast, Index, Reshape, Slice, Transpose
+
+
+@st.composite
+def paths(draw):
+    """A shape, a path of views, and the values of its dynamic leaves."""
+    shape = tuple(draw(st.lists(st.integers(1, 5), min_size=1, max_size=4)))
+    start, path, leaves = shape, [], []
+    for kind in draw(st.lists(st.sampled_from(["index", "transpose", "reshape"]), max_size=3)):
+        if kind == "index":
+            dims = []
+            for dim in shape:
+                size = draw(st.integers(1, dim))
+                at = draw(st.integers(0, dim - size))
+                if draw(st.booleans()):
+                    leaves.append(np.int32(at))
+                    at = memory.Dynamic(len(leaves) - 1)
+                    stride = 1
+                else:
+                    stride = draw(st.integers(1, 2))
+                    size = (size - 1) // stride + 1
+                if size == 1 and draw(st.booleans()):
+                    dims.append(at)
+                else:
+                    dims.append(Slice(at, size, stride))
+            path.append(Index(tuple(dims)))
+            shape = tuple(d.size for d in dims if isinstance(d, Slice))
+        elif kind == "transpose":
+            permutation = tuple(draw(st.permutations(range(len(shape)))))
+            path.append(Transpose(permutation))
+            shape = tuple(shape[i] for i in permutation)
+        else:
+            shape = draw(st.sampled_from([(-1,), (1, -1), (-1, 1), shape]))
+            size = int(np.prod(memory.viewed_type(start, np.dtype("i4"), tuple(path))[0]))
+            shape = tuple(size if d == -1 else d for d in shape)
+            path.append(Reshape(shape))
+    return start, tuple(path), leaves
+
+
+@settings(max_examples=300, derandomize=True, deadline=None)
+@given(paths())
+def test_a_store_changes_exactly_what_a_load_reads(case):
+    shape, path, leaves = case
+    dtype = np.dtype(np.int32)
+    ids = np.arange(np.prod(shape), dtype=dtype).reshape(shape)
+    touched = memory.viewer(shape, dtype, path)(ids, *leaves)
+    assert (touched.shape, touched.dtype) == memory.viewed_type(shape, dtype, path)
+    memory_before = -ids - 1
+    array = memory_before.copy()
+    value = np.arange(touched.size, dtype=dtype).reshape(touched.shape) + 1000
+    memory.writer(shape, dtype, path)(array, value, *leaves)
+    np.testing.assert_array_equal(memory.viewer(shape, dtype, path)(array, *leaves), value)
+    untouched = ~np.isin(ids, touched)
+    np.testing.assert_array_equal(array[untouched], memory_before[untouched])
+
+
+@pytest.mark.parametrize("narrow, wide", [("int16", "int32"), ("uint8", "int32"), ("int8", "int16")])
+def test_a_bitcast_packs_rows_as_jax_does(narrow, wide):
+    import jax.numpy as jnp
+    from jax import lax
+
+    narrow, wide = np.dtype(narrow), np.dtype(wide)
+    ratio = wide.itemsize // narrow.itemsize
+    x = np.random.default_rng(0).integers(0, 100, (2, 8, 5)).astype(narrow)
+    grouped = jnp.asarray(x).reshape(2, 8 // ratio, ratio, 5).swapaxes(-1, -2)
+    want = np.asarray(lax.bitcast_convert_type(grouped, wide))
+    got = memory.pack_rows(x, wide)
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(memory.unpack_rows(got, narrow, x.shape), x)
+
+
+def test_a_store_through_a_widening_bitcast_of_a_strided_block():
+    whole = np.zeros((8, 6), np.int16)
+    block = whole[:, ::2]
+    path = (Bitcast(np.dtype(np.int32)), Index((1, Slice(0, 3, 1))))
+    memory.writer(block.shape, block.dtype, path)(block, np.int32([1 << 16, 2, 3]))
+    np.testing.assert_array_equal(whole[3, ::2], [1, 0, 0])
+    np.testing.assert_array_equal(whole[2, ::2], [0, 2, 3])
+    assert not whole[:, 1::2].any()
+
+
+@pytest.mark.parametrize(
+    "dtype, want",
+    [
+        ("int8", -128),
+        ("uint16", 0),
+        ("bool", False),
+        (ml_dtypes.int4, -8),
+        ("float32", np.nan),
+        (ml_dtypes.bfloat16, np.nan),
+        (ml_dtypes.float8_e4m3fn, np.nan),
+    ],
+)
+def test_uninitialised_memory(dtype, want):
+    got = memory.uninitialised((2,), np.dtype(dtype)).astype(np.float64)
+    np.testing.assert_array_equal(got, np.float64(want))
+
+
+@pytest.mark.parametrize("start", range(-12, 13))
+@pytest.mark.parametrize("size", [1, 3, 10])
+def test_starts_are_clamped_as_xla_does(start, size):
+    from jax import lax
+
+    x = np.arange(10, dtype=np.int32)
+    want = np.asarray(lax.dynamic_slice(x, (start,), (size,)))
+    at = memory.clamped(start, 10, size)
+    np.testing.assert_array_equal(x[at : at + size], want)
