@@ -15,6 +15,7 @@ import numpy as np
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import progress
+from pallas_shim.evaluator.floating import as_xla
 from pallas_shim.evaluator.program import ArrayType, Instruction, Program, Region, Value
 
 Frame = list[Any]
@@ -44,9 +45,7 @@ class Executable:
         frame = self._frame.copy()
         for slot, arg in zip(self._params, args, strict=True):
             frame[slot] = arg
-        # NumPy's floating-point warnings are not JAX's: overflow and division by zero
-        # have results, and those are what was asked for.
-        with np.errstate(all="ignore"):
+        with as_xla():
             _run(self._steps, frame)
         return [frame[slot] for slot in self._results]
 
