@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# Runs the checks and the tests on every supported JAX, each in an environment of its own, which
+# is made once in ${PALLAS_SHIM_VENVS:-~/.cache/pallas_shim}/jax-VERSION.
+#
+#   scripts/test.sh                      ruff, mypy, and all tests on all of them
+#   scripts/test.sh 0.10.2 [arguments]   the tests on one of them; arguments go to pytest
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# JAX versions, and the Pythons that each may run on, the first that is found.
+declare -A pythons=([0.8.0]="3.11" [0.10.2]="3.11" [0.12.0.1]="3.13 3.12")
+versions="0.8.0 0.10.2 0.12.0.1"
+checks_on=0.10.2
+venvs=${PALLAS_SHIM_VENVS:-$HOME/.cache/pallas_shim}
+requirements=scripts/requirements-test.txt
+
+say() { printf '== %s\n' "$*"; }
+
+# The tests set these themselves; what the caller has set must not reach them.
+unset "${!PALLAS_NUMPY@}" JAX_ENABLE_X64 XLA_FLAGS
+export JAX_PLATFORMS=cpu
+
+find_python() { # MINOR...: prints the first interpreter of one of these versions
+    local minor candidate
+    for minor in "$@"; do
+        for candidate in "python$minor" "$HOME"/.pyenv/versions/"$minor".*/bin/python; do
+            if "$candidate" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$minor')" \
+                2>/dev/null; then
+                command -v "$candidate"
+                return
+            fi
+        done
+    done
+    say "needs Python ${*// / or }: put pythonX.Y on PATH, or install it with pyenv" >&2
+    return 1
+}
+
+set_up() { # VERSION: makes its environment, unless it is there and complete
+    local venv=$venvs/jax-$1 stamp python
+    stamp="$1 $(cksum <"$requirements")"
+    [ "$(cat "$venv/complete" 2>/dev/null)" = "$stamp" ] && return
+    if [ ! -x "$venv/bin/python" ]; then
+        # shellcheck disable=SC2086  # a list of versions
+        python=$(find_python ${pythons[$1]})
+        say "making $venv with $python"
+        "$python" -m venv "$venv"
+    fi
+    say "installing JAX $1 and what the tests need into $venv"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+        "jax==$1" "jaxlib==$1" -r "$requirements"
+    printf '%s' "$stamp" >"$venv/complete"
+}
+
+if [ $# -gt 0 ]; then
+    if [ -z "${pythons[$1]:-}" ]; then
+        say "$1 isn't one of the versions that the tests run on: $versions" >&2
+        exit 2
+    fi
+    set_up "$1"
+    say "tests on JAX $1"
+    exec "$venvs/jax-$1/bin/python" -m pytest -q "${@:2}"
+fi
+
+for version in $versions; do
+    set_up "$version"
+done
+
+failed=()
+check() { # WHAT COMMAND...: runs the command, and remembers what failed
+    say "$1"
+    "${@:2}" || failed+=("$1")
+}
+
+bin=$venvs/jax-$checks_on/bin
+check ruff "$bin/ruff" check .
+check mypy "$bin/mypy"
+for version in $versions; do
+    check "tests on JAX $version" "$venvs/jax-$version/bin/python" -m pytest -q -n 2
+done
+
+if [ ${#failed[@]} -gt 0 ]; then
+    say "FAILED: $(printf '%s; ' "${failed[@]}" | sed 's/; $//')"
+    exit 1
+fi
+say "all checks and tests passed on JAX ${versions// /, }"
