@@ -1,9 +1,37 @@
+"""What setup.cfg can't say: two packages from beside pallas_shim/, and the start-up files."""
+
+import os
+
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+STARTUP_FILES = ["pallas_shim.pth", "pallas_shim.start"]
+
+
+class BuildWithStartupFiles(build_py):
+    """Puts the start-up files at the top of a wheel, so that they land in site-packages.
+
+    (data_files would land in sys.prefix, and in an editable install nowhere.)
+    """
+
+    def run(self):
+        super().run()
+        # An editable wheel leaves out build_lib; what isn't editable goes where install puts it.
+        top = self.get_finalized_command("install").install_lib
+        for name in STARTUP_FILES:
+            source = os.path.join("sitecustomize_pkg", name)
+            self.copy_file(source, top if self.editable_mode else self.build_lib)
+
+    def get_outputs(self, include_bytecode=1):
+        top = [os.path.join(self.build_lib, name) for name in STARTUP_FILES]
+        return super().get_outputs(include_bytecode) + top
+
 
 setup(
     packages=[
         *find_packages(include=["pallas_shim", "pallas_shim.*"]),
         "pallas_shim.patches",
         "pallas_shim.sitecustomize_pkg",
-    ]
+    ],
+    cmdclass={"build_py": BuildWithStartupFiles},
 )

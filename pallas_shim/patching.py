@@ -46,9 +46,15 @@ class _Patch:
             deactivate()
             if settings.current().strict:
                 raise
-            startup.say_off(f"{self.entry_point.value}: {type(error).__name__}: {error}")
+            startup.say_off(f"{_what(error)} (in the patch {self.entry_point.value})")
         else:
             _applied.append(self)
+
+
+def _what(error: Exception) -> str:
+    if isinstance(error, (ImportError, AttributeError)):  # these name what is missing
+        return str(error)
+    return f"{type(error).__name__}: {error}"
 
 
 def activate() -> None:

@@ -1,0 +1,1 @@
+"""With this directory on PYTHONPATH, Python starts with the shim. See sitecustomize.py."""
