@@ -42,7 +42,7 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
     prefetch = [Value(t) for t in ref_types[: call.num_prefetch]]
     block_types = ref_types[call.num_prefetch : call.num_prefetch + num_blocks]
     buffers = [
-        Value(RefType(padded_shape(_array_shape(lowering, block), block.dims), t.dtype, t.space))
+        Value(t._replace(shape=padded_shape(_array_shape(lowering, block), block.dims)))
         for block, t in zip(call.blocks, block_types, strict=True)
     ]
     scratch_types = ref_types[call.num_prefetch + num_blocks :]
@@ -138,8 +138,7 @@ def _synchronise(
             continue
         block, view = call.blocks[source], views[source]
         mirror = _block(lowering, buffers[target], block.dims, starts[source], view.type)
-        whole = ArrayType(view.type.shape, view.type.dtype)
-        value = state_rules.load(lowering, view, (), (), whole)
+        value = state_rules.load(lowering, view, (), (), view.type.contents)
         state_rules.store(lowering, mirror, (), (), value)
 
 
@@ -152,17 +151,17 @@ def _array_shape(lowering, block: Block) -> tuple[int, ...]:
 
 def padded_shape(shape: Sequence[int], dims: Sequence[BlockDim]) -> tuple[int, ...]:
     """The shape of a block's buffer: the array's, with element padding, in whole blocks."""
-    return tuple(
+    padded = tuple(
         -(-(size + sum(dim.padding)) // dim.size) * dim.size if dim.size else size
-        for size, dim in zip(shape, dims, strict=True)
+        for size, dim in zip(shape, dims)
     )
+    return padded + tuple(shape[len(dims) :])  # a PRNG key's own dimensions are never cut
 
 
 def _inner(shape: Sequence[int], dims: Sequence[BlockDim]) -> tuple[slice, ...]:
     """Where the array lies in its padded buffer."""
     return tuple(
-        slice(dim.padding[0], dim.padding[0] + size)
-        for size, dim in zip(shape, dims, strict=True)
+        slice(dim.padding[0], dim.padding[0] + size) for size, dim in zip(shape, dims)
     )
 
 
@@ -217,7 +216,7 @@ def _contents(lowering, ref: Value, block: Block, shape: tuple[int, ...]) -> Val
             return buffer[inner]
 
     (value,) = lowering.memory(
-        "contents", [ref], [ArrayType(shape, ref.type.dtype)], fn, Effects(reads=(0,)), view=True
+        "contents", [ref], [ref.type.contents._replace(shape=shape)], fn, Effects(reads=(0,)), view=True
     )
     return value
 
@@ -232,7 +231,7 @@ def _block(
     shape = buffer.type.shape
     fixed: list[Any] = []
     leaves: list[Value] = []
-    for size, dim, start in zip(shape, dims, starts, strict=True):
+    for size, dim, start in zip(shape, dims, starts):
         scale = dim.size if dim.kind == "blocked" else 1
         if dim.size == size or start.const is not None:
             # A block as large as its array lies at 0 wherever the index map points.
@@ -241,6 +240,7 @@ def _block(
         else:
             fixed.append((len(leaves), scale, size, dim.size, dim.kind == "squeezed"))
             leaves.append(start)
+    fixed += [slice(0, size) for size in shape[len(dims) :]]
     whole = all(
         isinstance(f, slice) and f == slice(0, s) for f, s in zip(fixed, shape, strict=True)
     )

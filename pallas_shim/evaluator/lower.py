@@ -21,6 +21,7 @@ from pallas_shim.evaluator.program import (
     ArrayType,
     Effects,
     Instruction,
+    KeyType,
     Operation,
     Program,
     RefType,
@@ -59,10 +60,12 @@ def type_of(aval: Any) -> Type:
       Unsupported: it has none.
     """
     try:
-        shape, dtype, space = jax_compat.describe_aval(aval)
+        shape, dtype, space, key_ndim = jax_compat.describe_aval(aval)
     except jax_compat.UnsupportedType as error:
         raise Unsupported("type", str(error)) from error
-    return ArrayType(shape, dtype) if space is None else RefType(shape, dtype, space)
+    if space is not None:
+        return RefType(shape, dtype, space, key_ndim)
+    return KeyType(shape, dtype, key_ndim) if key_ndim else ArrayType(shape, dtype)
 
 
 class Lowering:
@@ -88,7 +91,9 @@ class Lowering:
         jaxpr, own_consts = jax_compat.open_jaxpr(jaxpr)
         env: dict[Any, Value] = {}
         for var, const in zip(jaxpr.constvars, own_consts or consts, strict=True):
-            env[var] = const if isinstance(const, Value) else self.const(const)
+            if not isinstance(const, Value):
+                const = self.const(const, self.type(var.aval))
+            env[var] = const
         env.update(zip(jaxpr.invars, args, strict=True))
         outer = self.source
         for eqn in jaxpr.eqns:
@@ -130,7 +135,7 @@ class Lowering:
     def const(self, array: Any, type: Type | None = None) -> Value:
         """A value known now. Equal small constants are one value."""
         array = jax_compat.to_numpy(array, None if type is None else type.dtype)
-        type = ArrayType(array.shape, array.dtype)
+        type = type or ArrayType(array.shape, array.dtype)
         if array.size > 16:
             return Value(type, array)
         key = (type, array.tobytes())
@@ -244,6 +249,8 @@ def specialise(
     rule = RULES.get(primitive)
     if rule is None:
         raise Unsupported(primitive, "the evaluator has no rule for this primitive")
+    if any(t.key_ndim for t in (*ins, *outs)):
+        raise Unsupported(primitive, "on an array of PRNG keys")
     fn = rule.make(ins, outs, **params)
     return Operation(primitive, params, ins, outs, fn, PURE, rule.view, multiple)
 

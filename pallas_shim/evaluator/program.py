@@ -23,6 +23,10 @@ class ArrayType(NamedTuple):
     dtype: np.dtype
 
     @property
+    def key_ndim(self) -> int:
+        return 0
+
+    @property
     def ndim(self) -> int:
         return len(self.shape)
 
@@ -38,26 +42,49 @@ class ArrayType(NamedTuple):
         return f"{self.dtype.name}[{','.join(map(str, self.shape))}]"
 
 
+class KeyType(NamedTuple):
+    """The type of an array of PRNG keys: an array of the integers that they are made of.
+
+    The last ``key_ndim`` dimensions of ``shape`` are one key; JAX doesn't count them.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    key_ndim: int
+
+    def __str__(self) -> str:
+        return f"key[{','.join(map(str, self.shape[: len(self.shape) - self.key_ndim]))}]"
+
+
 class RefType(NamedTuple):
     """The type of a value that is a mutable view of memory.
 
     ``space`` is the memory space's name ("vmem", "smem", "any", "hbm",
-    "semaphore", ...). A semaphore array is an int32 array of counts.
+    "semaphore", ...). A semaphore array is an int32 array of counts. ``key_ndim`` as in
+    `KeyType`.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     space: str
+    key_ndim: int = 0
 
     @property
     def ndim(self) -> int:
         return len(self.shape)
 
+    @property
+    def contents(self) -> ArrayType | KeyType:
+        """The type of all that the ref leads to, as a value."""
+        if self.key_ndim:
+            return KeyType(self.shape, self.dtype, self.key_ndim)
+        return ArrayType(self.shape, self.dtype)
+
     def __str__(self) -> str:
         return f"Ref<{self.space}>{{{self.dtype.name}[{','.join(map(str, self.shape))}]}}"
 
 
-Type = ArrayType | RefType
+Type = ArrayType | KeyType | RefType
 
 
 class Value:

@@ -19,7 +19,7 @@ def over_grid(
 ) -> Iterator[tuple[Any, ...]]:
     """The cells of a grid in order, last axis fastest; reports progress if that is wanted."""
     cells = itertools.product(*axes)
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         return cells
     return _reported(name, math.prod(bounds), cells)
 

@@ -32,11 +32,15 @@ _CALLED = ("jaxpr", "call_jaxpr", "call", "fun_jaxpr", "fwd_jaxpr")
 
 
 class AvalInfo(NamedTuple):
-    """An abstract value: ``space`` is None for arrays, a memory space's name for refs."""
+    """An abstract value: ``space`` is None for arrays, a memory space's name for refs.
+
+    ``key_ndim``: how many trailing dimensions make up one PRNG key.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     space: str | None
+    key_ndim: int = 0
 
 
 class Scan(NamedTuple):
@@ -113,9 +117,9 @@ def describe_aval(aval: Any) -> AvalInfo:
         space = aval.memory_space
         if _is_semaphore(inner.dtype):
             return AvalInfo(inner.shape, np.dtype(np.int32), "semaphore")
-        shape, dtype, _ = describe_aval(inner)
         name = "any" if space is None else getattr(space, "value", None) or str(space)
-        return AvalInfo(shape, dtype, str(name).lower())
+        return describe_aval(inner)._replace(space=str(name).lower())
+    key_ndim = 0
     shape, dtype = getattr(aval, "shape", None), getattr(aval, "dtype", None)
     if shape is None or dtype is None:
         raise UnsupportedType(f"the type {aval} is not an array")
@@ -127,10 +131,11 @@ def describe_aval(aval: Any) -> AvalInfo:
         if not jax_dtypes.issubdtype(dtype, jax_dtypes.prng_key):
             raise UnsupportedType(f"the dtype {dtype} has no NumPy form")
         aval = core.physical_aval(aval)
+        key_ndim = len(aval.shape) - len(shape)
         shape, dtype = aval.shape, aval.dtype
     if dtype == jax_dtypes.float0:
         raise UnsupportedType("float0 has no NumPy form that holds values")
-    return AvalInfo(tuple(map(int, shape)), np.dtype(dtype), None)
+    return AvalInfo(tuple(map(int, shape)), np.dtype(dtype), None, key_ndim)
 
 
 def _is_semaphore(dtype: Any) -> bool:

@@ -21,7 +21,7 @@ class NotBasic(Exception):
     """A path that NumPy's basic indexing can't express."""
 
 
-def path_of(steps: Sequence[state.Step]) -> tuple[memory.Path, list[Value]]:
+def path_of(view: state.RefView) -> tuple[memory.Path, list[Value]]:
     """A path with its constant indices resolved, and the leaves that stay dynamic.
 
     Raises:
@@ -41,19 +41,23 @@ def path_of(steps: Sequence[state.Step]) -> tuple[memory.Path, list[Value]]:
         leaves.append(index)
         return memory.Dynamic(len(leaves) - 1)
 
+    shape, key_ndim = view.ref.type.shape, view.ref.type.key_ndim
+    key = tuple(state.Slice(0, dim, 1) for dim in shape[len(shape) - key_ndim :])
     path: list[state.Step] = []
-    for step in steps:
+    for step in view.steps:
         if isinstance(step, state.Index):
             step = state.Index(
                 tuple(
                     d._replace(start=resolve(d.start, d.stride))
                     if isinstance(d, state.Slice)
                     else resolve(d)
-                    for d in step.dims
+                    for d in (*step.dims, *key)
                 )
             )
+        elif key_ndim:
+            raise Unsupported("ref", f"{type(step).__name__.lower()} of an array of PRNG keys")
         path.append(step)
-    return tuple(path), leaves
+    return normalised(shape, tuple(path)), leaves
 
 
 def normalised(shape: tuple[int, ...], path: memory.Path) -> memory.Path:
@@ -109,11 +113,13 @@ def _nothing(fn):
 
 def _by_discharge(lowering, eqn, ins: Sequence[Value]) -> list[Value]:
     """Any memory primitive as JAX itself discharges it: whole refs in, changed refs out."""
+    if any(v.type.key_ndim for v in ins):
+        raise Unsupported(eqn.primitive.name, "array indices or a mask on PRNG keys")
     discharged = state.discharge(eqn)
     if discharged is None:
         raise Unsupported(eqn.primitive.name, "JAX has no discharge rule for it")
     wholes = [
-        load(lowering, v, (), (), ArrayType(v.type.shape, v.type.dtype))
+        load(lowering, v, (), (), v.type.contents)
         if isinstance(v.type, RefType)
         else v
         for v in ins
@@ -126,8 +132,7 @@ def _by_discharge(lowering, eqn, ins: Sequence[Value]) -> list[Value]:
 
 
 def _basic(view: state.RefView) -> tuple[Value, memory.Path, list[Value]]:
-    path, leaves = path_of(view.steps)
-    return view.ref, normalised(view.ref.type.shape, path), leaves
+    return view.ref, *path_of(view)
 
 
 @lowering_rule("get", "masked_load")
@@ -231,7 +236,7 @@ def _run_state(lowering, eqn, ins):
         if is_initialised:
             store(lowering, refs[-1], (), (), next(given))
     lowering.inline(eqn.params["jaxpr"], refs)
-    return [load(lowering, r, (), (), ArrayType(r.type.shape, r.type.dtype)) for r in refs]
+    return [load(lowering, r, (), (), r.type.contents) for r in refs]
 
 
 @lowering_rule("new_ref")
@@ -254,4 +259,4 @@ def _free_ref(lowering, eqn, ins):
 @lowering_rule("freeze")
 def _freeze(lowering, eqn, ins):
     (ref,) = ins
-    return [load(lowering, ref, (), (), ArrayType(ref.type.shape, ref.type.dtype))]
+    return [load(lowering, ref, (), (), ref.type.contents)]

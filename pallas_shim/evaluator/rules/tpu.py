@@ -21,10 +21,9 @@ _MOST_COUNTED = np.iinfo(np.int16).max
 
 def _access(lowering, view: state.RefView):
     try:
-        path, leaves = state_rules.path_of(view.steps)
+        path, leaves = state_rules.path_of(view)
     except state_rules.NotBasic:
         raise Unsupported("dma_start", "array indices in a DMA") from None
-    path = state_rules.normalised(view.ref.type.shape, path)
     probe = memory.viewed_type(view.ref.type.shape, view.ref.type.dtype, path)
     return view.ref, path, leaves, ArrayType(*probe)
 

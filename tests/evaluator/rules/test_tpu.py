@@ -1,0 +1,144 @@
+"""Pallas TPU primitives against JAX's interpreter."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_shim.evaluator.execute import Executable
+from pallas_shim.evaluator.lower import lower
+from pallas_shim.evaluator.rules import Unsupported
+from tests.oracle import compare
+
+
+def check(kernel, out, *args, **kwargs):
+    """The kernel in the evaluator and in JAX's interpreter."""
+
+    def run(interpret):
+        return pl.pallas_call(kernel, out_shape=out, interpret=interpret, **kwargs)
+
+    want = jax.jit(run(True))(*args)
+    got = Executable(lower(jax.make_jaxpr(run(False))(*args)))(*map(np.asarray, args))
+    compare(got, jax.tree.leaves(want))
+
+
+X = jnp.arange(8 * 128, dtype=jnp.int32).reshape(8, 128)
+LIKE_X = jax.ShapeDtypeStruct(X.shape, X.dtype)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("shift", [0, 3, 130])
+def test_roll(axis, shift):
+    def kernel(x, o):
+        o[...] = pltpu.roll(x[...], shift, axis)
+
+    check(kernel, LIKE_X, X)
+
+
+@pytest.mark.parametrize("axis, stride_axis", [(1, 0), (0, 1)])
+@pytest.mark.parametrize("stride", [1, 3])
+def test_strided_roll(axis, stride_axis, stride):
+    def kernel(x, o):
+        o[...] = pltpu.roll(x[...], 5, axis, stride=stride, stride_axis=stride_axis)
+
+    check(kernel, LIKE_X, X)
+
+
+def test_roll_by_a_dynamic_shift():
+    def kernel(s, x, o):
+        o[...] = pltpu.roll(x[...], s[0], 1)
+
+    check(kernel, LIKE_X, jnp.int32([77]), X)
+
+
+@pytest.mark.parametrize("to", ["float32", "uint32", "int16", "int8"])
+def test_bitcast(to):
+    out = jax.eval_shape(lambda: jnp.zeros((8 * (4 // jnp.dtype(to).itemsize), 128), to))
+
+    def kernel(x, o):
+        o[...] = pltpu.bitcast(x[...], jnp.dtype(to))
+
+    check(kernel, out, X)
+
+
+def test_widening_bitcast():
+    def kernel(x, o):
+        o[...] = pltpu.bitcast(x[...], jnp.int32)
+
+    x = jnp.arange(16 * 128, dtype=jnp.int16).reshape(16, 128)
+    check(kernel, jax.ShapeDtypeStruct((8, 128), jnp.int32), x)
+
+
+@pytest.mark.parametrize("approx", [False, True])
+def test_reciprocal(approx):
+    def kernel(x, o):
+        o[...] = pl.reciprocal(x[...], approx=approx)
+
+    x = jnp.linspace(-3, 3, 8 * 128, dtype=jnp.float32).reshape(8, 128)
+    check(kernel, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+
+ANY = pl.BlockSpec(memory_space=pl.ANY)
+
+
+def test_dma_between_slices_counts_on_its_semaphore():
+    def kernel(x, o, count, scratch, sem):
+        load = pltpu.make_async_copy(x.at[pl.ds(2, 4)], scratch.at[1], sem)
+        load.start()
+        load.wait()
+        store = pltpu.make_async_copy(scratch.at[1], o.at[pl.ds(4, 4)], sem)
+        rest = pltpu.make_async_copy(x.at[pl.ds(0, 4)], o.at[pl.ds(0, 4)], sem)
+        store.start()
+        rest.start()
+        store.wait()
+        rest.wait()
+        count[0] = pl.semaphore_read(sem) if hasattr(pl, "semaphore_read") else 0
+
+    check(
+        kernel,
+        (LIKE_X, jax.ShapeDtypeStruct((1,), jnp.int32)),
+        X,
+        in_specs=[ANY],
+        out_specs=(ANY, pl.BlockSpec(memory_space=pltpu.SMEM)),
+        scratch_shapes=[pltpu.VMEM((2, 4, 128), jnp.int32), pltpu.SemaphoreType.DMA],
+    )
+
+
+def test_a_regular_semaphore():
+    signal = getattr(pl, "semaphore_signal", None) or pltpu.semaphore_signal
+    wait = getattr(pl, "semaphore_wait", None) or pltpu.semaphore_wait
+    read = getattr(pl, "semaphore_read", None) or pltpu.semaphore_read
+
+    def kernel(o, sems):
+        signal(sems.at[1], 5)
+        wait(sems.at[1], 2)
+        o[0] = read(sems.at[0])
+        o[1] = read(sems.at[1])
+
+    check(
+        kernel,
+        jax.ShapeDtypeStruct((2,), jnp.int32),
+        out_specs=pl.BlockSpec(memory_space=pltpu.SMEM),
+        scratch_shapes=[pltpu.SemaphoreType.REGULAR((3,))],
+    )
+
+
+def test_a_copy_to_another_device_is_refused_by_name():
+    def kernel(x, o, send, receive):
+        copy = pltpu.make_async_remote_copy(
+            x, o, send, receive, device_id=0, device_id_type=pltpu.DeviceIdType.LOGICAL
+        )
+        copy.start()
+        copy.wait()
+
+    call = pl.pallas_call(
+        kernel,
+        out_shape=LIKE_X,
+        in_specs=[ANY],
+        out_specs=ANY,
+        scratch_shapes=[pltpu.SemaphoreType.DMA] * 2,
+    )
+    with pytest.raises(Unsupported, match="dma_start: .*another device"):
+        lower(jax.make_jaxpr(call)(X))

@@ -1,0 +1,167 @@
+"""Running programs: errors, threads, memory, progress."""
+
+import io
+import threading
+import tracemalloc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.experimental import pallas as pl
+
+from pallas_shim.evaluator import progress
+from pallas_shim.evaluator.execute import Executable
+from pallas_shim.evaluator.lower import lower
+from tests.oracle import compare
+
+
+def executable(f, *args):
+    return Executable(lower(jax.make_jaxpr(f)(*args)))
+
+
+def check(f, *args):
+    compare(executable(f, *args)(*map(np.asarray, args)), jax.tree.leaves(jax.jit(f)(*args)))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("length", [0, 1, 5])
+def test_scan(length, reverse):
+    def f(init, xs):
+        return lax.scan(lambda c, x: ((c[1], c[0] + x), c[0] * x), init, xs, reverse=reverse)
+
+    check(f, (jnp.float32(1), jnp.float32(2)), jnp.arange(length, dtype=jnp.float32))
+
+
+@pytest.mark.parametrize("n", [0, 1, 7])
+def test_while_with_constants_on_both_sides(n):
+    def f(n, step):
+        return lax.while_loop(lambda c: c[0] < n, lambda c: (c[0] + step, c[1] + c[0]), (0, 0))
+
+    check(f, jnp.int32(n), jnp.int32(2))
+
+
+@pytest.mark.parametrize("index", [-3, 0, 1, 2, 9])
+def test_switch_clamps_its_index(index):
+    def f(i, x):
+        return lax.switch(i, [lambda x: x + 1, lambda x: x * 2, lambda x: -x], x)
+
+    check(f, jnp.int32(index), jnp.arange(3, dtype=jnp.int32))
+
+
+def test_swapped_carries_of_nested_loops():
+    def f(a, b):
+        def outer(i, c):
+            return lax.fori_loop(0, i, lambda j, c: (c[1], c[0] + j), c)
+
+        return lax.fori_loop(0, 4, outer, (a, b))
+
+    check(f, jnp.int32(3), jnp.int32(5))
+
+
+def test_an_error_names_the_primitive_and_the_users_line():
+    def fail(x):
+        raise RuntimeError("no")
+
+    def f(x):
+        def body(c, _):
+            return c + jax.pure_callback(fail, jax.ShapeDtypeStruct((), jnp.float32), c), None
+
+        return lax.scan(body, x, None, length=3)
+
+    with pytest.raises(RuntimeError, match="^no$") as caught:
+        executable(f, jnp.float32(0))(np.float32(0))
+    (note,) = caught.value.__notes__
+    assert "pure_callback" in note and "test_execute.py" in note
+
+
+def test_an_unsupported_primitive_is_named_with_the_users_line():
+    from jax.extend.core import Primitive
+
+    from pallas_shim.evaluator.rules import Unsupported
+
+    unknown = Primitive("no_such_primitive")
+    unknown.def_abstract_eval(lambda x: x)
+    with pytest.raises(Unsupported, match="no_such_primitive.*test_execute.py:"):
+        executable(lambda x: unknown.bind(x), jnp.float32(0))
+
+
+def test_threads_share_an_executable():
+    def kernel(x_ref, o_ref):
+        o_ref[...] = lax.fori_loop(0, 10, lambda i, c: c + x_ref[...], x_ref[...])
+
+    def f(x):
+        return pl.pallas_call(kernel, out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype), grid=(4,))(x)
+
+    run = executable(f, jnp.zeros((8, 8), jnp.int32))
+    results = {}
+
+    def work(k):
+        for _ in range(20):
+            (results[k],) = run(np.full((8, 8), k, np.int32))
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    for k in range(4):
+        np.testing.assert_array_equal(results[k], 11 * k)
+
+
+def test_intermediates_are_dropped_after_their_last_use():
+    def f(x):
+        for k in range(32):
+            x = x + np.float32(k)
+        return x
+
+    x = np.zeros(1 << 18, np.float32)
+    run = executable(f, x)
+    tracemalloc.start()
+    try:
+        run(x)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * x.nbytes
+
+
+def test_arguments_are_not_written_to():
+    def kernel(x_ref, o_ref):
+        x_ref[...] += 1.0
+        o_ref[...] = x_ref[...]
+
+    def f(x):
+        out = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        return pl.pallas_call(kernel, out_shape=out, input_output_aliases={0: 0})(x)
+
+    x = np.zeros((2, 3), np.float32)
+    x.flags.writeable = False
+    (got,) = executable(f, x)(x)
+    np.testing.assert_array_equal(got, 1)
+    np.testing.assert_array_equal(x, 0)
+
+
+class _Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_is_shown_on_a_terminal_and_wiped(monkeypatch):
+    terminal = _Terminal()
+    monkeypatch.setattr(progress.sys, "stderr", terminal)
+    monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_EVERY_SECONDS", 0.0)
+    cells = list(progress.over_grid("my_kernel", [2, 3], [range(2), range(3)]))
+    assert cells == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    assert "my_kernel" in terminal.getvalue() and "5/6 cells" in terminal.getvalue()
+    assert terminal.getvalue().endswith("\r\x1b[K")
+
+
+def test_no_progress_when_piped(monkeypatch):
+    pipe = io.StringIO()
+    monkeypatch.setattr(progress.sys, "stderr", pipe)
+    monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.0)
+    assert len(list(progress.over_grid("k", [4], [range(4)]))) == 4
+    assert pipe.getvalue() == ""
