@@ -1,0 +1,49 @@
+"""The passes: each makes a Program that does the same with less.
+
+They can be left out by name, so that a wrong result can be bisected to one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from pallas_shim.evaluator.passes.common_subexpressions import share_common_subexpressions
+from pallas_shim.evaluator.passes.constant_folding import fold_constants
+from pallas_shim.evaluator.passes.dead_code import remove_dead_code
+from pallas_shim.evaluator.passes.hoisting import hoist_invariants
+from pallas_shim.evaluator.passes.load_views import view_loads
+from pallas_shim.evaluator.passes.store_forwarding import forward_stores
+from pallas_shim.evaluator.program import Program
+
+Pass = Callable[[Program], Program]
+
+# In this order: a load is a view only where no later pass moves it or uses it for longer.
+PIPELINE: tuple[tuple[str, Pass], ...] = (
+    ("dead_code", remove_dead_code),
+    ("constant_folding", fold_constants),
+    ("common_subexpressions", share_common_subexpressions),
+    ("hoisting", hoist_invariants),
+    ("store_forwarding", forward_stores),
+    ("load_views", view_loads),
+    ("dead_code", remove_dead_code),
+)
+
+NAMES = frozenset(name for name, _ in PIPELINE)
+
+
+def optimise(program: Program, skip: Collection[str] = frozenset()) -> Program:
+    """Runs the pipeline, but for the passes named in ``skip``.
+
+    Raises:
+      ValueError: there is no pass of some name in ``skip``.
+    """
+    unknown = set(skip) - NAMES
+    if unknown:
+        raise ValueError(
+            f"there is no pass named {', '.join(sorted(unknown))}; "
+            f"the passes are {', '.join(sorted(NAMES))}"
+        )
+    for name, run in PIPELINE:
+        if name not in skip:
+            program = run(program)
+    return program

@@ -1,0 +1,67 @@
+"""Common subexpressions: what was computed before, here or in an enclosing region, is reused.
+
+Loads count too, while nothing writes to their buffer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pallas_shim.evaluator.passes.effects import Epochs, Memory, only_reads
+from pallas_shim.evaluator.passes.rewrite import (
+    ScopedTable,
+    Substitution,
+    substitute,
+    with_operands,
+    with_regions,
+)
+from pallas_shim.evaluator.program import PURE, Instruction, Program, Region
+
+
+def share_common_subexpressions(program: Program) -> Program:
+    return Program(program.name, _Sharing(Memory(program)).region(program.top))
+
+
+class _Sharing:
+    def __init__(self, memory: Memory):
+        self.memory = memory
+        self.epochs = Epochs(memory)
+        self.results = ScopedTable()
+        self.replaced: Substitution = {}
+
+    def region(self, region: Region) -> Region:
+        replaced, results, made = self.replaced, self.results, self.results.made
+        kept: list[Instruction] = []
+        for instruction in region.body:
+            operation, ins, outs, regions, _ = instruction
+            if replaced:
+                new = substitute(ins, replaced)
+                if new != ins:
+                    ins = new
+                    instruction = with_operands(instruction, ins)
+            key: Any
+            if regions:
+                kept.append(self.structured(instruction))
+                continue
+            if operation.effects is PURE:
+                key = (operation, ins)
+            elif only_reads(operation):
+                key = (operation, ins, self.epochs.of(instruction, operation.effects.reads))
+            else:
+                self.epochs.write(self.memory.roots(instruction, operation.effects.writes))
+                kept.append(instruction)
+                continue
+            earlier = results.setdefault(key, outs)
+            if earlier is outs:
+                made.append(key)
+                kept.append(instruction)
+            else:
+                replaced.update(zip(outs, earlier, strict=True))
+        return Region(region.params, tuple(kept), substitute(region.results, replaced))
+
+    def structured(self, instruction: Instruction) -> Instruction:
+        regions = []
+        for region in self.epochs.inside(instruction):
+            with self.results.scope():
+                regions.append(self.region(region))
+        return with_regions(instruction, regions)

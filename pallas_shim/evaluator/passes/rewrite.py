@@ -1,0 +1,53 @@
+"""How passes build changed programs: instructions with other operands, scoped tables."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pallas_shim.evaluator.program import Instruction, Region, Value
+
+Substitution = dict[Value, Value]
+
+# Instruction's own constructor is a Python function and costs twice this.
+make_instruction: Callable[[Sequence[Any]], Instruction] = functools.partial(
+    tuple.__new__, Instruction
+)
+
+
+def substitute(values: tuple[Value, ...], replaced: Substitution) -> tuple[Value, ...]:
+    return tuple(map(replaced.get, values, values))
+
+
+def with_operands(instruction: Instruction, ins: tuple[Value, ...]) -> Instruction:
+    operation, _, outs, regions, source = instruction
+    return make_instruction((operation, ins, outs, regions, source))
+
+
+def with_regions(instruction: Instruction, regions: Sequence[Region]) -> Instruction:
+    operation, ins, outs, _, source = instruction
+    return make_instruction((operation, ins, outs, tuple(regions), source))
+
+
+class ScopedTable(dict):
+    """A dictionary whose entries made inside ``scope()`` are forgotten after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[Any] = []
+
+    def set(self, key: Any, value: Any) -> None:
+        self[key] = value
+        self.made.append(key)
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        start = len(self.made)
+        try:
+            yield
+        finally:
+            for key in self.made[start:]:
+                del self[key]
+            del self.made[start:]

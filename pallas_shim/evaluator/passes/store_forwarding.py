@@ -1,0 +1,58 @@
+"""Store-to-load forwarding: a load of what was just stored is the stored value."""
+
+from __future__ import annotations
+
+from pallas_shim.evaluator.passes.effects import Epochs, Memory, load_address, store_address
+from pallas_shim.evaluator.passes.rewrite import (
+    ScopedTable,
+    Substitution,
+    substitute,
+    with_operands,
+    with_regions,
+)
+from pallas_shim.evaluator.program import PURE, Instruction, Program, Region
+
+
+def forward_stores(program: Program) -> Program:
+    return Program(program.name, _Forwarding(Memory(program)).region(program.top))
+
+
+class _Forwarding:
+    def __init__(self, memory: Memory):
+        self.memory = memory
+        self.epochs = Epochs(memory)
+        self.stored = ScopedTable()
+        self.replaced: Substitution = {}
+
+    def region(self, region: Region) -> Region:
+        replaced, epochs = self.replaced, self.epochs
+        kept: list[Instruction] = []
+        for instruction in region.body:
+            operation, ins, outs, regions, _ = instruction
+            if replaced:
+                new = substitute(ins, replaced)
+                if new != ins:
+                    ins = new
+                    instruction = with_operands(instruction, ins)
+            if regions:
+                instruction = self.structured(instruction)
+            elif operation.effects is not PURE:
+                address = load_address(instruction)
+                if address is not None:
+                    stored = self.stored.get((address, epochs.of(instruction, (0,))))
+                    if stored is not None and stored.type == outs[0].type:
+                        replaced[outs[0]] = stored
+                        continue
+                epochs.write(self.memory.roots(instruction, operation.effects.writes))
+                address = store_address(instruction)
+                if address is not None:
+                    self.stored.set((address, epochs.of(instruction, (0,))), ins[1])
+            kept.append(instruction)
+        return Region(region.params, tuple(kept), substitute(region.results, replaced))
+
+    def structured(self, instruction: Instruction) -> Instruction:
+        regions = []
+        for region in self.epochs.inside(instruction):
+            with self.stored.scope():
+                regions.append(self.region(region))
+        return with_regions(instruction, regions)

@@ -1,0 +1,364 @@
+"""Programs for the tests of the passes: a builder, and random ones.
+
+A random program has ints and floats, buffers of its own and of the caller, views of them,
+loads and stores at static and dynamic places, output to a log, and every kind of control
+flow. Its arithmetic is plain NumPy under the primitives' names, so that it stands alone.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+
+from pallas_shim.evaluator import memory
+from pallas_shim.evaluator.execute import Executable
+from pallas_shim.evaluator.lower import Lowering
+from pallas_shim.evaluator.program import (
+    PURE,
+    ArrayType,
+    Effects,
+    Instruction,
+    Operation,
+    Program,
+    RefType,
+    Region,
+    Value,
+)
+from pallas_shim.evaluator.rules import state
+from pallas_shim.jax_compat.state import Index, Slice
+
+INT = np.dtype(np.int32)
+FLOAT = np.dtype(np.float32)
+BOOL = np.dtype(np.bool_)
+SCALAR = ArrayType((), INT)
+INTS = ArrayType((4,), INT)
+FLOATS = ArrayType((4,), FLOAT)
+ROW = RefType((4,), INT, "vmem")
+MATRIX = RefType((3, 4), INT, "vmem")
+
+_BINARY = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+}
+_WHOLE_ROW = Slice(0, 4, 1)
+
+
+class Builder(Lowering):
+    """A lowering with the instructions that the tests need. What the programs made with it
+    print goes to ``log``."""
+
+    def __init__(self):
+        super().__init__()
+        self.log = []
+
+    def pure(self, name, fn, ins, out, view=False):
+        (value,) = self.memory(name, ins, [out], fn, PURE, key=name, view=view)
+        return value
+
+    def int(self, number):
+        return self.const(np.int32(number))
+
+    def binary(self, name, x, y):
+        return self.pure(name, _BINARY[name], [x, y], x.type)
+
+    def select(self, predicate, x, y):
+        return self.pure("select_n", lambda p, x, y: np.where(p, y, x), [predicate, x, y], x.type)
+
+    def broadcast(self, x):
+        fn = lambda x: np.broadcast_to(x, (4,))  # noqa: E731
+        return self.pure("broadcast_in_dim", fn, [x], ArrayType((4,), x.type.dtype), view=True)
+
+    def reverse(self, x):
+        return self.pure("rev", lambda x: x[::-1], [x], x.type, view=True)
+
+    def iota(self):
+        return self.pure("iota", lambda: np.arange(4, dtype=INT), [], INTS)
+
+    def allocate(self, type):
+        return state.allocate(self, type)
+
+    def load(self, ref, row=None):
+        """A whole ref, or one row of a matrix."""
+        path, leaves = self._path(row)
+        out = ArrayType(ref.type.shape[-1:] if path else ref.type.shape, ref.type.dtype)
+        return state.load(self, ref, path, leaves, out)
+
+    def store(self, ref, value, row=None):
+        state.store(self, ref, *self._path(row), value)
+
+    def row(self, ref, row):
+        path, leaves = self._path(row)
+        fn = memory.viewer(ref.type.shape, ref.type.dtype, path)
+        (view,) = self.memory("view", [ref, *leaves], [ROW], fn, PURE, key=path, view=True)
+        return view
+
+    def _path(self, row):
+        if row is None:
+            return (), []
+        if isinstance(row, Value):
+            return (Index((memory.Dynamic(0), _WHOLE_ROW)),), [row]
+        return (Index((row, _WHOLE_ROW)),), []
+
+    def print(self, value):
+        self.memory("print", [value], [], self._print, Effects(io=True))
+
+    def _print(self, value):
+        self.log.append(np.array(value))
+        return ()
+
+    def scan(self, carry, xs, body, length, reverse=False):
+        """``body(*carry, *x)`` gives the new carry and the ys."""
+        rows = [ArrayType(v.type.shape[1:], v.type.dtype) for v in xs]
+        types = [v.type for v in carry]
+        region = self.region([*types, *rows], lambda args: body(*args))
+        for y in region.results[len(carry) :]:
+            types.append(ArrayType((length, *y.type.shape), y.type.dtype))
+        given = {"length": length, "reverse": reverse, "num_carry": len(carry)}
+        return self.structured("scan", [*carry, *xs], types, [region], given)
+
+    def repeat(self, times, carry, body):
+        """A while loop: ``carry = body(i, *carry)`` for i below a value."""
+        types = [SCALAR, *(v.type for v in carry)]
+        less = lambda i, n: np.less(i, n)  # noqa: E731
+        condition = self.region(
+            types, lambda args: [self.pure("lt", less, [args[0], times], ArrayType((), BOOL))]
+        )
+        region = self.region(
+            types, lambda args: [self.binary("add", args[0], self.int(1)), *body(*args)]
+        )
+        return self.structured("while", [self.int(0), *carry], types, [condition, region], {})[1:]
+
+    def switch(self, index, types, branches):
+        regions = [self.region((), lambda _, branch=branch: branch()) for branch in branches]
+        return self.structured("switch", [index], types, regions, {})
+
+    def over_grid(self, sizes, cell):
+        def build(indices):
+            cell(*indices)
+            return ()
+
+        region = self.region([SCALAR] * len(sizes), build)
+        types = tuple(v.type for v in sizes)
+        operation = Operation("grid", {"name": "test"}, types, (), None, PURE, multiple=True)
+        self.emit(operation, sizes, (region,))
+
+
+class Made(NamedTuple):
+    program: Program
+    log: list
+
+
+def make(param_types, build) -> Made:
+    """The program whose results ``build(builder, *params)`` gives."""
+    builder = Builder()
+    params = tuple(map(Value, param_types))
+    with builder.block() as body:
+        results = tuple(build(builder, *params))
+    return Made(Program("test", Region(params, tuple(body), results)), builder.log)
+
+
+def instructions(program: Program) -> list[Instruction]:
+    return list(program.top.walk())
+
+
+def names(program: Program) -> list[str]:
+    return [i.name for i in instructions(program)]
+
+
+def outcome(program: Program, log: list) -> tuple:
+    """All that can be seen of a run: the results' bytes, the caller's buffers, the log."""
+    args = [_argument(position, v.type) for position, v in enumerate(program.top.params)]
+    log.clear()
+    results = Executable(program)(*args)
+    return tuple(_seen(array) for array in (*results, *args, *log))
+
+
+def _argument(position: int, type) -> np.ndarray:
+    count = int(np.prod(type.shape))
+    return (np.arange(count) * 7 - 5 * position).reshape(type.shape).astype(type.dtype)
+
+
+def _seen(array) -> tuple:
+    array = np.asarray(array)
+    return array.shape, array.dtype, array.tobytes()
+
+
+def structure(program: Program):
+    """Everything a pass could change in a program, to see that it did not."""
+
+    def region(r: Region):
+        return (id(r), r.params, tuple(map(instruction, r.body)), r.results)
+
+    def instruction(i: Instruction):
+        fields = tuple(getattr(i.operation, name) for name in Operation.__slots__)
+        values = tuple((v, v.type, id(v.const)) for v in (*i.ins, *i.outs))
+        return (id(i), i.operation, _frozen(fields), values, tuple(map(region, i.regions)))
+
+    return region(program.top)
+
+
+def _frozen(fields):
+    return tuple(tuple(f.items()) if isinstance(f, dict) else f for f in fields)
+
+
+# -- random programs --------------------------------------------------------------------------
+
+
+class _Scope(NamedTuple):
+    """The values that a statement may use, by kind."""
+
+    scalars: list[Value]
+    ints: list[Value]
+    floats: list[Value]
+    rows: list[Value]
+    matrices: list[Value]
+
+    def inner(self) -> _Scope:
+        return _Scope(*map(list, self))
+
+
+_STATEMENTS = (
+    "constant", "iota", "binary", "binary", "float", "select", "broadcast", "reverse",
+    "allocate", "row", "load", "load", "load", "store", "store", "store", "print",
+)  # fmt: skip
+_CONTROL = ("scan", "while", "switch", "grid")
+
+
+class _Random:
+    def __init__(self, draw, builder: Builder):
+        self.draw = draw
+        self.b = builder
+
+    def number(self, low, high):
+        return self.draw(st.integers(low, high))
+
+    def one(self, values):
+        return values[self.number(0, len(values) - 1)]
+
+    def block(self, scope: _Scope, depth: int) -> None:
+        for _ in range(self.number(10, 24) if depth == 0 else self.number(2, 8)):
+            kinds = _STATEMENTS + (_CONTROL if depth < 2 else ())
+            getattr(self, f"do_{self.one(kinds)}")(scope, depth)
+
+    def index(self, scope):
+        """A row number: a constant, or any scalar, which the load or store clamps."""
+        return self.number(0, 2) if self.number(0, 1) else self.one(scope.scalars)
+
+    def do_constant(self, scope, depth):
+        scope.ints.append(self.b.const(np.full(4, self.number(-1, 1), INT)))
+
+    def do_iota(self, scope, depth):
+        scope.ints.append(self.b.iota())
+
+    def do_binary(self, scope, depth):
+        values = self.one([scope.scalars, scope.ints])
+        operation = self.one(sorted(_BINARY))
+        values.append(self.b.binary(operation, self.one(values), self.one(values)))
+
+    def do_float(self, scope, depth):
+        special = self.b.const(np.full(4, self.one([0.0, -0.0, 1.0, np.nan]), FLOAT))
+        other = self.one([special, self.one(scope.floats)])
+        operation = self.one(["add", "sub", "mul"])
+        scope.floats.append(self.b.binary(operation, self.one(scope.floats), other))
+
+    def do_select(self, scope, depth):
+        if self.number(0, 1):
+            predicate = self.b.const(np.full(4, bool(self.number(0, 1))))
+        else:
+            bools = ArrayType((4,), BOOL)
+            predicate = self.b.pure("is_odd", lambda x: x % 2 == 1, [self.one(scope.ints)], bools)
+        scope.ints.append(self.b.select(predicate, self.one(scope.ints), self.one(scope.ints)))
+
+    def do_broadcast(self, scope, depth):
+        scope.ints.append(self.b.broadcast(self.one(scope.scalars)))
+
+    def do_reverse(self, scope, depth):
+        scope.ints.append(self.b.reverse(self.one(scope.ints)))
+
+    def do_allocate(self, scope, depth):
+        scope.rows.append(self.b.allocate(ROW))
+        scope.matrices.append(self.b.allocate(MATRIX))
+
+    def do_row(self, scope, depth):
+        scope.rows.append(self.b.row(self.one(scope.matrices), self.index(scope)))
+
+    def do_load(self, scope, depth):
+        if self.number(0, 1):
+            scope.ints.append(self.b.load(self.one(scope.rows)))
+        else:
+            scope.ints.append(self.b.load(self.one(scope.matrices), self.index(scope)))
+
+    def do_store(self, scope, depth):
+        if self.number(0, 1):
+            self.b.store(self.one(scope.rows), self.one(scope.ints))
+        else:
+            self.b.store(self.one(scope.matrices), self.one(scope.ints), self.index(scope))
+
+    def do_print(self, scope, depth):
+        self.b.print(self.one(self.one([scope.scalars, scope.ints, scope.floats])))
+
+    def do_scan(self, scope, depth):
+        def body(carry, x):
+            inner = scope.inner()
+            inner.ints.append(carry)
+            inner.ints.append(x)
+            self.block(inner, depth + 1)
+            return [self.one(inner.ints), self.one(inner.ints)]
+
+        length = 3 if scope.matrices and self.number(0, 1) else self.number(0, 2)
+        if length == 3:
+            xs = self.b.load(self.one(scope.matrices))
+        else:
+            xs = self.b.const(np.arange(4 * length, dtype=INT).reshape(length, 4))
+        out, _ = self.b.scan([self.one(scope.ints)], [xs], body, length, bool(self.number(0, 1)))
+        scope.ints.append(out)
+
+    def do_while(self, scope, depth):
+        def body(i, carry):
+            inner = scope.inner()
+            inner.scalars.append(i)
+            inner.ints.append(carry)
+            self.block(inner, depth + 1)
+            return [self.one(inner.ints)]
+
+        times = self.b.int(self.number(0, 2))
+        scope.ints.extend(self.b.repeat(times, [self.one(scope.ints)], body))
+
+    def do_switch(self, scope, depth):
+        def branch():
+            inner = scope.inner()
+            self.block(inner, depth + 1)
+            return [self.one(inner.ints)]
+
+        index = self.one(scope.scalars)
+        scope.ints.extend(self.b.switch(index, [INTS], [branch] * self.number(1, 3)))
+
+    def do_grid(self, scope, depth):
+        def cell(*indices):
+            inner = scope.inner()
+            inner.scalars.extend(indices)
+            self.block(inner, depth + 1)
+
+        self.b.over_grid([self.b.int(self.number(0, 2)) for _ in range(2)], cell)
+
+
+@st.composite
+def random_programs(draw) -> Made:
+    """A program of up to a hundred or so instructions that ends and prints little."""
+
+    def build(builder, scalar, ints, floats, row, matrix):
+        scope = _Scope(
+            [scalar, builder.int(1), builder.int(0)], [ints], [floats], [row], [matrix]
+        )
+        random = _Random(draw, builder)
+        random.do_allocate(scope, 0)
+        random.block(scope, 0)
+        return [random.one(scope.ints), random.one(scope.ints), scope.floats[-1]]
+
+    return make([SCALAR, INTS, FLOATS, ROW, MATRIX], build)
