@@ -20,6 +20,7 @@ from jax.experimental import pallas as pl
 
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
+from pallas_shim.evaluator.passes import optimise
 from tests.oracle import compare
 
 # What every case calls: JAX's interpreter is the oracle, and the flag is part of the trace.
@@ -55,20 +56,22 @@ def cases(*modules: ModuleType) -> dict[str, Case]:
     }
 
 
-def evaluate(f: Callable[..., Any], *args: Any) -> list[np.ndarray]:
-    """The outputs of ``f``, flat, by the evaluator alone."""
+def evaluate(f: Callable[..., Any], *args: Any) -> list[list[np.ndarray]]:
+    """The outputs of ``f``, flat, by the evaluator alone: as lowered, and optimised."""
     program = lower(jax.make_jaxpr(f)(*args))
-    return Executable(program)(*map(np.asarray, jax.tree.leaves(args)))
+    arrays = [np.asarray(x) for x in jax.tree.leaves(args)]
+    return [Executable(p)(*arrays) for p in (program, optimise(program))]
 
 
 def check(case: Case) -> None:
     """Asserts that the evaluator gives what JAX gives, or what the case expects."""
     f, args, *expected = case.build()
-    want = expected or jax.jit(f)(*args)
+    want = [np.asarray(x) for x in jax.tree.leaves(expected or jax.jit(f)(*args))]
     with abstract_tpu() if case.tpu else contextlib.nullcontext():
-        got = evaluate(f, *args)
-    for one, other in zip(got, jax.tree.leaves(want), strict=True):
-        compare(one, np.asarray(other), ulp=case.ulp, rtol=case.rtol)
+        results = evaluate(f, *args)
+    for got in results:
+        for one, other in zip(got, want, strict=True):
+            compare(one, other, ulp=case.ulp, rtol=case.rtol)
 
 
 def abstract_tpu() -> contextlib.AbstractContextManager[Any]:
