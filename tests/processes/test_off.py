@@ -1,0 +1,70 @@
+"""Off costs one tiny module."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+
+def imported(python, **variables) -> list[str]:
+    got = python.run("-X", "importtime", "-c", "pass", **variables)
+    assert got.returncode == 0
+    return [line.rpartition("|")[2].strip() for line in got.stderr.splitlines()[1:]]
+
+
+@pytest.mark.parametrize("variables", [{}, {"PALLAS_NUMPY": "0"}, {"PALLAS_NUMPY": ""}])
+def test_off_imports_one_module(bare, from_wheel, variables):
+    got, stock = imported(from_wheel, **variables), imported(bare)
+    # The parent environment may offer the same modules again; each counts once.
+    assert sorted(got) == sorted([*stock, "_pallas_shim_start"])
+
+
+def test_off_through_pythonpath(python):
+    """sitecustomize.py is one module more."""
+    got, stock = imported(python), imported(python.stock())
+    assert set(got) - set(stock) <= {"_pallas_shim_start", "sitecustomize"}
+
+
+def test_importing_the_package_imports_nothing_heavy(python):
+    code = "import sys, pallas_shim; print(*sys.modules)"
+    modules = set(python.run("-c", code).stdout.split())
+    assert "pallas_shim.patching" in modules
+    assert modules.isdisjoint({"jax", "jaxlib", "numpy", "wrapt", "importlib_metadata"})
+
+
+def test_on_imports_neither_jax_nor_numpy(python):
+    code = "import sys; print(*sys.modules)"
+    modules = set(python.run("-c", code, PALLAS_NUMPY="1").stdout.split())
+    assert {"pallas_shim.patching", "wrapt", "importlib_metadata"} <= modules
+    assert modules.isdisjoint({"jax", "jaxlib", "numpy"})
+
+
+def test_once_however_often_started(from_wheel):
+    """Python 3.15 may call what .start files name more than once, and sitecustomize begins too."""
+    code = """if True:
+        import pkgutil, pathlib, sys, _pallas_shim_start
+        file = pathlib.Path(_pallas_shim_start.__file__).with_name("pallas_shim.start")
+        (line,) = file.read_text().splitlines()
+        assert pkgutil.resolve_name(line) is _pallas_shim_start.start
+        import pallas_shim
+        pallas_shim.deactivate()
+        pkgutil.resolve_name(line)()
+        _pallas_shim_start.begin()
+        print(pallas_shim.is_active())
+    """
+    got = from_wheel.run("-c", code, PALLAS_NUMPY="1")
+    assert (got.stdout, got.stderr) == ("False\n", "")
+
+
+def test_a_site_directory_added_later_starts_it(from_wheel, bare, tmp_path):
+    """As with pip install --target and site.addsitedir."""
+    code = "import sys; print(next(p for p in sys.path if p.endswith('site-packages')))"
+    directory = from_wheel.run("-c", code).stdout.strip()
+    code = f"""if True:
+        import site
+        site.addsitedir({directory!r})
+        import pallas_shim
+        print(pallas_shim.is_active())
+    """
+    assert bare.run("-c", code, PALLAS_NUMPY="1").stdout == "True\n", sys.version

@@ -1,0 +1,166 @@
+"""A script under the shim sees what it sees under Python alone."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+
+import pytest
+
+from tests.processes.conftest import CHECKOUT
+
+LOOK = """
+import json, os, pickle, sys
+class Local: pass
+pickle.loads(pickle.dumps(Local()))
+is_active = "pallas_shim" in sys.modules and sys.modules["pallas_shim"].is_active()
+print(json.dumps([sys.argv, sys.path[0], __name__, globals().get("__file__"), os.getcwd()]))
+print("jax" in sys.modules, sys.flags.dev_mode, "sitecustomize" in sys.modules)
+print(is_active, file=sys.stderr)
+"""
+
+FAIL = """
+def fail():
+    raise RuntimeError("of the script")
+fail()
+"""
+
+WAIT = """
+import time
+print("waiting", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "look.py").write_text(LOOK)
+    (tmp_path / "fail.py").write_text(FAIL)
+    (tmp_path / "leave.py").write_text("import sys; sys.exit(7)")
+    (tmp_path / "elsewhere").mkdir()
+    return tmp_path
+
+
+TARGETS = {
+    "script": ["../look.py", "a", "--strict", "-m"],
+    "module": ["-m", "look", "a"],
+    "code": ["-c", LOOK, "a", "-c"],
+}
+
+
+def both_ways(python, target, cwd, **variables):
+    """How the target ends under PALLAS_NUMPY=1, and under python -m pallas_shim."""
+    yield python.run(*target, cwd=cwd, PALLAS_NUMPY="1", **variables)
+    yield python.run("-m", "pallas_shim", *target, cwd=cwd, **variables)
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_the_script_sees_python(python, place, target):
+    cwd = place if "-m" in target[:1] else place / "elsewhere"
+    want = python.stock().run(*target, cwd=cwd)
+    assert (want.returncode, want.stderr) == (0, "False\n")
+    for got in both_ways(python, target, cwd):
+        assert (got.returncode, got.stdout, got.stderr) == (0, want.stdout, "True\n")
+
+
+@pytest.mark.parametrize("target", ["fail.py", "leave.py", "missing.py", "-mmissing"])
+def test_failures_are_pythons(python, place, target):
+    want = python.stock().run(target, cwd=place)
+    assert want.returncode != 0
+    for got in both_ways(python, [target], place):
+        assert (got.returncode, got.stdout, got.stderr) == (want.returncode, "", want.stderr)
+
+
+def test_flags_of_the_interpreter_are_kept(python, place):
+    want = python.stock().run("-X", "dev", "-u", "look.py", cwd=place)
+    got = python.run("-X", "dev", "-um", "pallas_shim", "look.py", cwd=place)
+    assert (got.returncode, got.stdout, got.stderr) == (0, want.stdout, "True\n")
+
+
+@pytest.mark.parametrize("start", [[], ["-m", "pallas_shim"]], ids=["variable", "command"])
+def test_interrupt(python, start):
+    process = subprocess.Popen(
+        [python.executable, *start, "-c", WAIT],
+        env=python.environment(PALLAS_NUMPY="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "waiting\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == -signal.SIGINT
+    assert errors.endswith("KeyboardInterrupt\n") and "pallas_shim" not in errors
+
+
+INHERIT = """
+import multiprocessing, subprocess, sys
+
+ASK = 'import sys; print("pallas_shim" in sys.modules and sys.modules["pallas_shim"].is_active())'
+
+class Answer:
+    def __init__(self, value): self.value = value
+
+def ask(queue):
+    queue.put(Answer("pallas_shim" in sys.modules and sys.modules["pallas_shim"].is_active()))
+
+def main():
+    for method in ("fork", "spawn", "forkserver"):
+        context = multiprocessing.get_context(method)
+        queue = context.Queue()
+        process = context.Process(target=ask, args=(queue,))
+        process.start()
+        print(method, queue.get(timeout=30).value)
+        process.join()
+    print("subprocess", subprocess.check_output([sys.executable, "-c", ASK], text=True).strip())
+
+if __name__ == "__main__":
+    exec(sys.argv[1])
+    main()
+"""
+
+
+@pytest.mark.parametrize("start", ["variable", "command", "python"])
+def test_processes_inherit(python, tmp_path, start):
+    script = tmp_path / "inherit.py"
+    script.write_text(INHERIT)
+    if start == "variable":
+        got = python.run(script, "pass", PALLAS_NUMPY="1")
+    elif start == "command":
+        got = python.run("-m", "pallas_shim", script, "pass")
+    else:
+        got = python.run(script, "import pallas_shim; pallas_shim.activate()")
+    want = "fork True\nspawn True\nforkserver True\nsubprocess True\n"
+    assert (got.returncode, got.stdout, got.stderr) == (0, want, "")
+
+
+def test_command_line_errors(python):
+    for arguments in ([], ["--stricht", "x.py"], ["--passes=fold", "x.py"], ["--passes"]):
+        got = python.run("-m", "pallas_shim", *arguments)
+        assert got.returncode == 2
+        assert "pallas_shim: error: " in got.stderr and "Traceback" not in got.stderr
+
+
+def test_isolated_python(bare, from_wheel, place):
+    want = bare.run("-I", "-c", LOOK)
+    got = from_wheel.run("-I", "-m", "pallas_shim", "-c", LOOK)
+    assert (got.returncode, got.stdout, got.stderr) == (0, want.stdout, "True\n")
+
+
+def test_flags_under_which_nothing_would_start_it(bare):
+    got = bare.run("-E", "-m", "pallas_shim", "-c", "pass", cwd=CHECKOUT)
+    assert got.returncode == 2
+    assert "under -E, -I or -S" in got.stderr and "pip install" in got.stderr
+
+
+def test_options_become_variables(python):
+    code = "import os; print({k: v for k, v in os.environ.items() if k.startswith('PALLAS')})"
+    options = ["--strict", "--log", "--force", "--report=r.json", "--passes=-fold,-hoist"]
+    got = python.run("-m", "pallas_shim", *options, "-c", code)
+    assert eval(got.stdout) == {
+        "PALLAS_NUMPY": "force",
+        "PALLAS_NUMPY_STRICT": "1",
+        "PALLAS_NUMPY_LOG": "1",
+        "PALLAS_NUMPY_REPORT": "r.json",
+        "PALLAS_NUMPY_PASSES": "-fold,-hoist",
+    }
