@@ -249,9 +249,10 @@ def specialise(
     rule = RULES.get(primitive)
     if rule is None:
         raise Unsupported(primitive, "the evaluator has no rule for this primitive")
-    if any(t.key_ndim for t in (*ins, *outs)):
+    if not rule.keys and any(t.key_ndim for t in (*ins, *outs)):
         raise Unsupported(primitive, "on an array of PRNG keys")
-    fn = rule.make(ins, outs, **params)
+    arrays = [tuple(ArrayType(t.shape, t.dtype) for t in types) for types in (ins, outs)]
+    fn = rule.make(*arrays, **params)
     return Operation(primitive, params, ins, outs, fn, PURE, rule.view, multiple)
 
 

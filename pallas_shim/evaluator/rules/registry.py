@@ -33,23 +33,27 @@ class Rule(NamedTuple):
     """``make(ins, outs, **params)`` gets the operands' and results' ArrayTypes (tuples)
     and returns ``fn(*arrays)``, which returns the array, or a tuple of arrays if the
     primitive has several results. It raises `Unsupported` for a case it can't do.
-    ``view``: the result may share memory with the first operand.
+    ``view``: the result may share memory with the first operand. ``keys``: the rule leaves
+    alone the trailing dimensions that an array of PRNG keys has beyond JAX's count.
     """
 
     make: Callable[..., Callable[..., Any]]
     view: bool = False
+    keys: bool = False
 
 
 RULES: dict[str, Rule] = {}
 LOWERING_RULES: dict[str, Callable[..., Any]] = {}
 
 
-def rule(*primitives: str, view: bool = False) -> Callable[[Callable], Callable]:
+def rule(
+    *primitives: str, view: bool = False, keys: bool = False
+) -> Callable[[Callable], Callable]:
     """Registers the decorated function as the rule of the named primitives."""
 
     def register(make: Callable) -> Callable:
         for name in primitives:
-            RULES[name] = Rule(make, view)
+            RULES[name] = Rule(make, view, keys)
         return make
 
     return register
