@@ -1,0 +1,193 @@
+"""Conversions: of values from dtype to dtype, of bits, and of precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule, rule
+from pallas_shim.evaluator.rules.scalar_types import (
+    bit_width,
+    is_float,
+    is_integer,
+    is_signed,
+    unsigned,
+    wide,
+)
+
+Function = Callable[..., Any]
+
+_FLOAT4 = np.dtype(ml_dtypes.float4_e2m1fn)
+_FLOAT8_E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
+_FLOAT64 = np.dtype(np.float64)
+
+
+@lowering_rule("convert_element_type")
+def _convert_or_keep(lowering, eqn, ins):
+    out = lowering.type(eqn.outvars[0].aval)
+    if ins[0].type.dtype == out.dtype:
+        return ins
+    # The types say all that the parameters do.
+    return lowering.apply("convert_element_type", ins, [out], {})
+
+
+@rule("convert_element_type")
+def _convert_element_type(ins, outs, **_):
+    return conversion(ins[0].dtype, outs[0].dtype)
+
+
+def conversion(source: np.dtype, target: np.dtype) -> Function:
+    """``fn(array)`` that converts values of dtype ``source`` to ``target`` as XLA does."""
+    if source.kind == "c" and target.kind != "c":
+        real = conversion(source.type(0).real.dtype, target)
+        return lambda x: real(x.real)
+    if target == np.bool_:
+        return _to_bool(source)
+    if is_float(source) and is_integer(target):
+        return _to_integer(source, target)
+    if target == _FLOAT4:
+        return _to_float4(source)
+    if (source, target) == (_FLOAT64, _FLOAT8_E8M0):
+        raise Unsupported("convert_element_type", f"from {source.name} to {target.name}")
+    if source == _FLOAT8_E8M0:  # its lowest value is subnormal in float32
+        return lambda x: x.astype(np.float64).astype(target)
+    return _casts(source, [wide(source), wide(target), target])
+
+
+def _casts(source: np.dtype, steps: list[np.dtype]) -> Function:
+    """Casts through each of ``steps`` in turn."""
+    path: list[np.dtype] = []
+    for step in steps:
+        if step != (path[-1] if path else source):
+            path.append(step)
+    if not path:
+        return lambda x: x
+    if len(path) == 1:
+        (target,) = path
+        return lambda x: x.astype(target)
+
+    def cast(x):
+        for step in path:
+            x = x.astype(step)
+        return x
+
+    return cast
+
+
+def _to_bool(source: np.dtype) -> Function:
+    computed = wide(source)
+    zero = computed.type(0)
+    if computed == source:
+        return lambda x: x != zero
+    if is_integer(source):
+        return lambda x: x.astype(computed) != zero
+    # In the bits, because XLA doesn't take the subnormals of narrow floats for zeros.
+    magnitude = np.uint32(0x7FFFFFFF)
+    return lambda x: (x.astype(computed).view(np.uint32) & magnitude) != 0
+
+
+def _to_float4(source: np.dtype) -> Function:
+    """There is no NaN: it becomes -0."""
+    widened = _casts(source, [wide(source), np.dtype(np.float32)])
+
+    def convert(x):
+        x = widened(x)
+        return np.where(np.isnan(x), np.float32(-0.0), x).astype(_FLOAT4)
+
+    return convert
+
+
+def _to_integer(source: np.dtype, target: np.dtype) -> Function:
+    """Towards zero; NaN becomes 0, and what is out of range the nearest that isn't."""
+    if source == _FLOAT4:  # XLA takes its largest value for an infinity
+        raise Unsupported("convert_element_type", f"from {source.name} to {target.name}")
+    info = ml_dtypes.iinfo(target)
+    computed, stored = wide(source), wide(target)
+    low, high = computed.type(info.min), computed.type(info.max)
+    zero, highest = stored.type(0), stored.type(info.max)
+    if int(high) > info.max:  # not a float: the greatest float below it is
+        high = np.nextafter(high, low)
+
+    def convert(x):
+        x = x.astype(computed, copy=False)
+        result = np.minimum(np.maximum(x, low), high).astype(stored)
+        result = np.where(x > high, highest, result)
+        return np.where(x != x, zero, result).astype(target, copy=False)
+
+    return convert
+
+
+# -- bits -----------------------------------------------------------------------------------
+
+
+@rule("bitcast_convert_type", view=True)
+def _bitcast_convert_type(ins, outs, **_):
+    (shape, source), (out_shape, target) = ins[0], outs[0]
+    old, new = bit_width(source), bit_width(target)
+    if min(old, new) < 8:
+        return _bitcast_below_a_byte(source, target, out_shape)
+    if old == new:
+        return lambda x: x.view(target)
+    return lambda x: np.ascontiguousarray(x).reshape(-1).view(target).reshape(out_shape)
+
+
+def _bitcast_below_a_byte(source: np.dtype, target: np.dtype, shape: tuple[int, ...]) -> Function:
+    """Through the single bits, the lowest first, as they lie in XLA's memory."""
+    old, new = bit_width(source), bit_width(target)
+
+    def convert(x):
+        octets = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
+        digits = np.unpackbits(octets.reshape(-1, source.itemsize), axis=1, bitorder="little")
+        digits = digits[:, :old].reshape(-1, new)
+        if new < 8:
+            octets = np.packbits(digits, axis=1, bitorder="little")
+            return _from_low_bits(octets, target).reshape(shape)
+        return np.packbits(digits, axis=1, bitorder="little").view(target).reshape(shape)
+
+    return convert
+
+
+def _from_low_bits(octets: np.ndarray, target: np.dtype) -> np.ndarray:
+    """Values of a type narrower than a byte from bytes whose low bits they are."""
+    if is_integer(target) and is_signed(target):
+        # Its bytes hold the sign in the unused bits too.
+        unused = np.uint8(8 - bit_width(target))
+        return ((octets << unused).view(np.int8) >> unused.view(np.int8)).view(target)
+    return octets.view(target)
+
+
+@rule("reduce_precision")
+def _reduce_precision(ins, outs, *, exponent_bits, mantissa_bits, **_):
+    """Rounds to a float format of so many bits, and back."""
+    dtype = ins[0].dtype
+    if dtype.itemsize == 1:
+        raise Unsupported("reduce_precision", f"of {dtype.name} is not implemented")
+    info, bits = ml_dtypes.finfo(dtype), unsigned(dtype)
+    mantissa, exponent = info.nmant, info.nexp
+    lost = max(mantissa - mantissa_bits, 0)
+    narrower = exponent_bits < exponent
+    sign_bit = bits.type(1 << (mantissa + exponent))
+    infinity = bits.type(((1 << exponent) - 1) << mantissa)
+    bias, reduced_bias = (1 << (exponent - 1)) - 1, (1 << (exponent_bits - 1)) - 1
+    highest = bits.type((bias + reduced_bias) << mantissa)
+    lowest = bits.type((bias - reduced_bias) << mantissa)
+    kept = bits.type(~((1 << lost) - 1) & ((1 << bit_width(dtype)) - 1))
+    half_less_one, one, shift = bits.type((1 << lost >> 1) - 1 if lost else 0), bits.type(1), (
+        bits.type(lost)
+    )
+
+    def reduce(x):
+        value = x.view(bits)
+        if lost:
+            # To nearest, ties to even; a carry out of the mantissa steps the exponent.
+            value = (value + ((value >> shift) & one) + half_less_one) & kept
+        if narrower:
+            power, sign = value & infinity, value & sign_bit
+            value = np.where(power > highest, sign | infinity, value)
+            value = np.where(power <= lowest, sign, value)
+        return np.where(np.isnan(x), x, value.view(dtype))
+
+    return reduce

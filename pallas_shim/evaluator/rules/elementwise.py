@@ -1,0 +1,268 @@
+"""Elementwise arithmetic, comparisons and bit operations: tables of data, a line an operation.
+
+A row gives, for each kind of dtype, the NumPy callable. Narrow types (bfloat16, float16,
+float8, int4, ...) are widened, computed, and rounded once, except where XLA itself
+computes step by step in the narrow type (`in_place`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import special
+
+from pallas_shim.jax_compat.special import COMPOSED, composition
+from pallas_shim.evaluator.rules import elementwise_math as math
+from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule, rule
+from pallas_shim.evaluator.rules.scalar_types import is_float, is_integer, wide
+
+Function = Callable[..., Any] | math.ByDtype
+
+
+class Row(NamedTuple):
+    """The callables of one primitive by kind of operand. None: there is no such operation."""
+
+    boolean: Function | None = None
+    integer: Function | None = None
+    real: Function | None = None
+    complex: Function | None = None
+
+    def of(self, dtype: np.dtype) -> Function | None:
+        if dtype == np.bool_:
+            return self.boolean
+        if is_integer(dtype):
+            return self.integer
+        return self.real if is_float(dtype) else self.complex
+
+
+def everywhere(fn: Function) -> Row:
+    return Row(fn, fn, fn, fn)
+
+
+def numbers(fn: Function) -> Row:
+    return Row(None, fn, fn, fn)
+
+
+def reals(fn: Function) -> Row:
+    return Row(real=fn)
+
+
+def inexact(fn: Function) -> Row:
+    return Row(real=fn, complex=fn)
+
+
+def integers(fn: Function) -> Row:
+    return Row(integer=fn)
+
+
+def bits(fn: Function) -> Row:
+    return Row(fn, fn)
+
+
+TABLE: dict[str, Row] = {
+    # arithmetic
+    "add": numbers(np.add),
+    "add_any": numbers(np.add),
+    "sub": numbers(np.subtract),
+    "mul": numbers(np.multiply),
+    "div": Row(None, math.int_div, np.divide, np.divide),
+    "rem": Row(None, math.int_rem, np.fmod),
+    "neg": numbers(np.negative),
+    "abs": numbers(np.abs),
+    "sign": Row(None, np.sign, math.sign, np.sign),
+    "square": numbers(np.square),
+    "one_minus_square": numbers(math.one_minus_square),
+    "mulhi": integers(math.mulhi),
+    "max": Row(np.maximum, np.maximum, math.maximum),
+    "min": Row(np.minimum, np.minimum, math.minimum),
+    # rounding
+    "floor": reals(np.floor),
+    "ceil": reals(np.ceil),
+    "is_finite": reals(np.isfinite),
+    "nextafter": reals(math.nextafter),
+    # exponentials and roots
+    "exp": inexact(np.exp),
+    "exp2": inexact(math.exp2),
+    "expm1": inexact(np.expm1),
+    "log": inexact(np.log),
+    "log2": inexact(math.log2),
+    "log1p": inexact(np.log1p),
+    "logistic": inexact(math.logistic),
+    "sqrt": inexact(np.sqrt),
+    "rsqrt": inexact(math.rsqrt),
+    "cbrt": reals(np.cbrt),
+    # trigonometry
+    "sin": inexact(np.sin),
+    "cos": inexact(np.cos),
+    "tan": inexact(np.tan),
+    "asin": inexact(np.arcsin),
+    "acos": inexact(np.arccos),
+    "atan": inexact(np.arctan),
+    "atan2": reals(np.arctan2),
+    "sinh": inexact(np.sinh),
+    "cosh": inexact(np.cosh),
+    "tanh": inexact(np.tanh),
+    "asinh": inexact(np.arcsinh),
+    "acosh": inexact(np.arccosh),
+    "atanh": inexact(np.arctanh),
+    # special functions
+    "erf": reals(special.erf),
+    "erfc": reals(special.erfc),
+    "erf_inv": reals(math.erf_inv),
+    "lgamma": reals(math.lgamma),
+    "digamma": reals(math.digamma),
+    "polygamma": reals(math.polygamma),
+    "zeta": reals(math.zeta),
+    "bessel_i0e": reals(special.i0e),
+    "bessel_i1e": reals(math.bessel_i1e),
+    # comparisons
+    "eq": everywhere(np.equal),
+    "ne": everywhere(np.not_equal),
+    "lt": Row(np.less, np.less, np.less),
+    "le": Row(np.less_equal, np.less_equal, np.less_equal),
+    "gt": Row(np.greater, np.greater, np.greater),
+    "ge": Row(np.greater_equal, np.greater_equal, np.greater_equal),
+    "eq_to": Row(np.equal, np.equal, math.total_order(np.equal)),
+    "lt_to": Row(np.less, np.less, math.total_order(np.less)),
+    "le_to": Row(np.less_equal, np.less_equal, math.total_order(np.less_equal)),
+    # bits
+    "and": bits(np.bitwise_and),
+    "or": bits(np.bitwise_or),
+    "xor": bits(np.bitwise_xor),
+    "not": bits(np.invert),
+    "shift_left": integers(np.left_shift),
+    "shift_right_arithmetic": integers(math.shift_right_arithmetic),
+    "shift_right_logical": integers(math.shift_right_logical),
+    "population_count": integers(math.population_count),
+    "clz": integers(math.clz),
+    # complex numbers
+    "conj": Row(real=math.to_complex_conjugate, complex=np.conjugate),
+}
+
+
+def specialised(fn: Function, dtype: np.dtype, out: np.dtype) -> Callable[..., Any]:
+    """``fn`` for operands of ``dtype``, widened and rounded back if they are narrow."""
+    computed = wide(dtype)
+    if isinstance(fn, math.ByDtype):
+        if fn.in_place:
+            return fn.of(dtype)
+        fn = fn.of(dtype if is_integer(dtype) else computed)
+    if computed == dtype:
+        return fn
+    if out == dtype:
+        return lambda *xs: fn(*[x.astype(computed) for x in xs]).astype(out)
+    return lambda *xs: fn(*[x.astype(computed) for x in xs])
+
+
+def _register(name: str, row: Row) -> None:
+    @rule(name)
+    def make(ins, outs, **_):
+        dtype = ins[0].dtype
+        fn = row.of(dtype)
+        if fn is None:
+            raise Unsupported(name, f"it has no meaning for {dtype.name} operands")
+        return specialised(fn, dtype, outs[0].dtype)
+
+
+for _name, _row in TABLE.items():
+    _register(_name, _row)
+
+
+@rule("round")
+def _round(ins, outs, *, rounding_method, **_):
+    even = rounding_method.name == "TO_NEAREST_EVEN"
+    dtype = ins[0].dtype
+    return specialised(np.rint if even else math.round_away_from_zero, dtype, dtype)
+
+
+@rule("pow")
+def _pow(ins, outs, **_):
+    dtype, exponent = ins[0].dtype, ins[1].dtype
+    fn = specialised(np.power, dtype, dtype)
+    return fn if exponent == dtype else lambda x, y: fn(x, y.astype(dtype))
+
+
+@rule("integer_pow")
+def _integer_pow(ins, outs, *, y, **_):
+    dtype = ins[0].dtype
+    computed = wide(dtype) if is_integer(dtype) else dtype
+    fn = math.integer_pow(y, computed)
+    return fn if computed == dtype else lambda x: fn(x.astype(computed)).astype(dtype)
+
+
+@rule("polynomial")
+def _polynomial(ins, outs, *, unroll=None, **_):
+    shape, dtype = outs[0]
+    unrolled = len(ins) - 1 <= (8 if unroll is None else unroll)
+
+    def polynomial(x, *coefficients):
+        # JAX's loop starts with zero, which matters where x is infinite.
+        result = np.zeros(shape, dtype)
+        rest = reversed(coefficients)
+        if unrolled:
+            result = result + next(rest)
+        for c in rest:
+            result = result * x + c
+        return result
+
+    return polynomial
+
+
+@rule("clamp")
+def _clamp(ins, outs, **_):
+    dtype = ins[1].dtype
+    lower, upper = (specialised(TABLE[n].of(dtype), dtype, dtype) for n in ("max", "min"))
+    return lambda low, x, high: upper(lower(x, low), high)
+
+
+@rule("select_n")
+def _select_n(ins, outs, **_):
+    predicate, *cases = ins
+    if len(cases) == 1:
+        return lambda _, x: x.copy()
+    if predicate.shape != cases[0].shape:
+        if predicate.dtype == np.bool_:
+            return lambda which, *xs: xs[bool(which)].copy()
+        last = len(cases) - 1
+        return lambda which, *xs: xs[min(max(int(which), 0), last)].copy()
+    if predicate.dtype == np.bool_:
+        return math.select(cases[0])
+    return math.select_many
+
+
+@rule("real", view=True)
+def _real(ins, outs, **_):
+    return lambda x: x.real
+
+
+@rule("imag")
+def _imag(ins, outs, **_):
+    return lambda x: x.imag.copy()
+
+
+@rule("complex")
+def _complex(ins, outs, **_):
+    def combine(real, imag):
+        result = np.empty(*outs[0])
+        result.real, result.imag = real, imag
+        return result
+
+    return combine
+
+
+@lowering_rule("pvary", "reduced_vary_cast", "reduced_vary_cast_p", "vary_unreduced_cast",
+               "vary_unreduced_cast_p", "preduced", "stage", "stop_gradient")
+def _same_value(lowering, eqn, ins):
+    return ins
+
+
+@lowering_rule("tie")
+def _tie(lowering, eqn, ins):
+    return ins[1:]
+
+
+@lowering_rule(*COMPOSED)
+def _composed(lowering, eqn, ins):
+    return lowering.inline(composition(eqn), ins)

@@ -1,0 +1,335 @@
+"""The elementwise operations that are not one NumPy or SciPy function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import special
+
+from pallas_shim.evaluator.program import ArrayType
+from pallas_shim.evaluator.rules.scalar_types import bit_width, is_signed, signed, unsigned, wide
+
+Function = Callable[..., Any]
+
+
+class ByDtype(NamedTuple):
+    """A callable that depends on the operands' dtype: ``of(dtype)`` is it.
+
+    ``in_place``: it computes in the narrow type, each step rounded, as XLA does. Else
+    its operands come widened; ``of`` still gets integers' own dtype, and floats' wide one.
+    """
+
+    of: Callable[[np.dtype], Function]
+    in_place: bool = False
+
+
+def _in_place(of: Callable[[np.dtype], Function]) -> ByDtype:
+    return ByDtype(of, in_place=True)
+
+
+# -- integers -------------------------------------------------------------------------------
+
+
+@ByDtype
+def int_div(dtype: np.dtype) -> Function:
+    """Division towards zero. XLA's x / 0 has all bits set, and the lowest / -1 wraps."""
+    computed = wide(dtype)
+    ones = computed.type(-1 if is_signed(dtype) else np.iinfo(computed).max)
+    if computed.itemsize < 8:
+        # A float with more than twice the bits divides exactly, and far faster.
+        exact = np.float32 if computed.itemsize <= 2 else np.float64
+
+        def divide(x, y):
+            quotient = np.divide(x, y, dtype=exact)
+            return np.where(y == 0, ones, quotient.astype(np.int64).astype(computed))
+
+    elif is_signed(dtype):
+
+        def divide(x, y):
+            quotient = np.floor_divide(x, y)
+            remainder = x - quotient * y
+            quotient = quotient + ((remainder != 0) & ((x < 0) != (y < 0)))
+            return np.where(y == 0, ones, quotient)
+
+    else:
+
+        def divide(x, y):
+            return np.where(y == 0, ones, np.floor_divide(x, y))
+
+    def scalar_or_array(x, y):
+        if x.ndim or y.ndim or y == 0 or y == ones:
+            return divide(x, y)
+        a, b = int(x), int(y)
+        quotient = abs(a) // abs(b)
+        return computed.type(quotient if (a < 0) == (b < 0) else -quotient)
+
+    return scalar_or_array if is_signed(dtype) else divide
+
+
+@ByDtype
+def int_rem(dtype: np.dtype) -> Function:
+    """The remainder of `int_div`, so x % 0 is x."""
+    divide = int_div.of(dtype)
+    return lambda x, y: x - divide(x, y) * y
+
+
+@ByDtype
+def mulhi(dtype: np.dtype) -> Function:
+    """The upper half of the product."""
+    width = bit_width(dtype)
+    if width < 64:
+        double = np.dtype(np.int64 if is_signed(dtype) else np.uint64).type
+        computed = wide(dtype)
+        return lambda x, y: ((x.astype(double) * y) >> double(width)).astype(computed)
+    half, low = dtype.type(32), dtype.type(0xFFFFFFFF)
+
+    def by_halves(x, y):
+        x_high, x_low, y_high, y_low = x >> half, x & low, y >> half, y & low
+        # The product of the low halves is unsigned even where the operands are signed.
+        carry = (x_low.view("u8") * y_low.view("u8") >> np.uint64(32)).view(dtype)
+        middle = x_high * y_low + carry
+        other = x_low * y_high + (middle & low)
+        return x_high * y_high + (middle >> half) + (other >> half)
+
+    return by_halves
+
+
+@ByDtype
+def shift_right_logical(dtype: np.dtype) -> Function:
+    """NumPy shifts as XLA does: a count below 0 or from the width on shifts everything out."""
+    computed, bits = wide(dtype), unsigned(dtype)
+    mask = bits.type((1 << bit_width(dtype)) - 1)
+
+    def shift(x, y):
+        return np.right_shift(x.view(bits) & mask, y.view(bits)).view(computed)
+
+    return shift
+
+
+@ByDtype
+def shift_right_arithmetic(dtype: np.dtype) -> Function:
+    computed, bits = wide(dtype), signed(dtype)
+    if computed == bits:
+        return np.right_shift
+    return lambda x, y: np.right_shift(x.view(bits), y.view(bits)).view(computed)
+
+
+@ByDtype
+def population_count(dtype: np.dtype) -> Function:
+    computed, bits = wide(dtype), unsigned(dtype)
+    mask = bits.type((1 << bit_width(dtype)) - 1)
+    return lambda x: np.bitwise_count(x.view(bits) & mask).astype(computed)
+
+
+@ByDtype
+def clz(dtype: np.dtype) -> Function:
+    computed, bits, width = wide(dtype), unsigned(dtype), bit_width(dtype)
+    mask = bits.type((1 << width) - 1)
+
+    def count(x):
+        # Every bit below the highest is set, and then the set bits are counted.
+        x = x.view(bits) & mask
+        distance = 1
+        while distance < width:
+            x = x | (x >> bits.type(distance))
+            distance *= 2
+        return (bits.type(width) - np.bitwise_count(x)).astype(computed)
+
+    return count
+
+
+# -- floats ---------------------------------------------------------------------------------
+
+
+def _extremum(pick: np.ufunc) -> ByDtype:
+    def of(dtype: np.dtype) -> Function:
+        bits = signed(dtype)
+
+        def extremum(x, y):
+            # Of equal operands NumPy returns either, but -0 is less than 0. In the other
+            # order it returns the other one, and as integers -0 is the lowest of all.
+            one, other = pick(x, y).view(bits), pick(y, x).view(bits)
+            return pick(one, other).view(dtype)
+
+        return extremum
+
+    return ByDtype(of)
+
+
+maximum = _extremum(np.maximum)
+minimum = _extremum(np.minimum)
+
+
+def to_complex_conjugate(x):
+    return np.conjugate(x.astype(np.result_type(x.dtype, np.complex64)))
+
+
+def sign(x):
+    return np.copysign(np.sign(x), x)
+
+
+def round_away_from_zero(x):
+    whole = np.trunc(x)
+    return np.copysign(whole + np.copysign(np.abs(x - whole) >= 0.5, x), x).astype(x.dtype)
+
+
+@_in_place
+def nextafter(dtype: np.dtype) -> Function:
+    return lambda x, y: np.where(x == y, y, np.nextafter(x, y))
+
+
+@_in_place
+def one_minus_square(dtype: np.dtype) -> Function:
+    one = dtype.type(1)
+    return lambda x: (one + x) * (one - x)
+
+
+@_in_place
+def exp2(dtype: np.dtype) -> Function:
+    scale = np.asarray(np.log(2)).astype(dtype)[()]
+    return lambda x: np.exp(x * scale)
+
+
+@_in_place
+def log2(dtype: np.dtype) -> Function:
+    scale = np.asarray(1 / np.log(2)).astype(dtype)[()]
+    return lambda x: np.log(x) * scale
+
+
+@_in_place
+def logistic(dtype: np.dtype) -> Function:
+    one = dtype.type(1)
+    return lambda x: one / (one + np.exp(-x))
+
+
+@ByDtype
+def rsqrt(dtype: np.dtype) -> Function:
+    one = dtype.type(1)
+    return lambda x: one / np.sqrt(x)
+
+
+def total_order(compare: np.ufunc) -> ByDtype:
+    """-NaN < -inf < ... < -0 < 0 < ... < inf < NaN."""
+
+    def of(dtype: np.dtype) -> Function:
+        bits = signed(dtype)
+        width, magnitude = bits.type(8 * bits.itemsize - 1), bits.type(np.iinfo(bits).max)
+
+        def key(x):
+            x = x.view(bits)
+            return x ^ ((x >> width) & magnitude)
+
+        return lambda x, y: compare(key(x), key(y))
+
+    return ByDtype(of)
+
+
+def integer_pow(y: int, dtype: np.dtype) -> Function:
+    """x to the power of a known integer, by squaring, in the order JAX multiplies."""
+    one = dtype.type(1)
+    if y == 0:
+        return lambda x: np.full_like(x, one)
+    bits = [digit == "1" for digit in reversed(f"{abs(y):b}")]
+
+    def power(x):
+        result = x if bits[0] else None
+        for bit in bits[1:]:
+            x = x * x
+            if bit:
+                result = x if result is None else result * x
+        return result
+
+    if y < 0:
+        return lambda x: one / power(x)
+    return (lambda x: x.copy()) if y == 1 else power
+
+
+# -- choices --------------------------------------------------------------------------------
+
+# From this size on, bit operations beat np.where on masks without a pattern, and equal it on
+# those with one.
+_MANY = 1 << 14
+
+
+def select(type: ArrayType) -> Function:
+    """The second case where the predicate is true, elsewhere the first."""
+    if type.size < _MANY or type.dtype.itemsize > 8:
+        return lambda which, no, yes: np.where(which, yes, no)
+    bits = signed(type.dtype)
+
+    def by_bits(which, no, yes):
+        no = no.view(bits)
+        result = no ^ yes.view(bits)
+        result &= np.negative(which.view(np.int8)).astype(bits)
+        result ^= no
+        return result.view(type.dtype)
+
+    return by_bits
+
+
+def select_many(which, *cases):
+    result = cases[0].copy()
+    for index, case in enumerate(cases[1:], 1):
+        # As in XLA, an index beyond the last case selects the last.
+        result = np.where(which >= index, case, result)
+    return result
+
+
+# -- special functions ----------------------------------------------------------------------
+
+# Giles, "Approximating the erfinv function" (2010), single precision: the coefficients of
+# polynomials in w - 2.5 where w = -log(1 - x^2) < 5, and in sqrt(w) - 3 elsewhere.
+_ERF_INV_CENTRE = (
+    2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087,
+    -0.00125372503, -0.00417768164, 0.246640727, 1.50140941,
+)  # fmt: skip
+_ERF_INV_TAIL = (
+    -0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773,
+    -0.0076224613, 0.00943887047, 1.00167406, 2.83297682,
+)  # fmt: skip
+
+
+@ByDtype
+def erf_inv(dtype: np.dtype) -> Function:
+    if dtype == np.float64:
+        # SciPy's loses its digits near zero where subnormals are flushed.
+        slope = np.sqrt(np.pi) / 2
+        return lambda x: np.where(np.abs(x) < 1e-9, x * slope, special.erfinv(x))
+    pairs = [tuple(map(np.float32, pair)) for pair in zip(_ERF_INV_CENTRE, _ERF_INV_TAIL,
+                                                          strict=True)]
+    five, half, three = map(np.float32, (5, 2.5, 3))
+
+    def giles(x):
+        w = -np.log1p(-x * x)
+        centre = w < five
+        w = np.where(centre, w - half, np.sqrt(w) - three)
+        p = np.where(centre, *pairs[0])
+        for pair in pairs[1:]:
+            p = p * w + np.where(centre, *pair)
+        return np.where(np.abs(x) == 1, x * np.float32(np.inf), p * x)
+
+    return giles
+
+
+def lgamma(x):
+    return np.where(np.isinf(x), np.abs(x), special.gammaln(x))
+
+
+def digamma(x):
+    return special.psi(x)
+
+
+def zeta(x, q):
+    return special.zeta(x, q)
+
+
+def polygamma(m, x):
+    return np.where(
+        m == 0, special.psi(x), -np.cos(np.pi * m) * special.gamma(m + 1) * special.zeta(m + 1, x)
+    ).astype(x.dtype)
+
+
+def bessel_i1e(x):
+    return np.copysign(special.i1e(x), x)

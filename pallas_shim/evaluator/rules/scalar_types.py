@@ -1,0 +1,55 @@
+"""What kinds of dtype there are, and in which dtype arithmetic on each is done."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+
+
+def is_float(dtype: np.dtype) -> bool:
+    """True for real floating-point dtypes, ml_dtypes' included."""
+    return dtype.kind == "f" or (dtype.kind == "V" and _describes(ml_dtypes.finfo, dtype))
+
+
+def is_integer(dtype: np.dtype) -> bool:
+    """True for integer dtypes, ml_dtypes' included; not for booleans."""
+    return dtype.kind in "iu" or (dtype.kind == "V" and _describes(ml_dtypes.iinfo, dtype))
+
+
+def is_signed(dtype: np.dtype) -> bool:
+    """Of an integer dtype: has it negative values?"""
+    return ml_dtypes.iinfo(dtype).min < 0
+
+
+def bit_width(dtype: np.dtype) -> int:
+    """How many bits a value has. NumPy keeps 4-bit and narrower values in a byte each."""
+    if dtype.kind != "V":
+        return 8 * dtype.itemsize
+    return (ml_dtypes.iinfo if is_integer(dtype) else ml_dtypes.finfo)(dtype).bits
+
+
+def wide(dtype: np.dtype) -> np.dtype:
+    """The dtype that arithmetic on ``dtype`` is done in, before one rounding back to it."""
+    if is_float(dtype):
+        return np.dtype(np.float32) if dtype.itemsize < 4 else dtype
+    if is_integer(dtype) and bit_width(dtype) < 8:
+        return np.dtype(np.int8 if is_signed(dtype) else np.uint8)
+    return dtype
+
+
+def unsigned(dtype: np.dtype) -> np.dtype:
+    """The unsigned integer dtype of the same size in memory: a value's bits."""
+    return np.dtype(f"u{dtype.itemsize}")
+
+
+def signed(dtype: np.dtype) -> np.dtype:
+    """The signed integer dtype of the same size in memory."""
+    return np.dtype(f"i{dtype.itemsize}")
+
+
+def _describes(info, dtype: np.dtype) -> bool:
+    try:
+        info(dtype)
+    except ValueError:
+        return False
+    return True
