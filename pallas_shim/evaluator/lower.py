@@ -90,7 +90,8 @@ class Lowering:
         """Emits a jaxpr's equations here; ``args`` stand for its inputs. Returns its outputs."""
         jaxpr, own_consts = jax_compat.open_jaxpr(jaxpr)
         env: dict[Any, Value] = {}
-        for var, const in zip(jaxpr.constvars, own_consts or consts, strict=True):
+        # Those given come first: what a jaxpr of run_scoped holds itself, in JAX 0.12, are tracers.
+        for var, const in zip(jaxpr.constvars, consts or own_consts, strict=True):
             if not isinstance(const, Value):
                 const = self.const(const, self.type(var.aval))
             env[var] = const

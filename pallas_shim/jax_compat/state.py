@@ -70,7 +70,7 @@ def _step(transform: Any) -> Step | None:
         return Bitcast(np.dtype(transform.dtype))
     if name in ("ReshapeTransform", "RefReshaper"):
         return Reshape(tuple(transform.shape))
-    if name in ("TransposeTransform", "TransposeRef"):
+    if name in ("TransposeTransform", "TransposeRef", "RefTransposer"):
         return Transpose(tuple(transform.permutation))
     if name in ("MemorySpaceCastTransform", "AccessAssumptionTransform"):
         return None  # neither moves nor changes data
