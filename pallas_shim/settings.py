@@ -58,7 +58,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
     "PALLAS_NUMPY_STRICT": ("0 or 1", _switch("strict")),
     "PALLAS_NUMPY_LOG": ("0 or 1", _switch("log")),
     "PALLAS_NUMPY_REPORT": ("0, 1 (a table on stderr) or the path for a JSON file", _report),
-    "PALLAS_NUMPY_PASSES": ("passes to leave out, as in -fold,-hoist", _passes),
+    "PALLAS_NUMPY_PASSES": ("passes to leave out, as in -hoisting,-load_views", _passes),
 }
 
 

@@ -46,8 +46,8 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
     if environ.get("PALLAS_NUMPY", "") in ("", "0"):
         changes["PALLAS_NUMPY"] = "1"
     if not starts_with_python():
-        path = environ.get("PYTHONPATH")
-        changes["PYTHONPATH"] = os.pathsep.join([sitecustomize_directory(), *([path] * bool(path))])
+        path = [sitecustomize_directory(), environ.get("PYTHONPATH")]
+        changes["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     return changes
 
 

@@ -1,0 +1,88 @@
+"""python -m pallas_shim doctor: what is here, and whether it works together."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import platform
+import sys
+
+import pallas_shim
+from pallas_shim import discovery, patching, settings, startup
+
+_PACKAGES = ("jax", "jaxlib", "numpy", "wrapt", "importlib-metadata")
+
+
+def main() -> int:
+    """Prints the findings; the exit status: 0 if a kernel runs in NumPy here, else 1."""
+    print(f"pallas_shim {pallas_shim.__version__} in {pathlib.Path(pallas_shim.__file__).parent}")
+    print(f"Python {platform.python_version()} ({sys.executable})")
+    try:
+        import importlib_metadata
+    except ImportError as error:
+        print(f"{error}; install importlib-metadata in this environment")
+        return 1
+    for package in _PACKAGES:
+        try:
+            print(f"{package} {importlib_metadata.version(package)}")
+        except importlib_metadata.PackageNotFoundError:
+            print(f"{package} is missing")
+    for line in [*_startup_files(), *_settings(), *_patches()]:
+        print(line)
+    try:
+        works, finding = _try_kernel()
+    except Exception as error:
+        works, finding = False, f"{type(error).__name__}: {error}"
+    print(f"a small kernel: {finding}")
+    return 0 if works else 1
+
+
+def _startup_files() -> list[str]:
+    found = [
+        str(path)
+        for directory in dict.fromkeys(sys.path)
+        for path in sorted(pathlib.Path(directory).glob("pallas_shim.*"))
+        if path.suffix in (".pth", ".start")
+    ]
+    if startup.starts_with_python():
+        how = "active: PALLAS_NUMPY=1 python script.py is enough here"
+    elif found:
+        how = "not active in this process (another pallas_shim's, or Python ran with -S)"
+    else:
+        how = "not installed: use python -m pallas_shim script.py"
+    return [f"start-up files: {', '.join(found) or 'none'}", f"  {how}"]
+
+
+def _settings() -> list[str]:
+    fields = dataclasses.asdict(settings.current()).items()
+    values = ", ".join(
+        f"{name}={sorted(value) if isinstance(value, frozenset) else value!r}"
+        for name, value in fields
+    )
+    return [f"settings: {values}"]
+
+
+def _patches() -> list[str]:
+    found = discovery.entry_points(patching.GROUP)
+    return ["patches:", *(f"  on import of {patch.name}: {patch.value}" for patch in found)]
+
+
+def _try_kernel() -> tuple[bool, str]:
+    patching.activate()
+    import jax
+    import numpy as np
+    from jax.experimental import pallas as pl
+
+    def add_one(x_ref, o_ref):
+        o_ref[...] = x_ref[...] + 1
+
+    if not patching.is_active():
+        return False, "not tried, the shim is off (see the message above)"
+    from pallas_shim.report import REPORT
+
+    x = np.arange(8.0, dtype=np.float32)
+    call = pl.pallas_call(add_one, out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype))
+    right = bool((np.asarray(jax.jit(call)(x)) == x + 1).all())
+    row = REPORT.rows()[-1]
+    value = "right" if right else "wrong"
+    return right and row["rung"] == "numpy", f"rung {row['rung']} ({row['reason']}), {value} values"

@@ -1,0 +1,62 @@
+"""Every variable, its values, and the messages for bad ones."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from pallas_shim.settings import SettingError, Settings, read
+
+
+def test_nothing_set():
+    assert read({}) == read({"HOME": "/", "PALLAS_NUMPYISH": "x"}) == Settings()
+
+
+@pytest.mark.parametrize("name", ["", "_STRICT", "_LOG", "_REPORT", "_PASSES"])
+def test_empty_is_unset(name):
+    assert read({f"PALLAS_NUMPY{name}": ""}) == Settings()
+
+
+@pytest.mark.parametrize(
+    "name, value, fields",
+    [
+        ("", "0", {}),
+        ("", "1", {"enabled": True}),
+        ("", "force", {"enabled": True, "force": True}),
+        ("_STRICT", "0", {}),
+        ("_STRICT", "1", {"strict": True}),
+        ("_LOG", "1", {"log": True}),
+        ("_REPORT", "0", {}),
+        ("_REPORT", "1", {"report": "1"}),
+        ("_REPORT", "a b/r.json", {"report": "a b/r.json"}),
+        ("_PASSES", "-a", {"disabled_passes": frozenset({"a"})}),
+        ("_PASSES", "-a_b,-c", {"disabled_passes": frozenset({"a_b", "c"})}),
+    ],
+)
+def test_values(name, value, fields):
+    assert read({f"PALLAS_NUMPY{name}": value}) == dataclasses.replace(Settings(), **fields)
+
+
+@pytest.mark.parametrize(
+    "name, value, allowed",
+    [
+        ("", "yes", "0, 1 or force"),
+        ("", " 1", "0, 1 or force"),
+        ("_STRICT", "true", "0 or 1"),
+        ("_LOG", "debug", "0 or 1"),
+        ("_PASSES", "a", "-hoisting"),
+        ("_PASSES", "-a,b", "-hoisting"),
+        ("_PASSES", "-a,", "-hoisting"),
+    ],
+)
+def test_bad_values(name, value, allowed):
+    with pytest.raises(SettingError) as error:
+        read({f"PALLAS_NUMPY{name}": value})
+    message = str(error.value)
+    assert f"PALLAS_NUMPY{name}={value!r}" in message and allowed in message
+
+
+def test_a_variable_that_does_not_exist():
+    with pytest.raises(SettingError, match="PALLAS_NUMPY_STICT .*PALLAS_NUMPY_STRICT"):
+        read({"PALLAS_NUMPY_STICT": "1"})
