@@ -1,0 +1,328 @@
+"""Rules that read and write parts of an array at computed positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pallas_shim.evaluator.execute import Executable
+from pallas_shim.evaluator.lower import lower
+from pallas_shim.evaluator.rules.registry import Unsupported, rule
+from pallas_shim.evaluator.rules.sort import order_bits, sortable
+
+Shape = tuple[int, ...]
+
+
+# -- one window --------------------------------------------------------------------------------
+
+
+def _window_at(shape: Shape, sizes: Shape, axes: Sequence[int]):
+    """A callable from start positions along ``axes``, which it clamps, to a window's index."""
+    index = [slice(size) for size in sizes]
+    moving = [
+        (i, axis, shape[axis] - sizes[axis], sizes[axis])
+        for i, axis in enumerate(axes)
+        if sizes[axis] != shape[axis]
+    ]
+
+    def at(starts):
+        result = index.copy()
+        for i, axis, last, size in moving:
+            start = min(max(int(starts[i]), 0), last)
+            result[axis] = slice(start, start + size)
+        return tuple(result)
+
+    return at
+
+
+@rule("dynamic_slice", view=True, keys=True)
+def _dynamic_slice(ins, outs, *, slice_sizes, **_):
+    at = _window_at(ins[0].shape, outs[0].shape, range(len(slice_sizes)))
+    return lambda x, *starts: x[at(starts)]
+
+
+@rule("dynamic_update_slice", keys=True)
+def _dynamic_update_slice(ins, outs, **_):
+    at = _window_at(ins[0].shape, ins[1].shape, range(len(ins) - 2))
+
+    def update(x, window, *starts):
+        out = np.array(x)
+        out[at(starts)] = window
+        return out
+
+    return update
+
+
+# -- a window for each of many index vectors ---------------------------------------------------
+
+
+class _Windows:
+    """The windows of an operand that a gather reads, or that a scatter writes.
+
+    The operand is seen as (planes, rows, row): between leading and trailing dimensions that
+    every window covers whole lie those along which windows differ, and a window is a set
+    of rows of them, the same in each plane. The gather's result and the scatter's updates
+    are in turn seen as (planes, windows, rows of a window x row).
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        batch: Shape,
+        sizes: Shape,
+        window_dims: Sequence[int],
+        dropped: Sequence[int],
+        index_map: Sequence[int],
+        batching: Sequence[tuple[int, int]],
+    ):
+        """
+        Args:
+          shape: the operand's.
+          batch: the shape of the array of index vectors.
+          sizes: a window's, for each of the operand's dimensions.
+          window_dims: the dimensions of the result that are the window's.
+          dropped: the operand's dimensions, of window size 1, that the result does not have.
+          index_map: the operand's dimension for each component of an index vector.
+          batching: pairs of dimensions, of the operand and of ``batch``, that go together.
+        """
+        partial = [d for d, length in enumerate(shape) if sizes[d] != length]
+        first, end = (partial[0], partial[-1] + 1) if partial else (0, 0)
+        stride = {d: _product(shape[d + 1 : end]) for d in range(first, end)}
+        self.planes = _product(shape[:first])
+        self.rows = _product(shape[first:end])
+        self.row = _product(shape[end:])
+        self.number = _product(batch)
+        self.single = self.number == 1 and not batching
+        self.components = len(index_map)
+        self.lasts = [shape[d] - sizes[d] for d in index_map]
+        self.last = np.array(self.lasts, np.int64)
+        self.strides = np.array([stride.get(d, 0) for d in index_map], np.int64)
+
+        kept = [d for d in range(len(shape)) if d not in dropped]
+        grid = _grid(batch, ((of, stride.get(d, 0)) for d, of in batching))
+        inner = [d for d in kept if d in stride]
+        window = _grid([sizes[d] for d in inner], enumerate(stride[d] for d in inner))
+        # Where the rows of a window lie from its start, and its start from its index vector's.
+        self.offsets = window.reshape(1, -1)
+        if batching:
+            self.offsets = self.offsets + grid.reshape(-1, 1)
+
+        # The result's dimensions in the order (planes, windows, rows of a window, row).
+        dim_of = dict(zip(kept, window_dims, strict=True))
+        batch_dims = [d for d in range(len(batch) + len(kept)) if d not in window_dims]
+        planes, rest = [d for d in kept if d < first], [d for d in kept if d >= first]
+        self.order = (*(dim_of[d] for d in planes), *batch_dims, *(dim_of[d] for d in rest))
+        self.inverse = tuple(map(int, np.argsort(self.order)))
+        self.ordered = (*(sizes[d] for d in planes), *batch, *(sizes[d] for d in rest))
+
+    def starts(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """The index vectors, (windows, components), and which windows lie inside the operand,
+        or None if all do."""
+        starts = indices.reshape(self.number, self.components).astype(np.int64)
+        # As unsigned numbers the negative ones are too large as well.
+        inside = starts.view(np.uint64) <= self.last.view(np.uint64)
+        return starts, None if inside.all() else inside.all(axis=1)
+
+    def all_inside(self, starts: Sequence[int]) -> bool:
+        return all(0 <= start <= last for start, last in zip(starts, self.lasts, strict=True))
+
+    def clamp(self, starts: np.ndarray) -> np.ndarray:
+        return np.minimum(np.maximum(starts, 0), self.last)
+
+    def positions(self, starts: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """The positions of the rows that the windows consist of, (windows * rows of one)."""
+        at = starts * self.strides if self.components == 1 else (starts @ self.strides)[:, None]
+        return (at + offsets).reshape(-1)
+
+
+    def to_result(self, rows: np.ndarray) -> np.ndarray:
+        return rows.reshape(self.ordered).transpose(self.inverse)
+
+    def from_updates(self, updates: np.ndarray) -> np.ndarray:
+        return updates.transpose(self.order).reshape(self.planes, self.number, -1)
+
+
+def _grid(shape: Sequence[int], strides: Iterable[tuple[int, int]]) -> np.ndarray:
+    """An array of sums of positions times strides, given for some of its dimensions."""
+    total = np.zeros(shape, np.int64)
+    for dim, stride in strides:
+        line = np.arange(shape[dim]) * stride
+        total += line.reshape([-1 if d == dim else 1 for d in range(len(shape))])
+    return total
+
+
+def _product(sizes: Sequence[int]) -> int:
+    return int(np.prod(sizes, dtype=np.int64))
+
+
+def _mode(primitive: str, mode: Any) -> str:
+    if mode.name not in ("CLIP", "FILL_OR_DROP", "PROMISE_IN_BOUNDS"):
+        raise Unsupported(primitive, f"the mode {mode.name} is not one of XLA's on CPUs")
+    return mode.name
+
+
+# -- gather ------------------------------------------------------------------------------------
+
+
+@rule("gather", keys=True)
+def _gather(ins, outs, *, dimension_numbers, slice_sizes, mode, fill_value, **_):
+    dnums, operand = dimension_numbers, ins[0]
+    shape, dtype = outs[0]
+    fills = _mode("gather", mode) == "FILL_OR_DROP"
+    if not outs[0].size:
+        return lambda x, indices: np.empty(shape, dtype)
+    # The dimensions of a PRNG key, which the parameters don't speak of, are in every window.
+    hidden = operand.ndim - len(slice_sizes)
+    sizes = (*slice_sizes, *operand.shape[len(slice_sizes) :])
+    windows = _Windows(
+        operand.shape,
+        ins[1].shape[:-1],
+        sizes,
+        (*dnums.offset_dims, *range(len(shape) - hidden, len(shape))),
+        (*dnums.collapsed_slice_dims, *dnums.operand_batching_dims),
+        dnums.start_index_map,
+        tuple(zip(dnums.operand_batching_dims, dnums.start_indices_batching_dims, strict=True)),
+    )
+    fill = np.asarray(fill_value).astype(dtype) if fills else None
+    # JAX narrows the indices before it looks whether to fill; it shows in 64-bit ones.
+    index_dtype = np.int32 if fills and max(operand.shape) < 1 << 31 else np.int64
+
+    if windows.single:
+        at = _window_at(operand.shape, sizes, dnums.start_index_map)
+
+        def gather_one(x, indices):
+            starts = indices.reshape(-1).astype(index_dtype).tolist()
+            if fills and not windows.all_inside(starts):
+                return np.full(shape, fill)
+            return np.array(x[at(starts)]).reshape(shape)
+
+        return gather_one
+
+    def gather(x, indices):
+        starts, inside = windows.starts(indices.astype(index_dtype))
+        if inside is not None:
+            starts = windows.clamp(starts)
+        at = windows.positions(starts, windows.offsets)
+        rows = x.reshape(windows.planes, windows.rows, windows.row).take(at, 1)
+        if fills and inside is not None:
+            rows.reshape(windows.planes, windows.number, -1)[:, ~inside] = fill
+        return windows.to_result(rows)
+
+    return gather
+
+
+# -- scatter -----------------------------------------------------------------------------------
+
+# What is done at each position in turn: flat operand, positions, updates, all of one length.
+Combine = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
+
+
+def _scatter(combine: Combine | None, ins, outs, *, primitive, dimension_numbers, mode):
+    """A callable that scatters: assigns if ``combine`` is None. Later updates come later."""
+    dnums, (operand, indices, updates) = dimension_numbers, ins
+    clips = _mode(primitive, mode) == "CLIP"
+    if not updates.size:
+        return lambda x, indices, updates: np.array(x)
+    dropped = (*dnums.inserted_window_dims, *dnums.operand_batching_dims)
+    # As in gather, the dimensions of a PRNG key are in every window.
+    hidden = operand.ndim - len(dropped) - len(dnums.update_window_dims)
+    window_dims = (*dnums.update_window_dims, *range(updates.ndim - hidden, updates.ndim))
+    kept = iter(window_dims)
+    sizes = tuple(
+        1 if d in dropped else updates.shape[next(kept)] for d in range(operand.ndim)
+    )
+    windows = _Windows(
+        operand.shape,
+        indices.shape[:-1],
+        sizes,
+        window_dims,
+        dropped,
+        dnums.scatter_dims_to_operand_dims,
+        tuple(zip(dnums.operand_batching_dims, dnums.scatter_indices_batching_dims, strict=True)),
+    )
+    planes, row = windows.planes, windows.row
+    elements = np.arange(planes).reshape(-1, 1, 1) * windows.rows * row + np.arange(row)
+
+    def scatter(x, indices, updates):
+        out = np.array(x, order="C")
+        if clips and indices.dtype == np.uint64:
+            indices = np.minimum(indices, np.uint64(np.iinfo(np.int64).max))
+        starts, inside = windows.starts(indices)
+        values, offsets = windows.from_updates(updates), windows.offsets
+        if inside is not None:
+            if clips:
+                starts = windows.clamp(starts)
+            else:
+                starts, values = starts[inside], values[:, inside]
+                offsets = offsets[inside] if len(offsets) > 1 else offsets
+        at = windows.positions(starts, offsets)
+        if combine is None:
+            out.reshape(planes, -1, row)[:, at] = values.reshape(planes, -1, row)
+        else:
+            flat = (at.reshape(-1, 1) * row + elements).reshape(-1)
+            combine(out.reshape(-1), flat, values.reshape(-1))
+        return out
+
+    return scatter
+
+
+@rule("scatter", keys=True)
+def _scatter_set(ins, outs, *, update_jaxpr, update_consts, dimension_numbers, mode, **_):
+    combine = None
+    if update_jaxpr is not None:  # lax.scatter_apply
+        update = Executable(lower(update_jaxpr, update_consts, "scatter_apply"))
+
+        def combine(out, at, updates):
+            for i, value in zip(at.tolist(), updates, strict=True):
+                (out[i],) = update(out[i], value)
+
+    return _scatter(
+        combine, ins, outs, primitive="scatter", dimension_numbers=dimension_numbers, mode=mode
+    )
+
+
+def _scatter_ufunc(primitive: str, ufunc: np.ufunc):
+    @rule(primitive)
+    def make(ins, outs, *, dimension_numbers, mode, **_):
+        return _scatter(
+            ufunc.at, ins, outs, primitive=primitive, dimension_numbers=dimension_numbers, mode=mode
+        )
+
+    return make
+
+
+_scatter_ufunc("scatter-add", np.add)
+_scatter_ufunc("scatter-sub", np.subtract)
+_scatter_ufunc("scatter-mul", np.multiply)
+
+
+def _scatter_extremum(primitive: str, ufunc: np.ufunc, nan: str):
+    @rule(primitive)
+    def make(ins, outs, *, dimension_numbers, mode, **_):
+        dtype, wide = outs[0].dtype, sortable(outs[0].dtype)
+        if wide.kind == "c":
+            raise Unsupported(primitive, "complex numbers have no order")
+        scatter = _scatter(
+            ufunc.at, ins, outs, primitive=primitive, dimension_numbers=dimension_numbers, mode=mode
+        )
+        if wide.kind != "f":
+            return scatter
+        # XLA orders -0.0 before 0.0, which NumPy doesn't; the integers of the order do.
+        bits = np.dtype(f"i{wide.itemsize}")
+        nan_bits = getattr(np.iinfo(bits), nan)
+
+        def encode(x):
+            x = x.astype(wide, copy=False)
+            return np.where(x != x, nan_bits, order_bits(x))
+
+        return lambda x, indices, updates: (
+            order_bits(scatter(encode(x), indices, encode(updates))).view(wide).astype(dtype)
+        )
+
+    return make
+
+
+_scatter_extremum("scatter-max", np.maximum, "max")
+_scatter_extremum("scatter-min", np.minimum, "min")

@@ -1,0 +1,194 @@
+"""Rules that move, repeat or name elements without computing on them.
+
+An array of PRNG keys arrives as the integers of its keys: it has dimensions after those
+that the parameters speak of. They are called hidden here, and stay where they are.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from pallas_shim.evaluator.program import RefType
+from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule, rule
+
+# A broadcast result up to this many bytes is filled in rather than viewed: that takes a
+# third of the time of making the view, and contiguous operands make the users faster.
+_FILL_UP_TO = 1 << 15
+
+
+def _broadcast(source, shape, dtype):
+    """A callable that reshapes its operand to ``source`` and broadcasts that to ``shape``."""
+    if source == shape:
+        return lambda x: x.reshape(shape)
+    if np.prod(shape, dtype=np.int64) * dtype.itemsize > _FILL_UP_TO:
+        return lambda x: np.broadcast_to(x.reshape(source), shape)
+
+    def fill(x):
+        out = np.empty(shape, dtype)
+        out[...] = x.reshape(source)
+        return out
+
+    return fill
+
+
+@rule("broadcast_in_dim", view=True, keys=True)
+def _broadcast_in_dim(ins, outs, *, broadcast_dimensions, **_):
+    shape = outs[0].shape
+    source = [1] * len(shape)
+    hidden = ins[0].ndim - len(broadcast_dimensions)
+    dims = (*broadcast_dimensions, *range(len(shape) - hidden, len(shape)))
+    for axis, dim in enumerate(dims):
+        source[dim] = ins[0].shape[axis]
+    return _broadcast(tuple(source), shape, outs[0].dtype)
+
+
+@rule("broadcast_to", view=True)  # of the index arrays of refs
+def _broadcast_to(ins, outs, **_):
+    shape = outs[0].shape
+    return _broadcast((1,) * (len(shape) - ins[0].ndim) + ins[0].shape, shape, outs[0].dtype)
+
+
+@rule("tile", view=True)
+def _tile(ins, outs, *, reps, **_):
+    source = tuple(itertools.chain.from_iterable((1, d) for d in ins[0].shape))
+    repeated = tuple(itertools.chain.from_iterable(zip(reps, ins[0].shape, strict=True)))
+    repeat = _broadcast(source, repeated, outs[0].dtype)
+    shape = outs[0].shape
+    return lambda x: repeat(x).reshape(shape)
+
+
+@rule("reshape", view=True, keys=True)
+def _reshape(ins, outs, *, dimensions, **_):
+    shape = outs[0].shape
+    if dimensions is None:
+        return lambda x: x.reshape(shape)
+    return lambda x: x.transpose(dimensions).reshape(shape)
+
+
+@rule("squeeze", view=True, keys=True)
+def _squeeze(ins, outs, **_):
+    shape = outs[0].shape
+    return lambda x: x.reshape(shape)
+
+
+@rule("transpose", view=True, keys=True)
+def _transpose(ins, outs, *, permutation, **_):
+    permutation = (*permutation, *range(len(permutation), ins[0].ndim))
+    return lambda x: x.transpose(permutation)
+
+
+@rule("rev", view=True, keys=True)
+def _rev(ins, outs, *, dimensions, **_):
+    at = tuple(slice(None, None, -1 if d in dimensions else 1) for d in range(ins[0].ndim))
+    return lambda x: x[at]
+
+
+@rule("slice", view=True, keys=True)
+def _slice(ins, outs, *, start_indices, limit_indices, strides, **_):
+    at = tuple(map(slice, start_indices, limit_indices, strides or (1,) * ins[0].ndim))
+    return lambda x: x[at]
+
+
+@rule("split", view=True, keys=True)
+def _split(ins, outs, *, sizes, axis, **_):
+    bounds = list(itertools.accumulate(sizes, initial=0))
+    at = [(slice(None),) * axis + (slice(a, b),) for a, b in itertools.pairwise(bounds)]
+    return lambda x: tuple([x[i] for i in at])
+
+
+@rule("unstack", view=True, keys=True)
+def _unstack(ins, outs, *, axis, **_):
+    at = [(slice(None),) * axis + (i,) for i in range(ins[0].shape[axis])]
+    return lambda x: tuple([x[i] for i in at])
+
+
+@rule("concatenate", keys=True)
+def _concatenate(ins, outs, *, dimension, **_):
+    return lambda *xs: np.concatenate(xs, dimension)
+
+
+@rule("stack", keys=True)
+def _stack(ins, outs, *, axis, **_):
+    shape = ins[0].shape
+    expanded = (*shape[:axis], 1, *shape[axis:])
+    return lambda *xs: np.concatenate([x.reshape(expanded) for x in xs], axis)
+
+
+@rule("pad")
+def _pad(ins, outs, *, padding_config, **_):
+    source, target = [], []
+    for size, length, (low, _high, interior) in zip(
+        ins[0].shape, outs[0].shape, padding_config, strict=True
+    ):
+        # Element i lands at low + i * step; those that land outside are cropped.
+        step = interior + 1
+        first = max(0, -(low // step))
+        last = min(size, -((low - length) // step))
+        source.append(slice(first, max(first, last)))
+        target.append(slice(low + first * step, max(0, low + last * step), step))
+    source_at, target_at = tuple(source), tuple(target)
+    shape, dtype = outs[0]
+
+    def pad(x, value):
+        out = np.empty(shape, dtype)
+        out.fill(value)
+        out[target_at] = x[source_at]
+        return out
+
+    return pad
+
+
+@rule("iota")
+def _iota(ins, outs, *, dimension, **_):
+    shape, dtype = outs[0]
+    with np.errstate(all="ignore"):
+        line = np.arange(shape[dimension]).astype(dtype)
+    line = line.reshape([-1 if d == dimension else 1 for d in range(len(shape))])
+    return _constant(np.broadcast_to(line, shape))
+
+
+@rule("empty", "empty2")
+def _empty(ins, outs, **_):
+    # What XLA puts there on a CPU.
+    return _constant(np.zeros(*outs[0]))
+
+
+def _constant(array):
+    array = np.ascontiguousarray(array).reshape(array.shape)
+    array.flags.writeable = False
+    return lambda: array
+
+
+@lowering_rule("copy", "name", "layout_constraint", "relayout", "optimization_barrier")
+def _identity(lowering, eqn, ins):
+    # Values are immutable here and have no layout that JAX could ask for. The barrier also
+    # takes refs, which it does not return.
+    return [value for value in ins if not isinstance(value.type, RefType)]
+
+
+@lowering_rule("tie")
+def _tie(lowering, eqn, ins):
+    return ins[1:]
+
+
+@lowering_rule("sharding_constraint", "reshard")
+def _resharding(lowering, eqn, ins):
+    _one_device(eqn.primitive.name, eqn.params.get("sharding", eqn.params.get("dst_sharding")))
+    return ins
+
+
+@lowering_rule("device_put")
+def _device_put(lowering, eqn, ins):
+    for target in eqn.params["devices"]:
+        _one_device(eqn.primitive.name, target)
+    return ins
+
+
+def _one_device(primitive, target):
+    devices = getattr(target, "num_devices", 1)
+    if devices != 1:
+        raise Unsupported(
+            primitive, f"it lays an array out over {devices} devices; the evaluator has one"
+        )

@@ -1,0 +1,156 @@
+"""Rules that order elements: sort, top_k, approx_top_k."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pallas_shim.evaluator.rules.registry import Unsupported, rule
+
+
+def order_bits(x: np.ndarray) -> np.ndarray:
+    """Floats of 32 or 64 bits as integers of their order: -NaN, -inf, -0, 0, inf, NaN.
+
+    Applied to such integers it gives the floats' bits.
+    """
+    bits = x.view(np.dtype(f"i{x.dtype.itemsize}"))
+    return bits ^ ((bits >> (8 * bits.itemsize - 1)) & np.iinfo(bits.dtype).max)
+
+
+def sortable(dtype: np.dtype) -> np.dtype:
+    """A dtype that holds the values of ``dtype`` in their order and that NumPy sorts fast.
+
+    It is ``dtype`` itself, or a wider one for narrow floats and ml_dtypes' integers.
+    """
+    if dtype.isbuiltin == 1 and dtype != np.float16:
+        return dtype
+    return np.dtype(np.int32 if np.can_cast(dtype, np.int32) else np.float32)
+
+
+def _sort_key(x: np.ndarray) -> np.ndarray:
+    """Integers in the order of lax.sort: all zeros are equal, all NaNs are equal and last."""
+    x = x.astype(sortable(x.dtype), copy=False)
+    if x.dtype.kind != "f":
+        return x
+    key = order_bits(x + x.dtype.type(0))
+    key[x != x] = np.iinfo(key.dtype).max
+    return key
+
+
+def _total_order_key(x: np.ndarray) -> np.ndarray:
+    """Integers in the order of XLA's top_k: zeros and NaNs are ordered by their signs too."""
+    x = x.astype(sortable(x.dtype), copy=False)
+    return order_bits(x) if x.dtype.kind == "f" else x
+
+
+def _pack(key: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Key and position in one integer: NumPy's fast unstable sort of these is stable.
+
+    The key has at most 32 bits, and so has the position. ``packed & _POSITION`` is it.
+    """
+    packed = key.astype(np.int64)
+    if key.dtype == np.uint32:
+        packed -= 1 << 31
+    packed <<= 32
+    packed |= positions
+    return packed
+
+
+_POSITION = (1 << 32) - 1
+
+
+@rule("sort")
+def _sort(ins, outs, *, dimension, num_keys, **_):
+    # An unstable sort may leave equal keys in any order; here it is always the stable one.
+    if len(ins) == 1 and ins[0].dtype.kind != "c":
+        return _sort_values(ins[0], dimension)
+    order = _order(ins[:num_keys], dimension)
+
+    def sort(*operands):
+        at = order(*operands)
+        return tuple([x.reshape(-1).take(at) for x in operands])
+
+    return sort
+
+
+def _sort_values(type, axis):
+    dtype, wide = type.dtype, sortable(type.dtype)
+    if wide.kind != "f":
+        return lambda x: (np.sort(x.astype(wide, copy=False), axis).astype(dtype, copy=False),)
+    bits = np.dtype(f"i{wide.itemsize}")
+    negative_zero = np.iinfo(bits).min
+
+    def sort(x):
+        x = x.astype(wide, copy=False)
+        # The fast sort is unstable, which only shows in the order of zeros of both signs.
+        kind = "stable" if (x.view(bits) == negative_zero).any() else None
+        return (np.sort(x, axis, kind).astype(dtype, copy=False),)
+
+    return sort
+
+
+def _order(keys, axis):
+    """A callable from the operands to the flat positions of the elements in sorted order."""
+    shape, size = keys[0].shape, keys[0].size
+    positions = np.arange(size).reshape(shape)
+    if len(keys) == 1 and keys[0].dtype.itemsize <= 4 and size <= _POSITION:
+
+        def order(x, *_):
+            packed = _pack(_sort_key(x), positions)
+            packed.sort(axis)
+            packed &= _POSITION
+            return packed
+
+        return order
+    stride = int(np.prod(shape[axis + 1 :], dtype=np.int64))
+    line_starts = positions.take([0], axis) if size else positions
+
+    def lexicographic(*operands):
+        parts = [part for x in operands[: len(keys)] for part in _parts(x)]
+        return np.lexsort(parts[::-1], axis) * stride + line_starts
+
+    return lexicographic
+
+
+def _parts(x):
+    """The arrays that order ``x`` when np.lexsort compares one after the other."""
+    if x.dtype.kind == "c":
+        return [x.real, x.imag]
+    return [x.astype(sortable(x.dtype), copy=False)]
+
+
+@rule("top_k")
+def _top_k(ins, outs, *, k, axis=-1, **_):
+    return _first(ins[0], k, axis, lambda x: ~_total_order_key(x))
+
+
+@rule("approx_top_k")
+def _approx_top_k(ins, outs, *, k, reduction_dimension, is_max_k, aggregate_to_topk, **_):
+    if not aggregate_to_topk:
+        raise Unsupported(
+            "approx_top_k",
+            "with aggregate_to_topk=False XLA chooses which candidates are left; "
+            "use aggregate_to_topk=True or lax.top_k",
+        )
+    key = (lambda x: ~_sort_key(x)) if is_max_k else _sort_key
+    return _first(ins[0], k, reduction_dimension, key)
+
+
+def _first(type, k, axis, key):
+    """A callable to the k elements of the lowest keys, in order, and to their positions."""
+    axis %= type.ndim
+    length = type.shape[axis]
+    line = np.arange(length).reshape([-1 if d == axis else 1 for d in range(type.ndim)])
+    head = (slice(None),) * axis + (slice(k),)
+    packs = type.dtype.itemsize <= 4
+
+    def first(x):
+        if packs:
+            packed = _pack(key(x), line)
+            if k < length:
+                packed = np.partition(packed, k, axis)[head]
+            at = np.sort(packed, axis) & _POSITION
+        else:
+            at = np.argsort(key(x), axis, "stable")[head]
+        return np.take_along_axis(x, at, axis), at.astype(np.int32)
+
+    return first
