@@ -1,0 +1,387 @@
+"""Decides how one call runs, and remembers why.
+
+A jitted function that holds a kernel runs on one of three rungs: `numpy`, the whole function in
+the evaluator; `callback`, XLA runs it and calls back for its kernels; `jax`, its kernels stay
+with JAX's interpreter. The function's plan is made at its first call and kept with its jaxpr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import re
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from pallas_shim import settings
+from pallas_shim.evaluator import passes
+from pallas_shim.evaluator.execute import Executable
+from pallas_shim.evaluator.lower import lower
+from pallas_shim.evaluator.program import Program
+from pallas_shim.evaluator.rules.registry import Unsupported
+from pallas_shim.jax_compat import arrays, hooks
+from pallas_shim.report import REPORT, Use
+
+
+class FallbackWarning(UserWarning):
+    """A kernel runs in JAX's own interpreter; the message says which and why."""
+
+
+class StrictError(RuntimeError):
+    """Under PALLAS_NUMPY_STRICT=1: a kernel would have run in JAX's own interpreter."""
+
+
+# -- jitted functions -------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """How calls of one jaxpr with one set of jit's parameters run.
+
+    ``executable`` is None if JAX runs the function: ``reason`` says why, and ``jax_uses``
+    gathers those of its kernels that JAX interprets.
+    """
+
+    key: tuple[Any, ...]
+    reason: str
+    executable: Executable | None = None
+    use: Use | None = None
+    event: str = ""
+    in_dtypes: tuple[np.dtype, ...] = ()
+    out_avals: Sequence[Any] = ()
+    deleted: tuple[int, ...] = ()
+    ordered: bool = False
+    jax_uses: list[Use] = dataclasses.field(default_factory=list)
+
+
+_plans: weakref.WeakKeyDictionary[Any, tuple[Plan, ...]] = weakref.WeakKeyDictionary()
+_planning = threading.RLock()
+
+
+def call_jit(stock: Callable[..., Any], args: Sequence[Any], params: dict[str, Any]) -> Any:
+    """Runs one call of a jitted function, in the place of JAX's own ``stock``.
+
+    Returns what ``stock`` does: the results, and what jit's C++ cache is to keep for the next
+    call, which is nothing if the call ran here.
+    """
+    jaxpr = params["jaxpr"]
+    plan = _plan(jaxpr, params)
+    if plan is None or hooks.execution_is_off():
+        return stock(*args, **params)
+    if plan.executable is None:
+        return _call_stock(stock, args, params, plan, plan.reason)
+    try:
+        values, place = arrays.read(
+            args, plan.in_dtypes, any_platform=settings.current().force
+        )
+    except arrays.Elsewhere as elsewhere:
+        return _call_stock(stock, args, params, plan, str(elsewhere))
+    if plan.ordered:
+        jax.effects_barrier()
+    use = plan.use
+    assert use is not None
+    with jax.profiler.TraceAnnotation(plan.event):
+        start = time.perf_counter()
+        try:
+            results = plan.executable(*values)
+        except Exception as error:
+            error.add_note(f"in {_names(use.kernels)}, run in NumPy by pallas_shim")
+            raise
+        use.ran(time.perf_counter() - start)
+        out = arrays.write(results, plan.out_avals, place)
+    hooks.check_nans(use.function, out)
+    for position in plan.deleted:
+        if isinstance(args[position], jax.Array):
+            args[position].delete()
+    return out, None, None, []
+
+
+def _plan(jaxpr: Any, params: dict[str, Any]) -> Plan | None:
+    """The plan of a call; None if the function holds no kernel."""
+    if not hooks.kernel_equations(jaxpr):
+        return None
+    key = hooks.call_key(params)
+    for plan in _plans.get(jaxpr, ()):
+        if plan.key == key:
+            return plan
+    with _planning:
+        plans = _plans.get(jaxpr, ())
+        for plan in plans:
+            if plan.key == key:
+                return plan
+        plan = _make_plan(jaxpr, key, hooks.describe_call(params))
+        _plans[jaxpr] = (*plans, plan)
+        return plan
+
+
+def _make_plan(jaxpr: Any, key: tuple[Any, ...], call: hooks.JitCall) -> Plan:
+    equations = hooks.kernel_equations(jaxpr)
+    kernels = tuple(map(hooks.describe_kernel, equations))
+    start = time.perf_counter()
+    tracing = _last_tracing(call.name)
+    try:
+        reason = _obstacle(jaxpr, call, equations)
+        if reason is not None:
+            return Plan(key, reason)
+        program = _program(jaxpr, call.name)
+    except Unsupported as unsupported:
+        others = [eqn for eqn in equations if eqn.primitive.name != "pallas_call"]
+        for eqn in others:
+            _leave_to_jax(call.name, hooks.describe_kernel(eqn), unsupported)
+        return Plan(key, str(unsupported))
+    use = REPORT.use(call.name, kernels, "numpy", "the evaluator has a rule for all of it")
+    use.prepared(time.perf_counter() - start, tracing)
+    return Plan(
+        key,
+        use.reason,
+        Executable(program),
+        use,
+        "jit_" + re.sub(r"\W", "_", call.name),
+        arrays.argument_dtypes(hooks.in_avals(jaxpr)),
+        hooks.out_avals(jaxpr),
+        _deleted(jaxpr, call.donated),
+        hooks.is_ordered(jaxpr),
+    )
+
+
+def _obstacle(jaxpr: Any, call: hooks.JitCall, equations: Sequence[Any]) -> str | None:
+    """Why XLA has to run this function, or None.
+
+    Raises:
+      Unsupported: a kernel in it has to stay with JAX's interpreter.
+    """
+    if call.obstacle is not None:
+        return call.obstacle
+    for eqn in equations:
+        asked = hooks.unhonoured(eqn)
+        if asked is not None:
+            raise Unsupported(eqn.primitive.name, asked)
+    for aval in (*hooks.in_avals(jaxpr), *hooks.out_avals(jaxpr)):
+        if not arrays.is_plain(aval):
+            return f"it takes or returns a {aval}"
+    seconds, equations_outside = _outside(jaxpr)
+    if seconds > _COMPILING + equations_outside * _COMPILING_EQUATION:
+        return f"XLA does the work outside its kernels faster (about {seconds:.2g} s in NumPy)"
+    return None
+
+
+def _program(jaxpr: Any, name: str) -> Program:
+    """The optimised program of a jaxpr.
+
+    Raises:
+      Unsupported: some part of it has none.
+    """
+    try:
+        program = lower(jaxpr, name=name)
+        return passes.optimise(program, skip=settings.current().disabled_passes)
+    except Unsupported:
+        raise
+    except Exception as error:
+        # A wrong rule must not cost the user the call, but it must be seen.
+        kind = type(error).__name__
+        raise Unsupported(
+            name, f"lowering failed, which is a bug in pallas_shim: {kind}: {error}"
+        ) from error
+
+
+# What XLA takes to compile a function, and each equation in it, in seconds on one core.
+_COMPILING = 0.02
+_COMPILING_EQUATION = 0.002
+# What NumPy takes for an equation, a byte of its result, a byte to sort and an operation of a
+# dot or a convolution.
+_EQUATION, _BYTE, _SORTED_BYTE, _DOT, _CONVOLUTION = 3e-6, 1e-9, 2e-8, 5e-11, 1e-9
+# How often a loop whose length isn't known is taken to run.
+_LOOP = 10
+
+
+def _outside(jaxpr: Any, times: int = 1) -> tuple[float, int]:
+    """An estimate of the seconds that NumPy takes outside the kernels; how many equations."""
+    seconds, count = 0.0, 0
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        name = eqn.primitive.name
+        if name in hooks.KERNEL_PRIMITIVES:
+            continue
+        count += 1
+        inner = list(hooks.inner_jaxprs(eqn))
+        if inner:
+            repeats = {"scan": eqn.params.get("length", 1), "while": _LOOP}.get(name, 1)
+            for each in inner:
+                inside, inside_count = _outside(each, times * repeats)
+                seconds += inside
+                count += inside_count
+            continue
+        sizes = [getattr(v.aval, "size", 0) for v in eqn.outvars]
+        nbytes = sum(
+            size * getattr(v.aval.dtype, "itemsize", 4) for size, v in zip(sizes, eqn.outvars)
+        )
+        seconds += times * (_EQUATION + nbytes * (_SORTED_BYTE if name == "sort" else _BYTE))
+        if name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            shape = eqn.invars[0].aval.shape
+            depth = np.prod([shape[d] for d in contracted], dtype=np.int64)
+            seconds += times * _DOT * 2 * sizes[0] * float(depth)
+        elif name == "conv_general_dilated":
+            weights = eqn.invars[1].aval.size
+            seconds += times * _CONVOLUTION * 2 * sizes[0] * weights
+    return seconds, count
+
+
+def _deleted(jaxpr: Any, donated: Sequence[bool]) -> tuple[int, ...]:
+    """The donated arguments that jit deletes: those it has a result of the same size for.
+
+    The others it keeps, and warns about.
+    """
+    if not any(donated):
+        return ()
+    avals = hooks.in_avals(jaxpr)
+    used = hooks.used_arguments(jaxpr)
+    given = [i for i in range(len(avals)) if donated[i] and i in used]
+    results = list(hooks.out_avals(jaxpr))
+    deleted: list[int] = []
+    for same in (lambda a: (a.shape, a.dtype), lambda a: a.size * a.dtype.itemsize):
+        for position in [i for i in given if i not in deleted]:
+            match = next((r for r in results if same(r) == same(avals[position])), None)
+            if match is not None:
+                results.remove(match)
+                deleted.append(position)
+    unusable = [str(avals[i].str_short()) for i in given if i not in deleted]
+    if unusable:
+        warnings.warn(
+            f"Some donated buffers were not usable: {', '.join(unusable)}.", stacklevel=2
+        )
+    return tuple(sorted(deleted))
+
+
+# -- what JAX runs ----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Compilation:
+    """Why JAX runs the function that it may be compiling, and which kernels it interprets."""
+
+    reason: str
+    jax_uses: list[Use]
+
+
+_compilation: contextvars.ContextVar[_Compilation | None] = contextvars.ContextVar(
+    "pallas_shim_compilation", default=None
+)
+
+
+@contextlib.contextmanager
+def _compiling(compilation: _Compilation) -> Iterator[None]:
+    token = _compilation.set(compilation)
+    try:
+        yield
+    finally:
+        _compilation.reset(token)
+
+
+def _call_stock(
+    stock: Callable[..., Any], args: Sequence[Any], params: dict[str, Any], plan: Plan, reason: str
+) -> Any:
+    start = time.perf_counter()
+    with _compiling(_Compilation(reason, plan.jax_uses)):
+        returned = stock(*args, **params)
+    if settings.current().report is None or not plan.jax_uses:
+        return returned
+    # To count the calls, keep jit's C++ cache from serving the next one.
+    out, _, profiler, consts = returned
+    jax.block_until_ready(out)
+    for use in plan.jax_uses:
+        use.ran(time.perf_counter() - start)
+    return out, None, profiler, consts
+
+
+def choose_kernel(kernel: hooks.KernelLowering) -> tuple[hooks.Callback, bool] | None:
+    """How a kernel in a program that XLA compiles runs: what to call back for it, and whether
+    that has effects; None for JAX's interpreter."""
+    described = hooks.describe_kernel(kernel.equation)
+    compilation = _compilation.get()
+    start = time.perf_counter()
+    try:
+        if kernel.portable:
+            raise Unsupported("pallas_call", "an exported program can't call back this process")
+        asked = hooks.unhonoured(kernel.equation)
+        if asked is not None:
+            raise Unsupported("pallas_call", asked)
+        program = _program(kernel.jaxpr, described.name)
+    except Unsupported as unsupported:
+        use = _leave_to_jax(kernel.function, described, unsupported)
+        if compilation is not None:
+            compilation.jax_uses.append(use)
+        return None
+    reason = "XLA compiles the function" if compilation is None else compilation.reason
+    use = REPORT.use(kernel.function, (described,), "callback", reason)
+    executable = Executable(program)
+    use.prepared(time.perf_counter() - start)
+
+    def run(*values: np.ndarray) -> tuple[np.ndarray, ...]:
+        begun = time.perf_counter()
+        try:
+            results = executable(*values)
+        except Exception as error:
+            error.add_note(f"in {_names(use.kernels)}, run in NumPy by pallas_shim")
+            raise
+        use.ran(time.perf_counter() - begun)
+        return tuple(map(np.asarray, results))
+
+    seen = any(i.operation.effects.io for i in program.top.walk())
+    return run, seen
+
+
+_warned: set[tuple[hooks.Kernel, str]] = set()
+
+
+def _leave_to_jax(function: str, kernel: hooks.Kernel, unsupported: Unsupported) -> Use:
+    """Records that JAX interprets a kernel, and tells the user once.
+
+    Raises:
+      StrictError: the user wants to know.
+    """
+    message = (
+        f"{_names((kernel,))} runs in JAX's own interpreter, which is slow: {unsupported}"
+    )
+    if settings.current().strict:
+        raise StrictError(
+            f"{message}. PALLAS_NUMPY_STRICT=1 makes this an error; unset it to let it run"
+        ) from unsupported
+    use = REPORT.use(function, (kernel,), "jax", str(unsupported))
+    if (kernel, str(unsupported)) not in _warned:
+        _warned.add((kernel, str(unsupported)))
+        file, _, line = (kernel.source or "").partition(" ")[0].rpartition(":")
+        if file and line.isdigit():
+            warnings.warn_explicit(message, FallbackWarning, file, int(line))
+        else:
+            warnings.warn(message, FallbackWarning, stacklevel=2)
+    return use
+
+
+def _names(kernels: Sequence[hooks.Kernel]) -> str:
+    return ", ".join(
+        f"the Pallas kernel {k.name}" + (f" ({k.source})" if k.source else "") for k in kernels
+    )
+
+
+# -- tracing ----------------------------------------------------------------------------------
+
+_traced = threading.local()
+
+
+def note_tracing(function: str, seconds: float) -> None:
+    """Remembers how long JAX traced a function, for the plan that this thread makes next."""
+    _traced.last = (function, seconds)
+
+
+def _last_tracing(function: str) -> float | None:
+    last = getattr(_traced, "last", None)
+    _traced.last = None
+    return last[1] if last is not None and last[0] == function else None

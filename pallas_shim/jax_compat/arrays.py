@@ -1,0 +1,145 @@
+"""The boundary: JAX's values become NumPy arrays, and NumPy arrays JAX's, whatever the version."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax._src import core
+from jax._src import dtypes as jax_dtypes
+from jax._src.array import ArrayImpl
+from jax._src.interpreters import pxla
+from jax._src.lib import xla_client
+from jax._src.random import prng
+from jax.sharding import SingleDeviceSharding
+
+
+class Elsewhere(Exception):
+    """The arguments or the results of a call don't live on one CPU device; says how they do."""
+
+
+class Place(NamedTuple):
+    """Where jit would have put a call's results."""
+
+    sharding: SingleDeviceSharding
+    committed: bool
+
+
+def is_plain(aval: Any) -> bool:
+    """Whether values of this type are arrays (or keys) in a device's default memory."""
+    if not isinstance(aval, core.ShapedArray) or aval.dtype == jax_dtypes.float0:
+        return False
+    dtype_is_plain = not jax_dtypes.issubdtype(aval.dtype, jax_dtypes.extended)
+    space = getattr(aval, "memory_space", None)
+    return (
+        (dtype_is_plain or jax_dtypes.issubdtype(aval.dtype, jax_dtypes.prng_key))
+        and (space is None or getattr(space, "name", "Device") == "Device")
+        and all(isinstance(size, int) for size in aval.shape)
+    )
+
+
+def argument_dtypes(avals: Sequence[Any]) -> tuple[np.dtype, ...]:
+    """The NumPy dtypes that `read` makes of arguments of these types."""
+    return tuple(np.dtype(core.physical_aval(aval).dtype) for aval in avals)
+
+
+def read(
+    args: Sequence[Any], dtypes: Sequence[np.dtype], *, any_platform: bool
+) -> tuple[list[np.ndarray], Place]:
+    """The arguments of a jitted call as NumPy arrays, and where its results belong.
+
+    Arrays on a CPU are not copied; a key array becomes its integers. The arrays must not
+    be written to.
+
+    Raises:
+      Elsewhere: an array lies on several devices, on another than the rest, or (unless
+        ``any_platform``) not on a CPU; or a value is of a kind that jit must look at.
+      RuntimeError: an array was deleted or donated.
+      OverflowError: a Python integer doesn't fit the dtype.
+    """
+    arrays = []
+    home = None
+    for arg, dtype in zip(args, dtypes, strict=True):
+        if type(arg) is prng.PRNGKeyArray:
+            arg = arg._base_array
+        if type(arg) is ArrayImpl:
+            if arg._committed:
+                sharding = arg.sharding
+                if home is None:
+                    home = sharding
+                elif sharding is not home and sharding != home:
+                    raise Elsewhere("its arguments are committed to different devices")
+            arrays.append(np.asarray(arg))
+        elif isinstance(arg, (np.ndarray, np.generic)):
+            arrays.append(np.asarray(arg).astype(dtype, copy=False))
+        elif isinstance(arg, (bool, int, float, complex)):
+            arrays.append(np.asarray(arg, dtype))
+        else:
+            raise Elsewhere(f"an argument is of the type {type(arg).__name__}")
+    if home is None:
+        sharding = _default_sharding()
+    elif type(home) is SingleDeviceSharding:
+        sharding = home
+    else:
+        raise Elsewhere(f"its arguments lie on {_devices(home)}")
+    if not any_platform and sharding._device.platform != "cpu":
+        raise Elsewhere(f"it runs on a device of the platform {sharding._device.platform}")
+    return arrays, Place(sharding, home is not None)
+
+
+_shardings: dict[Any, SingleDeviceSharding] = {}
+
+
+def _default_sharding() -> SingleDeviceSharding:
+    device = pxla.get_default_device()
+    sharding = _shardings.get(device)
+    if sharding is None:
+        sharding = _shardings[device] = SingleDeviceSharding(device)
+    return sharding
+
+
+def _devices(sharding: Any) -> str:
+    count = len(sharding.device_set)
+    return f"{count} device{'s' * (count != 1)} by a {type(sharding).__name__}"
+
+
+# What refers to a result while `write` looks at it, if nobody else does: the list, the loop's
+# variable and getrefcount's own argument.
+_OWN_REFERENCES = 3
+
+
+def write(results: list[Any], avals: Sequence[Any], place: Place) -> list[Any]:
+    """NumPy results as JAX arrays of the given types.
+
+    A JAX array never shares memory with anything that could still be written to: a
+    result is copied unless it owns its memory and ``results`` holds the only reference.
+    """
+    out = []
+    for result, aval in zip(results, avals, strict=True):
+        shared = (
+            type(result) is np.ndarray
+            and (result.base is not None or sys.getrefcount(result) > _OWN_REFERENCES)
+        )
+        if type(aval.dtype) is np.dtype or isinstance(aval.dtype, np.dtype):
+            out.append(_put(result, aval, place, shared))
+        else:
+            base = _put(result, core.physical_aval(aval), place, shared)
+            out.append(prng.PRNGKeyArray(aval.dtype._impl, base))
+    return out
+
+
+def _put(result: Any, aval: Any, place: Place, copy: bool) -> Any:
+    sharding, committed = place
+    try:
+        return xla_client.batched_device_put(
+            aval, sharding, [result], [sharding._device], committed, force_copy=copy
+        )
+    except RuntimeError:
+        # The user's transfer guard is about their transfers; this one is not a transfer to them.
+        with jax.transfer_guard_host_to_device("allow"):
+            return xla_client.batched_device_put(
+                aval, sharding, [result], [sharding._device], committed, force_copy=copy
+            )

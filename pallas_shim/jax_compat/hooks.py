@@ -1,0 +1,292 @@
+"""The places in JAX where calls are taken over, in one form for every version."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax._src import callback as jax_callback
+from jax._src import config, core, effects, ffi, monitoring, pjit, source_info_util
+from jax._src import dispatch as jax_dispatch
+from jax._src.interpreters import mlir
+from jax._src.pallas import pallas_call as jax_pallas_call
+from jax._src.sharding_impls import UnspecifiedValue
+
+from pallas_shim.jax_compat.pallas import kernel_name, kernel_source
+
+# Primitives whose jaxpr is a Pallas kernel.
+KERNEL_PRIMITIVES = frozenset({"pallas_call", "core_map", "mpmd_map"})
+
+# What runs a jitted function on the path that jit's C++ cache doesn't serve, whether the call
+# comes from the user or from the evaluation of an outer jaxpr.
+JIT_CALL = (pjit, "_pjit_call_impl_python")
+
+TRACE_EVENT = "/jax/core/compile/jaxpr_trace_duration"
+
+
+# -- jaxprs that hold kernels -----------------------------------------------------------------
+
+
+class Kernel(NamedTuple):
+    """What names one kernel to the user."""
+
+    name: str
+    source: str | None
+    grid: str
+
+
+_kernels: weakref.WeakKeyDictionary[Any, tuple[Any, ...]] = weakref.WeakKeyDictionary()
+
+
+def kernel_equations(jaxpr: Any) -> tuple[Any, ...]:
+    """The equations of a jaxpr, and of those inside it, that call a kernel."""
+    found = _kernels.get(jaxpr)
+    if found is None:
+        found = _kernels[jaxpr] = tuple(_find_kernels(getattr(jaxpr, "jaxpr", jaxpr)))
+    return found
+
+
+def _find_kernels(jaxpr: Any) -> Iterator[Any]:
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in KERNEL_PRIMITIVES:
+            yield eqn
+        else:
+            for inner in core.jaxprs_in_params(eqn.params):
+                yield from kernel_equations(inner)
+
+
+def inner_jaxprs(eqn: Any) -> Iterator[Any]:
+    """The jaxprs that an equation holds."""
+    return core.jaxprs_in_params(eqn.params)
+
+
+def describe_kernel(eqn: Any) -> Kernel:
+    """The name, definition and grid of the kernel that an equation calls."""
+    if eqn.primitive.name != "pallas_call":
+        return Kernel(eqn.primitive.name, None, "")
+    grid = eqn.params["grid_mapping"].grid
+    sizes = (str(size) if isinstance(size, int) else "?" for size in grid)
+    return Kernel(kernel_name(eqn), kernel_source(eqn), f"({', '.join(sizes)})")
+
+
+# -- the interpret parameter ------------------------------------------------------------------
+
+# Fields of InterpretParams that don't change what a correct kernel computes.
+_WITHOUT_CONSEQUENCE = frozenset(
+    {"allow_hbm_allocation_in_run_scoped", "dma_execution_mode", "vector_clock_size"}
+)
+
+
+def unhonoured(eqn: Any) -> str | None:
+    """What the user's ``interpret=`` asks for that only JAX's own interpreter does."""
+    interpret = eqn.params.get("interpret", False)
+    if isinstance(interpret, bool):
+        return None
+    name = type(interpret).__name__
+    if name != "InterpretParams":
+        return f"interpret={name}(...) isn't for this evaluator"
+    for field in dataclasses.fields(interpret):
+        value = getattr(interpret, field.name)
+        if field.name not in _WITHOUT_CONSEQUENCE and value != field.default:
+            return f"interpret=InterpretParams({field.name}={value!r}) isn't honoured here"
+    return None
+
+
+# -- jit's calls ------------------------------------------------------------------------------
+
+
+class JitCall(NamedTuple):
+    """What a jitted call was compiled for, apart from its jaxpr: a key, and what it forbids.
+
+    ``obstacle``: why the call needs XLA whatever its arguments, or None.
+    """
+
+    name: str
+    donated: tuple[bool, ...]
+    obstacle: str | None
+
+
+def describe_call(params: dict[str, Any]) -> JitCall:
+    """Reads the parameters that `JIT_CALL` is given beside the arguments."""
+    obstacle = None
+    for key in ("in_shardings", "out_shardings"):
+        if not all(isinstance(s, UnspecifiedValue) for s in params[key]):
+            obstacle = f"the user gave {key}"
+    for key in ("in_layouts", "out_layouts"):
+        if not all(layout is None for layout in params[key]):
+            obstacle = f"the user gave {key}"
+    if params["ctx_mesh"] is not None and not params["ctx_mesh"].empty:
+        obstacle = "it runs under a mesh"
+    return JitCall(params["name"], tuple(params["donated_invars"]), obstacle)
+
+
+def call_key(params: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells calls of one jaxpr apart; cheap to make and to compare."""
+    return (
+        params["donated_invars"],
+        params["in_shardings"],
+        params["out_shardings"],
+        params["in_layouts"],
+        params["out_layouts"],
+        params["ctx_mesh"],
+        params["keep_unused"],
+    )
+
+
+def in_avals(jaxpr: Any) -> Sequence[Any]:
+    return jaxpr.in_avals
+
+
+def out_avals(jaxpr: Any) -> Sequence[Any]:
+    return jaxpr.out_avals
+
+
+def used_arguments(jaxpr: Any) -> set[int]:
+    """The positions of a jaxpr's inputs that its results or effects depend on."""
+    inner = getattr(jaxpr, "jaxpr", jaxpr)
+    used = {v for eqn in inner.eqns for v in eqn.invars if not isinstance(v, core.Literal)}
+    used.update(v for v in inner.outvars if not isinstance(v, core.Literal))
+    return {i for i, v in enumerate(inner.invars) if v in used}
+
+
+def is_ordered(jaxpr: Any) -> bool:
+    """Whether a jaxpr has effects that must wait for those of earlier calls."""
+    return bool(effects.ordered_effects.filter_in(jaxpr.effects))
+
+
+def execution_is_off() -> bool:
+    return bool(config.no_execution.value)
+
+
+def check_nans(name: str, results: Sequence[Any]) -> None:
+    """Raises what jit does if jax_debug_nans or jax_debug_infs is set and there are some."""
+    jax_dispatch.check_special(name, results)
+
+
+# -- what JAX compiled already ----------------------------------------------------------------
+
+
+def forget_calls() -> None:
+    """Makes every jitted function ask Python again at its next call.
+
+    If JAX compiled a function that holds a kernel, all that JAX compiled is dropped: that
+    program would run the kernel as things were then.
+    """
+    for key in pjit._pjit_lower.cache_keys():
+        jaxpr = key[0]()
+        if jaxpr is not None and kernel_equations(jaxpr):
+            jax.clear_caches()
+            return
+    _call_cache().clear_all()
+
+
+def _call_cache() -> Any:
+    return type(pjit._cpp_pjit_cache_fun_only)
+
+
+# -- kernels in programs that XLA compiles ----------------------------------------------------
+
+
+class KernelLowering(NamedTuple):
+    """A kernel in a program that is being compiled for a CPU.
+
+    ``equation`` calls the kernel; ``jaxpr`` is nothing but that equation. ``function``
+    names the program; ``portable``: it is to be exported, so it can't call back here.
+    """
+
+    equation: Any
+    jaxpr: Any
+    function: str
+    portable: bool
+
+
+Callback = Callable[..., Sequence[np.ndarray]]
+
+
+def register_kernel_lowering(
+    choose: Callable[[KernelLowering], tuple[Callback, bool] | None],
+) -> Callable[[], None]:
+    """Has kernels that are compiled for a CPU run as ``choose`` says; returns the undoing.
+
+    ``choose`` returns the function to call back, with NumPy arrays to NumPy arrays, and
+    whether the outside world sees its calls; or None for JAX's own interpreter.
+    """
+    primitive = jax_pallas_call.pallas_call_p
+
+    def rule(ctx: Any, *operands: Any, interpret: Any, **params: Any) -> Any:
+        chosen = choose(_kernel_lowering(ctx, dict(params, interpret=interpret)))
+        if chosen is None:
+            return jax_pallas_call._pallas_call_lowering(
+                ctx, *operands, interpret=interpret or True, **params
+            )
+        return _call_back(ctx, operands, *chosen)
+
+    mlir.register_lowering(primitive, rule, platform="cpu")
+
+    def undo() -> None:
+        del mlir._platform_specific_lowerings["cpu"][primitive]
+
+    return undo
+
+
+def _kernel_lowering(ctx: Any, params: dict[str, Any]) -> KernelLowering:
+    invars = [core.Var(aval) for aval in ctx.avals_in]
+    outvars = [core.Var(aval) for aval in ctx.avals_out]
+    source = source_info_util.new_source_info().replace(traceback=ctx.traceback)
+    equation = core.new_jaxpr_eqn(
+        invars, outvars, ctx.primitive, params, core.no_effects, source
+    )
+    jaxpr = core.Jaxpr((), invars, outvars, [equation])
+    module = ctx.module_context
+    function = module.module.operation.attributes["sym_name"].value
+    portable = module.lowering_parameters.for_export or len(module.platforms) > 1
+    return KernelLowering(equation, jaxpr, function, portable)
+
+
+def _call_back(ctx: Any, operands: Any, callback: Callback, seen: bool) -> Any:
+    """Emits a call of ``callback`` from XLA's own thread, with NumPy views of XLA's buffers."""
+    module = ctx.module_context
+    sharding = jax_callback._callback_op_sharding(module.axis_context, None, ctx.avals_out)
+    physical = dataclasses.replace(
+        ctx,
+        avals_in=[core.physical_aval(aval) for aval in ctx.avals_in],
+        avals_out=[core.physical_aval(aval) for aval in ctx.avals_out],
+    )
+    module.add_host_callback(callback)
+    # JAX's emit_python_callback would convert the results to the types that are canonical on
+    # XLA's thread, where the user's thread-local jax.enable_x64 doesn't reach.
+    emit = ffi.build_ffi_lowering_function("xla_ffi_python_cpu_callback", has_side_effect=seen)
+    call = emit(physical, *operands, index=np.uint64(len(module.host_callbacks) - 1))
+    if sharding is not None:
+        _set_sharding(module, call, sharding)
+    if len(ctx.tokens_in):
+        # InterpretParams gives kernels an ordered effect, for the state of JAX's interpreter.
+        ctx.set_tokens_out(ctx.tokens_in)
+    return call.results
+
+
+def _set_sharding(module: Any, call: Any, sharding: Any) -> None:
+    takes_module = len(inspect.signature(mlir.set_sharding).parameters) == 3
+    mlir.set_sharding(*((module,) if takes_module else ()), call, sharding)
+
+
+# -- how long JAX traced ----------------------------------------------------------------------
+
+
+def listen_to_tracing(listener: Callable[[str, float], None]) -> Callable[[], None]:
+    """Calls ``listener(function, seconds)`` after each tracing by jit; returns the undoing."""
+
+    def on_event(event: str, seconds: float, **details: Any) -> None:
+        if event == TRACE_EVENT:
+            listener(str(details.get("fun_name")), seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(on_event)
+    unregister = getattr(monitoring, "unregister_event_duration_listener", None)
+    if unregister is None:  # before JAX 0.10
+        unregister = monitoring._unregister_event_duration_listener_by_callback
+    return lambda: unregister(on_event)

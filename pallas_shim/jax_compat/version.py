@@ -1,0 +1,134 @@
+"""Which JAX this is, and whether it has every private name that the shim uses.
+
+Importing this module raises IncompatibleJax if it has not.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+OLDEST = "0.8.0"
+TOO_NEW = "0.13"
+
+# Every private name that jax_compat uses, by where it is. "a|b" stands for names or places of
+# different versions, of which one must exist.
+PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
+    "jax._src.array": ("ArrayImpl",),
+    "jax._src.callback": ("_callback_op_sharding",),
+    "jax._src.config": ("no_execution", "trace_context"),
+    "jax._src.core": (
+        "Jaxpr",
+        "Literal",
+        "ShapedArray",
+        "Var",
+        "eval_jaxpr",
+        "jaxprs_in_params",
+        "new_jaxpr_eqn",
+        "no_effects",
+        "physical_aval",
+    ),
+    "jax._src.debugging": ("_format_print_callback", "_make_flat_callback"),
+    "jax._src.dispatch": ("check_special",),
+    "jax._src.dtypes": (
+        "canonicalize_dtype",
+        "dtype",
+        "extended",
+        "float0",
+        "issubdtype",
+        "prng_key",
+    ),
+    "jax._src.effects": ("ordered_effects",),
+    "jax._src.ffi": ("build_ffi_lowering_function",),
+    "jax._src.interpreters.mlir": (
+        "_platform_specific_lowerings",
+        "register_lowering",
+        "set_sharding",
+    ),
+    "jax._src.interpreters.pxla": ("get_default_device",),
+    "jax._src.lax.lax": ("_ragged_dot_general_impl",),
+    "jax._src.lax.linalg": (
+        "_cholesky_update_jax_fn",
+        "_generic_lu_pivots_to_permutation",
+        "_qr_lowering",
+        "_symmetric_product_jax_fn",
+    ),
+    "jax._src.lax.special": (
+        "_up_and_broadcast",
+        "igamma_grad_a_impl",
+        "igamma_impl",
+        "igammac_impl",
+        "regularized_incomplete_beta_impl",
+    ),
+    "jax._src.lib.xla_client": ("batched_device_put",),
+    "jax._src.monitoring": (
+        "unregister_event_duration_listener|_unregister_event_duration_listener_by_callback",
+    ),
+    "jax._src.pallas.core": ("dynamic_grid_dim", "semaphore_dtype"),
+    "jax._src.pallas.hlo_interpreter": ("pallas_call_hlo_interpret",),
+    "jax._src.pallas.pallas_call": ("_pallas_call_lowering", "pallas_call_p"),
+    "jax._src.pjit": ("_cpp_pjit_cache_fun_only", "_pjit_call_impl_python", "_pjit_lower"),
+    "jax._src.random.core|jax._src.random": ("_gamma_impl",),
+    "jax._src.random.prng": (
+        "PRNGKeyArray",
+        "random_bits_impl_base",
+        "random_fold_in_impl_base",
+        "random_seed_impl_base",
+        "random_split_impl_base",
+        "random_wrap",
+    ),
+    "jax._src.sharding_impls": ("UnspecifiedValue",),
+    "jax._src.source_info_util": ("new_source_info", "user_frame"),
+    "jax._src.state.discharge": ("_discharge_rules",),
+    "jax._src.state.indexing": ("NDIndexer", "Slice"),
+    "jax._src.state.types": ("AbstractRef", "TransformedRef"),
+    "jax._src.tree_util": ("tree_unflatten",),
+}
+
+
+class IncompatibleJax(ImportError):
+    """This JAX is too old, too new, or lacks a private name; the message says which."""
+
+
+def check() -> None:
+    """Raises IncompatibleJax if the shim can't work with the installed JAX."""
+    import jax
+
+    if not _numbers(OLDEST) <= _numbers(jax.__version__) < _numbers(TOO_NEW):
+        raise IncompatibleJax(
+            f"JAX {jax.__version__} isn't supported: install one from {OLDEST} on, "
+            f"older than {TOO_NEW}"
+        )
+    missing = [
+        f"{place}.{name}"
+        for place, names in PRIVATE_NAMES.items()
+        for name in names
+        if not any(_exists(p, n) for p in place.split("|") for n in name.split("|"))
+    ]
+    if missing:
+        raise IncompatibleJax(
+            f"JAX {jax.__version__} lacks {', '.join(missing)}, which pallas_shim uses; "
+            "install another version of one of the two"
+        )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    parts = version.split(".")
+    end = next((i for i, part in enumerate(parts) if not part.isdigit()), len(parts))
+    return tuple(map(int, parts[:end]))
+
+
+def _exists(place: str, name: str) -> bool:
+    found: Any
+    try:
+        found = importlib.import_module(place)
+    except ImportError:
+        parent, _, last = place.rpartition(".")
+        try:
+            found = getattr(importlib.import_module(parent), last, None)
+        except ImportError:
+            return False
+    return hasattr(found, name)
+
+
+check()

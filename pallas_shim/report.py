@@ -1,0 +1,179 @@
+"""What was intercepted, how it ran, and what it cost."""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import json
+import logging
+import os
+import sys
+import threading
+from typing import Any
+
+from pallas_shim.jax_compat.hooks import Kernel
+
+log = logging.getLogger("pallas_shim")
+
+
+@dataclasses.dataclass(eq=False)
+class Use:
+    """The kernels of one jitted function (or one kernel of a compiled one) on one rung.
+
+    ``calls`` and the seconds are of all the kernels together: ``tracing`` is JAX's tracing
+    of the function (None: it can't be told), ``lowering`` making the NumPy program of it,
+    ``running`` the calls.
+    """
+
+    function: str
+    kernels: tuple[Kernel, ...]
+    rung: str
+    reason: str
+    calls: int = 0
+    tracing: float | None = None
+    lowering: float = 0.0
+    running: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def ran(self, seconds: float) -> None:
+        """Counts one call."""
+        with self._lock:
+            self.calls += 1
+            self.running += seconds
+
+    def prepared(self, lowering: float, tracing: float | None = None) -> None:
+        """Adds what it took to get ready to run."""
+        with self._lock:
+            self.lowering += lowering
+            if tracing is not None:
+                self.tracing = (self.tracing or 0.0) + tracing
+
+
+class Report:
+    """The uses of a process, in the order in which they were first seen."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._uses: dict[Any, Use] = {}
+
+    def use(self, function: str, kernels: tuple[Kernel, ...], rung: str, reason: str) -> Use:
+        """The use with this description; the first time, it is logged."""
+        key = (function, kernels, rung, reason)
+        with self._lock:
+            found = self._uses.get(key)
+            if found is None:
+                found = self._uses[key] = Use(function, kernels, rung, reason)
+                names = ", ".join(_titled(kernel) for kernel in kernels)
+                log.info("%s of %s: rung %s, %s", names, function, rung, reason)
+            return found
+
+    def clear(self) -> None:
+        with self._lock:
+            self._uses.clear()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each kernel: the JSON form.
+
+        The keys: name, source, grid, function, calls, rung, reason, tracing_s, lowering_s,
+        running_s, shared_with. The calls and seconds of kernels of one jitted function that ran
+        as one program are of that program: ``shared_with`` counts the function's other kernels.
+        """
+        with self._lock:
+            uses = list(self._uses.values())
+        return [
+            {
+                "name": kernel.name,
+                "source": kernel.source,
+                "grid": kernel.grid,
+                "function": use.function,
+                "calls": use.calls,
+                "rung": use.rung,
+                "reason": use.reason,
+                "tracing_s": use.tracing,
+                "lowering_s": use.lowering,
+                "running_s": use.running,
+                "shared_with": len(use.kernels) - 1,
+            }
+            for use in uses
+            for kernel in use.kernels
+        ]
+
+    def table(self) -> str:
+        """The rows as text, for people."""
+        rows = self.rows()
+        if not rows:
+            return "pallas_shim: no Pallas kernel was called"
+        lines = [_HEADER]
+        for row in rows:
+            tracing = "-" if row["tracing_s"] is None else f"{row['tracing_s']:.3f}"
+            shared = "*" if row["shared_with"] else ""
+            lines.append(
+                (
+                    row["name"],
+                    row["source"] or "-",
+                    row["grid"] or "-",
+                    f"{row['calls']}{shared}",
+                    row["rung"],
+                    f"{tracing}{shared}",
+                    f"{row['lowering_s']:.3f}{shared}",
+                    f"{row['running_s']:.3f}{shared}",
+                    row["reason"],
+                )
+            )
+        widths = [max(map(len, column)) for column in zip(*lines)]
+        text = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
+            for line in lines
+        ]
+        text.insert(0, "pallas_shim: the Pallas kernels of this process")
+        if any(row["shared_with"] for row in rows):
+            text.append("* of the whole jitted function, which holds other kernels too")
+        return "\n".join(text)
+
+
+_HEADER = (
+    "kernel", "source", "grid", "calls", "rung", "tracing s", "lowering s", "running s", "reason",
+)
+
+
+def _titled(kernel: Kernel) -> str:
+    return f"kernel {kernel.name}" + (f" ({kernel.source})" if kernel.source else "")
+
+
+REPORT = Report()
+os.register_at_fork(after_in_child=REPORT.clear)
+
+
+def write(destination: str) -> None:
+    """Writes the report: "1" is a table on stderr, else a path of a JSON file.
+
+    In a path, ``{pid}`` stands for the number of the process, for scripts that start others.
+    """
+    if destination == "1":
+        print(REPORT.table(), file=sys.stderr)
+        return
+    path = destination.replace("{pid}", str(os.getpid()))
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({"pid": os.getpid(), "kernels": REPORT.rows()}, file, indent=1)
+            file.write("\n")
+    except OSError as error:
+        print(f"pallas_shim: the report can't be written: {error}", file=sys.stderr)
+
+
+def write_at_exit(destination: str | None) -> None:
+    """Has the report written when Python ends; called again, the last destination counts."""
+    atexit.unregister(write)
+    if destination is not None:
+        atexit.register(write, destination)
+
+
+def log_to_stderr() -> None:
+    """Shows each decision as it is made. Does nothing if logging is set up for it already."""
+    log.setLevel(logging.INFO)
+    if not log.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("pallas_shim: %(message)s"))
+        log.addHandler(handler)

@@ -1,0 +1,42 @@
+"""Takes over the calls of jitted functions that hold Pallas kernels.
+
+jit's functions are C++ and keep serving every function without a kernel from their own cache.
+What is wrapped is the Python function that they, and evaluated inner calls, ask when that cache
+has no answer; calls that run here leave none, so they come back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import wrapt
+
+from pallas_shim import dispatch, report, settings
+from pallas_shim.jax_compat import hooks
+
+
+def patch(pallas: ModuleType) -> Callable[[], None]:
+    """Called when jax.experimental.pallas is imported: before that there are no kernels."""
+    del pallas
+    chosen = settings.current()
+    if chosen.log:
+        report.log_to_stderr()
+    report.write_at_exit(chosen.report)
+    module, name = hooks.JIT_CALL
+    stock = getattr(module, name)
+    hooks.forget_calls()
+    setattr(module, name, wrapt.FunctionWrapper(stock, _call))
+    deafen = hooks.listen_to_tracing(dispatch.note_tracing)
+
+    def undo() -> None:
+        setattr(module, name, stock)
+        deafen()
+        hooks.forget_calls()
+
+    return undo
+
+
+def _call(stock: Callable[..., Any], instance: None, args: Any, params: dict[str, Any]) -> Any:
+    return dispatch.call_jit(stock, args, params)

@@ -1,0 +1,15 @@
+"""Lowers pallas_call, in programs that XLA compiles for a CPU, to a call back of its NumPy form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+
+from pallas_shim import dispatch
+from pallas_shim.jax_compat import hooks
+
+
+def patch(pallas: ModuleType) -> Callable[[], None]:
+    """Called when jax.experimental.pallas is imported."""
+    del pallas
+    return hooks.register_kernel_lowering(dispatch.choose_kernel)
