@@ -22,7 +22,10 @@ def executable(f, *args):
 
 
 def check(f, *args):
-    compare(executable(f, *args)(*map(np.asarray, args)), jax.tree.leaves(jax.jit(f)(*args)))
+    got = executable(f, *args)(*map(np.asarray, jax.tree.leaves(args)))
+    want = jax.tree.leaves(jax.jit(f)(*args))
+    for a, b in zip(got, want, strict=True):
+        compare(np.asarray(a), np.asarray(b))
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -70,7 +73,7 @@ def test_an_error_names_the_primitive_and_the_users_line():
 
         return lax.scan(body, x, None, length=3)
 
-    with pytest.raises(RuntimeError, match="^no$") as caught:
+    with pytest.raises(RuntimeError, match="no") as caught:
         executable(f, jnp.float32(0))(np.float32(0))
     (note,) = caught.value.__notes__
     assert "pure_callback" in note and "test_execute.py" in note

@@ -165,5 +165,7 @@ def _reciprocal(ins, outs, *, approx=False, **_):
     one = out.dtype.type(1)
     if not approx:
         return lambda x: np.asarray(np.divide(one, x)).astype(out.dtype, copy=False)
+    # The operand is rounded to bfloat16; the quotient is not, since XLA drops a rounding
+    # that a conversion back follows.
     narrow = np.dtype(ml_dtypes.bfloat16)
-    return lambda x: np.divide(narrow.type(1), np.asarray(x).astype(narrow)).astype(out.dtype)
+    return lambda x: np.asarray(one / np.asarray(x).astype(narrow).astype(out.dtype))

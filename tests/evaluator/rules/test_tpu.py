@@ -21,7 +21,8 @@ def check(kernel, out, *args, **kwargs):
 
     want = jax.jit(run(True))(*args)
     got = Executable(lower(jax.make_jaxpr(run(False))(*args)))(*map(np.asarray, args))
-    compare(got, jax.tree.leaves(want))
+    for a, b in zip(got, jax.tree.leaves(want), strict=True):
+        compare(a, np.asarray(b))
 
 
 X = jnp.arange(8 * 128, dtype=jnp.int32).reshape(8, 128)
@@ -127,9 +128,7 @@ def test_a_regular_semaphore():
 
 def test_a_copy_to_another_device_is_refused_by_name():
     def kernel(x, o, send, receive):
-        copy = pltpu.make_async_remote_copy(
-            x, o, send, receive, device_id=0, device_id_type=pltpu.DeviceIdType.LOGICAL
-        )
+        copy = pltpu.make_async_remote_copy(x, o, send, receive, device_id=(0,))
         copy.start()
         copy.wait()
 
