@@ -9,9 +9,10 @@ import logging
 import os
 import sys
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pallas_shim.jax_compat.hooks import Kernel
+if TYPE_CHECKING:
+    from pallas_shim.jax_compat.hooks import Kernel
 
 log = logging.getLogger("pallas_shim")
 
@@ -102,40 +103,44 @@ class Report:
 
     def table(self) -> str:
         """The rows as text, for people."""
-        rows = self.rows()
-        if not rows:
-            return "pallas_shim: no Pallas kernel was called"
-        lines = [_HEADER]
-        for row in rows:
-            tracing = "-" if row["tracing_s"] is None else f"{row['tracing_s']:.3f}"
-            shared = "*" if row["shared_with"] else ""
-            lines.append(
-                (
-                    row["name"],
-                    row["source"] or "-",
-                    row["grid"] or "-",
-                    f"{row['calls']}{shared}",
-                    row["rung"],
-                    f"{tracing}{shared}",
-                    f"{row['lowering_s']:.3f}{shared}",
-                    f"{row['running_s']:.3f}{shared}",
-                    row["reason"],
-                )
-            )
-        widths = [max(map(len, column)) for column in zip(*lines)]
-        text = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
-            for line in lines
-        ]
-        text.insert(0, "pallas_shim: the Pallas kernels of this process")
-        if any(row["shared_with"] for row in rows):
-            text.append("* of the whole jitted function, which holds other kernels too")
-        return "\n".join(text)
+        return table(self.rows())
 
 
 _HEADER = (
     "kernel", "source", "grid", "calls", "rung", "tracing s", "lowering s", "running s", "reason",
 )
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows of a report as text, for people."""
+    if not rows:
+        return "pallas_shim: no Pallas kernel was called"
+    lines = [_HEADER]
+    for row in rows:
+        tracing = "-" if row["tracing_s"] is None else f"{row['tracing_s']:.3f}"
+        shared = "*" if row["shared_with"] else ""
+        lines.append(
+            (
+                row["name"],
+                row["source"] or "-",
+                row["grid"] or "-",
+                f"{row['calls']}{shared}",
+                row["rung"],
+                f"{tracing}{shared}",
+                f"{row['lowering_s']:.3f}{shared}",
+                f"{row['running_s']:.3f}{shared}",
+                row["reason"],
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+    text.insert(0, "pallas_shim: the Pallas kernels of this process")
+    if any(row["shared_with"] for row in rows):
+        text.append("* of the whole jitted function, which holds other kernels too")
+    return "\n".join(text)
 
 
 def _titled(kernel: Kernel) -> str:
@@ -161,6 +166,18 @@ def write(destination: str) -> None:
             file.write("\n")
     except OSError as error:
         print(f"pallas_shim: the report can't be written: {error}", file=sys.stderr)
+
+
+def show(path: str) -> int:
+    """Prints the table of a JSON file that `write` made; the exit status: 1 if it can't be read."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            rows = json.load(file)["kernels"]
+        print(table(rows))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"pallas_shim: {path} isn't a report: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def write_at_exit(destination: str | None) -> None:
