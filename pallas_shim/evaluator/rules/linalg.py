@@ -1,0 +1,357 @@
+"""Matrix products, and the primitives that JAX takes from LAPACK."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import scipy.fft
+import scipy.linalg
+from scipy.linalg import blas, lapack
+
+from pallas_shim.evaluator.program import ArrayType
+from pallas_shim.evaluator.rules import scalar_types
+from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule, rule
+from pallas_shim.jax_compat import definitions
+
+Function = Callable[..., Any]
+
+_PRECISIONS = ("DEFAULT", "HIGH", "HIGHEST")
+
+
+# -- products -------------------------------------------------------------------------------
+
+
+def multiplication(
+    primitive: str, lhs: np.dtype, rhs: np.dtype, out: np.dtype, terms: int, precision: Any
+) -> tuple[np.dtype, Function | None]:
+    """How to add up ``terms`` products: the dtype to do it in, and what rounds the sums.
+
+    Integers go through floating point, which BLAS is for, where every sum is exact there;
+    otherwise they are added in the result's dtype, and wrap around like it.
+
+    Raises:
+      Unsupported: the arithmetic asked for is not one of these.
+    """
+    pair = precision if isinstance(precision, (tuple, list)) else (precision,)
+    for one in pair:
+        if one is not None and getattr(one, "name", str(one)) not in _PRECISIONS:
+            raise Unsupported(primitive, f"the precision {one}")
+    inexact = [scalar_types.wide(d) for d in (lhs, rhs, out) if d.kind == "c" or scalar_types.is_float(d)]
+    if inexact:
+        if scalar_types.wide(out) not in inexact:
+            raise Unsupported(primitive, f"floating-point operands with a result of {out.name}")
+        work = functools.reduce(np.promote_types, inexact)
+        return work, None if work == out else lambda sums: sums.astype(out)
+    bound = terms * _magnitude(lhs) * _magnitude(rhs)
+    if bound < 1 << 24:
+        work = np.dtype(np.float32)
+    elif bound < 1 << 53:
+        work = np.dtype(np.float64)
+    else:
+        work = scalar_types.wide(out)
+        return work, None if work == out else lambda sums: sums.astype(out)
+    if out.kind == "b":
+        return work, lambda sums: sums != 0
+    if out.kind == "i" and bound <= np.iinfo(out).max:
+        return work, lambda sums: sums.astype(out)
+    return work, lambda sums: sums.astype(np.int64).astype(out)
+
+
+def _magnitude(dtype: np.dtype) -> int:
+    if dtype.kind == "b":
+        return 1
+    info = ml_dtypes.iinfo(dtype)
+    return max(-int(info.min), int(info.max))
+
+
+@rule("dot_general")
+def _dot_general(ins, outs, *, dimension_numbers, precision=None, **_):
+    (lhs_contracting, rhs_contracting), (lhs_batch, rhs_batch) = dimension_numbers
+    (lhs, rhs), (out,) = ins, outs
+    lhs_free = _others(lhs, lhs_contracting, lhs_batch)
+    rhs_free = _others(rhs, rhs_contracting, rhs_batch)
+    terms = math.prod(lhs.shape[d] for d in lhs_contracting)
+    work, finish = multiplication(
+        "dot_general", lhs.dtype, rhs.dtype, out.dtype, terms, precision
+    )
+    left = _matrices(lhs, lhs_batch, lhs_free, lhs_contracting, work)
+    right = _matrices(rhs, rhs_batch, rhs_contracting, rhs_free, work)
+    reshapes = len(lhs_free) != 1 or len(rhs_free) != 1
+    if left is None and right is None and finish is None and not reshapes:
+        return np.matmul
+
+    def run(x, y):
+        x = x if left is None else left(x)
+        y = y if right is None else right(y)
+        product = np.matmul(x, y)
+        if reshapes:
+            product = product.reshape(out.shape)
+        return product if finish is None else finish(product)
+
+    return run
+
+
+def _others(array: ArrayType, *used: Sequence[int]) -> list[int]:
+    return [d for d in range(array.ndim) if not any(d in dims for dims in used)]
+
+
+def _matrices(
+    array: ArrayType,
+    batch: Sequence[int],
+    rows: Sequence[int],
+    columns: Sequence[int],
+    dtype: np.dtype,
+) -> Function | None:
+    """What makes an array a batch of matrices of ``dtype``; None if it is one already."""
+    order = (*batch, *rows, *columns)
+    sizes = [array.shape[d] for d in batch]
+    shape = (*sizes, *(math.prod(array.shape[d] for d in dims) for dims in (rows, columns)))
+    transposes = order != tuple(range(array.ndim))
+    reshapes = len(rows) != 1 or len(columns) != 1
+    casts = array.dtype != dtype
+    if not (transposes or reshapes or casts):
+        return None
+    if not casts and not reshapes:
+        return lambda x: x.transpose(order)
+
+    def prepare(x):
+        x = x.astype(dtype, copy=False)
+        return x.transpose(order).reshape(shape) if reshapes else x.transpose(order)
+
+    return prepare
+
+
+# -- by definition --------------------------------------------------------------------------
+
+
+@lowering_rule(
+    "ragged_dot_general",
+    "qr",
+    "ormqr",
+    "cholesky_update",
+    "symmetric_product",
+    "lu_pivots_to_permutation",
+)
+def _defined(lowering, eqn, ins):
+    return lowering.inline(definitions.definition(eqn), ins)
+
+
+# -- LAPACK ---------------------------------------------------------------------------------
+
+
+def _decomposition(primitive: str, *, rank: int = 2, multiple: bool = True):
+    """Registers ``make(ins, outs, **params) -> fn`` where ``fn`` takes one matrix of each batch.
+
+    ``fn`` returns a tuple, or None where LAPACK fails, which JAX says with NaNs. ``rank`` is
+    that of the first operand without its batch dimensions.
+    """
+
+    def register(make: Function) -> Function:
+        @rule(primitive)
+        def batched(ins, outs, **params):
+            if any(a.dtype not in _LAPACK for a in (*ins, *outs)):
+                raise Unsupported(primitive, f"LAPACK has no {ins[0].dtype.name}")
+            empty = not any(out.size for out in outs)
+            if 0 in ins[0].shape[-rank:] and not empty:
+                raise Unsupported(primitive, "empty matrices")
+            function = make(ins, outs, **params)
+            batch = ins[0].shape[: ins[0].ndim - rank]
+
+            def run(*arrays):
+                results = tuple(np.empty(out.shape, out.dtype) for out in outs)
+                if empty:
+                    return results
+                for index in np.ndindex(batch):
+                    values = function(*(array[index] for array in arrays))
+                    for i, result in enumerate(results):
+                        result[index] = np.nan if values is None else values[i]
+                return results
+
+            return run if multiple else lambda *arrays: run(*arrays)[0]
+
+        return make
+
+    return register
+
+
+_LAPACK = tuple(map(np.dtype, ("f4", "f8", "c8", "c16", "i4")))
+
+
+@_decomposition("cholesky", multiple=False)
+def _cholesky(ins, outs, **_):
+    (potrf,) = lapack.get_lapack_funcs(("potrf",), dtype=ins[0].dtype)
+
+    def run(a):
+        factor, info = potrf(a, lower=1, clean=0)
+        return None if info else (factor,)
+
+    return run
+
+
+@_decomposition("triangular_solve", multiple=False)
+def _triangular_solve(
+    ins, outs, *, left_side, lower, transpose_a, conjugate_a, unit_diagonal, **_
+):
+    (trsm,) = blas.get_blas_funcs(("trsm",), dtype=ins[0].dtype)
+    transposition = (2 if conjugate_a else 1) if transpose_a else 0
+    options = {
+        "side": 0 if left_side else 1,
+        "lower": int(lower),
+        "trans_a": transposition,
+        "diag": int(unit_diagonal),
+    }
+    conjugates = conjugate_a and not transpose_a
+    return lambda a, b: (trsm(1, a.conj() if conjugates else a, b, **options),)
+
+
+@_decomposition("lu")
+def _lu(ins, outs, **_):
+    (getrf,) = lapack.get_lapack_funcs(("getrf",), dtype=ins[0].dtype)
+    rows = ins[0].shape[-2]
+
+    def run(a):
+        factors, pivots, _ = getrf(a)
+        permutation = np.arange(rows, dtype=np.int32)
+        for i, pivot in enumerate(pivots):
+            permutation[[i, pivot]] = permutation[[pivot, i]]
+        return factors, pivots, permutation
+
+    return run
+
+
+@_decomposition("geqrf")
+def _geqrf(ins, outs, **_):
+    (geqrf,) = lapack.get_lapack_funcs(("geqrf",), dtype=ins[0].dtype)
+    return lambda a: geqrf(a)[:2]
+
+
+@_decomposition("geqp3")
+def _geqp3(ins, outs, **_):
+    (geqp3,) = lapack.get_lapack_funcs(("geqp3",), dtype=ins[0].dtype)
+
+    def run(a, fixed):
+        if fixed.any():
+            raise Unsupported("geqp3", "columns that are fixed in front")
+        return geqp3(a)[:3]
+
+    return run
+
+
+@_decomposition("householder_product", multiple=False)
+def _householder_product(ins, outs, **_):
+    name = "ungqr" if ins[0].dtype.kind == "c" else "orgqr"
+    (gqr,) = lapack.get_lapack_funcs((name,), dtype=ins[0].dtype)
+    return lambda a, taus: gqr(a, taus)[:1]
+
+
+@_decomposition("eigh")
+def _eigh(ins, outs, *, lower, subset_by_index=None, algorithm=None, **_):
+    size = ins[0].shape[-1]
+    if subset_by_index not in (None, (0, size)) or algorithm is not None:
+        raise Unsupported("eigh", "subset_by_index and algorithm have no CPU form in JAX")
+    name = "heevd" if ins[0].dtype.kind == "c" else "syevd"
+    (evd,) = lapack.get_lapack_funcs((name,), dtype=ins[0].dtype)
+
+    def run(a):
+        values, vectors, info = evd(a, compute_v=1, lower=int(lower))
+        return None if info else (vectors, values)
+
+    return run
+
+
+@_decomposition("svd")
+def _svd(ins, outs, *, full_matrices, compute_uv, subset_by_index=None, algorithm=None, **_):
+    if subset_by_index not in (None, (0, min(ins[0].shape[-2:]))):
+        raise Unsupported("svd", "subset_by_index has no CPU form in JAX")
+    name = "DEFAULT" if algorithm is None else algorithm.name
+    if name not in _SVD:
+        raise Unsupported("svd", f"the algorithm {name} has no CPU form in JAX")
+    (gesxd,) = lapack.get_lapack_funcs((_SVD[name],), dtype=ins[0].dtype)
+    options = {"compute_uv": int(compute_uv), "full_matrices": int(bool(full_matrices))}
+
+    def run(a):
+        u, s, vt, info = gesxd(a, **options)
+        return None if info else (s, u, vt)
+
+    return run
+
+
+_SVD = {"DEFAULT": "gesdd", "DIVIDE_AND_CONQUER": "gesdd", "QR": "gesvd"}
+
+
+@_decomposition("eig")
+def _eig(ins, outs, *, compute_left_eigenvectors, compute_right_eigenvectors, **_):
+    left, right = compute_left_eigenvectors, compute_right_eigenvectors
+
+    def run(a):
+        try:
+            result = scipy.linalg.eig(a, left=left, right=right, check_finite=False)
+        except np.linalg.LinAlgError:
+            return None
+        return result if left or right else (result,)
+
+    return run
+
+
+@_decomposition("schur")
+def _schur(ins, outs, *, sort_eig_vals, **_):
+    if sort_eig_vals:
+        raise Unsupported("schur", "sort_eig_vals has no CPU form in JAX")
+    kind = "complex" if ins[0].dtype.kind == "c" else "real"
+
+    def run(a):
+        try:
+            return scipy.linalg.schur(a, output=kind, check_finite=False)
+        except np.linalg.LinAlgError:
+            return None
+
+    return run
+
+
+@_decomposition("hessenberg")
+def _hessenberg(ins, outs, **_):
+    (gehrd,) = lapack.get_lapack_funcs(("gehrd",), dtype=ins[0].dtype)
+    return lambda a: gehrd(a)[:2]
+
+
+@_decomposition("tridiagonal")
+def _tridiagonal(ins, outs, *, lower, **_):
+    name = "hetrd" if ins[0].dtype.kind == "c" else "sytrd"
+    (trd,) = lapack.get_lapack_funcs((name,), dtype=ins[0].dtype)
+    return lambda a: trd(a, lower=int(lower))[:4]
+
+
+@_decomposition("tridiagonal_solve", rank=1, multiple=False)
+def _tridiagonal_solve(ins, outs, *, perturb_singular=False, **_):
+    if perturb_singular:
+        raise Unsupported("tridiagonal_solve", "perturb_singular")
+    (gtsv,) = lapack.get_lapack_funcs(("gtsv",), dtype=ins[0].dtype)
+
+    def run(below, diagonal, above, b):
+        *_, x, info = gtsv(below[1:], diagonal, above[:-1], b)
+        return None if info else (x,)
+
+    return run
+
+
+# -- Fourier transforms ---------------------------------------------------------------------
+
+# In the order of JAX's FftType.
+_FFT = (scipy.fft.fftn, scipy.fft.ifftn, scipy.fft.rfftn, scipy.fft.irfftn)
+
+
+@rule("fft")
+def _fft(ins, outs, *, fft_type, fft_lengths, **_):
+    transform = _FFT[int(fft_type)]
+    lengths = tuple(fft_lengths)
+    axes = tuple(range(-len(lengths), 0))
+    if not lengths:
+        return lambda x: np.array(x, outs[0].dtype)
+    if not outs[0].size or not ins[0].size:
+        return lambda x: np.zeros(outs[0].shape, outs[0].dtype)
+    return lambda x: transform(x, s=lengths, axes=axes)

@@ -1,0 +1,143 @@
+"""Random numbers: threefry, XLA's bit generators, and keys.
+
+A key array is the array of the unsigned integers that its keys are made of.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule, rule
+from pallas_shim.jax_compat import definitions
+
+
+@lowering_rule("random_seed", "random_split", "random_fold_in", "random_bits", "random_gamma")
+def _defined(lowering, eqn, ins):
+    return lowering.inline(definitions.definition(eqn), ins)
+
+
+@lowering_rule("random_wrap", "random_unwrap", "random_clone")
+def _same(lowering, eqn, ins):
+    return ins
+
+
+@rule("iota_2x32_shape")
+def _iota_2x32_shape(ins, outs, *, shape, **_):
+    counts = np.arange(math.prod(shape), dtype=np.uint64).reshape(shape)
+    high, low = (counts >> np.uint64(32)).astype(np.uint32), counts.astype(np.uint32)
+    return lambda: (high, low)
+
+
+# -- threefry -------------------------------------------------------------------------------
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = np.uint32(0x1BD11BDA)
+
+
+@rule("threefry2x32")
+def _threefry2x32(ins, outs, **_):
+    return threefry2x32
+
+
+def threefry2x32(key1, key2, x1, x2):
+    """The Threefry-2x32 hash, 20 rounds (Salmon et al., 2011), of uint32 arrays."""
+    keys = (key1, key2, key1 ^ key2 ^ _PARITY)
+    x1, x2 = x1 + keys[0], x2 + keys[1]
+    for i in range(5):
+        for distance in _ROTATIONS[i % 2]:
+            x1 = x1 + x2
+            x2 = (x2 << np.uint32(distance)) | (x2 >> np.uint32(32 - distance))
+            x2 = x2 ^ x1
+        x1 = x1 + keys[(i + 1) % 3]
+        x2 = x2 + keys[(i + 2) % 3] + np.uint32(i + 1)
+    return x1, x2
+
+
+# -- XLA's bit generators -------------------------------------------------------------------
+
+
+def _philox4x32(counters, key):
+    """The Philox-4x32 hash, 10 rounds (Salmon et al., 2011), of four uint64 arrays < 2**32."""
+    word = np.uint64(0xFFFFFFFF)
+    half = np.uint64(32)
+    a, b, c, d = counters
+    k1, k2 = key
+    for _ in range(10):
+        first, second = a * np.uint64(0xD2511F53), c * np.uint64(0xCD9E8D57)
+        a, b, c, d = (second >> half) ^ b ^ k1, second & word, (first >> half) ^ d ^ k2, first & word
+        k1, k2 = (k1 + np.uint64(0x9E3779B9)) & word, (k2 + np.uint64(0xBB67AE85)) & word
+    return a, b, c, d
+
+
+def _halves(x):
+    return x & np.uint64(0xFFFFFFFF), x >> np.uint64(32)
+
+
+def _split(words):
+    return words & np.uint64(0xFFFFFFFF), words >> np.uint64(32)
+
+
+def _join(low, high):
+    return low.astype(np.uint64) | (high.astype(np.uint64) << np.uint64(32))
+
+
+def _philox_bits(key, counter, shape, wide):
+    """Bits of ``shape``, 64 wide or 32, and how far the counter has gone: 128 bits a step."""
+    words = math.prod(shape) * (2 if wide else 1)
+    steps = -(-words // 4)
+    low = counter + np.arange(steps, dtype=np.uint64)
+    # The counter has 128 bits; its upper half starts as the key.
+    high = key + (low < counter)
+    hashes = _philox4x32((*_split(low), *_split(high)), _split(key))
+    bits = np.stack(hashes, axis=1).reshape(4 * steps)[:words]
+    return (_join(bits[::2], bits[1::2]) if wide else bits).reshape(shape), steps
+
+
+def _threefry_bits(key, counter, shape, wide):
+    """As `_philox_bits`, with 64 bits a step.
+
+    Where 32 bits are wanted, the first even axis (else the longest) is cut into pairs, and
+    the two words of one hash go to the two members of a pair.
+    """
+    if wide:
+        half_shape, axis = tuple(shape), 0
+    else:
+        shape_or_one = shape or (1,)
+        even = [axis for axis, size in enumerate(shape_or_one) if size % 2 == 0]
+        axis = even[0] if even else int(np.argmax(shape_or_one))
+        half_shape = tuple(
+            -(-size // 2) if i == axis else size for i, size in enumerate(shape_or_one)
+        )
+    steps = math.prod(half_shape)
+    counts = counter + np.arange(steps, dtype=np.uint64).reshape(half_shape)
+    words = [word.astype(np.uint32) for word in (*_split(key), *_split(counts))]
+    first, second = threefry2x32(*words)
+    if wide:
+        return _join(first, second), steps
+    pairs = np.stack((first, second), axis=axis + 1)
+    pairs = pairs.reshape(*half_shape[:axis], 2 * half_shape[axis], *half_shape[axis + 1 :])
+    return pairs[tuple(map(slice, shape_or_one))].reshape(shape), steps
+
+
+# By JAX's RandomAlgorithm. On CPU the default is Philox.
+_GENERATORS = (_philox_bits, _threefry_bits, _philox_bits)
+
+
+@rule("rng_bit_generator")
+def _rng_bit_generator(ins, outs, *, algorithm, **_):
+    """The state is the key and the counter, each a uint64 or two uint32, the low one first."""
+    state_type, bits_type = outs
+    if bits_type.dtype.kind != "u":
+        raise Unsupported("rng_bit_generator", f"bits as {bits_type.dtype.name}")
+    generate = _GENERATORS[int(algorithm)]
+    wide = bits_type.dtype.itemsize == 8
+
+    def run(state):
+        key, counter = np.ascontiguousarray(state).view(np.uint64)
+        bits, steps = generate(key, counter, bits_type.shape, wide)
+        new_state = np.array([key, counter + np.uint64(steps)]).view(state_type.dtype)
+        return new_state, bits.astype(bits_type.dtype)
+
+    return run

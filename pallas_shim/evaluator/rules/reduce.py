@@ -1,0 +1,182 @@
+"""Reductions along axes, and running (cumulative) reductions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from pallas_shim.evaluator.program import ArrayType
+from pallas_shim.evaluator.rules import scalar_types
+from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule, rule
+from pallas_shim.jax_compat import definitions
+
+Apply = Callable[[np.ufunc, np.ndarray, Any], np.ndarray]
+
+
+def lowest(dtype: np.dtype) -> Any:
+    """The identity of max, as JAX has it."""
+    return _extreme(dtype, min)
+
+
+def highest(dtype: np.dtype) -> Any:
+    """The identity of min, as JAX has it."""
+    return _extreme(dtype, max)
+
+
+def _extreme(dtype: np.dtype, pick: Callable[[Any], Any]) -> Any:
+    if dtype.kind == "b":
+        return pick((False, True))
+    if scalar_types.is_integer(dtype):
+        info = ml_dtypes.iinfo(dtype)
+        return pick((int(info.min), int(info.max)))
+    infinity = np.array(pick((-np.inf, np.inf))).astype(dtype)
+    if np.isinf(infinity):
+        return float(infinity)
+    finfo = ml_dtypes.finfo(dtype)
+    return pick((float(finfo.min), float(finfo.max)))
+
+
+# -- the shared part ------------------------------------------------------------------------
+
+
+def accumulation(ufunc: np.ufunc, identity: int, dtype: np.dtype, apply: Apply):
+    """The callable of a sum or product: ``apply`` in the accumulator's dtype, rounded once."""
+    wide = scalar_types.wide(dtype)
+    initial = wide.type(identity)
+    if wide == dtype:
+        return lambda x: apply(ufunc, x, initial)
+    return lambda x: apply(ufunc, x.astype(wide), initial).astype(dtype)
+
+
+def extremum(ufunc: np.ufunc, dtype: np.dtype, apply: Apply):
+    """The callable of a max or min: NaN if there is one, and -0.0 counts as less than 0.0.
+
+    NumPy takes whichever zero it meets, so a result of zero is looked at again.
+
+    Raises:
+      Unsupported: complex numbers, where JAX's result depends on the order of NaNs.
+    """
+    if dtype.kind == "c":
+        raise Unsupported(f"reduce_{ufunc.__name__[:3]}", "max and min of complex numbers")
+    wide = scalar_types.wide(dtype)
+    initial = wide.type(lowest(dtype) if ufunc is np.maximum else highest(dtype))
+    if not scalar_types.is_float(dtype):
+        if wide == dtype:
+            return lambda x: apply(ufunc, x, initial)
+        return lambda x: apply(ufunc, x.astype(wide), initial).astype(dtype)
+    zero = wide.type(0)
+    preferred, other = (zero, -zero) if ufunc is np.maximum else (-zero, zero)
+    is_preferred = np.logical_not if ufunc is np.maximum else np.array
+
+    def run(x):
+        x = x.astype(wide, copy=False)
+        result = apply(ufunc, x, initial)
+        is_zero = result == 0
+        if is_zero.any():
+            seen = apply(np.logical_or, (x == 0) & is_preferred(np.signbit(x)), False)
+            result = np.where(is_zero, np.where(seen, preferred, other), result)
+        return result if wide == dtype else result.astype(dtype)
+
+    return run
+
+
+# -- along axes -----------------------------------------------------------------------------
+
+
+def _along(axes: Sequence[int]) -> Apply:
+    axes = tuple(axes)
+    return lambda ufunc, x, initial: ufunc.reduce(
+        x, axis=axes, dtype=x.dtype, initial=initial
+    )
+
+
+def _sum_or_product(ufunc: np.ufunc, identity: int):
+    def make(ins: tuple[ArrayType, ...], outs: tuple[ArrayType, ...], *, axes, **_):
+        (operand,), (out,) = ins, outs
+        if operand.size == out.size and all(operand.shape[axis] == 1 for axis in axes):
+            return lambda x: np.array(x).reshape(out.shape)  # keeps the sign of zero
+        return accumulation(ufunc, identity, operand.dtype, _along(axes))
+
+    return make
+
+
+rule("reduce_sum")(_sum_or_product(np.add, 0))
+rule("reduce_prod")(_sum_or_product(np.multiply, 1))
+
+
+@rule("reduce_max")
+def _reduce_max(ins, outs, *, axes, **_):
+    return extremum(np.maximum, ins[0].dtype, _along(axes))
+
+
+@rule("reduce_min")
+def _reduce_min(ins, outs, *, axes, **_):
+    return extremum(np.minimum, ins[0].dtype, _along(axes))
+
+
+@rule("reduce_and")
+def _reduce_and(ins, outs, *, axes, **_):
+    initial = ~ins[0].dtype.type(0)
+    return lambda x: np.bitwise_and.reduce(x, axis=tuple(axes), dtype=x.dtype, initial=initial)
+
+
+@rule("reduce_or")
+def _reduce_or(ins, outs, *, axes, **_):
+    return lambda x: np.bitwise_or.reduce(x, axis=tuple(axes), dtype=x.dtype)
+
+
+@rule("reduce_xor")
+def _reduce_xor(ins, outs, *, axes, **_):
+    return lambda x: np.bitwise_xor.reduce(x, axis=tuple(axes), dtype=x.dtype)
+
+
+def _arg(function: Callable[..., Any]):
+    def make(ins, outs, *, axes, index_dtype, **_):
+        (axis,) = axes
+        wide = scalar_types.wide(ins[0].dtype)
+
+        def run(x):
+            return function(x.astype(wide, copy=False), axis=axis).astype(index_dtype)
+
+        return run
+
+    return make
+
+
+rule("argmax")(_arg(np.argmax))
+rule("argmin")(_arg(np.argmin))
+
+
+@lowering_rule("reduce")
+def _reduce(lowering, eqn, ins):
+    return lowering.inline(definitions.definition(eqn), ins)
+
+
+# -- running --------------------------------------------------------------------------------
+
+
+def _running(axis: int, reverse: bool) -> Apply:
+    def forward(ufunc, x, _):
+        return ufunc.accumulate(x, axis=axis, dtype=x.dtype)
+
+    def backward(ufunc, x, initial):
+        return np.flip(forward(ufunc, np.flip(x, axis), initial), axis)
+
+    return backward if reverse else forward
+
+
+def _cumulative(make: Callable[..., Any], *fixed: Any):
+    def rule_make(ins, outs, *, axis, reverse, **_):
+        return make(*fixed, ins[0].dtype, _running(axis, reverse))
+
+    return rule_make
+
+
+rule("cumsum")(_cumulative(accumulation, np.add, 0))
+rule("cumprod")(_cumulative(accumulation, np.multiply, 1))
+rule("cumlogsumexp")(_cumulative(accumulation, np.logaddexp, 0))
+rule("cummax")(_cumulative(extremum, np.maximum))
+rule("cummin")(_cumulative(extremum, np.minimum))
