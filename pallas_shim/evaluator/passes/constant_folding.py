@@ -1,8 +1,8 @@
 """Constant folding: what can be known before the program runs is computed now.
 
 Pure instructions on constants are run; those that give back an operand are replaced
-by it (`identities`); switches on a constant become the branch taken, and a grid's
-axes of one cell their only index.
+by it (`identities`); switches on a constant become the branch taken, loops of one round
+that round, and a grid's axes of one cell their only index.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from pallas_shim.evaluator.floating import as_xla
-from pallas_shim.evaluator.passes.identities import IDENTITIES
+from pallas_shim.evaluator.passes.identities import IDENTITIES, uniform
 from pallas_shim.evaluator.passes.rewrite import (
     Substitution,
+    make_instruction,
     substitute,
-    with_operands,
     with_regions,
 )
 from pallas_shim.evaluator.program import (
@@ -44,8 +44,9 @@ def fold_constants(program: Program) -> Program:
 class _Folding:
     def __init__(self) -> None:
         self.replaced: Substitution = {}
-        self.known: dict[Any, tuple[Value, ...] | None] = {}
+        self.known: dict[Any, Any] = {}
         self.by_content: dict[Any, Value] = {}
+        self.elements: dict[Value, Any] = {}
         self.foldable: dict[Operation, bool] = {}
 
     def region(self, region: Region) -> Region:
@@ -55,14 +56,15 @@ class _Folding:
 
     def block(self, region: Region, body: list[Instruction]) -> None:
         """Appends what is left of a region's instructions to ``body``."""
-        replaced = self.replaced
+        replaced, append = self.replaced, body.append
+        get = replaced.get
         for instruction in region.body:
-            operation, ins, outs, regions, _ = instruction
+            operation, ins, outs, regions, source = instruction
             if replaced:
-                new = substitute(ins, replaced)
+                new = tuple(map(get, ins, ins))
                 if new != ins:
                     ins = new
-                    instruction = with_operands(instruction, ins)
+                    instruction = make_instruction((operation, ins, outs, regions, source))
             if regions:
                 self.structured(instruction, body)
                 continue
@@ -76,11 +78,11 @@ class _Folding:
                     continue
             identity = IDENTITIES.get(operation.name)
             if identity is not None:
-                same = identity(operation, ins)
+                same = identity(operation, ins, self.uniform)
                 if same is not None:
                     replaced[outs[0]] = same
                     continue
-            body.append(instruction)
+            append(instruction)
 
     def structured(self, instruction: Instruction, body: list[Instruction]) -> None:
         operation, ins, outs, regions, _ = instruction
@@ -88,6 +90,16 @@ class _Folding:
             taken = regions[min(max(int(ins[0].const), 0), len(regions) - 1)]
             self.block(taken, body)
             results = substitute(taken.results, self.replaced)
+            self.replaced.update(zip(outs, results, strict=True))
+            return
+        if (
+            operation.name == "scan"
+            and operation.params["length"] == 1
+            and operation.params["num_carry"] == len(ins) == len(outs)
+        ):
+            self.replaced.update(zip(regions[0].params, ins, strict=True))
+            self.block(regions[0], body)
+            results = substitute(regions[0].results, self.replaced)
             self.replaced.update(zip(outs, results, strict=True))
             return
         if operation.name == "grid":
@@ -111,9 +123,16 @@ class _Folding:
         if not foldable:
             return None
         key = (operation, ins)
-        if key not in self.known:
-            self.known[key] = self.run(operation, ins)
-        return self.known[key]
+        results = self.known.get(key, key)
+        if results is key:
+            results = self.known[key] = self.run(operation, ins)
+        return results
+
+    def uniform(self, value: Value) -> Any:
+        """`uniform`, remembered: unrolled code asks about the same mask a thousand times."""
+        if value not in self.elements:
+            self.elements[value] = uniform(value)
+        return self.elements[value]
 
     def run(self, operation: Operation, ins: tuple[Value, ...]) -> tuple[Value, ...] | None:
         try:

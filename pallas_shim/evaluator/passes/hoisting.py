@@ -32,9 +32,7 @@ class _Hoisting:
         self.memory = memory
         self.small: dict[Operation, bool] = {}
 
-    def region(
-        self, region: Region, writes: set[Value] | None
-    ) -> tuple[Region, list[Instruction]]:
+    def region(self, region: Region, writes: set[Value] | None) -> tuple[Region, list[Instruction]]:
         """The region without what can go before its loop, and that.
 
         ``writes``: the buffers that the loop writes to; None if the region is no loop's.

@@ -1,7 +1,7 @@
 """Instructions that only give back one of their operands, whatever its value.
 
-Each entry of `IDENTITIES` takes an operation and its operands and returns that operand, or
-None. Floats have no neutral elements here: arithmetic makes zeros of subnormals.
+Each entry of `IDENTITIES` takes an operation, its operands and `uniform`, and returns that
+operand, or None. Floats have no neutral elements here: arithmetic makes zeros of subnormals.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy as np
 
 from pallas_shim.evaluator.program import Operation, Value
 
-Identity = Callable[[Operation, tuple[Value, ...]], Value | None]
+Uniform = Callable[[Value], Any]
+Identity = Callable[[Operation, tuple[Value, ...], Uniform], Value | None]
 
 # Larger constants are not searched.
 _LARGEST_SEARCHED = 1 << 16
@@ -30,11 +31,11 @@ def uniform(value: Value) -> Any:
     return first
 
 
-def _same_type(operation: Operation, ins: tuple[Value, ...]) -> Value | None:
+def _same_type(operation: Operation, ins: tuple[Value, ...], uniform: Uniform) -> Value | None:
     return ins[0] if operation.outs[0] == ins[0].type else None
 
 
-def _select(operation: Operation, ins: tuple[Value, ...]) -> Value | None:
+def _select(operation: Operation, ins: tuple[Value, ...], uniform: Uniform) -> Value | None:
     predicate, *cases = ins
     if all(case is cases[0] for case in cases):
         return cases[0]
@@ -47,31 +48,29 @@ def _neutral(
 ) -> Identity:
     """The identity of a binary operation with a neutral element, for dtypes of some kinds."""
 
-    def identity(operation: Operation, ins: tuple[Value, ...]) -> Value | None:
+    def identity(operation: Operation, ins: tuple[Value, ...], uniform: Uniform) -> Value | None:
         x, y = ins
         if idempotent and x is y:
             return x
         for constant, other in ((y, x), (x, y)) if either_side else ((y, x),):
             if constant.const is None or constant.const.dtype.kind not in kinds:
                 continue
-            if other.type != operation.outs[0]:
-                continue
             element = uniform(constant)
-            if element is not None and is_neutral(element):
+            if element is not None and is_neutral(element) and other.type == operation.outs[0]:
                 return other
         return None
 
     return identity
 
 
-def _transpose(operation: Operation, ins: tuple[Value, ...]) -> Value | None:
+def _transpose(operation: Operation, ins: tuple[Value, ...], uniform: Uniform) -> Value | None:
     permutation = operation.params["permutation"]
     return ins[0] if list(permutation) == sorted(permutation) else None
 
 
-def _reshape(operation: Operation, ins: tuple[Value, ...]) -> Value | None:
+def _reshape(operation: Operation, ins: tuple[Value, ...], uniform: Uniform) -> Value | None:
     in_order = operation.params.get("dimensions") is None
-    return _same_type(operation, ins) if in_order else None
+    return _same_type(operation, ins, uniform) if in_order else None
 
 
 def _is(number: int) -> Callable[[Any], bool]:

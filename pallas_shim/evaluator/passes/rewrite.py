@@ -21,11 +21,6 @@ def substitute(values: tuple[Value, ...], replaced: Substitution) -> tuple[Value
     return tuple(map(replaced.get, values, values))
 
 
-def with_operands(instruction: Instruction, ins: tuple[Value, ...]) -> Instruction:
-    operation, _, outs, regions, source = instruction
-    return make_instruction((operation, ins, outs, regions, source))
-
-
 def with_regions(instruction: Instruction, regions: Sequence[Region]) -> Instruction:
     operation, ins, outs, _, source = instruction
     return make_instruction((operation, ins, outs, tuple(regions), source))

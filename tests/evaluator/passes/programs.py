@@ -353,9 +353,7 @@ def random_programs(draw) -> Made:
     """A program of up to a hundred or so instructions that ends and prints little."""
 
     def build(builder, scalar, ints, floats, row, matrix):
-        scope = _Scope(
-            [scalar, builder.int(1), builder.int(0)], [ints], [floats], [row], [matrix]
-        )
+        scope = _Scope([scalar, builder.int(1), builder.int(0)], [ints], [floats], [row], [matrix])
         random = _Random(draw, builder)
         random.do_allocate(scope, 0)
         random.block(scope, 0)
