@@ -73,15 +73,13 @@ def call_jit(stock: Callable[..., Any], args: Sequence[Any], params: dict[str, A
     call, which is nothing if the call ran here.
     """
     jaxpr = params["jaxpr"]
-    plan = _plan(jaxpr, params)
+    plan = _plan(jaxpr, params, args)
     if plan is None or hooks.execution_is_off():
         return stock(*args, **params)
     if plan.executable is None:
         return _call_stock(stock, args, params, plan, plan.reason)
     try:
-        values, place = arrays.read(
-            args, plan.in_dtypes, any_platform=settings.current().force
-        )
+        values, place = _read(args, plan.in_dtypes)
     except arrays.Elsewhere as elsewhere:
         return _call_stock(stock, args, params, plan, str(elsewhere))
     if plan.ordered:
@@ -104,7 +102,11 @@ def call_jit(stock: Callable[..., Any], args: Sequence[Any], params: dict[str, A
     return out, None, None, []
 
 
-def _plan(jaxpr: Any, params: dict[str, Any]) -> Plan | None:
+def _read(args: Sequence[Any], dtypes: Sequence[np.dtype]) -> tuple[list[np.ndarray], arrays.Place]:
+    return arrays.read(args, dtypes, any_platform=settings.current().force)
+
+
+def _plan(jaxpr: Any, params: dict[str, Any], args: Sequence[Any]) -> Plan | None:
     """The plan of a call; None if the function holds no kernel."""
     if not hooks.kernel_equations(jaxpr):
         return None
@@ -117,12 +119,17 @@ def _plan(jaxpr: Any, params: dict[str, Any]) -> Plan | None:
         for plan in plans:
             if plan.key == key:
                 return plan
-        plan = _make_plan(jaxpr, key, hooks.describe_call(params))
+        try:
+            plan = _make_plan(jaxpr, key, hooks.describe_call(params), args)
+        except arrays.Elsewhere as elsewhere:
+            return Plan(key, str(elsewhere))  # other arguments may be elsewhere
         _plans[jaxpr] = (*plans, plan)
         return plan
 
 
-def _make_plan(jaxpr: Any, key: tuple[Any, ...], call: hooks.JitCall) -> Plan:
+def _make_plan(
+    jaxpr: Any, key: tuple[Any, ...], call: hooks.JitCall, args: Sequence[Any]
+) -> Plan:
     equations = hooks.kernel_equations(jaxpr)
     kernels = tuple(map(hooks.describe_kernel, equations))
     start = time.perf_counter()
@@ -131,6 +138,8 @@ def _make_plan(jaxpr: Any, key: tuple[Any, ...], call: hooks.JitCall) -> Plan:
         reason = _obstacle(jaxpr, call, equations)
         if reason is not None:
             return Plan(key, reason)
+        in_dtypes = arrays.argument_dtypes(hooks.in_avals(jaxpr))
+        _read(args, in_dtypes)
         program = _program(jaxpr, call.name)
     except Unsupported as unsupported:
         others = [eqn for eqn in equations if eqn.primitive.name != "pallas_call"]
@@ -145,9 +154,9 @@ def _make_plan(jaxpr: Any, key: tuple[Any, ...], call: hooks.JitCall) -> Plan:
         Executable(program),
         use,
         "jit_" + re.sub(r"\W", "_", call.name),
-        arrays.argument_dtypes(hooks.in_avals(jaxpr)),
+        in_dtypes,
         hooks.out_avals(jaxpr),
-        _deleted(jaxpr, call.donated),
+        _deleted(jaxpr, call),
         hooks.is_ordered(jaxpr),
     )
 
@@ -218,32 +227,28 @@ def _outside(jaxpr: Any, times: int = 1) -> tuple[float, int]:
                 seconds += inside
                 count += inside_count
             continue
-        sizes = [getattr(v.aval, "size", 0) for v in eqn.outvars]
-        nbytes = sum(
-            size * getattr(v.aval.dtype, "itemsize", 4) for size, v in zip(sizes, eqn.outvars)
-        )
+        avals = [v.aval for v in eqn.outvars if hasattr(v.aval, "shape")]
+        nbytes = sum(aval.size * aval.dtype.itemsize for aval in avals)
         seconds += times * (_EQUATION + nbytes * (_SORTED_BYTE if name == "sort" else _BYTE))
         if name == "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
             shape = eqn.invars[0].aval.shape
             depth = np.prod([shape[d] for d in contracted], dtype=np.int64)
-            seconds += times * _DOT * 2 * sizes[0] * float(depth)
+            seconds += times * _DOT * 2 * avals[0].size * float(depth)
         elif name == "conv_general_dilated":
             weights = eqn.invars[1].aval.size
-            seconds += times * _CONVOLUTION * 2 * sizes[0] * weights
+            seconds += times * _CONVOLUTION * 2 * avals[0].size * weights
     return seconds, count
 
 
-def _deleted(jaxpr: Any, donated: Sequence[bool]) -> tuple[int, ...]:
+def _deleted(jaxpr: Any, call: hooks.JitCall) -> tuple[int, ...]:
     """The donated arguments that jit deletes: those it has a result of the same size for.
 
     The others it keeps, and warns about.
     """
-    if not any(donated):
-        return ()
     avals = hooks.in_avals(jaxpr)
-    used = hooks.used_arguments(jaxpr)
-    given = [i for i in range(len(avals)) if donated[i] and i in used]
+    kept = range(len(avals)) if call.keep_unused else hooks.used_arguments(jaxpr)
+    given = [i for i in sorted(kept) if call.donated[i]]
     results = list(hooks.out_avals(jaxpr))
     deleted: list[int] = []
     for same in (lambda a: (a.shape, a.dtype), lambda a: a.size * a.dtype.itemsize):
@@ -355,6 +360,7 @@ def _leave_to_jax(function: str, kernel: hooks.Kernel, unsupported: Unsupported)
             f"{message}. PALLAS_NUMPY_STRICT=1 makes this an error; unset it to let it run"
         ) from unsupported
     use = REPORT.use(function, (kernel,), "jax", str(unsupported))
+    use.happened = True
     if (kernel, str(unsupported)) not in _warned:
         _warned.add((kernel, str(unsupported)))
         file, _, line = (kernel.source or "").partition(" ")[0].rpartition(":")

@@ -23,7 +23,7 @@ class Use:
 
     ``calls`` and the seconds are of all the kernels together: ``tracing`` is JAX's tracing
     of the function (None: it can't be told), ``lowering`` making the NumPy program of it,
-    ``running`` the calls.
+    ``running`` the calls. ``happened``: it is in the report.
     """
 
     function: str
@@ -34,6 +34,7 @@ class Use:
     tracing: float | None = None
     lowering: float = 0.0
     running: float = 0.0
+    happened: bool = False
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -41,6 +42,7 @@ class Use:
     def ran(self, seconds: float) -> None:
         """Counts one call."""
         with self._lock:
+            self.happened = True
             self.calls += 1
             self.running += seconds
 
@@ -71,8 +73,11 @@ class Report:
             return found
 
     def clear(self) -> None:
+        """Forgets what happened; plans that are kept go on counting from nothing."""
         with self._lock:
-            self._uses.clear()
+            for use in self._uses.values():
+                use.calls, use.tracing, use.lowering, use.running = 0, None, 0.0, 0.0
+                use.happened = False
 
     def rows(self) -> list[dict[str, Any]]:
         """One row for each kernel: the JSON form.
@@ -82,7 +87,7 @@ class Report:
         as one program are of that program: ``shared_with`` counts the function's other kernels.
         """
         with self._lock:
-            uses = list(self._uses.values())
+            uses = [use for use in self._uses.values() if use.happened]
         return [
             {
                 "name": kernel.name,

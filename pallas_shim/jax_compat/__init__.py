@@ -4,6 +4,9 @@ It hands everyone else one normal form of jaxprs, loops, refs, block mappings an
 whatever the JAX version.
 """
 
+from pallas_shim.jax_compat import version  # fails, by name, if this JAX can't be worked with
+
+# isort: split
 from pallas_shim.jax_compat.jaxprs import (
     CALL_PRIMITIVES,
     AvalInfo,
@@ -51,5 +54,6 @@ __all__ = [
     "source_of",
     "to_numpy",
     "user_source",
+    "version",
     "while_loop",
 ]

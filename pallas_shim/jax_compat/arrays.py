@@ -61,7 +61,7 @@ def read(
       OverflowError: a Python integer doesn't fit the dtype.
     """
     arrays = []
-    home = None
+    home: Any = None
     for arg, dtype in zip(args, dtypes, strict=True):
         if type(arg) is prng.PRNGKeyArray:
             arg = arg._base_array
@@ -85,9 +85,13 @@ def read(
         sharding = home
     else:
         raise Elsewhere(f"its arguments lie on {_devices(home)}")
-    if not any_platform and sharding._device.platform != "cpu":
-        raise Elsewhere(f"it runs on a device of the platform {sharding._device.platform}")
+    if not any_platform and (platform := _device(sharding).platform) != "cpu":
+        raise Elsewhere(f"it runs on a device of the platform {platform}")
     return arrays, Place(sharding, home is not None)
+
+
+def _device(sharding: SingleDeviceSharding) -> Any:
+    return sharding._device
 
 
 _shardings: dict[Any, SingleDeviceSharding] = {}
@@ -135,11 +139,11 @@ def _put(result: Any, aval: Any, place: Place, copy: bool) -> Any:
     sharding, committed = place
     try:
         return xla_client.batched_device_put(
-            aval, sharding, [result], [sharding._device], committed, force_copy=copy
+            aval, sharding, [result], [_device(sharding)], committed, force_copy=copy
         )
     except RuntimeError:
         # The user's transfer guard is about their transfers; this one is not a transfer to them.
         with jax.transfer_guard_host_to_device("allow"):
             return xla_client.batched_device_put(
-                aval, sharding, [result], [sharding._device], committed, force_copy=copy
+                aval, sharding, [result], [_device(sharding)], committed, force_copy=copy
             )

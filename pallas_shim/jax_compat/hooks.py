@@ -108,6 +108,7 @@ class JitCall(NamedTuple):
 
     name: str
     donated: tuple[bool, ...]
+    keep_unused: bool
     obstacle: str | None
 
 
@@ -122,7 +123,8 @@ def describe_call(params: dict[str, Any]) -> JitCall:
             obstacle = f"the user gave {key}"
     if params["ctx_mesh"] is not None and not params["ctx_mesh"].empty:
         obstacle = "it runs under a mesh"
-    return JitCall(params["name"], tuple(params["donated_invars"]), obstacle)
+    donated = tuple(params["donated_invars"])
+    return JitCall(params["name"], donated, params["keep_unused"], obstacle)
 
 
 def call_key(params: dict[str, Any]) -> tuple[Any, ...]:
@@ -182,11 +184,7 @@ def forget_calls() -> None:
         if jaxpr is not None and kernel_equations(jaxpr):
             jax.clear_caches()
             return
-    _call_cache().clear_all()
-
-
-def _call_cache() -> Any:
-    return type(pjit._cpp_pjit_cache_fun_only)
+    type(pjit._cpp_pjit_cache_fun_only).clear_all()
 
 
 # -- kernels in programs that XLA compiles ----------------------------------------------------
@@ -241,7 +239,8 @@ def _kernel_lowering(ctx: Any, params: dict[str, Any]) -> KernelLowering:
     equation = core.new_jaxpr_eqn(
         invars, outvars, ctx.primitive, params, core.no_effects, source
     )
-    jaxpr = core.Jaxpr((), invars, outvars, [equation])
+    info = params["jaxpr"].debug_info._replace(arg_names=None, result_paths=None)
+    jaxpr = core.Jaxpr((), invars, outvars, [equation], debug_info=info)
     module = ctx.module_context
     function = module.module.operation.attributes["sym_name"].value
     portable = module.lowering_parameters.for_export or len(module.platforms) > 1
@@ -271,8 +270,11 @@ def _call_back(ctx: Any, operands: Any, callback: Callback, seen: bool) -> Any:
 
 
 def _set_sharding(module: Any, call: Any, sharding: Any) -> None:
-    takes_module = len(inspect.signature(mlir.set_sharding).parameters) == 3
-    mlir.set_sharding(*((module,) if takes_module else ()), call, sharding)
+    set_sharding: Callable[..., None] = mlir.set_sharding
+    if len(inspect.signature(set_sharding).parameters) == 3:
+        set_sharding(module, call, sharding)
+    else:  # before JAX 0.10
+        set_sharding(call, sharding)
 
 
 # -- how long JAX traced ----------------------------------------------------------------------
@@ -281,12 +283,12 @@ def _set_sharding(module: Any, call: Any, sharding: Any) -> None:
 def listen_to_tracing(listener: Callable[[str, float], None]) -> Callable[[], None]:
     """Calls ``listener(function, seconds)`` after each tracing by jit; returns the undoing."""
 
-    def on_event(event: str, seconds: float, **details: Any) -> None:
+    def on_event(event: str, duration_secs: float, **details: Any) -> None:
         if event == TRACE_EVENT:
-            listener(str(details.get("fun_name")), seconds)
+            listener(str(details.get("fun_name")), duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(on_event)
-    unregister = getattr(monitoring, "unregister_event_duration_listener", None)
-    if unregister is None:  # before JAX 0.10
-        unregister = monitoring._unregister_event_duration_listener_by_callback
+    old = "_unregister_event_duration_listener_by_callback"  # before JAX 0.10
+    names = ("unregister_event_duration_listener", old)
+    unregister = next(getattr(monitoring, name) for name in names if hasattr(monitoring, name))
     return lambda: unregister(on_event)
