@@ -44,7 +44,7 @@ class _Patch:
             self.undo = self.entry_point.load()(module)
         except Exception as error:
             deactivate()
-            if settings.current().strict:
+            if settings.current().strict or isinstance(error, settings.SettingError):
                 raise
             startup.say_off(f"{_what(error)} (in the patch {self.entry_point.value})")
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,15 @@ class Settings:
     log: bool = False
     report: str | None = None
     disabled_passes: frozenset[str] = frozenset()
+
+    def check_passes(self, known: Collection[str]) -> None:
+        """Raises SettingError if one of the disabled passes isn't among the known ones."""
+        unknown = sorted(self.disabled_passes.difference(known))
+        if unknown:
+            raise SettingError(
+                f"PALLAS_NUMPY_PASSES names no pass with {', '.join(unknown)}; "
+                f"the passes are {', '.join(sorted(known))}"
+            )
 
 
 def _switch(field: str) -> Callable[[str], dict[str, Any]]:

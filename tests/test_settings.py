@@ -60,3 +60,10 @@ def test_bad_values(name, value, allowed):
 def test_a_variable_that_does_not_exist():
     with pytest.raises(SettingError, match="PALLAS_NUMPY_STICT .*PALLAS_NUMPY_STRICT"):
         read({"PALLAS_NUMPY_STICT": "1"})
+
+
+def test_passes_that_do_not_exist():
+    settings = read({"PALLAS_NUMPY_PASSES": "-hoisting,-hosting"})
+    settings.check_passes(["hoisting", "hosting"])
+    with pytest.raises(SettingError, match="PALLAS_NUMPY_PASSES .* hosting; .* are fold, hoisting"):
+        settings.check_passes(["hoisting", "fold"])

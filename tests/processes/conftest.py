@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import venv
 
 import pytest
@@ -35,7 +36,7 @@ class Python:
         return subprocess.run(
             [self.executable, *map(str, arguments)],
             env=self.environment(**variables),
-            cwd=cwd,
+            cwd=cwd or tempfile.gettempdir(),  # not the checkout: -m finds what lies there
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
