@@ -27,8 +27,10 @@ def run() -> None:
         _stop(str(error))
     try:
         patching.activate()
-    except ImportError as error:
-        reason = f"{error}; install it in this environment ({sys.prefix})"
+    except Exception as error:  # site would end Python with a traceback
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, ImportError):
+            reason = f"{error}; install it in this environment ({sys.prefix})"
         if strict:
             _stop(reason)
         say_off(reason)

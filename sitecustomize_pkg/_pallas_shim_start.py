@@ -34,14 +34,17 @@ def start():
 
 
 def begin():
-    """Activates the shim, once, if PALLAS_NUMPY asks for it."""
+    """Activates the shim, once, if PALLAS_NUMPY asks for it. Never raises: it would end Python."""
     global _begun
     if _begun or not _wanted():
         return
     _begun = True
-    from pallas_shim import startup
-
-    startup.run()
+    try:
+        from pallas_shim import startup
+    except ImportError as error:  # as in pip's build environments, which hide site-packages
+        print(f"pallas_shim is off, this process runs on stock JAX: {error}", file=sys.stderr)
+    else:
+        startup.run()
 
 
 def _wanted():

@@ -39,3 +39,25 @@ def test_a_missing_requirement(python, tmp_path, missing):
     got = python.run("-c", "print('ran')", PALLAS_NUMPY_STRICT="1", **variables)
     assert (got.returncode, got.stdout) == (1, "")
     assert f"No module named '{missing}'" in got.stderr
+
+
+def test_site_packages_hidden_by_a_sitecustomize(from_wheel, tmp_path):
+    """As pip does in the environments in which it builds."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys; sys.path[:] = [p for p in sys.path if 'site-packages' not in p]"
+    )
+    got = from_wheel.run("-c", "print('ran')", PALLAS_NUMPY="1", PYTHONPATH=str(tmp_path))
+    assert (got.returncode, got.stdout) == (0, "ran\n")
+    (line,) = got.stderr.splitlines()
+    assert "stock JAX" in line and "No module named 'pallas_shim'" in line
+
+
+def test_metadata_that_cannot_be_read(python, tmp_path):
+    info = tmp_path / "broken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_bytes(b"[pallas_shim.patches]\nx = \xff:y\n")
+    got = python.run("-c", "print('ran')", PALLAS_NUMPY="1", PYTHONPATH=str(tmp_path))
+    assert (got.returncode, got.stdout) == (0, "ran\n")
+    (line,) = got.stderr.splitlines()
+    assert "stock JAX" in line and "UnicodeDecodeError" in line

@@ -76,16 +76,6 @@ def test_run_unmodified_with_another_pythons_environment(bare, script, tmp_path)
     assert rungs(report) == [("double", "numpy")]
 
 
-def test_run_unmodified_says_what_is_wrong_with_python(bare, tmp_path):
-    got = subprocess.run(
-        [CHECKOUT / "scripts" / "run_unmodified.sh", "x.py"],
-        env=bare.environment(PYTHON=str(tmp_path / "no-python")),
-        capture_output=True,
-        text=True,
-    )
-    assert got.returncode == 1 and "no-python" in got.stderr.splitlines()[-1]
-
-
 def test_jax_is_put_back_exactly(python, tmp_path):
     code = """if True:
         import sys
