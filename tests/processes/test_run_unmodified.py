@@ -102,5 +102,6 @@ def test_another_python_without_the_requirements(bare, place):
     env = {**env, "PYTHON": str(place / "bin" / "python3"), "PYTHONPATH": str(hidden)}
     got = run_unmodified("script.py", cwd=place, env=env)
     assert (got.returncode, got.stdout) == (1, "")
-    assert "lacks wrapt importlib_metadata" in got.stderr and "install in the environment" in got.stderr
+    assert "lacks wrapt importlib_metadata" in got.stderr
+    assert "install in the environment" in got.stderr
     assert str(place / "cache") in log.read_text()
