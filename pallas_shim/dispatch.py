@@ -91,7 +91,7 @@ def call_jit(stock: Callable[..., Any], args: Sequence[Any], params: dict[str, A
         try:
             results = plan.executable(*values)
         except Exception as error:
-            error.add_note(f"in {_names(use.kernels)}, run in NumPy by pallas_shim")
+            _blame(error, use)
             raise
         use.ran(time.perf_counter() - start)
         out = arrays.write(results, plan.out_avals, place)
@@ -334,8 +334,10 @@ def choose_kernel(kernel: hooks.KernelLowering) -> tuple[hooks.Callback, bool] |
         try:
             results = executable(*values)
         except Exception as error:
-            error.add_note(f"in {_names(use.kernels)}, run in NumPy by pallas_shim")
-            raise
+            _blame(error, use)
+            # XLA passes on the text of an error, without its notes.
+            notes = "; ".join(error.__notes__)
+            raise RuntimeError(f"{type(error).__name__}: {error} ({notes})") from error
         use.ran(time.perf_counter() - begun)
         return tuple(map(np.asarray, results))
 
@@ -369,6 +371,10 @@ def _leave_to_jax(function: str, kernel: hooks.Kernel, unsupported: Unsupported)
         else:
             warnings.warn(message, FallbackWarning, stacklevel=2)
     return use
+
+
+def _blame(error: Exception, use: Use) -> None:
+    error.add_note(f"in {_names(use.kernels)}, run in NumPy by pallas_shim")
 
 
 def _names(kernels: Sequence[hooks.Kernel]) -> str:

@@ -381,6 +381,15 @@ def test_an_error_keeps_its_type_and_names_the_kernel(shim):
     assert "reporting_kernel" in notes and __file__ in notes
 
 
+def test_an_error_that_xla_passes_on_names_the_kernel(shim):
+    def fail(_):
+        raise OwnError("stop")
+
+    compiled = reporting(fail).lower(X).compile()
+    with pytest.raises(jax.errors.JaxRuntimeError, match="OwnError: stop.*reporting_kernel"):
+        compiled(X).block_until_ready()
+
+
 def test_ctrl_c_is_not_an_error_of_the_kernel(shim):
     def interrupt(_):
         raise KeyboardInterrupt

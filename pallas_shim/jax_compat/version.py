@@ -12,7 +12,8 @@ OLDEST = "0.8.0"
 TOO_NEW = "0.13"
 
 # Every private name that jax_compat uses, by where it is. "a|b" stands for names or places of
-# different versions, of which one must exist.
+# different versions, of which one must exist; "a>=0.10" for a name that came with that version,
+# as did what it is used for.
 PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.array": ("ArrayImpl",),
     "jax._src.callback": ("_callback_op_sharding",),
@@ -50,6 +51,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.lax.linalg": (
         "_cholesky_update_jax_fn",
         "_generic_lu_pivots_to_permutation",
+        "_ormqr_lowering>=0.10",
         "_qr_lowering",
         "_symmetric_product_jax_fn",
     ),
@@ -102,8 +104,9 @@ def check() -> None:
     missing = [
         f"{place}.{name}"
         for place, names in PRIVATE_NAMES.items()
-        for name in names
-        if not any(_exists(p, n) for p in place.split("|") for n in name.split("|"))
+        for name, _, since in (entry.partition(">=") for entry in names)
+        if _numbers(since) <= _numbers(jax.__version__)
+        and not any(_exists(p, n) for p in place.split("|") for n in name.split("|"))
     ]
     if missing:
         raise IncompatibleJax(
