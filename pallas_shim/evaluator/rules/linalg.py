@@ -141,6 +141,15 @@ def _defined(lowering, eqn, ins):
     return lowering.inline(definitions.definition(eqn), ins)
 
 
+@lowering_rule("custom_linear_solve")
+def _custom_linear_solve(lowering, eqn, ins):
+    """The solver that the user gave, on its own constants and the right-hand sides."""
+    lengths, jaxprs = eqn.params["const_lengths"], eqn.params["jaxprs"]
+    start = lengths.matvec + lengths.vecmat
+    consts = ins[start : start + lengths.solve]
+    return lowering.inline(jaxprs.solve, [*consts, *ins[sum(lengths) :]])
+
+
 # -- LAPACK ---------------------------------------------------------------------------------
 
 

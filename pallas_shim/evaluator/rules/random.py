@@ -9,18 +9,25 @@ import math
 
 import numpy as np
 
+from pallas_shim.evaluator.program import ArrayType
 from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule, rule
 from pallas_shim.jax_compat import definitions
 
 
+@rule("random_wrap", "random_unwrap", "random_clone", view=True, keys=True)
+def _same(ins, outs, **_):
+    return np.asarray
+
+
 @lowering_rule("random_seed", "random_split", "random_fold_in", "random_bits", "random_gamma")
 def _defined(lowering, eqn, ins):
-    return lowering.inline(definitions.definition(eqn), ins)
+    def retyped(primitive, value, type):
+        return value if value.type == type else lowering.apply(primitive, [value], [type], {})[0]
 
-
-@lowering_rule("random_wrap", "random_unwrap", "random_clone")
-def _same(lowering, eqn, ins):
-    return ins
+    words = [retyped("random_unwrap", v, ArrayType(v.type.shape, v.type.dtype)) for v in ins]
+    results = lowering.inline(definitions.definition(eqn), words)
+    types = (lowering.type(v.aval) for v in eqn.outvars)
+    return [retyped("random_wrap", v, type) for v, type in zip(results, types, strict=True)]
 
 
 @rule("iota_2x32_shape")

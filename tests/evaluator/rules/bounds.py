@@ -14,6 +14,18 @@ from pallas_shim.evaluator.lower import lower
 from tests import oracle
 
 
+def both(f: Callable[..., Any], *args: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The results of ``f(*args)``, the evaluator's and ``jax.jit``'s, of equal types."""
+    args = tuple(map(np.asarray, args))
+    with oracle.x64(any(a.dtype in (np.float64, np.complex128, np.int64) for a in args)):
+        program = lower(jax.make_jaxpr(f)(*args), name="both")
+        want = [np.asarray(leaf) for leaf in jax.tree.leaves(jax.jit(f)(*args))]
+    got = [np.asarray(result) for result in Executable(program)(*args)]
+    for ours, theirs in zip(got, want, strict=True):
+        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+    return got, want
+
+
 def check_sums(
     f: Callable[..., Any], *args: np.ndarray, terms: int, partial: Any = None
 ) -> list[np.ndarray]:

@@ -1,0 +1,98 @@
+"""Random bits, checked bit for bit against JAX."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+from jax.extend.random import threefry_2x32
+
+from pallas_shim.evaluator.rules.random import threefry2x32
+from tests.oracle import check_rule
+
+IMPLEMENTATIONS = ["threefry2x32", "rbg", "unsafe_rbg"]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("partitionable", [False, True])
+def test_keys(implementation, partitionable):
+    def f(seed):
+        key = jax.random.key(seed, impl=implementation)
+        first, second, *_ = keys = jax.random.split(key, 5)
+        grid = jax.random.split(jax.random.fold_in(first, 7), (2, 3))
+        folded = jax.vmap(jax.random.fold_in)(keys, jnp.arange(5, dtype=np.uint32))
+        return [
+            *map(jax.random.key_data, (key, keys, grid, folded, jax.random.clone(second))),
+            *(jax.random.bits(first, shape, np.uint32) for shape in ((), (5,), (2, 3), (0,))),
+            *(jax.random.bits(second, (3, 3), dtype) for dtype in (np.uint8, np.uint16)),
+            jax.vmap(lambda k: jax.random.bits(k, (2,)))(keys),
+        ]
+
+    with jax.threefry_partitionable(partitionable):
+        for seed in (0, -3):
+            check_rule(f, np.int32(seed))
+
+
+def test_64_bits():
+    def f(seed):
+        key = jax.random.key(seed)
+        return jax.random.key_data(key), jax.random.bits(key, (3,), np.uint64)
+
+    check_rule(f, np.int64(2**40 + 5))
+
+
+def test_legacy_keys_and_distributions():
+    def f(seed):
+        first, second = jax.random.split(jax.random.PRNGKey(seed))
+        return [
+            first,
+            jax.random.uniform(first, (4, 3)),
+            jax.random.randint(second, (7,), -5, 90),
+            jax.random.bernoulli(first, 0.3, (6,)),
+            jax.random.permutation(second, 9),
+        ]
+
+    check_rule(f, np.int32(42))
+
+
+def test_gamma():
+    def f(shape_parameter):
+        return jax.random.gamma(jax.random.key(1), shape_parameter)
+
+    # The rejection loop is the same; its last steps are a log, a power and products.
+    check_rule(f, np.array([0.5, 1.0, 3.5], np.float32), rtol=1e-5)
+
+
+_WORD = st.integers(0, 2**32 - 1)
+_hash = jax.jit(lambda key, count: threefry_2x32(key, count))
+
+
+@settings(derandomize=True, max_examples=50, deadline=None)
+@given(key=st.tuples(_WORD, _WORD), count=st.tuples(_WORD, _WORD))
+def test_threefry_hash(key, count):
+    key, count = np.array(key, np.uint32), np.array(count, np.uint32)
+    with np.errstate(over="ignore"):
+        got = threefry2x32(*key, *count)
+    np.testing.assert_array_equal(got, _hash(key, count))
+
+
+@pytest.mark.parametrize("algorithm", list(lax.RandomAlgorithm), ids=str)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint32, np.uint64], ids=lambda d: d.__name__)
+def test_bit_generators(algorithm, dtype):
+    """A state whose counter overflows 32 bits, and one whose counter overflows 64."""
+    shapes = [(8,), (5,), (2, 3, 5), (3, 5), (5, 3, 3), (0, 3), ()]
+
+    def f(state):
+        return [
+            lax.rng_bit_generator(state, shape, dtype=dtype, algorithm=algorithm)
+            for shape in shapes
+        ]
+
+    word = 2**32 - 1
+    for state in ([5, 6, word - 1, 0], [word, word, word - 1, word]):
+        state = np.array(state, np.uint32)
+        check_rule(f, state.view(np.uint64) if dtype is np.uint64 else state)
