@@ -72,14 +72,17 @@ def main(arguments: list[str]) -> None:
         settings.current()
     except settings.SettingError as error:
         parser.error(str(error))
-    if target == ["doctor"]:
-        from pallas_shim import doctor
+    match target:
+        case ["doctor"]:
+            from pallas_shim import doctor
 
-        sys.exit(doctor.main())
-    if target[0] == "report" and len(target) == 2:
-        from pallas_shim import report
+            sys.exit(doctor.main())
+        case ["report", path]:
+            from pallas_shim import report
 
-        sys.exit(report.show(target[1]))
+            sys.exit(report.show(path))
+        case ["doctor" | "report" as name, *_]:
+            parser.error(f"{name} takes other arguments; a script of this name is ./{name}")
     _run(parser, target)
 
 

@@ -18,7 +18,6 @@ class SettingError(ValueError):
 class Settings:
     """What the user asked for. The defaults are those of unset (or empty) variables.
 
-    enabled: start the shim with Python.
     force: also take kernels meant for a TPU or GPU that this machine has.
     strict: a kernel that would fall to the `jax` rung is an error.
     log: say on stderr how each call runs, as it is decided.
@@ -26,7 +25,6 @@ class Settings:
     disabled_passes: names of optimisation passes to leave out.
     """
 
-    enabled: bool = False
     force: bool = False
     strict: bool = False
     log: bool = False
@@ -47,8 +45,9 @@ def _switch(field: str) -> Callable[[str], dict[str, Any]]:
     return lambda value: {field: {"0": False, "1": True}[value]}
 
 
-def _enabled(value: str) -> dict[str, Any]:
-    return {"enabled": {"0": False, "1": True, "force": True}[value], "force": value == "force"}
+def _start(value: str) -> dict[str, Any]:
+    # Whether to start at all is asked before this module is imported, in _pallas_shim_start.
+    return {"force": {"0": False, "1": False, "force": True}[value]}
 
 
 def _report(value: str) -> dict[str, Any]:
@@ -63,7 +62,7 @@ def _passes(value: str) -> dict[str, Any]:
 
 # variable: (what is allowed, value -> fields of Settings; KeyError for a value that isn't allowed)
 _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
-    "PALLAS_NUMPY": ("0, 1 or force", _enabled),
+    "PALLAS_NUMPY": ("0, 1 or force", _start),
     "PALLAS_NUMPY_STRICT": ("0 or 1", _switch("strict")),
     "PALLAS_NUMPY_LOG": ("0 or 1", _switch("log")),
     "PALLAS_NUMPY_REPORT": ("0, 1 (a table on stderr) or the path for a JSON file", _report),

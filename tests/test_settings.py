@@ -22,8 +22,8 @@ def test_empty_is_unset(name):
     "name, value, fields",
     [
         ("", "0", {}),
-        ("", "1", {"enabled": True}),
-        ("", "force", {"enabled": True, "force": True}),
+        ("", "1", {}),
+        ("", "force", {"force": True}),
         ("_STRICT", "0", {}),
         ("_STRICT", "1", {"strict": True}),
         ("_LOG", "1", {"log": True}),

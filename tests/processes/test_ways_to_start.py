@@ -28,7 +28,7 @@ fail()
 WAIT = """
 import time
 print("waiting", flush=True)
-time.sleep(60)
+time.sleep(120)
 """
 
 
@@ -88,7 +88,7 @@ def test_interrupt(python, start):
     )
     assert process.stdout.readline() == "waiting\n"
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=10)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT
     assert errors.endswith("KeyboardInterrupt\n") and "pallas_shim" not in errors
 
@@ -110,7 +110,7 @@ def main():
         queue = context.Queue()
         process = context.Process(target=ask, args=(queue,))
         process.start()
-        print(method, queue.get(timeout=30).value)
+        print(method, queue.get(timeout=60).value)
         process.join()
     print("subprocess", subprocess.check_output([sys.executable, "-c", ASK], text=True).strip())
 
@@ -135,7 +135,13 @@ def test_processes_inherit(python, tmp_path, start):
 
 
 def test_command_line_errors(python):
-    for arguments in ([], ["--stricht", "x.py"], ["--passes=fold", "x.py"], ["--passes"]):
+    for arguments in (
+        [],
+        ["--stricht", "x.py"],
+        ["--passes=fold", "x.py"],
+        ["--passes"],
+        ["report"],
+    ):
         got = python.run("-m", "pallas_shim", *arguments)
         assert got.returncode == 2
         assert "pallas_shim: error: " in got.stderr and "Traceback" not in got.stderr
