@@ -11,6 +11,7 @@ from pallas_shim.evaluator.passes.common_subexpressions import share_common_sube
 from pallas_shim.evaluator.passes.constant_folding import fold_constants
 from pallas_shim.evaluator.passes.dead_code import remove_dead_code
 from pallas_shim.evaluator.passes.hoisting import hoist_invariants
+from pallas_shim.evaluator.passes.idioms import simplify_idioms
 from pallas_shim.evaluator.passes.load_views import view_loads
 from pallas_shim.evaluator.passes.store_forwarding import forward_stores
 from pallas_shim.evaluator.program import Program
@@ -22,6 +23,7 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("dead_code", remove_dead_code),
     ("constant_folding", fold_constants),
     ("common_subexpressions", share_common_subexpressions),
+    ("idioms", simplify_idioms),
     ("hoisting", hoist_invariants),
     ("store_forwarding", forward_stores),
     ("load_views", view_loads),

@@ -7,6 +7,7 @@ flow. Its arithmetic is plain NumPy under the primitives' names, so that it stan
 
 from __future__ import annotations
 
+import random
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +47,14 @@ _BINARY = {
     "or": np.bitwise_or,
     "xor": np.bitwise_xor,
 }
+_COMPARISONS = {
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+}
 _WHOLE_ROW = Slice(0, 4, 1)
 
 
@@ -66,6 +75,14 @@ class Builder(Lowering):
 
     def binary(self, name, x, y):
         return self.pure(name, _BINARY[name], [x, y], x.type)
+
+    def compare(self, name, x, y):
+        return self.pure(name, _COMPARISONS[name], [x, y], ArrayType(x.type.shape, BOOL))
+
+    def convert(self, x, dtype):
+        convert = lambda x: x.astype(dtype)  # noqa: E731
+        out = ArrayType(x.type.shape, dtype)
+        return self.pure("convert_element_type", convert, [x], out)
 
     def select(self, predicate, x, y):
         return self.pure("select_n", lambda p, x, y: np.where(p, y, x), [predicate, x, y], x.type)
@@ -125,10 +142,7 @@ class Builder(Lowering):
     def repeat(self, times, carry, body):
         """A while loop: ``carry = body(i, *carry)`` for i below a value."""
         types = [SCALAR, *(v.type for v in carry)]
-        less = lambda i, n: np.less(i, n)  # noqa: E731
-        condition = self.region(
-            types, lambda args: [self.pure("lt", less, [args[0], times], ArrayType((), BOOL))]
-        )
+        condition = self.region(types, lambda args: [self.compare("lt", args[0], times)])
         region = self.region(
             types, lambda args: [self.binary("add", args[0], self.int(1)), *body(*args)]
         )
@@ -224,22 +238,24 @@ class _Scope(NamedTuple):
 
 
 _STATEMENTS = (
-    "constant", "iota", "binary", "binary", "float", "select", "broadcast", "reverse",
-    "allocate", "row", "load", "load", "load", "store", "store", "store", "print",
+    "constant", "iota", "binary", "binary", "float", "select", "truth", "broadcast", "reverse",
+    "reverse", "allocate", "row", "load", "load", "load", "load", "store", "store", "store",
+    "store", "print",
 )  # fmt: skip
 _CONTROL = ("scan", "while", "switch", "grid")
 
 
 class _Random:
-    def __init__(self, draw, builder: Builder):
-        self.draw = draw
+    def __init__(self, seed: int, builder: Builder):
+        self.number = random.Random(seed).randint
         self.b = builder
-
-    def number(self, low, high):
-        return self.draw(st.integers(low, high))
 
     def one(self, values):
         return values[self.number(0, len(values) - 1)]
+
+    def recent(self, values):
+        """Mostly one of the last values, so that one computation leads to the next."""
+        return self.one(values[-2:] if self.number(0, 3) else values)
 
     def block(self, scope: _Scope, depth: int) -> None:
         for _ in range(self.number(10, 24) if depth == 0 else self.number(2, 8)):
@@ -259,27 +275,49 @@ class _Random:
     def do_binary(self, scope, depth):
         values = self.one([scope.scalars, scope.ints])
         operation = self.one(sorted(_BINARY))
-        values.append(self.b.binary(operation, self.one(values), self.one(values)))
+        values.append(self.b.binary(operation, self.recent(values), self.one(values)))
 
     def do_float(self, scope, depth):
         special = self.b.const(np.full(4, self.one([0.0, -0.0, 1.0, np.nan]), FLOAT))
-        other = self.one([special, self.one(scope.floats)])
+        other = self.one([special, self.recent(scope.floats)])
         operation = self.one(["add", "sub", "mul"])
-        scope.floats.append(self.b.binary(operation, self.one(scope.floats), other))
+        scope.floats.append(self.b.binary(operation, self.recent(scope.floats), other))
 
     def do_select(self, scope, depth):
         if self.number(0, 1):
             predicate = self.b.const(np.full(4, bool(self.number(0, 1))))
         else:
             bools = ArrayType((4,), BOOL)
-            predicate = self.b.pure("is_odd", lambda x: x % 2 == 1, [self.one(scope.ints)], bools)
-        scope.ints.append(self.b.select(predicate, self.one(scope.ints), self.one(scope.ints)))
+            predicate = self.b.pure(
+                "is_odd", lambda x: x % 2 == 1, [self.recent(scope.ints)], bools
+            )
+        scope.ints.append(
+            self.b.select(predicate, self.recent(scope.ints), self.recent(scope.ints))
+        )
+
+    def do_truth(self, scope, depth):
+        """Booleans widened to integers, combined, and narrowed again."""
+        x, y = self.recent(scope.ints), self.recent(scope.ints)
+        mask = self.b.convert(self.b.compare(self.one(sorted(_COMPARISONS)), x, y), INT)
+        if self.number(0, 1):
+            other = self.b.compare(self.one(sorted(_COMPARISONS)), y, self.one(scope.ints))
+            other = self.b.convert(other, INT)
+        else:
+            other = self.b.const(np.arange(4, dtype=INT) % self.number(1, 3))
+        mask = self.b.binary(self.one(["and", "or", "xor"]), mask, other)
+        scope.ints.append(mask)
+        zero_or_one = self.b.const(np.full(4, self.number(0, 1), INT))
+        if self.number(0, 1):
+            predicate = self.b.compare(self.one(["eq", "ne"]), mask, zero_or_one)
+        else:
+            predicate = self.b.convert(mask, BOOL)
+        scope.ints.append(self.b.select(predicate, x, y))
 
     def do_broadcast(self, scope, depth):
-        scope.ints.append(self.b.broadcast(self.one(scope.scalars)))
+        scope.ints.append(self.b.broadcast(self.recent(scope.scalars)))
 
     def do_reverse(self, scope, depth):
-        scope.ints.append(self.b.reverse(self.one(scope.ints)))
+        scope.ints.append(self.b.reverse(self.recent(scope.ints)))
 
     def do_allocate(self, scope, depth):
         scope.rows.append(self.b.allocate(ROW))
@@ -296,9 +334,9 @@ class _Random:
 
     def do_store(self, scope, depth):
         if self.number(0, 1):
-            self.b.store(self.one(scope.rows), self.one(scope.ints))
+            self.b.store(self.one(scope.rows), self.recent(scope.ints))
         else:
-            self.b.store(self.one(scope.matrices), self.one(scope.ints), self.index(scope))
+            self.b.store(self.one(scope.matrices), self.recent(scope.ints), self.index(scope))
 
     def do_print(self, scope, depth):
         self.b.print(self.one(self.one([scope.scalars, scope.ints, scope.floats])))
@@ -309,14 +347,14 @@ class _Random:
             inner.ints.append(carry)
             inner.ints.append(x)
             self.block(inner, depth + 1)
-            return [self.one(inner.ints), self.one(inner.ints)]
+            return [self.recent(inner.ints), self.recent(inner.ints)]
 
         length = 3 if scope.matrices and self.number(0, 1) else self.number(0, 2)
         if length == 3:
             xs = self.b.load(self.one(scope.matrices))
         else:
             xs = self.b.const(np.arange(4 * length, dtype=INT).reshape(length, 4))
-        out, _ = self.b.scan([self.one(scope.ints)], [xs], body, length, bool(self.number(0, 1)))
+        out, _ = self.b.scan([self.recent(scope.ints)], [xs], body, length, bool(self.number(0, 1)))
         scope.ints.append(out)
 
     def do_while(self, scope, depth):
@@ -325,18 +363,18 @@ class _Random:
             inner.scalars.append(i)
             inner.ints.append(carry)
             self.block(inner, depth + 1)
-            return [self.one(inner.ints)]
+            return [self.recent(inner.ints)]
 
         times = self.b.int(self.number(0, 2))
-        scope.ints.extend(self.b.repeat(times, [self.one(scope.ints)], body))
+        scope.ints.extend(self.b.repeat(times, [self.recent(scope.ints)], body))
 
     def do_switch(self, scope, depth):
         def branch():
             inner = scope.inner()
             self.block(inner, depth + 1)
-            return [self.one(inner.ints)]
+            return [self.recent(inner.ints)]
 
-        index = self.one(scope.scalars)
+        index = self.recent(scope.scalars)
         scope.ints.extend(self.b.switch(index, [INTS], [branch] * self.number(1, 3)))
 
     def do_grid(self, scope, depth):
@@ -348,15 +386,20 @@ class _Random:
         self.b.over_grid([self.b.int(self.number(0, 2)) for _ in range(2)], cell)
 
 
-@st.composite
-def random_programs(draw) -> Made:
-    """A program of up to a hundred or so instructions that ends and prints little."""
+def random_program(seed: int) -> Made:
+    """A program of up to a few hundred instructions that ends and prints little."""
 
     def build(builder, scalar, ints, floats, row, matrix):
         scope = _Scope([scalar, builder.int(1), builder.int(0)], [ints], [floats], [row], [matrix])
-        random = _Random(draw, builder)
-        random.do_allocate(scope, 0)
-        random.block(scope, 0)
-        return [random.one(scope.ints), random.one(scope.ints), scope.floats[-1]]
+        some = _Random(seed, builder)
+        some.do_allocate(scope, 0)
+        some.block(scope, 0)
+        values = [*scope.scalars, *scope.ints, *scope.floats, *map(builder.load, scope.matrices)]
+        return [value for value in values if some.number(0, 3) == 0]
 
     return make([SCALAR, INTS, FLOATS, ROW, MATRIX], build)
+
+
+# Hypothesis draws only the seed: drawn one by one, the choices come out too alike to reach
+# the rare sequences of loads, stores and loops that tell a wrong pass from a right one.
+random_programs = st.builds(random_program, seed=st.integers(0, 2**32 - 1))

@@ -21,14 +21,14 @@ bounded = settings(
 
 @pytest.mark.parametrize("name", PASSES)
 @bounded
-@given(made=random_programs())
+@given(made=random_programs)
 def test_a_pass_alone_changes_nothing_that_is_seen(name, made):
     changed = PASSES[name](made.program)
     assert outcome(changed, made.log) == outcome(made.program, made.log)
 
 
 @bounded
-@given(made=random_programs())
+@given(made=random_programs)
 def test_the_pipeline_changes_nothing_that_is_seen(made):
     changed = optimise(made.program)
     assert outcome(changed, made.log) == outcome(made.program, made.log)
@@ -36,7 +36,7 @@ def test_the_pipeline_changes_nothing_that_is_seen(made):
 
 
 @bounded
-@given(made=random_programs(), skip=st.sets(st.sampled_from(sorted(PASSES))))
+@given(made=random_programs, skip=st.sets(st.sampled_from(sorted(PASSES))))
 def test_the_pipeline_without_some_passes_changes_nothing_that_is_seen(made, skip):
     changed = optimise(made.program, skip=skip)
     assert outcome(changed, made.log) == outcome(made.program, made.log)
@@ -44,7 +44,7 @@ def test_the_pipeline_without_some_passes_changes_nothing_that_is_seen(made, ski
 
 @pytest.mark.parametrize("name", PASSES)
 @settings(bounded, max_examples=30)
-@given(made=random_programs())
+@given(made=random_programs)
 def test_a_pass_leaves_its_input_as_it_was(name, made):
     before = structure(made.program)
     PASSES[name](made.program)
@@ -55,7 +55,7 @@ def test_the_random_programs_give_every_pass_something_to_do():
     busy = set()
 
     @settings(bounded, max_examples=40)
-    @given(random_programs())
+    @given(random_programs)
     def try_each(made):
         before = _skeleton(made.program)
         busy.update(n for n, run in PIPELINE if _skeleton(run(made.program)) != before)
