@@ -120,7 +120,7 @@ class _Windows:
     def starts(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """The index vectors, (windows, components), and which windows lie inside the operand,
         or None if all do."""
-        starts = indices.reshape(self.number, self.components).astype(np.int64)
+        starts = _as_int64(indices).reshape(self.number, self.components)
         # As unsigned numbers the negative ones are too large as well.
         inside = starts.view(np.uint64) <= self.last.view(np.uint64)
         return starts, None if inside.all() else inside.all(axis=1)
@@ -151,6 +151,12 @@ def _grid(shape: Sequence[int], strides: Iterable[tuple[int, int]]) -> np.ndarra
         line = np.arange(shape[dim]) * stride
         total += line.reshape([-1 if d == dim else 1 for d in range(len(shape))])
     return total
+
+
+def _as_int64(indices: np.ndarray) -> np.ndarray:
+    if indices.dtype == np.uint64:
+        indices = np.minimum(indices, np.uint64(np.iinfo(np.int64).max))
+    return indices.astype(np.int64)
 
 
 def _product(sizes: Sequence[int]) -> int:
@@ -186,14 +192,16 @@ def _gather(ins, outs, *, dimension_numbers, slice_sizes, mode, fill_value, **_)
         tuple(zip(dnums.operand_batching_dims, dnums.start_indices_batching_dims, strict=True)),
     )
     fill = np.asarray(fill_value).astype(dtype) if fills else None
-    # JAX narrows the indices before it looks whether to fill; it shows in 64-bit ones.
-    index_dtype = np.int32 if fills and max(operand.shape) < 1 << 31 else np.int64
+    # JAX narrows indices before it looks whether to fill, and so brings some into bounds.
+    narrows = fills and ins[1].dtype.itemsize == 8 and max(operand.shape, default=0) < 1 << 31
 
     if windows.single:
         at = _window_at(operand.shape, sizes, dnums.start_index_map)
 
         def gather_one(x, indices):
-            starts = indices.reshape(-1).astype(index_dtype).tolist()
+            if narrows:
+                indices = indices.astype(np.int32)
+            starts = _as_int64(indices).reshape(-1).tolist()
             if fills and not windows.all_inside(starts):
                 return np.full(shape, fill)
             return np.array(x[at(starts)]).reshape(shape)
@@ -201,7 +209,9 @@ def _gather(ins, outs, *, dimension_numbers, slice_sizes, mode, fill_value, **_)
         return gather_one
 
     def gather(x, indices):
-        starts, inside = windows.starts(indices.astype(index_dtype))
+        if narrows:
+            indices = indices.astype(np.int32)
+        starts, inside = windows.starts(indices)
         if inside is not None:
             starts = windows.clamp(starts)
         at = windows.positions(starts, windows.offsets)
@@ -242,13 +252,17 @@ def _scatter(combine: Combine | None, ins, outs, *, primitive, dimension_numbers
         dnums.scatter_dims_to_operand_dims,
         tuple(zip(dnums.operand_batching_dims, dnums.scatter_indices_batching_dims, strict=True)),
     )
+    if windows.single and max(windows.lasts, default=0) > np.iinfo(indices.dtype).max:
+        raise Unsupported(
+            primitive,
+            f"XLA compares an index of type {indices.dtype.name} with a length that this type "
+            "can't hold; use int32 indices",
+        )
     planes, row = windows.planes, windows.row
     elements = np.arange(planes).reshape(-1, 1, 1) * windows.rows * row + np.arange(row)
 
     def scatter(x, indices, updates):
         out = np.array(x, order="C")
-        if clips and indices.dtype == np.uint64:
-            indices = np.minimum(indices, np.uint64(np.iinfo(np.int64).max))
         starts, inside = windows.starts(indices)
         values, offsets = windows.from_updates(updates), windows.offsets
         if inside is not None:

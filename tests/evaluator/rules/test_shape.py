@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.program import ArrayType
@@ -22,8 +22,10 @@ from tests.oracle import check_rule
 
 DTYPES = [
     np.bool_, np.int8, np.uint32, np.float16, np.float32, np.complex64,
-    ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.int4,
+    ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn,
 ]  # fmt: skip
+if jax.__version_info__ >= (0, 9):  # before, XLA transposes int4 wrongly and can't gather it
+    DTYPES.append(ml_dtypes.int4)
 SHAPES = [(), (0,), (5,), (1, 1), (3, 0, 2), (2, 3, 4), (2, 1, 3, 2)]
 names = {"ids": lambda d: np.dtype(d).name}
 
@@ -178,7 +180,7 @@ def test_identities():
 
 
 def test_a_layout_over_several_devices_is_unsupported():
-    mesh = AbstractMesh((2,), ("a",))
+    mesh = AbstractMesh((2,), ("a",), (AxisType.Auto,))
     sharding = NamedSharding(mesh, PartitionSpec("a"))
     jaxpr = jax.make_jaxpr(lambda x: lax.with_sharding_constraint(x, sharding))(filled((4,)))
     with pytest.raises(Unsupported, match="sharding_constraint: .* 2 devices"):
