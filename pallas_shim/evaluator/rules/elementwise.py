@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 from scipy import special
 
-from pallas_shim.jax_compat.special import COMPOSED, composition
 from pallas_shim.evaluator.rules import elementwise_math as math
 from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule, rule
-from pallas_shim.evaluator.rules.scalar_types import is_float, is_integer, wide
+from pallas_shim.evaluator.rules.scalar_types import bit_width, is_float, is_integer, wide
+from pallas_shim.jax_compat.special import COMPOSED, composition
 
 Function = Callable[..., Any] | math.ByDtype
 
@@ -138,7 +139,7 @@ TABLE: dict[str, Row] = {
     "population_count": integers(math.population_count),
     "clz": integers(math.clz),
     # complex numbers
-    "conj": Row(real=math.to_complex_conjugate, complex=np.conjugate),
+    "conj": Row(real=math.to_complex, complex=np.conjugate),
 }
 
 
@@ -156,13 +157,29 @@ def specialised(fn: Function, dtype: np.dtype, out: np.dtype) -> Callable[..., A
     return lambda *xs: fn(*[x.astype(computed) for x in xs])
 
 
+# On these XLA's results depend on how it stores the type, and agree with nothing else.
+NOT_BELOW_A_BYTE = {"population_count", "mulhi", "shift_right_arithmetic"}
+NOT_ON_FLOAT8 = {"nextafter", "eq_to", "lt_to", "le_to"}
+ROUNDED_TWICE = {("sqrt", np.dtype(ml_dtypes.float8_e3m4))}
+
+
+def refuses(name: str, dtype: np.dtype) -> bool:
+    """Whether the primitive is not done on this dtype."""
+    if TABLE[name].of(dtype) is None or (name, dtype) in ROUNDED_TWICE:
+        return True
+    if is_integer(dtype):
+        return name in NOT_BELOW_A_BYTE and bit_width(dtype) < 8
+    return name in NOT_ON_FLOAT8 and dtype.itemsize == 1 and dtype != np.bool_
+
+
 def _register(name: str, row: Row) -> None:
     @rule(name)
     def make(ins, outs, **_):
         dtype = ins[0].dtype
+        if refuses(name, dtype):
+            raise Unsupported(name, f"of {dtype.name} operands is not implemented")
         fn = row.of(dtype)
-        if fn is None:
-            raise Unsupported(name, f"it has no meaning for {dtype.name} operands")
+        assert fn is not None
         return specialised(fn, dtype, outs[0].dtype)
 
 

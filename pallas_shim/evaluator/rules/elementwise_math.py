@@ -162,8 +162,8 @@ maximum = _extremum(np.maximum)
 minimum = _extremum(np.minimum)
 
 
-def to_complex_conjugate(x):
-    return np.conjugate(x.astype(np.result_type(x.dtype, np.complex64)))
+def to_complex(x):
+    return x.astype(np.result_type(x.dtype, np.complex64))
 
 
 def sign(x):
