@@ -57,5 +57,5 @@ def _flushing_environment() -> ctypes.Array | None:
     return environment
 
 
-_libc = ctypes.PyDLL(None) if platform.system() != "Windows" else None
+_libc: Any = ctypes.PyDLL(None) if platform.system() != "Windows" else None
 _flushing = _flushing_environment()

@@ -129,7 +129,7 @@ def _to_integer(source: np.dtype, target: np.dtype) -> Function:
 
 @rule("bitcast_convert_type", view=True)
 def _bitcast_convert_type(ins, outs, **_):
-    (shape, source), (out_shape, target) = ins[0], outs[0]
+    source, (out_shape, target) = ins[0].dtype, outs[0]
     old, new = bit_width(source), bit_width(target)
     if min(old, new) < 8:
         return _bitcast_below_a_byte(source, target, out_shape)

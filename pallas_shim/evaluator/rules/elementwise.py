@@ -172,19 +172,27 @@ def refuses(name: str, dtype: np.dtype) -> bool:
     return name in NOT_ON_FLOAT8 and dtype.itemsize == 1 and dtype != np.bool_
 
 
-def _register(name: str, row: Row) -> None:
+def cell(name: str, dtype: np.dtype) -> Function:
+    """The table's callable for a primitive and a dtype.
+
+    Raises:
+      Unsupported: there is none.
+    """
+    fn = TABLE[name].of(dtype)
+    if fn is None or refuses(name, dtype):
+        raise Unsupported(name, f"of {dtype.name} operands is not implemented")
+    return fn
+
+
+def _register(name: str) -> None:
     @rule(name)
     def make(ins, outs, **_):
         dtype = ins[0].dtype
-        if refuses(name, dtype):
-            raise Unsupported(name, f"of {dtype.name} operands is not implemented")
-        fn = row.of(dtype)
-        assert fn is not None
-        return specialised(fn, dtype, outs[0].dtype)
+        return specialised(cell(name, dtype), dtype, outs[0].dtype)
 
 
-for _name, _row in TABLE.items():
-    _register(_name, _row)
+for _name in TABLE:
+    _register(_name)
 
 
 @rule("round")
@@ -230,7 +238,7 @@ def _polynomial(ins, outs, *, unroll=None, **_):
 @rule("clamp")
 def _clamp(ins, outs, **_):
     dtype = ins[1].dtype
-    lower, upper = (specialised(TABLE[n].of(dtype), dtype, dtype) for n in ("max", "min"))
+    lower, upper = (specialised(cell(n, dtype), dtype, dtype) for n in ("max", "min"))
     return lambda low, x, high: upper(lower(x, low), high)
 
 

@@ -148,6 +148,8 @@ def _extremum(pick: np.ufunc) -> ByDtype:
         bits = signed(dtype)
 
         def extremum(x, y):
+            if y.ndim == 0 and y:
+                return pick(x, y)
             # Of equal operands NumPy returns either, but -0 is less than 0. In the other
             # order it returns the other one, and as integers -0 is the lowest of all.
             one, other = pick(x, y).view(bits), pick(y, x).view(bits)
