@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -122,8 +122,8 @@ class _Windows:
         or None if all do."""
         starts = _as_int64(indices).reshape(self.number, self.components)
         # As unsigned numbers the negative ones are too large as well.
-        inside = starts.view(np.uint64) <= self.last.view(np.uint64)
-        return starts, None if inside.all() else inside.all(axis=1)
+        inside: np.ndarray = starts.view(np.uint64) <= self.last.view(np.uint64)
+        return starts, None if inside.all() else np.all(inside, axis=1)
 
     def all_inside(self, starts: Sequence[int]) -> bool:
         return all(0 <= start <= last for start, last in zip(starts, self.lasts, strict=True))
@@ -225,11 +225,21 @@ def _gather(ins, outs, *, dimension_numbers, slice_sizes, mode, fill_value, **_)
 
 # -- scatter -----------------------------------------------------------------------------------
 
-# What is done at each position in turn: flat operand, positions, updates, all of one length.
-Combine = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
+
+class _Update:
+    """The function of lax.scatter_apply, applied as a ufunc's ``at`` would."""
+
+    def __init__(self, jaxpr: Any, consts: Sequence[Any]):
+        self.run = Executable(lower(jaxpr, consts, "scatter_apply"))
+
+    def at(self, out: np.ndarray, positions: np.ndarray, updates: np.ndarray) -> None:
+        for i, update in zip(positions.tolist(), updates, strict=True):
+            (out[i],) = self.run(out[i], update)
 
 
-def _scatter(combine: Combine | None, ins, outs, *, primitive, dimension_numbers, mode):
+def _scatter(
+    combine: np.ufunc | _Update | None, ins, outs, *, primitive, dimension_numbers, mode
+):
     """A callable that scatters: assigns if ``combine`` is None. Later updates come later."""
     dnums, (operand, indices, updates) = dimension_numbers, ins
     clips = _mode(primitive, mode) == "CLIP"
@@ -258,6 +268,18 @@ def _scatter(combine: Combine | None, ins, outs, *, primitive, dimension_numbers
             f"XLA compares an index of type {indices.dtype.name} with a length that this type "
             "can't hold; use int32 indices",
         )
+    if windows.single and not isinstance(combine, _Update):
+        window_at = _window_at(operand.shape, sizes, dnums.scatter_dims_to_operand_dims)
+
+        def scatter_one(x, indices, updates):
+            out = np.array(x, order="C")
+            starts = _as_int64(indices).reshape(-1).tolist()
+            if clips or windows.all_inside(starts):
+                window, values = window_at(starts), updates.reshape(sizes)
+                out[window] = values if combine is None else combine(out[window], values)
+            return out
+
+        return scatter_one
     planes, row = windows.planes, windows.row
     elements = np.arange(planes).reshape(-1, 1, 1) * windows.rows * row + np.arange(row)
 
@@ -276,7 +298,7 @@ def _scatter(combine: Combine | None, ins, outs, *, primitive, dimension_numbers
             out.reshape(planes, -1, row)[:, at] = values.reshape(planes, -1, row)
         else:
             flat = (at.reshape(-1, 1) * row + elements).reshape(-1)
-            combine(out.reshape(-1), flat, values.reshape(-1))
+            combine.at(out.reshape(-1), flat, values.reshape(-1))
         return out
 
     return scatter
@@ -284,14 +306,7 @@ def _scatter(combine: Combine | None, ins, outs, *, primitive, dimension_numbers
 
 @rule("scatter", keys=True)
 def _scatter_set(ins, outs, *, update_jaxpr, update_consts, dimension_numbers, mode, **_):
-    combine = None
-    if update_jaxpr is not None:  # lax.scatter_apply
-        update = Executable(lower(update_jaxpr, update_consts, "scatter_apply"))
-
-        def combine(out, at, updates):
-            for i, value in zip(at.tolist(), updates, strict=True):
-                (out[i],) = update(out[i], value)
-
+    combine = None if update_jaxpr is None else _Update(update_jaxpr, update_consts)
     return _scatter(
         combine, ins, outs, primitive="scatter", dimension_numbers=dimension_numbers, mode=mode
     )
@@ -301,7 +316,7 @@ def _scatter_ufunc(primitive: str, ufunc: np.ufunc):
     @rule(primitive)
     def make(ins, outs, *, dimension_numbers, mode, **_):
         return _scatter(
-            ufunc.at, ins, outs, primitive=primitive, dimension_numbers=dimension_numbers, mode=mode
+            ufunc, ins, outs, primitive=primitive, dimension_numbers=dimension_numbers, mode=mode
         )
 
     return make
@@ -319,7 +334,7 @@ def _scatter_extremum(primitive: str, ufunc: np.ufunc, nan: str):
         if wide.kind == "c":
             raise Unsupported(primitive, "complex numbers have no order")
         scatter = _scatter(
-            ufunc.at, ins, outs, primitive=primitive, dimension_numbers=dimension_numbers, mode=mode
+            ufunc, ins, outs, primitive=primitive, dimension_numbers=dimension_numbers, mode=mode
         )
         if wide.kind != "f":
             return scatter

@@ -77,13 +77,14 @@ def _sort_values(type, axis):
     if wide.kind != "f":
         return lambda x: (np.sort(x.astype(wide, copy=False), axis).astype(dtype, copy=False),)
     bits = np.dtype(f"i{wide.itemsize}")
-    negative_zero = np.iinfo(bits).min
+    negative_normal = np.iinfo(bits).min + (1 << np.finfo(wide).nmant)
 
     def sort(x):
         x = x.astype(wide, copy=False)
-        # The fast sort is unstable, which only shows in the order of zeros of both signs.
-        kind = "stable" if (x.view(bits) == negative_zero).any() else None
-        return (np.sort(x, axis, kind).astype(dtype, copy=False),)
+        # The fast sort is unstable, which only shows in the order of zeros of both signs, or
+        # of subnormals, which are zeros here as they are for XLA.
+        signed_zeros = (x.view(bits) < negative_normal).any()
+        return (np.sort(x, axis, "stable" if signed_zeros else None).astype(dtype, copy=False),)
 
     return sort
 

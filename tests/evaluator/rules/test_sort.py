@@ -35,7 +35,7 @@ def array(shape, dtype):
     if not is_float(dtype):
         extremes = rng.integers(0, 2**62, shape) * np.where(rng.random(shape) < 0.5, 4, 0)
         return np.where(rng.random(shape) < 0.2, extremes, values).astype(dtype)
-    special = np.array([np.nan, -np.nan, np.inf, -np.inf, 0.0, -0.0])
+    special = np.array([np.nan, -np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-40, -1e-40])
     picked = special[rng.integers(0, len(special), shape)]
     return np.where(rng.random(shape) < 0.4, picked, values).astype(dtype)
 
