@@ -10,10 +10,11 @@ from collections.abc import Callable, Collection
 from pallas_shim.evaluator.passes.common_subexpressions import share_common_subexpressions
 from pallas_shim.evaluator.passes.constant_folding import fold_constants
 from pallas_shim.evaluator.passes.dead_code import remove_dead_code
+from pallas_shim.evaluator.passes.extrema import Extrema
 from pallas_shim.evaluator.passes.hoisting import hoist_invariants
-from pallas_shim.evaluator.passes.idioms import simplify_idioms
 from pallas_shim.evaluator.passes.load_views import view_loads
 from pallas_shim.evaluator.passes.store_forwarding import forward_stores
+from pallas_shim.evaluator.passes.truth_values import TruthValues
 from pallas_shim.evaluator.program import Program
 
 Pass = Callable[[Program], Program]
@@ -23,9 +24,10 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("dead_code", remove_dead_code),
     ("constant_folding", fold_constants),
     ("common_subexpressions", share_common_subexpressions),
-    ("idioms", simplify_idioms),
+    ("truth_values", TruthValues.run),
     ("hoisting", hoist_invariants),
     ("store_forwarding", forward_stores),
+    ("extrema", Extrema.run),
     ("load_views", view_loads),
     ("dead_code", remove_dead_code),
 )

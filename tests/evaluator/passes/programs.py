@@ -10,12 +10,14 @@ from __future__ import annotations
 import random
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from hypothesis import strategies as st
 
 from pallas_shim.evaluator import memory
 from pallas_shim.evaluator.execute import Executable
-from pallas_shim.evaluator.lower import Lowering
+from pallas_shim.evaluator.lower import Lowering, lower
+from pallas_shim.evaluator.passes.dead_code import remove_dead_code
 from pallas_shim.evaluator.program import (
     PURE,
     ArrayType,
@@ -191,6 +193,16 @@ def outcome(program: Program, log: list) -> tuple:
     log.clear()
     results = Executable(program)(*args)
     return tuple(_seen(array) for array in (*results, *args, *log))
+
+
+def check_pass(run, f, *args) -> list[str]:
+    """The names of the instructions of ``f`` after a pass and dead code; asserts that it does
+    what it did before, bit for bit."""
+    before = lower(jax.make_jaxpr(f)(*args))
+    after = remove_dead_code(run(before))
+    results = (Executable(program)(*args) for program in (before, after))
+    assert list(map(_seen, next(results))) == list(map(_seen, next(results)))
+    return names(after)
 
 
 def _argument(position: int, type) -> np.ndarray:

@@ -1,0 +1,79 @@
+"""The walk of passes that look at one instruction and those that made its operands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from pallas_shim.evaluator import rules
+from pallas_shim.evaluator.lower import specialise
+from pallas_shim.evaluator.passes.rewrite import (
+    Substitution,
+    make_instruction,
+    substitute,
+    with_regions,
+)
+from pallas_shim.evaluator.program import (
+    ArrayType,
+    Instruction,
+    Operation,
+    Program,
+    Region,
+    Type,
+    Value,
+)
+
+
+class Peephole:
+    """Walks a program forwards, offering each instruction to the method for its name.
+
+    A method returns the value that stands for the instruction's result, or None to keep the
+    instruction; it may `emit` others. What is no longer needed is left to dead code.
+    """
+
+    methods: ClassVar[Mapping[str, Callable[[Any, Instruction], Value | None]]]
+
+    def __init__(self) -> None:
+        rules.load()
+        self.replaced: Substitution = {}
+        self.operations: dict[tuple[str, tuple[Type, ...], Type], Operation] = {}
+        self.body: list[Instruction] = []
+        self.source: Any = None
+
+    @classmethod
+    def run(cls, program: Program) -> Program:
+        return Program(program.name, cls().region(program.top))
+
+    def region(self, region: Region) -> Region:
+        replaced, methods = self.replaced, self.methods
+        get = replaced.get
+        outer, self.body = self.body, []
+        for instruction in region.body:
+            operation, ins, outs, regions, source = instruction
+            if replaced:
+                new = tuple(map(get, ins, ins))
+                if new != ins:
+                    ins = new
+                    instruction = make_instruction((operation, ins, outs, regions, source))
+            if regions:
+                instruction = with_regions(instruction, [self.region(r) for r in regions])
+            method = methods.get(operation.name)
+            if method is not None and type(outs[0].type) is ArrayType:
+                self.source = source
+                same = method(self, instruction)
+                if same is not None:
+                    replaced[outs[0]] = same
+                    continue
+            self.body.append(instruction)
+        body, self.body = self.body, outer
+        return Region(region.params, tuple(body), substitute(region.results, replaced))
+
+    def emit(self, name: str, ins: tuple[Value, ...], type: Type) -> Value:
+        """Adds an instruction with a primitive's rule, and returns its result."""
+        key = (name, tuple([value.type for value in ins]), type)
+        operation = self.operations.get(key)
+        if operation is None:
+            operation = self.operations[key] = specialise(name, key[1], (type,), {}, False)
+        out = Value(type)
+        self.body.append(make_instruction((operation, ins, (out,), (), self.source)))
+        return out

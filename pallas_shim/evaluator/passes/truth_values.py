@@ -1,0 +1,74 @@
+"""Truth values: booleans that code widens to integers stay booleans.
+
+Vector units combine few masks, so kernels widen booleans to integers, combine those, and
+compare the result with zero. What was widened is remembered, combined as booleans too, and
+takes the place of the comparison.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pallas_shim.evaluator.passes.identities import uniform
+from pallas_shim.evaluator.passes.peephole import Peephole
+from pallas_shim.evaluator.program import ArrayType, Instruction, Value
+
+_BOOL = np.dtype(np.bool_)
+
+
+class TruthValues(Peephole):
+    def __init__(self) -> None:
+        super().__init__()
+        self.truths: dict[Value, Value | None] = {}  # of integers that are 0 or 1: the boolean
+
+    def truth(self, value: Value) -> Value | None:
+        """The boolean of which an integer is the 0 or 1, None if there is none."""
+        if value not in self.truths:
+            array, boolean = value.const, None
+            if (
+                array is not None
+                and array.dtype.kind in "iu"
+                and ((array == 0) | (array == 1)).all()
+            ):
+                boolean = Value(ArrayType(array.shape, _BOOL), array != 0)
+            self.truths[value] = boolean
+        return self.truths[value]
+
+    def convert(self, instruction: Instruction) -> Value | None:
+        (x,), (out,) = instruction.ins, instruction.outs
+        if x.type.dtype == _BOOL:
+            if out.type.dtype.kind in "iu":
+                self.truths[out] = x
+            return None
+        truth = self.truth(x)
+        if truth is not None and out.type.dtype == _BOOL:
+            return truth
+        if out.type.dtype.kind in "iu":
+            self.truths[out] = truth
+        return None
+
+    def combine(self, instruction: Instruction) -> None:
+        operation, ins, (out,), _, _ = instruction
+        if out.type.dtype.kind not in "iu":
+            return
+        x, y = map(self.truth, ins)
+        if x is not None and y is not None:
+            boolean = ArrayType(out.type.shape, _BOOL)
+            self.truths[out] = self.emit(operation.name, (x, y), boolean)
+
+    def compare(self, instruction: Instruction) -> Value | None:
+        x, y = instruction.ins
+        if y.const is None or x.type.shape != instruction.outs[0].type.shape:
+            return None
+        truth, number = self.truth(x), uniform(y)
+        if truth is None or number is None or number not in (0, 1):
+            return None
+        if (instruction.name == "ne") == (number == 0):
+            return truth
+        return self.emit("not", (truth,), truth.type)
+
+    methods = {
+        "convert_element_type": convert,
+        **dict.fromkeys(("and", "or", "xor"), combine),
+        **dict.fromkeys(("eq", "ne"), compare),
+    }
