@@ -108,10 +108,11 @@ def _read(args: Sequence[Any], dtypes: Sequence[np.dtype]) -> tuple[list[np.ndar
 
 def _plan(jaxpr: Any, params: dict[str, Any], args: Sequence[Any]) -> Plan | None:
     """The plan of a call; None if the function holds no kernel."""
-    if not hooks.kernel_equations(jaxpr):
+    known = _plans.get(jaxpr)
+    if known is None and not hooks.kernel_equations(jaxpr):
         return None
     key = hooks.call_key(params)
-    for plan in _plans.get(jaxpr, ()):
+    for plan in known or ():
         if plan.key == key:
             return plan
     with _planning:

@@ -96,7 +96,7 @@ def check() -> None:
     """Raises IncompatibleJax if the shim can't work with the installed JAX."""
     import jax
 
-    if not _numbers(OLDEST) <= _numbers(jax.__version__) < _numbers(TOO_NEW):
+    if not supports(jax.__version__):
         raise IncompatibleJax(
             f"JAX {jax.__version__} isn't supported: install one from {OLDEST} on, "
             f"older than {TOO_NEW}"
@@ -113,6 +113,11 @@ def check() -> None:
             f"JAX {jax.__version__} lacks {', '.join(missing)}, which pallas_shim uses; "
             "install another version of one of the two"
         )
+
+
+def supports(version: str) -> bool:
+    """Whether a version of JAX is in the range that the shim is tested with."""
+    return _numbers(OLDEST) <= _numbers(version) < _numbers(TOO_NEW)
 
 
 def _numbers(version: str) -> tuple[int, ...]:
