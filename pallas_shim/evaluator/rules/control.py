@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from pallas_shim import jax_compat
+from pallas_shim.evaluator.program import ArrayType
 from pallas_shim.evaluator.rules.registry import lowering_rule
 
 
@@ -28,11 +31,43 @@ def _while(lowering, eqn, ins):
     n, m = loop.num_condition_consts, loop.num_body_consts
     condition_consts, body_consts, carry = ins[:n], ins[n : n + m], ins[n + m :]
     types = [lowering.type(v.aval) for v in eqn.outvars]
-    condition = lowering.region(
-        types, lambda args: lowering.inline(loop.condition, [*condition_consts, *args])
-    )
-    body = lowering.region(types, lambda args: lowering.inline(loop.body, [*body_consts, *args]))
+    predicate = jax_compat.open_jaxpr(loop.condition)[0].outvars[0].aval
+    batch = tuple(range(predicate.ndim))
+
+    def going(args):
+        return lowering.inline(loop.condition, [*condition_consts, *args])
+
+    def any_going(args):
+        if not batch:
+            return going(args)
+        any_type = ArrayType((), np.dtype(np.bool_))
+        return lowering.apply("reduce_or", going(args), [any_type], {"axes": batch})
+
+    def step(args):
+        new = lowering.inline(loop.body, [*body_consts, *args])
+        if not batch:
+            return new
+        # A batch of loops, from vmap: those that are done keep their values.
+        (on,) = going(args)
+        return [_select(lowering, on, old, value) for old, value in zip(args, new, strict=True)]
+
+    condition, body = lowering.region(types, any_going), lowering.region(types, step)
     return lowering.structured("while", carry, types, [condition, body], {})
+
+
+def _select(lowering, on, off_value, on_value):
+    """``on_value`` where ``on``, which has the values' leading dimensions."""
+    type = on_value.type
+    words = ArrayType(type.shape, type.dtype)
+    if type.key_ndim:
+        off_value, on_value = (
+            lowering.apply("random_unwrap", [v], [words], {})[0] for v in (off_value, on_value)
+        )
+    where = ArrayType(type.shape, on.type.dtype)
+    params = {"shape": type.shape, "broadcast_dimensions": tuple(range(on.type.ndim))}
+    (on,) = lowering.apply("broadcast_in_dim", [on], [where], params)
+    (result,) = lowering.apply("select_n", [on, off_value, on_value], [words], {})
+    return lowering.apply("random_wrap", [result], [type], {})[0] if type.key_ndim else result
 
 
 @lowering_rule("cond")
