@@ -36,7 +36,7 @@ def refused(source, target):
     )
 
 
-def tested(source, target):
+def checked(source, target):
     """All pairs of the usual types; the others to and from a few, for XLA compiles slowly."""
     if source in OTHERS or target in OTHERS:
         few = {samples.BOOL, np.dtype(np.int32), np.dtype(np.uint8), *samples.FLOATS}
@@ -46,7 +46,7 @@ def tested(source, target):
 
 @pytest.mark.parametrize("source", DTYPES, ids=str)
 def test_convert(source):
-    targets = [t for t in DTYPES if tested(source, t)]
+    targets = [t for t in DTYPES if checked(source, t)]
     with x64(True):
         check_rule(lambda x: [lax.convert_element_type(x, t) for t in targets],
                    samples.values(source))
