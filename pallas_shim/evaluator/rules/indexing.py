@@ -136,7 +136,6 @@ class _Windows:
         at = starts * self.strides if self.components == 1 else (starts @ self.strides)[:, None]
         return (at + offsets).reshape(-1)
 
-
     def to_result(self, rows: np.ndarray) -> np.ndarray:
         return rows.reshape(self.ordered).transpose(self.inverse)
 
@@ -237,9 +236,7 @@ class _Update:
             (out[i],) = self.run(out[i], update)
 
 
-def _scatter(
-    combine: np.ufunc | _Update | None, ins, outs, *, primitive, dimension_numbers, mode
-):
+def _scatter(combine: np.ufunc | _Update | None, ins, outs, *, primitive, dimension_numbers, mode):
     """A callable that scatters: assigns if ``combine`` is None. Later updates come later."""
     dnums, (operand, indices, updates) = dimension_numbers, ins
     clips = _mode(primitive, mode) == "CLIP"
@@ -250,9 +247,7 @@ def _scatter(
     hidden = operand.ndim - len(dropped) - len(dnums.update_window_dims)
     window_dims = (*dnums.update_window_dims, *range(updates.ndim - hidden, updates.ndim))
     kept = iter(window_dims)
-    sizes = tuple(
-        1 if d in dropped else updates.shape[next(kept)] for d in range(operand.ndim)
-    )
+    sizes = tuple(1 if d in dropped else updates.shape[next(kept)] for d in range(operand.ndim))
     windows = _Windows(
         operand.shape,
         indices.shape[:-1],
