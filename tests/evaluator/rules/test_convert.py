@@ -47,9 +47,12 @@ def checked(source, target):
 @pytest.mark.parametrize("source", DTYPES, ids=str)
 def test_convert(source):
     targets = [t for t in DTYPES if checked(source, t)]
+    x = samples.values(source)
+    if source == ml_dtypes.bfloat16:
+        # Whether a subnormal one converts to True differs between versions of JAX.
+        x = x[~(np.abs(x) < ml_dtypes.finfo(source).tiny)]
     with x64(True):
-        check_rule(lambda x: [lax.convert_element_type(x, t) for t in targets],
-                   samples.values(source))
+        check_rule(lambda x: [lax.convert_element_type(x, t) for t in targets], x)
 
 
 def test_what_is_refused_is_named():
