@@ -168,11 +168,6 @@ def _identity(lowering, eqn, ins):
     return [value for value in ins if not isinstance(value.type, RefType)]
 
 
-@lowering_rule("tie")
-def _tie(lowering, eqn, ins):
-    return ins[1:]
-
-
 @lowering_rule("sharding_constraint", "reshard")
 def _resharding(lowering, eqn, ins):
     _one_device(eqn.primitive.name, eqn.params.get("sharding", eqn.params.get("dst_sharding")))
