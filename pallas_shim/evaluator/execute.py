@@ -308,9 +308,7 @@ def _grid(prepare: _Preparation, instruction: Instruction) -> Step:
 
     def step(f: Frame) -> None:
         bounds = [int(f[slot]) for slot in sizes]
-        # Indices are made once per axis, not once per cell.
-        axes = [[np.int32(i) for i in range(bound)] for bound in bounds]
-        for cell in progress.over_grid(name, bounds, axes):
+        for cell in progress.over_grid(name, bounds):
             for slot, index in zip(at, cell):
                 f[slot] = index
             _run(steps, f)

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+
+import numpy as np
 
 # A grid that ends sooner than this many seconds shows nothing.
 _QUIET_SECONDS = 2.0
 _EVERY_SECONDS = 0.2
 
 
-def over_grid(
-    name: str, bounds: Sequence[int], axes: Sequence[Sequence[Any]]
-) -> Iterator[tuple[Any, ...]]:
+def over_grid(name: str, bounds: Sequence[int]) -> Iterator[tuple[np.int32, ...]]:
     """The cells of a grid in order, last axis fastest; reports progress if that is wanted."""
-    cells = itertools.product(*axes)
+    cells = _cells(bounds)
     if sys.stderr is None or not sys.stderr.isatty():
         return cells
     return _reported(name, math.prod(bounds), cells)
 
 
-def _reported(name: str, total: int, cells: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+def _cells(bounds: Sequence[int]) -> Iterator[tuple[np.int32, ...]]:
+    """Like itertools.product, which would first make a list of each axis."""
+    if not bounds:
+        yield ()
+        return
+    *outer, last = bounds
+    for head in _cells(outer):
+        for index in map(np.int32, range(last)):
+            yield (*head, index)
+
+
+def _reported(
+    name: str, total: int, cells: Iterator[tuple[np.int32, ...]]
+) -> Iterator[tuple[np.int32, ...]]:
     start = time.monotonic()
     next_report = start + _QUIET_SECONDS
     shown = False

@@ -222,7 +222,9 @@ def discharge(eqn: Any) -> Discharged | None:
         jax.ShapeDtypeStruct(a.shape, a.dtype)
         for a in (getattr(aval, "inner_aval", aval) for aval in avals_in)
     ]
-    jaxpr = jax.make_jaxpr(pure)(*arrays)
+    # With the settings under which the user's code was traced, such as type promotion.
+    with eqn.ctx.manager:
+        jaxpr = jax.make_jaxpr(pure)(*arrays)
     return Discharged(jaxpr, tuple(changed))
 
 

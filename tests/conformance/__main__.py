@@ -88,12 +88,12 @@ def run_file(
             command, env=environment, cwd=checkout / "tests", capture_output=True, text=True
         )
         lines = map(json.loads, results.read_text().splitlines())
-        found = {line["test"].rpartition("::")[2]: line for line in lines}
+        found = {line["test"].partition("::")[2]: line for line in lines}
         if not found:
             print(done.stdout[-2000:], done.stderr[-2000:], sep="\n", file=sys.stderr)
         for line in done.stdout.splitlines():
             if "crashed while running" in line or line.startswith("FAILED"):
-                name = line.split("::")[-1].split()[0].strip("'\"")
+                name = line.partition("::")[2].split()[0].strip("'\"")
                 found.setdefault(
                     name,
                     {"test": name, "outcome": "failed", "message": "crashed", "kernels": []},

@@ -156,7 +156,7 @@ def test_progress_is_shown_on_a_terminal_and_wiped(monkeypatch):
     monkeypatch.setattr(progress.sys, "stderr", terminal)
     monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.0)
     monkeypatch.setattr(progress, "_EVERY_SECONDS", 0.0)
-    cells = list(progress.over_grid("my_kernel", [2, 3], [range(2), range(3)]))
+    cells = list(progress.over_grid("my_kernel", [2, 3]))
     assert cells == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
     assert "my_kernel" in terminal.getvalue() and "5/6 cells" in terminal.getvalue()
     assert terminal.getvalue().endswith("\r\x1b[K")
@@ -166,5 +166,5 @@ def test_no_progress_when_piped(monkeypatch):
     pipe = io.StringIO()
     monkeypatch.setattr(progress.sys, "stderr", pipe)
     monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.0)
-    assert len(list(progress.over_grid("k", [4], [range(4)]))) == 4
+    assert len(list(progress.over_grid("k", [4]))) == 4
     assert pipe.getvalue() == ""
