@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import special
+import scipy  # imports its parts at their first use, which keeps them out of most first calls
 
 from pallas_shim.evaluator.program import ArrayType
 from pallas_shim.evaluator.rules.scalar_types import bit_width, is_signed, signed, unsigned, wide
@@ -298,7 +298,7 @@ def erf_inv(dtype: np.dtype) -> Function:
     if dtype == np.float64:
         # SciPy's loses its digits near zero where subnormals are flushed.
         slope = np.sqrt(np.pi) / 2
-        return lambda x: np.where(np.abs(x) < 1e-9, x * slope, special.erfinv(x))
+        return lambda x: np.where(np.abs(x) < 1e-9, x * slope, scipy.special.erfinv(x))
     pairs = [tuple(map(np.float32, pair)) for pair in zip(_ERF_INV_CENTRE, _ERF_INV_TAIL,
                                                           strict=True)]
     five, half, three = map(np.float32, (5, 2.5, 3))
@@ -315,23 +315,36 @@ def erf_inv(dtype: np.dtype) -> Function:
     return giles
 
 
+def erf(x):
+    return scipy.special.erf(x)
+
+
+def erfc(x):
+    return scipy.special.erfc(x)
+
+
+def bessel_i0e(x):
+    return scipy.special.i0e(x)
+
+
 def lgamma(x):
-    return np.where(np.isinf(x), np.abs(x), special.gammaln(x))
+    return np.where(np.isinf(x), np.abs(x), scipy.special.gammaln(x))
 
 
 def digamma(x):
-    return special.psi(x)
+    return scipy.special.psi(x)
 
 
 def zeta(x, q):
-    return special.zeta(x, q)
+    return scipy.special.zeta(x, q)
 
 
 def polygamma(m, x):
+    special = scipy.special
     return np.where(
         m == 0, special.psi(x), -np.cos(np.pi * m) * special.gamma(m + 1) * special.zeta(m + 1, x)
     ).astype(x.dtype)
 
 
 def bessel_i1e(x):
-    return np.copysign(special.i1e(x), x)
+    return np.copysign(scipy.special.i1e(x), x)
