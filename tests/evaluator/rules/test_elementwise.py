@@ -239,7 +239,9 @@ def test_polynomial():
     x = samples.specials(np.dtype(np.float32))
     for count in (1, 3, 12) if primitive is not None else ():
         coefficients = [np.full(x.shape, c, np.float32) for c in range(1, count + 1)]
-        check_rule(lambda *args: primitive.bind(*args), x, *coefficients, ulp=2)
+        # XLA contracts the chain to fused multiply-adds: a sum, within its length's rounding.
+        check_rule(lambda *args: primitive.bind(*args), x, *coefficients,
+                   rtol=count * np.finfo(np.float32).eps)
 
 
 POSITIVE = np.concatenate([RNG.uniform(0.1, 5, 200), RNG.uniform(5, 40, 56)])
