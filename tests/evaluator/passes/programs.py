@@ -296,16 +296,12 @@ class _Random:
         scope.floats.append(self.b.binary(operation, self.recent(scope.floats), other))
 
     def do_select(self, scope, depth):
+        x, y = self.recent(scope.ints), self.one(scope.ints)
         if self.number(0, 1):
             predicate = self.b.const(np.full(4, bool(self.number(0, 1))))
         else:
-            bools = ArrayType((4,), BOOL)
-            predicate = self.b.pure(
-                "is_odd", lambda x: x % 2 == 1, [self.recent(scope.ints)], bools
-            )
-        scope.ints.append(
-            self.b.select(predicate, self.recent(scope.ints), self.recent(scope.ints))
-        )
+            predicate = self.b.compare(self.one(sorted(_COMPARISONS)), x, y)
+        scope.ints.append(self.b.select(predicate, *self.one([(x, y), (y, x)])))
 
     def do_truth(self, scope, depth):
         """Booleans widened to integers, combined, and narrowed again."""
