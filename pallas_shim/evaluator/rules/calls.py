@@ -9,3 +9,8 @@ from pallas_shim.evaluator.rules.registry import lowering_rule
 @lowering_rule(*jax_compat.CALL_PRIMITIVES)
 def _call(lowering, eqn, ins):
     return lowering.inline(jax_compat.called_jaxpr(eqn), ins)
+
+
+@lowering_rule("dce_sink")
+def _nothing(lowering, eqn, ins):
+    return []

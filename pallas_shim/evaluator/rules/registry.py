@@ -3,7 +3,8 @@
 There are two kinds. A *rule* turns a primitive, once its parameters and types are
 known, into the NumPy callable for exactly that case. A *lowering rule* emits
 instructions itself: for primitives that hold jaxprs, touch memory, or are
-composed of other primitives.
+composed of other primitives. Where a primitive has both, the lowering rule decides, and
+may apply the rule.
 """
 
 from __future__ import annotations
@@ -46,6 +47,11 @@ RULES: dict[str, Rule] = {}
 LOWERING_RULES: dict[str, Callable[..., Any]] = {}
 
 
+def _require_unclaimed(primitive: str, *tables: dict[str, Any]) -> None:
+    if any(primitive in table for table in tables):
+        raise ValueError(f"the primitive {primitive!r} has a rule already")
+
+
 def rule(
     *primitives: str, view: bool = False, keys: bool = False
 ) -> Callable[[Callable], Callable]:
@@ -53,6 +59,7 @@ def rule(
 
     def register(make: Callable) -> Callable:
         for name in primitives:
+            _require_unclaimed(name, RULES)
             RULES[name] = Rule(make, view, keys)
         return make
 
@@ -64,6 +71,7 @@ def lowering_rule(*primitives: str) -> Callable[[Callable], Callable]:
 
     def register(fn: Callable) -> Callable:
         for name in primitives:
+            _require_unclaimed(name, LOWERING_RULES)
             LOWERING_RULES[name] = fn
         return fn
 
@@ -83,6 +91,5 @@ def register_rule(primitive: str, make: Callable[..., Callable[..., Any]], *, vi
     Raises:
       ValueError: the primitive has a rule already.
     """
-    if primitive in RULES or primitive in LOWERING_RULES:
-        raise ValueError(f"the primitive {primitive!r} has a rule already")
+    _require_unclaimed(primitive, RULES, LOWERING_RULES)
     RULES[primitive] = Rule(make, view)
