@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,9 +25,9 @@ from jax._src.random import prng
 from pallas_shim.jax_compat.jaxprs import describe_aval, open_jaxpr
 
 try:
-    from jax._src.random.core import _gamma_impl
+    from jax._src.random import core as random
 except ImportError:  # JAX < 0.10
-    from jax._src.random import _gamma_impl
+    from jax._src import random  # type: ignore[no-redef]
 
 Function = Callable[..., Any]
 
@@ -84,7 +85,7 @@ def _random_bits(avals: Sequence[Any], *, bit_width: int, shape: Sequence[int]) 
 
 def _random_gamma(avals: Sequence[Any], *, log_space: bool) -> Function:
     impl = avals[0].dtype._impl
-    return lambda k, a: _gamma_impl(
+    return lambda k, a: random._gamma_impl(
         prng.random_wrap(k, impl=impl), a, log_space=log_space, use_vmap=True
     )
 
@@ -115,21 +116,17 @@ def _reduce(avals: Sequence[Any], *, jaxpr: Any, dimensions: Sequence[int], **_:
     """
     shape = avals[0].shape
     kept = [axis for axis in range(len(shape)) if axis not in dimensions]
-    count = 1
-    for axis in dimensions:
-        count *= shape[axis]
+    count = math.prod(shape[axis] for axis in dimensions)
     kept_shape = tuple(shape[axis] for axis in kept)
     rows = _combination(jaxpr, (), len(kept) + 1)
     single = _combination(jaxpr, (), len(kept))
 
     def function(*args):
         operands, inits = args[: len(args) // 2], args[len(args) // 2 :]
-        inits = [jnp.broadcast_to(init, kept_shape) for init in inits]
+        starts = [jnp.broadcast_to(init, kept_shape) for init in inits]
         if count == 0:
-            return inits
-        xs = [
-            x.transpose(*dimensions, *kept).reshape(count, *kept_shape) for x in operands
-        ]
+            return starts
+        xs = [x.transpose(*dimensions, *kept).reshape(count, *kept_shape) for x in operands]
         while (n := xs[0].shape[0]) > 1:
             even = [lax.slice_in_dim(x, 0, n - 1, stride=2) for x in xs]
             odd = [lax.slice_in_dim(x, 1, n, stride=2) for x in xs]
@@ -137,7 +134,7 @@ def _reduce(avals: Sequence[Any], *, jaxpr: Any, dimensions: Sequence[int], **_:
             xs = rows(even, odd)
             if n % 2:
                 xs = [jnp.concatenate(pair) for pair in zip(xs, last, strict=True)]
-        return single(inits, [x.reshape(kept_shape) for x in xs])
+        return single(starts, [x.reshape(kept_shape) for x in xs])
 
     return function
 

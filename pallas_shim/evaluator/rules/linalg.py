@@ -9,9 +9,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import scipy.fft
-import scipy.linalg
-from scipy.linalg import blas, lapack
+import scipy  # imports its parts at their first use, which keeps them out of most first calls
 
 from pallas_shim.evaluator.program import ArrayType
 from pallas_shim.evaluator.rules import scalar_types
@@ -41,7 +39,9 @@ def multiplication(
     for one in pair:
         if one is not None and getattr(one, "name", str(one)) not in _PRECISIONS:
             raise Unsupported(primitive, f"the precision {one}")
-    inexact = [scalar_types.wide(d) for d in (lhs, rhs, out) if d.kind == "c" or scalar_types.is_float(d)]
+    inexact = [
+        scalar_types.wide(d) for d in (lhs, rhs, out) if d.kind == "c" or scalar_types.is_float(d)
+    ]
     if inexact:
         if scalar_types.wide(out) not in inexact:
             raise Unsupported(primitive, f"floating-point operands with a result of {out.name}")
@@ -193,7 +193,7 @@ _LAPACK = tuple(map(np.dtype, ("f4", "f8", "c8", "c16", "i4")))
 
 @_decomposition("cholesky", multiple=False)
 def _cholesky(ins, outs, **_):
-    (potrf,) = lapack.get_lapack_funcs(("potrf",), dtype=ins[0].dtype)
+    (potrf,) = scipy.linalg.lapack.get_lapack_funcs(("potrf",), dtype=ins[0].dtype)
 
     def run(a):
         factor, info = potrf(a, lower=1, clean=0)
@@ -206,7 +206,7 @@ def _cholesky(ins, outs, **_):
 def _triangular_solve(
     ins, outs, *, left_side, lower, transpose_a, conjugate_a, unit_diagonal, **_
 ):
-    (trsm,) = blas.get_blas_funcs(("trsm",), dtype=ins[0].dtype)
+    (trsm,) = scipy.linalg.blas.get_blas_funcs(("trsm",), dtype=ins[0].dtype)
     transposition = (2 if conjugate_a else 1) if transpose_a else 0
     options = {
         "side": 0 if left_side else 1,
@@ -220,7 +220,7 @@ def _triangular_solve(
 
 @_decomposition("lu")
 def _lu(ins, outs, **_):
-    (getrf,) = lapack.get_lapack_funcs(("getrf",), dtype=ins[0].dtype)
+    (getrf,) = scipy.linalg.lapack.get_lapack_funcs(("getrf",), dtype=ins[0].dtype)
     rows = ins[0].shape[-2]
 
     def run(a):
@@ -235,13 +235,13 @@ def _lu(ins, outs, **_):
 
 @_decomposition("geqrf")
 def _geqrf(ins, outs, **_):
-    (geqrf,) = lapack.get_lapack_funcs(("geqrf",), dtype=ins[0].dtype)
+    (geqrf,) = scipy.linalg.lapack.get_lapack_funcs(("geqrf",), dtype=ins[0].dtype)
     return lambda a: geqrf(a)[:2]
 
 
 @_decomposition("geqp3")
 def _geqp3(ins, outs, **_):
-    (geqp3,) = lapack.get_lapack_funcs(("geqp3",), dtype=ins[0].dtype)
+    (geqp3,) = scipy.linalg.lapack.get_lapack_funcs(("geqp3",), dtype=ins[0].dtype)
 
     def run(a, fixed):
         if fixed.any():
@@ -254,7 +254,7 @@ def _geqp3(ins, outs, **_):
 @_decomposition("householder_product", multiple=False)
 def _householder_product(ins, outs, **_):
     name = "ungqr" if ins[0].dtype.kind == "c" else "orgqr"
-    (gqr,) = lapack.get_lapack_funcs((name,), dtype=ins[0].dtype)
+    (gqr,) = scipy.linalg.lapack.get_lapack_funcs((name,), dtype=ins[0].dtype)
     return lambda a, taus: gqr(a, taus)[:1]
 
 
@@ -264,7 +264,7 @@ def _eigh(ins, outs, *, lower, subset_by_index=None, algorithm=None, **_):
     if subset_by_index not in (None, (0, size)) or algorithm is not None:
         raise Unsupported("eigh", "subset_by_index and algorithm have no CPU form in JAX")
     name = "heevd" if ins[0].dtype.kind == "c" else "syevd"
-    (evd,) = lapack.get_lapack_funcs((name,), dtype=ins[0].dtype)
+    (evd,) = scipy.linalg.lapack.get_lapack_funcs((name,), dtype=ins[0].dtype)
 
     def run(a):
         values, vectors, info = evd(a, compute_v=1, lower=int(lower))
@@ -280,7 +280,7 @@ def _svd(ins, outs, *, full_matrices, compute_uv, subset_by_index=None, algorith
     name = "DEFAULT" if algorithm is None else algorithm.name
     if name not in _SVD:
         raise Unsupported("svd", f"the algorithm {name} has no CPU form in JAX")
-    (gesxd,) = lapack.get_lapack_funcs((_SVD[name],), dtype=ins[0].dtype)
+    (gesxd,) = scipy.linalg.lapack.get_lapack_funcs((_SVD[name],), dtype=ins[0].dtype)
     options = {"compute_uv": int(compute_uv), "full_matrices": int(bool(full_matrices))}
 
     def run(a):
@@ -324,14 +324,14 @@ def _schur(ins, outs, *, sort_eig_vals, **_):
 
 @_decomposition("hessenberg")
 def _hessenberg(ins, outs, **_):
-    (gehrd,) = lapack.get_lapack_funcs(("gehrd",), dtype=ins[0].dtype)
+    (gehrd,) = scipy.linalg.lapack.get_lapack_funcs(("gehrd",), dtype=ins[0].dtype)
     return lambda a: gehrd(a)[:2]
 
 
 @_decomposition("tridiagonal")
 def _tridiagonal(ins, outs, *, lower, **_):
     name = "hetrd" if ins[0].dtype.kind == "c" else "sytrd"
-    (trd,) = lapack.get_lapack_funcs((name,), dtype=ins[0].dtype)
+    (trd,) = scipy.linalg.lapack.get_lapack_funcs((name,), dtype=ins[0].dtype)
     return lambda a: trd(a, lower=int(lower))[:4]
 
 
@@ -339,7 +339,7 @@ def _tridiagonal(ins, outs, *, lower, **_):
 def _tridiagonal_solve(ins, outs, *, perturb_singular=False, **_):
     if perturb_singular:
         raise Unsupported("tridiagonal_solve", "perturb_singular")
-    (gtsv,) = lapack.get_lapack_funcs(("gtsv",), dtype=ins[0].dtype)
+    (gtsv,) = scipy.linalg.lapack.get_lapack_funcs(("gtsv",), dtype=ins[0].dtype)
 
     def run(below, diagonal, above, b):
         *_, x, info = gtsv(below[1:], diagonal, above[:-1], b)
@@ -351,12 +351,12 @@ def _tridiagonal_solve(ins, outs, *, perturb_singular=False, **_):
 # -- Fourier transforms ---------------------------------------------------------------------
 
 # In the order of JAX's FftType.
-_FFT = (scipy.fft.fftn, scipy.fft.ifftn, scipy.fft.rfftn, scipy.fft.irfftn)
+_FFT = ("fftn", "ifftn", "rfftn", "irfftn")
 
 
 @rule("fft")
 def _fft(ins, outs, *, fft_type, fft_lengths, **_):
-    transform = _FFT[int(fft_type)]
+    transform = getattr(scipy.fft, _FFT[int(fft_type)])
     lengths = tuple(fft_lengths)
     axes = tuple(range(-len(lengths), 0))
     if not lengths:

@@ -73,7 +73,8 @@ def _philox4x32(counters, key):
     k1, k2 = key
     for _ in range(10):
         first, second = a * np.uint64(0xD2511F53), c * np.uint64(0xCD9E8D57)
-        a, b, c, d = (second >> half) ^ b ^ k1, second & word, (first >> half) ^ d ^ k2, first & word
+        a, b = (second >> half) ^ b ^ k1, second & word
+        c, d = (first >> half) ^ d ^ k2, first & word
         k1, k2 = (k1 + np.uint64(0x9E3779B9)) & word, (k2 + np.uint64(0xBB67AE85)) & word
     return a, b, c, d
 

@@ -57,7 +57,7 @@ def _over_windows(
     ins, outs, *, window_dimensions, window_strides, padding, base_dilation, window_dilation, **_
 ):
     """An `Apply` that reduces each window, one axis after the other."""
-    _, pad = _padded(ins[0].shape, padding, base_dilation)
+    pad = _padded(ins[0].shape, padding, base_dilation)[1]
     (out,) = outs
     axes: list[list[tuple[slice, ...]]] = []
     for axis, (count, size) in enumerate(zip(out.shape, window_dimensions, strict=True)):
@@ -136,7 +136,7 @@ def _select_and_scatter_add(
     starts = flat[places[0]]
     distances = [int(flat[tuple(s.start for s in place)]) for place in places]
     wide = scalar_types.wide(source.dtype)
-    _, cut = _padded(shape, [(-int(low), -int(high)) for low, high in padding], ones)
+    cut = _padded(shape, [(-int(low), -int(high)) for low, high in padding], ones)[1]
 
     def run(values, x):
         x = pad(x.astype(wide, copy=False), fill)
@@ -159,9 +159,9 @@ def _select_and_gather_add(
     window_dilation, **_,
 ):  # fmt: skip
     (out,) = outs
-    stays, _ = _SELECT[select_prim.name]
+    stays = _SELECT[select_prim.name][0]
     fill = -np.inf if select_prim.name == "ge" else np.inf
-    _, pad = _padded(ins[1].shape, padding, base_dilation)
+    pad = _padded(ins[1].shape, padding, base_dilation)[1]
     places = _places(window_dimensions, out.shape, window_strides, window_dilation)
     wide = scalar_types.wide(out.dtype)
 
@@ -202,13 +202,13 @@ def _conv_general_dilated(
         "conv_general_dilated", lhs.dtype, rhs.dtype, out.dtype, terms, precision
     )
     rank = len(spatial)
-    _, pad = _padded(
+    pad = _padded(
         (batch, groups, depth, *spatial),
         ((0, 0),) * 3 + tuple(padding),
         (1, 1, 1, *lhs_dilation),
-    )
+    )[1]
     reach = tuple((k - 1) * d + 1 for k, d in zip(kernel, rhs_dilation, strict=True))
-    each = (
+    each: tuple[Any, ...] = (
         ...,
         *(slice(None, None, stride) for stride in window_strides),
         *(slice(None, None, step) for step in rhs_dilation),

@@ -46,7 +46,7 @@ def _name(value):
 def _data(shape, dtype, seed=0):
     rng = np.random.default_rng(seed)
     dtype = np.dtype(dtype)
-    if dtype == bool:
+    if dtype.kind == "b":
         return rng.random(shape) < 0.3
     if dtype.kind in "iu":
         info = np.iinfo(dtype)
@@ -73,8 +73,7 @@ def _operands(lhs_dtype, rhs_dtype):
 
 @pytest.mark.parametrize(
     "lhs, rhs", [(np.float32, np.float32), (np.float64, np.float64), (BF16, BF16),
-                 (np.float16, np.float16), (F8, F8), (F8, BF16), (BF16, np.float32),
-                 (np.int8, BF16), (np.complex64, np.complex64)],
+                 (F8, BF16), (BF16, np.float32), (np.complex64, np.complex64)],
     ids=_name,
 )  # fmt: skip
 def test_products_of_floats(lhs, rhs):
@@ -143,7 +142,7 @@ def test_precisions():
 
 # -- decompositions -------------------------------------------------------------------------
 
-LAPACK = [np.float32, np.complex64, np.float64]
+LAPACK = [np.float32, np.complex64]
 
 
 def _matrices(dtype, *shape):
