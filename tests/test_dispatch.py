@@ -296,6 +296,16 @@ def test_results_share_no_memory_with_what_can_be_written(shim):
     np.testing.assert_array_equal(np.asarray(third[1]), np.full(8, -2))
 
 
+@pytest.mark.parametrize("size", [1, 8])
+def test_an_array_closed_over_is_taken_as_it_was(size, shim):
+    offset = np.ones(size, np.float32)
+    function = jax.jit(lambda x: double(x) + offset)
+    function(X)
+    offset[:] = 100
+    np.testing.assert_array_equal(np.asarray(function(X)), 2 * X + 1)
+    assert rungs() == {"numpy"}
+
+
 # name: (what the arguments become, which are donated, further options, deleted ones)
 DONATIONS = {
     "one": (lambda x, y: (double(x), y), (0,), {}, [True, False]),

@@ -156,8 +156,12 @@ def to_numpy(value: Any, dtype: np.dtype | None) -> np.ndarray:
         array = array.astype(dtype)
     if dtype is None and array.dtype in _WIDE:
         array = array.astype(jax_dtypes.canonicalize_dtype(array.dtype))
+    if array.flags.writeable and not isinstance(value, _SCALARS):
+        array = array.copy()  # the user may write to what a function closes over
     return array
 
+
+_SCALARS = (bool, int, float, complex, np.generic)
 
 _WIDE = frozenset(map(np.dtype, (np.int64, np.uint64, np.float64, np.complex128)))
 
