@@ -17,17 +17,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax._src import config, core
+from jax._src import config, core, random
 from jax._src.lax import lax as lax_internal
 from jax._src.lax import linalg
 from jax._src.random import prng
 
 from pallas_shim.jax_compat.jaxprs import describe_aval, open_jaxpr
 
-try:
-    from jax._src.random import core as random
-except ImportError:  # JAX < 0.10
-    from jax._src import random  # type: ignore[no-redef]
+# JAX < 0.10 has it in the module jax._src.random, later ones in a module of that package.
+_gamma_impl = getattr(random, "_gamma_impl", None) or random.core._gamma_impl
 
 Function = Callable[..., Any]
 
@@ -85,7 +83,7 @@ def _random_bits(avals: Sequence[Any], *, bit_width: int, shape: Sequence[int]) 
 
 def _random_gamma(avals: Sequence[Any], *, log_space: bool) -> Function:
     impl = avals[0].dtype._impl
-    return lambda k, a: random._gamma_impl(
+    return lambda k, a: _gamma_impl(
         prng.random_wrap(k, impl=impl), a, log_space=log_space, use_vmap=True
     )
 
