@@ -25,7 +25,3 @@ def host_function(eqn: Any) -> Callable[..., Any]:
         *record,
     )
     return debugging._make_flat_callback(p["in_tree"], write, p["static_args"])
-
-
-def has_side_effects(eqn: Any) -> bool:
-    return eqn.primitive.name != "pure_callback"

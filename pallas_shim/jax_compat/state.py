@@ -219,7 +219,7 @@ def discharge(eqn: Any) -> Discharged | None:
         return [new[i] for i in changed], outs
 
     arrays = [
-        jax.ShapeDtypeStruct(a.shape, a.dtype)
+        jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=getattr(a, "weak_type", False))
         for a in (getattr(aval, "inner_aval", aval) for aval in avals_in)
     ]
     # With the settings under which the user's code was traced, such as type promotion.

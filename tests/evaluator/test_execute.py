@@ -168,3 +168,29 @@ def test_no_progress_when_piped(monkeypatch):
     monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.0)
     assert len(list(progress.over_grid("k", [4]))) == 4
     assert pipe.getvalue() == ""
+
+
+def test_a_vmapped_while_goes_on_while_any_element_does():
+    def count(n):
+        return lax.while_loop(lambda c: c[0] < n, lambda c: (c[0] + 1, c[1] * 2), (0, 1))
+
+    check(jax.vmap(count), jnp.int32([3, 0, 5, 1]))
+
+
+def test_a_pure_callback_runs_as_often_as_its_loop():
+    calls = []
+
+    def f(n):
+        def body(_, c):
+            return c + jax.pure_callback(
+                lambda: calls.append(1) or np.float32(1), jax.ShapeDtypeStruct((), jnp.float32)
+            )
+
+        return lax.fori_loop(0, n, body, jnp.float32(0))
+
+    from pallas_shim.evaluator.passes import optimise
+
+    run = Executable(optimise(lower(jax.make_jaxpr(f)(3))))
+    assert not calls
+    assert run(np.int32(0)) == [0] and not calls
+    assert run(np.int32(2)) == [2] and len(calls) == 2

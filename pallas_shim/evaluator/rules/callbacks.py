@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pallas_shim.evaluator.program import PURE, Effects, RefType
+from pallas_shim.evaluator.program import Effects, RefType
 from pallas_shim.evaluator.rules import state as state_rules
 from pallas_shim.evaluator.rules.registry import lowering_rule
 from pallas_shim.jax_compat import callbacks
@@ -36,5 +36,6 @@ def _callback(lowering, eqn, ins):
                 )
         return arrays if len(types) != 1 else arrays[0]
 
-    effects = Effects(io=True) if callbacks.has_side_effects(eqn) else PURE
-    return lowering.memory(eqn.primitive.name, values, types, call, effects)
+    # A pure_callback too stays where it is: run at lowering, or out of a loop that never
+    # runs, it would show.
+    return lowering.memory(eqn.primitive.name, values, types, call, Effects(io=True))

@@ -1,0 +1,66 @@
+"""Loads and stores against JAX's interpreter, where whole kernels don't go."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from pallas_shim.evaluator.execute import Executable
+from pallas_shim.evaluator.lower import lower
+from tests.oracle import compare
+
+load = getattr(plgpu, "load", None) or pl.load
+store = getattr(plgpu, "store", None) or pl.store
+
+
+def check(kernel, out, *args, **kwargs):
+    def run(interpret):
+        return pl.pallas_call(kernel, out_shape=out, interpret=interpret, **kwargs)
+
+    want = jax.jit(run(True))(*args)
+    got = Executable(lower(jax.make_jaxpr(run(False))(*args)))(*map(np.asarray, args))
+    for a, b in zip(got, jax.tree.leaves(want), strict=True):
+        compare(a, np.asarray(b))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
+def test_a_masked_load_with_a_weakly_typed_other_under_strict_promotion(dtype):
+    def kernel(x, o):
+        mask = jnp.arange(8) < 5
+        o[...] = load(x.at[pl.ds(0, 8)], mask=mask, other=0)
+
+    x = jnp.arange(1, 9).astype(dtype)
+    with jax.numpy_dtype_promotion("strict"):
+        check(kernel, jax.ShapeDtypeStruct((8,), x.dtype), x)
+
+
+def test_a_masked_store_that_sticks_out_of_its_ref():
+    def kernel(start, x, o):
+        o[...] = x[...]
+        at = jnp.arange(8) + start[0]
+        store(o.at[pl.ds(start[0], 8)], jnp.full((8,), 7.0, jnp.float32), mask=at < 12)
+
+    x = jnp.arange(12, dtype=jnp.float32)
+    check(kernel, jax.ShapeDtypeStruct((12,), x.dtype), jnp.int32([6]), x)
+
+
+def test_an_index_array_beside_slices_and_scalars():
+    def kernel(x, rows, o):
+        o[...] = x[rows[...], 1, :]
+        x[rows[...], 0, :] = o[...] + 1
+        o[...] += x[rows[...], 0, :]
+
+    x = jnp.arange(5 * 2 * 4, dtype=jnp.int32).reshape(5, 2, 4)
+    rows = jnp.int32([3, 0, 4])
+    check(kernel, jax.ShapeDtypeStruct((3, 4), x.dtype), x, rows)
+
+
+@pytest.mark.parametrize("start", [0, 3, 7, -2])
+def test_a_dynamic_start_of_a_strided_slice(start):
+    def kernel(at, x, o):
+        o[...] = x[pl.ds(at[0], 4, 2)]
+
+    x = jnp.arange(16, dtype=jnp.float32)
+    check(kernel, jax.ShapeDtypeStruct((4,), x.dtype), jnp.int32([start]), x)
