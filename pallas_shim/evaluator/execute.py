@@ -63,7 +63,7 @@ class Steps(tuple):
 
 
 def _run(steps: Steps, frame: Frame) -> None:
-    remaining = iter(steps)
+    remaining: Any = iter(steps)
     try:
         for step in remaining:
             step(frame)
@@ -207,7 +207,7 @@ def _call_n(fn, ins, out):
 
 def _call_multiple(fn, ins, outs):
     def step(f):
-        for out, result in zip(outs, fn(*[f[i] for i in ins])):
+        for out, result in zip(outs, fn(*[f[i] for i in ins]), strict=True):
             f[out] = result
 
     return step
@@ -243,15 +243,15 @@ def _scan(prepare: _Preparation, instruction: Instruction) -> Step:
         xs = [f[i] for i in xs_in]
         ys = [np.empty(t.shape, t.dtype) for t in ys_types]
         for i in order:
-            for slot, value in zip(carry_at, carry):
+            for slot, value in zip(carry_at, carry, strict=True):
                 f[slot] = value
-            for slot, x in zip(xs_at, xs):
+            for slot, x in zip(xs_at, xs, strict=True):
                 f[slot] = x[i]
             _run(steps, f)
             carry = [f[slot] for slot in carry_results]
-            for y, slot in zip(ys, ys_results):
+            for y, slot in zip(ys, ys_results, strict=True):
                 y[i] = f[slot]
-        for slot, value in zip(outs, carry + ys):
+        for slot, value in zip(outs, carry + ys, strict=True):
             f[slot] = value
 
     return step
@@ -268,16 +268,16 @@ def _while(prepare: _Preparation, instruction: Instruction) -> Step:
     def step(f: Frame) -> None:
         carry = [f[i] for i in ins]
         while True:
-            for slot, value in zip(condition_at, carry):
+            for slot, value in zip(condition_at, carry, strict=True):
                 f[slot] = value
             _run(condition_steps, f)
             if not f[go_on]:
                 break
-            for slot, value in zip(body_at, carry):
+            for slot, value in zip(body_at, carry, strict=True):
                 f[slot] = value
             _run(body_steps, f)
             carry = [f[slot] for slot in body_results]
-        for slot, value in zip(outs, carry):
+        for slot, value in zip(outs, carry, strict=True):
             f[slot] = value
 
     return step
@@ -293,7 +293,7 @@ def _switch(prepare: _Preparation, instruction: Instruction) -> Step:
     def step(f: Frame) -> None:
         _, steps, results = branches[min(max(int(f[index]), 0), last)]
         _run(steps, f)
-        for out, value in zip(outs, [f[slot] for slot in results]):
+        for out, value in zip(outs, [f[slot] for slot in results], strict=True):
             f[out] = value
 
     return step
@@ -309,7 +309,7 @@ def _grid(prepare: _Preparation, instruction: Instruction) -> Step:
     def step(f: Frame) -> None:
         bounds = [int(f[slot]) for slot in sizes]
         for cell in progress.over_grid(name, bounds):
-            for slot, index in zip(at, cell):
+            for slot, index in zip(at, cell, strict=True):
                 f[slot] = index
             _run(steps, f)
 

@@ -91,13 +91,15 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
         if position in aliases:
             _define_operand(lowering, ref, aliases[position], dims, True)
         else:
-            _define(lowering, ref, (), _filled(ref.type), Effects(allocates=True))
+            _define(lowering, ref, (), _filled(ref.ref), Effects(allocates=True))
     for ref in scratch:
-        _define(lowering, ref, (), _filled(ref.type), Effects(allocates=True))
+        _define(lowering, ref, (), _filled(ref.ref), Effects(allocates=True))
     lowering.body.extend(cells)
     return [
         _contents(lowering, ref, block, _array_shape(lowering, block))
-        for ref, block in zip(buffers[call.num_inputs :], call.blocks[call.num_inputs :])
+        for ref, block in zip(
+            buffers[call.num_inputs :], call.blocks[call.num_inputs :], strict=True
+        )
     ]
 
 
@@ -137,8 +139,8 @@ def _synchronise(
         else:
             continue
         block, view = call.blocks[source], views[source]
-        mirror = _block(lowering, buffers[target], block.dims, starts[source], view.type)
-        value = state_rules.load(lowering, view, (), (), view.type.contents)
+        mirror = _block(lowering, buffers[target], block.dims, starts[source], view.ref)
+        value = state_rules.load(lowering, view, (), (), view.ref.contents)
         state_rules.store(lowering, mirror, (), (), value)
 
 
@@ -153,7 +155,7 @@ def padded_shape(shape: Sequence[int], dims: Sequence[BlockDim]) -> tuple[int, .
     """The shape of a block's buffer: the array's, with element padding, in whole blocks."""
     padded = tuple(
         -(-(size + sum(dim.padding)) // dim.size) * dim.size if dim.size else size
-        for size, dim in zip(shape, dims)
+        for size, dim in zip(shape, dims, strict=False)
     )
     return padded + tuple(shape[len(dims) :])  # a PRNG key's own dimensions are never cut
 
@@ -161,7 +163,8 @@ def padded_shape(shape: Sequence[int], dims: Sequence[BlockDim]) -> tuple[int, .
 def _inner(shape: Sequence[int], dims: Sequence[BlockDim]) -> tuple[slice, ...]:
     """Where the array lies in its padded buffer."""
     return tuple(
-        slice(dim.padding[0], dim.padding[0] + size) for size, dim in zip(shape, dims)
+        slice(dim.padding[0], dim.padding[0] + size)
+        for size, dim in zip(shape, dims, strict=False)
     )
 
 
@@ -206,17 +209,15 @@ def _define_operand(
 
 def _contents(lowering, ref: Value, block: Block, shape: tuple[int, ...]) -> Value:
     """The array in an output's buffer, which nobody writes to any more."""
-    if shape == ref.type.shape:
-        def fn(buffer):
-            return buffer
-    else:
-        inner = _inner(shape, block.dims)
+    inner = _inner(shape, block.dims)
+    whole = shape == ref.ref.shape
 
-        def fn(buffer):
-            return buffer[inner]
+    def contents(buffer: np.ndarray) -> np.ndarray:
+        return buffer if whole else buffer[inner]
 
+    out = ref.ref.contents._replace(shape=shape)
     (value,) = lowering.memory(
-        "contents", [ref], [ref.type.contents._replace(shape=shape)], fn, Effects(reads=(0,)), view=True
+        "contents", [ref], [out], contents, Effects(reads=(0,)), view=True
     )
     return value
 
@@ -231,11 +232,12 @@ def _block(
     shape = buffer.type.shape
     fixed: list[Any] = []
     leaves: list[Value] = []
-    for size, dim, start in zip(shape, dims, starts):
+    for size, dim, start in zip(shape, dims, starts, strict=False):
         scale = dim.size if dim.kind == "blocked" else 1
-        if dim.size == size or start.const is not None:
-            # A block as large as its array lies at 0 wherever the index map points.
-            at = 0 if dim.size == size else memory.clamped(int(start.const) * scale, size, dim.size)
+        # A block as large as its array lies at 0 wherever the index map points.
+        known = 0 if dim.size == size else start.const
+        if known is not None:
+            at = memory.clamped(int(known) * scale, size, dim.size)
             fixed.append(at if dim.kind == "squeezed" else slice(at, at + dim.size))
         else:
             fixed.append((len(leaves), scale, size, dim.size, dim.kind == "squeezed"))

@@ -86,18 +86,20 @@ def _stages(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> list[_Stage]
                 stages.append(_bitcast(shape, dtype, new))
                 shape, dtype = _bitcast_shape(shape, dtype, new), new
             case Reshape(new):
-                before = shape
-                stages.append(
-                    _Stage(
-                        lambda a, _, new=new: a.reshape(new),
-                        lambda a, before=before: a.reshape(before),
-                    )
-                )
+                stages.append(_reshape(shape, new))
                 shape = new
             case Transpose(permutation):
-                stages.append(_Stage(lambda a, _, p=permutation: a.transpose(p), None))
+                stages.append(_transpose(permutation))
                 shape = tuple(shape[i] for i in permutation)
     return stages
+
+
+def _reshape(old: tuple[int, ...], new: tuple[int, ...]) -> _Stage:
+    return _Stage(lambda a, _: a.reshape(new), lambda a: a.reshape(old))
+
+
+def _transpose(permutation: tuple[int, ...]) -> _Stage:
+    return _Stage(lambda a, _: a.transpose(permutation), None)
 
 
 def viewed_type(
@@ -159,7 +161,9 @@ def writer(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> Callable[...,
         for stage in stages:
             arrays.append(stage.forward(arrays[-1], leaves))
         arrays[-1][...] = value
-        for stage, before, after in zip(reversed(stages), arrays[-2::-1], arrays[:0:-1]):
+        for stage, before, after in zip(
+            reversed(stages), arrays[-2::-1], arrays[:0:-1], strict=True
+        ):
             if stage.back is not None and not np.may_share_memory(before, after):
                 before[...] = stage.back(after)
 

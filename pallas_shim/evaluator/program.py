@@ -97,6 +97,12 @@ class Value:
         self.type = type
         self.const = const
 
+    @property
+    def ref(self) -> RefType:
+        """The type of a value that is a ref."""
+        assert isinstance(self.type, RefType), self
+        return self.type
+
     def __repr__(self) -> str:
         kind = "const" if self.const is not None else "value"
         return f"<{kind} {id(self):x}: {self.type}>"

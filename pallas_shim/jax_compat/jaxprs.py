@@ -113,7 +113,7 @@ def describe_aval(aval: Any) -> AvalInfo:
       UnsupportedType: the type has no NumPy form.
     """
     if isinstance(aval, state_types.AbstractRef):
-        inner = aval.inner_aval
+        inner: Any = aval.inner_aval
         space = aval.memory_space
         if _is_semaphore(inner.dtype):
             return AvalInfo(inner.shape, np.dtype(np.int32), "semaphore")
@@ -130,9 +130,9 @@ def describe_aval(aval: Any) -> AvalInfo:
             return AvalInfo(tuple(shape), np.dtype(np.int32), None)
         if not jax_dtypes.issubdtype(dtype, jax_dtypes.prng_key):
             raise UnsupportedType(f"the dtype {dtype} has no NumPy form")
-        aval = core.physical_aval(aval)
-        key_ndim = len(aval.shape) - len(shape)
-        shape, dtype = aval.shape, aval.dtype
+        physical: Any = core.physical_aval(aval)
+        key_ndim = len(physical.shape) - len(shape)
+        shape, dtype = physical.shape, physical.dtype
     if dtype == jax_dtypes.float0:
         raise UnsupportedType("float0 has no NumPy form that holds values")
     return AvalInfo(tuple(map(int, shape)), np.dtype(dtype), None, key_ndim)

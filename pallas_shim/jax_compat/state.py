@@ -146,17 +146,16 @@ def dma(eqn: Any, ins: Sequence[Any]) -> Dma:
     parts = tree_util.tree_unflatten(eqn.params["tree"], ins)
     if len(parts) == 9:  # refs and their transforms apart, before JAX 0.9
         src, src_t, dst, dst_t, sem, sem_t, src_sem, src_sem_t, device_id = parts
-        parts = (
-            _view(src, src_t),
-            _view(dst, dst_t),
-            _view(sem, sem_t),
-            None if src_sem is None else _view(src_sem, src_sem_t),
-            device_id,
-        )
     else:
-        *refs, device_id = parts
-        parts = (*(None if ref is None else _view(ref) for ref in refs), device_id)
-    return Dma(*parts, bool(eqn.params.get("add", False)))
+        (src, dst, sem, src_sem, device_id), src_t, dst_t, sem_t, src_sem_t = parts, (), (), (), ()
+    return Dma(
+        _view(src, src_t),
+        _view(dst, dst_t),
+        _view(sem, sem_t),
+        None if src_sem is None else _view(src_sem, src_sem_t),
+        device_id,
+        bool(eqn.params.get("add", False)),
+    )
 
 
 class Semaphore(NamedTuple):

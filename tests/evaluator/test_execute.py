@@ -95,7 +95,8 @@ def test_threads_share_an_executable():
         o_ref[...] = lax.fori_loop(0, 10, lambda i, c: c + x_ref[...], x_ref[...])
 
     def f(x):
-        return pl.pallas_call(kernel, out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype), grid=(4,))(x)
+        out = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        return pl.pallas_call(kernel, out_shape=out, grid=(4,))(x)
 
     run = executable(f, jnp.zeros((8, 8), jnp.int32))
     results = {}

@@ -63,7 +63,9 @@ def test_a_store_changes_exactly_what_a_load_reads(case):
     np.testing.assert_array_equal(array[untouched], memory_before[untouched])
 
 
-@pytest.mark.parametrize("narrow, wide", [("int16", "int32"), ("uint8", "int32"), ("int8", "int16")])
+@pytest.mark.parametrize(
+    "narrow, wide", [("int16", "int32"), ("uint8", "int32"), ("int8", "int16")]
+)
 def test_a_bitcast_packs_rows_as_jax_does(narrow, wide):
     import jax.numpy as jnp
     from jax import lax

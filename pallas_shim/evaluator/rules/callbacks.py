@@ -18,7 +18,7 @@ def _callback(lowering, eqn, ins):
     host = callbacks.host_function(eqn)
     types = [lowering.type(v.aval) for v in eqn.outvars]
     values = [
-        state_rules.load(lowering, v, (), (), v.type.contents)
+        state_rules.load(lowering, v, (), (), v.ref.contents)
         if isinstance(v.type, RefType)
         else v
         for v in ins
@@ -27,14 +27,14 @@ def _callback(lowering, eqn, ins):
     def call(*arrays):
         # The user may keep or change what it gets; the program's own arrays stay its own.
         results = host(*(np.array(a) for a in arrays))
-        arrays = [np.asarray(r, t.dtype) for r, t in zip(results or (), types, strict=True)]
-        for array, type in zip(arrays, types, strict=True):
+        outs = [np.asarray(r, t.dtype) for r, t in zip(results or (), types, strict=True)]
+        for array, type in zip(outs, types, strict=True):
             if array.shape != type.shape:
                 raise ValueError(
                     f"the callback returned an array of shape {array.shape}, "
                     f"where its result_shape_dtypes says {type.shape}"
                 )
-        return arrays if len(types) != 1 else arrays[0]
+        return outs if len(types) != 1 else outs[0]
 
     # A pure_callback too stays where it is: run at lowering, or out of a loop that never
     # runs, it would show.

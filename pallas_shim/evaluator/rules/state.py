@@ -9,7 +9,7 @@ import numpy as np
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import memory
-from pallas_shim.evaluator.program import ArrayType, Effects, RefType, Value
+from pallas_shim.evaluator.program import ArrayType, Effects, KeyType, RefType, Value
 from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule
 from pallas_shim.jax_compat import state
 
@@ -72,11 +72,14 @@ def normalised(shape: tuple[int, ...], path: memory.Path) -> memory.Path:
         else d
         for dim, d in zip(shape, path[0].dims, strict=True)
     )
-    whole = all(isinstance(d, state.Slice) and d == (0, dim, 1) for dim, d in zip(shape, dims))
+    whole = all(
+        isinstance(d, state.Slice) and d == (0, dim, 1)
+        for dim, d in zip(shape, dims, strict=True)
+    )
     return path[1:] if whole else (state.Index(dims), *path[1:])
 
 
-def load(lowering, ref: Value, path: memory.Path, leaves, out: ArrayType) -> Value:
+def load(lowering, ref: Value, path: memory.Path, leaves, out: ArrayType | KeyType) -> Value:
     """Emits a load. Its parameter ``as_view`` is the same without the copy, for the pass
     that proves that nothing overwrites what was read."""
     view = memory.viewer(ref.type.shape, ref.type.dtype, path)
@@ -119,13 +122,13 @@ def _by_discharge(lowering, eqn, ins: Sequence[Value]) -> list[Value]:
     if discharged is None:
         raise Unsupported(eqn.primitive.name, "JAX has no discharge rule for it")
     wholes = [
-        load(lowering, v, (), (), v.type.contents)
+        load(lowering, v, (), (), v.ref.contents)
         if isinstance(v.type, RefType)
         else v
         for v in ins
     ]
     results = lowering.inline(discharged.jaxpr, wholes)
-    for position, value in zip(discharged.changed, results):
+    for position, value in zip(discharged.changed, results, strict=False):
         if isinstance(ins[position].type, RefType):
             store(lowering, ins[position], (), (), value)
     return results[len(discharged.changed) :]
@@ -236,7 +239,7 @@ def _run_state(lowering, eqn, ins):
         if is_initialised:
             store(lowering, refs[-1], (), (), next(given))
     lowering.inline(eqn.params["jaxpr"], refs)
-    return [load(lowering, r, (), (), r.type.contents) for r in refs]
+    return [load(lowering, r, (), (), r.ref.contents) for r in refs]
 
 
 @lowering_rule("new_ref")
@@ -259,4 +262,4 @@ def _free_ref(lowering, eqn, ins):
 @lowering_rule("freeze")
 def _freeze(lowering, eqn, ins):
     (ref,) = ins
-    return [load(lowering, ref, (), (), ref.type.contents)]
+    return [load(lowering, ref, (), (), ref.ref.contents)]
