@@ -125,6 +125,7 @@ def table(stock: Mapping[str, Results], shim: Mapping[str, Results]) -> Iterable
         ("Passed by stock, not by the shim", lambda t, o: t == "passed" and o != "passed"),
         ("Failed by both", lambda t, o: t == "failed" and o == "failed"),
         ("Failed by the shim, skipped by stock", lambda t, o: t == "skipped" and o == "failed"),
+        ("Failed by the shim, not run on stock", lambda t, o: t is None and o == "failed"),
     ):
         rows = [
             f"| {name} | {test} | {_first_line(ours[test]['message'])} |"
