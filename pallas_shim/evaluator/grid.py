@@ -14,6 +14,7 @@ import numpy as np
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import memory
+from pallas_shim.evaluator.lower import Kernel
 from pallas_shim.evaluator.program import (
     PURE,
     ArrayType,
@@ -48,7 +49,7 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
     scratch_types = ref_types[call.num_prefetch + num_blocks :]
     scratch = [Value(t) for t in scratch_types]
 
-    def cell(indices: Sequence[Value]) -> Sequence[Value]:
+    def cell(indices: Sequence[Value]) -> None:
         starts = [lowering.inline(b.index_map, [*indices, *prefetch]) for b in call.blocks]
         views = [
             _block(lowering, buffer, block.dims, start, type)
@@ -56,40 +57,27 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
                 buffers, call.blocks, starts, block_types, strict=True
             )
         ]
-        local = [i for i in range(len(call.grid)) if i not in call.vmapped_dims]
-        lowering.grid.append(([indices[i] for i in local], [sizes[i] for i in local]))
         body_start = len(lowering.body)
         lowering.inline(call.jaxpr, [*prefetch, *views, *scratch])
-        lowering.grid.pop()
         if call.synchronised_aliases:
             written = written_roots(lowering.body[body_start:], views)
             _synchronise(lowering, call, buffers, views, starts, written)
-        return ()
 
+    local = [i for i in range(len(call.grid)) if i not in call.vmapped_dims]
     # The cells come first, though they run last: only what they write to need be copied.
-    if all(s.const is not None and int(s.const) == 1 for s in sizes):
-        zero = lowering.const(np.int32(0))
-        with lowering.block() as cells:
-            cell([zero] * len(sizes))
-    else:
-        region = lowering.region([ArrayType((), np.dtype(np.int32))] * len(sizes), cell)
-        operation = Operation(
-            "grid", {"name": call.name}, tuple(s.type for s in sizes), (), None, PURE,
-            multiple=True,
-        )
-        cells = [Instruction(operation, tuple(sizes), (), (region,), lowering.source)]
+    cells = lower_cells(lowering, call.name, sizes, call.axis_names, local, cell)
     written = written_roots(cells, [*prefetch, *buffers])
 
     for ref, array in zip(prefetch, arrays, strict=False):
-        _define_operand(lowering, ref, array, None, ref in written)
+        define_operand(lowering, ref, array, None, ref in written)
     inputs = arrays[call.num_prefetch :]
     for ref, block, array in zip(buffers, call.blocks, inputs, strict=False):
-        _define_operand(lowering, ref, array, block.dims, ref in written)
+        define_operand(lowering, ref, array, block.dims, ref in written)
     aliases = {out: arrays[position] for position, out in call.aliases}
     for position, ref in enumerate(buffers[call.num_inputs :]):
         dims = call.blocks[call.num_inputs + position].dims
         if position in aliases:
-            _define_operand(lowering, ref, aliases[position], dims, True)
+            define_operand(lowering, ref, aliases[position], dims, True)
         else:
             _define(lowering, ref, (), _filled(ref.ref), Effects(allocates=True))
     for ref in scratch:
@@ -101,6 +89,48 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
             buffers[call.num_inputs :], call.blocks[call.num_inputs :], strict=True
         )
     ]
+
+
+def lower_cells(
+    lowering,
+    name: str,
+    sizes: Sequence[Value],
+    names: Sequence[Any],
+    local: Sequence[int],
+    cell: Callable[[Sequence[Value]], None],
+) -> list[Instruction]:
+    """The instructions that run ``cell``, which emits one cell from its indices, on a grid.
+
+    Args:
+      sizes: the grid's. Its last axis is the fastest.
+      names: the axes' names, or empty.
+      local: the axes that the kernel's own code counts.
+    """
+    shared: dict[Any, Value] = {}
+
+    def in_kernel(indices: Sequence[Value]) -> Sequence[Value]:
+        named = dict(zip(names, zip(indices, sizes, strict=True), strict=True)) if names else {}
+        own = ([indices[i] for i in local], [sizes[i] for i in local])
+        lowering.kernels.append(Kernel(*own, named, shared))
+        cell(indices)
+        lowering.kernels.pop()
+        return ()
+
+    if all(s.const is not None and int(s.const) == 1 for s in sizes):
+        zero = lowering.const(np.int32(0))
+        with lowering.block() as cells:
+            in_kernel([zero] * len(sizes))
+    else:
+        region = lowering.region([ArrayType((), np.dtype(np.int32))] * len(sizes), in_kernel)
+        operation = Operation(
+            "grid", {"name": name}, tuple(s.type for s in sizes), (), None, PURE, multiple=True
+        )
+        cells = [Instruction(operation, tuple(sizes), (), (region,), lowering.source)]
+    with lowering.block() as first:
+        for ref in shared.values():
+            assert isinstance(ref.type, RefType)
+            _define(lowering, ref, (), _filled(ref.type), Effects(allocates=True))
+    return first + cells
 
 
 def written_roots(body: Sequence[Instruction], refs: Sequence[Value]) -> set[Value]:
@@ -181,7 +211,7 @@ def _filled(type: RefType) -> Callable[[], np.ndarray]:
     return lambda: np.full(shape, fill, dtype)
 
 
-def _define_operand(
+def define_operand(
     lowering, ref: Value, array: Value, dims: Sequence[BlockDim] | None, written: bool
 ) -> None:
     """The buffer of an operand: the array's own memory, unless it is padded or written to."""

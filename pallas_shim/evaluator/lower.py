@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -68,16 +68,30 @@ def type_of(aval: Any) -> Type:
     return KeyType(shape, dtype, key_ndim) if key_ndim else ArrayType(shape, dtype)
 
 
+class Kernel(NamedTuple):
+    """The kernel that is being lowered.
+
+    ``indices`` and ``sizes`` are its program ids and its grid's sizes; ``names`` gives the
+    index and size of the axes that have a name. ``shared`` holds the refs that are made once
+    for all cells, by whatever asked for them: see `Lowering.shared`.
+    """
+
+    indices: Sequence[Value]
+    sizes: Sequence[Value]
+    names: Mapping[Any, tuple[Value, Value]]
+    shared: dict[Any, Value]
+
+
 class Lowering:
     """The state of one lowering, and what lowering rules emit instructions with.
 
-    ``grid`` is a stack: the innermost kernel's program ids and grid sizes, as values.
+    ``kernels`` is a stack, the innermost last.
     """
 
     def __init__(self) -> None:
         self.body: list[Instruction] = []
         self.source: Any = None
-        self.grid: list[tuple[Sequence[Value], Sequence[Value]]] = []
+        self.kernels: list[Kernel] = []
         self._operations: dict[Any, Operation] = {}
         self._consts: dict[Any, Value] = {}
         self._types: dict[Any, Type] = {}
@@ -116,7 +130,7 @@ class Lowering:
         return env[atom]
 
     def eqn(self, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
-        name = eqn.primitive.name
+        name = jax_compat.primitive_name(eqn)
         structured = LOWERING_RULES.get(name)
         if structured is not None:
             return structured(self, eqn, ins)
@@ -213,6 +227,16 @@ class Lowering:
         outs = tuple(map(Value, operation.outs))
         self.body.append(Instruction(operation, tuple(ins), outs, regions, self.source))
         return outs
+
+    def shared(self, key: Any, type: RefType, primitive: str) -> Value:
+        """Memory of the innermost kernel, one ref for all its cells, made when it starts.
+
+        Raises:
+          Unsupported: there is no kernel around ``primitive``.
+        """
+        if not self.kernels:
+            raise Unsupported(primitive, "used outside a kernel")
+        return self.kernels[-1].shared.setdefault(key, Value(type))
 
     # -- regions --------------------------------------------------------------------------
 

@@ -27,6 +27,11 @@ from pallas_shim.jax_compat.jaxprs import describe_aval, open_jaxpr
 # JAX < 0.10 has it in the module jax._src.random, later ones in a module of that package.
 _gamma_impl = getattr(random, "_gamma_impl", None) or random.core._gamma_impl
 
+try:
+    from jax._src.pallas import einshape
+except ImportError:  # JAX < 0.10
+    einshape = None  # type: ignore[assignment]
+
 Function = Callable[..., Any]
 
 
@@ -71,7 +76,13 @@ def _random_split(avals: Sequence[Any], *, shape: Sequence[int]) -> Function:
 
 def _random_fold_in(avals: Sequence[Any]) -> Function:
     keys = avals[0]
-    return lambda k, data: prng.random_fold_in_impl_base(keys.dtype._impl, k, data, keys.shape)
+    impl = keys.dtype._impl
+    if impl.name == "pallas_tpu" and not keys.shape:
+        # This one takes its keys whole, where all others take their words.
+        return lambda k, data: prng.random_unwrap(
+            impl.fold_in(prng.random_wrap(k, impl=impl), data)
+        )
+    return lambda k, data: prng.random_fold_in_impl_base(impl, k, data, keys.shape)
 
 
 def _random_bits(avals: Sequence[Any], *, bit_width: int, shape: Sequence[int]) -> Function:
@@ -93,6 +104,19 @@ def _random_gamma(avals: Sequence[Any], *, log_space: bool) -> Function:
 
 def _with_params(function: Function) -> Callable[..., Function]:
     return lambda avals, **params: functools.partial(function, **params)
+
+
+# -- what JAX rewrites when it lowers -------------------------------------------------------
+
+
+def _call_hi_primitive(avals: Sequence[Any], *, _prim: Any) -> Function:
+    return lambda *args: jax.tree.leaves(_prim.expand(*jax.tree.unflatten(_prim.in_tree, args)))
+
+
+def _einshape_lo(
+    avals: Sequence[Any], *, equation: str, sizes: Sequence[tuple[str, int]], **_: Any
+) -> Function:
+    return lambda x: einshape._einshape(equation, x, **dict(sizes))
 
 
 # -- reductions with any computation --------------------------------------------------------
@@ -191,6 +215,18 @@ DEFINITIONS: dict[str, Callable[..., Function]] = {
     "lu_pivots_to_permutation": _with_params(linalg._generic_lu_pivots_to_permutation),
     "reduce": _reduce,
     "reduce_window": _reduce_window,
+    "call_hi_primitive": _call_hi_primitive,
 }
 if hasattr(linalg, "_ormqr_lowering"):  # JAX >= 0.10
     DEFINITIONS["ormqr"] = _with_params(linalg._ormqr_lowering)
+if einshape is not None:  # JAX >= 0.10, as all of these
+    from jax._src.lax.scaled_dot import _scaled_dot_impl
+    from jax._src.random import philox2x32, philox4x32, threefry4x32
+
+    DEFINITIONS |= {
+        "einshape_lo": _einshape_lo,
+        "scaled_dot": _with_params(_scaled_dot_impl),
+        "philox2x32": _with_params(philox2x32._philox2x32_lowering),
+        "philox4x32": _with_params(philox4x32._philox4x32_lowering),
+        "threefry4x32": _with_params(threefry4x32._threefry4x32_lowering),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,10 +26,12 @@ CALL_PRIMITIVES = (
     "remat_opt",
     "composite",
     "xla_metadata_call",
+    "linear_call",
+    "custom_partitioning",  # run by one device, it isn't partitioned
 )
 # Since JAX 0.12 a jaxpr holds its own consts and there is no closed kind.
 _CLOSED = getattr(core, "ClosedJaxpr", None)
-_CALLED = ("jaxpr", "call_jaxpr", "call", "fun_jaxpr", "fwd_jaxpr")
+_CALLED = ("jaxpr", "call_jaxpr", "call", "callee", "fun_jaxpr", "fwd_jaxpr")
 
 
 class AvalInfo(NamedTuple):
@@ -71,6 +74,19 @@ def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     if _CLOSED is not None and isinstance(jaxpr, _CLOSED):
         return jaxpr.jaxpr, jaxpr.consts
     return jaxpr, getattr(jaxpr, "consts", ())
+
+
+def primitive_name(eqn: Any) -> str:
+    """What names an equation's primitive alone: some of SparseCore's borrow others' names."""
+    name = eqn.primitive.name
+    if name in _BORROWED and _SPARSECORE in sys.modules:
+        if eqn.primitive is getattr(sys.modules[_SPARSECORE], f"{name}_p", None):
+            return f"sparsecore_{name}"
+    return name
+
+
+_SPARSECORE = "jax._src.pallas.mosaic.sc_primitives"
+_BORROWED = frozenset({"gather", "scatter", "swap", "bitcast", "load"})
 
 
 def is_literal(atom: Any) -> bool:

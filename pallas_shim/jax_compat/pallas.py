@@ -1,14 +1,15 @@
-"""One normal form of pallas_call: grid, blocks, scratch, aliases."""
+"""One normal form of pallas_call (grid, blocks, scratch, aliases) and of kernels on cores."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from jax._src import core
 from jax._src.pallas import core as pallas_core
 from jax._src.pallas import hlo_interpreter
 
-from pallas_shim.jax_compat.jaxprs import user_source
+from pallas_shim.jax_compat.jaxprs import open_jaxpr, user_source
 
 
 class BlockDim(NamedTuple):
@@ -37,7 +38,8 @@ class PallasCall(NamedTuple):
     """Operands: dynamic grid sizes, scalar prefetch, inputs. The jaxpr's inputs, all refs:
     scalar prefetch, inputs, outputs, scratch.
 
-    ``grid``: None stands for a size that is an operand. ``aliases``: pairs of the position
+    ``grid``: None stands for a size that is an operand. ``axis_names``: one an axis of the
+    grid, or none at all. ``aliases``: pairs of the position
     among (scalar prefetch, inputs) and among the outputs. ``synchronised_aliases``: whether
     this JAX lets a cell see what earlier cells wrote through the other of two aliased refs.
     """
@@ -47,6 +49,7 @@ class PallasCall(NamedTuple):
     jaxpr: Any
     grid: tuple[int | None, ...]
     vmapped_dims: tuple[int, ...]
+    axis_names: tuple[Any, ...]
     blocks: tuple[Block, ...]
     num_prefetch: int
     num_inputs: int
@@ -80,6 +83,7 @@ def pallas_call(eqn: Any) -> PallasCall:
         jaxpr=p["jaxpr"],
         grid=tuple(None if _is_dynamic(size) else int(size) for size in mapping.grid),
         vmapped_dims=tuple(mapping.vmapped_dims),
+        axis_names=tuple(mapping.grid_names or ()),
         blocks=tuple(map(_block, mapping.block_mappings)),
         num_prefetch=mapping.num_index_operands,
         num_inputs=mapping.num_inputs,
@@ -90,14 +94,18 @@ def pallas_call(eqn: Any) -> PallasCall:
 
 
 def kernel_name(eqn: Any) -> str:
-    """The name of a pallas_call's kernel function."""
-    return eqn.params["jaxpr"].debug_info.func_name
+    """The name of the function of a pallas_call, core_map or mpmd_map."""
+    return _kernel_jaxpr(eqn).debug_info.func_name
 
 
 def kernel_source(eqn: Any) -> str | None:
-    """Where a pallas_call's kernel function is defined, or else where it is called."""
-    _, at, where = eqn.params["jaxpr"].debug_info.func_src_info.partition(" at ")
+    """Where the kernel function is defined, or else where it is called."""
+    _, at, where = _kernel_jaxpr(eqn).debug_info.func_src_info.partition(" at ")
     return where if at else user_source(eqn.source_info)
+
+
+def _kernel_jaxpr(eqn: Any) -> Any:
+    return eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["jaxprs"][0]
 
 
 def _is_dynamic(size: Any) -> bool:
@@ -127,3 +135,64 @@ def _block_dim(dim: Any, mapping: Any) -> BlockDim:
 def run_scoped(eqn: Any) -> tuple[Any, Sequence[Any]]:
     """The jaxpr of a run_scoped, and its collective axes (none but on several cores)."""
     return eqn.params["jaxpr"], eqn.params.get("collective_axes", ())
+
+
+# -- kernels on the cores of a mesh -------------------------------------------------------------
+
+
+class CoreFunction(NamedTuple):
+    """What every core of one mesh runs.
+
+    ``axes``: names and sizes of the mesh's axes. ``waits``: a primitive by which cores can wait
+    for one another, if it has one.
+    """
+
+    axes: dict[Any, int]
+    jaxpr: Any
+    waits: str | None
+
+
+class MpmdMap(NamedTuple):
+    """Operands: inputs, as arrays or refs. The functions' jaxprs all take, as refs where they
+    aren't scalars: inputs, outputs, scratch. ``aliases``: pairs of positions among the inputs
+    and the outputs.
+    """
+
+    name: str
+    functions: tuple[CoreFunction, ...]
+    num_outputs: int
+    aliases: tuple[tuple[int, int], ...]
+    external_meshes: tuple[Any, ...]
+
+
+def core_map(eqn: Any) -> CoreFunction:
+    """The function of a core_map. Its constvars are the operands, its inputs the scratch refs."""
+    return _core_function(eqn.params["mesh"], eqn.params["jaxpr"])
+
+
+def mpmd_map(eqn: Any) -> MpmdMap:
+    p = eqn.params
+    return MpmdMap(
+        name=p["name"] or kernel_name(eqn),
+        functions=tuple(map(_core_function, p["meshes"], p["jaxprs"])),
+        num_outputs=len(p["out_avals"]),
+        aliases=tuple(p["input_output_aliases"].items()),
+        external_meshes=tuple(p["external_meshes"]),
+    )
+
+
+_WAITING = frozenset(
+    {"semaphore_signal", "semaphore_wait", "semaphore_read", "get_barrier_semaphore", "barrier"}
+)
+
+
+def _core_function(mesh: Any, jaxpr: Any) -> CoreFunction:
+    return CoreFunction(dict(mesh.shape), jaxpr, next(_waits(jaxpr), None))
+
+
+def _waits(jaxpr: Any) -> Iterator[str]:
+    for eqn in open_jaxpr(jaxpr)[0].eqns:
+        if eqn.primitive.name in _WAITING:
+            yield eqn.primitive.name
+        for inner in core.jaxprs_in_params(eqn.params):
+            yield from _waits(inner)

@@ -45,7 +45,11 @@ FAMILIES = (
     "calls",
     "state",
     "pallas",
+    "mesh",
     "tpu",
+    "packing",
+    "hardware_random",
+    "triton",
     "callbacks",
 )
 

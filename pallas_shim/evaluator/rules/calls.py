@@ -1,14 +1,32 @@
-"""Primitives that call a jaxpr: inlined."""
+"""Primitives that call a jaxpr, or stand for one: inlined."""
 
 from __future__ import annotations
 
+import numpy as np
+
 from pallas_shim import jax_compat
-from pallas_shim.evaluator.rules.registry import lowering_rule
+from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule
+from pallas_shim.jax_compat import definitions
 
 
 @lowering_rule(*jax_compat.CALL_PRIMITIVES)
 def _call(lowering, eqn, ins):
     return lowering.inline(jax_compat.called_jaxpr(eqn), ins)
+
+
+@lowering_rule("call_hi_primitive", "einshape_lo", "scaled_dot")
+def _defined(lowering, eqn, ins):
+    return lowering.inline(definitions.definition(eqn), ins)
+
+
+@lowering_rule("platform_index")
+def _platform_index(lowering, eqn, ins):
+    """Which of the groups of platforms has the one that JAX compiles for; None stands for any."""
+    platforms = eqn.params["platforms"]
+    for index, group in enumerate(platforms):
+        if group is None or "cpu" in group:
+            return [lowering.const(np.int32(index))]
+    raise Unsupported("platform_index", f"no code for a CPU, only for {platforms}")
 
 
 @lowering_rule("dce_sink")

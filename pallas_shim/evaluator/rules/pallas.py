@@ -18,9 +18,9 @@ def _pallas_call(lowering, eqn, ins):
 
 def _axis(lowering, eqn):
     axis = eqn.params["axis"]
-    if not lowering.grid:
+    if not lowering.kernels:
         raise Unsupported(eqn.primitive.name, "used outside a kernel")
-    indices, sizes = lowering.grid[-1]
+    indices, sizes, *_ = lowering.kernels[-1]
     if axis >= len(indices):
         raise Unsupported(
             eqn.primitive.name, f"axis {axis} of a grid of {len(indices)} dimensions"
@@ -43,6 +43,34 @@ def _hint(lowering, eqn, ins):
     return ins[:1]
 
 
-@lowering_rule("delay", "debug_barrier", "debug_barrier_p")
+@lowering_rule("delay", "trace_value")
 def _nothing(lowering, eqn, ins):
     return []
+
+
+@lowering_rule("add_dependency", "with_memory_space_constraint")
+def _same(lowering, eqn, ins):
+    """pltpu.touch has the first one's name, and no result."""
+    return ins[: len(eqn.outvars)]
+
+
+@lowering_rule("check")
+def _check(lowering, eqn, ins):
+    if not eqn.params["debug"]:
+        raise Unsupported("check", "JAX needs checkify around it, which would have replaced it")
+    return []
+
+
+@lowering_rule("get_barrier_semaphore")
+def _barrier_semaphore(lowering, eqn, ins):
+    type = lowering.type(eqn.outvars[0].aval)
+    return [lowering.shared("barrier", type, "get_barrier_semaphore")]
+
+
+@lowering_rule("get_global")
+def _global(lowering, eqn, ins):
+    type = lowering.type(eqn.outvars[0].aval)
+    if type.space != "semaphore":
+        raise Unsupported("get_global", f"memory in {type.space} that outlives the call")
+    # Each equation has one of its own, wherever the kernel's code is repeated.
+    return [lowering.shared(id(eqn), type, "get_global")]

@@ -19,7 +19,16 @@ def _same(ins, outs, **_):
     return np.asarray
 
 
-@lowering_rule("random_seed", "random_split", "random_fold_in", "random_bits", "random_gamma")
+@lowering_rule(
+    "random_seed",
+    "random_split",
+    "random_fold_in",
+    "random_bits",
+    "random_gamma",
+    "philox2x32",
+    "philox4x32",
+    "threefry4x32",
+)
 def _defined(lowering, eqn, ins):
     def retyped(primitive, value, type):
         return value if value.type == type else lowering.apply(primitive, [value], [type], {})[0]

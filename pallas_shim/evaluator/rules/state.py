@@ -114,7 +114,7 @@ def _nothing(fn):
 # -- primitives -------------------------------------------------------------------------------
 
 
-def _by_discharge(lowering, eqn, ins: Sequence[Value]) -> list[Value]:
+def by_discharge(lowering, eqn, ins: Sequence[Value]) -> list[Value]:
     """Any memory primitive as JAX itself discharges it: whole refs in, changed refs out."""
     if any(v.type.key_ndim for v in ins):
         raise Unsupported(eqn.primitive.name, "array indices or a mask on PRNG keys")
@@ -143,11 +143,11 @@ def _get(lowering, eqn, ins):
     out = lowering.type(eqn.outvars[0].aval)
     try:
         access = state.load(eqn, ins)
-        if access.mask is not None or eqn.primitive.name == "masked_load" and not _inside(access):
+        if access.mask is not None or eqn.primitive.name == "masked_load" and not inside(access):
             raise NotBasic
         return [load(lowering, *_basic(access.view), out)]
     except NotBasic:
-        return _by_discharge(lowering, eqn, ins)
+        return by_discharge(lowering, eqn, ins)
     except state.UnsupportedTransform as error:
         raise Unsupported(eqn.primitive.name, str(error)) from error
 
@@ -157,19 +157,19 @@ def _swap(lowering, eqn, ins):
     out = lowering.type(eqn.outvars[0].aval)
     try:
         access = state.store(eqn, ins)
-        if access.mask is not None or eqn.primitive.name == "masked_swap" and not _inside(access):
+        if access.mask is not None or eqn.primitive.name == "masked_swap" and not inside(access):
             raise NotBasic
         ref, path, leaves = _basic(access.view)
         before = load(lowering, ref, path, leaves, out)
         store(lowering, ref, path, leaves, access.value)
         return [before]
     except NotBasic:
-        return _by_discharge(lowering, eqn, ins)
+        return by_discharge(lowering, eqn, ins)
     except state.UnsupportedTransform as error:
         raise Unsupported(eqn.primitive.name, str(error)) from error
 
 
-def _inside(access: state.Load | state.Store) -> bool:
+def inside(access: state.Load | state.Store) -> bool:
     """Whether an unmasked pl.load or pl.store can't leave its ref. Unlike a ref's own
     indexing, these don't move a slice that sticks out."""
     shape = access.view.ref.type.shape
@@ -197,7 +197,7 @@ def _addupdate(lowering, eqn, ins):
         access = state.store(eqn, ins)
         ref, path, leaves = _basic(access.view)
     except NotBasic:
-        return _by_discharge(lowering, eqn, ins)
+        return by_discharge(lowering, eqn, ins)
     except state.UnsupportedTransform as error:
         raise Unsupported("addupdate", str(error)) from error
     value = access.value

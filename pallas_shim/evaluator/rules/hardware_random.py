@@ -1,0 +1,71 @@
+"""Pallas TPU: the generator that a TPU core has in hardware.
+
+Ours is Threefry-2x32, so its bits are good, equal on every machine, and not a TPU's. Its state
+is a key and a counter, and belongs to one call of the kernel; before a seed it is all zeros.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from pallas_shim.evaluator.program import Effects, RefType, Value
+from pallas_shim.evaluator.rules.random import threefry2x32
+from pallas_shim.evaluator.rules.registry import lowering_rule, rule
+
+# Two words of key, two of counter, the low one first.
+_STATE = RefType((4,), np.dtype(np.uint32), "smem")
+
+
+def _state(lowering, eqn) -> Value:
+    return lowering.shared("prng", _STATE, eqn.primitive.name)
+
+
+@lowering_rule("prng_seed")
+def _seed(lowering, eqn, ins):
+    """Each word of the seeds is hashed into the key, with its position; the counter restarts."""
+
+    def seed(state, *seeds):
+        key = np.zeros(2, np.uint32)
+        words = [word for s in seeds for word in np.asarray(s).astype(np.uint32).ravel()]
+        for position, word in enumerate(words):
+            hashed = threefry2x32(key[:1], key[1:], np.array([word]), np.array([position], "u4"))
+            key = np.concatenate(hashed)
+        state[:2], state[2:] = key, 0
+        return ()
+
+    lowering.memory(
+        "prng_seed", [_state(lowering, eqn), *ins], [], seed, Effects(writes=(0,)), key="prng_seed"
+    )
+    return []
+
+
+@lowering_rule("prng_random_bits")
+def _bits(lowering, eqn, ins):
+    type = lowering.type(eqn.outvars[0].aval)
+    count = math.prod(type.shape)
+    steps = -(-count // 2)
+
+    def bits(state):
+        low, high = (int(word) for word in state[2:])
+        counter = np.uint64(low | high << 32) + np.arange(steps + 1, dtype=np.uint64)
+        halves = (counter >> np.uint64(32)).astype(np.uint32), counter.astype(np.uint32)
+        words = threefry2x32(state[:1], state[1:2], *(half[:steps] for half in halves))
+        state[2], state[3] = halves[1][steps], halves[0][steps]
+        return np.stack(words, axis=-1).reshape(-1)[:count].view(np.int32).reshape(type.shape)
+
+    effects = Effects(reads=(0,), writes=(0,))
+    return lowering.memory(
+        "prng_random_bits", [_state(lowering, eqn)], [type], bits, effects, key="prng_random_bits"
+    )
+
+
+@rule("prng_split", keys=True)
+def _split(ins, outs, **_):
+    return lambda key: tuple(word.copy() for word in key[0])
+
+
+@rule("prng_join", keys=True)
+def _join(ins, outs, **_):
+    return lambda *words: np.array([words], np.uint32)

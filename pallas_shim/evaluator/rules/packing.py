@@ -1,0 +1,106 @@
+"""Pallas TPU: several narrow elements in one wide element, and rounding by random bits."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+
+from pallas_shim.evaluator.rules.registry import Unsupported, rule
+
+
+def bits(dtype: np.dtype) -> int:
+    """The width of an element, which is less than its memory's for int2 and int4."""
+    if dtype.kind == "b":
+        return 1
+    try:
+        return ml_dtypes.finfo(dtype).bits
+    except ValueError:
+        return ml_dtypes.iinfo(dtype).bits
+
+
+def _is_integer(dtype: np.dtype) -> bool:
+    try:
+        ml_dtypes.iinfo(dtype)
+    except ValueError:
+        return False
+    return True
+
+
+@rule("pack_elementwise")
+def _pack_elementwise(ins, outs, *, packed_dtype, **_):
+    """The first operand is in the lowest bits. Integers lose their upper bits; float32 is
+    rounded to bfloat16."""
+    (out,) = outs
+    narrow = np.dtype(packed_dtype)
+    width = bits(narrow)
+    word = np.dtype(f"u{max(out.dtype.itemsize, 4)}")
+    mask = word.type((1 << width) - 1)
+
+    def low_bits(x):
+        x = np.asarray(x)
+        return x.astype(word) & mask if _is_integer(narrow) else _words(x.astype(narrow), word)
+
+    def pack(*xs):
+        packed = np.zeros(out.shape, word)
+        for position, x in enumerate(xs):
+            packed |= low_bits(x) << word.type(position * width)
+        return packed.astype(out.dtype)
+
+    return pack
+
+
+@rule("unpack_elementwise")
+def _unpack_elementwise(ins, outs, *, index, packed_dtype, **_):
+    """The element that ``index`` counts from the lowest bits, widened by its sign."""
+    (x,), (out,) = ins, outs
+    narrow = np.dtype(packed_dtype)
+    width = bits(narrow)
+    word = np.dtype(f"u{x.dtype.itemsize}")
+    shift, mask = word.type(index * width), word.type((1 << width) - 1)
+    signed = _is_integer(narrow) and ml_dtypes.iinfo(narrow).min < 0
+    sign = np.int64(1 << (width - 1))
+
+    def unpack(a):
+        found = (_words(np.asarray(a), word) >> shift) & mask
+        if not _is_integer(narrow):
+            return found.astype(f"u{narrow.itemsize}").view(narrow).astype(out.dtype)
+        if signed:
+            found = (found.astype(np.int64) ^ sign) - sign
+        return found.astype(out.dtype)
+
+    return unpack
+
+
+def _words(array: np.ndarray, word: np.dtype) -> np.ndarray:
+    """The bits of each element in unsigned integers at least as wide."""
+    if _is_integer(array.dtype):
+        return array.astype(word)
+    return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}").astype(word)
+
+
+@rule("stochastic_round")
+def _stochastic_round(ins, outs, **_):
+    """Towards zero, after a random part of the distance between neighbours was added.
+
+    With k bits to drop, the lowest k of the random bits are added to the value's bits, and k
+    zeros come instead. Subnormal results have more to drop: the random part is as coarse.
+    """
+    x, (out,) = ins[0], outs
+    if x.dtype != np.float32:
+        raise Unsupported("stochastic_round", f"{x.dtype.name} to {out.dtype.name}")
+    info = ml_dtypes.finfo(out.dtype)
+    dropped = 23 - info.nmant
+    least = info.minexp - info.nmant  # the exponent of the smallest subnormal
+    mask = np.uint32((1 << dropped) - 1)
+
+    def rounded(a, random):
+        a = np.asarray(a)
+        wide = np.abs(a.astype(np.float64))
+        _, exponent = np.frexp(wide)
+        step = np.maximum(exponent - 1 - info.nmant, least)
+        part = (np.asarray(random) & mask) * 2.0**-dropped
+        magnitude = np.ldexp(np.floor(np.ldexp(wide, -step) + part), step)
+        finite = np.isfinite(a)
+        return np.where(finite, np.copysign(magnitude, a), a).astype(out.dtype)
+
+    return rounded
