@@ -28,6 +28,7 @@ _OPTIONS = {
         "PATH",
         "at exit, a table on stderr; with =PATH, JSON in that file",
     ),
+    "--tpu": ("PALLAS_NUMPY_TPU", None, "NAME", f"look like a TPU: {', '.join(settings.TPUS)}"),
     "--passes": ("PALLAS_NUMPY_PASSES", None, "-NAME,-NAME", "leave these passes out"),
 }
 

@@ -23,6 +23,7 @@ class Settings:
     log: say on stderr how each call runs, as it is decided.
     report: None for no report, "1" for a table on stderr at exit, else the path for a JSON file.
     disabled_passes: names of optimisation passes to leave out.
+    tpu: the TPU generation that user code is told it runs on, or None.
     """
 
     force: bool = False
@@ -30,6 +31,7 @@ class Settings:
     log: bool = False
     report: str | None = None
     disabled_passes: frozenset[str] = frozenset()
+    tpu: str | None = None
 
     def check_passes(self, known: Collection[str]) -> None:
         """Raises SettingError if one of the disabled passes isn't among the known ones."""
@@ -54,11 +56,17 @@ def _report(value: str) -> dict[str, Any]:
     return {"report": None if value == "0" else value}
 
 
+def _tpu(value: str) -> dict[str, Any]:
+    return {"tpu": None if value == "0" else {name: name for name in TPUS}[value]}
+
+
 def _passes(value: str) -> dict[str, Any]:
     if not re.fullmatch(r"-\w+(,-\w+)*", value):
         raise KeyError(value)
     return {"disabled_passes": frozenset(name[1:] for name in value.split(","))}
 
+
+TPUS = ("v4", "v5e", "v5p", "v6e", "v7x")
 
 # variable: (what is allowed, value -> fields of Settings; KeyError for a value that isn't allowed)
 _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
@@ -66,6 +74,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
     "PALLAS_NUMPY_STRICT": ("0 or 1", _switch("strict")),
     "PALLAS_NUMPY_LOG": ("0 or 1", _switch("log")),
     "PALLAS_NUMPY_REPORT": ("0, 1 (a table on stderr) or the path for a JSON file", _report),
+    "PALLAS_NUMPY_TPU": (f"0 or one of {', '.join(TPUS)}", _tpu),
     "PALLAS_NUMPY_PASSES": ("passes to leave out, as in -hoisting,-load_views", _passes),
 }
 

@@ -1,1 +1,27 @@
 """One module for each thing in JAX that is patched; found through entry points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+
+
+def patch_pallas(pallas: ModuleType) -> Callable[[], None]:
+    """Called when jax.experimental.pallas has been imported: takes over its kernels' calls.
+
+    One entry point for both patches, since a distribution has one a name, and no other
+    module's import is a time when all that they touch is there.
+    """
+    from pallas_shim.patches import jax_jit, pallas_call
+
+    return undo_all([jax_jit.patch(pallas), pallas_call.patch(pallas)])
+
+
+def undo_all(undoings: list[Callable[[], None]]) -> Callable[[], None]:
+    """One callable that undoes the last thing done first."""
+
+    def undo() -> None:
+        for each in reversed(undoings):
+            each()
+
+    return undo

@@ -10,6 +10,6 @@ from pallas_shim.jax_compat import hooks
 
 
 def patch(pallas: ModuleType) -> Callable[[], None]:
-    """Called when the module that defines pallas_call is imported."""
+    """Called when jax.experimental.pallas is imported."""
     del pallas
     return hooks.register_kernel_lowering(dispatch.choose_kernel)

@@ -117,7 +117,7 @@ def test_doctor(from_wheel):
     got = from_wheel.run("-m", "pallas_shim", "doctor")
     assert (got.returncode, got.stderr) == (0, "")
     assert "a small kernel: rung numpy" in got.stdout
-    assert "jax_jit:patch" in got.stdout and "PALLAS_NUMPY=1 python" in got.stdout
+    assert "patches:patch_pallas" in got.stdout and "PALLAS_NUMPY=1 python" in got.stdout
 
 
 OLD = {

@@ -1,0 +1,102 @@
+"""Answers user code that asks which accelerator it runs on, if PALLAS_NUMPY_TPU names a TPU.
+
+Many scripts refuse to start without one. JAX itself keeps seeing the CPU that it runs on: who
+asks is told by the module that the question comes from.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import wrapt
+
+from pallas_shim import settings
+from pallas_shim.patches import undo_all
+
+
+class Generation(NamedTuple):
+    """``kind`` is the device_kind that JAX gives such a device, ``chip`` the name of its
+    ChipVersion, ``cores`` its TensorCores in one device."""
+
+    kind: str
+    chip: str
+    cores: int
+
+
+GENERATIONS = {
+    "v4": Generation("TPU v4", "TPU_V4", 2),
+    "v5e": Generation("TPU v5 lite", "TPU_V5E", 1),
+    "v5p": Generation("TPU v5", "TPU_V5P", 2),
+    "v6e": Generation("TPU v6 lite", "TPU_V6E", 1),
+    "v7x": Generation("TPU7x", "TPU_7X", 1),
+}
+
+_OWN = frozenset({"jax", "jaxlib", "pallas_shim"})
+
+
+def _nothing() -> None:
+    pass
+
+
+def _asked_by_user() -> bool:
+    """Whether the code that called the caller of this is the user's, not JAX's or ours."""
+    name = sys._getframe(2).f_globals.get("__name__", "")
+    return name.partition(".")[0] not in _OWN
+
+
+def patch_devices(jax: ModuleType) -> Callable[[], None]:
+    """Called when jax is imported: its devices say that they are TPUs."""
+    asked = settings.current().tpu
+    if asked is None:
+        return _nothing
+    generation = GENERATIONS[asked]
+    undoings = [
+        _set(jax, "default_backend", lambda: "tpu"),
+        _answer(jax.Device, "platform", "tpu"),
+        _answer(jax.Device, "device_kind", generation.kind),
+    ]
+    for name in ("devices", "local_devices", "device_count", "local_device_count"):
+        undoings.append(_set(jax, name, wrapt.FunctionWrapper(getattr(jax, name), _on_cpu)))
+    return undo_all(undoings)
+
+
+def patch_tpu_info(pltpu: ModuleType) -> Callable[[], None]:
+    """Called when jax.experimental.pallas.tpu is imported: get_tpu_info knows the TPU.
+
+    JAX before 0.10 has no such function.
+    """
+    asked = settings.current().tpu
+    if asked is None or not hasattr(pltpu, "get_tpu_info"):
+        return _nothing
+    generation = GENERATIONS[asked]
+
+    def get_tpu_info() -> Any:
+        chip = getattr(pltpu.ChipVersion, generation.chip)
+        return pltpu.get_tpu_info_for_chip(chip, generation.cores)
+
+    return _set(pltpu, "get_tpu_info", get_tpu_info)
+
+
+def _set(place: Any, name: str, value: Any) -> Callable[[], None]:
+    stock = place.__dict__[name]
+    setattr(place, name, value)
+    return lambda: setattr(place, name, stock)
+
+
+def _answer(kind: type, name: str, answer: str) -> Callable[[], None]:
+    stock = kind.__dict__[name]
+
+    def get(device: Any) -> Any:
+        return answer if _asked_by_user() else stock.__get__(device)
+
+    return _set(kind, name, property(get))
+
+
+def _on_cpu(wrapped: Callable[..., Any], instance: Any, args: Any, kwargs: Any) -> Any:
+    """jax.devices("tpu") means the devices that there are."""
+    args = tuple(None if arg == "tpu" else arg for arg in args)
+    kwargs = {name: None if value == "tpu" else value for name, value in kwargs.items()}
+    return wrapped(*args, **kwargs)

@@ -1,0 +1,90 @@
+"""Scripts that refuse to start without a TPU."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pallas_shim import settings
+from pallas_shim.patches import tpu_look
+
+SCRIPT = """
+import sys
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+if jax.devices()[0].platform != "tpu" or jax.default_backend() != "tpu":
+    sys.exit("needs a TPU")
+assert jax.devices("tpu") == jax.local_devices() and jax.device_count("tpu") == 1
+
+lanes = 128
+if hasattr(pltpu, "get_tpu_info"):  # JAX has it from 0.10 on
+    info = pltpu.get_tpu_info()
+    lanes = info.num_lanes
+    assert info.vmem_capacity_bytes > 2**20
+
+def double(x_ref, o_ref):
+    o_ref[...] = x_ref[...] * 2
+
+@jax.jit
+def run(x):
+    block = pl.BlockSpec((8, lanes), lambda i: (0, i))
+    out = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return pl.pallas_call(double, out, grid=(4,), in_specs=[block], out_specs=block)(x)
+
+x = jax.device_put(jnp.ones((8, 4 * lanes)), jax.devices()[0])
+assert x.device is jax.devices()[0] and len(jnp.sin(x).devices()) == 1
+print(jax.devices()[0].device_kind, int(run(x).sum()))
+"""
+
+
+def test_the_generations_are_those_of_the_setting():
+    assert tuple(tpu_look.GENERATIONS) == settings.TPUS
+
+
+@pytest.mark.parametrize("name", ["v5e", "v6e", "v7x"])
+def test_a_script_for_a_tpu_only(from_wheel, tmp_path, name):
+    script, report = tmp_path / "bench.py", tmp_path / "report.json"
+    script.write_text(SCRIPT)
+    got = from_wheel.run("-m", "pallas_shim", f"--tpu={name}", f"--report={report}", script)
+    kind = tpu_look.GENERATIONS[name].kind
+    assert (got.returncode, got.stdout, got.stderr) == (0, f"{kind} 8192\n", "")
+    assert [row["rung"] for row in json.loads(report.read_text())["kernels"]] == ["numpy"]
+
+
+def test_without_the_variable_it_is_a_cpu(from_wheel, tmp_path):
+    script = tmp_path / "bench.py"
+    script.write_text(SCRIPT)
+    got = from_wheel.run(script, PALLAS_NUMPY="1")
+    assert (got.returncode, got.stdout, got.stderr) == (1, "", "needs a TPU\n")
+
+
+def test_deactivate_puts_everything_back(from_wheel):
+    got = from_wheel.run(
+        "-c",
+        """
+import jax
+from jax.experimental.pallas import tpu as pltpu
+names = ["default_backend", "devices", "local_devices", "device_count", "local_device_count"]
+before = [jax.__dict__[n] for n in names] + [jax.Device.platform, jax.Device.device_kind]
+before.append(getattr(pltpu, "get_tpu_info", None))
+import pallas_shim
+with pallas_shim.active():
+    assert jax.devices()[0].platform == "tpu", jax.devices()[0].platform
+after = [jax.__dict__[n] for n in names] + [jax.Device.platform, jax.Device.device_kind]
+after.append(getattr(pltpu, "get_tpu_info", None))
+assert all(a is b for a, b in zip(before, after, strict=True))
+print(jax.devices()[0].platform)
+""",
+        PALLAS_NUMPY_TPU="v4",
+    )
+    assert (got.returncode, got.stdout, got.stderr) == (0, "cpu\n", "")
+
+
+def test_a_generation_that_does_not_exist(from_wheel):
+    got = from_wheel.run("-m", "pallas_shim", "--tpu=v9", "-c", "1")
+    assert got.returncode == 2 and "PALLAS_NUMPY_TPU='v9' isn't allowed" in got.stderr
