@@ -12,7 +12,7 @@ def patch_pallas(pallas: ModuleType) -> Callable[[], None]:
     One entry point for both patches, since a distribution has one a name, and no other
     module's import is a time when all that they touch is there.
     """
-    from pallas_shim.patches import jax_jit, pallas_call
+    from . import jax_jit, pallas_call
 
     return undo_all([jax_jit.patch(pallas), pallas_call.patch(pallas)])
 

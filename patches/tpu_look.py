@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import wrapt
 
 from pallas_shim import settings
-from pallas_shim.patches import undo_all
+
+from . import undo_all
 
 
 class Generation(NamedTuple):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from pallas_shim.patches import tpu_look
 
 from pallas_shim import settings
-from pallas_shim.patches import tpu_look
 
 SCRIPT = """
 import sys

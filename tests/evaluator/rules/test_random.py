@@ -14,11 +14,12 @@ from jax.extend.random import threefry_2x32
 from pallas_shim.evaluator.rules.random import threefry2x32
 from tests.oracle import check_rule
 
+GENERATORS = [("threefry2x32", False), ("threefry2x32", True), ("rbg", True), ("unsafe_rbg", False)]
+if jax.__version_info__ >= (0, 10):
+    GENERATORS += [("philox2x32", True), ("philox4x32", True), ("threefry4x32", True)]
 
-@pytest.mark.parametrize(
-    "implementation, partitionable",
-    [("threefry2x32", False), ("threefry2x32", True), ("rbg", True), ("unsafe_rbg", False)],
-)
+
+@pytest.mark.parametrize("implementation, partitionable", GENERATORS)
 def test_keys(implementation, partitionable):
     def f(seed):
         key = jax.random.key(seed, impl=implementation)
