@@ -160,13 +160,12 @@ def _is_semaphore(dtype: Any) -> bool:
 
 def to_numpy(value: Any, dtype: np.dtype | None) -> np.ndarray:
     """A constant of a jaxpr as a NumPy array of the dtype that JAX gives it."""
-    if isinstance(value, np.ndarray):
-        array = value
-    elif isinstance(value, (bool, int, float, complex)):
+    if isinstance(value, (bool, int, float, complex)):
         array = np.asarray(value, jax_dtypes.dtype(value) if dtype is None else dtype)
     elif hasattr(value, "dtype") and jax_dtypes.issubdtype(value.dtype, jax_dtypes.extended):
         array = np.asarray(value._base_array)
     else:
+        # JAX's literals are a subclass of ndarray whose arithmetic is slow.
         array = np.asarray(value)
     if dtype is not None and array.dtype != dtype:
         array = array.astype(dtype)

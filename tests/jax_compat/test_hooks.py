@@ -14,6 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_shim import jax_compat
 from pallas_shim.jax_compat import arrays, hooks, version
 from tests.shimmed import double
 
@@ -220,3 +221,10 @@ def test_which_types_are_plain():
     plain = jax.typeof(jnp.asarray(X))
     assert arrays.is_plain(plain) and arrays.is_plain(jax.typeof(jax.random.key(0)))
     assert not arrays.is_plain(jax.core.ShapedArray((3,), jax.dtypes.float0))
+
+
+def test_a_literal_becomes_a_plain_array():
+    jaxpr = jax.make_jaxpr(lambda x: x + np.float32(1.5))(jnp.float32(0))
+    (literal,) = [a for a in jax_compat.open_jaxpr(jaxpr)[0].eqns[0].invars if hasattr(a, "val")]
+    array = jax_compat.to_numpy(literal.val, np.dtype(np.float32))
+    assert type(array) is np.ndarray and array == 1.5
