@@ -14,12 +14,10 @@ from jax.extend.random import threefry_2x32
 from pallas_shim.evaluator.rules.random import threefry2x32
 from tests.oracle import check_rule
 
-GENERATORS = [("threefry2x32", False), ("threefry2x32", True), ("rbg", True), ("unsafe_rbg", False)]
-if jax.__version_info__ >= (0, 10):
-    GENERATORS += [("philox2x32", True), ("philox4x32", True), ("threefry4x32", True)]
-
-
-@pytest.mark.parametrize("implementation, partitionable", GENERATORS)
+@pytest.mark.parametrize(
+    "implementation, partitionable",
+    [("threefry2x32", False), ("threefry2x32", True), ("rbg", True), ("unsafe_rbg", False)],
+)
 def test_keys(implementation, partitionable):
     def f(seed):
         key = jax.random.key(seed, impl=implementation)
@@ -35,6 +33,16 @@ def test_keys(implementation, partitionable):
 
     with jax.threefry_partitionable(partitionable):
         check_rule(f, np.int32(-3))
+
+
+if jax.__version_info__ >= (0, 10):
+
+    @pytest.mark.parametrize("implementation", ["philox2x32", "philox4x32", "threefry4x32"])
+    def test_newer_generators(implementation):
+        check_rule(
+            lambda seed: jax.random.bits(jax.random.key(seed, impl=implementation), (5,)),
+            np.int32(-3),
+        )
 
 
 def test_64_bits():
