@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
+from pallas_shim.evaluator.passes.batching import batch
 from pallas_shim.evaluator.passes.common_subexpressions import share_common_subexpressions
 from pallas_shim.evaluator.passes.constant_folding import fold_constants
 from pallas_shim.evaluator.passes.dead_code import remove_dead_code
@@ -27,6 +28,7 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("truth_values", TruthValues.run),
     ("hoisting", hoist_invariants),
     ("store_forwarding", forward_stores),
+    ("batching", batch),
     ("extrema", Extrema.run),
     ("load_views", view_loads),
     ("dead_code", remove_dead_code),

@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule, rule
+from pallas_shim.evaluator.rules.registry import Unsupported, batch_form, lowering_rule, rule
 from pallas_shim.evaluator.rules.scalar_types import (
     bit_width,
     is_float,
@@ -43,6 +43,11 @@ def _convert_or_keep(lowering, eqn, ins):
 @rule("convert_element_type")
 def _convert_element_type(ins, outs, **_):
     return conversion(ins[0].dtype, outs[0].dtype)
+
+
+@batch_form("convert_element_type", "bitcast_convert_type", "reduce_precision")
+def _batch(stack, **params):
+    return params
 
 
 def conversion(source: np.dtype, target: np.dtype) -> Function:

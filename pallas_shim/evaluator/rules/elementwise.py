@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from pallas_shim.evaluator.rules import elementwise_math as math
-from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule, rule
+from pallas_shim.evaluator.rules.registry import Unsupported, batch_form, lowering_rule, rule
 from pallas_shim.evaluator.rules.scalar_types import bit_width, is_float, is_integer, wide
 from pallas_shim.jax_compat.special import COMPOSED, composition
 
@@ -254,6 +254,19 @@ def _select_n(ins, outs, **_):
     if predicate.dtype == np.bool_:
         return math.select(cases[0])
     return math.select_many
+
+
+@batch_form("select_n", broadcasts=True)
+def _select_batch(stack, **params):
+    # One predicate for a whole array chooses the array.
+    return params if stack.ins[0].shape == stack.ins[1].shape else None
+
+
+@batch_form(
+    *TABLE, "round", "pow", "integer_pow", "clamp", "real", "imag", "complex", broadcasts=True
+)
+def _batch(stack, **params):
+    return params
 
 
 @rule("real", view=True)

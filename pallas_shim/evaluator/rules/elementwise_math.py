@@ -262,9 +262,9 @@ def select(type: ArrayType) -> Function:
     bits = signed(type.dtype)
 
     def by_bits(which, no, yes):
+        # The operands may broadcast against each other.
         no = no.view(bits)
-        result = no ^ yes.view(bits)
-        result &= np.negative(which.view(np.int8)).astype(bits)
+        result = (no ^ yes.view(bits)) & np.negative(which.view(np.int8)).astype(bits)
         result ^= no
         return result.view(type.dtype)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
-from pallas_shim.evaluator.rules.registry import Unsupported, rule
+from pallas_shim.evaluator.rules.registry import Unsupported, batch_form, rule
 from pallas_shim.evaluator.rules.sort import order_bits, sortable
 
 Shape = tuple[int, ...]
@@ -220,6 +220,29 @@ def _gather(ins, outs, *, dimension_numbers, slice_sizes, mode, fill_value, **_)
         return windows.to_result(rows)
 
     return gather
+
+
+@batch_form("gather", unstacked=(1,))
+def _gather_batch(stack, *, dimension_numbers, slice_sizes, **params):
+    def behind(dims):
+        return tuple(d + 1 for d in dims)
+
+    dnums = dimension_numbers
+    shifted = dnums._replace(
+        collapsed_slice_dims=behind(dnums.collapsed_slice_dims),
+        start_index_map=behind(dnums.start_index_map),
+        operand_batching_dims=behind(dnums.operand_batching_dims),
+        offset_dims=behind(dnums.offset_dims),
+    )
+    if stack.shared[1]:  # each window reaches through the stack
+        shifted = shifted._replace(offset_dims=(0, *shifted.offset_dims))
+        return {"dimension_numbers": shifted, "slice_sizes": (stack.size, *slice_sizes), **params}
+    index_dims = (0, *behind(dnums.start_indices_batching_dims))
+    shifted = shifted._replace(
+        operand_batching_dims=(0, *shifted.operand_batching_dims),
+        start_indices_batching_dims=index_dims,
+    )
+    return {"dimension_numbers": shifted, "slice_sizes": (1, *slice_sizes), **params}
 
 
 # -- scatter -----------------------------------------------------------------------------------

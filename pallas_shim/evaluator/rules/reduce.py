@@ -10,7 +10,7 @@ import numpy as np
 
 from pallas_shim.evaluator.program import ArrayType
 from pallas_shim.evaluator.rules import scalar_types
-from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule, rule
+from pallas_shim.evaluator.rules.registry import Unsupported, batch_form, lowering_rule, rule
 from pallas_shim.jax_compat import definitions
 
 Apply = Callable[[np.ufunc, np.ndarray, Any], np.ndarray]
@@ -148,6 +148,17 @@ def _arg(function: Callable[..., Any]):
 
 rule("argmax")(_arg(np.argmax))
 rule("argmin")(_arg(np.argmin))
+
+
+@batch_form("reduce_max", "reduce_min", "reduce_and", "reduce_or", "reduce_xor", "argmax", "argmin")
+def _batch(stack, *, axes, **params):
+    return {"axes": tuple(axis + 1 for axis in axes), **params}
+
+
+@batch_form("reduce_sum", "reduce_prod")
+def _batch_of_integers(stack, *, axes, **params):
+    # NumPy adds floats in an order that depends on how the array lies in memory.
+    return _batch(stack, axes=axes, **params) if stack.ins[0].dtype.kind in "iu" else None
 
 
 @lowering_rule("reduce")

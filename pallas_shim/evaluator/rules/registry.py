@@ -9,8 +9,10 @@ may apply the rule.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+
+from pallas_shim.evaluator.program import ArrayType
 
 
 class Unsupported(Exception):
@@ -43,7 +45,33 @@ class Rule(NamedTuple):
     keys: bool = False
 
 
+class Stack(NamedTuple):
+    """What a batch form has to know of the instructions that are to run as one.
+
+    ``size`` is their number, ``ins`` the types of one's operands, and ``shared`` says which
+    of those are the same value for all.
+    """
+
+    size: int
+    ins: tuple[ArrayType, ...]
+    shared: tuple[bool, ...]
+
+
+class BatchForm(NamedTuple):
+    """How a primitive runs when its operands and results get an axis in front.
+
+    ``params(stack, **params)`` gives the parameters of the primitive that does so, None if
+    there are none. ``unstacked`` are the operands that don't get the axis if they are shared.
+    ``broadcasts``: that are all, and it takes operands of lower rank as NumPy would.
+    """
+
+    params: Callable[..., Mapping[str, Any] | None]
+    unstacked: tuple[int, ...] = ()
+    broadcasts: bool = False
+
+
 RULES: dict[str, Rule] = {}
+BATCH_FORMS: dict[str, BatchForm] = {}
 LOWERING_RULES: dict[str, Callable[..., Any]] = {}
 
 
@@ -74,6 +102,20 @@ def lowering_rule(*primitives: str) -> Callable[[Callable], Callable]:
             _require_unclaimed(name, LOWERING_RULES)
             LOWERING_RULES[name] = fn
         return fn
+
+    return register
+
+
+def batch_form(
+    *primitives: str, unstacked: tuple[int, ...] = (), broadcasts: bool = False
+) -> Callable[[Callable], Callable]:
+    """Registers ``params(stack, **params)`` as the named primitives' `BatchForm`."""
+
+    def register(params: Callable) -> Callable:
+        for name in primitives:
+            _require_unclaimed(name, BATCH_FORMS)
+            BATCH_FORMS[name] = BatchForm(params, unstacked, broadcasts)
+        return params
 
     return register
 

@@ -11,7 +11,7 @@ import itertools
 import numpy as np
 
 from pallas_shim.evaluator.program import RefType
-from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule, rule
+from pallas_shim.evaluator.rules.registry import Unsupported, batch_form, lowering_rule, rule
 
 # A broadcast result up to this many bytes is filled in rather than viewed: that takes a
 # third of the time of making the view, and contiguous operands make the users faster.
@@ -159,6 +159,47 @@ def _constant(array):
     array = np.ascontiguousarray(array).reshape(array.shape)
     array.flags.writeable = False
     return lambda: array
+
+
+# -- over an axis in front ---------------------------------------------------------------------
+
+
+def _behind(dims):
+    """Dimensions, after a new one has come before them."""
+    return tuple(d + 1 for d in dims)
+
+
+_SHIFTED = {
+    "broadcast_in_dim": lambda stack, *, broadcast_dimensions, **_: {
+        "broadcast_dimensions": (0, *_behind(broadcast_dimensions))
+    },
+    "reshape": lambda stack, *, dimensions, **_: {
+        "dimensions": None if dimensions is None else (0, *_behind(dimensions))
+    },
+    "squeeze": lambda stack, *, dimensions, **_: {"dimensions": _behind(dimensions)},
+    "transpose": lambda stack, *, permutation, **_: {"permutation": (0, *_behind(permutation))},
+    "rev": lambda stack, *, dimensions, **_: {"dimensions": _behind(dimensions)},
+    "slice": lambda stack, *, start_indices, limit_indices, strides, **_: {
+        "start_indices": (0, *start_indices),
+        "limit_indices": (stack.size, *limit_indices),
+        "strides": None if strides is None else (1, *strides),
+    },
+    "split": lambda stack, *, sizes, axis, **_: {"sizes": sizes, "axis": axis + 1},
+    "unstack": lambda stack, *, axis, **_: {"axis": axis + 1},
+    "concatenate": lambda stack, *, dimension, **_: {"dimension": dimension + 1},
+    "stack": lambda stack, *, axis, **_: {"axis": axis + 1},
+    "tile": lambda stack, *, reps, **_: {"reps": (1, *reps)},
+}
+for _name, _params in _SHIFTED.items():
+    batch_form(_name)(_params)
+
+
+@batch_form("pad", unstacked=(1,))
+def _pad_batch(stack, *, padding_config, **_):
+    return {"padding_config": ((0, 0, 0), *padding_config)} if stack.shared[1] else None
+
+
+# -- what leaves values as they are ------------------------------------------------------------
 
 
 @lowering_rule("copy", "name", "layout_constraint", "relayout", "optimization_barrier")

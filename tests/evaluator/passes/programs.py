@@ -68,8 +68,9 @@ class Builder(Lowering):
         super().__init__()
         self.log = []
 
-    def pure(self, name, fn, ins, out, view=False):
-        (value,) = self.memory(name, ins, [out], fn, PURE, key=name, view=view)
+    def pure(self, name, fn, ins, out, view=False, **params):
+        key = (name, *params.values())
+        (value,) = self.memory(name, ins, [out], fn, PURE, key=key, view=view, params=params)
         return value
 
     def int(self, number):
@@ -91,10 +92,26 @@ class Builder(Lowering):
 
     def broadcast(self, x):
         fn = lambda x: np.broadcast_to(x, (4,))  # noqa: E731
-        return self.pure("broadcast_in_dim", fn, [x], ArrayType((4,), x.type.dtype), view=True)
+        out = ArrayType((4,), x.type.dtype)
+        return self.pure("broadcast_in_dim", fn, [x], out, view=True, broadcast_dimensions=())
 
     def reverse(self, x):
-        return self.pure("rev", lambda x: x[::-1], [x], x.type, view=True)
+        return self.pure("rev", lambda x: x[::-1], [x], x.type, view=True, dimensions=(0,))
+
+    def slice(self, x, start, size):
+        """Some rows of an array."""
+        bounds = slice(start, start + size)
+        out = ArrayType((size, *x.type.shape[1:]), x.type.dtype)
+        return self.pure(
+            "slice", lambda x: x[bounds], [x], out, view=True,
+            start_indices=(start,) + (0,) * (x.type.ndim - 1),
+            limit_indices=(start + size, *out.shape[1:]), strides=None,
+        )  # fmt: skip
+
+    def concatenate(self, xs):
+        rows = sum(x.type.shape[0] for x in xs)
+        out = ArrayType((rows, *xs[0].type.shape[1:]), xs[0].type.dtype)
+        return self.pure("concatenate", lambda *xs: np.concatenate(xs), xs, out, dimension=0)
 
     def iota(self):
         return self.pure("iota", lambda: np.arange(4, dtype=INT), [], INTS)
@@ -252,7 +269,7 @@ class _Scope(NamedTuple):
 _STATEMENTS = (
     "constant", "iota", "binary", "binary", "float", "select", "truth", "broadcast", "reverse",
     "reverse", "allocate", "row", "load", "load", "load", "load", "store", "store", "store",
-    "store", "print",
+    "store", "print", "unrolled", "unrolled",
 )  # fmt: skip
 _CONTROL = ("scan", "while", "switch", "grid")
 
@@ -345,6 +362,42 @@ class _Random:
             self.b.store(self.one(scope.rows), self.recent(scope.ints))
         else:
             self.b.store(self.one(scope.matrices), self.recent(scope.ints), self.index(scope))
+
+    def do_unrolled(self, scope, depth):
+        """The same operations on each of several values: some from outside, or an array's parts."""
+        if in_parts := self.number(0, 1):
+            whole = self.recent(scope.ints)
+            lanes = [self.b.slice(whole, i, 1) for i in range(4)]
+        else:
+            lanes = [self.one(scope.ints) for _ in range(self.number(2, 6))]
+        others = scope.scalars if in_parts else [*scope.scalars, *scope.ints]
+        for _ in range(self.number(1, 5)):
+            partners = self.one(
+                [
+                    [self.one(others)] * len(lanes),
+                    [self.one(others) for _ in lanes],
+                    [lanes[i ^ 1] if i ^ 1 < len(lanes) else lanes[i] for i in range(len(lanes))],
+                    lanes[1:] + lanes[:1],
+                ]
+            )
+            kind = self.number(0, 4)
+            if kind == 0:
+                lanes = [self.b.reverse(lane) for lane in lanes]
+            elif kind == 1 and all(p.type == lanes[0].type for p in partners):
+                compare = self.one(sorted(_COMPARISONS))
+                pairs = list(zip(lanes, partners, strict=True))
+                lanes = [self.b.select(self.b.compare(compare, x, y), x, y) for x, y in pairs]
+            else:
+                operation = self.one(sorted(_BINARY))
+                pairs = list(zip(lanes, partners, strict=True))
+                lanes = [self.b.binary(operation, x, y) for x, y in pairs]
+            if not in_parts and not self.number(0, 3):
+                self.b.store(self.one(scope.rows), self.one(lanes))
+        if in_parts:
+            order = self.one([lanes, lanes[::-1], [lanes[0]] * 4])
+            scope.ints.append(self.b.concatenate(order))
+        else:
+            scope.ints.extend(lanes)
 
     def do_print(self, scope, depth):
         self.b.print(self.one(self.one([scope.scalars, scope.ints, scope.floats])))

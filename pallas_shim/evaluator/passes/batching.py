@@ -1,0 +1,434 @@
+"""Batching: unrolled instructions that do the same become one, on stacks of their operands.
+
+The agenda is DyNet's (Neubig, Goldberg and Dyer, "On-the-fly operation batching in dynamic
+computation graphs", 2017): of what is ready, all that is the same operation runs next, the
+operation first whose remaining instructions lie at the lowest average depth. What has
+effects, and what is too large for stacks, stays in order.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pallas_shim.evaluator import rules
+from pallas_shim.evaluator.lower import specialise
+from pallas_shim.evaluator.passes.rewrite import make_instruction, with_regions
+from pallas_shim.evaluator.passes.stacks import (
+    CALL,
+    VIEW,
+    Operations,
+    Stacks,
+    array_type,
+    stacked,
+)
+from pallas_shim.evaluator.program import (
+    PURE,
+    ArrayType,
+    Instruction,
+    Operation,
+    Program,
+    Region,
+    Value,
+)
+from pallas_shim.evaluator.rules.registry import BATCH_FORMS, Stack, Unsupported
+
+# Stacks of more bytes than this would leave the second-level cache between two instructions,
+# and the work on them outweighs the calls that they save.
+_LARGEST_STACK = 1 << 18
+_LARGEST_MEMBER = _LARGEST_STACK // 8
+# By how many instructions, directly or through results, a stack once made is taken to be used.
+_USES = 3
+# Fewer slices of an array than this are not worth its being copied into a stack.
+_FEWEST_SLICES = 4
+
+
+def batch(program: Program) -> Program:
+    rules.load()
+    return Program(program.name, _Batching().region(program.top))
+
+
+class _Batching:
+    """What is known throughout a program."""
+
+    def __init__(self) -> None:
+        self.operations = Operations()
+        self._stackable: dict[Operation, bool] = {}
+        self._ordered: dict[Operation, bool] = {}
+        self._batched: dict[Any, Operation | None] = {}
+        self._outer: dict[Region, frozenset[Value]] = {}
+
+    def region(self, region: Region) -> Region:
+        body = region.body
+        if any([i.regions for i in body]):
+            body = tuple(
+                [
+                    with_regions(i, list(map(self.region, i.regions))) if i.regions else i
+                    for i in body
+                ]
+            )
+        agenda = _Agenda(self, body)
+        if agenda.worthwhile:
+            body = agenda.run(region.results)
+        return Region(region.params, body, region.results)
+
+    def stackable(self, operation: Operation) -> bool:
+        """Whether instructions with this operation may become one."""
+        known = self._stackable.get(operation)
+        if known is None:
+            name, ins, outs = operation.name, operation.ins, operation.outs
+            # A slice is a view, however large the array that it is of.
+            types = outs if name == "slice" else (*ins, *outs)
+            known = self._stackable[operation] = (
+                operation.effects is PURE
+                and name in BATCH_FORMS
+                and all(isinstance(t, ArrayType) and t.nbytes <= _LARGEST_MEMBER for t in types)
+                # Scalars are mostly indices, which are needed one by one.
+                and all(isinstance(t, ArrayType) and t.ndim and t.size for t in outs)
+            )
+        return known
+
+    def stays_in_order(self, operation: Operation) -> bool:
+        """Whether instructions that stay single must not change places with their like:
+        effects would be seen in another order, large results would be alive together."""
+        known = self._ordered.get(operation)
+        if known is None:
+            known = self._ordered[operation] = operation.effects is not PURE or any(
+                type(t) is ArrayType and t.nbytes > _LARGEST_MEMBER for t in operation.outs
+            )
+        return known
+
+    def batched(
+        self, operation: Operation, size: int, shared: tuple[bool, ...]
+    ) -> Operation | None:
+        """The operation that does on stacks what the given one does on each member."""
+        key = (operation, size, shared)
+        if key not in self._batched:
+            types = tuple(map(array_type, operation.ins))
+            self._batched[key] = self._batch(operation, Stack(size, types, shared))
+        return self._batched[key]
+
+    def _batch(self, operation: Operation, stack: Stack) -> Operation | None:
+        form = BATCH_FORMS[operation.name]
+        params = form.params(stack, **operation.params)
+        if params is None:
+            return None
+        # Where operands broadcast, the rule is asked as if none had to.
+        ins = tuple(
+            t if is_shared and position in form.unstacked else stacked(t, stack.size)
+            for position, (t, is_shared) in enumerate(zip(stack.ins, stack.shared, strict=True))
+        )
+        outs = tuple([stacked(t, stack.size) for t in operation.outs])
+        try:
+            return specialise(operation.name, ins, outs, params, operation.multiple)
+        except Unsupported:
+            return None
+
+    def from_outside(self, region: Region) -> frozenset[Value]:
+        """The values that a region uses and does not define."""
+        known = self._outer.get(region)
+        if known is None:
+            used = set(region.results)
+            defined = set(region.params)
+            for instruction in region.body:
+                used.update(instruction.ins)
+                defined.update(instruction.outs)
+                for inner in instruction.regions:
+                    used |= self.from_outside(inner)
+            known = self._outer[region] = frozenset(used - defined)
+        return known
+
+    def uses(self, instruction: Instruction) -> Iterable[Value]:
+        """The values that an instruction and its regions use, each once if there are such."""
+        _, ins, _, regions, _ = instruction
+        return set(ins).union(*map(self.from_outside, regions)) if regions else ins
+
+
+class _Agenda:
+    """One region's body: what depends on what, and what is emitted in its stead."""
+
+    def __init__(self, batching: _Batching, body: Sequence[Instruction]):
+        self.batching = batching
+        self.body = body
+        self.stacks = Stacks(batching.operations, [])
+        self.keys = self._keys()
+        self.users: list[list[int]] = [[] for _ in body]
+        self.missing = [0] * len(body)
+        self.depth = [0] * len(body)
+        self.used_singly: set[Value] = set()
+        self._depend()
+        # Whether some of what may become one can be ready at the same time, as a quick test.
+        levels = [
+            level for level in zip(self.keys, self.depth, strict=True) if level[0] is not None
+        ]
+        self.worthwhile = len(set(levels)) < len(levels)
+
+    def _keys(self) -> list[Hashable]:
+        """For each instruction what it shares with those that it may be one with, if any."""
+        stackable = self.batching.stackable
+        keys: list[Hashable] = [
+            operation if not regions and stackable(operation) else None
+            for operation, _, _, regions, _ in self.body
+        ]
+        of_one_array = [
+            (at, (instruction.ins[0], instruction.outs[0].type))
+            for at, instruction in enumerate(self.body)
+            if instruction.name == "slice" and keys[at] is not None
+        ]
+        count = Counter(keys)
+        siblings = Counter([sibling for _, sibling in of_one_array])
+        for at, sibling in of_one_array:
+            if siblings[sibling] >= max(_FEWEST_SLICES, count[keys[at]]):
+                keys[at] = sibling
+        count = Counter(keys)
+        return [None if count[key] == 1 else key for key in keys]
+
+    def _depend(self) -> None:
+        """Finds out what depends on what, and how deep it lies."""
+        users, depth = self.users, self.depth
+        producer: dict[Value, int] = {}
+        last_ordered = None
+        for at, instruction in enumerate(self.body):
+            operation, ins, outs, regions, _ = instruction
+            used = self.batching.uses(instruction) if regions else ins
+            needed = {producer[v] for v in used if v in producer}
+            if self.keys[at] is None:
+                if operation.name != "concatenate":
+                    self.used_singly.update(used)
+                if regions or self.batching.stays_in_order(operation):
+                    if last_ordered is not None:
+                        needed.add(last_ordered)
+                    last_ordered = at
+            if needed:
+                self.missing[at] = len(needed)
+                depth[at] = 1 + max([depth[earlier] for earlier in needed])
+                for earlier in needed:
+                    users[earlier].append(at)
+            for out in outs:
+                producer[out] = at
+
+    def run(self, results: Sequence[Value]) -> tuple[Instruction, ...]:
+        """The body in which what is ready at once and may become one is one."""
+        body, keys, users, missing, depth = (
+            self.body, self.keys, self.users, self.missing, self.depth,
+        )  # fmt: skip
+        total: dict[Hashable, list[int]] = {}  # of remaining instructions: their depths, number
+        for key, level in zip(keys, depth, strict=True):
+            if key is not None:
+                sums = total.setdefault(key, [0, 0])
+                sums[0] += level
+                sums[1] += 1
+        ready: dict[Hashable, list[int]] = {}
+        heap: list[tuple[float, int, Hashable]] = []
+
+        def offer(at: int) -> None:
+            key = keys[at]
+            if key is None:
+                heapq.heappush(heap, (depth[at], at, None))
+            elif key in ready:
+                ready[key].append(at)
+            else:
+                ready[key] = [at]
+                depths, number = total[key]
+                heapq.heappush(heap, (depths / number, at, key))
+
+        for at, number in enumerate(missing):
+            if not number:
+                offer(at)
+        while heap:
+            _, first, key = heapq.heappop(heap)
+            done = [first] if key is None else ready.pop(key)
+            if key is not None:
+                sums = total[key]
+                sums[0] -= sum([depth[at] for at in done])
+                sums[1] -= len(done)
+            if len(done) == 1:
+                self.single(body[first])
+            else:
+                self.group([body[at] for at in done])
+            for at in done:
+                for user in users[at]:
+                    missing[user] -= 1
+                    if not missing[user]:
+                        offer(user)
+        for value in results:
+            self.stacks.single(value, None)
+        return tuple(self.stacks.body)
+
+    # -- emission ---------------------------------------------------------------------------
+
+    def single(self, instruction: Instruction) -> None:
+        stacks = self.stacks
+        if stacks.places:
+            if instruction.name == "concatenate" and self.concatenate(instruction):
+                return
+            for value in self.batching.uses(instruction):
+                stacks.single(value, instruction.source)
+        stacks.body.append(instruction)
+
+    def group(self, members: list[Instruction]) -> None:
+        """Emits instructions with one key that are all ready."""
+        operation = members[0].operation
+        if operation.name == "slice" and members[1].operation is not operation:
+            if not self.slices(members):
+                for member in members:
+                    self.single(member)
+            return
+        members = self.in_order_of_first_stack(members)
+        nbytes = max([array_type(t).nbytes for t in (*operation.ins, *operation.outs)])
+        most = max(2, _LARGEST_STACK // nbytes)
+        for start in range(0, len(members), most):
+            part = members[start : start + most]
+            if len(part) == 1 or not self.together(part):
+                for member in part:
+                    self.single(member)
+
+    def in_order_of_first_stack(self, members: list[Instruction]) -> list[Instruction]:
+        places = self.stacks.places
+        for position in range(len(members[0].ins)):
+            if all([member.ins[position] in places for member in members]):
+                return sorted(members, key=lambda member: places[member.ins[position]][:2])
+        return members
+
+    def together(self, members: list[Instruction]) -> bool:
+        """Emits instructions with one operation as one, if that pays."""
+        operation, size = members[0].operation, len(members)
+        form = BATCH_FORMS[operation.name]
+        columns = list(zip(*[member.ins for member in members], strict=True))
+        shared = tuple([column.count(column[0]) == size for column in columns])
+        if all(shared):
+            return False
+        batched = self.batching.batched(operation, size, shared)
+        if batched is None:
+            return False
+        members, columns, plans, cost = self.cheapest_order(members, columns, shared)
+        needed = [out for m in members for out in m.outs if out in self.used_singly]
+        if cost / _USES + VIEW * len(needed) >= CALL * (size - 1):
+            return False
+        source = members[0].source
+        rank = len(operation.outs[0].shape)
+        ins = []
+        for position, (column, is_shared) in enumerate(zip(columns, shared, strict=True)):
+            if is_shared:
+                value = column[0]
+                self.stacks.single(value, source)
+                if not form.broadcasts and position not in form.unstacked:
+                    value = self.stacks.repeated(value, size, source)
+            else:
+                value = self.stacks.stack(column, plans[position].pieces, source)
+                if form.broadcasts and len(column[0].type.shape) < rank:
+                    value = self.aligned(value, rank, source)
+            ins.append(value)
+        outs = tuple([Value(type) for type in batched.outs])
+        self.stacks.body.append(make_instruction((batched, tuple(ins), outs, (), source)))
+        for out, column in zip(outs, zip(*[m.outs for m in members], strict=True), strict=True):
+            self.stacks.add(out, column)
+        return True
+
+    def cheapest_order(self, members, columns, shared):
+        """The members in the order, of those of one operand's stack, in which stacking costs
+        least; their operands by position; the plans of those, and what they cost."""
+        places = self.stacks.places
+        best = None
+        orders = [None, *[p for p, is_shared in enumerate(shared) if not is_shared]]
+        for position in orders:
+            if position is not None:
+                if any([value not in places for value in columns[position]]):
+                    continue
+                members = sorted(members, key=lambda member: places[member.ins[position]][:2])
+                columns = list(zip(*[member.ins for member in members], strict=True))
+            plans = {p: self.stacks.plan(columns[p]) for p in range(len(columns)) if not shared[p]}
+            cost = sum([plan.cost for plan in plans.values()])
+            if best is None or cost < best[-1]:
+                best = (members, columns, plans, cost)
+            if cost <= VIEW * len(plans):
+                break
+        return best
+
+    def aligned(self, stack: Value, rank: int, source: Any) -> Value:
+        """A stack of scalars, with further axes so that it broadcasts against one of arrays."""
+        type = ArrayType((stack.type.shape[0], *(1,) * rank), stack.type.dtype)
+        if stack.const is not None:
+            return Value(type, stack.const.reshape(type.shape))
+        reshape = self.batching.operations.primitive(
+            "reshape", (stack.type,), type, dimensions=None
+        )
+        return self.stacks.emit(reshape, (stack,), source)
+
+    # -- slices and concatenations ------------------------------------------------------------
+
+    def slices(self, members: list[Instruction]) -> bool:
+        """Makes a stack of slices of one array that lie on an even grid."""
+        first = members[0]
+        (array,), (out,) = first.ins, first.operation.outs
+        if any([any(s != 1 for s in m.operation.params["strides"] or ()) for m in members]):
+            return False
+        by_start = {tuple(m.operation.params["start_indices"]): m for m in members}
+        windows = windows_on_grid(list(by_start), array.type.shape, array_type(out))
+        if windows is None or len(by_start) != len(members):
+            return False
+        self.stacks.single(array, first.source)
+        stack = self.stacks.emit(windows, (array,), first.source)
+        self.stacks.add(stack, [by_start[start].outs[0] for start in sorted(by_start)])
+        return True
+
+    def concatenate(self, instruction: Instruction) -> bool:
+        """Makes a concatenation of one stack's members by moving the stack's axis."""
+        values, source = instruction.ins, instruction.source
+        if len(values) < 2 or any(value not in self.stacks.places for value in values):
+            return False
+        if any(value.type != values[0].type for value in values):
+            return False
+        plan = self.stacks.plan(values)
+        if 2 * len(plan.pieces) > len(values):
+            return False
+        stack = self.stacks.stack(values, plan.pieces, source)
+        dimension = instruction.operation.params["dimension"]
+        axes = list(range(len(stack.type.shape)))
+        axes.insert(dimension, axes.pop(0))
+        moved = ArrayType(tuple([stack.type.shape[axis] for axis in axes]), stack.type.dtype)
+        primitive = self.batching.operations.primitive
+        if dimension:
+            transpose = primitive("transpose", (stack.type,), moved, permutation=tuple(axes))
+            stack = self.stacks.emit(transpose, (stack,), source)
+        reshape = primitive("reshape", (moved,), instruction.outs[0].type, dimensions=None)
+        self.stacks.body.append(make_instruction((reshape, (stack,), instruction.outs, (), source)))
+        return True
+
+
+def windows_on_grid(
+    starts: Sequence[tuple[int, ...]], shape: tuple[int, ...], window: ArrayType
+) -> Operation | None:
+    """The operation that stacks the windows of an array at all of the given starts, in order;
+    None if these are not evenly spaced along each axis or the windows overlap."""
+    split: list[int] = []
+    sizes: list[int] = []
+    taken: list[slice] = []
+    inner: list[slice] = []
+    for axis, size in enumerate(window.shape):
+        along = sorted({start[axis] for start in starts})
+        step = along[1] - along[0] if len(along) > 1 else size
+        stop = along[0] + step * len(along)
+        if along != list(range(along[0], stop, step)) or step < size or stop > shape[axis]:
+            return None
+        sizes.append(len(along))
+        split += (len(along), step)
+        taken.append(slice(along[0], stop))
+        inner += (slice(None), slice(size))
+    if np.prod(sizes) != len(starts):
+        return None
+    at, within, out = tuple(taken), tuple(inner), stacked(window, len(starts))
+    order = (*range(0, len(split), 2), *range(1, len(split), 2))
+
+    def run(x):
+        # In one piece, because what is taken from a stack is used many times.
+        parts = x[at].reshape(split)[within].transpose(order)
+        return np.ascontiguousarray(parts).reshape(out.shape)
+
+    params = {"starts": tuple(starts)}
+    array = ArrayType(shape, window.dtype)
+    return Operation("windows", params, (array,), (out,), run, view=True)

@@ -1,0 +1,216 @@
+"""Stacks: values of one type that lie behind one another in one array.
+
+`Stacks` knows which values are members of which stack, and emits the instructions that
+make a stack of any values, at the least cost, and members of stacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import repeat
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pallas_shim.evaluator.lower import specialise
+from pallas_shim.evaluator.passes.rewrite import make_instruction
+from pallas_shim.evaluator.program import ArrayType, Instruction, Operation, Type, Value
+
+# What things cost, in microseconds as measured on a 2020s server. Only the ratios count:
+# what a call costs beside its work, making a view (a call too), each further array of a
+# concatenation, and copying a byte.
+CALL = 0.8
+VIEW = 0.4
+PIECE = 0.25
+BYTE = 1 / 8000
+
+
+# A member's stack, before it the stack's number, which orders them, and the member's index.
+Place = tuple[int, int, Value]
+
+
+class Piece(NamedTuple):
+    """Values in a row: ``length`` members of a stack from ``start`` on, or one that is in none."""
+
+    source: Value
+    start: int | None
+    step: int
+    length: int
+
+    @property
+    def key(self) -> Any:
+        """What to index the source with to have its part of a stack, None: give it an axis."""
+        if self.start is None:
+            return None
+        stop = self.start + self.step * self.length
+        return slice(self.start, stop if stop >= 0 else None, self.step)
+
+
+class Plan(NamedTuple):
+    """How to stack some values, and what that costs."""
+
+    cost: float
+    pieces: Sequence[Piece] = ()
+
+
+class Operations:
+    """The operations that a pass makes, each once for a program."""
+
+    def __init__(self) -> None:
+        self._made: dict[Any, Operation] = {}
+
+    def primitive(self, name: str, ins: tuple[Type, ...], out: Type, **params: Any) -> Operation:
+        key = (name, ins, out, *params.values())
+        if key not in self._made:
+            self._made[key] = specialise(name, ins, (out,), params, False)
+        return self._made[key]
+
+    def member(self, stack: Type, out: Type, index: int) -> Operation:
+        key = ("member", stack, index)
+        if key not in self._made:
+            self._made[key] = Operation(
+                "member", {"index": index}, (stack,), (out,), lambda x: x[index], view=True
+            )
+        return self._made[key]
+
+    def members(self, stack: Type, out: Type, key: slice) -> Operation:
+        at = ("members", stack, key.start, key.stop, key.step)
+        if at not in self._made:
+            self._made[at] = Operation(
+                "members", {"at": key}, (stack,), (out,), lambda x: x[key], view=True
+            )
+        return self._made[at]
+
+
+def take(stack: Type, out: Type, indices: Sequence[int]) -> Operation:
+    at = np.array(indices)
+    return Operation("take", {"indices": at}, (stack,), (out,), lambda x: x.take(at, 0))
+
+
+def join(sources: Sequence[Value], out: ArrayType, parts: Sequence[tuple[int, Any]]) -> Operation:
+    """Concatenates parts, given as positions among the sources and keys into those."""
+    one = (1, *out.shape[1:])
+
+    def run(*arrays):
+        return np.concatenate(
+            [arrays[i].reshape(one) if key is None else arrays[i][key] for i, key in parts]
+        )
+
+    return Operation("join", {"parts": parts}, tuple([v.type for v in sources]), (out,), run)
+
+
+def array_type(type: Type) -> ArrayType:
+    """The type of what only arrays get to."""
+    assert isinstance(type, ArrayType), type
+    return type
+
+
+def stacked(type: Type, size: int) -> ArrayType:
+    return ArrayType((size, *type.shape), type.dtype)
+
+
+class Stacks:
+    """The stacks of one region's body. ``body`` is the list to which instructions go."""
+
+    def __init__(self, operations: Operations, body: list[Instruction]):
+        self.operations = operations
+        self.body = body
+        self.places: dict[Value, Place] = {}
+        self._count = 0
+        self._single: set[Value] = set()
+        self._made: dict[tuple[Value, ...], Value] = {}
+
+    def emit(self, operation: Operation, ins: tuple[Value, ...], source: Any) -> Value:
+        (type,) = operation.outs
+        out = Value(type)
+        self.body.append(make_instruction((operation, ins, (out,), (), source)))
+        return out
+
+    def add(self, stack: Value, members: Sequence[Value]) -> None:
+        """Makes values the members of a stack, in order."""
+        self._count += 1
+        size = len(members)
+        places = zip(repeat(self._count, size), range(size), repeat(stack, size), strict=True)
+        self.places.update(zip(members, places, strict=True))
+
+    def single(self, value: Value, source: Any) -> None:
+        """Sees to it that a value is computed by itself as well."""
+        place = self.places.get(value)
+        if place is not None and value not in self._single:
+            self._single.add(value)
+            _, index, stack = place
+            operation = self.operations.member(stack.type, value.type, index)
+            self.body.append(make_instruction((operation, (stack,), (value,), (), source)))
+
+    # -- stacking values --------------------------------------------------------------------
+
+    def plan(self, values: tuple[Value, ...]) -> Plan:
+        """How values, not all the same one, are best stacked."""
+        if values in self._made:
+            return Plan(0)
+        if values[0].const is not None and all([value.const is not None for value in values]):
+            return Plan(0)
+        pieces: list[Piece] = []
+        get = self.places.get
+        current: Any = None  # the stack of the piece that is being made
+        start = step = length = last = 0
+        for value in values:
+            place = get(value)
+            if place is not None and place[2] is current and length:
+                distance = place[1] - last
+                if distance == step or (length == 1 and distance):
+                    step, last = distance, place[1]
+                    length += 1
+                    continue
+            if length:
+                pieces.append(Piece(current, start, step, length))
+            if place is None:
+                pieces.append(Piece(value, None, 1, 1))
+                length = 0
+            else:
+                _, start, current = place
+                last, step, length = start, 1, 1
+        if length:
+            pieces.append(Piece(current, start, step, length))
+        if len(pieces) == 1:
+            whole = pieces[0].start == 0 and len(values) == current.type.shape[0]
+            return Plan(0 if whole else VIEW, pieces)
+        moved = stacked(values[0].type, len(values)).nbytes * BYTE
+        if all([piece.source is current for piece in pieces]):  # a stack is no single value
+            return Plan(CALL + moved, pieces)
+        return Plan(CALL + PIECE * len(pieces) + moved, pieces)
+
+    def stack(self, values: tuple[Value, ...], pieces: Sequence[Piece], source: Any) -> Value:
+        """A stack of values, as planned."""
+        made = self._made.get(values)
+        if made is None:
+            made = self._made[values] = self._stack(values, pieces, source)
+        return made
+
+    def _stack(self, values: tuple[Value, ...], pieces: Sequence[Piece], source: Any) -> Value:
+        type = stacked(values[0].type, len(values))
+        if not pieces:
+            array = np.stack([value.const for value in values if value.const is not None])
+            array.flags.writeable = False
+            return Value(type, array)
+        stack = pieces[0].source
+        if len(pieces) == 1:
+            key = pieces[0].key
+            if stack.type == type and key.step == 1:
+                return stack
+            return self.emit(self.operations.members(stack.type, type, key), (stack,), source)
+        if all([piece.source is stack and piece.start is not None for piece in pieces]):
+            indices = [self.places[value][1] for value in values]
+            return self.emit(take(stack.type, type, indices), (stack,), source)
+        sources = tuple(dict.fromkeys([piece.source for piece in pieces]))
+        position = {v: i for i, v in enumerate(sources)}
+        parts = [(position[piece.source], piece.key) for piece in pieces]
+        return self.emit(join(sources, type, parts), sources, source)
+
+    def repeated(self, value: Value, size: int, source: Any) -> Value:
+        """A stack of which every member is the same value."""
+        type = stacked(value.type, size)
+        if value.const is not None:
+            return Value(type, np.broadcast_to(value.const, type.shape))
+        operation = self.operations.primitive("broadcast_to", (value.type,), type)
+        return self.emit(operation, (value,), source)
