@@ -2,7 +2,7 @@
 
 Values are those of JAX's interpreter: each operand and result is one buffer, padded to whole
 blocks with uninitialised elements, and a cell sees views of it. An operand is copied only if
-it has to be padded or is written to.
+it has to be padded or is written to. Where memory is checked, windows.py makes the blocks.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from pallas_shim.evaluator.program import (
     Value,
 )
 from pallas_shim.evaluator.rules import state as state_rules
+from pallas_shim.evaluator.rules.registry import Unsupported
+from pallas_shim.evaluator.windows import Windows
+from pallas_shim.jax_compat import CheckedMemory
 from pallas_shim.jax_compat.pallas import Block, BlockDim, PallasCall
 
 
@@ -48,9 +51,20 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
     ]
     scratch_types = ref_types[call.num_prefetch + num_blocks :]
     scratch = [Value(t) for t in scratch_types]
+    windows = None
+    if call.checked is not None:
+        _share_aliased(call, buffers)
+        windows = Windows(lowering, call, call.checked, sizes, buffers, block_types)
 
     def cell(indices: Sequence[Value]) -> None:
         starts = [lowering.inline(b.index_map, [*indices, *prefetch]) for b in call.blocks]
+        if windows is not None:
+            refs = windows.refs()
+            with lowering.block() as body:
+                lowering.inline(call.jaxpr, [*prefetch, *refs, *scratch])
+            windows.define(refs, indices, starts, written_roots(body, refs))
+            lowering.body.extend(body)
+            return
         views = [
             _block(lowering, buffer, block.dims, start, type)
             for buffer, block, start, type in zip(
@@ -65,24 +79,32 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
 
     local = [i for i in range(len(call.grid)) if i not in call.vmapped_dims]
     # The cells come first, though they run last: only what they write to need be copied.
-    cells = lower_cells(lowering, call.name, sizes, call.axis_names, local, cell)
+    cells = lower_cells(lowering, call.name, sizes, call.axis_names, local, cell, call.checked)
     written = written_roots(cells, [*prefetch, *buffers])
 
     for ref, array in zip(prefetch, arrays, strict=False):
         define_operand(lowering, ref, array, None, ref in written)
     inputs = arrays[call.num_prefetch :]
+    outputs = buffers[call.num_inputs :]
     for ref, block, array in zip(buffers, call.blocks, inputs, strict=False):
-        define_operand(lowering, ref, array, block.dims, ref in written)
+        copied = ref in written or ref in outputs
+        define_operand(lowering, ref, array, block.dims, copied, call.checked)
     aliases = {out: arrays[position] for position, out in call.aliases}
-    for position, ref in enumerate(buffers[call.num_inputs :]):
+    for position, ref in enumerate(outputs):
         dims = call.blocks[call.num_inputs + position].dims
+        if ref in buffers[: call.num_inputs]:
+            continue
         if position in aliases:
-            define_operand(lowering, ref, aliases[position], dims, True)
+            define_operand(lowering, ref, aliases[position], dims, True, call.checked)
         else:
-            _define(lowering, ref, (), _filled(ref.ref), Effects(allocates=True))
+            _allocate(lowering, ref, call.checked)
     for ref in scratch:
-        _define(lowering, ref, (), _filled(ref.ref), Effects(allocates=True))
+        _allocate(lowering, ref, call.checked)
+    for ref, make in windows.made if windows is not None else ():
+        lowering.define("buffer", ref, (), make, Effects(allocates=True))
     lowering.body.extend(cells)
+    if windows is not None:
+        windows.write_back()
     return [
         _contents(lowering, ref, block, _array_shape(lowering, block))
         for ref, block in zip(
@@ -98,6 +120,7 @@ def lower_cells(
     names: Sequence[Any],
     local: Sequence[int],
     cell: Callable[[Sequence[Value]], None],
+    checked: CheckedMemory | None,
 ) -> list[Instruction]:
     """The instructions that run ``cell``, which emits one cell from its indices, on a grid.
 
@@ -105,13 +128,14 @@ def lower_cells(
       sizes: the grid's. Its last axis is the fastest.
       names: the axes' names, or empty.
       local: the axes that the kernel's own code counts.
+      checked: how the memory of the cells is checked, if it is.
     """
     shared: dict[Any, Value] = {}
 
     def in_kernel(indices: Sequence[Value]) -> Sequence[Value]:
         named = dict(zip(names, zip(indices, sizes, strict=True), strict=True)) if names else {}
         own = ([indices[i] for i in local], [sizes[i] for i in local])
-        lowering.kernels.append(Kernel(*own, named, shared))
+        lowering.kernels.append(Kernel(*own, named, shared, checked))
         cell(indices)
         lowering.kernels.pop()
         return ()
@@ -128,8 +152,7 @@ def lower_cells(
         cells = [Instruction(operation, tuple(sizes), (), (region,), lowering.source)]
     with lowering.block() as first:
         for ref in shared.values():
-            assert isinstance(ref.type, RefType)
-            _define(lowering, ref, (), _filled(ref.type), Effects(allocates=True))
+            _allocate(lowering, ref, checked)
     return first + cells
 
 
@@ -198,26 +221,41 @@ def _inner(shape: Sequence[int], dims: Sequence[BlockDim]) -> tuple[slice, ...]:
     )
 
 
-def _define(lowering, ref: Value, ins: Sequence[Value], fn, effects: Effects) -> None:
-    operation = Operation(
-        "buffer", {}, tuple(v.type for v in ins), (ref.type,), fn, effects
-    )
-    lowering.body.append(Instruction(operation, tuple(ins), (ref,), (), lowering.source))
+def _share_aliased(call: PallasCall, buffers: list[Value]) -> None:
+    """Gives an output the buffer of the input that it shares its array with."""
+    for position, out in call.aliases:
+        if position < call.num_prefetch:
+            continue
+        given, result = position - call.num_prefetch, call.num_inputs + out
+        if buffers[given].type.shape != buffers[result].type.shape:
+            raise Unsupported(
+                "pallas_call", "an input and an output that share an array, padded differently"
+            )
+        buffers[result] = buffers[given]
 
 
-def _filled(type: RefType) -> Callable[[], np.ndarray]:
+def _allocate(lowering, ref: Value, checked: CheckedMemory | None) -> None:
+    lowering.define("buffer", ref, (), _filled(ref.ref, checked), Effects(allocates=True))
+
+
+def _filled(type: RefType, checked: CheckedMemory | None) -> Callable[[], np.ndarray]:
     shape, dtype = type.shape, type.dtype
-    fill = 0 if type.space == "semaphore" else memory.filler(dtype)
+    fill = 0 if type.space == "semaphore" else memory.filler(dtype, checked)
     return lambda: np.full(shape, fill, dtype)
 
 
 def define_operand(
-    lowering, ref: Value, array: Value, dims: Sequence[BlockDim] | None, written: bool
+    lowering,
+    ref: Value,
+    array: Value,
+    dims: Sequence[BlockDim] | None,
+    written: bool,
+    checked: CheckedMemory | None = None,
 ) -> None:
     """The buffer of an operand: the array's own memory, unless it is padded or written to."""
     shape, dtype = ref.type.shape, ref.type.dtype
     if shape != array.type.shape:
-        inner, fill = _inner(array.type.shape, dims or ()), memory.filler(dtype)
+        inner, fill = _inner(array.type.shape, dims or ()), memory.filler(dtype, checked)
 
         def padded(x):
             buffer = np.full(shape, fill, dtype)
@@ -234,7 +272,7 @@ def define_operand(
     else:
         # Rank-0 values may be NumPy scalars, which have no memory to view.
         fn = np.asarray
-    _define(lowering, ref, (array,), fn, Effects(allocates=True))
+    lowering.define("buffer", ref, (array,), fn, Effects(allocates=True))
 
 
 def _contents(lowering, ref: Value, block: Block, shape: tuple[int, ...]) -> Value:

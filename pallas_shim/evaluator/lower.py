@@ -29,6 +29,7 @@ from pallas_shim.evaluator.program import (
     Type,
     Value,
 )
+from pallas_shim.evaluator.rules.refused import refusal
 from pallas_shim.evaluator.rules.registry import LOWERING_RULES, RULES, Unsupported
 
 
@@ -73,13 +74,15 @@ class Kernel(NamedTuple):
 
     ``indices`` and ``sizes`` are its program ids and its grid's sizes; ``names`` gives the
     index and size of the axes that have a name. ``shared`` holds the refs that are made once
-    for all cells, by whatever asked for them: see `Lowering.shared`.
+    for all cells, by whatever asked for them: see `Lowering.shared`. ``checked`` is how its
+    memory is checked, if it is.
     """
 
     indices: Sequence[Value]
     sizes: Sequence[Value]
     names: Mapping[Any, tuple[Value, Value]]
     shared: dict[Any, Value]
+    checked: jax_compat.CheckedMemory | None
 
 
 class Lowering:
@@ -130,7 +133,7 @@ class Lowering:
         return env[atom]
 
     def eqn(self, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
-        name = jax_compat.primitive_name(eqn)
+        name = jax_compat.primitive_name(eqn.primitive)
         structured = LOWERING_RULES.get(name)
         if structured is not None:
             return structured(self, eqn, ins)
@@ -207,6 +210,20 @@ class Lowering:
                 self._operations[full] = operation
         return self.emit(operation, ins)
 
+    def define(
+        self,
+        name: str,
+        ref: Value,
+        ins: Sequence[Value],
+        fn: Callable[..., Any],
+        effects: Effects,
+        view: bool = False,
+    ) -> None:
+        """Emits what makes a ref that other instructions use already."""
+        types = tuple(v.type for v in ins)
+        operation = Operation(name, {}, types, (ref.type,), fn, effects, view)
+        self.body.append(Instruction(operation, tuple(ins), (ref,), (), self.source))
+
     def structured(
         self,
         name: str,
@@ -237,6 +254,11 @@ class Lowering:
         if not self.kernels:
             raise Unsupported(primitive, "used outside a kernel")
         return self.kernels[-1].shared.setdefault(key, Value(type))
+
+    @property
+    def checked(self) -> jax_compat.CheckedMemory | None:
+        """How the memory of the kernel that is being lowered is checked, if it is."""
+        return self.kernels[-1].checked if self.kernels else None
 
     # -- regions --------------------------------------------------------------------------
 
@@ -273,7 +295,7 @@ def specialise(
     """
     rule = RULES.get(primitive)
     if rule is None:
-        raise Unsupported(primitive, "the evaluator has no rule for this primitive")
+        raise refusal(primitive)
     if not rule.keys and any(t.key_ndim for t in (*ins, *outs)):
         raise Unsupported(primitive, "on an array of PRNG keys")
     arrays = [tuple(ArrayType(t.shape, t.dtype) for t in types) for types in (ins, outs)]

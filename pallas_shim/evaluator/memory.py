@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from pallas_shim.jax_compat import CheckedMemory
 from pallas_shim.jax_compat.state import Bitcast, Index, Reshape, Slice, Step, Transpose
 
 
@@ -32,13 +33,18 @@ def uninitialised(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
     return np.full(shape, filler(dtype), dtype)
 
 
-def filler(dtype: np.dtype) -> Any:
+def filler(dtype: np.dtype, checked: CheckedMemory | None = None) -> Any:
     """The value of an element that nobody has written."""
+    if checked is not None and checked.zero:
+        return np.zeros((), dtype)[()]
     if dtype.kind == "b":
-        return False
+        return checked is not None
     if dtype.kind == "c" or _is_float(dtype):
         return np.nan
-    return _smallest(dtype)
+    if dtype == np.int16 and checked is None:
+        return 0  # JAX's interpreter takes all int16 memory for semaphores.
+    limits = ml_dtypes.iinfo(dtype)
+    return np.asarray(limits.min if checked is None else limits.max).astype(dtype)
 
 
 def _is_float(dtype: np.dtype) -> bool:
@@ -49,10 +55,6 @@ def _is_float(dtype: np.dtype) -> bool:
     except (ValueError, TypeError):
         return False
     return True
-
-
-def _smallest(dtype: np.dtype) -> Any:
-    return np.asarray(ml_dtypes.iinfo(dtype).min).astype(dtype)
 
 
 def clamped(start: Any, dim: int, size: int) -> int:

@@ -7,6 +7,7 @@ whatever the JAX version.
 from pallas_shim.jax_compat import version  # fails, by name, if this JAX can't be worked with
 
 # isort: split
+from pallas_shim.jax_compat.checked import CheckedMemory, checked_memory, in_hbm, refused_reference
 from pallas_shim.jax_compat.jaxprs import (
     CALL_PRIMITIVES,
     AvalInfo,
@@ -40,6 +41,7 @@ from pallas_shim.jax_compat.pallas import (
 __all__ = [
     "CALL_PRIMITIVES",
     "AvalInfo",
+    "CheckedMemory",
     "CoreFunction",
     "PallasCall",
     "Scan",
@@ -48,8 +50,10 @@ __all__ = [
     "WhileLoop",
     "branches",
     "called_jaxpr",
+    "checked_memory",
     "core_map",
     "describe_aval",
+    "in_hbm",
     "is_literal",
     "kernel_name",
     "kernel_source",
@@ -57,6 +61,7 @@ __all__ = [
     "open_jaxpr",
     "pallas_call",
     "primitive_name",
+    "refused_reference",
     "run_scoped",
     "scan",
     "source_of",

@@ -17,6 +17,7 @@ from jax._src.interpreters import mlir
 from jax._src.pallas import pallas_call as jax_pallas_call
 from jax._src.sharding_impls import UnspecifiedValue
 
+from pallas_shim.jax_compat.checked import refused_grid
 from pallas_shim.jax_compat.pallas import kernel_name, kernel_source
 
 # Primitives whose jaxpr is a Pallas kernel.
@@ -76,10 +77,12 @@ def describe_kernel(eqn: Any) -> Kernel:
 
 # -- the interpret parameter ------------------------------------------------------------------
 
-# Fields of InterpretParams that don't change what a correct kernel computes.
-_WITHOUT_CONSEQUENCE = frozenset(
-    {"allow_hbm_allocation_in_run_scoped", "dma_execution_mode", "vector_clock_size"}
+# Fields of InterpretParams that `checked_memory` hands on.
+_HONOURED = frozenset(
+    {"allow_hbm_allocation_in_run_scoped", "out_of_bounds_reads", "uninitialized_memory"}
 )
+# Fields that don't change what a correct kernel computes.
+_WITHOUT_CONSEQUENCE = frozenset({"dma_execution_mode", "vector_clock_size"})
 
 
 def unhonoured(eqn: Any) -> str | None:
@@ -92,9 +95,10 @@ def unhonoured(eqn: Any) -> str | None:
         return f"interpret={name}(...) isn't for this evaluator"
     for field in dataclasses.fields(interpret):
         value = getattr(interpret, field.name)
-        if field.name not in _WITHOUT_CONSEQUENCE and value != field.default:
+        if field.name not in _HONOURED | _WITHOUT_CONSEQUENCE and value != field.default:
             return f"interpret=InterpretParams({field.name}={value!r}) isn't honoured here"
-    return None
+    refused = refused_grid(eqn) if eqn.primitive.name == "pallas_call" else None
+    return None if refused is None else f"InterpretParams refuses it: {refused}"
 
 
 # -- jit's calls ------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from jax._src import core
 from jax._src.pallas import core as pallas_core
 from jax._src.pallas import hlo_interpreter
 
+from pallas_shim.jax_compat.checked import CheckedMemory, checked_memory, in_hbm
 from pallas_shim.jax_compat.jaxprs import open_jaxpr, user_source
 
 
@@ -26,12 +27,14 @@ class BlockDim(NamedTuple):
 
 class Block(NamedTuple):
     """How one operand or result is cut: ``index_map`` is a jaxpr from the grid indices and
-    the scalar-prefetch refs to one index a dimension."""
+    the scalar-prefetch refs to one index a dimension. ``in_hbm``: on a TPU the kernel sees
+    the array itself."""
 
     dims: tuple[BlockDim, ...]
     index_map: Any
     array_aval: Any
     origin: str
+    in_hbm: bool
 
 
 class PallasCall(NamedTuple):
@@ -42,6 +45,7 @@ class PallasCall(NamedTuple):
     grid, or none at all. ``aliases``: pairs of the position
     among (scalar prefetch, inputs) and among the outputs. ``synchronised_aliases``: whether
     this JAX lets a cell see what earlier cells wrote through the other of two aliased refs.
+    ``checked``: None for memory that isn't.
     """
 
     name: str
@@ -56,6 +60,7 @@ class PallasCall(NamedTuple):
     num_outputs: int
     aliases: tuple[tuple[int, int], ...]
     synchronised_aliases: bool
+    checked: CheckedMemory | None
 
 
 class UnsupportedCall(Exception):
@@ -90,6 +95,7 @@ def pallas_call(eqn: Any) -> PallasCall:
         num_outputs=mapping.num_outputs,
         aliases=tuple(p["input_output_aliases"]),
         synchronised_aliases=_SYNCHRONISED_ALIASES,
+        checked=checked_memory(eqn),
     )
 
 
@@ -116,7 +122,8 @@ def _block(mapping: Any) -> Block:
     if mapping.transforms:
         raise UnsupportedCall(f"a block of {mapping.origin} with transforms {mapping.transforms}")
     dims = tuple(_block_dim(dim, mapping) for dim in mapping.block_shape)
-    return Block(dims, mapping.index_map_jaxpr, mapping.array_aval, mapping.origin)
+    seen = in_hbm(mapping.transformed_block_aval)
+    return Block(dims, mapping.index_map_jaxpr, mapping.array_aval, mapping.origin, seen)
 
 
 def _block_dim(dim: Any, mapping: Any) -> BlockDim:
@@ -144,12 +151,13 @@ class CoreFunction(NamedTuple):
     """What every core of one mesh runs.
 
     ``axes``: names and sizes of the mesh's axes. ``waits``: a primitive by which cores can wait
-    for one another, if it has one.
+    for one another, if it has one. ``checked`` as in `PallasCall`.
     """
 
     axes: dict[Any, int]
     jaxpr: Any
     waits: str | None
+    checked: CheckedMemory | None
 
 
 class MpmdMap(NamedTuple):
@@ -167,14 +175,17 @@ class MpmdMap(NamedTuple):
 
 def core_map(eqn: Any) -> CoreFunction:
     """The function of a core_map. Its constvars are the operands, its inputs the scratch refs."""
-    return _core_function(eqn.params["mesh"], eqn.params["jaxpr"])
+    return _core_function(eqn.params["mesh"], eqn.params["jaxpr"], checked_memory(eqn))
 
 
 def mpmd_map(eqn: Any) -> MpmdMap:
     p = eqn.params
     return MpmdMap(
         name=p["name"] or kernel_name(eqn),
-        functions=tuple(map(_core_function, p["meshes"], p["jaxprs"])),
+        functions=tuple(
+            _core_function(mesh, jaxpr, checked_memory(eqn))
+            for mesh, jaxpr in zip(p["meshes"], p["jaxprs"], strict=True)
+        ),
         num_outputs=len(p["out_avals"]),
         aliases=tuple(p["input_output_aliases"].items()),
         external_meshes=tuple(p["external_meshes"]),
@@ -186,8 +197,8 @@ _WAITING = frozenset(
 )
 
 
-def _core_function(mesh: Any, jaxpr: Any) -> CoreFunction:
-    return CoreFunction(dict(mesh.shape), jaxpr, next(_waits(jaxpr), None))
+def _core_function(mesh: Any, jaxpr: Any, checked: CheckedMemory | None) -> CoreFunction:
+    return CoreFunction(dict(mesh.shape), jaxpr, next(_waits(jaxpr), None), checked)
 
 
 def _waits(jaxpr: Any) -> Iterator[str]:

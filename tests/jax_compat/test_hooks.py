@@ -131,6 +131,8 @@ def asked(interpret):
         False,
         pltpu.InterpretParams(),
         pltpu.InterpretParams(dma_execution_mode="eager", vector_clock_size=64),
+        pltpu.InterpretParams(out_of_bounds_reads="uninitialized", uninitialized_memory="zero"),
+        pltpu.InterpretParams(allow_hbm_allocation_in_run_scoped=True),
     ],
 )
 def test_what_is_honoured(interpret):

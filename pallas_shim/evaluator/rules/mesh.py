@@ -98,7 +98,8 @@ def _scratch(
 def _on_cores(lowering, name: str, function: jax_compat.CoreFunction, body) -> None:
     sizes = [lowering.const(np.int32(size)) for size in function.axes.values()]
     cells = grid.lower_cells(
-        lowering, name, sizes, tuple(function.axes), range(len(sizes)), lambda indices: body()
+        lowering, name, sizes, tuple(function.axes), range(len(sizes)), lambda indices: body(),
+        function.checked,
     )
     lowering.body.extend(cells)
 

@@ -1,4 +1,7 @@
-"""Loads and stores of refs, masked ones and accumulating ones among them."""
+"""Loads and stores of refs, masked ones and accumulating ones among them.
+
+Where memory is checked, see bounds.py; elsewhere indices are clamped as XLA does.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pallas_shim import jax_compat
-from pallas_shim.evaluator import memory
+from pallas_shim.evaluator import bounds, memory
 from pallas_shim.evaluator.program import ArrayType, Effects, KeyType, RefType, Value
 from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule
 from pallas_shim.jax_compat import state
@@ -22,7 +25,7 @@ class NotBasic(Exception):
 
 
 def path_of(view: state.RefView) -> tuple[memory.Path, list[Value]]:
-    """A path with its constant indices resolved, and the leaves that stay dynamic.
+    """A path with its constant indices as ints, and the leaves that stay dynamic.
 
     Raises:
       NotBasic: some index is an array, or a strided slice starts at a dynamic place.
@@ -57,7 +60,7 @@ def path_of(view: state.RefView) -> tuple[memory.Path, list[Value]]:
         elif key_ndim:
             raise Unsupported("ref", f"{type(step).__name__.lower()} of an array of PRNG keys")
         path.append(step)
-    return normalised(shape, tuple(path)), leaves
+    return tuple(path), leaves
 
 
 def normalised(shape: tuple[int, ...], path: memory.Path) -> memory.Path:
@@ -80,8 +83,18 @@ def normalised(shape: tuple[int, ...], path: memory.Path) -> memory.Path:
 
 
 def load(lowering, ref: Value, path: memory.Path, leaves, out: ArrayType | KeyType) -> Value:
-    """Emits a load. Its parameter ``as_view`` is the same without the copy, for the pass
-    that proves that nothing overwrites what was read."""
+    """Emits a load, which raises IndexError if memory is checked and an index leaves the ref."""
+    if lowering.checked is not None and not lowering.checked.raises:
+        if bounds.unproven(ref.type.shape, ref.type.dtype, path):
+            return _load_padded(lowering, ref, path, leaves, out)
+    guard(lowering, ref, path, leaves, "read", IndexError)
+    return _load_inside(lowering, ref, path, leaves, out)
+
+
+def _load_inside(lowering, ref: Value, path: memory.Path, leaves, out) -> Value:
+    """Emits a load without a check. Its parameter ``as_view`` is the same without the copy,
+    for the pass that proves that nothing overwrites what was read."""
+    path = normalised(ref.type.shape, path)
     view = memory.viewer(ref.type.shape, ref.type.dtype, path)
 
     def copy(*args):
@@ -94,8 +107,44 @@ def load(lowering, ref: Value, path: memory.Path, leaves, out: ArrayType | KeyTy
     return value
 
 
+def _load_padded(lowering, ref: Value, path: memory.Path, leaves, out) -> Value:
+    """Emits a load whose elements outside the ref are uninitialised."""
+    fill = memory.filler(ref.type.dtype, lowering.checked)
+    read = bounds.reader(ref.type.shape, ref.type.dtype, path, fill)
+    (value,) = lowering.memory(
+        "get_padded", [ref, *leaves], [out], read, READS_FIRST, params={"path": path}, key=path
+    )
+    return value
+
+
+def guard(
+    lowering, ref: Value, path: memory.Path, leaves, access: str, error: type[Exception]
+) -> None:
+    """Emits the check that a path stays inside its ref, if memory is checked."""
+    if lowering.checked is None:
+        return
+    reaches = bounds.unproven(ref.type.shape, ref.type.dtype, path)
+    if reaches:
+        check = bounds.check(reaches, _outside(access, ref), error)
+        lowering.memory(
+            "check_bounds", leaves, [], check, Effects(io=True), key=(access, ref.type, path)
+        )
+
+
+def _outside(access: str, ref: Value) -> str:
+    type = ref.ref
+    return f"Out-of-bounds {access} of a ref of shape {type.shape} in {type.space}"
+
+
 def store(lowering, ref: Value, path: memory.Path, leaves, value: Value) -> None:
-    """Emits a store: operands ref, value, leaves."""
+    """Emits a store, which raises ValueError if memory is checked and an index leaves the ref."""
+    guard(lowering, ref, path, leaves, "write", ValueError)
+    _store_inside(lowering, ref, path, leaves, value)
+
+
+def _store_inside(lowering, ref: Value, path: memory.Path, leaves, value: Value) -> None:
+    """Emits a store without a check: operands ref, value, leaves."""
+    path = normalised(ref.type.shape, path)
     write = memory.writer(ref.type.shape, ref.type.dtype, path)
     lowering.memory(
         "store", [ref, value, *leaves], [], _nothing(write), WRITES_FIRST, params={"path": path},
@@ -116,6 +165,11 @@ def _nothing(fn):
 
 def by_discharge(lowering, eqn, ins: Sequence[Value]) -> list[Value]:
     """Any memory primitive as JAX itself discharges it: whole refs in, changed refs out."""
+    if lowering.checked is not None:
+        raise Unsupported(
+            eqn.primitive.name,
+            "an array index, a dynamic start of a strided slice, or a mask, in checked memory",
+        )
     if any(v.type.key_ndim for v in ins):
         raise Unsupported(eqn.primitive.name, "array indices or a mask on PRNG keys")
     discharged = state.discharge(eqn)
@@ -143,7 +197,8 @@ def _get(lowering, eqn, ins):
     out = lowering.type(eqn.outvars[0].aval)
     try:
         access = state.load(eqn, ins)
-        if access.mask is not None or eqn.primitive.name == "masked_load" and not inside(access):
+        _require_reference(lowering, eqn)
+        if access.mask is not None or _may_stick_out(lowering, eqn, access):
             raise NotBasic
         return [load(lowering, *_basic(access.view), out)]
     except NotBasic:
@@ -157,16 +212,51 @@ def _swap(lowering, eqn, ins):
     out = lowering.type(eqn.outvars[0].aval)
     try:
         access = state.store(eqn, ins)
-        if access.mask is not None or eqn.primitive.name == "masked_swap" and not inside(access):
+        _require_reference(lowering, eqn)
+        if lowering.checked is not None and access.mask is not None:
+            return [_checked_masked_swap(lowering, access, out)]
+        if access.mask is not None or _may_stick_out(lowering, eqn, access):
             raise NotBasic
         ref, path, leaves = _basic(access.view)
-        before = load(lowering, ref, path, leaves, out)
-        store(lowering, ref, path, leaves, access.value)
+        guard(lowering, ref, path, leaves, "swap", ValueError)
+        before = _load_inside(lowering, ref, path, leaves, out)
+        _store_inside(lowering, ref, path, leaves, access.value)
         return [before]
     except NotBasic:
         return by_discharge(lowering, eqn, ins)
     except state.UnsupportedTransform as error:
         raise Unsupported(eqn.primitive.name, str(error)) from error
+
+
+def _require_reference(lowering, eqn) -> None:
+    if lowering.checked is not None:
+        refused = jax_compat.refused_reference(eqn.primitive.name, eqn.invars[0].aval)
+        if refused is not None:
+            raise Unsupported(eqn.primitive.name, f"InterpretParams refuses it: {refused}")
+
+
+def _may_stick_out(lowering, eqn, access: state.Load | state.Store) -> bool:
+    """Whether an unmasked pl.load or pl.store needs other than clamped indices."""
+    unclamped = lowering.checked is None and eqn.primitive.name in ("masked_load", "masked_swap")
+    return unclamped and not inside(access)
+
+
+def _checked_masked_swap(lowering, access: state.Store, out: ArrayType | KeyType) -> Value:
+    ref, path, leaves = _basic(access.view)
+    dims = tuple(state.Slice(0, dim, 1) for dim in ref.type.shape)
+    match path:
+        case ():
+            pass
+        case (state.Index(dims),):
+            pass
+        case _:
+            raise NotBasic
+    swap = bounds.masked_swap(ref.type.shape, dims, _outside("masked swap", ref))
+    (before,) = lowering.memory(
+        "masked_swap", [ref, access.value, access.mask, *leaves], [out], swap,
+        Effects(reads=(0,), writes=(0,), io=True), key=path,
+    )
+    return before
 
 
 def inside(access: state.Load | state.Store) -> bool:
@@ -195,22 +285,24 @@ def inside(access: state.Load | state.Store) -> bool:
 def _addupdate(lowering, eqn, ins):
     try:
         access = state.store(eqn, ins)
+        _require_reference(lowering, eqn)
         ref, path, leaves = _basic(access.view)
     except NotBasic:
         return by_discharge(lowering, eqn, ins)
     except state.UnsupportedTransform as error:
         raise Unsupported("addupdate", str(error)) from error
     value = access.value
-    before = load(lowering, ref, path, leaves, value.type)
+    guard(lowering, ref, path, leaves, "write", ValueError)
+    before = _load_inside(lowering, ref, path, leaves, value.type)
     (total,) = lowering.apply("add", [before, value], [value.type], {})
-    store(lowering, ref, path, leaves, total)
+    _store_inside(lowering, ref, path, leaves, total)
     return []
 
 
 def allocate(lowering, type: RefType, fill: Any = None) -> Value:
     """Emits a new buffer, uninitialised as JAX's interpreter means it (semaphores: zero)."""
     if fill is None:
-        fill = 0 if type.space == "semaphore" else memory.filler(type.dtype)
+        fill = 0 if type.space == "semaphore" else memory.filler(type.dtype, lowering.checked)
     shape, dtype = type.shape, type.dtype
     (ref,) = lowering.memory(
         "allocate", [], [type], lambda: np.full(shape, fill, dtype), Effects(allocates=True),
@@ -225,6 +317,9 @@ def _run_scoped(lowering, eqn, ins):
     if collective_axes:
         raise Unsupported("run_scoped", "collective axes need several cores")
     opened, _ = jax_compat.open_jaxpr(jaxpr)
+    if lowering.checked is not None and not lowering.checked.hbm_in_run_scoped:
+        if any(jax_compat.in_hbm(v.aval) for v in opened.invars):
+            raise Unsupported("run_scoped", "InterpretParams refuses it: it allocates HBM")
     refs = [allocate(lowering, lowering.type(v.aval)) for v in opened.invars]
     return lowering.inline(jaxpr, refs, ins)
 

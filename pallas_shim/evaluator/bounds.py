@@ -1,0 +1,163 @@
+"""Checked memory: what an index that leaves its ref does under pltpu.InterpretParams().
+
+Each index of a path is checked against what it indexes. A read may instead give uninitialised
+elements for those outside. Ordinary kernels know nothing of this: their indices are clamped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pallas_shim.evaluator import memory
+from pallas_shim.evaluator.memory import Dynamic, Path
+from pallas_shim.jax_compat.state import Index, Slice
+
+
+class Reach(NamedTuple):
+    """The ``extent`` elements from ``start`` on that an index spans, of a dimension's ``size``."""
+
+    start: int | Dynamic
+    extent: int
+    size: int
+
+
+def unproven(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> list[Reach]:
+    """The indices of a path that aren't known to stay inside."""
+    found = []
+    for position, step in enumerate(path):
+        if not isinstance(step, Index):
+            continue
+        inside, _ = memory.viewed_type(shape, dtype, path[:position])
+        for size, index in zip(inside, step.dims, strict=True):
+            reach = _reach(index, size)
+            known = not isinstance(reach.start, Dynamic)
+            if reach.extent and not (known and _is_inside(reach.start, reach)):
+                found.append(reach)
+    return found
+
+
+def _reach(index: Any, size: int) -> Reach:
+    if isinstance(index, Slice):
+        extent = (index.size - 1) * index.stride + 1 if index.size else 0
+        return Reach(index.start, extent, size)
+    return Reach(index, 1, size)
+
+
+def _is_inside(start: Any, reach: Reach) -> bool:
+    return 0 <= start <= reach.size - reach.extent
+
+
+def check(reaches: Sequence[Reach], message: str, error: type[Exception]) -> Callable[..., tuple]:
+    """The function of a path's leaves that raises ``error`` if one of them leads outside."""
+
+    def run(*leaves):
+        for reach in reaches:
+            start = _at(reach.start, leaves)
+            if not _is_inside(start, reach):
+                raise error(
+                    f"{message}: {reach.extent} elements from {start} on of a dimension of "
+                    f"{reach.size}. Keep its indices inside it"
+                )
+        return ()
+
+    return run
+
+
+def _at(index: Any, leaves: Sequence[Any]) -> int:
+    return int(leaves[index.leaf]) if isinstance(index, Dynamic) else index
+
+
+class Window(NamedTuple):
+    """The part of an access that is inside: where it lies in the ref, and in the value."""
+
+    inner: tuple[Any, ...]
+    outer: tuple[slice, ...]
+
+
+def window(shape: Sequence[int], dims: Sequence[Any], leaves: Sequence[Any]) -> Window | None:
+    """What of an index is inside ``shape``; None if nothing is."""
+    inner: list[Any] = []
+    outer: list[slice] = []
+    for size, index in zip(shape, dims, strict=True):
+        if isinstance(index, Slice):
+            start, stride = _at(index.start, leaves), index.stride
+            first = max(0, -(start // stride))
+            last = min(index.size, -((start - size) // stride))
+            if last <= first:
+                return None
+            begin = start + first * stride
+            inner.append(slice(begin, begin + (last - first - 1) * stride + 1, stride))
+            outer.append(slice(first, last))
+        else:
+            at = _at(index, leaves)
+            if not 0 <= at < size:
+                return None
+            inner.append(at)
+    return Window(tuple(inner), tuple(outer))
+
+
+def reader(
+    shape: tuple[int, ...], dtype: np.dtype, path: Path, fill: Any
+) -> Callable[..., np.ndarray]:
+    """The function ``(ref, *leaves)`` -> a copy of what the path leads to, ``fill`` outside."""
+    stages: list[Callable[[np.ndarray, Sequence[Any]], np.ndarray]] = []
+    for step in path:
+        if isinstance(step, Index):
+            stages.append(_padding_index(shape, step.dims, fill))
+        else:
+            stages.append(_without_leaves(memory.viewer(shape, dtype, (step,))))
+        shape, dtype = memory.viewed_type(shape, dtype, (step,))
+
+    def read(ref, *leaves):
+        array = ref
+        for stage in stages:
+            array = stage(array, leaves)
+        return array.copy()
+
+    return read
+
+
+def _without_leaves(view: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    return lambda array, _: view(array)
+
+
+def _padding_index(
+    shape: tuple[int, ...], dims: Sequence[Any], fill: Any
+) -> Callable[[np.ndarray, Sequence[Any]], np.ndarray]:
+    result = tuple(dim.size for dim in dims if isinstance(dim, Slice))
+
+    def index(array, leaves):
+        padded = np.full(result, fill, array.dtype)
+        inside = window(shape, dims, leaves)
+        if inside is not None:
+            padded[inside.outer] = array[inside.inner]
+        return padded
+
+    return index
+
+
+def masked_swap(
+    shape: tuple[int, ...], dims: Sequence[Any], message: str
+) -> Callable[..., np.ndarray]:
+    """The function ``(ref, value, mask, *leaves)`` that stores ``value`` where ``mask`` is set,
+    and returns what was there; elsewhere ``value``. Elements outside must be masked."""
+
+    def swap(ref, value, mask, *leaves):
+        inside = window(shape, dims, leaves)
+        outside = np.array(mask)
+        if inside is not None:
+            outside[inside.outer] = False
+        if outside.any():
+            raise ValueError(f"{message}. Mask the elements that lie outside it")
+        before = np.array(value)
+        if inside is not None:
+            inner, outer = inside
+            chosen = mask[outer]
+            before[outer] = np.where(chosen, ref[inner], value[outer])
+            ref[inner] = np.where(chosen, value[outer], ref[inner])
+        return before
+
+    return swap
