@@ -116,7 +116,8 @@ def flushed(array: np.ndarray) -> np.ndarray:
     """Subnormal values replaced by zeros of their sign, in the dtypes in which XLA does so."""
     if array.dtype not in _FLUSHED:
         return array
-    tiny = np.abs(array) < ml_dtypes.finfo(array.dtype).tiny
+    with np.errstate(invalid="ignore"):  # ml_dtypes' comparisons warn of NaN
+        tiny = np.abs(array) < ml_dtypes.finfo(array.dtype).tiny
     return np.where(tiny, np.copysign(array.dtype.type(0), array), array)
 
 

@@ -95,6 +95,7 @@ def test_a_store_through_a_widening_bitcast_of_a_strided_block():
     [
         ("int8", -128),
         ("uint16", 0),
+        ("int16", 0),
         ("bool", False),
         (ml_dtypes.int4, -8),
         ("float32", np.nan),

@@ -82,13 +82,15 @@ def _dot_general(ins, outs, *, dimension_numbers, precision=None, **_):
     left = _matrices(lhs, lhs_batch, lhs_free, lhs_contracting, work)
     right = _matrices(rhs, rhs_batch, rhs_contracting, rhs_free, work)
     reshapes = len(lhs_free) != 1 or len(rhs_free) != 1
+    # One term is no sum: like XLA, keep the sign of a zero, which a sum from zero would lose.
+    multiply = np.multiply if terms == 1 else np.matmul
     if left is None and right is None and finish is None and not reshapes:
-        return np.matmul
+        return multiply
 
     def run(x, y):
         x = x if left is None else left(x)
         y = y if right is None else right(y)
-        product = np.matmul(x, y)
+        product = multiply(x, y)
         if reshapes:
             product = product.reshape(out.shape)
         return product if finish is None else finish(product)

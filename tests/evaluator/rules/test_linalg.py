@@ -126,6 +126,12 @@ def test_special_values_in_products():
     check_rule(lambda x, y: lax.dot(x, y), x, np.array([[1, 0], [1, 2]], np.float32))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, BF16], ids=_name)
+def test_a_product_of_one_term_keeps_the_sign_of_zero(dtype):
+    column = np.array([[-0.0], [0], [2], [np.inf]], dtype)
+    check_rule(lambda x: [lax.dot(x, -x.T), lax.dot(x, x.T), lax.dot(x[0], x[2])], column)
+
+
 def test_ragged_dot():
     x, y = _data((7, 4), np.float32), _data((3, 4, 5), np.float32, 1)
     sizes = np.array([2, 0, 4], np.int32)
