@@ -76,11 +76,11 @@ def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     return jaxpr, getattr(jaxpr, "consts", ())
 
 
-def primitive_name(eqn: Any) -> str:
-    """What names an equation's primitive alone: some of SparseCore's borrow others' names."""
-    name = eqn.primitive.name
+def primitive_name(primitive: Any) -> str:
+    """What names a primitive alone: some of SparseCore's borrow the names of others."""
+    name = primitive.name
     if name in _BORROWED and _SPARSECORE in sys.modules:
-        if eqn.primitive is getattr(sys.modules[_SPARSECORE], f"{name}_p", None):
+        if primitive is getattr(sys.modules[_SPARSECORE], f"{name}_p", None):
             return f"sparsecore_{name}"
     return name
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from pallas_shim import jax_compat
-from pallas_shim.evaluator.program import ArrayType
+from pallas_shim.evaluator.program import ArrayType, Value
 from pallas_shim.evaluator.rules.registry import lowering_rule
 
 
@@ -49,25 +51,31 @@ def _while(lowering, eqn, ins):
             return new
         # A batch of loops, from vmap: those that are done keep their values.
         (on,) = going(args)
-        return [_select(lowering, on, old, value) for old, value in zip(args, new, strict=True)]
+        return [_select(lowering, on, pair) for pair in zip(args, new, strict=True)]
 
     condition, body = lowering.region(types, any_going), lowering.region(types, step)
     return lowering.structured("while", carry, types, [condition, body], {})
 
 
-def _select(lowering, on, off_value, on_value):
-    """``on_value`` where ``on``, which has the values' leading dimensions."""
-    type = on_value.type
+def _select(lowering, which: Value, cases: Sequence[Value]) -> Value:
+    """The case that ``which`` says, whose dimensions are the first ones of the cases'."""
+    type = cases[0].type
     words = ArrayType(type.shape, type.dtype)
     if type.key_ndim:
-        off_value, on_value = (
-            lowering.apply("random_unwrap", [v], [words], {})[0] for v in (off_value, on_value)
-        )
-    where = ArrayType(type.shape, on.type.dtype)
-    params = {"shape": type.shape, "broadcast_dimensions": tuple(range(on.type.ndim))}
-    (on,) = lowering.apply("broadcast_in_dim", [on], [where], params)
-    (result,) = lowering.apply("select_n", [on, off_value, on_value], [words], {})
+        cases = [lowering.apply("random_unwrap", [v], [words], {})[0] for v in cases]
+    where = ArrayType(type.shape, which.type.dtype)
+    params = {"shape": type.shape, "broadcast_dimensions": tuple(range(len(which.type.shape)))}
+    (which,) = lowering.apply("broadcast_in_dim", [which], [where], params)
+    (result,) = lowering.apply("select_n", [which, *cases], [words], {})
     return lowering.apply("random_wrap", [result], [type], {})[0] if type.key_ndim else result
+
+
+@lowering_rule("select_n")
+def _select_n(lowering, eqn, ins):
+    which, *cases = ins
+    if cases[0].type.key_ndim:
+        return [_select(lowering, which, cases)]
+    return lowering.apply("select_n", ins, [cases[0].type], eqn.params)
 
 
 @lowering_rule("cond")

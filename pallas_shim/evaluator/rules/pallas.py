@@ -43,12 +43,12 @@ def _hint(lowering, eqn, ins):
     return ins[:1]
 
 
-@lowering_rule("delay", "trace_value")
+@lowering_rule("delay", "trace_value", "pretend_for_verification")
 def _nothing(lowering, eqn, ins):
     return []
 
 
-@lowering_rule("add_dependency", "with_memory_space_constraint")
+@lowering_rule("add_dependency", "with_memory_space_constraint", "xla_metadata_value")
 def _same(lowering, eqn, ins):
     """pltpu.touch has the first one's name, and no result."""
     return ins[: len(eqn.outvars)]

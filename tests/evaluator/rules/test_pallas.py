@@ -7,6 +7,7 @@ import pytest
 from jax.experimental import checkify
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.rules import Unsupported
@@ -84,6 +85,11 @@ def test_spaces_and_dependencies_change_nothing():
 
     for (got,) in evaluate(f, X):
         compare(got, np.asarray(X))
+
+
+def test_metadata_change_nothing():
+    for (got,) in evaluate(lambda x: set_xla_metadata(x + 1, note="a"), X):
+        compare(got, np.asarray(X + 1))
 
 
 def test_a_linear_call():

@@ -14,6 +14,7 @@ from jax.extend.random import threefry_2x32
 from pallas_shim.evaluator.rules.random import threefry2x32
 from tests.oracle import check_rule
 
+
 @pytest.mark.parametrize(
     "implementation, partitionable",
     [("threefry2x32", False), ("threefry2x32", True), ("rbg", True), ("unsafe_rbg", False)],
@@ -103,3 +104,20 @@ def test_bit_generators(algorithm, dtype):
     word = 2**32 - 1
     state = np.array([5, 6, word - 1, word], np.uint32)
     check_rule(f, state.view(np.uint64) if dtype is np.uint64 else state)
+
+
+def test_a_choice_between_keys():
+    def f(seeds, which):
+        keys = [jax.vmap(jax.random.key)(seeds + i) for i in range(3)]
+        first = [k[0] for k in keys]
+        return [
+            jax.random.key_data(chosen)
+            for chosen in (
+                lax.select_n(which, *keys),
+                lax.select_n(which[1], *keys),
+                lax.select_n(which[2], *first),
+                jnp.where(which[:, None] > 0, keys[0], keys[1]),
+            )
+        ]
+
+    check_rule(f, np.arange(4, dtype=np.int32), np.array([0, 2, 1, 1], np.int32))
