@@ -82,11 +82,6 @@ class Operations:
         return self._made[at]
 
 
-def take(stack: Type, out: Type, indices: Sequence[int]) -> Operation:
-    at = np.array(indices)
-    return Operation("take", {"indices": at}, (stack,), (out,), lambda x: x.take(at, 0))
-
-
 def join(sources: Sequence[Value], out: ArrayType, parts: Sequence[tuple[int, Any]]) -> Operation:
     """Concatenates parts, given as positions among the sources and keys into those."""
     one = (1, *out.shape[1:])
@@ -200,8 +195,9 @@ class Stacks:
                 return stack
             return self.emit(self.operations.members(stack.type, type, key), (stack,), source)
         if all([piece.source is stack and piece.start is not None for piece in pieces]):
-            indices = [self.places[value][1] for value in values]
-            return self.emit(take(stack.type, type, indices), (stack,), source)
+            params = {"indices": np.array([self.places[v][1] for v in values]), "axis": 0}
+            take = specialise("take", (stack.type,), (type,), params, False)
+            return self.emit(take, (stack,), source)
         sources = tuple(dict.fromkeys([piece.source for piece in pieces]))
         position = {v: i for i, v in enumerate(sources)}
         parts = [(position[piece.source], piece.key) for piece in pieces]

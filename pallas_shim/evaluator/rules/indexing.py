@@ -222,6 +222,16 @@ def _gather(ins, outs, *, dimension_numbers, slice_sizes, mode, fill_value, **_)
     return gather
 
 
+@rule("take")  # of the passes, where positions are known
+def _take(ins, outs, *, indices, axis, **_):
+    return lambda x: x.take(indices, axis)
+
+
+@batch_form("take")
+def _take_batch(stack, *, indices, axis, **_):
+    return {"indices": indices, "axis": axis + 1}
+
+
 @batch_form("gather", unstacked=(1,))
 def _gather_batch(stack, *, dimension_numbers, slice_sizes, **params):
     def behind(dims):

@@ -98,6 +98,17 @@ class Builder(Lowering):
     def reverse(self, x):
         return self.pure("rev", lambda x: x[::-1], [x], x.type, view=True, dimensions=(0,))
 
+    def gather(self, x, indices):
+        """Elements of a row at constant places; those outside of it are -7."""
+        dimension_numbers = jax.lax.GatherDimensionNumbers((), (0,), (0,))
+        params = {
+            "dimension_numbers": dimension_numbers, "slice_sizes": (1,), "fill_value": -7,
+            "mode": jax.lax.GatherScatterMode.FILL_OR_DROP,
+        }  # fmt: skip
+        at = self.const(np.array(indices, INT)[:, None])
+        (value,) = self.apply("gather", [x, at], [x.type], params)
+        return value
+
     def slice(self, x, start, size):
         """Some rows of an array."""
         bounds = slice(start, start + size)
@@ -269,7 +280,7 @@ class _Scope(NamedTuple):
 _STATEMENTS = (
     "constant", "iota", "binary", "binary", "float", "select", "truth", "broadcast", "reverse",
     "reverse", "allocate", "row", "load", "load", "load", "load", "store", "store", "store",
-    "store", "print", "unrolled", "unrolled",
+    "store", "print", "unrolled", "unrolled", "gather",
 )  # fmt: skip
 _CONTROL = ("scan", "while", "switch", "grid")
 
@@ -362,6 +373,10 @@ class _Random:
             self.b.store(self.one(scope.rows), self.recent(scope.ints))
         else:
             self.b.store(self.one(scope.matrices), self.recent(scope.ints), self.index(scope))
+
+    def do_gather(self, scope, depth):
+        indices = [self.number(0, 3) for _ in range(3)] + [self.number(-1, 4)]
+        scope.ints.append(self.b.gather(self.recent(scope.ints), indices))
 
     def do_unrolled(self, scope, depth):
         """The same operations on each of several values: some from outside, or an array's parts."""

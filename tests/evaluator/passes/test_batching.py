@@ -9,6 +9,8 @@ import pytest
 from jax import lax
 
 from pallas_shim.evaluator.passes.batching import batch
+from pallas_shim.evaluator.passes.constant_folding import fold_constants
+from pallas_shim.evaluator.passes.constant_gathers import ConstantGathers
 from pallas_shim.evaluator.rules import load
 from pallas_shim.evaluator.rules.registry import BATCH_FORMS, RULES
 
@@ -85,8 +87,15 @@ def test_a_primitive_runs_once_for_all(name):
 def test_there_is_a_sample_of_every_form():
     load()
     elementwise = {name for name, form in BATCH_FORMS.items() if form.broadcasts}
-    assert set(BATCH_FORMS) - elementwise <= set(SAMPLES) | set(NEWER)
+    assert set(BATCH_FORMS) - elementwise <= {*SAMPLES, *NEWER, "take"}
     assert set(BATCH_FORMS) <= set(RULES)
+
+
+def test_takes():
+    gather = lambda x: jnp.take_along_axis(x, np.array([[2], [0], [1]]), 0)  # noqa: E731
+    run = lambda program: batch(ConstantGathers.run(fold_constants(program)))  # noqa: E731
+    count = Counter(check_pass(run, lambda *xs: [gather(x) for x in xs], *TILES))
+    assert count == {"join": 1, "take": 1, "member": LANES}
 
 
 def test_gathers_with_indices_of_their_own():
