@@ -25,6 +25,18 @@ def slices_of_slices():
 
 
 @case()
+def constant_starts_that_stick_out_of_a_view():
+    def kernel(x, out):
+        # No Python int, which JAX would check while it traces.
+        start = jnp.int32(3)
+        out[...] = jnp.zeros_like(out)
+        out.at[:, :].at[:6][pl.ds(start, 5), 0] = x.at[2:, :].at[:, 1:][pl.ds(start, 5), start]
+
+    f = pallas_call(kernel, struct(8, 4))
+    return f, (floats(0, 8, 4),)
+
+
+@case()
 def dynamic_slices():
     def kernel(starts, x, out):
         out[...] = jnp.full_like(out, -1)

@@ -63,23 +63,26 @@ def path_of(view: state.RefView) -> tuple[memory.Path, list[Value]]:
     return tuple(path), leaves
 
 
-def normalised(shape: tuple[int, ...], path: memory.Path) -> memory.Path:
+def normalised(ref: RefType, path: memory.Path) -> memory.Path:
     """The path with constant indices clamped as XLA would, and whole-array indices left out."""
-    if not path or not isinstance(path[0], state.Index):
-        return path
-    dims = tuple(
-        d._replace(start=memory.clamped(d.start, dim, d.size))
-        if isinstance(d, state.Slice) and d.stride == 1 and not isinstance(d.start, memory.Dynamic)
-        else memory.clamped(d, dim, 1)
-        if isinstance(d, int)
-        else d
-        for dim, d in zip(shape, path[0].dims, strict=True)
-    )
-    whole = all(
-        isinstance(d, state.Slice) and d == (0, dim, 1)
-        for dim, d in zip(shape, dims, strict=True)
-    )
-    return path[1:] if whole else (state.Index(dims), *path[1:])
+    shape, dtype = ref.shape, ref.dtype
+    steps: list[state.Step] = []
+    for step in path:
+        before = shape
+        if isinstance(step, state.Index):
+            step = state.Index(tuple(map(_inside, before, step.dims)))
+        shape, dtype = memory.viewed_type(shape, dtype, (step,))
+        if step != state.Index(tuple(state.Slice(0, dim, 1) for dim in before)):
+            steps.append(step)
+    return tuple(steps)
+
+
+def _inside(dim: int, index: Any) -> Any:
+    if isinstance(index, int):
+        return memory.clamped(index, dim, 1)
+    if isinstance(index, state.Slice) and index.stride == 1 and isinstance(index.start, int):
+        return index._replace(start=memory.clamped(index.start, dim, index.size))
+    return index
 
 
 def load(lowering, ref: Value, path: memory.Path, leaves, out: ArrayType | KeyType) -> Value:
@@ -94,7 +97,7 @@ def load(lowering, ref: Value, path: memory.Path, leaves, out: ArrayType | KeyTy
 def _load_inside(lowering, ref: Value, path: memory.Path, leaves, out) -> Value:
     """Emits a load without a check. Its parameter ``as_view`` is the same without the copy,
     for the pass that proves that nothing overwrites what was read."""
-    path = normalised(ref.type.shape, path)
+    path = normalised(ref.ref, path)
     view = memory.viewer(ref.type.shape, ref.type.dtype, path)
 
     def copy(*args):
@@ -144,7 +147,7 @@ def store(lowering, ref: Value, path: memory.Path, leaves, value: Value) -> None
 
 def _store_inside(lowering, ref: Value, path: memory.Path, leaves, value: Value) -> None:
     """Emits a store without a check: operands ref, value, leaves."""
-    path = normalised(ref.type.shape, path)
+    path = normalised(ref.ref, path)
     write = memory.writer(ref.type.shape, ref.type.dtype, path)
     lowering.memory(
         "store", [ref, value, *leaves], [], _nothing(write), WRITES_FIRST, params={"path": path},
@@ -197,7 +200,7 @@ def _get(lowering, eqn, ins):
     out = lowering.type(eqn.outvars[0].aval)
     try:
         access = state.load(eqn, ins)
-        _require_reference(lowering, eqn)
+        _require_near(lowering, eqn)
         if access.mask is not None or _may_stick_out(lowering, eqn, access):
             raise NotBasic
         return [load(lowering, *_basic(access.view), out)]
@@ -212,7 +215,7 @@ def _swap(lowering, eqn, ins):
     out = lowering.type(eqn.outvars[0].aval)
     try:
         access = state.store(eqn, ins)
-        _require_reference(lowering, eqn)
+        _require_near(lowering, eqn)
         if lowering.checked is not None and access.mask is not None:
             return [_checked_masked_swap(lowering, access, out)]
         if access.mask is not None or _may_stick_out(lowering, eqn, access):
@@ -228,11 +231,12 @@ def _swap(lowering, eqn, ins):
         raise Unsupported(eqn.primitive.name, str(error)) from error
 
 
-def _require_reference(lowering, eqn) -> None:
-    if lowering.checked is not None:
-        refused = jax_compat.refused_reference(eqn.primitive.name, eqn.invars[0].aval)
-        if refused is not None:
-            raise Unsupported(eqn.primitive.name, f"InterpretParams refuses it: {refused}")
+def _require_near(lowering, eqn) -> None:
+    """Checks that checked memory is in reach of loads and stores."""
+    if lowering.checked is not None and jax_compat.in_hbm(eqn.invars[0].aval):
+        raise Unsupported(
+            eqn.primitive.name, "InterpretParams refuses it: a ref in HBM or ANY can only be copied"
+        )
 
 
 def _may_stick_out(lowering, eqn, access: state.Load | state.Store) -> bool:
@@ -285,7 +289,7 @@ def inside(access: state.Load | state.Store) -> bool:
 def _addupdate(lowering, eqn, ins):
     try:
         access = state.store(eqn, ins)
-        _require_reference(lowering, eqn)
+        _require_near(lowering, eqn)
         ref, path, leaves = _basic(access.view)
     except NotBasic:
         return by_discharge(lowering, eqn, ins)

@@ -68,7 +68,7 @@ def _count(lowering, sem: state.RefView, value, combine: np.ufunc) -> None:
     """Adds to or takes from a semaphore. To the passes it is a store: nobody needs it who
     doesn't read the count."""
     ref, path, leaves, _ = _access(lowering, sem)
-    path = state_rules.normalised(ref.type.shape, path)
+    path = state_rules.normalised(ref.ref, path)
     view = memory.viewer(ref.type.shape, ref.type.dtype, path)
 
     def count(ref, value, *leaves):
