@@ -7,7 +7,7 @@ whatever the JAX version.
 from pallas_shim.jax_compat import version  # fails, by name, if this JAX can't be worked with
 
 # isort: split
-from pallas_shim.jax_compat.checked import CheckedMemory, checked_memory, in_hbm, refused_reference
+from pallas_shim.jax_compat.checked import CheckedMemory, checked_memory, in_hbm
 from pallas_shim.jax_compat.jaxprs import (
     CALL_PRIMITIVES,
     AvalInfo,
@@ -61,7 +61,6 @@ __all__ = [
     "open_jaxpr",
     "pallas_call",
     "primitive_name",
-    "refused_reference",
     "run_scoped",
     "scan",
     "source_of",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from jax._src.pallas.mosaic import core as mosaic_core
-
 
 class CheckedMemory(NamedTuple):
     """Memory as a TPU has it: an index that leaves its ref is an error, not moved inside.
@@ -32,31 +30,23 @@ def checked_memory(eqn: Any) -> CheckedMemory | None:
     )
 
 
-def refused_reference(primitive: str, aval: Any) -> str | None:
-    """Why a kernel may not load from or store to a ref itself: it is in HBM. None if it may."""
-    # Whoever made InterpretParams has imported it; nobody else should pay for it.
-    from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interpreter
-
-    try:
-        interpreter._get_memory_space_and_raise_if_hbm(aval, primitive)
-    except ValueError as error:
-        return str(error)
-    return None
-
-
 def in_hbm(aval: Any) -> bool:
-    """Whether a kernel sees the array itself, and no copy of its block."""
-    space = aval.memory_space
-    return str(getattr(space, "value", space)).lower() in ("any", "hbm")
+    """Whether a ref is in HBM, from where a kernel can only copy."""
+    return _value(aval.memory_space) in ("any", "hbm")
 
 
 def refused_grid(eqn: Any) -> str | None:
     """Why JAX refuses a pallas_call's parallel dimensions, or None."""
     mapping = eqn.params["grid_mapping"]
     semantics = getattr(eqn.params["compiler_params"], "dimension_semantics", None) or ()
-    parallel = [s in ("parallel", mosaic_core.PARALLEL) for s in semantics]
+    parallel = [_value(s) == "parallel" for s in semantics]
     if sorted(parallel, reverse=True) != parallel:
         return "parallel dimensions of the grid come after others"
     if any(p and not isinstance(n, int) for p, n in zip(parallel, mapping.grid, strict=False)):
         return "a parallel dimension of the grid has a dynamic size"
     return None
+
+
+def _value(member: Any) -> str:
+    """The text of a member of one of Pallas' enumerations, for which some JAX take the text."""
+    return str(getattr(member, "value", member)).lower()
