@@ -143,9 +143,6 @@ def _make_plan(
         _read(args, in_dtypes)
         program = _program(jaxpr, call.name)
     except Unsupported as unsupported:
-        others = [eqn for eqn in equations if eqn.primitive.name != "pallas_call"]
-        for eqn in others:
-            _leave_to_jax(call.name, hooks.describe_kernel(eqn), unsupported)
         return Plan(key, str(unsupported))
     use = REPORT.use(call.name, kernels, "numpy", "the evaluator has a rule for all of it")
     use.prepared(time.perf_counter() - start, tracing)

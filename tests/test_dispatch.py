@@ -152,7 +152,6 @@ def test_a_callback_in_64_bits(shim):
 
 ASKED = {
     "detect_races": True,
-    "skip_floating_point_ops": True,
     "random_seed": 3,
 }
 
@@ -215,17 +214,59 @@ def test_strict_makes_it_an_error(shim, setting):
         jax.jit(unruly)(jnp.asarray(X))
 
 
-def test_a_core_map_without_a_rule_is_reported(shim, setting):
-    setting(strict=True)
-    mesh = pltpu.create_tensorcore_mesh("core", num_cores=1)
+def on_cores(count, wait=False, **kwargs):
+    """A function that copies its operand, a part on each of the cores of a mesh."""
+    mesh = pltpu.create_tensorcore_mesh("core", num_cores=count)
 
     def body(refs):
-        @pl.core_map(mesh)
-        def _():
-            pltpu.sync_copy(*refs)
+        x, o = refs
 
-    with pytest.raises(dispatch.StrictError, match="core_map"):
-        jax.jit(pl.run_state(body))((X, X))
+        @pl.core_map(mesh, **kwargs)
+        def _():
+            part = pl.ds(jax.lax.axis_index("core") * (8 // count), 8 // count)
+
+            def scoped(sem):
+                if wait:
+                    for core in range(count):
+                        semaphore_signal(sem, 1, core_index=core)
+                    semaphore_wait(sem, count)
+                pltpu.sync_copy(x.at[part], o.at[part])
+
+            pl.run_scoped(scoped, pltpu.SemaphoreType.REGULAR)
+
+    return lambda x: pl.run_state(body)((x, jnp.zeros_like(x)))[1]
+
+
+semaphore_signal = getattr(pl, "semaphore_signal", None) or pltpu.semaphore_signal
+semaphore_wait = getattr(pl, "semaphore_wait", None) or pltpu.semaphore_wait
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("count", [1, 2])
+def test_cores_of_a_mesh(count, shim, setting):
+    setting(strict=True)
+    copy = on_cores(count)
+    for run in (copy, jax.jit(copy)):
+        np.testing.assert_array_equal(run(jnp.asarray(X)), X)
+    assert rungs() == {"numpy"}
+    np.testing.assert_array_equal(jax.jit(copy).lower(X).compile()(X), X)
+    assert rungs() == {"numpy", "callback"}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_cores_that_wait_for_one_another(shim, setting):
+    with pytest.warns(dispatch.FallbackWarning, match="2 cores .* semaphore_signal"):
+        out = jax.jit(on_cores(2, wait=True, interpret=pltpu.InterpretParams()))(X)
+    np.testing.assert_array_equal(out, X)
+    assert rungs() == {"jax"}
+    dispatch._warned.clear()
+    with pytest.warns(dispatch.FallbackWarning), pytest.raises(
+        NotImplementedError, match="interpret=pltpu.InterpretParams"
+    ):
+        jax.jit(on_cores(2, wait=True))(X)
+    setting(strict=True)
+    with pytest.raises(dispatch.StrictError, match="2 cores"):
+        jax.jit(on_cores(2, wait=True))(X)
 
 
 def test_an_exported_function_holds_no_callback(shim):

@@ -18,7 +18,12 @@ from jax._src.pallas import pallas_call as jax_pallas_call
 from jax._src.sharding_impls import UnspecifiedValue
 
 from pallas_shim.jax_compat.checked import refused_grid
-from pallas_shim.jax_compat.pallas import kernel_name, kernel_source
+from pallas_shim.jax_compat.pallas import kernel_jaxpr, kernel_name, kernel_source
+
+try:
+    from jax._src.pallas import mpmd
+except ImportError:  # JAX < 0.10
+    mpmd = None  # type: ignore[assignment]
 
 # Primitives whose jaxpr is a Pallas kernel.
 KERNEL_PRIMITIVES = frozenset({"pallas_call", "core_map", "mpmd_map"})
@@ -69,7 +74,7 @@ def inner_jaxprs(eqn: Any) -> Iterator[Any]:
 def describe_kernel(eqn: Any) -> Kernel:
     """The name, definition and grid of the kernel that an equation calls."""
     if eqn.primitive.name != "pallas_call":
-        return Kernel(eqn.primitive.name, None, "")
+        return Kernel(kernel_name(eqn), kernel_source(eqn), "")
     grid = eqn.params["grid_mapping"].grid
     sizes = (str(size) if isinstance(size, int) else "?" for size in grid)
     return Kernel(kernel_name(eqn), kernel_source(eqn), f"({', '.join(sizes)})")
@@ -218,22 +223,45 @@ def register_kernel_lowering(
     ``choose`` returns the function to call back, with NumPy arrays to NumPy arrays, and
     whether the outside world sees its calls; or None for JAX's own interpreter.
     """
-    primitive = jax_pallas_call.pallas_call_p
+    stock: dict[Any, Callable[..., Any]] = {
+        jax_pallas_call.pallas_call_p: jax_pallas_call._pallas_call_lowering
+    }
+    if mpmd is not None:
+        stock[mpmd.mpmd_map_p] = mpmd._mpmd_map_fallback_lowering
 
-    def rule(ctx: Any, *operands: Any, interpret: Any, **params: Any) -> Any:
-        chosen = choose(_kernel_lowering(ctx, dict(params, interpret=interpret)))
-        if chosen is None:
-            return jax_pallas_call._pallas_call_lowering(
-                ctx, *operands, interpret=interpret or True, **params
-            )
-        return _call_back(ctx, operands, *chosen)
+    def register(primitive: Any, stock_rule: Callable[..., Any]) -> None:
+        def rule(ctx: Any, *operands: Any, **params: Any) -> Any:
+            chosen = choose(_kernel_lowering(ctx, params))
+            if chosen is None:
+                params["interpret"] = params["interpret"] or _interpreter(primitive, params)
+                return stock_rule(ctx, *operands, **params)
+            return _call_back(ctx, operands, *chosen)
 
-    mlir.register_lowering(primitive, rule, platform="cpu")
+        mlir.register_lowering(primitive, rule, platform="cpu")
+
+    for primitive, stock_rule in stock.items():
+        register(primitive, stock_rule)
 
     def undo() -> None:
-        del mlir._platform_specific_lowerings["cpu"][primitive]
+        for primitive in stock:
+            del mlir._platform_specific_lowerings["cpu"][primitive]
 
     return undo
+
+
+def _interpreter(primitive: Any, params: dict[str, Any]) -> bool:
+    """Which interpreter of JAX's takes a kernel whose user asked for none.
+
+    Raises:
+      NotImplementedError: only the TPU interpreter can, and JAX prepares for that when it
+        traces the kernel.
+    """
+    if primitive is not jax_pallas_call.pallas_call_p or params.get("mesh") is not None:
+        raise NotImplementedError(
+            "a kernel on the cores of a mesh that pallas_shim can't run needs JAX's TPU "
+            "interpreter: pass interpret=pltpu.InterpretParams()"
+        )
+    return True
 
 
 def _kernel_lowering(ctx: Any, params: dict[str, Any]) -> KernelLowering:
@@ -243,7 +271,7 @@ def _kernel_lowering(ctx: Any, params: dict[str, Any]) -> KernelLowering:
     equation = core.new_jaxpr_eqn(
         invars, outvars, ctx.primitive, params, core.no_effects, source
     )
-    info = params["jaxpr"].debug_info._replace(arg_names=None, result_paths=None)
+    info = kernel_jaxpr(equation).debug_info._replace(arg_names=None, result_paths=None)
     jaxpr = core.Jaxpr((), invars, outvars, [equation], debug_info=info)
     module = ctx.module_context
     function = module.module.operation.attributes["sym_name"].value

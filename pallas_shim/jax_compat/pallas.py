@@ -42,10 +42,11 @@ class PallasCall(NamedTuple):
     scalar prefetch, inputs, outputs, scratch.
 
     ``grid``: None stands for a size that is an operand. ``axis_names``: one an axis of the
-    grid, or none at all. ``aliases``: pairs of the position
-    among (scalar prefetch, inputs) and among the outputs. ``synchronised_aliases``: whether
-    this JAX lets a cell see what earlier cells wrote through the other of two aliased refs.
-    ``checked``: None for memory that isn't.
+    grid, or none at all. ``aliases``: pairs of the position among (scalar prefetch, inputs) and
+    among the outputs. ``synchronised_aliases``: whether this JAX lets a cell see what earlier
+    cells wrote through the other of two aliased refs.
+    ``cores``: what the cells are, where they are the cores of a mesh. ``checked``: None for
+    memory that isn't.
     """
 
     name: str
@@ -60,6 +61,7 @@ class PallasCall(NamedTuple):
     num_outputs: int
     aliases: tuple[tuple[int, int], ...]
     synchronised_aliases: bool
+    cores: CoreFunction | None
     checked: CheckedMemory | None
 
 
@@ -82,6 +84,8 @@ def pallas_call(eqn: Any) -> PallasCall:
     """
     p = eqn.params
     mapping = p["grid_mapping"]
+    mesh = p.get("mesh")
+    cores = None if mesh is None else _core_function(mesh, p["jaxpr"], checked_memory(eqn))
     return PallasCall(
         name=kernel_name(eqn),
         source=kernel_source(eqn),
@@ -94,23 +98,26 @@ def pallas_call(eqn: Any) -> PallasCall:
         num_inputs=mapping.num_inputs,
         num_outputs=mapping.num_outputs,
         aliases=tuple(p["input_output_aliases"]),
-        synchronised_aliases=_SYNCHRONISED_ALIASES,
+        # A core_map became this with two refs for each one that it writes to.
+        synchronised_aliases=_SYNCHRONISED_ALIASES or cores is not None,
+        cores=cores,
         checked=checked_memory(eqn),
     )
 
 
 def kernel_name(eqn: Any) -> str:
     """The name of the function of a pallas_call, core_map or mpmd_map."""
-    return _kernel_jaxpr(eqn).debug_info.func_name
+    return kernel_jaxpr(eqn).debug_info.func_name
 
 
 def kernel_source(eqn: Any) -> str | None:
     """Where the kernel function is defined, or else where it is called."""
-    _, at, where = _kernel_jaxpr(eqn).debug_info.func_src_info.partition(" at ")
+    _, at, where = kernel_jaxpr(eqn).debug_info.func_src_info.partition(" at ")
     return where if at else user_source(eqn.source_info)
 
 
-def _kernel_jaxpr(eqn: Any) -> Any:
+def kernel_jaxpr(eqn: Any) -> Any:
+    """The jaxpr of a kernel, the first one of an mpmd_map."""
     return eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["jaxprs"][0]
 
 

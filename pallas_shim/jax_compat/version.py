@@ -70,6 +70,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.pallas.core": ("dynamic_grid_dim", "semaphore_dtype"),
     "jax._src.pallas.einshape": ("_einshape>=0.10",),
     "jax._src.pallas.hlo_interpreter": ("pallas_call_hlo_interpret",),
+    "jax._src.pallas.mpmd": ("_mpmd_map_fallback_lowering>=0.10", "mpmd_map_p>=0.10"),
     "jax._src.pallas.pallas_call": ("_pallas_call_lowering", "pallas_call_p"),
     "jax._src.pjit": ("_cpp_pjit_cache_fun_only", "_pjit_call_impl_python", "_pjit_lower"),
     "jax._src.random.core|jax._src.random": ("_gamma_impl",),

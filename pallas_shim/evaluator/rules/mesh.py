@@ -25,7 +25,7 @@ _CORES_OWN = ("any", "vmem", "smem", "semaphore", "semaphore_mem")
 @lowering_rule("core_map")
 def _core_map(lowering, eqn, ins):
     function = jax_compat.core_map(eqn)
-    _require_no_waiting("core_map", [function])
+    require_no_waiting("core_map", [function])
     opened, _ = jax_compat.open_jaxpr(function.jaxpr)
     scratch = [lowering.type(v.aval) for v in opened.invars]
 
@@ -41,7 +41,7 @@ def _mpmd_map(lowering, eqn, ins):
     call = jax_compat.mpmd_map(eqn)
     if call.external_meshes:
         raise Unsupported("mpmd_map", "memory of a mesh that runs another kernel")
-    _require_no_waiting("mpmd_map", call.functions)
+    require_no_waiting("mpmd_map", call.functions)
     opened, _ = jax_compat.open_jaxpr(call.functions[0].jaxpr)
     types = [lowering.type(v.aval) for v in opened.invars]
     num_inputs, num_operands = len(ins), len(ins) + call.num_outputs
@@ -76,7 +76,8 @@ def _mpmd_map(lowering, eqn, ins):
     ]
 
 
-def _require_no_waiting(primitive: str, functions: Sequence[jax_compat.CoreFunction]) -> None:
+def require_no_waiting(primitive: str, functions: Sequence[jax_compat.CoreFunction]) -> None:
+    """Raises Unsupported if there are several cores, and one may wait for another."""
     cores = sum(math.prod(f.axes.values()) for f in functions)
     waits = next((f.waits for f in functions if f.waits is not None), None)
     if cores > 1 and waits is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import grid
+from pallas_shim.evaluator.rules.mesh import require_no_waiting
 from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule
 
 
@@ -13,6 +14,8 @@ def _pallas_call(lowering, eqn, ins):
         call = jax_compat.pallas_call(eqn)
     except jax_compat.UnsupportedCall as error:
         raise Unsupported("pallas_call", str(error)) from error
+    if call.cores is not None:
+        require_no_waiting("pallas_call", [call.cores])
     return grid.lower_call(lowering, call, ins)
 
 
