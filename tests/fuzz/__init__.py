@@ -1,0 +1,1 @@
+"""Random kernels, run in the evaluator and in JAX's interpreter."""

@@ -1,0 +1,71 @@
+"""Runs one random kernel in the evaluator and in JAX, and compares."""
+
+from __future__ import annotations
+
+import random
+
+import jax
+import numpy as np
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from jax.extend.core import jaxpr_as_fun
+
+from pallas_shim.evaluator.execute import Executable
+from pallas_shim.evaluator.lower import lower
+from pallas_shim.evaluator.passes import NAMES, optimise
+from pallas_shim.evaluator.rules.registry import Unsupported
+from tests.fuzz.kernels import Call
+from tests.oracle import compare
+
+# Hypothesis is behind the choices, so that it shrinks a kernel that fails.
+sources = st.randoms(use_true_random=False)
+quiet = settings(
+    database=None,
+    deadline=None,
+    phases=(Phase.generate, Phase.shrink),
+    report_multiple_bugs=False,
+    suppress_health_check=list(HealthCheck),
+)
+
+WAYS = {
+    "without passes": NAMES,
+    "with all passes": (),
+    **{f"without {name}": (name,) for name in sorted(NAMES)},
+}
+
+
+class Mismatch(AssertionError):
+    """The evaluator's results aren't JAX's. The message shows the kernel and its arguments."""
+
+
+def check(source: random.Random) -> bool:
+    """Draws a kernel and runs it. False: JAX's interpreter itself fails on it, and nothing was
+    compared.
+
+    Raises:
+      Mismatch: the evaluator, with all passes, none, or all but one, doesn't do what JAX does.
+    """
+    call = Call(source)
+    jaxpr = jax.make_jaxpr(call.function)(*call.args)
+    try:
+        want = [np.asarray(x) for x in jax.jit(jaxpr_as_fun(jaxpr))(*call.args)]
+    except (AssertionError, NotImplementedError, TypeError, ValueError):
+        return False
+    args = [np.asarray(arg) for arg in call.args]
+    for arg in args:
+        arg.flags.writeable = False
+    try:
+        program = lower(jaxpr)
+    except Unsupported as error:
+        raise Mismatch(f"{error}\n{jaxpr}") from error
+    for way, skipped in WAYS.items():
+        got: list[np.ndarray] = []
+        try:
+            got = [np.asarray(x) for x in Executable(optimise(program, skipped))(*args)]
+            for one, other in zip(got, want, strict=True):
+                compare(one, other)
+        except Exception as error:
+            parts = {"arguments": args, "got": got, "want": want}
+            shown = [f"{name}: {part!r}" for name, part in parts.items()]
+            raise Mismatch("\n".join([f"{way}: {error}", str(jaxpr), *shown])) from error
+    return True
