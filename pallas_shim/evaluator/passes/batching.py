@@ -87,8 +87,7 @@ class _Batching:
                 operation.effects is PURE
                 and name in BATCH_FORMS
                 and all(isinstance(t, ArrayType) and t.nbytes <= _LARGEST_MEMBER for t in types)
-                # Scalars are mostly indices, which are needed one by one.
-                and all(isinstance(t, ArrayType) and t.ndim and t.size for t in outs)
+                and all(isinstance(t, ArrayType) and t.size for t in outs)
             )
         return known
 
