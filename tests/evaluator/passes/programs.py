@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from hypothesis import strategies as st
 
-from pallas_shim.evaluator import memory
+from pallas_shim.evaluator import memory, rules
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import Lowering, lower
 from pallas_shim.evaluator.passes.dead_code import remove_dead_code
@@ -66,6 +66,7 @@ class Builder(Lowering):
 
     def __init__(self):
         super().__init__()
+        rules.load()
         self.log = []
 
     def pure(self, name, fn, ins, out, view=False, **params):
