@@ -168,6 +168,21 @@ def test_a_dynamic_grid():
     compare(run(call, *args)[0], np.asarray(jax.jit(call)(*args)))
 
 
+def test_a_shared_array_under_vmap():
+    def kernel(x, o):
+        o[...] = x[...] * 2
+
+    call = jax.vmap(
+        pl.pallas_call(
+            kernel, out_shape=f32(24, 128), grid=(3,), interpret=CHECKED,
+            in_specs=[spec((8, 128), lambda i: (i, 0))],
+            out_specs=spec((8, 128), lambda i: (2 - i, 0)), input_output_aliases={0: 0},
+        )
+    )
+    x = numbers(2, 24, 128)
+    compare(run(call, x)[0], np.asarray(jax.jit(call)(x)))
+
+
 def test_copies_and_loads_at_dynamic_places_inside():
     def kernel(at, x, o, scratch, sem):
         pltpu.make_async_copy(x.at[pl.ds(at[0], 8), 1], scratch, sem).start()
