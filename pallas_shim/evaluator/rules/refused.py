@@ -41,7 +41,7 @@ _NOWHERE = {
     ),
     "it is for the vector units of SparseCore": (
         "sparsecore_load sparsecore_swap sparsecore_gather sparsecore_scatter "
-        "sparsecore_bitcast barrier unique scan_count masked_cumsum masked_cummax masked_cummin "
+        "barrier unique scan_count masked_cumsum masked_cummax masked_cummin "
         "masked_sort parallel_loop pack unpack all_reduce_ffs all_reduce_population_count "
         "sc_fetch_and_add jaxpr_call"
     ),

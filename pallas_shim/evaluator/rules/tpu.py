@@ -160,6 +160,11 @@ def _bitcast(ins, outs, *, ty, dim=None, **_):
     return cast
 
 
+@rule("sparsecore_bitcast")
+def _sparsecore_bitcast(ins, outs, *, dtype, **_):
+    return _bitcast(ins, outs, ty=dtype, dim=-1)
+
+
 @rule("reciprocal")
 def _reciprocal(ins, outs, *, approx=False, **_):
     (out,) = outs

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.experimental.pallas import tpu_sc as plsc
 
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.rules import Unsupported
+from pallas_shim.jax_compat import primitive_name
 from tests.oracle import compare
 
 
@@ -70,6 +72,24 @@ def test_widening_bitcast():
 
     x = jnp.arange(16 * 128, dtype=jnp.int16).reshape(16, 128)
     check(kernel, jax.ShapeDtypeStruct((8, 128), jnp.int32), x)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("to", ["float32", "int16", "uint8"])
+def test_sparsecores_bitcast_is_of_the_last_dimension(to):
+    def kernel(x, o):
+        o[...] = plsc.bitcast(x[...], jnp.dtype(to))
+
+    want = np.asarray(X).view(to)
+    out = jax.ShapeDtypeStruct(want.shape, want.dtype)
+    jaxpr = jax.make_jaxpr(pl.pallas_call(kernel, out_shape=out))(X)
+    (got,) = Executable(lower(jaxpr))(np.asarray(X))
+    compare(got, want)
+
+
+def test_what_sparsecore_calls_a_gather_is_no_gather():
+    assert primitive_name(plsc.load_gather.__globals__["gather_p"]) == "sparsecore_gather"
+    assert primitive_name(jax.lax.gather_p) == "gather"
 
 
 @pytest.mark.parametrize("approx", [False, True])
