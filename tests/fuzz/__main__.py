@@ -14,9 +14,10 @@ import time
 
 from hypothesis import given, seed, settings
 
-from tests.fuzz.check import Mismatch, check, quiet, sources
+from tests.fuzz.check import Mismatch, check, check_inexact, quiet, sources
 
-EXAMPLES = 25
+# Of each seed: kernels compared exactly, and kernels compared within a bound.
+EXAMPLES, INEXACT = 25, 5
 
 
 def main() -> int:
@@ -38,8 +39,17 @@ def main() -> int:
             else:
                 refused += 1
 
+        @seed(number)
+        @settings(quiet, max_examples=INEXACT)
+        @given(sources)
+        def run_inexact(source):
+            nonlocal compared
+            check_inexact(source)
+            compared += 1
+
         try:
             run()
+            run_inexact()
         except Mismatch as error:
             print(f"seed {number}: {error}")
             return 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +16,7 @@ from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.passes import NAMES, optimise
 from pallas_shim.evaluator.rules.registry import Unsupported
+from tests.fuzz.inexact import InexactCall
 from tests.fuzz.kernels import Call
 from tests.oracle import compare
 
@@ -48,10 +51,28 @@ def check(source: random.Random) -> bool:
     call = Call(source)
     jaxpr = jax.make_jaxpr(call.function)(*call.args)
     try:
-        want = [np.asarray(x) for x in jax.jit(jaxpr_as_fun(jaxpr))(*call.args)]
+        want = _in_jax(jaxpr, call.args)
     except (AssertionError, NotImplementedError, TypeError, ValueError):
         return False
-    args = [np.asarray(arg) for arg in call.args]
+    _compare(jaxpr, call.args, want)
+    return True
+
+
+def check_inexact(source: random.Random) -> None:
+    """The same for a kernel whose floats are rounded."""
+    call = InexactCall(source)
+    jaxpr = jax.make_jaxpr(call.function)(*call.args)
+    _compare(jaxpr, call.args, _in_jax(jaxpr, call.args), call.rtol)
+
+
+def _in_jax(jaxpr: Any, args: Sequence[np.ndarray]) -> list[np.ndarray]:
+    return [np.asarray(x) for x in jax.jit(jaxpr_as_fun(jaxpr))(*args)]
+
+
+def _compare(
+    jaxpr: Any, args: Sequence[np.ndarray], want: Sequence[np.ndarray], rtol: float | None = None
+) -> None:
+    args = [np.asarray(arg) for arg in args]
     for arg in args:
         arg.flags.writeable = False
     try:
@@ -63,9 +84,8 @@ def check(source: random.Random) -> bool:
         try:
             got = [np.asarray(x) for x in Executable(optimise(program, skipped))(*args)]
             for one, other in zip(got, want, strict=True):
-                compare(one, other)
+                compare(one, other, rtol=rtol)
         except Exception as error:
             parts = {"arguments": args, "got": got, "want": want}
             shown = [f"{name}: {part!r}" for name, part in parts.items()]
             raise Mismatch("\n".join([f"{way}: {error}", str(jaxpr), *shown])) from error
-    return True
