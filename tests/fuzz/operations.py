@@ -196,7 +196,10 @@ class Operations(Choices):
         name = self.one(_ARITHMETIC)
         if not a.quantum or not b.quantum or not fits(a.dtype, *_ARITHMETIC[name](a, b)):
             a, b = tame(a), tame(b)
-        return Value(getattr(lax, name)(a.x, b.x), *_ARITHMETIC[name](a, b))
+        x = getattr(lax, name)(a.x, b.x)
+        if name in ("max", "min"):
+            x = without_signed_zeros(x)
+        return Value(x, *_ARITHMETIC[name](a, b))
 
     def _unary(self, a: Value) -> Value:
         if a.dtype == BOOL:
@@ -246,7 +249,8 @@ class Operations(Choices):
         low, high = self.like(values, a), self.like(values, a)
         if self.number(0, 1):
             low, high = fit(low, ()), fit(high, ())
-        return Value(lax.clamp(low.x, a.x, high.x), *_joined([low, a, high]))
+        x = without_signed_zeros(lax.clamp(low.x, a.x, high.x))
+        return Value(x, *_joined([low, a, high]))
 
     def cast(self, values: Sequence[Value]) -> Value:
         return cast(self.recent(values), self.one(DTYPES))
@@ -372,7 +376,8 @@ class Operations(Choices):
         if self.number(0, 1) or a.dtype == BOOL:
             return Value(at.set(row.x), *_joined([a, row]))
         change = self.one(["add", "max", "min"])
-        return Value(getattr(at, change)(row.x), *_ARITHMETIC[change](a, row))
+        x = without_signed_zeros(getattr(at, change)(row.x))
+        return Value(x, *_ARITHMETIC[change](a, row))
 
     def _kept(self, a: Value, x: Any) -> Value:
         """Some of the elements of ``a``, no more than a kernel should hold."""
@@ -390,13 +395,14 @@ class Operations(Choices):
             return Value(getattr(lax, f"reduce_{name}")(a.x, axes))
         name = self.one(["sum", "max", "min"])
         if name != "sum":
-            return a._replace(x=getattr(lax, f"reduce_{name}")(a.x, axes))
+            return a._replace(x=without_signed_zeros(getattr(lax, f"reduce_{name}")(a.x, axes)))
         terms = math.prod(a.shape[axis] for axis in axes)
         if is_float(a.dtype) and not (a.quantum and fits(a.dtype, a.bound * terms, a.quantum)):
             a = tame(a)
             if not fits(a.dtype, a.bound * terms, a.quantum):
                 a = cast(a, np.dtype(np.float32))
-        return Value(_summed(jnp.sum(a.x, axes, dtype=a.dtype)), a.bound * terms, a.quantum)
+        x = without_signed_zeros(jnp.sum(a.x, axes, dtype=a.dtype))
+        return Value(x, a.bound * terms, a.quantum)
 
     def cumulative(self, values: Sequence[Value]) -> Value:
         a = self.of_rank(values, 1)
@@ -408,7 +414,7 @@ class Operations(Choices):
             a = cast(tame(a), np.dtype(np.float32))
             a = a._replace(bound=a.bound * a.shape[axis])
         x = getattr(lax, name)(a.x, axis=axis, reverse=reverse)
-        return a._replace(x=_summed(x) if name == "cumsum" else x)
+        return a._replace(x=without_signed_zeros(x))
 
     def arg_extremum(self, values: Sequence[Value]) -> Value:
         a = self.of_rank(values, 1)
@@ -447,12 +453,13 @@ class Operations(Choices):
         elif not is_float(out) and self.number(0, 1):
             out = np.dtype(np.int32)
         dimensions = (((contract,), (len(batch),)), (tuple(batch), tuple(range(len(batch)))))
-        x = _summed(lax.dot_general(a.x, b.x, dimensions, preferred_element_type=out))
+        x = without_signed_zeros(lax.dot_general(a.x, b.x, dimensions, preferred_element_type=out))
         return self._kept(Value(x, bound, quantum), x)
 
 
-def _summed(x: Any) -> Any:
-    """A sum without the sign of a zero, which depends on how many zeros were added."""
+def without_signed_zeros(x: Any) -> Any:
+    """Zeros without a sign: that of a sum depends on how many zeros were added, and that of an
+    extremum, in XLA, on how the loop was vectorised."""
     return jnp.where(x == 0, jnp.zeros_like(x), x) if is_float(np.dtype(x.dtype)) else x
 
 
