@@ -272,7 +272,7 @@ class _Agenda:
     def group(self, members: list[Instruction]) -> None:
         """Emits instructions with one key that are all ready."""
         operation = members[0].operation
-        if operation.name == "slice" and members[1].operation is not operation:
+        if operation.name == "slice" and any([m.operation is not operation for m in members]):
             if not self.slices(members):
                 for member in members:
                     self.single(member)

@@ -7,6 +7,8 @@ that the parameters speak of. They are called hidden here, and stay where they a
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -169,7 +171,7 @@ def _behind(dims):
     return tuple(d + 1 for d in dims)
 
 
-_SHIFTED = {
+_SHIFTED: dict[str, Callable[..., dict[str, Any]]] = {
     "broadcast_in_dim": lambda stack, *, broadcast_dimensions, **_: {
         "broadcast_dimensions": (0, *_behind(broadcast_dimensions))
     },
