@@ -89,7 +89,7 @@ def tame(value: Value) -> Value:
     if not is_float(value.dtype) or (value.bound <= BOUND and value.quantum >= QUANTUM):
         return value
     limit = np.asarray(BOUND, value.dtype)
-    return Value(lax.clamp(-limit, lax.round(value.x), limit), BOUND, 1.0)
+    return Value(lax.clamp(-limit, without_signed_zeros(lax.round(value.x)), limit), BOUND, 1.0)
 
 
 def cast(value: Value, dtype: np.dtype) -> Value:
@@ -215,7 +215,8 @@ class Operations(Choices):
             quantum = max(quantum, 1.0)
         if name == "sign":
             bound, quantum = 1.0, 1.0
-        return Value(getattr(lax, name)(a.x), bound, quantum)
+        x = getattr(lax, name)(a.x)
+        return Value(without_signed_zeros(x) if name == "round" else x, bound, quantum)
 
     def halve(self, values: Sequence[Value]) -> Value:
         """Floats divided, exactly."""
@@ -459,7 +460,7 @@ class Operations(Choices):
 
 def without_signed_zeros(x: Any) -> Any:
     """Zeros without a sign: that of a sum depends on how many zeros were added, and that of an
-    extremum, in XLA, on how the loop was vectorised."""
+    extremum or of a fraction rounded, in XLA, on how the loop was vectorised."""
     return jnp.where(x == 0, jnp.zeros_like(x), x) if is_float(np.dtype(x.dtype)) else x
 
 
