@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import gc
 import re
 import threading
 import time
@@ -121,11 +122,25 @@ def _plan(jaxpr: Any, params: dict[str, Any], args: Sequence[Any]) -> Plan | Non
             if plan.key == key:
                 return plan
         try:
-            plan = _make_plan(jaxpr, key, hooks.describe_call(params), args)
+            with _without_collections():
+                plan = _make_plan(jaxpr, key, hooks.describe_call(params), args)
         except arrays.Elsewhere as elsewhere:
             return Plan(key, str(elsewhere))  # other arguments may be elsewhere
         _plans[jaxpr] = (*plans, plan)
         return plan
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """Garbage collection off: planning makes many objects that stay, and a full collection
+    walks all that JAX holds, which takes as long as planning itself."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _make_plan(
@@ -141,7 +156,7 @@ def _make_plan(
             return Plan(key, reason)
         in_dtypes = arrays.argument_dtypes(hooks.in_avals(jaxpr))
         _read(args, in_dtypes)
-        program = _program(jaxpr, call.name)
+        executable = Executable(_program(jaxpr, call.name))
     except Unsupported as unsupported:
         return Plan(key, str(unsupported))
     use = REPORT.use(call.name, kernels, "numpy", "the evaluator has a rule for all of it")
@@ -149,7 +164,7 @@ def _make_plan(
     return Plan(
         key,
         use.reason,
-        Executable(program),
+        executable,
         use,
         "jit_" + re.sub(r"\W", "_", call.name),
         in_dtypes,

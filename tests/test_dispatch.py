@@ -526,3 +526,14 @@ def test_threads_share_a_kernel(shim):
     for i, result in enumerate(results):
         np.testing.assert_array_equal(result, (X + i) * 4)
     assert only_row()["calls"] == 160
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_garbage_collection_is_as_it_was_after_planning(shim, on):
+    was_on = gc.isenabled()
+    (gc.enable if on else gc.disable)()
+    try:
+        jax.jit(double)(jnp.ones((8, 128)))
+        assert gc.isenabled() is on
+    finally:
+        (gc.enable if was_on else gc.disable)()
