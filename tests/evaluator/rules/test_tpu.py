@@ -12,20 +12,7 @@ from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.rules import Unsupported
 from pallas_shim.jax_compat import primitive_name
-from tests.oracle import compare
-
-
-def check(kernel, out, *args, **kwargs):
-    """The kernel in the evaluator and in JAX's interpreter."""
-
-    def run(interpret):
-        return pl.pallas_call(kernel, out_shape=out, interpret=interpret, **kwargs)
-
-    want = jax.jit(run(True))(*args)
-    got = Executable(lower(jax.make_jaxpr(run(False))(*args)))(*map(np.asarray, args))
-    for a, b in zip(got, jax.tree.leaves(want), strict=True):
-        compare(a, np.asarray(b))
-
+from tests.oracle import check_kernel, compare
 
 X = jnp.arange(8 * 128, dtype=jnp.int32).reshape(8, 128)
 LIKE_X = jax.ShapeDtypeStruct(X.shape, X.dtype)
@@ -37,7 +24,7 @@ def test_roll(axis, shift):
     def kernel(x, o):
         o[...] = pltpu.roll(x[...], shift, axis)
 
-    check(kernel, LIKE_X, X)
+    check_kernel(kernel, LIKE_X, X)
 
 
 @pytest.mark.parametrize("axis, stride_axis", [(1, 0), (0, 1)])
@@ -46,14 +33,14 @@ def test_strided_roll(axis, stride_axis, stride):
     def kernel(x, o):
         o[...] = pltpu.roll(x[...], 5, axis, stride=stride, stride_axis=stride_axis)
 
-    check(kernel, LIKE_X, X)
+    check_kernel(kernel, LIKE_X, X)
 
 
 def test_roll_by_a_dynamic_shift():
     def kernel(s, x, o):
         o[...] = pltpu.roll(x[...], s[0], 1)
 
-    check(kernel, LIKE_X, jnp.int32([77]), X)
+    check_kernel(kernel, LIKE_X, jnp.int32([77]), X)
 
 
 @pytest.mark.parametrize("to", ["float32", "uint32", "int16", "int8"])
@@ -63,7 +50,7 @@ def test_bitcast(to):
     def kernel(x, o):
         o[...] = pltpu.bitcast(x[...], jnp.dtype(to))
 
-    check(kernel, out, X)
+    check_kernel(kernel, out, X)
 
 
 def test_widening_bitcast():
@@ -71,7 +58,7 @@ def test_widening_bitcast():
         o[...] = pltpu.bitcast(x[...], jnp.int32)
 
     x = jnp.arange(16 * 128, dtype=jnp.int16).reshape(16, 128)
-    check(kernel, jax.ShapeDtypeStruct((8, 128), jnp.int32), x)
+    check_kernel(kernel, jax.ShapeDtypeStruct((8, 128), jnp.int32), x)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -98,7 +85,7 @@ def test_reciprocal(approx):
         o[...] = pl.reciprocal(x[...], approx=approx)
 
     x = jnp.linspace(-3, 3, 8 * 128, dtype=jnp.float32).reshape(8, 128)
-    check(kernel, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+    check_kernel(kernel, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
 
 
 ANY = pl.BlockSpec(memory_space=pl.ANY)
@@ -117,7 +104,7 @@ def test_dma_between_slices_counts_on_its_semaphore():
         rest.wait()
         count[0] = pl.semaphore_read(sem) if hasattr(pl, "semaphore_read") else 0
 
-    check(
+    check_kernel(
         kernel,
         (LIKE_X, jax.ShapeDtypeStruct((1,), jnp.int32)),
         X,
@@ -138,7 +125,7 @@ def test_a_regular_semaphore():
         o[0] = read(sems.at[0])
         o[1] = read(sems.at[1])
 
-    check(
+    check_kernel(
         kernel,
         jax.ShapeDtypeStruct((2,), jnp.int32),
         out_specs=pl.BlockSpec(memory_space=pltpu.SMEM),
