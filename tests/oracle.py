@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
+from jax.experimental import pallas as pl
 
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
@@ -47,6 +48,23 @@ def check_rule(
     for a, b in zip(executable(*map(_strided, args)), got, strict=True):
         compare(np.asarray(a), b, ulp, rtol)
     return got
+
+
+def check_kernel(kernel: Callable[..., None], out: Any, *args: Any, **kwargs: Any) -> None:
+    """Asserts that the evaluator and JAX's interpreter agree on a Pallas kernel.
+
+    Args:
+      kernel: the kernel function. out: pallas_call's out_shape.
+      args: its operands; kwargs: what else pallas_call takes.
+    """
+
+    def call(interpret: bool) -> Callable[..., Any]:
+        return pl.pallas_call(kernel, out_shape=out, interpret=interpret, **kwargs)
+
+    want = jax.tree.leaves(jax.jit(call(True))(*args))
+    got = Executable(lower(jax.make_jaxpr(call(False))(*args)))(*map(np.asarray, args))
+    for a, b in zip(got, want, strict=True):
+        compare(a, np.asarray(b))
 
 
 def compare(
