@@ -10,9 +10,10 @@ may apply the rule.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pallas_shim.evaluator.program import ArrayType
+if TYPE_CHECKING:  # the start of a process imports this module, and is to import no NumPy
+    from pallas_shim.evaluator.program import ArrayType
 
 
 class Unsupported(Exception):
