@@ -169,3 +169,20 @@ def test_a_half_installed_jax_fails_as_ever(bare, from_wheel, script, tmp_path, 
     got = from_wheel.run(script, PALLAS_NUMPY="1", **path)
     assert want.returncode == got.returncode != 0
     assert error in got.stderr and got.stderr.splitlines()[-1] == want.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import jax.experimental.pallas.tpu",
+        "from jax.experimental.pallas import triton",
+        "import jax._src.pallas.pallas_call",
+        "import pallas_shim.evaluator.rules",
+    ],
+)
+def test_whatever_is_imported_first(from_wheel, script, tmp_path, first):
+    script.write_text(f"{first}\n{KERNEL}")
+    report = tmp_path / "report.json"
+    got = from_wheel.run(script, PALLAS_NUMPY="1", PALLAS_NUMPY_REPORT=str(report))
+    assert (got.returncode, got.stdout, got.stderr) == (0, "56\n", "")
+    assert rungs(report) == [("double", "numpy")]
