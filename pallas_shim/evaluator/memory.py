@@ -27,12 +27,6 @@ class Dynamic(NamedTuple):
 Path = tuple[Step, ...]
 
 
-def uninitialised(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-    """What JAX's interpreter fills memory with that nobody has written: NaN, the smallest
-    integer, False; zero counts for semaphores are the caller's."""
-    return np.full(shape, filler(dtype), dtype)
-
-
 def filler(dtype: np.dtype, checked: CheckedMemory | None = None) -> Any:
     """The value of an element that nobody has written."""
     if checked is not None and checked.zero:

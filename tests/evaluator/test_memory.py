@@ -104,7 +104,7 @@ def test_a_store_through_a_widening_bitcast_of_a_strided_block():
     ],
 )
 def test_uninitialised_memory(dtype, want):
-    got = memory.uninitialised((2,), np.dtype(dtype)).astype(np.float64)
+    got = np.full((2,), memory.filler(np.dtype(dtype)), dtype).astype(np.float64)
     np.testing.assert_array_equal(got, np.float64(want))
 
 
