@@ -23,7 +23,7 @@ def _access(lowering, view: state.RefView):
     try:
         path, leaves = state_rules.path_of(view)
     except state_rules.NotBasic:
-        raise Unsupported("dma_start", "array indices in a DMA") from None
+        raise Unsupported("DMA or semaphore", "array indices in its ref") from None
     probe = memory.viewed_type(view.ref.type.shape, view.ref.type.dtype, path)
     return view.ref, path, leaves, ArrayType(*probe)
 
