@@ -19,20 +19,19 @@ from . import undo_all
 
 
 class Generation(NamedTuple):
-    """``kind`` is the device_kind that JAX gives such a device, ``chip`` the name of its
-    ChipVersion, ``cores`` its TensorCores in one device."""
+    """``kind`` is the device_kind that JAX gives such a device, ``cores`` its TensorCores in one
+    device."""
 
     kind: str
-    chip: str
     cores: int
 
 
 GENERATIONS = {
-    "v4": Generation("TPU v4", "TPU_V4", 2),
-    "v5e": Generation("TPU v5 lite", "TPU_V5E", 1),
-    "v5p": Generation("TPU v5", "TPU_V5P", 2),
-    "v6e": Generation("TPU v6 lite", "TPU_V6E", 1),
-    "v7x": Generation("TPU7x", "TPU_7X", 1),
+    "v4": Generation("TPU v4", 2),
+    "v5e": Generation("TPU v5 lite", 1),
+    "v5p": Generation("TPU v5", 2),
+    "v6e": Generation("TPU v6 lite", 1),
+    "v7x": Generation("TPU7x", 1),
 }
 
 _OWN = frozenset({"jax", "jaxlib", "pallas_shim"})
@@ -58,6 +57,7 @@ def patch_devices(jax: ModuleType) -> Callable[[], None]:
         _set(jax, "default_backend", lambda: "tpu"),
         _answer(jax.Device, "platform", "tpu"),
         _answer(jax.Device, "device_kind", generation.kind),
+        _answer(jax.Device, "num_cores", generation.cores),
     ]
     for name in ("devices", "local_devices", "device_count", "local_device_count"):
         undoings.append(_set(jax, name, wrapt.FunctionWrapper(getattr(jax, name), _on_cpu)))
@@ -65,20 +65,21 @@ def patch_devices(jax: ModuleType) -> Callable[[], None]:
 
 
 def patch_tpu_info(pltpu: ModuleType) -> Callable[[], None]:
-    """Called when jax.experimental.pallas.tpu is imported: get_tpu_info knows the TPU.
+    """Called when jax.experimental.pallas.tpu is imported: Pallas knows the TPU's properties.
 
-    JAX before 0.10 has no such function.
+    That is get_tpu_info, which JAX has from 0.10 on, and the tiling by which emit_pipeline cuts
+    its last block.
     """
+    from pallas_shim.jax_compat import tpu_info
+
     asked = settings.current().tpu
-    if asked is None or not hasattr(pltpu, "get_tpu_info"):
+    if asked is None:
         return _nothing
     generation = GENERATIONS[asked]
-
-    def get_tpu_info() -> Any:
-        chip = getattr(pltpu.ChipVersion, generation.chip)
-        return pltpu.get_tpu_info_for_chip(chip, generation.cores)
-
-    return _set(pltpu, "get_tpu_info", get_tpu_info)
+    undoings = [tpu_info.answer(generation.kind, generation.cores)]
+    if hasattr(pltpu, "is_tpu_device"):
+        undoings.append(_set(pltpu, "is_tpu_device", lambda: True))
+    return undo_all(undoings)
 
 
 def _set(place: Any, name: str, value: Any) -> Callable[[], None]:
@@ -87,13 +88,21 @@ def _set(place: Any, name: str, value: Any) -> Callable[[], None]:
     return lambda: setattr(place, name, stock)
 
 
-def _answer(kind: type, name: str, answer: str) -> Callable[[], None]:
-    stock = kind.__dict__[name]
+def _answer(kind: type, name: str, answer: Any) -> Callable[[], None]:
+    """A property of that name, whether or not a CPU has one."""
+    stock = kind.__dict__.get(name)
 
     def get(device: Any) -> Any:
-        return answer if _asked_by_user() else stock.__get__(device)
+        if _asked_by_user():
+            return answer
+        if stock is None:
+            raise AttributeError(f"a CPU has no {name}")
+        return stock.__get__(device)
 
-    return _set(kind, name, property(get))
+    if stock is not None:
+        return _set(kind, name, property(get))
+    setattr(kind, name, property(get))
+    return lambda: delattr(kind, name)
 
 
 def _on_cpu(wrapped: Callable[..., Any], instance: Any, args: Any, kwargs: Any) -> Any:

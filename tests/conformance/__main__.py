@@ -19,6 +19,8 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 
+from tests.conformance.as_tpu import TPU
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 AS_IS = (
@@ -75,6 +77,7 @@ def run_file(
             "CONFORMANCE_RESULTS": str(results),
             "CONFORMANCE_AS_TPU": "1" if as_tpu else "0",
             "PALLAS_NUMPY": "1" if shim else "0",
+            "PALLAS_NUMPY_TPU": TPU if as_tpu else "0",
             "PYTHONPATH": os.pathsep.join([str(ROOT / "sitecustomize_pkg"), str(ROOT)]),
             "JAX_ENABLE_CHECKS": "0",
         }

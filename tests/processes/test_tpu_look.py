@@ -25,7 +25,8 @@ lanes = 128
 if hasattr(pltpu, "get_tpu_info"):  # JAX has it from 0.10 on
     info = pltpu.get_tpu_info()
     lanes = info.num_lanes
-    assert info.vmem_capacity_bytes > 2**20
+    assert info.vmem_capacity_bytes > 2**20 and pltpu.is_tpu_device()
+    assert info.num_cores == jax.devices()[0].num_cores
 
 def double(x_ref, o_ref):
     o_ref[...] = x_ref[...] * 2
@@ -71,13 +72,22 @@ import jax
 from jax.experimental.pallas import tpu as pltpu
 names = ["default_backend", "devices", "local_devices", "device_count", "local_device_count"]
 before = [jax.__dict__[n] for n in names] + [jax.Device.platform, jax.Device.device_kind]
-before.append(getattr(pltpu, "get_tpu_info", None))
+before.append(getattr(pltpu, "is_tpu_device", None))
 import pallas_shim
 with pallas_shim.active():
     assert jax.devices()[0].platform == "tpu", jax.devices()[0].platform
+    if hasattr(pltpu, "get_tpu_info"):
+        pltpu.get_tpu_info()
 after = [jax.__dict__[n] for n in names] + [jax.Device.platform, jax.Device.device_kind]
-after.append(getattr(pltpu, "get_tpu_info", None))
+after.append(getattr(pltpu, "is_tpu_device", None))
 assert all(a is b for a, b in zip(before, after, strict=True))
+assert not hasattr(jax.devices()[0], "num_cores")
+try:
+    pltpu.get_tpu_info()
+except (AttributeError, ValueError):
+    pass
+else:
+    raise AssertionError
 print(jax.devices()[0].platform)
 """,
         PALLAS_NUMPY_TPU="v4",

@@ -1,0 +1,53 @@
+"""What JAX's own code for Pallas on a TPU asks of the TPU, answered for one that isn't there."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+# Where it is since JAX 0.12, since JAX 0.9, and before.
+_PLACES = ("jax._src.tpu_info", "jax._src.pallas.mosaic.tpu_info", "jax._src.pallas.mosaic.core")
+
+
+def _module() -> Any:
+    place = next(name for name in _PLACES if importlib.util.find_spec(name) is not None)
+    return importlib.import_module(place)
+
+
+def answer(kind: str, cores: int) -> Callable[[], None]:
+    """Has the device be of that kind, with so many TensorCores; returns the undoing.
+
+    A device that the user named by an abstract mesh stays what it is. JAX's choice of layouts
+    still sees the device that there is.
+    """
+    module = _module()
+    stock: dict[str, Callable[[], Any]] = {
+        name: getattr(module, name)
+        for name in ("get_device_kind", "get_num_device_cores")
+        if hasattr(module, name)
+    }
+
+    def unless_named(name: str, value: Any) -> Callable[[], Any]:
+        def get() -> Any:
+            return stock[name]() if jax.sharding.get_abstract_mesh().abstract_device else value
+
+        return get
+
+    answers = {"get_device_kind": kind, "get_num_device_cores": cores}
+    changed = {name: unless_named(name, answers[name]) for name in stock}
+    if hasattr(module, "is_tpu_device"):
+        stock["is_tpu_device"] = module.is_tpu_device
+        changed["is_tpu_device"] = lambda: "TPU" in stock["get_device_kind"]()
+    for name, function in changed.items():
+        setattr(module, name, function)
+
+    def undo() -> None:
+        for name, function in stock.items():
+            setattr(module, name, function)
+        if hasattr(module, "get_tpu_info"):
+            module.get_tpu_info.cache_clear()
+
+    return undo
