@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.passes import NAMES, optimise
 from pallas_shim.evaluator.rules.registry import Unsupported
+from tests.fuzz.cells import ManyCells
 from tests.fuzz.inexact import InexactCall
 from tests.fuzz.kernels import Call
 from tests.oracle import compare
@@ -41,28 +42,33 @@ class Mismatch(AssertionError):
     """The evaluator's results aren't JAX's. The message shows the kernel and its arguments."""
 
 
-def check(source: random.Random) -> bool:
+# What a kernel is drawn by: its name, and how many of a hundred are.
+GENERATORS: dict[str, tuple[int, Callable[[random.Random], Any]]] = {
+    "kernels": (45, Call),
+    "cells": (40, ManyCells),
+    "inexact": (15, InexactCall),
+}
+
+
+def check(source: random.Random, only: str | None = None) -> bool:
     """Draws a kernel and runs it. False: JAX's interpreter itself fails on it, and nothing was
     compared.
+
+    Args:
+      only: the name of one of GENERATORS, instead of any.
 
     Raises:
       Mismatch: the evaluator, with all passes, none, or all but one, doesn't do what JAX does.
     """
-    call = Call(source)
+    names = [name for name, (share, _) in GENERATORS.items() for _ in range(share)]
+    call = GENERATORS[only or source.choice(names)][1](source)
     jaxpr = jax.make_jaxpr(call.function)(*call.args)
     try:
         want = _in_jax(jaxpr, call.args)
     except (AssertionError, NotImplementedError, TypeError, ValueError):
         return False
-    _compare(jaxpr, call.args, want)
+    _compare(jaxpr, call.args, want, call.rtol)
     return True
-
-
-def check_inexact(source: random.Random) -> None:
-    """The same for a kernel whose floats are rounded."""
-    call = InexactCall(source)
-    jaxpr = jax.make_jaxpr(call.function)(*call.args)
-    _compare(jaxpr, call.args, _in_jax(jaxpr, call.args), call.rtol)
 
 
 def _in_jax(jaxpr: Any, args: Sequence[np.ndarray]) -> list[np.ndarray]:

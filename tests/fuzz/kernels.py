@@ -311,6 +311,7 @@ class Call(Choices):
 
     function: Callable[..., Any]
     args: list[np.ndarray]
+    rtol = None  # every float is exact
 
     def __init__(self, source: random.Random):
         super().__init__(source)
@@ -369,7 +370,7 @@ class Call(Choices):
         self.args = [np.int32(self._grid[0])] if dynamic else []
         if self._prefetched:
             self.args.append(self._data.integers(-1, 4, 4).astype(np.int32))
-        self.args += [self.data(one.shape, one.dtype) for one in inputs]
+        self.args += [data(self, self._data, one.shape, one.dtype) for one in inputs]
         if not dynamic and self.rarely(8):
             self._batch(inputs)
 
@@ -423,18 +424,20 @@ class Call(Choices):
 
         return index_map
 
-    def data(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """Small numbers and the ends of the range; floats that operations keep exact."""
-        random = self._data
-        if dtype == BOOL:
-            return random.integers(0, 2, shape).astype(bool)
-        if is_float(dtype):
-            x = random.integers(-16, 17, shape) / 4 * np.where(random.random(shape) < 0.1, -0.0, 1)
-            if self.rarely():
-                special = random.choice([np.nan, np.inf, -np.inf, -0.0], shape)
-                x = np.where(random.random(shape) < 0.2, special, x)
-            return np.asarray(x).astype(dtype)
-        info = np.iinfo(dtype)
-        small = random.integers(0 if info.min == 0 else -4, 9, shape)
-        wild = random.choice([info.min, info.max, info.max // 2, info.max // 3, 0], shape)
-        return np.where(random.random(shape) < 0.2, wild, small).astype(dtype)
+
+def data(
+    choices: Choices, random: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype
+) -> np.ndarray:
+    """Small numbers and the ends of the range; floats that operations keep exact."""
+    if dtype == BOOL:
+        return random.integers(0, 2, shape).astype(bool)
+    if is_float(dtype):
+        x = random.integers(-16, 17, shape) / 4 * np.where(random.random(shape) < 0.1, -0.0, 1)
+        if choices.rarely():
+            special = random.choice([np.nan, np.inf, -np.inf, -0.0], shape)
+            x = np.where(random.random(shape) < 0.2, special, x)
+        return np.asarray(x).astype(dtype)
+    info = np.iinfo(dtype)
+    small = random.integers(0 if info.min == 0 else -4, 9, shape)
+    wild = random.choice([info.min, info.max, info.max // 2, info.max // 3, 0], shape)
+    return np.where(random.random(shape) < 0.2, wild, small).astype(dtype)

@@ -1,26 +1,22 @@
 """Random kernels give in the evaluator what they give in JAX's interpreter."""
 
+import pytest
 from hypothesis import given, settings
 
-from tests.fuzz.check import check, check_inexact, quiet, sources
+from tests.fuzz.check import GENERATORS, check, quiet, sources
 
-EXAMPLES, INEXACT = 40, 15
+EXAMPLES = 60
 
 
-def test_random_kernels():
-    compared = 0
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_random_kernels(kind):
+    compared, drawn = 0, max(EXAMPLES * GENERATORS[kind][0] // 100, 5)
 
-    @settings(quiet, derandomize=True, max_examples=EXAMPLES)
+    @settings(quiet, derandomize=True, max_examples=drawn)
     @given(sources)
     def run(source):
         nonlocal compared
-        compared += check(source)
+        compared += check(source, kind)
 
     run()
-    assert compared > 0.9 * EXAMPLES
-
-
-@settings(quiet, derandomize=True, max_examples=INEXACT)
-@given(sources)
-def test_random_kernels_that_round(source):
-    check_inexact(source)
+    assert compared > 0.9 * drawn
