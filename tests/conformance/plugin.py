@@ -3,21 +3,31 @@
 Environment (set by ``python -m tests.conformance``):
   CONFORMANCE_CHECKOUT: a checkout of JAX at the tag of the installed version.
   CONFORMANCE_RESULTS: a file that gets one JSON line a test.
+  CONFORMANCE_DONE: a file with the tests not to run, one a line.
+  CONFORMANCE_COMMIT: the commit of the project, for the results.
   CONFORMANCE_AS_TPU: "1" has the tests' own helpers say that the device is a TPU v5e.
+  CONFORMANCE_SECONDS: the time limit of a test. pytest-timeout keeps it where Python code runs;
+    a test that hangs outside Python ends its process here, a little later.
 """
 
 from __future__ import annotations
 
+import datetime
+import faulthandler
 import importlib
 import json
 import os
 import pathlib
+from typing import Any
 
 import pytest
 
 CHECKOUT = pathlib.Path(os.environ["CONFORMANCE_CHECKOUT"])
-RESULTS = os.environ["CONFORMANCE_RESULTS"]
-AS_TPU = os.environ.get("CONFORMANCE_AS_TPU") == "1"
+RESULTS = pathlib.Path(os.environ["CONFORMANCE_RESULTS"])
+DONE = pathlib.Path(os.environ["CONFORMANCE_DONE"])
+COMMIT = os.environ["CONFORMANCE_COMMIT"]
+AS_TPU = os.environ["CONFORMANCE_AS_TPU"] == "1"
+SECONDS = int(os.environ["CONFORMANCE_SECONDS"])
 
 # Packages whose test helpers are in the repository and not in the wheel. The wheel's own
 # modules come first, so nothing that is tested is taken from the checkout.
@@ -34,17 +44,16 @@ def pytest_configure(config: pytest.Config) -> None:
         as_tpu.pretend()
 
 
-def _rows() -> list[dict]:
-    try:
-        from pallas_shim.report import REPORT
-    except ImportError:
-        return []
-    rows = [
-        {"kernel": row["name"], "rung": row["rung"], "reason": row["reason"]}
-        for row in REPORT.rows()
-    ]
-    REPORT.clear()
-    return rows
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    done = set(DONE.read_text().splitlines())
+    items[:] = [item for item in items if item.nodeid.partition("::")[2] not in done]
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item: pytest.Item):
+    faulthandler.dump_traceback_later(SECONDS + 30, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -58,12 +67,35 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
         message = report.longrepr[2]
     elif report.outcome == "failed" and call.excinfo is not None:
         message = f"{call.excinfo.typename}: {call.excinfo.value}"
+    _note(item.nodeid, report.outcome, message, report.duration, _rows())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_handlecrashitem(crashitem: str) -> None:
+    """In the process that starts the others: one of them ended during a test."""
+    _note(crashitem, "failed", f"its process crashed, or hung for {SECONDS + 30} s", 0.0, [])
+
+
+def _note(test: str, outcome: str, message: str, seconds: float, kernels: list[Any]) -> None:
     line = {
-        "test": item.nodeid,
-        "outcome": report.outcome,
+        "test": test,
+        "outcome": outcome,
         "message": message[:2000],
-        "seconds": round(report.duration, 3),
-        "kernels": _rows(),
+        "seconds": round(seconds, 3),
+        "kernels": kernels,
+        "commit": COMMIT,
+        "date": datetime.date.today().isoformat(),
     }
-    with open(RESULTS, "a", encoding="utf-8") as file:
+    with RESULTS.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def _rows() -> list[dict[str, str]]:
+    from pallas_shim.report import REPORT
+
+    rows = [
+        {"kernel": row["name"], "rung": row["rung"], "reason": row["reason"]}
+        for row in REPORT.rows()
+    ]
+    REPORT.clear()
+    return rows

@@ -1,0 +1,160 @@
+"""docs/conformance.md: a section for each version of JAX and mode, each written on its own."""
+
+from __future__ import annotations
+
+import collections
+import fnmatch
+import pathlib
+import platform
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from tests.conformance.kept import Outcomes, Results
+from tests.conformance.reasons import REASONS
+
+HEAD = """\
+# Conformance
+
+What JAX's own tests of Pallas do under the shim, and on stock JAX in the same environment. Each
+section is written by the command in it, from the results of the tests; `CHECKOUT` is JAX's
+repository at the tag of the version.
+
+A kernel's rung is counted once for each test and jitted function: **numpy**, the whole function
+ran in the evaluator; **callback**, XLA ran the function and the evaluator its kernel; **jax**, it
+was left to JAX.
+"""
+
+OUTCOMES = ("passed", "failed", "skipped")
+RUNGS = ("numpy", "callback", "jax")
+
+
+def write(path: pathlib.Path, names: Sequence[str], results: Results) -> None:
+    """Writes the section of these results anew, and leaves the others as they are."""
+    sections = {}
+    if path.exists():
+        for text in re.split(r"^(?=## )", path.read_text(encoding="utf-8"), flags=re.M)[1:]:
+            sections[text.partition("\n")[0]] = text.rstrip() + "\n"
+    title = f"## JAX {results.version}, {'as on a TPU v5e' if results.as_tpu else 'as they are'}"
+    sections[title] = "\n".join([title, "", *_section(names, results)]) + "\n"
+    path.write_text(
+        "\n".join([HEAD, *(sections[title] for title in sorted(sections))]), encoding="utf-8"
+    )
+
+
+def summary(results: Results, name: str) -> str:
+    """One line on one file."""
+    stock, shim = results.of(name, shim=False), results.of(name, shim=True)
+    return f"stock {_counts(stock)}, shim {_counts(shim)} (passed / failed / skipped)"
+
+
+def _section(names: Sequence[str], results: Results) -> Iterator[str]:
+    stock = {name: results.of(name, shim=False) for name in names}
+    shim = {name: results.of(name, shim=True) for name in names}
+    dates = [test["date"] for name in names for test in shim[name].values()]
+    mode = " --as-tpu" if results.as_tpu else ""
+    yield f"Python {platform.python_version()}, {max(dates, default='no results')}."
+    yield f"`python -m tests.conformance CHECKOUT{mode}` writes it."
+    yield ""
+    yield "| file | stock: passed / failed / skipped | shim | numpy | callback | jax | commit |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    for name in names:
+        yield _row(name, stock[name], shim[name])
+    everything = [
+        {(name, test): one for name in names for test, one in side[name].items()}
+        for side in (stock, shim)
+    ]
+    yield _row("all", *everything)
+    yield from _table(
+        "Failed under the shim",
+        ("file", "test", "stock", "why"),
+        (
+            (name, test, stock[name].get(test, {}).get("outcome", "not run"), _why(name, test, one))
+            for name in names
+            for test, one in sorted(shim[name].items())
+            if one["outcome"] == "failed"
+        ),
+    )
+    yield from _table(
+        "Passed on stock, and neither passed nor failed under the shim",
+        ("file", "test", "why"),
+        (
+            (name, test, _line(shim[name].get(test, {}).get("message", "not run")))
+            for name in names
+            for test, one in sorted(stock[name].items())
+            if one["outcome"] == "passed"
+            and shim[name].get(test, {}).get("outcome") not in ("passed", "failed")
+        ),
+    )
+    for rung, title in (("jax", "Left to JAX"), ("callback", "By callback")):
+        yield from _table(title, ("reason", "kernels", "tests"), _kernels(rung, shim))
+    yield from _table("Skipped under the shim", ("reason", "tests"), _skipped(shim.values()))
+
+
+def _row(name: str, stock: Outcomes, shim: Outcomes) -> str:
+    rungs = collections.Counter(k["rung"] for test in shim.values() for k in test["kernels"])
+    commits = ", ".join(sorted({test["commit"] for test in shim.values()}))
+    cells = [name, _counts(stock), _counts(shim), *(str(rungs[rung]) for rung in RUNGS), commits]
+    return f"| {' | '.join(cells)} |"
+
+
+def _counts(outcomes: Outcomes) -> str:
+    counts = collections.Counter(test["outcome"] for test in outcomes.values())
+    return " / ".join(str(counts[outcome]) for outcome in OUTCOMES) if outcomes else "not run"
+
+
+def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """A table with a title; nothing if it has no rows."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    if lines:
+        yield from ("", f"### {title}", "", f"| {' | '.join(header)} |")
+        yield f"|{' --- |' * len(header)}"
+        yield from lines
+
+
+def _why(name: str, test: str, outcome: Any) -> str:
+    for pattern, reason in REASONS.items():
+        if fnmatch.fnmatchcase(f"{name}::{test}", pattern):
+            return reason
+    return _line(outcome["message"])
+
+
+def _kernels(rung: str, shim: dict[str, Outcomes]) -> Iterator[Sequence[str]]:
+    """By reason: how many kernels were on this rung, and in which tests."""
+    found: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)
+    for name, outcomes in shim.items():
+        for test, outcome in outcomes.items():
+            for kernel in outcome["kernels"]:
+                if kernel["rung"] == rung:
+                    found[_line(kernel["reason"])].append((name, test))
+    for reason, tests in sorted(found.items(), key=lambda item: -len(item[1])):
+        yield reason, str(len(tests)), _named(tests)
+
+
+def _named(tests: Iterable[tuple[str, str]], most: int = 8) -> str:
+    """The tests by file, without the numbers of their parameters; only how many, if many."""
+    files: dict[str, set[str]] = collections.defaultdict(set)
+    for name, test in tests:
+        files[name].add(re.sub(r"\d*(\[.*\])?$", "", test.rpartition("::")[2]))
+    return "; ".join(
+        f"{name}: {', '.join(sorted(found)) if len(found) <= most else f'{len(found)} kinds'}"
+        for name, found in files.items()
+    )
+
+
+def _skipped(sides: Iterable[Outcomes]) -> Iterator[Sequence[str]]:
+    reasons = collections.Counter(
+        _line(outcome["message"].removeprefix("Skipped: "))
+        for outcomes in sides
+        for outcome in outcomes.values()
+        if outcome["outcome"] == "skipped"
+    )
+    for reason, count in reasons.most_common():
+        yield reason, str(count)
+
+
+def _line(message: str) -> str:
+    """The first words of a message, as a cell of a table."""
+    text = " ".join(message.split())
+    text = text if len(text) <= 160 else text[:160].rpartition(" ")[0] + " …"
+    return text.replace("|", "\\|") or "-"

@@ -1,0 +1,48 @@
+"""Where results are kept: a file for each of JAX's test files and each side, a JSON line a test."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+HOME = pathlib.Path("~/.cache/pallas_shim/conformance").expanduser()
+
+# By test: its outcome, message, seconds, kernels, and the commit and date of the run.
+Outcomes = Mapping[str, Mapping[str, Any]]
+
+
+class Results:
+    """What is kept of the installed JAX, in one mode."""
+
+    def __init__(self, home: pathlib.Path, *, as_tpu: bool) -> None:
+        self.version = importlib.metadata.version("jax")
+        self.as_tpu = as_tpu
+        self._home = home / f"jax-{self.version}{'-as-tpu' if as_tpu else ''}"
+
+    def path(self, name: str, *, shim: bool) -> pathlib.Path:
+        folder = self._home / ("shim" if shim else "stock")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{name}.jsonl"
+
+    def of(self, name: str, *, shim: bool) -> Outcomes:
+        return read(self.path(name, shim=shim))
+
+
+def read(path: pathlib.Path) -> Outcomes:
+    """The results in a file; a test's last one counts. Names are without the file's."""
+    if not path.exists():
+        return {}
+    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return {line["test"].partition("::")[2]: line for line in lines}
+
+
+def forget(path: pathlib.Path, which: str) -> None:
+    """Drops results that are to be made anew: "all", "failed", or (of those "missing") none."""
+    if which == "all":
+        path.unlink(missing_ok=True)
+    elif which == "failed":
+        stay = [line for line in read(path).values() if line["outcome"] != "failed"]
+        path.write_text("".join(json.dumps(line) + "\n" for line in stay), encoding="utf-8")
