@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection
 from pallas_shim.evaluator.passes.batching import batch
 from pallas_shim.evaluator.passes.common_subexpressions import share_common_subexpressions
 from pallas_shim.evaluator.passes.constant_folding import fold_constants
-from pallas_shim.evaluator.passes.constant_gathers import ConstantGathers
 from pallas_shim.evaluator.passes.dead_code import remove_dead_code
 from pallas_shim.evaluator.passes.extrema import Extrema
 from pallas_shim.evaluator.passes.hoisting import hoist_invariants
 from pallas_shim.evaluator.passes.load_views import view_loads
+from pallas_shim.evaluator.passes.movements import Movements
 from pallas_shim.evaluator.passes.store_forwarding import forward_stores
 from pallas_shim.evaluator.passes.truth_values import TruthValues
 from pallas_shim.evaluator.program import Program
@@ -27,7 +27,7 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("constant_folding", fold_constants),
     ("common_subexpressions", share_common_subexpressions),
     ("truth_values", TruthValues.run),
-    ("constant_gathers", ConstantGathers.run),
+    ("movements", Movements.run),
     ("hoisting", hoist_invariants),
     ("store_forwarding", forward_stores),
     ("batching", batch),

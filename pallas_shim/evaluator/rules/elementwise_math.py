@@ -252,7 +252,7 @@ def integer_pow(y: int, dtype: np.dtype) -> Function:
 
 # From this size on, bit operations beat np.where on masks without a pattern, and equal it on
 # those with one.
-_MANY = 1 << 14
+_MANY = 1 << 12
 
 
 def select(type: ArrayType) -> Function:
@@ -264,7 +264,7 @@ def select(type: ArrayType) -> Function:
     def by_bits(which, no, yes):
         # The operands may broadcast against each other.
         no = no.view(bits)
-        result = (no ^ yes.view(bits)) & np.negative(which.view(np.int8)).astype(bits)
+        result = (no ^ yes.view(bits)) * which.view(np.int8)
         result ^= no
         return result.view(type.dtype)
 

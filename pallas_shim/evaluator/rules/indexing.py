@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -222,9 +223,27 @@ def _gather(ins, outs, *, dimension_numbers, slice_sizes, mode, fill_value, **_)
     return gather
 
 
+# Joining more slices than this costs more than taking each index.
+_FEW_RUNS = 4
+
+
 @rule("take")  # of the passes, where positions are known
 def _take(ins, outs, *, indices, axis, **_):
-    return lambda x: x.take(indices, axis)
+    shape, size = ins[0].shape, ins[0].shape[axis]
+    before = (slice(None),) * axis
+    breaks = np.flatnonzero(np.diff(indices) != 1) + 1
+    if len(breaks) <= _FEW_RUNS:
+        runs = [
+            (*before, slice(int(run[0]), int(run[-1]) + 1)) for run in np.split(indices, breaks)
+        ]
+        return lambda x: np.concatenate([x[run] for run in runs], axis)
+    # Runs that begin and end at multiples of one length are taken as wholes.
+    length = math.gcd(size, len(indices), *breaks.tolist(), *indices[[0, *breaks]].tolist())
+    if length == 1:
+        return lambda x: x.take(indices, axis)
+    rows = indices[::length] // length
+    parted = (*shape[:axis], size // length, length, *shape[axis + 1 :])
+    return lambda x: x.reshape(parted).take(rows, axis).reshape(outs[0].shape)
 
 
 @batch_form("take")

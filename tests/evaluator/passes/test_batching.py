@@ -10,7 +10,7 @@ from jax import lax
 
 from pallas_shim.evaluator.passes.batching import batch
 from pallas_shim.evaluator.passes.constant_folding import fold_constants
-from pallas_shim.evaluator.passes.constant_gathers import ConstantGathers
+from pallas_shim.evaluator.passes.movements import Movements
 from pallas_shim.evaluator.rules import load
 from pallas_shim.evaluator.rules.registry import BATCH_FORMS, RULES
 
@@ -93,7 +93,7 @@ def test_there_is_a_sample_of_every_form():
 
 def test_takes():
     gather = lambda x: jnp.take_along_axis(x, np.array([[2], [0], [1]]), 0)  # noqa: E731
-    run = lambda program: batch(ConstantGathers.run(fold_constants(program)))  # noqa: E731
+    run = lambda program: batch(Movements.run(fold_constants(program)))  # noqa: E731
     count = Counter(check_pass(run, lambda *xs: [gather(x) for x in xs], *TILES))
     assert count == {"join": 1, "take": 1, "member": LANES}
 
