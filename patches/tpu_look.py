@@ -57,7 +57,7 @@ def patch_devices(jax: ModuleType) -> Callable[[], None]:
         _set(jax, "default_backend", lambda: "tpu"),
         _answer(jax.Device, "platform", "tpu"),
         _answer(jax.Device, "device_kind", generation.kind),
-        _answer(jax.Device, "num_cores", generation.cores),
+        _add(jax.Device, "num_cores", generation.cores),
     ]
     for name in ("devices", "local_devices", "device_count", "local_device_count"):
         undoings.append(_set(jax, name, wrapt.FunctionWrapper(getattr(jax, name), _on_cpu)))
@@ -88,20 +88,18 @@ def _set(place: Any, name: str, value: Any) -> Callable[[], None]:
     return lambda: setattr(place, name, stock)
 
 
-def _answer(kind: type, name: str, answer: Any) -> Callable[[], None]:
-    """A property of that name, whether or not a CPU has one."""
-    stock = kind.__dict__.get(name)
+def _answer(kind: type, name: str, answer: str) -> Callable[[], None]:
+    stock = kind.__dict__[name]
 
     def get(device: Any) -> Any:
-        if _asked_by_user():
-            return answer
-        if stock is None:
-            raise AttributeError(f"a CPU has no {name}")
-        return stock.__get__(device)
+        return answer if _asked_by_user() else stock.__get__(device)
 
-    if stock is not None:
-        return _set(kind, name, property(get))
-    setattr(kind, name, property(get))
+    return _set(kind, name, property(get))
+
+
+def _add(kind: type, name: str, answer: Any) -> Callable[[], None]:
+    """A property that a CPU lacks: whoever asks for it, JAX too, asks for the TPU."""
+    setattr(kind, name, property(lambda device: answer))
     return lambda: delattr(kind, name)
 
 

@@ -7,6 +7,7 @@ it has to be padded or is written to. Where memory is checked, windows.py makes 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,12 +35,13 @@ from pallas_shim.jax_compat.pallas import Block, BlockDim, PallasCall
 
 def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
     """Emits a pallas_call and returns its results."""
+    kernel, _ = jax_compat.open_jaxpr(call.jaxpr)
     operands = iter(ins)
+    closed_over = list(itertools.islice(operands, len(kernel.constvars)))
     sizes = [
         next(operands) if size is None else lowering.const(np.int32(size)) for size in call.grid
     ]
     arrays = list(operands)
-    kernel, _ = jax_compat.open_jaxpr(call.jaxpr)
     ref_types = [lowering.type(v.aval) for v in kernel.invars]
     num_blocks = call.num_inputs + call.num_outputs
 
@@ -52,8 +54,8 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
     scratch_types = ref_types[call.num_prefetch + num_blocks :]
     scratch = [Value(t) for t in scratch_types]
     windows = None
+    _share_aliased(call, buffers)
     if call.checked is not None:
-        _share_aliased(call, buffers)
         windows = Windows(lowering, call, call.checked, sizes, buffers, block_types)
 
     def cell(indices: Sequence[Value]) -> None:
@@ -61,7 +63,7 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
         if windows is not None:
             refs = windows.refs()
             with lowering.block() as body:
-                lowering.inline(call.jaxpr, [*prefetch, *refs, *scratch])
+                lowering.inline(call.jaxpr, [*prefetch, *refs, *scratch], closed_over)
             windows.define(refs, indices, starts, written_roots(body, refs))
             lowering.body.extend(body)
             return
@@ -72,7 +74,7 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
             )
         ]
         body_start = len(lowering.body)
-        lowering.inline(call.jaxpr, [*prefetch, *views, *scratch])
+        lowering.inline(call.jaxpr, [*prefetch, *views, *scratch], closed_over)
         if call.synchronised_aliases:
             written = written_roots(lowering.body[body_start:], views)
             _synchronise(lowering, call, buffers, views, starts, written)
@@ -185,6 +187,8 @@ def _synchronise(
         if position < call.num_prefetch:
             continue
         i, o = position - call.num_prefetch, call.num_inputs + out
+        if buffers[i] is buffers[o]:
+            continue
         if views[i] in written:
             source, target = i, o
         elif views[o] in written:
@@ -222,11 +226,15 @@ def _inner(shape: Sequence[int], dims: Sequence[BlockDim]) -> tuple[slice, ...]:
 
 
 def _share_aliased(call: PallasCall, buffers: list[Value]) -> None:
-    """Gives an output the buffer of the input that it shares its array with."""
+    """Gives an output the buffer of the input that it shares its array with, where the two are
+    one memory."""
     for position, out in call.aliases:
         if position < call.num_prefetch:
             continue
         given, result = position - call.num_prefetch, call.num_inputs + out
+        in_hbm = call.blocks[given].in_hbm and call.blocks[result].in_hbm
+        if call.checked is None and not (call.for_device and in_hbm):
+            continue
         if buffers[given].type.shape != buffers[result].type.shape:
             raise Unsupported(
                 "pallas_call", "an input and an output that share an array, padded differently"

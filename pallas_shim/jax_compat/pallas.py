@@ -38,13 +38,15 @@ class Block(NamedTuple):
 
 
 class PallasCall(NamedTuple):
-    """Operands: dynamic grid sizes, scalar prefetch, inputs. The jaxpr's inputs, all refs:
-    scalar prefetch, inputs, outputs, scratch.
+    """Operands: refs that the kernel closes over (its jaxpr's constvars), dynamic grid sizes,
+    scalar prefetch, inputs. The jaxpr's inputs, all refs: scalar prefetch, inputs, outputs,
+    scratch.
 
     ``grid``: None stands for a size that is an operand. ``axis_names``: one an axis of the
     grid, or none at all. ``aliases``: pairs of the position among (scalar prefetch, inputs) and
     among the outputs. ``synchronised_aliases``: whether this JAX lets a cell see what earlier
-    cells wrote through the other of two aliased refs.
+    cells wrote through the other of two aliased refs. ``for_device``: the user asked for no
+    interpreter, so aliased refs in a TPU's HBM are one memory.
     ``cores``: what the cells are, where they are the cores of a mesh. ``checked``: None for
     memory that isn't.
     """
@@ -61,6 +63,7 @@ class PallasCall(NamedTuple):
     num_outputs: int
     aliases: tuple[tuple[int, int], ...]
     synchronised_aliases: bool
+    for_device: bool
     cores: CoreFunction | None
     checked: CheckedMemory | None
 
@@ -100,6 +103,7 @@ def pallas_call(eqn: Any) -> PallasCall:
         aliases=tuple(p["input_output_aliases"]),
         # A core_map became this with two refs for each one that it writes to.
         synchronised_aliases=_SYNCHRONISED_ALIASES or cores is not None,
+        for_device=not p["interpret"],
         cores=cores,
         checked=checked_memory(eqn),
     )

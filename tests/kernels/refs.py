@@ -10,6 +10,8 @@ from jax.experimental.pallas import triton as plgpu
 
 from tests.kernels.harness import case, floats, integers, pallas_call, struct
 
+ANY = pl.BlockSpec(memory_space=pl.ANY)
+
 
 @case()
 def slices_of_slices():
@@ -61,6 +63,20 @@ def strided_slices():
 
     f = pallas_call(kernel, (struct(8, 8), struct(8, 8), struct(16, 8)))
     return f, (floats(0, 16, 8),)
+
+
+@case()
+def constant_strided_slices_that_stick_out():
+    def kernel(x, out, wrapped):
+        # JAX checks these while it traces only if they stick out at the end.
+        out[...] = x[pl.ds(np.int32(-3), 4, 2), :]
+        wrapped[...] = jnp.zeros_like(wrapped)
+        wrapped[pl.ds(np.int32(-1), 4, 2), :] = x[:4]
+        past = jax.lax.optimization_barrier(jnp.int32(5))
+        wrapped[pl.ds(past, 4, 2), :] = x.at[1:][pl.ds(past, 4, 2), :]
+
+    f = pallas_call(kernel, (struct(4, 4), struct(8, 4)))
+    return f, (floats(0, 8, 4),)
 
 
 @case()
@@ -259,3 +275,75 @@ def roll_and_repeat():
         in_specs=[pl.BlockSpec(), pl.BlockSpec(memory_space=pltpu.SMEM)],
     )
     return f, (floats(0, 8, 128), np.array([5], np.int32))
+
+
+@case()
+def refs_of_the_caller():
+    """JAX's interpreter loses what such a kernel writes."""
+
+    def f(x):
+        def body(refs):
+            x_ref, out_ref = refs
+
+            def start(sem):
+                pltpu.make_async_copy(x_ref.at[2], out_ref.at[1], sem).start()
+
+            def wait(sem):
+                pltpu.make_async_copy(x_ref.at[2], out_ref.at[1], sem).wait()
+
+            sem_spec = pl.BlockSpec(memory_space=pltpu.SEMAPHORE)
+            sem = pl.pallas_call(
+                start, out_shape=pltpu.SemaphoreType.DMA(()), out_specs=sem_spec
+            )()
+            pl.pallas_call(wait, out_shape=(), in_specs=[sem_spec])(sem)
+
+        return pl.run_state(body)((x, jnp.zeros_like(x[:2])))[1]
+
+    x = floats(0, 4, 8, 128)
+    return f, (x,), np.stack([np.zeros_like(x[0]), x[2]])
+
+
+@case()
+def refs_of_the_caller_beside_scalar_prefetch_and_a_grid():
+    def f(place, x):
+        def body(refs):
+            x_ref, out_ref = refs
+
+            def kernel(place, y, z):
+                z[...] = y[...] + 1
+                out_ref[pl.program_id(0)] = x_ref[place[pl.program_id(0)]]
+
+            spec = pl.BlockSpec((1, 8), lambda i, place: (i, 0))
+            grid_spec = pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=1, grid=(3,), in_specs=[spec], out_specs=spec
+            )
+            y = x_ref[:3]
+            z = pl.pallas_call(kernel, grid_spec=grid_spec, out_shape=struct(3, 8))(place, y)
+            x_ref[:3] = z
+
+        return pl.run_state(body)((x, jnp.zeros_like(x[:3])))
+
+    x, place = floats(0, 4, 8), np.array([3, 0, 2], np.int32)
+    return f, (place, x), (np.concatenate([x[:3] + 1, x[3:]]), x[place])
+
+
+@case()
+def an_alias_in_hbm_is_one_memory():
+    """What a TPU does, and JAX's interpreter doesn't: the output is what the input ref got."""
+
+    def f(x):
+        def kernel(x_ref, out_ref, scratch):
+            pltpu.sync_copy(x_ref.at[0], scratch)
+            pltpu.sync_copy(scratch, x_ref.at[1])
+
+        return pl.pallas_call(
+            kernel,
+            in_specs=[ANY],
+            out_specs=ANY,
+            out_shape=struct(2, 8, 128),
+            scratch_shapes=[pltpu.VMEM((8, 128), jnp.float32)],
+            input_output_aliases={0: 0},
+        )(x)
+
+    x = floats(0, 2, 8, 128)
+    return f, (x,), np.stack([x[0], x[0]])

@@ -118,6 +118,12 @@ def _axis(lowering, primitive: str, name: Any) -> tuple[Value, Value]:
     )
 
 
+def is_alone(lowering, primitive: str, name: Any) -> bool:
+    """Whether there is nothing else along the kernel axis of that name."""
+    size = _axis(lowering, primitive, name)[1]
+    return size.const is not None and int(size.const) == 1
+
+
 @lowering_rule("axis_index")
 def _axis_index(lowering, eqn, ins):
     return [_axis(lowering, "axis_index", eqn.params["axis_name"])[0]]
@@ -139,8 +145,7 @@ def _alone(lowering, eqn, ins):
     primitive = eqn.primitive.name
     axes = eqn.params["axes"] if "axes" in eqn.params else eqn.params["axis_name"]
     for name in axes if isinstance(axes, tuple) else (axes,):
-        size = _axis(lowering, primitive, name)[1]
-        if size.const is None or int(size.const) != 1:
+        if not is_alone(lowering, primitive, name):
             raise Unsupported(primitive, f"between the cells of the axis {name!r}")
     types = [lowering.type(v.aval) for v in eqn.outvars]
     return [

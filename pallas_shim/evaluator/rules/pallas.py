@@ -51,7 +51,9 @@ def _nothing(lowering, eqn, ins):
     return []
 
 
-@lowering_rule("add_dependency", "with_memory_space_constraint", "xla_metadata_value")
+@lowering_rule(
+    "add_dependency", "with_memory_space_constraint", "xla_metadata_value", "pin", "unpin"
+)
 def _same(lowering, eqn, ins):
     """pltpu.touch has the first one's name, and no result."""
     return ins[: len(eqn.outvars)]

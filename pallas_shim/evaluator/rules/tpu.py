@@ -12,6 +12,7 @@ import numpy as np
 from pallas_shim.evaluator import memory
 from pallas_shim.evaluator.program import ArrayType
 from pallas_shim.evaluator.rules import state as state_rules
+from pallas_shim.evaluator.rules.mesh import is_alone
 from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule, rule
 from pallas_shim.jax_compat import state
 
@@ -28,19 +29,28 @@ def _access(lowering, view: state.RefView):
     return view.ref, path, leaves, ArrayType(*probe)
 
 
-def _dma(eqn, ins) -> state.Dma:
+def _is_here(lowering, primitive: str, device_id) -> bool:
+    """Whether a device id can mean this core only: none at all, or places along axes of one."""
+    if device_id is None:
+        return True
+    return isinstance(device_id, dict) and all(
+        is_alone(lowering, primitive, name) for name in device_id
+    )
+
+
+def _dma(lowering, eqn, ins) -> state.Dma:
     try:
         dma = state.dma(eqn, ins)
     except state.UnsupportedTransform as error:
         raise Unsupported(eqn.primitive.name, str(error)) from error
-    if dma.device_id is not None:
+    if not _is_here(lowering, eqn.primitive.name, dma.device_id):
         raise Unsupported(eqn.primitive.name, "a DMA to or from another device")
     return dma
 
 
 @lowering_rule("dma_start")
 def _dma_start(lowering, eqn, ins):
-    dma = _dma(eqn, ins)
+    dma = _dma(lowering, eqn, ins)
     src, path, leaves, type = _access(lowering, dma.src)
     value = state_rules.load(lowering, src, path, leaves, type)
     dst, path, leaves, dst_type = _access(lowering, dma.dst)
@@ -57,7 +67,7 @@ def _dma_start(lowering, eqn, ins):
 
 @lowering_rule("dma_wait")
 def _dma_wait(lowering, eqn, ins):
-    dma = _dma(eqn, ins)
+    dma = _dma(lowering, eqn, ins)
     *_, type = _access(lowering, dma.dst)
     count = lowering.const(np.int32(min(type.size, _MOST_COUNTED)))
     _count(lowering, dma.dst_sem, count, np.subtract)
@@ -82,12 +92,12 @@ def _count(lowering, sem: state.RefView, value, combine: np.ufunc) -> None:
     )
 
 
-def _semaphore(eqn, ins) -> state.Semaphore:
+def _semaphore(lowering, eqn, ins) -> state.Semaphore:
     try:
         semaphore = state.semaphore(eqn, ins)
     except state.UnsupportedTransform as error:
         raise Unsupported(eqn.primitive.name, str(error)) from error
-    if semaphore.device_id is not None:
+    if not _is_here(lowering, eqn.primitive.name, semaphore.device_id):
         raise Unsupported(eqn.primitive.name, "a semaphore of another device")
     if semaphore.core_index is not None:
         raise Unsupported(eqn.primitive.name, "a semaphore of another core")
@@ -96,14 +106,14 @@ def _semaphore(eqn, ins) -> state.Semaphore:
 
 @lowering_rule("semaphore_signal")
 def _signal(lowering, eqn, ins):
-    semaphore = _semaphore(eqn, ins)
+    semaphore = _semaphore(lowering, eqn, ins)
     _count(lowering, semaphore.view, semaphore.value, np.add)
     return []
 
 
 @lowering_rule("semaphore_wait")
 def _wait(lowering, eqn, ins):
-    semaphore = _semaphore(eqn, ins)
+    semaphore = _semaphore(lowering, eqn, ins)
     if semaphore.decrement:
         _count(lowering, semaphore.view, semaphore.value, np.subtract)
     return []
@@ -111,7 +121,7 @@ def _wait(lowering, eqn, ins):
 
 @lowering_rule("semaphore_read")
 def _read(lowering, eqn, ins):
-    ref, path, leaves, type = _access(lowering, _semaphore(eqn, ins).view)
+    ref, path, leaves, type = _access(lowering, _semaphore(lowering, eqn, ins).view)
     return [state_rules.load(lowering, ref, path, leaves, type)]
 
 

@@ -82,6 +82,19 @@ def test_a_core_alone_may_wait_for_itself():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_core_alone_may_signal_itself_by_name():
+    def body(x, o):
+        def scoped(sem):
+            semaphore_signal(sem, device_id={"core": 0})
+            semaphore_wait(sem, 1)
+            pltpu.sync_copy(x, o)
+
+        pl.run_scoped(scoped, pltpu.SemaphoreType.REGULAR)
+
+    check(on_cores(body, 1), X, jnp.zeros_like(X), want=X)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_collective_among_one_core():
     def body(x, o):
         def scoped(mine):
