@@ -1,0 +1,118 @@
+"""The runner, on a checkout with one file of tests that pass, fail, are skipped, hang and crash."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.conformance import kept
+
+TESTS = """
+import os, signal, time, unittest
+import jax, jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+def double(x):
+    def kernel(x_ref, o_ref):
+        o_ref[...] = x_ref[...] + x_ref[...]
+    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return pl.pallas_call(kernel, out_shape=shape, interpret=True)(x)
+
+class Test(unittest.TestCase):
+    def test_passes(self):
+        self.assertEqual(double(jnp.ones(3)).sum(), 6)
+
+    def test_fails(self):
+        self.assertEqual(os.environ.get("FIXED"), "yes", "not | fixed")
+
+    @unittest.skip("for a reason")
+    def test_skipped(self):
+        pass
+
+    def test_slow(self):
+        time.sleep(100)
+
+    def test_hangs_outside_python(self):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+        time.sleep(100)
+
+    def test_crashes(self):
+        os.abort()
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs the shim's side, and returns the document."""
+    folder = tmp_path / "checkout/tests/pallas"
+    folder.mkdir(parents=True)
+    (folder / "ops_test.py").write_text(TESTS)
+
+    def run(*arguments, **environment):
+        command = [
+            sys.executable, "-m", "tests.conformance", str(tmp_path / "checkout"),
+            "--keep", str(tmp_path / "kept"), "--out", str(tmp_path / "out.md"),
+            "--seconds", "4", "--jobs", "1", "--only", "ops_test", "--no-stock", *arguments,
+        ]  # fmt: skip
+        subprocess.run(command, env={**os.environ, **environment}, check=True)
+        return (tmp_path / "out.md").read_text()
+
+    return run
+
+
+def row(document, *starts):
+    """The cells of the one row that starts with these."""
+    rows = [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in document.splitlines()
+        if line.startswith("|")
+    ]
+    (found,) = [cells for cells in rows if tuple(cells[: len(starts)]) == starts]
+    return found
+
+
+def results(tmp_path, *, shim):
+    return kept.Results(tmp_path / "kept", as_tpu=False).path("ops_test", shim=shim)
+
+
+def line(name, outcome):
+    return json.dumps(
+        {
+            "test": f"ops_test.py::Test::test_{name}",
+            "outcome": outcome,
+            "message": "",
+            "kernels": [],
+            "commit": "of before",
+            "date": "2026-01-01",
+        }
+    )
+
+
+def test_every_test_has_a_result(run, tmp_path):
+    results(tmp_path, shim=False).write_text(line("crashes", "passed"))
+    (tmp_path / "out.md").write_text("# Title\n\n## JAX 0.1, as they are\n\nkept\n")
+    document = run()
+    assert "## JAX 0.1, as they are\n\nkept\n" in document
+    assert row(document, "ops_test", "1 / 0 / 0")[2:6] == ["1 / 4 / 1", "1", "0", "0"]
+    failed = {
+        name: row(document, "ops_test", f"Test::test_{name}")[2:]
+        for name in ("fails", "slow", "hangs_outside_python", "crashes")
+    }
+    assert failed["crashes"] == ["passed", "its process crashed, or hung for 8 s"]
+    assert failed["hangs_outside_python"] == ["not run", "its process crashed, or hung for 8 s"]
+    assert "Timeout" in failed["slow"][1]
+    assert "not \\| fixed" in failed["fails"][1]
+    assert row(document, "for a reason") == ["for a reason", "1"]
+
+
+def test_what_failed_runs_again_and_the_rest_does_not(run, tmp_path):
+    others = ("passes", "skipped", "slow", "hangs_outside_python", "crashes")
+    lines = [*(line(name, "passed") for name in others), line("fails", "failed")]
+    results(tmp_path, shim=True).write_text("\n".join(lines))
+    document = run("--rerun", "failed", FIXED="yes")
+    _, _, counts, *_, commits = row(document, "ops_test", "not run")
+    assert counts == "6 / 0 / 0"
+    assert commits.endswith(", of before")
