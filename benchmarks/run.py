@@ -1,153 +1,203 @@
-"""Measures kernels on stock JAX (interpret=True) and under the shim, in fresh processes.
+"""Measures kernels in every way that a user could run them on a CPU, in fresh processes.
 
-    python benchmarks/run.py [WORD ...] [--processes N] [--output FILE]
+    python benchmarks/run.py                                   all kernels, as in the docs
+    python benchmarks/run.py --only softmax sort --quick       to see that all is well
+    python benchmarks/run.py --keep DIR --docs docs            resumes; writes the docs
 
-Runs the kernels whose name holds one of the words; without words, those that need nothing
-beside JAX. Prints a Markdown table, and writes it to FILE. The Python that runs this needs JAX
-and the requirements of pallas_shim. Nothing else should run on the machine meanwhile.
+Runs the kernels whose name holds one of the words of --only. Each process measures one kernel in
+one way; the ways take turns, and their figures are compared turn by turn. The results under the
+shim are compared with stock's: a difference ends the run with status 1. The kernels of other
+packages are measured if those can be imported. The Python that runs this needs JAX and the
+requirements of pallas_shim, for the picture also Matplotlib. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import concurrent.futures
+import functools
+import importlib.util
 import os
 import pathlib
 import platform
-import statistics
-import subprocess
 import sys
-import time
+import tempfile
 
-HERE = pathlib.Path(__file__).parent
-STARTUP = HERE.parent / "sitecustomize_pkg"
-HEADER = """\
-| kernel | first call: stock | shim | stock / shim | shim / JAX's tracing \
-| warm: stock | shim | stock / shim |
-| --- | --- | --- | --- | --- | --- | --- | --- |"""
-
-
-def measure(name: str, what: str) -> dict[str, float]:
-    """In the measured process: seconds of tracing alone, or of a first and of later calls."""
-    import jax
-    import kernels
-    import numpy as np
-
-    f, args = kernels.KERNELS[name]()
-    jax.block_until_ready([x + x for x in args])  # JAX's own start-up isn't the kernel's
-    start = time.perf_counter()
-    if what == "trace":
-        f.trace(*args)
-        return {"trace": time.perf_counter() - start}
-    jax.block_until_ready(f(*args))
-    first = time.perf_counter() - start
-    warm: list[float] = []
-    while len(warm) < 5 or (len(warm) < 100 and sum(warm) < 2):
-        start = time.perf_counter()
-        result = jax.block_until_ready(f(*args))
-        warm.append(time.perf_counter() - start)
-    checksum = sum(float(np.sum(np.asarray(x, np.float64))) for x in jax.tree.leaves(result))
-    return {"first": first, "warm": statistics.median(warm), "checksum": checksum}
+import tables
+from compare import difference
+from kernels import FAMILIES, KERNELS
+from kernels.kernel import Kernel
+from measured import Measured
+from plot import draw
+from processes import Processes
+from targets import targets
+from ways import WAYS
 
 
-def process(name: str, what: str) -> dict[str, float]:
-    """Runs ``measure`` in a fresh process; under the shim if that is what is measured."""
-    path = [str(STARTUP), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join(path),
-        "PALLAS_NUMPY": "1" if what == "shim" else "0",
-        "PALLAS_NUMPY_STRICT": "1" if what == "shim" else "0",
-    }
-    command = [sys.executable, __file__, "--measure", what, name]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise SystemExit(f"{name} ({what}) failed with exit status {done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])
+class WrongResult(Exception):
+    """The shim's result isn't stock's, or there is none."""
 
 
-def seconds(values: list[float]) -> str:
-    value = statistics.median(values)
-    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+def measure(processes: Processes, name: str, turns: int, ways: list[str], clock: str) -> Measured:
+    """Runs all processes of a kernel.
+
+    Raises:
+      WrongResult: the shim failed, or its result isn't stock's.
+    """
+    figures: dict[str, list] = {way: [] for way in ways}
+    results = {}
+    for turn in range(turns):
+        for way in ways:
+            if any("limit" in known or "failed" in known for known in figures[way]):
+                continue  # another would end the same
+            found, results[way] = processes.run(name, way, turn)
+            figures[way].append(found)
+            failed = found.get("failed", "took longer than the limit")
+            if results[way] is None and way.startswith(("shim", "stages")):
+                if way != "stages" or "tracing" not in found:
+                    raise WrongResult(f"{name}, {WAYS[way].title}: {failed}")
+    references = ("stock", "stages", "tpu_interpreter")
+    checked = next((way for way in references if results.get(way)), None)
+    if checked is None and set(references) <= set(ways):
+        raise WrongResult(f"{name}: nothing has a result to compare the shim's with")
+    for way in ways:
+        if way.startswith("shim") and checked is not None:
+            different = difference(results[way], results[checked], KERNELS[name].rtol)
+            if different is not None:
+                raise WrongResult(f"{name}, {WAYS[way].title}: {different}")
+    return Measured(name, figures, checked, clock)
 
 
-def ratio(above: list[float], below: list[float]) -> str:
-    """The median of the ratios of runs that followed one another, and their spread."""
-    ratios = [a / b for a, b in zip(above, below, strict=True)]
-    low, mid, high = (f"{r:.3g}" for r in (min(ratios), statistics.median(ratios), max(ratios)))
-    return f"{mid} ({low} to {high})"
+def describe(kernel: Measured) -> str:
+    """One line for the terminal."""
+    shown = [
+        f"{call} {tables.cell(kernel.time_ratio('stock', 'shim', call))}"
+        for call in ("first", "warm")
+    ]
+    shown.append(f"memory {tables.cell(kernel.peak_ratio('shim', 'stock'))}")
+    return f"{kernel.name}: {', '.join(shown)}"
 
 
-def row(name: str, processes: int) -> str:
-    runs: dict[str, list[dict[str, float]]] = {"trace": [], "stock": [], "shim": []}
-    for _ in range(processes):
-        for what, results in runs.items():
-            results.append(process(name, what))
-    column = {
-        (what, key): [result[key] for result in results]
-        for what, results in runs.items()
-        for key in results[0]
-    }
-    ours, stock = column["shim", "checksum"], column["stock", "checksum"]
-    if any(abs(a - b) > 1e-3 * max(1, abs(b)) for a, b in zip(ours, stock, strict=True)):
-        raise SystemExit(f"{name}: results differ, {ours} against stock's {stock}")
-    cells = [name]
-    for key in ("first", "warm"):
-        cells += [seconds(column["stock", key]), seconds(column["shim", key])]
-        cells.append(ratio(column["stock", key], column["shim", key]))
-        if key == "first":
-            cells.append(ratio(column["shim", "first"], column["trace", "trace"]))
-    return f"| {' | '.join(cells)} |"
+def page(kernels: list[Measured], note: str, picture: pathlib.Path | None) -> str:
+    """All tables, as a page of the docs."""
+    parts = [
+        "# Benchmarks",
+        "<!-- Generated by python benchmarks/run.py --docs docs; don't edit. -->",
+        note,
+        "`A / B` is how many times as long A takes, or as much memory: the median of the turns,"
+        " and the lowest and highest.",
+    ]
+    if picture is not None:
+        parts.append(f"![Each kernel's ratios]({picture.name})")
+    for title, text in (
+        ("Targets", targets(kernels)),
+        ("First calls", tables.first_calls(kernels)),
+        ("Warm calls and memory", tables.warm_calls(kernels)),
+        ("The steps of the shim's first call", tables.steps(kernels)),
+    ):
+        parts += [f"## {title}", text.rstrip()]
+    remarks = [
+        f"- {kernel.name}, {why}"
+        for kernel in kernels
+        for way in WAYS
+        if (why := kernel.why_not(way)) is not None
+    ]
+    if remarks:
+        parts += ["## Not measured", "\n".join(remarks)]
+    return "\n\n".join(parts) + "\n"
 
 
-def machine() -> str:
+def note(options: argparse.Namespace) -> str:
+    """On what, and how, the figures were measured."""
     import jax
 
     model = next(
         (line.partition(":")[2].strip() for line in open("/proc/cpuinfo") if "model name" in line),
         platform.machine(),
     )
+    clock = "by the clock" if options.clock == "wall" else "of the processor, all threads together"
     return (
-        f"JAX {jax.__version__}, Python {platform.python_version()},"
-        f" {os.cpu_count()} cores of {model}"
+        f"JAX {jax.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores of"
+        f" {model}. {options.processes} fresh processes in each way, in turn. Times are {clock};"
+        " those of the steps, and the ratios to JAX's tracing, of the processor. Memory is the"
+        " most that a process grew by after its imports and inputs were there."
     )
 
 
-def main() -> None:
+def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("words", nargs="*", metavar="WORD")
-    parser.add_argument("--processes", type=int, default=3, help="of each kind, for each kernel")
-    parser.add_argument("--output", type=pathlib.Path, metavar="FILE")
-    parser.add_argument("--measure", choices=("trace", "stock", "shim"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.measure:
-        print(json.dumps(measure(*options.words, options.measure)))
-        return
-
-    import kernels
-
-    names = [
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="kernels whose name holds one")
+    parser.add_argument("--ways", nargs="+", metavar="WAY", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--processes", type=int, metavar="N", help="turns of each way (default 3)")
+    parser.add_argument("--jobs", type=int, default=1, help="kernels at once; more spoil the times")
+    parser.add_argument("--limit", type=float, default=300, metavar="S", help="of a process")
+    parser.add_argument("--quick", action="store_true", help="one turn, few warm calls")
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall",
+                        help="which time counts; processor where other work is going on")
+    parser.add_argument("--keep", type=pathlib.Path, metavar="DIR",
+                        help="leaves all figures there, and doesn't repeat what is there already")
+    parser.add_argument("--docs", type=pathlib.Path, metavar="DIR",
+                        help="writes benchmarks.md and benchmarks.svg there")
+    parser.add_argument("--list", action="store_true", help="prints the names of the kernels")
+    options = parser.parse_args(arguments)
+    options.processes = options.processes or (1 if options.quick else 3)
+    options.names = [
         name
-        for name in kernels.KERNELS
-        if any(word in name for word in options.words)
-        or not options.words and not name.startswith("tallax")
+        for name, kernel in KERNELS.items()
+        if not options.only or any(word in name for word in options.only)
     ]
-    if not names:
-        parser.error(f"no kernel's name holds {' or '.join(options.words)}")
-    lines = HEADER.splitlines()
-    print(HEADER)
-    for name in names:
-        lines.append(row(name, options.processes))
-        print(lines[-1], flush=True)
-    note = (
-        f"{machine()}; medians of {options.processes} fresh processes each,"
-        " of ratios with the lowest and highest."
-    )
-    print(f"\n{note}")
-    if options.output:
-        options.output.write_text("\n".join([*lines, "", note, ""]))
+    if not options.names:
+        parser.error(f"no kernel's name holds {' or '.join(options.only)}")
+    if options.docs and importlib.util.find_spec("matplotlib") is None:
+        parser.error("the picture needs Matplotlib: pip install 'pallas_shim[benchmarks]'")
+    return options
+
+
+def present(kernel: Kernel) -> bool:
+    return kernel.needs is None or importlib.util.find_spec(kernel.needs) is not None
+
+
+def main(arguments: list[str]) -> int:
+    options = parse(arguments)
+    if options.list:
+        print(*options.names, sep="\n")
+        return 0
+    absent = [name for name in options.names if not present(KERNELS[name])]
+    if absent:
+        print(f"not installed, and so left out: {', '.join(absent)}")
+    kernels: list[Measured] = []
+    wrong: list[str] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        processes = Processes(
+            options.keep or pathlib.Path(scratch),
+            {name: pathlib.Path(f.__file__ or "") for f in FAMILIES for name in f.KERNELS},
+            seconds=0.1 if options.quick else 1.0,
+            limit=options.limit,
+        )
+        run = functools.partial(
+            measure, processes, turns=options.processes, ways=options.ways, clock=options.clock
+        )
+        with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+            started = [
+                pool.submit(run, name) for name in options.names if name not in absent
+            ]
+            for future in started:
+                try:
+                    kernels.append(future.result())
+                except WrongResult as error:
+                    wrong.append(str(error))
+                    print(f"WRONG: {error}", flush=True)
+                else:
+                    print(describe(kernels[-1]), flush=True)
+    print("", page(kernels, note(options), None), sep="\n")
+    if options.docs:
+        picture = options.docs / "benchmarks.svg"
+        draw(kernels, picture)
+        (options.docs / "benchmarks.md").write_text(page(kernels, note(options), picture))
+    for each in wrong:
+        print(f"WRONG: {each}", file=sys.stderr)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

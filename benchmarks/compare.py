@@ -1,0 +1,33 @@
+"""Whether the results of two ways to run a kernel are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def difference(
+    got: Sequence[np.ndarray], want: Sequence[np.ndarray], rtol: float
+) -> str | None:
+    """What differs between two lists of results; None if nothing does.
+
+    Whole numbers have to be equal; floats may be ``rtol`` of the largest magnitude apart.
+    """
+    if len(got) != len(want):
+        return f"{len(got)} results instead of {len(want)}"
+    for position, (a, b) in enumerate(zip(got, want, strict=True)):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return f"result {position} is {a.dtype}{a.shape} instead of {b.dtype}{b.shape}"
+        if a.dtype.kind != "f":
+            wrong = a != b
+        else:
+            room = rtol * np.max(np.abs(b), initial=0, where=np.isfinite(b))
+            wrong = ~np.isclose(a, b, rtol=0, atol=room, equal_nan=True)
+        if wrong.any():
+            at = tuple(map(int, np.argwhere(wrong)[0]))
+            return (
+                f"result {position} differs in {wrong.sum()} of {wrong.size} values,"
+                f" first at {at}: {a[at]!r} instead of {b[at]!r}"
+            )
+    return None

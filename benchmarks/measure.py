@@ -1,0 +1,105 @@
+"""What a measured process does: runs one kernel, and prints what that cost as JSON.
+
+    python measure.py KERNEL WAY RESULTS SECONDS
+
+RESULTS is the file that the kernel's results go to, SECONDS how long to repeat warm calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from kernels import KERNELS
+from kernels.kernel import Kernel
+from stages import stages
+from ways import WAYS
+
+
+def main(name: str, way_name: str, results: str, seconds: str) -> None:
+    kernel, way = KERNELS[name], WAYS[way_name]
+    interpret_as({"True": True, "InterpretParams": pltpu.InterpretParams()}[way.interpret])
+    built, args = kernel.build()
+    f = jax.jit(built)
+    jax.block_until_ready([x + x for x in args])  # JAX's own start-up isn't the kernel's
+    if way.stages:
+        print(json.dumps(stages(f, args)))
+        if kernel.reference is not None:
+            save(results, kernel.reference(*map(np.asarray, args)))
+        return
+    figures, leaves = measure(f, args, kernel, float(seconds))
+    save(results, leaves)
+    print(json.dumps(figures))
+
+
+def interpret_as(interpret: Any) -> None:
+    """Has every kernel interpreted like that, also those that don't let their caller say."""
+    stock = pl.pallas_call
+
+    def pallas_call(*args: Any, **kwargs: Any) -> Any:
+        return stock(*args, **{**kwargs, "interpret": interpret})
+
+    pl.pallas_call = pallas_call
+
+
+def measure(
+    f: Callable[..., Any], args: tuple[Any, ...], kernel: Kernel, seconds: float
+) -> tuple[dict[str, float], list[np.ndarray]]:
+    """The figures of a first and of later calls, and the results.
+
+    The seconds of the first call and the median of the later ones, by the clock and of the
+    processor (all threads), and the bytes by which the process grew at most.
+    """
+    at_rest = peak_from_now_on()
+    wall, processor = time.perf_counter(), time.process_time()
+    out = jax.block_until_ready(f(*args))
+    figures = {
+        "first_wall": time.perf_counter() - wall,
+        "first_processor": time.process_time() - processor,
+    }
+    warm: list[tuple[float, float]] = []
+    begun = time.perf_counter()
+    while len(warm) < 3 or (len(warm) < 100 and time.perf_counter() - begun < seconds):
+        wall, processor = time.perf_counter(), time.process_time()
+        for _ in range(kernel.calls):
+            out = f(*args)
+        jax.block_until_ready(out)
+        warm.append((time.perf_counter() - wall, time.process_time() - processor))
+    figures["warm_wall"], figures["warm_processor"] = map(
+        statistics.median, zip(*warm, strict=True)
+    )
+    figures["peak"] = peak() - at_rest
+    return figures, [np.asarray(leaf) for leaf in jax.tree.leaves(out)]
+
+
+def peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def peak_from_now_on() -> int:
+    """Forgets, where Linux allows it, the memory that start-up needed; returns the peak so far."""
+    gc.collect()
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    return peak()
+
+
+def save(path: str, leaves: list[np.ndarray]) -> None:
+    """Keeps arrays; those of dtypes that aren't NumPy's as float32, which holds their values."""
+    arrays = map(np.asarray, leaves)
+    np.savez(path, *(x.astype(np.float32) if x.dtype.kind == "V" else x for x in arrays))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

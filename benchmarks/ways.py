@@ -1,0 +1,64 @@
+"""The ways in which each kernel is run, as a user could pick them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+
+STARTUP = pathlib.Path(__file__).parents[1] / "sitecustomize_pkg"
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """One way to run a kernel.
+
+    title: what the tables call it.
+    interpret: the name of what pallas_call gets as ``interpret``.
+    shim: under the shim, or on stock JAX.
+    cache: the variable that names a directory in which an earlier process has left what helps
+        this one. It gets a directory of the kernel's own, filled by a first, unmeasured process.
+    stages: measured are the steps of the shim's first call instead.
+    """
+
+    title: str
+    interpret: str = "True"
+    shim: bool = False
+    cache: str | None = None
+    stages: bool = False
+
+    def environment(self, cache: pathlib.Path) -> dict[str, str]:
+        """The environment of a process that runs a kernel in this way."""
+        path = [str(STARTUP), *filter(None, [os.environ.get("PYTHONPATH")])]
+        own = {k: v for k, v in os.environ.items() if not k.startswith(("PALLAS_NUMPY", "JAX_"))}
+        own |= {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_TRACEBACK_FILTERING": "remove_frames",  # so that an error ends with its message
+            "PYTHONPATH": os.pathsep.join(path),
+            "PALLAS_NUMPY": "1" if self.shim else "0",
+        }
+        if self.shim:
+            own["PALLAS_NUMPY_STRICT"] = "1"
+        if self.cache is not None:
+            own[self.cache] = str(cache)
+        if self.cache == JAX_CACHE:
+            own["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+            own["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+        elif self.shim and SHIM_CACHE in SETTINGS and self.cache is None:
+            own[SHIM_CACHE] = "0"
+        return own
+
+
+JAX_CACHE, SHIM_CACHE = "JAX_COMPILATION_CACHE_DIR", "PALLAS_NUMPY_CACHE"
+SETTINGS = (STARTUP.parent / "pallas_shim" / "settings.py").read_text()
+
+# In the order in which they take turns.
+WAYS: dict[str, Way] = {
+    "stock": Way("interpret=True"),
+    "stock_cached": Way("interpret=True, JAX's cache warm", cache=JAX_CACHE),
+    "tpu_interpreter": Way("InterpretParams", interpret="InterpretParams"),
+    "stages": Way("the steps of the first call", stages=True),
+    "shim": Way("shim", shim=True),
+}
+if SHIM_CACHE in SETTINGS:
+    WAYS["shim_cached"] = Way("shim, its cache warm", shim=True, cache=SHIM_CACHE)
