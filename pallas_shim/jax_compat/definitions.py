@@ -188,16 +188,62 @@ def _reduce_window(
             for n, r, stride in zip(xs[0].shape, reach, window_strides, strict=True)
         ]
         result = [jnp.broadcast_to(init, out) for init in inits]
-        if 0 in out:
-            return result
-        for place in itertools.product(*map(range, window_dimensions)):
-            start = [i * d for i, d in zip(place, window_dilation, strict=True)]
-            stop = [
-                s + (n - 1) * stride + 1
-                for s, n, stride in zip(start, out, window_strides, strict=True)
-            ]
-            result = combine(result, [lax.slice(x, start, stop, window_strides) for x in xs])
+        for place in _places(out, window_dimensions, window_strides, window_dilation):
+            result = combine(result, [x[place] for x in xs])
         return result
+
+    return function
+
+
+def _places(
+    counts: Sequence[int], sizes: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
+) -> list[tuple[slice, ...]]:
+    """For each place in a window, in row-major order, where it is for all ``counts`` windows."""
+    if 0 in counts:
+        return []
+    return [
+        tuple(
+            slice(i * d, i * d + (n - 1) * stride + 1, stride)
+            for i, d, n, stride in zip(place, dilation, counts, strides, strict=True)
+        )
+        for place in itertools.product(*map(range, sizes))
+    ]
+
+
+def _select_and_scatter(
+    avals: Sequence[Any],
+    *,
+    select_jaxpr: Any,
+    select_consts: Sequence[Any],
+    scatter_jaxpr: Any,
+    scatter_consts: Sequence[Any],
+    window_dimensions: Sequence[int],
+    window_strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+) -> Function:
+    """Each window's element that every later one leaves selected; then, for each place in the
+    window, the sources that go there, of which no two meet. Padding is never selected."""
+    operand, source, _ = avals
+    ndim = operand.ndim
+    select = _combination(select_jaxpr, select_consts, ndim)
+    scatter = _combination(scatter_jaxpr, scatter_consts, ndim)
+    places = _places(source.shape, window_dimensions, window_strides, (1,) * ndim)
+    config = [(int(low), int(high), 0) for low, high in padding]
+    back = [(-low, -high, 0) for low, high, _ in config]
+
+    def function(x, values, init):
+        x = lax.pad(x, init, config)
+        inside = lax.pad(jnp.ones(operand.shape, bool), False, config)
+        selected, where = jnp.broadcast_to(init, source.shape), jnp.full(source.shape, -1)
+        for number, place in enumerate(places):
+            (stays,) = select([selected], [x[place]])
+            taken = inside[place] & ((where < 0) | ~stays)
+            selected, where = jnp.where(taken, x[place], selected), jnp.where(taken, number, where)
+        result = jnp.full(x.shape, init)
+        for number, place in enumerate(places):
+            (new,) = scatter([result[place]], [values])
+            result = result.at[place].set(jnp.where(where == number, new, result[place]))
+        return lax.pad(result, init, back)
 
     return function
 
@@ -215,6 +261,7 @@ DEFINITIONS: dict[str, Callable[..., Function]] = {
     "lu_pivots_to_permutation": _with_params(linalg._generic_lu_pivots_to_permutation),
     "reduce": _reduce,
     "reduce_window": _reduce_window,
+    "select_and_scatter": _select_and_scatter,
     "call_hi_primitive": _call_hi_primitive,
 }
 if hasattr(linalg, "_ormqr_lowering"):  # JAX >= 0.10

@@ -23,7 +23,6 @@ _BY_XLA = {
     "it orders effects of a compiled program": "after_all create_token",
     "its sizes are known when XLA compiles": "dim_as_value dimension_size shape_assertion",
     "its numbers are what XLA's own generator gives": "rng_uniform",
-    "no public function of JAX makes it, but for its sum": "select_and_scatter",
     "Jacobi's method is XLA's own": "eigh_jacobi",
 }
 
@@ -56,7 +55,7 @@ _NOWHERE = {
         "vmap remove_memory_space zeros_like bias_fwd bias_bwd"
     ),
     "it belongs to an extended dtype other than PRNG keys": "to_edtype from_edtype",
-    "the ref that it makes has a linear type": "create_linear pin unpin",
+    "what it makes has undefined contents and a linear type": "create_linear",
     "it stands for code that must not run": "unreachable",
 }
 

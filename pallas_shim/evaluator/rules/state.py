@@ -28,7 +28,8 @@ def path_of(view: state.RefView) -> tuple[memory.Path, list[Value]]:
     """A path with its constant indices as ints, and the leaves that stay dynamic.
 
     Raises:
-      NotBasic: some index is an array, or a strided slice starts at a dynamic place.
+      NotBasic: some index is an array, or a strided slice starts at a dynamic place or
+        sticks out (JAX clamps its elements one by one).
     """
     leaves: list[Value] = []
 
@@ -44,7 +45,7 @@ def path_of(view: state.RefView) -> tuple[memory.Path, list[Value]]:
         leaves.append(index)
         return memory.Dynamic(len(leaves) - 1)
 
-    shape, key_ndim = view.ref.type.shape, view.ref.type.key_ndim
+    shape, dtype, key_ndim = view.ref.type.shape, view.ref.type.dtype, view.ref.type.key_ndim
     key = tuple(state.Slice(0, dim, 1) for dim in shape[len(shape) - key_ndim :])
     path: list[state.Step] = []
     for step in view.steps:
@@ -57,10 +58,20 @@ def path_of(view: state.RefView) -> tuple[memory.Path, list[Value]]:
                     for d in (*step.dims, *key)
                 )
             )
+            if any(map(_sticks_out, shape, step.dims)):
+                raise NotBasic
         elif key_ndim:
             raise Unsupported("ref", f"{type(step).__name__.lower()} of an array of PRNG keys")
         path.append(step)
+        shape, dtype = memory.viewed_type(shape, dtype, (step,))
     return tuple(path), leaves
+
+
+def _sticks_out(dim: int, index: Any) -> bool:
+    """Whether a strided slice from a known place has elements outside."""
+    if not isinstance(index, state.Slice) or index.stride == 1 or index.size == 0:
+        return False
+    return not 0 <= index.start <= dim - 1 - (index.size - 1) * index.stride
 
 
 def normalised(ref: RefType, path: memory.Path) -> memory.Path:

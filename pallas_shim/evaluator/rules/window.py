@@ -95,8 +95,8 @@ def _reduce_window_min(ins, outs, **params):
     return extremum(np.minimum, ins[0].dtype, _over_windows(ins, outs, **params))
 
 
-@lowering_rule("reduce_window")
-def _reduce_window(lowering, eqn, ins):
+@lowering_rule("reduce_window", "select_and_scatter")
+def _by_definition(lowering, eqn, ins):
     return lowering.inline(definitions.definition(eqn), ins)
 
 

@@ -205,3 +205,42 @@ def test_gradients_of_convolution():
 
     x, y = _operands(np.float32)[:2]
     check_sums(lambda x, y: list(f(x, y)), x, y, terms=2 * 7 * 4)
+
+
+def _scattered(select, scatter, window, strides, padding):
+    """The primitive of which JAX itself makes only the sum of what is selected by size."""
+
+    def computation(f, dtype):
+        scalar = jax.ShapeDtypeStruct((), dtype)
+        return getattr(traced := jax.make_jaxpr(f)(scalar, scalar), "jaxpr", traced)
+
+    def f(x, source, init):
+        return lax.select_and_scatter_p.bind(
+            x, source, init,
+            select_jaxpr=computation(select, x.dtype), select_consts=(),
+            scatter_jaxpr=computation(scatter, x.dtype), scatter_consts=(),
+            window_dimensions=window, window_strides=strides, padding=padding,
+        )  # fmt: skip
+
+    return f
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+@pytest.mark.parametrize(
+    "select, scatter",
+    [(lax.ge, lax.max), (lax.lt, lax.add), (lambda x, y: x * x >= y, lambda x, y: x + 2 * y)],
+)
+@pytest.mark.parametrize(
+    "shape, window, strides, padding, counts",
+    [
+        ((9,), (3,), (2,), ((0, 0),), (4,)),
+        ((9,), (3,), (1,), ((1, 1),), (9,)),
+        ((5, 6), (2, 3), (1, 2), ((1, 0), (3, 2)), (5, 5)),
+        ((5, 6), (2, 2), (2, 2), ((-1, 0), (0, -2)), (2, 2)),
+        ((4,), (2,), (1,), ((3, 0),), (6,)),
+    ],
+)
+def test_select_and_scatter(dtype, select, scatter, shape, window, strides, padding, counts):
+    rng = np.random.default_rng(0)
+    x, source = (rng.integers(-4, 5, s).astype(dtype) for s in (shape, counts))
+    check_rule(_scattered(select, scatter, window, strides, padding), x, source, dtype(3))
