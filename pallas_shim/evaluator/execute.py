@@ -16,6 +16,7 @@ import numpy as np
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import progress
 from pallas_shim.evaluator.floating import as_xla
+from pallas_shim.evaluator.heap import keep_freed_memory
 from pallas_shim.evaluator.program import ArrayType, Instruction, Program, Region, Value
 
 Frame = list[Any]
@@ -33,6 +34,7 @@ class Executable:
     """
 
     def __init__(self, program: Program):
+        keep_freed_memory()
         self.program = program
         prepare = _Preparation()
         top = program.top
