@@ -242,7 +242,9 @@ def _outside(jaxpr: Any, times: int = 1) -> tuple[float, int]:
                 count += inside_count
             continue
         avals = [v.aval for v in eqn.outvars if hasattr(v.aval, "shape")]
-        nbytes = sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in avals)
+        nbytes = sum(  # a semaphore has no bytes
+            math.prod(aval.shape) * getattr(aval.dtype, "itemsize", 0) for aval in avals
+        )
         seconds += times * (_EQUATION + nbytes * (_SORTED_BYTE if name == "sort" else _BYTE))
         if name == "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
