@@ -13,6 +13,7 @@ from pallas_shim.evaluator.passes.constant_folding import fold_constants
 from pallas_shim.evaluator.passes.dead_code import remove_dead_code
 from pallas_shim.evaluator.passes.extrema import Extrema
 from pallas_shim.evaluator.passes.hoisting import hoist_invariants
+from pallas_shim.evaluator.passes.in_place import write_in_place
 from pallas_shim.evaluator.passes.load_views import view_loads
 from pallas_shim.evaluator.passes.movements import Movements
 from pallas_shim.evaluator.passes.store_forwarding import forward_stores
@@ -34,6 +35,7 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("extrema", Extrema.run),
     ("load_views", view_loads),
     ("dead_code", remove_dead_code),
+    ("in_place", write_in_place),
 )
 
 NAMES = frozenset(name for name, _ in PIPELINE)

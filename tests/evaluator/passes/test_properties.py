@@ -65,10 +65,14 @@ def test_the_random_programs_give_every_pass_something_to_do():
 
 
 def _skeleton(program):
-    """Each instruction's name and whether it is a view, nested as the program is."""
+    """Each instruction's name, whether it is a view, what it writes over, and its regions."""
 
     def region(r):
-        return tuple((i.name, i.operation.view, tuple(map(region, i.regions))) for i in r.body)
+        return tuple(map(instruction, r.body))
+
+    def instruction(i):
+        into = i.operation.params.get("into")
+        return i.name, i.operation.view, into, tuple(map(region, i.regions))
 
     return region(program.top)
 

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from pallas_shim.evaluator.lower import lower
+from pallas_shim.evaluator.passes.dead_code import remove_dead_code
+from pallas_shim.evaluator.passes.in_place import write_in_place
+
+from .programs import check_pass, instructions
+
+X = np.arange(1, 25, dtype=np.float32).reshape(4, 6)
+Y = X[::-1] / 2
+
+
+def written(f, *args):
+    """The instructions that write over an operand, by name, and which operand."""
+    check_pass(write_in_place, f, *args)
+    program = write_in_place(remove_dead_code(lower(jax.make_jaxpr(f)(*args))))
+    return [
+        (i.name, i.operation.params["into"])
+        for i in instructions(program)
+        if "into" in i.operation.params
+    ]
+
+
+def test_a_chain_uses_one_array():
+    assert written(lambda x, y: jnp.exp((x - y) * y), X, Y) == [("mul", 0), ("exp", 0)]
+
+
+def test_the_second_operand_may_be_it():
+    assert written(lambda x, y: x - (x * y), X, Y) == [("sub", 1)]
+
+
+def test_both_operands_may_be_the_same():
+    assert written(lambda x, y: (lambda s: s * s)(x + y), X, Y) == [("mul", 0)]
+
+
+def test_arguments_constants_and_results_are_left_alone():
+    assert written(lambda x, y: x + y, X, Y) == []
+    assert written(lambda x: x + X, X) == []
+
+    def both(x, y):
+        s = x + y
+        return s, s * y
+
+    assert written(both, X, Y) == []
+
+
+def test_what_is_used_later_is_left_alone():
+    def f(x, y):
+        s = x + y
+        t = s * y
+        return t - s
+
+    assert written(f, X, Y) == [("sub", 0)]
+
+
+def test_what_has_a_view_is_left_alone():
+    def f(x, y):
+        s = x + y
+        head = lax.slice(s, (0, 0), (2, 6))
+        return s * y, head
+
+    assert written(f, X, Y) == []
+
+
+def test_a_view_is_left_alone():
+    assert written(lambda x: jnp.reshape(x, (6, 4)) * 2, X) == []
+
+
+def test_another_dtype_or_shape_is_left_alone():
+    assert written(lambda x, y: (x + y) < y, X, Y) == []
+    assert written(lambda x, y: (x[0] + y[0]) * y, X, Y) == []
+
+
+def test_dots_are_not_written_over_what_they_read():
+    square = X[:, :4]
+    assert written(lambda x: lax.dot(x + x, x), square) == []
+    assert written(lambda x: lax.dot(x, x) * x, square) == [("mul", 0)]
+
+
+def test_loops_have_arrays_of_their_own():
+    def f(x, y):
+        s = x + y
+
+        def body(_, carry):
+            return jnp.sin(carry * s) + s
+
+        return lax.fori_loop(0, 3, body, s), s * 2
+
+    assert written(f, X, Y) == [("sin", 0), ("add", 0)]
