@@ -309,9 +309,9 @@ def specialise(
 
 
 _INTO = {
-    (1, 0): lambda fn: lambda x: fn(x, x),
-    (2, 0): lambda fn: lambda x, y: fn(x, y, x),
-    (2, 1): lambda fn: lambda x, y: fn(x, y, y),
+    (1, 0): lambda fn: lambda x: fn(x, out=x),
+    (2, 0): lambda fn: lambda x, y: fn(x, y, out=x),
+    (2, 1): lambda fn: lambda x, y: fn(x, y, out=y),
 }
 
 
