@@ -166,6 +166,34 @@ def writer(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> Callable[...,
     return write_through_copies
 
 
+def cutter(path: Path) -> Callable[..., np.ndarray]:
+    """The function ``(ref, *leaves)`` -> the view that a path with slices of dynamic size leads
+    to, cut off where the ref ends: on a TPU an array is padded to whole tiles.
+
+    Raises:
+      ValueError: the path holds other steps than indices.
+    """
+    if not all(isinstance(step, Index) for step in path):
+        raise ValueError("a slice of dynamic size of a ref that is seen in another form")
+
+    def key(dim: int, index: Any, leaves: Sequence[Any]) -> Any:
+        def known(number: Any) -> int:
+            return int(leaves[number.leaf]) if isinstance(number, Dynamic) else number
+
+        if not isinstance(index, Slice):
+            return clamped(known(index), dim, 1)
+        start = clamped(known(index.start), dim, 0)
+        return slice(start, start + known(index.size) * index.stride, index.stride)
+
+    def view(ref, *leaves):
+        for step in path:
+            keys = [key(dim, i, leaves) for dim, i in zip(ref.shape, step.dims, strict=True)]
+            ref = ref[(*keys, ...)]
+        return ref
+
+    return view
+
+
 # -- indexing ---------------------------------------------------------------------------------
 
 

@@ -17,10 +17,11 @@ from jax._src.state import types as state_types
 
 
 class Slice(NamedTuple):
-    """``size`` elements from ``start`` in steps of ``stride``; ``start`` may be a leaf."""
+    """``size`` elements from ``start`` in steps of ``stride``. ``start`` may be a leaf, and
+    ``size`` too, if the slice is copied by a DMA."""
 
     start: Any
-    size: int
+    size: Any
     stride: int
 
 
@@ -79,10 +80,11 @@ def _step(transform: Any) -> Step | None:
 
 def _dim(index: Any) -> Any:
     if isinstance(index, indexing.Slice):
-        if not isinstance(index.size, (int, np.integer)):
-            raise UnsupportedTransform("a ref slice of dynamic size")
-        start = int(index.start) if isinstance(index.start, (int, np.integer)) else index.start
-        return Slice(start, int(index.size), int(index.stride))
+        return Slice(_known(index.start), _known(index.size), int(index.stride))
+    return _known(index)
+
+
+def _known(index: Any) -> Any:
     return int(index) if isinstance(index, (int, np.integer)) else index
 
 

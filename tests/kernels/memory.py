@@ -315,3 +315,54 @@ def emitted_pipeline_with_sums():
     f = pallas_call(kernel, struct(16, 128, dtype=np.int32), in_specs=[ANY], out_specs=ANY)
     x = integers(0, 16, 384)
     return f, (x,), x.reshape(16, 3, 128).sum(1, dtype=np.int32)
+
+
+@case(tpu=True)
+def emitted_pipeline_with_uneven_blocks():
+    """JAX's interpreter refuses ``emit_pipeline``."""
+
+    def kernel(x, out):
+        def body(x, out):
+            out[...] = 2 * x[...]
+
+        block = pl.BlockSpec((16, 128), lambda i, j: (i, j))
+        pltpu.emit_pipeline(body, grid=(3, 2), in_specs=[block], out_specs=[block])(x, out)
+
+    f = pallas_call(kernel, struct(45, 200), in_specs=[ANY], out_specs=ANY)
+    x = floats(0, 45, 200)
+    return f, (x,), 2 * x
+
+
+@case()
+def copies_of_dynamic_size():
+    """JAX's interpreter refuses them. A copy goes as far as both arrays do."""
+
+    def kernel(sizes, x, out, scratch, sem):
+        scratch[...] = jnp.zeros_like(scratch)
+
+        def each(i, _):
+            rows = pl.ds(8 * i, sizes[i])
+            copy_in = pltpu.make_async_copy(
+                x.at[0].at[rows], scratch.at[pl.ds(0, sizes[i])], sem
+            )
+            copy_in.start()
+            copy_in.wait()
+            copy_out = pltpu.make_async_copy(
+                scratch.at[pl.ds(0, sizes[i])], out.at[0, rows], sem
+            )
+            copy_out.start()
+            copy_out.wait()
+
+        jax.lax.fori_loop(0, 3, each, None)
+
+    f = pallas_call(
+        kernel,
+        struct(1, 20, 128),
+        in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), ANY],
+        out_specs=ANY,
+        scratch_shapes=[pltpu.VMEM((8, 128), jnp.float32), pltpu.SemaphoreType.DMA],
+    )
+    x = floats(0, 1, 20, 128)
+    want = x.copy()
+    want[0, 2:8] = np.nan
+    return f, (np.array([2, 8, 8], np.int32), x), want

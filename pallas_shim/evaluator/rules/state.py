@@ -24,12 +24,13 @@ class NotBasic(Exception):
     """A path that NumPy's basic indexing can't express."""
 
 
-def path_of(view: state.RefView) -> tuple[memory.Path, list[Value]]:
+def path_of(view: state.RefView, *, sized: bool = True) -> tuple[memory.Path, list[Value]]:
     """A path with its constant indices as ints, and the leaves that stay dynamic.
 
     Raises:
       NotBasic: some index is an array, or a strided slice starts at a dynamic place or
         sticks out (JAX clamps its elements one by one).
+      Unsupported: if ``sized``, a slice has a dynamic size.
     """
     leaves: list[Value] = []
 
@@ -52,7 +53,7 @@ def path_of(view: state.RefView) -> tuple[memory.Path, list[Value]]:
         if isinstance(step, state.Index):
             step = state.Index(
                 tuple(
-                    d._replace(start=resolve(d.start, d.stride))
+                    d._replace(start=resolve(d.start, d.stride), size=resolve(d.size, d.stride))
                     if isinstance(d, state.Slice)
                     else resolve(d)
                     for d in (*step.dims, *key)
@@ -60,6 +61,8 @@ def path_of(view: state.RefView) -> tuple[memory.Path, list[Value]]:
             )
             if any(map(_sticks_out, shape, step.dims)):
                 raise NotBasic
+            if sized and has_dynamic_size((step,)):
+                raise Unsupported("ref", "a slice of dynamic size")
         elif key_ndim:
             raise Unsupported("ref", f"{type(step).__name__.lower()} of an array of PRNG keys")
         path.append(step)
@@ -72,6 +75,15 @@ def _sticks_out(dim: int, index: Any) -> bool:
     if not isinstance(index, state.Slice) or index.stride == 1 or index.size == 0:
         return False
     return not 0 <= index.start <= dim - 1 - (index.size - 1) * index.stride
+
+
+def has_dynamic_size(path: memory.Path) -> bool:
+    return any(
+        isinstance(dim, state.Slice) and isinstance(dim.size, memory.Dynamic)
+        for step in path
+        if isinstance(step, state.Index)
+        for dim in step.dims
+    )
 
 
 def normalised(ref: RefType, path: memory.Path) -> memory.Path:

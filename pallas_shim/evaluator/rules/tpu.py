@@ -6,11 +6,13 @@ them, can't tell; a semaphore counts elements and signals as JAX's interpreter d
 
 from __future__ import annotations
 
+import math
+
 import ml_dtypes
 import numpy as np
 
 from pallas_shim.evaluator import memory
-from pallas_shim.evaluator.program import ArrayType
+from pallas_shim.evaluator.program import PURE, ArrayType, Effects
 from pallas_shim.evaluator.rules import state as state_rules
 from pallas_shim.evaluator.rules.mesh import is_alone
 from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule, rule
@@ -51,6 +53,12 @@ def _dma(lowering, eqn, ins) -> state.Dma:
 @lowering_rule("dma_start")
 def _dma_start(lowering, eqn, ins):
     dma = _dma(lowering, eqn, ins)
+    sizes = [_dynamic_size(lowering, view) for view in (dma.src, dma.dst)]
+    size = next((size for size in sizes if size is not None), None)
+    if size is not None:
+        _copy_cut_off(lowering, dma)
+        _count(lowering, dma.dst_sem, size, np.add)
+        return []
     src, path, leaves, type = _access(lowering, dma.src)
     value = state_rules.load(lowering, src, path, leaves, type)
     dst, path, leaves, dst_type = _access(lowering, dma.dst)
@@ -60,18 +68,74 @@ def _dma_start(lowering, eqn, ins):
         before = state_rules.load(lowering, dst, path, leaves, type)
         (value,) = lowering.apply("add", [before, value], [type], {})
     state_rules.store(lowering, dst, path, leaves, value)
-    count = lowering.const(np.int32(min(type.size, _MOST_COUNTED)))
-    _count(lowering, dma.dst_sem, count, np.add)
+    _count(lowering, dma.dst_sem, _counted(lowering, type.size), np.add)
     return []
 
 
 @lowering_rule("dma_wait")
 def _dma_wait(lowering, eqn, ins):
     dma = _dma(lowering, eqn, ins)
-    *_, type = _access(lowering, dma.dst)
-    count = lowering.const(np.int32(min(type.size, _MOST_COUNTED)))
-    _count(lowering, dma.dst_sem, count, np.subtract)
+    size = _dynamic_size(lowering, dma.dst)
+    if size is None:
+        *_, type = _access(lowering, dma.dst)
+        size = _counted(lowering, type.size)
+    _count(lowering, dma.dst_sem, size, np.subtract)
     return []
+
+
+def _counted(lowering, size: int):
+    return lowering.const(np.int32(min(size, _MOST_COUNTED)))
+
+
+def _path_of_any_size(view: state.RefView):
+    try:
+        return state_rules.path_of(view, sized=False)
+    except state_rules.NotBasic:
+        raise Unsupported("dma_start", "array indices in its ref") from None
+
+
+def _dynamic_size(lowering, view: state.RefView):
+    """The number of elements of a view that has slices of dynamic size, or None."""
+    path, leaves = _path_of_any_size(view)
+    if not state_rules.has_dynamic_size(path):
+        return None
+    if lowering.checked is not None:
+        raise Unsupported("dma_start", "a slice of dynamic size in checked memory")
+    sizes = [dim.size for dim in path[-1].dims if isinstance(dim, state.Slice)]
+    known = math.prod(size for size in sizes if isinstance(size, int))
+    places = [size.leaf for size in sizes if not isinstance(size, int)]
+
+    def counted(*leaves):
+        number = known * math.prod(int(leaves[place]) for place in places)
+        return np.int32(min(number, _MOST_COUNTED))
+
+    type = ArrayType((), np.dtype(np.int32))
+    (size,) = lowering.memory("dma_size", leaves, [type], counted, PURE, key=path)
+    return size
+
+
+def _copy_cut_off(lowering, dma: state.Dma) -> None:
+    """Copies what lies inside both refs."""
+    (src_path, src_leaves), (dst_path, dst_leaves) = map(_path_of_any_size, (dma.src, dma.dst))
+    src, dst = dma.src.ref, dma.dst.ref
+    if src.type.dtype != dst.type.dtype:
+        raise Unsupported("dma_start", f"a DMA from {src.type.dtype} to {dst.type.dtype}")
+    try:
+        source, target = memory.cutter(src_path), memory.cutter(dst_path)
+    except ValueError as error:
+        raise Unsupported("dma_start", str(error)) from error
+    count, add = len(src_leaves), dma.add
+
+    def copy(src, dst, *leaves):
+        src, dst = source(src, *leaves[:count]), target(dst, *leaves[count:])
+        both = tuple(map(slice, map(min, src.shape, dst.shape)))
+        dst[both] = dst[both] + src[both] if add else src[both]
+        return ()
+
+    lowering.memory(
+        "dma_start", [src, dst, *src_leaves, *dst_leaves], [], copy,
+        Effects(reads=(0, 1) if add else (0,), writes=(1,)), key=(src_path, dst_path, add),
+    )
 
 
 def _count(lowering, sem: state.RefView, value, combine: np.ufunc) -> None:
