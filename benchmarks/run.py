@@ -14,6 +14,7 @@ requirements of pallas_shim, for the picture also Matplotlib. Nothing else shoul
 from __future__ import annotations
 
 import argparse
+import compileall
 import concurrent.futures
 import functools
 import importlib.util
@@ -165,6 +166,7 @@ def main(arguments: list[str]) -> int:
     absent = [name for name in options.names if not present(KERNELS[name])]
     if absent:
         print(f"not installed, and so left out: {', '.join(absent)}")
+    compileall.compile_dir(pathlib.Path(__file__).parents[1] / "pallas_shim", quiet=1)
     kernels: list[Measured] = []
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -30,7 +30,8 @@ class Way:
     def environment(self, cache: pathlib.Path) -> dict[str, str]:
         """The environment of a process that runs a kernel in this way."""
         path = [str(STARTUP), *filter(None, [os.environ.get("PYTHONPATH")])]
-        own = {k: v for k, v in os.environ.items() if not k.startswith(("PALLAS_NUMPY", "JAX_"))}
+        ours = ("PALLAS_NUMPY", "JAX_", "PYTHONDONTWRITEBYTECODE")
+        own = {name: v for name, v in os.environ.items() if not name.startswith(ours)}
         own |= {
             "JAX_PLATFORMS": "cpu",
             "JAX_TRACEBACK_FILTERING": "remove_frames",  # so that an error ends with its message
