@@ -173,7 +173,8 @@ def cutter(path: Path) -> Callable[..., np.ndarray]:
     Raises:
       ValueError: the path holds other steps than indices.
     """
-    if not all(isinstance(step, Index) for step in path):
+    steps = [step.dims for step in path if isinstance(step, Index)]
+    if len(steps) < len(path):
         raise ValueError("a slice of dynamic size of a ref that is seen in another form")
 
     def key(dim: int, index: Any, leaves: Sequence[Any]) -> Any:
@@ -186,8 +187,8 @@ def cutter(path: Path) -> Callable[..., np.ndarray]:
         return slice(start, start + known(index.size) * index.stride, index.stride)
 
     def view(ref, *leaves):
-        for step in path:
-            keys = [key(dim, i, leaves) for dim, i in zip(ref.shape, step.dims, strict=True)]
+        for dims in steps:
+            keys = [key(dim, i, leaves) for dim, i in zip(ref.shape, dims, strict=True)]
             ref = ref[(*keys, ...)]
         return ref
 
