@@ -73,7 +73,7 @@ def _casts(source: np.dtype, steps: list[np.dtype]) -> Function:
         if step != (path[-1] if path else source):
             path.append(step)
     if not path:
-        return lambda x: x
+        return lambda x: x.copy()
     if len(path) == 1:
         (target,) = path
         return lambda x: x.astype(target)

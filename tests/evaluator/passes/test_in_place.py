@@ -92,3 +92,10 @@ def test_loops_have_arrays_of_their_own():
         return lax.fori_loop(0, 3, body, s), s * 2
 
     assert written(f, X, Y) == [("sin", 0), ("add", 0)]
+
+
+def test_the_real_part_is_an_array_of_its_own():
+    x = X.astype(np.complex64)
+    given = x.copy()
+    assert written(lambda x: lax.convert_element_type(x, np.float32) * 2, x) == [("mul", 0)]
+    assert np.array_equal(x, given)
