@@ -29,7 +29,7 @@ from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.program import Program
 from pallas_shim.evaluator.rules.registry import Unsupported
-from pallas_shim.jax_compat import arrays, hooks
+from pallas_shim.jax_compat import arrays, hooks, jit_calls
 from pallas_shim.report import REPORT, Use
 
 
@@ -58,7 +58,7 @@ class Plan:
     use: Use | None = None
     event: str = ""
     in_dtypes: tuple[np.dtype, ...] = ()
-    out_avals: Sequence[Any] = ()
+    out_types: Sequence[arrays.ResultType] = ()
     deleted: tuple[int, ...] = ()
     ordered: bool = False
     jax_uses: list[Use] = dataclasses.field(default_factory=list)
@@ -74,60 +74,103 @@ def call_jit(stock: Callable[..., Any], args: Sequence[Any], params: dict[str, A
     Returns what ``stock`` does: the results, and what jit's C++ cache is to keep for the next
     call, which is nothing if the call ran here.
     """
-    jaxpr = params["jaxpr"]
-    plan = _plan(jaxpr, params, args)
+    plan = _plan(params["jaxpr"], params, args)
     if plan is None or hooks.execution_is_off():
         return stock(*args, **params)
     if plan.executable is None:
         return _call_stock(stock, args, params, plan, plan.reason)
     try:
-        values, place = _read(args, plan.in_dtypes)
+        out = _run(plan, args)
     except arrays.Elsewhere as elsewhere:
         return _call_stock(stock, args, params, plan, str(elsewhere))
+    assert plan.use is not None
+    hooks.check_nans(plan.use.function, out)
+    _delete(args, plan.deleted)
+    return out, None, None, []
+
+
+class Answers:
+    """Answers calls of jitted functions that have run here before: see `jit_calls`."""
+
+    def run(self, args: Sequence[Any], plan: Any) -> Sequence[Any] | None:
+        known = _known_plan(plan["jaxpr"], plan)
+        if known is None or known.executable is None:
+            return None
+        try:
+            out = _run(known, args)
+        except arrays.Elsewhere:
+            return None
+        _delete(args, known.deleted)
+        return out
+
+    def load(self, call: jit_calls.Call) -> jit_calls.Known | None:
+        return None
+
+    def ran(
+        self, call: jit_calls.Call, params: dict[str, Any], out_tree: Any, consts: list[Any]
+    ) -> None:
+        pass
+
+
+def _run(plan: Plan, args: Sequence[Any]) -> list[Any]:
+    """The results of a plan with an executable.
+
+    Raises:
+      arrays.Elsewhere: these arguments don't belong in the evaluator.
+    """
+    use, executable = plan.use, plan.executable
+    assert use is not None and executable is not None
+    values, place = _read(args, plan.in_dtypes)
     if plan.ordered:
         jax.effects_barrier()
-    use = plan.use
-    assert use is not None
     with jax.profiler.TraceAnnotation(plan.event):
         start = time.perf_counter()
         try:
-            results = plan.executable(*values)
+            results = executable(*values)
         except Exception as error:
             _blame(error, use)
             raise
         use.ran(time.perf_counter() - start)
-        out = arrays.write(results, plan.out_avals, place)
-    hooks.check_nans(use.function, out)
-    for position in plan.deleted:
+        return arrays.write(results, plan.out_types, place)
+
+
+def _delete(args: Sequence[Any], positions: Sequence[int]) -> None:
+    for position in positions:
         if isinstance(args[position], jax.Array):
             args[position].delete()
-    return out, None, None, []
 
 
 def _read(args: Sequence[Any], dtypes: Sequence[np.dtype]) -> tuple[list[np.ndarray], arrays.Place]:
     return arrays.read(args, dtypes, any_platform=settings.current().force)
 
 
-def _plan(jaxpr: Any, params: dict[str, Any], args: Sequence[Any]) -> Plan | None:
-    """The plan of a call; None if the function holds no kernel."""
+def _known_plan(jaxpr: Any, params: dict[str, Any]) -> Plan | None:
     known = _plans.get(jaxpr)
-    if known is None and not hooks.kernel_equations(jaxpr):
+    if known is None:
         return None
     key = hooks.call_key(params)
-    for plan in known or ():
+    for plan in known:
         if plan.key == key:
             return plan
+    return None
+
+
+def _plan(jaxpr: Any, params: dict[str, Any], args: Sequence[Any]) -> Plan | None:
+    """The plan of a call; None if the function holds no kernel."""
+    known = _known_plan(jaxpr, params)
+    if known is not None or not hooks.kernel_equations(jaxpr):
+        return known
     with _planning:
-        plans = _plans.get(jaxpr, ())
-        for plan in plans:
-            if plan.key == key:
-                return plan
+        known = _known_plan(jaxpr, params)
+        if known is not None:
+            return known
+        key = hooks.call_key(params)
         try:
             with _without_collections():
                 plan = _make_plan(jaxpr, key, hooks.describe_call(params), args)
         except arrays.Elsewhere as elsewhere:
             return Plan(key, str(elsewhere))  # other arguments may be elsewhere
-        _plans[jaxpr] = (*plans, plan)
+        _plans[jaxpr] = (*_plans.get(jaxpr, ()), plan)
         return plan
 
 
@@ -169,7 +212,7 @@ def _make_plan(
         use,
         "jit_" + re.sub(r"\W", "_", call.name),
         in_dtypes,
-        hooks.out_avals(jaxpr),
+        arrays.result_types(hooks.out_avals(jaxpr)),
         _deleted(jaxpr, call),
         hooks.is_ordered(jaxpr),
     )

@@ -2,7 +2,8 @@
 
 jit's functions are C++ and keep serving every function without a kernel from their own cache.
 What is wrapped is the Python function that they, and evaluated inner calls, ask when that cache
-has no answer; calls that run here leave none, so they come back.
+has no answer; calls that run here leave none, so they come back. Those are answered sooner, by
+what is wrapped above it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import wrapt
 
 from pallas_shim import dispatch, report, settings
 from pallas_shim.evaluator import passes
-from pallas_shim.jax_compat import hooks
+from pallas_shim.jax_compat import hooks, jit_calls
 
 
 def patch(pallas: ModuleType) -> Callable[[], None]:
@@ -30,9 +31,11 @@ def patch(pallas: ModuleType) -> Callable[[], None]:
     stock = getattr(module, name)
     hooks.forget_calls()
     setattr(module, name, wrapt.FunctionWrapper(stock, _call))
+    stop_answering = jit_calls.answer_calls(dispatch.Answers())
     deafen = hooks.listen_to_tracing(dispatch.note_tracing)
 
     def undo() -> None:
+        stop_answering()
         setattr(module, name, stock)
         deafen()
         hooks.forget_calls()

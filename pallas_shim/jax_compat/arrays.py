@@ -26,6 +26,15 @@ class Place(NamedTuple):
 
     sharding: SingleDeviceSharding
     committed: bool
+    devices: Sequence[Any]
+
+
+class ResultType(NamedTuple):
+    """What `write` makes of one result: an array of the type ``aval``, and of that, if there is
+    a ``key_type``, a key array."""
+
+    aval: Any
+    key_type: Any
 
 
 def is_plain(aval: Any) -> bool:
@@ -44,6 +53,16 @@ def is_plain(aval: Any) -> bool:
 def argument_dtypes(avals: Sequence[Any]) -> tuple[np.dtype, ...]:
     """The NumPy dtypes that `read` makes of arguments of these types."""
     return tuple(np.dtype(core.physical_aval(aval).dtype) for aval in avals)
+
+
+def result_types(avals: Sequence[Any]) -> tuple[ResultType, ...]:
+    """What `write` needs to know of results of these types."""
+    return tuple(
+        ResultType(aval, None)
+        if isinstance(aval.dtype, np.dtype)
+        else ResultType(core.physical_aval(aval), aval.dtype)
+        for aval in avals
+    )
 
 
 def read(
@@ -85,9 +104,10 @@ def read(
         sharding = home
     else:
         raise Elsewhere(f"its arguments lie on {_devices(home)}")
-    if not any_platform and (platform := _device(sharding).platform) != "cpu":
-        raise Elsewhere(f"it runs on a device of the platform {platform}")
-    return arrays, Place(sharding, home is not None)
+    device = _device(sharding)
+    if not any_platform and device.platform != "cpu":
+        raise Elsewhere(f"it runs on a device of the platform {device.platform}")
+    return arrays, Place(sharding, home is not None, (device,))
 
 
 def _device(sharding: SingleDeviceSharding) -> Any:
@@ -115,35 +135,28 @@ def _devices(sharding: Any) -> str:
 _OWN_REFERENCES = 3
 
 
-def write(results: list[Any], avals: Sequence[Any], place: Place) -> list[Any]:
+def write(results: list[Any], types: Sequence[ResultType], place: Place) -> list[Any]:
     """NumPy results as JAX arrays of the given types.
 
     A JAX array never shares memory with anything that could still be written to: a
     result is copied unless it owns its memory and ``results`` holds the only reference.
     """
+    sharding, committed, devices = place
     out = []
-    for result, aval in zip(results, avals, strict=True):
+    for result, (aval, key_type) in zip(results, types, strict=True):
         shared = (
             type(result) is np.ndarray
             and (result.base is not None or sys.getrefcount(result) > _OWN_REFERENCES)
         )
-        if type(aval.dtype) is np.dtype or isinstance(aval.dtype, np.dtype):
-            out.append(_put(result, aval, place, shared))
-        else:
-            base = _put(result, core.physical_aval(aval), place, shared)
-            out.append(prng.PRNGKeyArray(aval.dtype._impl, base))
-    return out
-
-
-def _put(result: Any, aval: Any, place: Place, copy: bool) -> Any:
-    sharding, committed = place
-    try:
-        return xla_client.batched_device_put(
-            aval, sharding, [result], [_device(sharding)], committed, force_copy=copy
-        )
-    except RuntimeError:
-        # The user's transfer guard is about their transfers; this one is not a transfer to them.
-        with jax.transfer_guard_host_to_device("allow"):
-            return xla_client.batched_device_put(
-                aval, sharding, [result], [_device(sharding)], committed, force_copy=copy
+        try:
+            array = xla_client.batched_device_put(
+                aval, sharding, [result], devices, committed, force_copy=shared
             )
+        except RuntimeError:
+            # The user's transfer guard is about their transfers; this one is not one to them.
+            with jax.transfer_guard_host_to_device("allow"):
+                array = xla_client.batched_device_put(
+                    aval, sharding, [result], devices, committed, force_copy=shared
+                )
+        out.append(array if key_type is None else prng.PRNGKeyArray(key_type._impl, array))
+    return out

@@ -17,7 +17,13 @@ TOO_NEW = "0.13"
 PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.array": ("ArrayImpl",),
     "jax._src.callback": ("_callback_op_sharding",),
-    "jax._src.config": ("no_execution", "trace_context"),
+    "jax._src.config": (
+        "debug_infs",
+        "debug_key_reuse",
+        "debug_nans",
+        "no_execution",
+        "trace_context",
+    ),
     "jax._src.core": (
         "Jaxpr",
         "Literal",
@@ -28,6 +34,8 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "new_jaxpr_eqn",
         "no_effects",
         "physical_aval",
+        "shaped_abstractify",
+        "trace_state_clean",
     ),
     "jax._src.debugging": ("_format_print_callback", "_make_flat_callback"),
     "jax._src.dispatch": ("check_special",),
@@ -63,7 +71,9 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "igammac_impl",
         "regularized_incomplete_beta_impl",
     ),
+    "jax._src.lib.jax_jit": ("parse_arguments",),
     "jax._src.lib.xla_client": ("batched_device_put",),
+    "jax._src.mesh": ("get_abstract_mesh", "get_concrete_mesh"),
     "jax._src.monitoring": (
         "unregister_event_duration_listener|_unregister_event_duration_listener_by_callback",
     ),
@@ -72,7 +82,16 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.pallas.hlo_interpreter": ("pallas_call_hlo_interpret",),
     "jax._src.pallas.mpmd": ("_mpmd_map_fallback_lowering>=0.10", "mpmd_map_p>=0.10"),
     "jax._src.pallas.pallas_call": ("_pallas_call_lowering", "pallas_call_p"),
-    "jax._src.pjit": ("_cpp_pjit_cache_fun_only", "_pjit_call_impl_python", "_pjit_lower"),
+    "jax._src.pjit": (
+        "PjitParams",
+        "_cpp_pjit",
+        "_cpp_pjit_cache_fun_only",
+        "_infer_params",
+        "_infer_params_cached",
+        "_pjit_call_impl_python",
+        "_pjit_lower",
+        "_run_python_pjit|_python_pjit_helper",
+    ),
     "jax._src.random.core|jax._src.random": ("_gamma_impl",),
     "jax._src.random.philox2x32": ("_philox2x32_lowering>=0.10",),
     "jax._src.random.philox4x32": ("_philox4x32_lowering>=0.10",),
@@ -91,7 +110,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.state.discharge": ("_discharge_rules",),
     "jax._src.state.indexing": ("NDIndexer", "Slice"),
     "jax._src.state.types": ("AbstractRef", "TransformedRef"),
-    "jax._src.tree_util": ("tree_unflatten",),
+    "jax._src.tree_util": ("tracing_registry|default_registry", "tree_unflatten"),
 }
 
 

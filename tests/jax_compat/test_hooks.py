@@ -186,7 +186,7 @@ def test_an_unknown_value_is_left_to_jit():
 def written(array, aval=None):
     _, place = read(X)
     aval = aval or jax.typeof(jnp.asarray(array))
-    (out,) = arrays.write([array], [aval], place)
+    (out,) = arrays.write([array], arrays.result_types([aval]), place)
     return out
 
 
@@ -206,7 +206,7 @@ def test_an_array_that_is_a_result_twice():
     _, place = read(X)
     results = [np.ones(1 << 18, np.float32)] * 2
     avals = [jax.typeof(jnp.asarray(results[0]))] * 2
-    out = arrays.write(results, avals, place)
+    out = arrays.write(results, arrays.result_types(avals), place)
     results[0][:] = 5
     for each in out:
         assert (np.asarray(each) == 1).all()

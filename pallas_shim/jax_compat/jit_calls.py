@@ -1,0 +1,187 @@
+"""Calls of jitted functions above tracing: where jit's C++ cache has no answer for a call.
+
+JAX remembers what it inferred from a call (its traced form above all) in an entry for the
+function, the types of the arguments, the static values and the configuration. What is answered
+here goes by those entries, so that whatever makes JAX forget makes us forget.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple, Protocol
+
+from jax._src import config, core, pjit, tree_util
+from jax._src import mesh as mesh_lib
+from jax._src.lib import jax_jit
+
+
+class Call(NamedTuple):
+    """A call that JAX has not traced yet: the function, what jit was told, and with what."""
+
+    function: Callable[..., Any]
+    jit_info: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    avals: tuple[Any, ...]
+
+
+class Known(NamedTuple):
+    """What `Answers.load` knows of a call: see there."""
+
+    plan: Any
+    out_tree: Any
+    consts: list[Any]
+
+
+class Answers(Protocol):
+    """What calls are answered with."""
+
+    def run(self, args: Sequence[Any], plan: Any) -> Sequence[Any] | None:
+        """The results of a call; None: JAX is to go on.
+
+        ``args`` are the arrays that the function captured and then its arguments; ``plan`` is
+        what `load` gave or, for a function that JAX has traced, the parameters that
+        `hooks.JIT_CALL` gets.
+        """
+
+    def load(self, call: Call) -> Known | None:
+        """What is known of a call that JAX has not traced, if anything."""
+
+    def ran(self, call: Call, params: dict[str, Any], out_tree: Any, consts: list[Any]) -> None:
+        """Hears of each call that `load` had nothing for, when JAX has traced and run it."""
+
+
+# What jit looks at to see whether its C++ cache can serve the next call: it can't.
+_NO_JAXPR = SimpleNamespace(effects=(), consts=())
+
+_REGISTRY = getattr(tree_util, "tracing_registry", None) or tree_util.default_registry
+
+
+def answer_calls(answers: Answers) -> Callable[[], None]:
+    """Has jitted calls that jit's C++ cache doesn't serve answered; returns the undoing.
+
+    ``answers`` isn't asked while another function is traced, or while JAX debugs.
+    """
+    stock_infer = pjit._infer_params
+    old = not hasattr(pjit, "_run_python_pjit")  # JAX before 0.10
+    run_name = "_python_pjit_helper" if old else "_run_python_pjit"
+    stock_run: Any = getattr(pjit, run_name)
+    calling = _inner_code(pjit._cpp_pjit, "cache_miss")
+
+    def infer(fun: Any, info: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """In the place of _infer_params, which others than calls ask too."""
+        if not old and sys._getframe(1).f_code is calling and _ordinary():
+            found = answered(fun, info, args, kwargs)
+            if found is not None:
+                return found
+        inferred, args_flat = stock_infer(fun, info, args, kwargs)
+        if type(inferred.params) is dict:
+            return inferred, args_flat
+        # Known without a trace, which is what is asked for.
+        entry, _, _ = _entry(fun, info, args, kwargs)
+        entry.pjit_params = None
+        return stock_infer(fun, info, args, kwargs)
+
+    def answered(fun: Any, info: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        entry, dynamic, avals = _entry(fun, info, args, kwargs)
+        if entry is None:
+            return None
+        inferred = entry.pjit_params
+        call = None
+        if inferred is None:
+            call = Call(fun, info, args, kwargs, avals)
+            known = answers.load(call)
+            if known is None:
+                inferred, args_flat = stock_infer(fun, info, args, kwargs)
+                return _Loading(call, inferred), args_flat
+            inferred = entry.pjit_params = pjit.PjitParams(
+                known.consts, known.plan, avals, None, known.out_tree, ()
+            )
+        args_flat = inferred.consts + dynamic if inferred.consts else dynamic
+        out = answers.run(args_flat, inferred.params)
+        if out is not None:
+            return _Answered(inferred.out_tree.unflatten(out)), ()
+        if type(inferred.params) is not dict:
+            entry.pjit_params = None
+            return stock_infer(fun, info, args, kwargs)
+        return inferred, args_flat
+
+    def run(inferred: Any, args_flat: Any, fun: Any, args: Any, kwargs: Any) -> Any:
+        """In the place of _run_python_pjit."""
+        if type(inferred) is _Answered:
+            return inferred.outs, (), None, (), _NO_JAXPR, None, None, ()
+        if type(inferred) is not _Loading:
+            return stock_run(inferred, args_flat, fun, args, kwargs)
+        call, inferred = inferred
+        returned = stock_run(inferred, args_flat, fun, args, kwargs)
+        answers.ran(call, inferred.params, inferred.out_tree, inferred.consts)
+        return returned
+
+    def infer_and_run(fun: Any, info: Any, *args: Any, **kwargs: Any) -> Any:
+        """In the place of _python_pjit_helper."""
+        if not _ordinary():
+            return stock_run(fun, info, *args, **kwargs)
+        found = answered(fun, info, args, kwargs)
+        if found is not None and type(found[0]) is _Answered:
+            return run(*found, fun, args, kwargs)
+        returned = stock_run(fun, info, *args, **kwargs)
+        if found is not None and type(found[0]) is _Loading:
+            call, inferred = found[0]
+            answers.ran(call, inferred.params, inferred.out_tree, inferred.consts)
+        return returned
+
+    stock = {"_infer_params": stock_infer, run_name: stock_run}
+    ours = {"_infer_params": infer, run_name: infer_and_run if old else run}
+
+    def undo() -> None:
+        vars(pjit).update(stock)
+        pjit._infer_params_cached.cache_clear()
+
+    vars(pjit).update(ours)
+    return undo
+
+
+class _Answered(NamedTuple):
+    outs: Any
+
+
+class _Loading(NamedTuple):
+    """A call that nothing was known of, and what JAX inferred from it."""
+
+    call: Call
+    inferred: Any
+
+
+def _ordinary() -> bool:
+    return core.trace_state_clean() and not (
+        config.debug_nans.value
+        or config.debug_infs.value
+        or config.debug_key_reuse.value
+        or config.no_execution.value
+    )
+
+
+def _entry(fun: Any, info: Any, args: Any, kwargs: Any) -> tuple[Any, list[Any], tuple[Any, ...]]:
+    """JAX's entry for a call, its arguments that aren't static, and their types.
+
+    The entry is None if there is a mesh, or an argument that JAX is to complain about.
+    """
+    signature, dynamic = jax_jit.parse_arguments(
+        args, tuple(kwargs.values()), tuple(kwargs), info.static_argnums, info.static_argnames,
+        _REGISTRY,
+    )  # fmt: skip
+    mesh = mesh_lib.get_concrete_mesh()
+    if not (mesh.empty and mesh_lib.get_abstract_mesh().empty) or info.use_resource_env:
+        return None, dynamic, ()
+    try:
+        avals = tuple([core.shaped_abstractify(arg) for arg in dynamic])
+    except (TypeError, ValueError, OverflowError):
+        return None, dynamic, ()
+    return pjit._infer_params_cached(fun, info, signature, avals, mesh), dynamic, avals
+
+
+def _inner_code(function: Any, name: str) -> Any:
+    """The code of a function defined inside another."""
+    return next(c for c in function.__code__.co_consts if getattr(c, "co_name", None) == name)
