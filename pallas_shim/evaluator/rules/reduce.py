@@ -186,8 +186,53 @@ def _cumulative(make: Callable[..., Any], *fixed: Any):
     return rule_make
 
 
-rule("cumsum")(_cumulative(accumulation, np.add, 0))
-rule("cumprod")(_cumulative(accumulation, np.multiply, 1))
+# XLA takes the sums of blocks of this length, then adds the sum of the blocks before.
+_BLOCK = 16
+
+
+def _in_blocks(ufunc: np.ufunc, identity: int):
+    """Running sums or products, rounded where XLA rounds: at each step, in the result's dtype."""
+
+    def make(ins, outs, *, axis, reverse, **_):
+        dtype = ins[0].dtype
+        if scalar_types.is_integer(dtype):
+            return accumulation(ufunc, identity, dtype, _running(axis, reverse))
+        initial = dtype.type(identity)
+
+        def run(x):
+            last = np.moveaxis(ufunc(x, initial), axis, -1)  # a sum from zero is never -0.0
+            return np.moveaxis(_blocked(ufunc, last, initial, reverse), -1, axis)
+
+        return run
+
+    return make
+
+
+def _blocked(ufunc: np.ufunc, x: np.ndarray, initial: Any, reverse: bool) -> np.ndarray:
+    """The running result along the last axis. Each window is added up from its start."""
+    length = x.shape[-1]
+    if length > _BLOCK:
+        blocks = -(-length // _BLOCK)
+        padded = np.full((*x.shape[:-1], blocks * _BLOCK), initial, x.dtype)
+        padded[..., :length] = x
+        within = _blocked(ufunc, padded.reshape(*x.shape[:-1], blocks, _BLOCK), initial, reverse)
+        totals = _blocked(ufunc, within[..., 0 if reverse else -1], initial, reverse)
+        others = np.full_like(totals, initial)
+        if reverse:
+            others[..., :-1] = totals[..., 1:]
+        else:
+            others[..., 1:] = totals[..., :-1]
+        return ufunc(within, others[..., None]).reshape(padded.shape)[..., :length]
+    if not reverse:
+        return ufunc.accumulate(x, axis=-1, dtype=x.dtype)
+    sums = x.copy()
+    for ahead in range(1, length):
+        sums[..., :-ahead] = ufunc(sums[..., :-ahead], x[..., ahead:])
+    return sums
+
+
+rule("cumsum")(_in_blocks(np.add, 0))
+rule("cumprod")(_in_blocks(np.multiply, 1))
 rule("cumlogsumexp")(_cumulative(accumulation, np.logaddexp, 0))
 rule("cummax")(_cumulative(extremum, np.maximum))
 rule("cummin")(_cumulative(extremum, np.minimum))

@@ -164,13 +164,25 @@ def _running(*operations):
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=_name)
 def test_running_floats(dtype):
     xs = [_data(shape, dtype) for shape, _ in _RUNNING]
-    check_sums(_running(lax.cumsum), *xs, terms=7)
-    check_rule(_running(lax.cummax, lax.cummin), *xs)
+    check_rule(_running(lax.cumsum, lax.cumprod, lax.cummax, lax.cummin), *xs)
 
 
-def test_running_product_of_floats():
-    xs = [_data(shape, np.float32) for shape, _ in _RUNNING]
-    check_rule(_running(lax.cumprod), *xs, rtol=2 * 8 * float(np.finfo(np.float32).eps))
+@pytest.mark.parametrize("length", [16, 17, 40, 600])
+@pytest.mark.parametrize(
+    "dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.complex64], ids=_name
+)
+def test_running_sums_are_rounded_where_xla_rounds_them(dtype, length):
+    def f(x):
+        return [
+            op(x, axis, reverse)
+            for op in (lax.cumsum, lax.cumprod)
+            for axis in (0, 1)
+            for reverse in (False, True)
+        ]
+
+    x = 1 + 0.1 * np.random.default_rng(0).standard_normal((3, length))
+    check_rule(f, x.astype(dtype))
+    check_rule(f, np.full((2, length), -0.0).astype(dtype))
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint32], ids=_name)
