@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from pallas_shim.evaluator.rules.scalar_types import bit_width, recast
 from pallas_shim.jax_compat import CheckedMemory
 from pallas_shim.jax_compat.state import Bitcast, Index, Reshape, Slice, Step, Transpose
 
@@ -251,19 +252,21 @@ def _index(shape: tuple[int, ...], dims: Sequence[Any]) -> Callable[..., np.ndar
 
 
 def _bitcast_shape(shape: tuple[int, ...], old: np.dtype, new: np.dtype) -> tuple[int, ...]:
-    if old.itemsize == new.itemsize:
+    if bit_width(old) == bit_width(new):
         return shape
-    rows = shape[-2] * old.itemsize // new.itemsize
+    rows = shape[-2] * bit_width(old) // bit_width(new)
     return (*shape[:-2], rows, shape[-1])
 
 
 def _bitcast(shape: tuple[int, ...], old: np.dtype, new: np.dtype) -> _Stage:
     """A ref seen as another type. Narrow rows are packed along the second-last dimension, as
     on a TPU: element (i, j) of the wide type holds elements (r*i..r*i+r-1, j) of the narrow."""
-    if old.itemsize == new.itemsize:
-        return _Stage(lambda a, _: a.view(new), None)
+    if bit_width(old) == bit_width(new):
+        if bit_width(old) >= 8:
+            return _Stage(lambda a, _: a.view(new), None)
+        return _Stage(lambda a, _: recast(a, new), lambda a: recast(a, old))
     after = _bitcast_shape(shape, old, new)
-    if old.itemsize < new.itemsize:
+    if bit_width(old) < bit_width(new):
         return _Stage(lambda a, _: pack_rows(a, new), lambda a: unpack_rows(a, old, shape))
     return _Stage(lambda a, _: unpack_rows(a, new, after), lambda a: pack_rows(a, old))
 
@@ -271,14 +274,11 @@ def _bitcast(shape: tuple[int, ...], old: np.dtype, new: np.dtype) -> _Stage:
 def pack_rows(a: np.ndarray, wide: np.dtype) -> np.ndarray:
     """Groups of rows of a narrow type as rows of a wide one; lowest row in the lowest bits."""
     *outer, rows, columns = a.shape
-    ratio = wide.itemsize // a.dtype.itemsize
+    ratio = bit_width(wide) // bit_width(a.dtype)
     groups = a.reshape(*outer, rows // ratio, ratio, columns).swapaxes(-1, -2)
-    return np.ascontiguousarray(groups).view(wide)[..., 0]
+    return recast(groups, wide)[..., 0]
 
 
 def unpack_rows(a: np.ndarray, narrow: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     """The inverse of `pack_rows`; ``shape`` is the result's."""
-    ratio = a.dtype.itemsize // narrow.itemsize
-    parts = np.ascontiguousarray(a)[..., None].view(narrow)
-    assert parts.shape[-1] == ratio
-    return parts.swapaxes(-1, -2).reshape(shape)
+    return recast(a[..., None], narrow).swapaxes(-1, -2).reshape(shape)

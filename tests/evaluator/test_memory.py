@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_shim.evaluator import memory
+from pallas_shim.evaluator.rules.scalar_types import bit_width
 from pallas_shim.jax_compat.state import Bitcast, Index, Reshape, Slice, Transpose
 
 
@@ -64,20 +65,36 @@ def test_a_store_changes_exactly_what_a_load_reads(case):
 
 
 @pytest.mark.parametrize(
-    "narrow, wide", [("int16", "int32"), ("uint8", "int32"), ("int8", "int16")]
+    "narrow, wide",
+    [
+        ("int16", "int32"),
+        ("uint8", "int32"),
+        ("int8", "int16"),
+        (ml_dtypes.uint4, "int32"),
+        (ml_dtypes.int4, "int8"),
+    ],
 )
 def test_a_bitcast_packs_rows_as_jax_does(narrow, wide):
     import jax.numpy as jnp
     from jax import lax
 
     narrow, wide = np.dtype(narrow), np.dtype(wide)
-    ratio = wide.itemsize // narrow.itemsize
-    x = np.random.default_rng(0).integers(0, 100, (2, 8, 5)).astype(narrow)
+    ratio = bit_width(wide) // bit_width(narrow)
+    x = np.random.default_rng(0).integers(0, 100, (2, 8, 5)).astype(np.int8).astype(narrow)
     grouped = jnp.asarray(x).reshape(2, 8 // ratio, ratio, 5).swapaxes(-1, -2)
     want = np.asarray(lax.bitcast_convert_type(grouped, wide))
     got = memory.pack_rows(x, wide)
     np.testing.assert_array_equal(got, want)
     np.testing.assert_array_equal(memory.unpack_rows(got, narrow, x.shape), x)
+
+
+def test_a_store_through_a_bitcast_between_types_of_four_bits():
+    block = np.zeros((8, 6), ml_dtypes.int4)[:, ::2]
+    path = (Bitcast(np.dtype(ml_dtypes.uint4)), Index((1, Slice(0, 3, 1))))
+    memory.writer(block.shape, block.dtype, path)(block, np.array([1, 8, 15], ml_dtypes.uint4))
+    np.testing.assert_array_equal(block[1].astype(int), [1, -8, -1])
+    got = memory.viewer(block.shape, block.dtype, path)(block)
+    np.testing.assert_array_equal(got.astype(int), [1, 8, 15])
 
 
 def test_a_store_through_a_widening_bitcast_of_a_strided_block():

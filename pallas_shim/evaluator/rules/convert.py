@@ -14,6 +14,7 @@ from pallas_shim.evaluator.rules.scalar_types import (
     is_float,
     is_integer,
     is_signed,
+    recast,
     unsigned,
     wide,
 )
@@ -137,35 +138,10 @@ def _bitcast_convert_type(ins, outs, **_):
     source, (out_shape, target) = ins[0].dtype, outs[0]
     old, new = bit_width(source), bit_width(target)
     if min(old, new) < 8:
-        return _bitcast_below_a_byte(source, target, out_shape)
+        return lambda x: recast(np.reshape(x, -1), target).reshape(out_shape)
     if old == new:
         return lambda x: x.view(target)
     return lambda x: np.ascontiguousarray(x).reshape(-1).view(target).reshape(out_shape)
-
-
-def _bitcast_below_a_byte(source: np.dtype, target: np.dtype, shape: tuple[int, ...]) -> Function:
-    """Through the single bits, the lowest first, as they lie in XLA's memory."""
-    old, new = bit_width(source), bit_width(target)
-
-    def convert(x):
-        octets = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
-        digits = np.unpackbits(octets.reshape(-1, source.itemsize), axis=1, bitorder="little")
-        digits = digits[:, :old].reshape(-1, new)
-        if new < 8:
-            octets = np.packbits(digits, axis=1, bitorder="little")
-            return _from_low_bits(octets, target).reshape(shape)
-        return np.packbits(digits, axis=1, bitorder="little").view(target).reshape(shape)
-
-    return convert
-
-
-def _from_low_bits(octets: np.ndarray, target: np.dtype) -> np.ndarray:
-    """Values of a type narrower than a byte from bytes whose low bits they are."""
-    if is_integer(target) and is_signed(target):
-        # Its bytes hold the sign in the unused bits too.
-        unused = np.uint8(8 - bit_width(target))
-        return ((octets << unused).view(np.int8) >> unused.view(np.int8)).view(target)
-    return octets.view(target)
 
 
 @rule("reduce_precision")

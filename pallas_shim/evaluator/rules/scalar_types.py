@@ -47,6 +47,28 @@ def signed(dtype: np.dtype) -> np.dtype:
     return np.dtype(f"i{dtype.itemsize}")
 
 
+def recast(array: np.ndarray, target: np.dtype) -> np.ndarray:
+    """The bits of the last axis' elements, the lowest first, as elements of another type."""
+    source = array.dtype
+    old, new = bit_width(source), bit_width(target)
+    if min(old, new) >= 8:
+        return np.ascontiguousarray(array).view(target)
+    octets = np.ascontiguousarray(array).reshape(-1).view(np.uint8).reshape(-1, source.itemsize)
+    digits = np.unpackbits(octets, axis=1, bitorder="little")[:, :old].reshape(-1, new)
+    octets = np.packbits(digits, axis=1, bitorder="little")
+    values = _from_low_bits(octets, target) if new < 8 else octets.view(target)
+    return values.reshape(*array.shape[:-1], array.shape[-1] * old // new)
+
+
+def _from_low_bits(octets: np.ndarray, target: np.dtype) -> np.ndarray:
+    """Values of a type narrower than a byte from bytes whose low bits they are."""
+    if is_integer(target) and is_signed(target):
+        # Its bytes hold the sign in the unused bits too.
+        unused = np.uint8(8 - bit_width(target))
+        return ((octets << unused).view(np.int8) >> unused.view(np.int8)).view(target)
+    return octets.view(target)
+
+
 def _describes(info, dtype: np.dtype) -> bool:
     try:
         info(dtype)

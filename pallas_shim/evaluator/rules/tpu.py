@@ -16,6 +16,7 @@ from pallas_shim.evaluator.program import PURE, ArrayType, Effects
 from pallas_shim.evaluator.rules import state as state_rules
 from pallas_shim.evaluator.rules.mesh import is_alone
 from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule, rule
+from pallas_shim.evaluator.rules.scalar_types import bit_width, recast
 from pallas_shim.jax_compat import state
 
 # Semaphores of JAX's interpreter are 16 bits wide, so that is how far a DMA counts.
@@ -222,13 +223,13 @@ def _repeat(ins, outs, *, repeats, axis, **_):
 def _bitcast(ins, outs, *, ty, dim=None, **_):
     (x,), (out,) = ins, outs
     axis = -2 if dim is None else dim
-    if x.dtype.itemsize == out.dtype.itemsize:
-        return lambda a: a.view(out.dtype).copy()
-    if x.dtype.itemsize * x.size != out.dtype.itemsize * out.size:
+    if bit_width(x.dtype) * x.size != bit_width(out.dtype) * out.size:
         raise Unsupported("bitcast", f"{x} to {out}")
+    if bit_width(x.dtype) == bit_width(out.dtype):
+        return lambda a: recast(a.copy(), out.dtype)
 
     def cast(a):
-        packed = np.ascontiguousarray(np.moveaxis(a, axis, -1)).view(out.dtype)
+        packed = recast(np.moveaxis(a, axis, -1), out.dtype)
         return np.moveaxis(packed, -1, axis)
 
     return cast

@@ -11,6 +11,7 @@ from jax.experimental.pallas import tpu_sc as plsc
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.rules import Unsupported
+from pallas_shim.evaluator.rules.scalar_types import bit_width
 from pallas_shim.jax_compat import primitive_name
 from tests.oracle import check_kernel, compare
 
@@ -43,9 +44,9 @@ def test_roll_by_a_dynamic_shift():
     check_kernel(kernel, LIKE_X, jnp.int32([77]), X)
 
 
-@pytest.mark.parametrize("to", ["float32", "uint32", "int16", "int8"])
+@pytest.mark.parametrize("to", ["float32", "uint32", "int16", "int8", "int4", "uint4"])
 def test_bitcast(to):
-    out = jax.eval_shape(lambda: jnp.zeros((8 * (4 // jnp.dtype(to).itemsize), 128), to))
+    out = jax.eval_shape(lambda: jnp.zeros((8 * 32 // bit_width(jnp.dtype(to)), 128), to))
 
     def kernel(x, o):
         o[...] = pltpu.bitcast(x[...], jnp.dtype(to))
@@ -59,6 +60,17 @@ def test_widening_bitcast():
 
     x = jnp.arange(16 * 128, dtype=jnp.int16).reshape(16, 128)
     check_kernel(kernel, jax.ShapeDtypeStruct((8, 128), jnp.int32), x)
+
+
+@pytest.mark.parametrize("to", ["uint4", "int8", "bfloat16", "float32"])
+def test_bitcast_of_four_bits(to):
+    x = jnp.arange(-8, 1016).reshape(8, 128).astype(jnp.int4)
+    out = jax.eval_shape(lambda: jnp.zeros((32 // bit_width(jnp.dtype(to)), 128), to))
+
+    def kernel(x, o):
+        o[...] = pltpu.bitcast(x[...], jnp.dtype(to))
+
+    check_kernel(kernel, out, x)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
