@@ -13,7 +13,6 @@ from pallas_shim.evaluator.rules.scalar_types import (
     bit_width,
     is_float,
     is_integer,
-    is_signed,
     recast,
     unsigned,
     wide,
