@@ -325,13 +325,17 @@ def _block(
     if whole and buffer.type == type:
         return buffer
     (ref,) = lowering.memory(
-        "view", [buffer, *leaves], [type], _block_viewer(fixed), PURE, view=True,
+        "view", [buffer, *leaves], [type], block_viewer(fixed), PURE, view=True,
+        params={"block": tuple(fixed)},
         key=("block", tuple((f.start, f.stop) if isinstance(f, slice) else f for f in fixed)),
     )
     return ref
 
 
-def _block_viewer(fixed: Sequence[Any]) -> Callable[..., np.ndarray]:
+def block_viewer(fixed: Sequence[Any]) -> Callable[..., np.ndarray]:
+    """The function ``(buffer, *leaves)`` -> the view of a block. ``fixed`` has for each
+    dimension of the buffer a slice, an index, or for a start that is a leaf: the leaf's position,
+    by what it is multiplied, the sizes of dimension and block, and whether it is an index."""
     moving = [(position, *f) for position, f in enumerate(fixed) if isinstance(f, tuple)]
     if not moving:
         key = (*fixed, ...)

@@ -12,6 +12,7 @@ from pallas_shim.evaluator.passes.common_subexpressions import share_common_sube
 from pallas_shim.evaluator.passes.constant_folding import fold_constants
 from pallas_shim.evaluator.passes.dead_code import remove_dead_code
 from pallas_shim.evaluator.passes.extrema import Extrema
+from pallas_shim.evaluator.passes.grid_batching import batch_grids
 from pallas_shim.evaluator.passes.hoisting import hoist_invariants
 from pallas_shim.evaluator.passes.in_place import write_in_place
 from pallas_shim.evaluator.passes.load_views import view_loads
@@ -29,6 +30,7 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("common_subexpressions", share_common_subexpressions),
     ("truth_values", TruthValues.run),
     ("movements", Movements.run),
+    ("grid_batching", batch_grids),
     ("hoisting", hoist_invariants),
     ("store_forwarding", forward_stores),
     ("batching", batch),

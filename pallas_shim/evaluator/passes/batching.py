@@ -16,15 +16,13 @@ from typing import Any
 import numpy as np
 
 from pallas_shim.evaluator import rules
-from pallas_shim.evaluator.lower import specialise
+from pallas_shim.evaluator.passes.forms import array_type, over_stack, stacked
 from pallas_shim.evaluator.passes.rewrite import make_instruction, with_regions
 from pallas_shim.evaluator.passes.stacks import (
     CALL,
     VIEW,
     Operations,
     Stacks,
-    array_type,
-    stacked,
 )
 from pallas_shim.evaluator.program import (
     PURE,
@@ -35,7 +33,7 @@ from pallas_shim.evaluator.program import (
     Region,
     Value,
 )
-from pallas_shim.evaluator.rules.registry import BATCH_FORMS, Stack, Unsupported
+from pallas_shim.evaluator.rules.registry import BATCH_FORMS, Stack
 
 # Stacks of more bytes than this would leave the second-level cache between two instructions,
 # and the work on them outweighs the calls that they save.
@@ -86,6 +84,7 @@ class _Batching:
             known = self._stackable[operation] = (
                 operation.effects is PURE
                 and name in BATCH_FORMS
+                and not (BATCH_FORMS[name].reorders and ins[0].dtype.kind not in "iub")
                 and all(isinstance(t, ArrayType) and t.nbytes <= _LARGEST_MEMBER for t in types)
                 and all(isinstance(t, ArrayType) and t.size for t in outs)
             )
@@ -108,24 +107,8 @@ class _Batching:
         key = (operation, size, shared)
         if key not in self._batched:
             types = tuple(map(array_type, operation.ins))
-            self._batched[key] = self._batch(operation, Stack(size, types, shared))
+            self._batched[key] = over_stack(operation, Stack(size, types, shared))
         return self._batched[key]
-
-    def _batch(self, operation: Operation, stack: Stack) -> Operation | None:
-        form = BATCH_FORMS[operation.name]
-        params = form.params(stack, **operation.params)
-        if params is None:
-            return None
-        # Where operands broadcast, the rule is asked as if none had to.
-        ins = tuple(
-            t if is_shared and position in form.unstacked else stacked(t, stack.size)
-            for position, (t, is_shared) in enumerate(zip(stack.ins, stack.shared, strict=True))
-        )
-        outs = tuple([stacked(t, stack.size) for t in operation.outs])
-        try:
-            return specialise(operation.name, ins, outs, params, operation.multiple)
-        except Unsupported:
-            return None
 
     def from_outside(self, region: Region) -> frozenset[Value]:
         """The values that a region uses and does not define."""

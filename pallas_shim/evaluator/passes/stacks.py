@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pallas_shim.evaluator.lower import specialise
+from pallas_shim.evaluator.passes.forms import stacked
 from pallas_shim.evaluator.passes.rewrite import make_instruction
 from pallas_shim.evaluator.program import ArrayType, Instruction, Operation, Type, Value
 
@@ -92,16 +93,6 @@ def join(sources: Sequence[Value], out: ArrayType, parts: Sequence[tuple[int, An
         )
 
     return Operation("join", {"parts": parts}, tuple([v.type for v in sources]), (out,), run)
-
-
-def array_type(type: Type) -> ArrayType:
-    """The type of what only arrays get to."""
-    assert isinstance(type, ArrayType), type
-    return type
-
-
-def stacked(type: Type, size: int) -> ArrayType:
-    return ArrayType((size, *type.shape), type.dtype)
 
 
 class Stacks:

@@ -51,6 +51,7 @@ FAMILIES = (
     "hardware_random",
     "triton",
     "callbacks",
+    "cells",
 )
 
 

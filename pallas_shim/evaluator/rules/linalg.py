@@ -13,7 +13,7 @@ import scipy  # imports its parts at their first use, which keeps them out of mo
 
 from pallas_shim.evaluator.program import ArrayType
 from pallas_shim.evaluator.rules import scalar_types
-from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule, rule
+from pallas_shim.evaluator.rules.registry import Unsupported, batch_form, lowering_rule, rule
 from pallas_shim.jax_compat import definitions
 
 Function = Callable[..., Any]
@@ -96,6 +96,15 @@ def _dot_general(ins, outs, *, dimension_numbers, precision=None, **_):
         return product if finish is None else finish(product)
 
     return run
+
+
+@batch_form("dot_general", ones=True)
+def _dot_general_batch(stack, *, dimension_numbers, **params):
+    def behind(pair):
+        return tuple(tuple(d + 1 for d in dims) for dims in pair)
+
+    contracting, batch = map(behind, dimension_numbers)
+    return {"dimension_numbers": (contracting, tuple((0, *dims) for dims in batch)), **params}
 
 
 def _others(array: ArrayType, *used: Sequence[int]) -> list[int]:

@@ -151,14 +151,9 @@ rule("argmin")(_arg(np.argmin))
 
 
 @batch_form("reduce_max", "reduce_min", "reduce_and", "reduce_or", "reduce_xor", "argmax", "argmin")
+@batch_form("reduce_sum", "reduce_prod", reorders=True)
 def _batch(stack, *, axes, **params):
     return {"axes": tuple(axis + 1 for axis in axes), **params}
-
-
-@batch_form("reduce_sum", "reduce_prod")
-def _batch_of_integers(stack, *, axes, **params):
-    # NumPy adds floats in an order that depends on how the array lies in memory.
-    return _batch(stack, axes=axes, **params) if stack.ins[0].dtype.kind in "iu" else None
 
 
 @lowering_rule("reduce")
@@ -236,3 +231,8 @@ rule("cumprod")(_in_blocks(np.multiply, 1))
 rule("cumlogsumexp")(_cumulative(accumulation, np.logaddexp, 0))
 rule("cummax")(_cumulative(extremum, np.maximum))
 rule("cummin")(_cumulative(extremum, np.minimum))
+
+
+@batch_form("cumsum", "cumprod", "cumlogsumexp", "cummax", "cummin")
+def _running_batch(stack, *, axis, **params):
+    return {"axis": axis + 1, **params}

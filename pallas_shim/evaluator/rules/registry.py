@@ -64,11 +64,15 @@ class BatchForm(NamedTuple):
     ``params(stack, **params)`` gives the parameters of the primitive that does so, None if
     there are none. ``unstacked`` are the operands that don't get the axis if they are shared.
     ``broadcasts``: that are all, and it takes operands of lower rank as NumPy would.
+    ``ones``: a shared operand gets an axis of size 1. ``reorders``: how floats are rounded may
+    depend on how they lie in memory.
     """
 
     params: Callable[..., Mapping[str, Any] | None]
     unstacked: tuple[int, ...] = ()
     broadcasts: bool = False
+    ones: bool = False
+    reorders: bool = False
 
 
 RULES: dict[str, Rule] = {}
@@ -107,15 +111,14 @@ def lowering_rule(*primitives: str) -> Callable[[Callable], Callable]:
     return register
 
 
-def batch_form(
-    *primitives: str, unstacked: tuple[int, ...] = (), broadcasts: bool = False
-) -> Callable[[Callable], Callable]:
-    """Registers ``params(stack, **params)`` as the named primitives' `BatchForm`."""
+def batch_form(*primitives: str, **traits: Any) -> Callable[[Callable], Callable]:
+    """Registers ``params(stack, **params)`` as the named primitives' `BatchForm`, which has
+    the given traits."""
 
     def register(params: Callable) -> Callable:
         for name in primitives:
             _require_unclaimed(name, BATCH_FORMS)
-            BATCH_FORMS[name] = BatchForm(params, unstacked, broadcasts)
+            BATCH_FORMS[name] = BatchForm(params, **traits)
         return params
 
     return register

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pallas_shim.evaluator.rules.registry import Unsupported, rule
+from pallas_shim.evaluator.rules.registry import Unsupported, batch_form, rule
 
 
 def order_bits(x: np.ndarray) -> np.ndarray:
@@ -117,6 +117,16 @@ def _parts(x):
     if x.dtype.kind == "c":
         return [x.real, x.imag]
     return [x.astype(sortable(x.dtype), copy=False)]
+
+
+@batch_form("sort")
+def _sort_batch(stack, *, dimension, **params):
+    return {"dimension": dimension + 1, **params}
+
+
+@batch_form("top_k")
+def _top_k_batch(stack, *, axis=-1, **params):
+    return {"axis": axis if axis < 0 else axis + 1, **params}
 
 
 @rule("top_k")

@@ -12,7 +12,7 @@ import numpy as np
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import bounds, memory
-from pallas_shim.evaluator.program import ArrayType, Effects, KeyType, RefType, Value
+from pallas_shim.evaluator.program import ArrayType, Effects, KeyType, Operation, RefType, Value
 from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule
 from pallas_shim.jax_compat import state
 
@@ -330,12 +330,17 @@ def allocate(lowering, type: RefType, fill: Any = None) -> Value:
     """Emits a new buffer, uninitialised as JAX's interpreter means it (semaphores: zero)."""
     if fill is None:
         fill = 0 if type.space == "semaphore" else memory.filler(type.dtype, lowering.checked)
-    shape, dtype = type.shape, type.dtype
-    (ref,) = lowering.memory(
-        "allocate", [], [type], lambda: np.full(shape, fill, dtype), Effects(allocates=True),
-        key=("fill", str(fill)),
-    )
+    (ref,) = lowering.emit(allocation(type, fill), ())
     return ref
+
+
+def allocation(type: RefType, fill: Any) -> Operation:
+    """The operation that makes a new buffer of which each element is ``fill``."""
+    shape, dtype = type.shape, type.dtype
+    effects = Effects(allocates=True)
+    return Operation(
+        "allocate", {"fill": fill}, (), (type,), lambda: np.full(shape, fill, dtype), effects
+    )
 
 
 @lowering_rule("run_scoped")

@@ -69,6 +69,14 @@ SAMPLES = {
     "reduce_xor": lambda x: lax.reduce_xor(x, (0,)),
     "argmax": lambda x: jnp.argmax(x, 1),
     "argmin": (lambda x: jnp.argmin(x, 0), FLOATS),
+    "cumsum": (lambda x: lax.cumsum(x, 1, reverse=True), FLOATS),
+    "cumprod": lambda x: lax.cumprod(x, 0),
+    "cummax": (lambda x: lax.cummax(x, 0), FLOATS),
+    "cummin": lambda x: lax.cummin(x, 1),
+    "cumlogsumexp": (lambda x: lax.cumlogsumexp(x, 1), FLOATS),
+    "sort": lambda x: lax.sort([x, -x], dimension=0, num_keys=1)[1],
+    "top_k": lambda x: lax.top_k(x, 2)[1],
+    "dot_general": (lambda x: x @ FLOATS[0].T, FLOATS),
 }
 NEWER = {  # which some JAX versions don't have
     "tile": lambda x: lax.tile(x, (2, 3)),

@@ -1,0 +1,77 @@
+"""What is known of a grid's cells before they run: scalars that depend on the grid indices only.
+
+Each is a *table*: an array with one dimension for each axis of the grid, of size 1 along
+those that the scalar doesn't depend on. Tables are made by running the scalar's own
+instructions on all indices at once, so whatever an index map computes is known exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pallas_shim.evaluator.floating import as_xla
+from pallas_shim.evaluator.passes.forms import over_stack
+from pallas_shim.evaluator.program import PURE, ArrayType, Instruction, Operation, Region, Value
+from pallas_shim.evaluator.rules.registry import Stack
+
+# Scalars of more cells than this are not computed beforehand.
+_LARGEST_TABLE = 1 << 20
+
+Table = np.ndarray
+
+
+def tables(sizes: Sequence[int], region: Region) -> Mapping[Value, Table]:
+    """The tables of all scalars in a grid's region that have one."""
+    known: dict[Value, Table] = {}
+    for axis, (index, size) in enumerate(zip(region.params, sizes, strict=True)):
+        line = np.arange(size, dtype=index.type.dtype)
+        known[index] = line.reshape([-1 if a == axis else 1 for a in range(len(sizes))])
+    with as_xla():
+        for instruction in region.walk():
+            _learn(known, len(sizes), instruction)
+    return known
+
+
+def table_of(value: Value, known: Mapping[Value, Table], axes: int) -> Table | None:
+    """A scalar's table, also of a constant; None if it isn't known."""
+    if value.const is not None and value.type.shape == ():
+        return value.const.reshape((1,) * axes)
+    return known.get(value)
+
+
+def _learn(known: dict[Value, Table], axes: int, instruction: Instruction) -> None:
+    operation, ins, outs, regions, _ = instruction
+    if regions or not ins or not _is_scalar(operation):
+        return
+    operands = []
+    for value in ins:
+        table = table_of(value, known, axes)
+        if table is None:
+            return
+        operands.append(table)
+    shape = np.broadcast_shapes(*[table.shape for table in operands])
+    size = math.prod(shape)
+    if size > _LARGEST_TABLE:
+        return
+    types = tuple([ArrayType((), type.dtype) for type in operation.ins])
+    batched = over_stack(operation, Stack(size, types, (False,) * len(ins)))
+    if batched is None or batched.fn is None:
+        return
+    flat = [np.ascontiguousarray(np.broadcast_to(t, shape)).reshape(-1) for t in operands]
+    try:
+        result = batched.fn(*flat)
+    except Exception:
+        return  # it may never be reached; if it is, the run tells where it failed
+    known[outs[0]] = np.asarray(result).reshape(shape)
+
+
+def _is_scalar(operation: Operation) -> bool:
+    return (
+        operation.effects is PURE
+        and len(operation.outs) == 1
+        and not operation.multiple
+        and all(type(t) is ArrayType and t.shape == () for t in (*operation.ins, *operation.outs))
+    )

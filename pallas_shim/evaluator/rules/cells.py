@@ -1,0 +1,199 @@
+"""What the batching of grid cells needs beside primitives: tables of what each cell knows, views
+of many blocks at once, and doing for one cell after the other what nothing does for all.
+
+A stack has axes in front, its *lead*; a lead's sizes are 1 where the stack's members don't
+differ. A ref of many blocks is a NumPy view where the blocks lie evenly. Elsewhere it is a
+list of views, in the order of its lead, which only the operations here take.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pallas_shim.evaluator import grid, memory
+from pallas_shim.evaluator.lower import specialise
+from pallas_shim.evaluator.program import PURE, ArrayType, Operation, RefType, Type
+from pallas_shim.evaluator.rules.registry import rule
+from pallas_shim.evaluator.rules.state import READS_FIRST, WRITES_FIRST
+
+Lead = tuple[int, ...] | None
+
+
+@rule("lookup")
+def _lookup(ins, outs, *, table, **_):
+    """What a table has at the given indices: an array over the table's other axes."""
+    return lambda *at: table[at]
+
+
+@rule("blocks", view=True)
+def _blocks(ins, outs, *, starts, steps, kept, **_):
+    """A view of blocks that lie evenly in an array.
+
+    Args:
+      starts: for each dimension of the array, where the first block starts: a table over the
+        further operands.
+      steps: for each axis of the lead how far it goes along each dimension.
+      kept: the dimensions of the array that are the blocks'.
+    """
+    array, (shape, dtype) = ins[0], outs[0]
+    strides = _strides(array)
+    offsets = sum(
+        start * stride for start, stride in zip(starts, strides, strict=True)
+    ) + np.zeros((1,) * (len(ins) - 1), np.int64)
+    lead_strides = [sum(map(int.__mul__, step, strides)) for step in steps]
+    out_strides = (*lead_strides, *(strides[d] for d in kept))
+
+    def view(array, *at):
+        if not array.flags.c_contiguous:
+            first = [int(start.item(at)) for start in starts]
+            return _strided(array, first, steps, kept, shape)
+        return np.ndarray(shape, dtype, array, offsets.item(at), out_strides)
+
+    return view
+
+
+def _strides(array: ArrayType) -> tuple[int, ...]:
+    sizes = itertools.accumulate(array.shape[:0:-1], int.__mul__, initial=array.dtype.itemsize)
+    return tuple(sizes)[::-1] if array.shape else ()
+
+
+def _strided(array, first, steps, kept, shape):
+    lead = [sum(map(int.__mul__, step, array.strides)) for step in steps]
+    corner = array[tuple(slice(at, None) for at in first)]
+    strides = (*lead, *(array.strides[d] for d in kept))
+    return np.lib.stride_tricks.as_strided(corner, shape, strides)
+
+
+# -- one cell after the other -----------------------------------------------------------------
+
+
+def _members(leads: Sequence[Lead]) -> list[tuple[Any, ...]]:
+    """For each cell of the leads' common one, what to index each operand with."""
+    lead = [max(sizes) for sizes in zip(*[one for one in leads if one is not None], strict=True)]
+    return [
+        tuple(
+            [
+                None if one is None else (*map(min, at, [n - 1 for n in one]), ...)
+                for one in leads
+            ]
+        )
+        for at in np.ndindex(*lead)
+    ]
+
+
+@rule("each")
+def _each(ins, outs, *, primitive, of, members, leads, multiple):
+    """A primitive with the parameters ``of``, on operands of the types ``members``."""
+    cells = _members(leads)
+    rank = len(next(lead for lead in leads if lead is not None))
+    types = tuple(ArrayType(out.shape[rank:], out.dtype) for out in outs)
+    fn = specialise(primitive, members, types, of, multiple).fn
+    assert fn is not None
+
+    def run(*operands):
+        results = [np.empty((len(cells), *t.shape), t.dtype) for t in types]
+        for position, keys in enumerate(cells):
+            member = [x if key is None else x[key] for x, key in zip(operands, keys, strict=True)]
+            values = fn(*member)
+            for result, value in zip(results, values if multiple else (values,), strict=True):
+                result[position] = value
+        stacks = [r.reshape(out.shape) for r, out in zip(results, outs, strict=True)]
+        return tuple(stacks) if multiple else stacks[0]
+
+    return run
+
+
+def _picker(leads: Sequence[Lead], listed: bool) -> Callable[[Sequence[Any]], list[list[Any]]]:
+    """What gives each cell's operands. The first of them is a ref, ``listed`` if it is a list."""
+    cells = _members(leads)
+    if not listed:
+        return lambda operands: [
+            [x if key is None else x[key] for x, key in zip(operands, keys, strict=True)]
+            for keys in cells
+        ]
+    assert leads[0] is not None
+    numbers = np.arange(np.prod(leads[0])).reshape(leads[0])
+    places = [(int(numbers[ref]), rest) for ref, *rest in cells]
+
+    def pick(operands):
+        refs, *others = operands
+        return [
+            [refs[at], *[x if k is None else x[k] for x, k in zip(others, keys, strict=True)]]
+            for at, keys in places
+        ]
+
+    return pick
+
+
+def each_block(block: Any, ins: tuple[Type, ...], out: RefType, leads: Sequence[Lead]) -> Operation:
+    """A list of the blocks of an array, one a cell. Operands: the array, leaves."""
+    view, pick = grid.block_viewer(block), _picker(leads, False)
+
+    def run(*operands):
+        return [view(*member) for member in pick(operands)]
+
+    params = {"block": block, "leads": tuple(leads)}
+    return Operation("each_block", params, ins, (out,), run, PURE, view=True)
+
+
+def each_load(
+    member: RefType, path: memory.Path, ins: tuple[Type, ...], out: ArrayType,
+    leads: Sequence[Lead], listed: bool,
+) -> Operation:  # fmt: skip
+    """A load of each cell's own ref, or at each cell's own place. Operands: ref, leaves."""
+    view = memory.viewer(member.shape, member.dtype, path)
+    pick = _picker(leads, listed)
+    shape, dtype = out
+    part, _ = memory.viewed_type(member.shape, member.dtype, path)
+
+    def run(*operands):
+        members = pick(operands)
+        result = np.empty((len(members), *part), dtype)
+        for at, one in enumerate(members):
+            result[at] = view(*one)
+        return result.reshape(shape)
+
+    params = {"path": path, "leads": tuple(leads), "listed": listed}
+    return Operation("each_get", params, ins, (out,), run, READS_FIRST)
+
+
+def each_store(
+    member: RefType, path: memory.Path, ins: tuple[Type, ...], leads: Sequence[Lead], listed: bool
+) -> Operation:
+    """A store to each cell's own ref, or at each cell's own place. Operands: ref, value,
+    leaves."""
+    write = memory.writer(member.shape, member.dtype, path)
+    pick = _picker(leads, listed)
+
+    def run(*operands):
+        for one in pick(operands):
+            write(*one)
+        return ()
+
+    params = {"path": path, "leads": tuple(leads), "listed": listed}
+    return Operation("each_store", params, ins, (), run, WRITES_FIRST, multiple=True)
+
+
+def load(ref: RefType, path: memory.Path, ins: tuple[Type, ...], out: ArrayType) -> Operation:
+    """A load of a ref's part at once. Operands: ref, leaves."""
+    view = memory.viewer(ref.shape, ref.dtype, path)
+
+    def copy(*args):
+        return view(*args).copy()
+
+    return Operation("get", {"path": path, "as_view": view}, ins, (out,), copy, READS_FIRST)
+
+
+def store(ref: RefType, path: memory.Path, ins: tuple[Type, ...]) -> Operation:
+    """A store to a ref's part at once. Operands: ref, a value that may broadcast, leaves."""
+    write = memory.writer(ref.shape, ref.dtype, path)
+
+    def run(*args):
+        write(*args)
+        return ()
+
+    return Operation("store", {"path": path}, ins, (), run, WRITES_FIRST, multiple=True)
