@@ -23,21 +23,20 @@ from tests.fuzz.kernels import INT, Body, Memory, Scope, data
 from tests.fuzz.operations import (
     BOOL,
     BOUND,
-    DTYPES,
-    INTEGERS,
     PURE,
-    QUANTUM,
+    USUAL,
     Choices,
+    Pool,
     Value,
     fit,
+    fits,
     is_float,
+    known,
     tame,
 )
 
 _MOST_CELLS = 32
 _BLOCKS = ((4,), (8,), (1, 8), (2, 4), (4, 4), (8, 3), (2, 2, 2))
-# Sums of these stay exact, however many cells add to them.
-_SUMMED = (*INTEGERS, np.dtype(np.float32))
 _WRITES = ("whole",) * 4 + ("accumulate",) * 3 + ("when", "rows", "moving", "on_top", "loop")
 _SCRATCH = ("carried", "carried", "temporary", "left_behind")
 
@@ -61,9 +60,9 @@ class ManyCells(Choices):
 
     rtol = None  # every float is exact
 
-    def __init__(self, source: random.Random, interpret: Any = True):
-        super().__init__(source)
-        self._body = Body(source)
+    def __init__(self, source: random.Random, pool: Pool = USUAL, interpret: Any = True):
+        super().__init__(source, pool)
+        self._body = Body(source, pool)
         self._data = np.random.default_rng(self.number(0, 1 << 16))
         self._grid: list[int] = []
         for _ in range(self.one([1, 1, 2, 2, 3, 4])):
@@ -82,7 +81,7 @@ class ManyCells(Choices):
                 same = same._replace(spec=pl.BlockSpec(block, self._index_map(len(block))[0]))
             outputs[0] = same
         scratch = [
-            (self.one(_BLOCKS), self.one(DTYPES), self.one(_SCRATCH))
+            (self.one(_BLOCKS), self.one(self.pool.stored), self.one(_SCRATCH))
             for _ in range(self.one([0, 0, 1, 1, 2]))
         ]
         writes = [self.one(_WRITES) for _ in outputs]
@@ -138,13 +137,13 @@ class ManyCells(Choices):
         return (np.sort(table) if kind == "runs" else table).astype(np.int32)
 
     def _cut(self) -> Cut:
-        block, dtype = self.one(_BLOCKS), self.one(DTYPES)
+        block, dtype = self.one(_BLOCKS), self.one(self.pool.stored)
         index_map, counts = self._index_map(len(block))
         sizes = [size * count for size, count in zip(block, counts, strict=True)]
         if self.rarely(5):
-            # The last block, or more than that, sticks out.
+            # The last block sticks out.
             axis = self.number(0, len(sizes) - 1)
-            sizes[axis] = max(1, sizes[axis] - self.number(1, 2 * block[axis]))
+            sizes[axis] -= self.number(0, block[axis] - 1)
         return Cut(tuple(sizes), dtype, pl.BlockSpec(block, index_map))
 
     def _index_map(self, rank: int) -> tuple[Callable[..., Any], list[int]]:
@@ -159,7 +158,7 @@ class ManyCells(Choices):
 
         cells = list(itertools.product(*map(range, self._grid)))
         found = [index_map(*cell, *self._tables) for cell in cells]
-        return index_map, [max(int(max(at)) + 1, 1) for at in zip(*found, strict=True)]
+        return index_map, [int(max(at)) + 1 for at in zip(*found, strict=True)]
 
     def _place(self, axis: int) -> Place:
         size = self._grid[axis]
@@ -180,7 +179,7 @@ class ManyCells(Choices):
             "halved": lambda i, _: i[axis] // 2,
             "parity": lambda i, _: i[axis] % 2,
             "sum": lambda i, _: i[axis] + i[other],
-            "shifted": lambda i, _: i[axis] - 1,
+            "shifted": lambda i, _: lax.max(jnp.int32(i[axis]) - 1, jnp.int32(0)),
         }
         usual = ["axis"] * 6 + ["zero", "zero", "flat"]
         if self._tables:
@@ -199,7 +198,7 @@ class ManyCells(Choices):
             scope.values.append(Value(self.one(tables)[self.one(ids)]))
         if self.rarely():
             scope.values.append(Value(jnp.int32(pl.num_programs(0))))
-        scope.values.extend(Value(ref[...], BOUND, QUANTUM) for ref in ins)
+        scope.values.extend(self._body.loaded(ref[...]) for ref in ins)
         return scope
 
     def _first(self) -> Any:
@@ -217,16 +216,16 @@ class ManyCells(Choices):
     def _sum(self, ref: Any, old: Any, new: Value) -> Any:
         if ref.dtype == BOOL:
             return old ^ new.x
-        if np.dtype(ref.dtype) in _SUMMED:
-            return old + new.x
-        return tame(Value(old + new.x, 2 * BOUND, QUANTUM)).x
+        total = known(old + new.x)._replace(bound=BOUND * 2 * _MOST_CELLS)
+        exact = not is_float(total.dtype) or fits(total.dtype, total.bound, total.quantum)
+        return total.x if exact else tame(total).x
 
     def _use_scratch(self, scope: Scope, ref: Any, way: str) -> None:
         if way == "carried":
             self._write_accumulate(scope, ref)
         elif way == "temporary":
             ref[...] = self._value(scope, ref).x
-        read = Value(ref[...], BOUND, QUANTUM)
+        read = known(ref[...])
         if way == "left_behind":
             ref[...] = self._value(scope, ref).x
         # A sum of many cells isn't small any more.

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
+from jax.errors import JaxRuntimeError
 from jax.extend.core import jaxpr_as_fun
 
 from pallas_shim.evaluator.execute import Executable
@@ -19,7 +20,8 @@ from pallas_shim.evaluator.rules.registry import Unsupported
 from tests.fuzz.cells import ManyCells
 from tests.fuzz.inexact import InexactCall
 from tests.fuzz.kernels import Call
-from tests.oracle import compare
+from tests.fuzz.operations import COMPLEX, NARROW, WIDE
+from tests.oracle import compare, x64
 
 # Hypothesis is behind the choices, so that it shrinks a kernel that fails.
 sources = st.randoms(use_true_random=False)
@@ -44,9 +46,12 @@ class Mismatch(AssertionError):
 
 # What a kernel is drawn by: its name, and how many of a hundred are.
 GENERATORS: dict[str, tuple[int, Callable[[random.Random], Any]]] = {
-    "kernels": (45, Call),
-    "cells": (40, ManyCells),
-    "inexact": (15, InexactCall),
+    "kernels": (30, Call),
+    "cells": (30, ManyCells),
+    "inexact": (10, InexactCall),
+    "narrow": (10, lambda source: Call(source, NARROW)),
+    "wide": (10, lambda source: Call(source, WIDE)),
+    "complex": (10, lambda source: Call(source, COMPLEX)),
 }
 
 
@@ -62,12 +67,13 @@ def check(source: random.Random, only: str | None = None) -> bool:
     """
     names = [name for name, (share, _) in GENERATORS.items() for _ in range(share)]
     call = GENERATORS[only or source.choice(names)][1](source)
-    jaxpr = jax.make_jaxpr(call.function)(*call.args)
-    try:
-        want = _in_jax(jaxpr, call.args)
-    except (AssertionError, NotImplementedError, TypeError, ValueError):
-        return False
-    _compare(jaxpr, call.args, want, call.rtol)
+    with x64(call.pool.x64):
+        jaxpr = jax.make_jaxpr(call.function)(*call.args)
+        try:
+            want = _in_jax(jaxpr, call.args)
+        except (AssertionError, NotImplementedError, TypeError, ValueError, JaxRuntimeError):
+            return False
+        _compare(jaxpr, call.args, want, call.rtol)
     return True
 
 

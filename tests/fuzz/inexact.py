@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 
-from tests.fuzz.operations import FLOATS, Choices
+from tests.fuzz.operations import USUAL, Choices
 
 SHAPE = (4, 8)
 LOW, HIGH = 0.5, 2.0
@@ -53,7 +53,7 @@ class InexactCall(Choices):
 
     def __init__(self, source: random.Random):
         super().__init__(source)
-        dtype = self.one(FLOATS)
+        dtype = self.one(USUAL.floats)
         cells = self.number(1, 2)
         data = np.random.default_rng(self.number(0, 1 << 16))
         shape = (cells * SHAPE[0], SHAPE[1])

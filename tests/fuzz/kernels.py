@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
@@ -20,16 +21,18 @@ from jax.experimental.pallas import tpu as pltpu
 from tests.fuzz.operations import (
     BOOL,
     BOUND,
-    DTYPES,
-    INTEGERS,
     PURE,
     QUANTUM,
+    USUAL,
     Choices,
     Operations,
+    Pool,
     Value,
     cast,
     fit,
+    fits,
     is_float,
+    known,
     tame,
 )
 
@@ -37,6 +40,8 @@ INT = np.dtype(np.int32)
 _MEMORY = ("load",) * 6 + ("store",) * 6 + ("update",) * 3 + ("swap", "add_update", "masked")
 _CONTROL = ("loop", "loop", "scan", "repeat", "branch", "branch", "when", "scoped", "call")
 _DEEPEST = 2
+# Types that a packed integer is loaded as.
+_WHOLE = tuple(map(np.dtype, (np.int32, np.int8, np.uint8)))
 
 
 class Memory(NamedTuple):
@@ -80,9 +85,10 @@ class Body(Operations):
         return ref, self._index(scope, ref.shape)
 
     def _transformed(self, scope: Scope, ref: Any, loaded: bool) -> Any:
-        if loaded and self.rarely(3) and len(ref.shape) >= 2 and ref.dtype in INTEGERS:
+        integers = self.pool.integers
+        if loaded and self.rarely(3) and len(ref.shape) >= 2 and ref.dtype in integers:
             fitting = [
-                dtype for dtype in INTEGERS
+                dtype for dtype in integers
                 if ref.shape[-2] * np.dtype(ref.dtype).itemsize % dtype.itemsize == 0
             ]  # fmt: skip
             return ref.bitcast(self.one(fitting))
@@ -131,15 +137,23 @@ class Body(Operations):
         """A value of a type, tame."""
         same = self.any_of(scope.values, lambda v: v.dtype == type.dtype)
         value = same if same is not None and self.number(0, 1) else self.recent(scope.values)
-        value = tame(fit(cast(value, np.dtype(type.dtype)), tuple(type.shape)))
-        return Value(value.x, BOUND, QUANTUM)
+        value, dtype = fit(value, tuple(type.shape)), np.dtype(type.dtype)
+        value = cast(value, dtype)
+        return known(value.x if dtype in self.pool.packed else tame(value).x)
+
+    def loaded(self, x: Any) -> Value:
+        """What memory held, in a type to reckon with."""
+        value = known(x)
+        if value.dtype not in self.pool.packed:
+            return value
+        return cast(value, self.one(self.pool.floats if is_float(value.dtype) else _WHOLE))
 
     def _writable(self, scope: Scope) -> Any:
         return self.one([m.ref for m in scope.refs if m.writable])
 
     def do_load(self, scope):
         ref, index = self.view(scope, self.one(scope.refs).ref, loaded=True)
-        scope.values.append(Value(ref[index], BOUND, QUANTUM))
+        scope.values.append(self.loaded(ref[index]))
 
     def do_store(self, scope):
         ref, index = self.view(scope, self._writable(scope))
@@ -147,17 +161,19 @@ class Body(Operations):
 
     def do_update(self, scope):
         ref, index = self.view(scope, self._writable(scope))
-        old = Value(ref[index], BOUND, QUANTUM)
-        new = Value(self._stored(scope, ref, index), BOUND, QUANTUM)
-        ref[index] = tame(self.elementwise([old, new])).x.astype(ref.dtype)
+        old = self.loaded(ref[index])
+        new = self.loaded(self._stored(scope, ref, index))
+        changed = tame(self.elementwise([old, fit(cast(new, old.dtype), old.shape)]))
+        ref[index] = cast(changed, np.dtype(ref.dtype)).x
 
     def do_swap(self, scope):
         ref, index = self.view(scope, self._writable(scope))
         old = jax.ref.swap(ref, index, self._stored(scope, ref, index))
-        scope.values.append(Value(old, BOUND, QUANTUM))
+        scope.values.append(self.loaded(old))
 
     def do_add_update(self, scope):
-        refs = [m.ref for m in scope.refs if m.writable and np.dtype(m.ref.dtype) in INTEGERS]
+        integers = self.pool.integers
+        refs = [m.ref for m in scope.refs if m.writable and np.dtype(m.ref.dtype) in integers]
         if refs:
             ref = self.one(refs)
             index = self._index(scope, ref.shape)
@@ -174,7 +190,8 @@ class Body(Operations):
             return
         same = [v for v in reversed(scope.values) if v.dtype == ref.dtype and v.size]
         if not same:
-            same = [self.canonical(scope, ref)]
+            ref[...] = self.canonical(scope, ref).x
+            return
         x = jnp.concatenate([v.x.reshape(v.size) for v in same])
         ref[...] = tame(fit(Value(x), tuple(ref.shape))).x
 
@@ -182,7 +199,7 @@ class Body(Operations):
 
     def _carried(self, scope: Scope) -> list[Value]:
         chosen = [self.recent(scope.values) for _ in range(self.number(1, 2))]
-        return [Value(tame(v).x, BOUND, QUANTUM) for v in chosen]
+        return [known(tame(v).x) for v in chosen]
 
     def _step(self, scope: Scope, carry: Sequence[Value], *more: Value) -> list[Any]:
         """A loop's body: the next carry."""
@@ -214,7 +231,7 @@ class Body(Operations):
         reverse = bool(self.number(0, 1))
         xs, ys = lax.scan(body, [v.x for v in carry], row.x, reverse=reverse)
         scope.values.extend(v._replace(x=x) for v, x in zip(carry, xs, strict=True))
-        scope.values.append(fit(Value(ys, BOUND, QUANTUM), self.shape()))
+        scope.values.append(fit(known(ys), self.shape()))
 
     def do_repeat(self, scope):
         """A while loop that also looks at what it carries."""
@@ -262,7 +279,7 @@ class Body(Operations):
             self.block(scope.inner(), 1, 3)
 
     def do_scoped(self, scope):
-        type = jax.ShapeDtypeStruct(self.shape((1, 2)), self.one(DTYPES))
+        type = jax.ShapeDtypeStruct(self.shape((1, 2)), self.one(self.pool.stored))
         result = self.recent(scope.values)
 
         def body(ref):
@@ -274,7 +291,7 @@ class Body(Operations):
             return self.canonical(inner, result.x).x
 
         x = pl.run_scoped(body, pltpu.VMEM(type.shape, type.dtype))
-        scope.values.append(Value(x, BOUND, QUANTUM))
+        scope.values.append(known(x))
 
     def do_call(self, scope):
         """A jitted function."""
@@ -313,15 +330,16 @@ class Call(Choices):
     args: list[np.ndarray]
     rtol = None  # every float is exact
 
-    def __init__(self, source: random.Random):
-        super().__init__(source)
-        body = Body(source)
+    def __init__(self, source: random.Random, pool: Pool = USUAL):
+        super().__init__(source, pool)
+        body = Body(source, pool)
         self._data = np.random.default_rng(self.number(0, 1 << 16))
         self._grid = [self.number(1, 3) for _ in range(self.one([0, 1, 1, 2, 2]))]
         self._prefetched = self.number(0, 1)
         aliased = self.rarely(3)
-        inputs = [self.operand(not aliased) for _ in range(self.number(1, 3))]
-        outputs = [self.operand(False) for _ in range(self.number(1, 3))]
+        whole = aliased or bool(pool.complexes)
+        inputs = [self.operand(pool.dtypes, not whole) for _ in range(self.number(1, 3))]
+        outputs = [self.operand(pool.stored, False) for _ in range(self.number(1, 3))]
         aliases = {}
         if aliased:
             one = inputs[0]
@@ -330,7 +348,7 @@ class Call(Choices):
                 elsewhere = self._index_map(len(one.shape))
                 outputs[0] = one._replace(spec=pl.BlockSpec(one.spec.block_shape, elsewhere))
         scratch = [
-            pltpu.VMEM(self.shape((1, 2)), self.one(DTYPES)) for _ in range(self.number(0, 2))
+            pltpu.VMEM(self.shape((1, 2)), self.one(pool.stored)) for _ in range(self.number(0, 2))
         ]
         dynamic = bool(self._grid) and self.rarely(6)
 
@@ -342,7 +360,7 @@ class Call(Choices):
                 scope.values.append(Value(pl.program_id(axis)))
                 scope.values.append(Value(jnp.int32(pl.num_programs(axis))))
             for ref in refs[self._prefetched : fixed]:
-                scope.values.append(Value(ref[...], BOUND, QUANTUM))
+                scope.values.append(body.loaded(ref[...]))
             body.block(scope, 6, 20)
             for ref in refs[fixed : fixed + len(outputs)]:
                 body.digest(scope, ref)
@@ -384,9 +402,9 @@ class Call(Choices):
                 arg = self.args[position]
                 self.args[position] = np.stack([arg, np.roll(arg, 1)])
 
-    def operand(self, padded: bool) -> Operand:
+    def operand(self, dtypes: Sequence[np.dtype], padded: bool) -> Operand:
         """An array; if ``padded``, elements around it may belong to its blocks."""
-        dtype, shape = self.one(DTYPES), self.shape()
+        dtype, shape = self.one(dtypes), self.shape()
         if not shape or not self._grid or self.rarely():
             return Operand(shape, dtype, None)
         block: list[Any] = []
@@ -401,7 +419,8 @@ class Call(Choices):
             else:
                 block.append(size)
                 # The array: so many blocks, and maybe not quite.
-                sizes[i] = max(1, self.number(1, 3) * size - self.one([0, 0, 1, 2]))
+                cut = 0 if dtype.kind == "c" else self.one([0, 0, 1, 2])
+                sizes[i] = max(1, self.number(1, 3) * size - cut)
         return Operand(tuple(sizes), dtype, pl.BlockSpec(tuple(block), self._index_map(len(block))))
 
     def _index_map(self, rank: int) -> Callable[..., tuple[Any, ...]]:
@@ -431,13 +450,19 @@ def data(
     """Small numbers and the ends of the range; floats that operations keep exact."""
     if dtype == BOOL:
         return random.integers(0, 2, shape).astype(bool)
+    if dtype.kind == "c":
+        # Without special values: XLA's products of those follow no rule.
+        return (random.integers(-4, 5, shape) + 0.5j * random.integers(-8, 9, shape)).astype(dtype)
     if is_float(dtype):
-        x = random.integers(-16, 17, shape) / 4 * np.where(random.random(shape) < 0.1, -0.0, 1)
+        fine = fits(dtype, BOUND, QUANTUM)
+        x = random.integers(-16, 17, shape) / 4 if fine else random.integers(-4, 5, shape)
+        x = x * np.where(random.random(shape) < 0.1, -0.0, 1)
         if choices.rarely():
             special = random.choice([np.nan, np.inf, -np.inf, -0.0], shape)
             x = np.where(random.random(shape) < 0.2, special, x)
         return np.asarray(x).astype(dtype)
-    info = np.iinfo(dtype)
-    small = random.integers(0 if info.min == 0 else -4, 9, shape)
-    wild = random.choice([info.min, info.max, info.max // 2, info.max // 3, 0], shape)
+    info = ml_dtypes.iinfo(dtype)
+    low, high = int(info.min), int(info.max)
+    small = random.integers(max(low, -4), min(high, 8) + 1, shape)
+    wild = random.choice(np.array([low, high, high // 2, high // 3, 0], object), shape)
     return np.where(random.random(shape) < 0.2, wild, small).astype(dtype)

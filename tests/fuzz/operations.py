@@ -13,18 +13,62 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from jax import lax
 
 BOOL = np.dtype(bool)
-INTEGERS = tuple(map(np.dtype, ("int8", "uint8", "int16", "uint16", "int32", "uint32")))
-DIGITS = {np.dtype("float32"): 24, np.dtype(jnp.bfloat16): 8, np.dtype("float16"): 11}
-FLOATS = tuple(DIGITS)
-DTYPES = (BOOL, *INTEGERS, *FLOATS)
+_NARROW_FLOATS = (
+    "float8_e4m3fn", "float8_e5m2", "float8_e4m3b11fnuz", "float8_e4m3fnuz", "float8_e5m2fnuz",
+    "float8_e3m4", "float8_e4m3",
+)  # fmt: skip
 SIZES = (1, 2, 3, 4, 5, 8)
-# What inputs hold, and what is stored: these stay exact in every float type.
+# What inputs hold, and what is stored: these stay exact in every float type but the narrowest,
+# which hold whole numbers.
 BOUND, QUANTUM = 4.0, 0.25
 _LARGEST = 512
+
+
+def _dtypes(*names: str) -> tuple[np.dtype, ...]:
+    return tuple(np.dtype(getattr(ml_dtypes, name, name)) for name in names)
+
+
+class Pool(NamedTuple):
+    """The types of a kernel's values, beside bool.
+
+    ``packed``: types that only memory has, since XLA aborts on most operations of them.
+    ``complexes``: types that memory doesn't have, since JAX's interpreter makes none.
+    ``x64``: 64-bit types are enabled.
+    """
+
+    integers: tuple[np.dtype, ...]
+    floats: tuple[np.dtype, ...]
+    packed: tuple[np.dtype, ...] = ()
+    complexes: tuple[np.dtype, ...] = ()
+    x64: bool = False
+
+    @property
+    def dtypes(self) -> tuple[np.dtype, ...]:
+        return (BOOL, *self.integers, *self.floats, *self.complexes)
+
+    @property
+    def stored(self) -> tuple[np.dtype, ...]:
+        return (BOOL, *self.integers, *self.floats, *self.packed)
+
+
+_INTEGERS = _dtypes("int8", "uint8", "int16", "uint16", "int32", "uint32")
+_FLOATS = _dtypes("float32", "bfloat16", "float16")
+USUAL = Pool(_INTEGERS, _FLOATS)
+NARROW = Pool(
+    _dtypes("int8", "int32", "uint8"),
+    _dtypes("float32", "bfloat16", *_NARROW_FLOATS),
+    packed=_dtypes("int4", "uint4", "int2", "uint2", "float4_e2m1fn"),
+)
+WIDE = Pool(
+    _dtypes("int64", "uint64", "int32", "uint8"),
+    _dtypes("float64", "float32"), complexes=_dtypes("complex128", "complex64"), x64=True,
+)  # fmt: skip
+COMPLEX = Pool(_dtypes("int32", "uint8"), _dtypes("float32"), complexes=_dtypes("complex64"))
 
 
 class Value(NamedTuple):
@@ -51,8 +95,9 @@ class Value(NamedTuple):
 class Choices:
     """Random choices, all from one source."""
 
-    def __init__(self, source: random.Random):
+    def __init__(self, source: random.Random, pool: Pool = USUAL):
         self._source = source
+        self.pool = pool
 
     def number(self, low: int, high: int) -> int:
         return self._source.randint(low, high)
@@ -77,19 +122,51 @@ class Choices:
 
 def fits(dtype: np.dtype, bound: float, quantum: float) -> bool:
     """Whether a float type holds every multiple of ``quantum`` up to ``bound``."""
-    return 2.0**-10 <= quantum and bound <= min(2.0 ** DIGITS[dtype] * quantum, 2.0**15)
+    info = ml_dtypes.finfo(dtype)
+    most = min(2.0 ** (info.nmant + 1) * quantum, float(info.max), 2.0**15)
+    return max(2.0**-10, float(info.smallest_subnormal)) <= quantum and bound <= most
 
 
 def is_float(dtype: np.dtype) -> bool:
-    return dtype in DIGITS
+    """Of real or complex numbers, which are bounded part by part."""
+    return dtype.kind == "c" or not (dtype == BOOL or is_integer(dtype))
+
+
+def is_integer(dtype: np.dtype) -> bool:
+    return dtype.kind in "iu" or dtype.name.startswith(("int", "uint"))
+
+
+def bits(dtype: np.dtype) -> int:
+    """The width of an integer type."""
+    return ml_dtypes.iinfo(dtype).bits
+
+
+def known(x: Any) -> Value:
+    """A value of which no more is known than that it was stored."""
+    return Value(x, BOUND, _stored_quantum(np.dtype(x.dtype)))
+
+
+def _stored_quantum(dtype: np.dtype) -> float:
+    return QUANTUM if not is_float(dtype) or fits(dtype, BOUND, QUANTUM) else 1.0
 
 
 def tame(value: Value) -> Value:
     """The same, or whole numbers near zero instead of floats too large or too fine."""
     if not is_float(value.dtype) or (value.bound <= BOUND and value.quantum >= QUANTUM):
         return value
+    if value.dtype.kind == "c":
+        parts = [tame(Value(part(value.x), value.bound, value.quantum)) for part in _PARTS]
+        return Value(lax.complex(parts[0].x, parts[1].x), BOUND, 1.0)
     limit = np.asarray(BOUND, value.dtype)
     return Value(lax.clamp(-limit, without_signed_zeros(lax.round(value.x)), limit), BOUND, 1.0)
+
+
+_PARTS = (lax.real, lax.imag)
+
+
+def real(value: Value) -> Value:
+    """The value, or its real part: what has an order."""
+    return value._replace(x=lax.real(value.x)) if value.dtype.kind == "c" else value
 
 
 def cast(value: Value, dtype: np.dtype) -> Value:
@@ -103,7 +180,7 @@ def cast(value: Value, dtype: np.dtype) -> Value:
     if not is_float(dtype):
         bound = quantum = 0.0
     elif not is_float(value.dtype):
-        largest = 1.0 if value.dtype == BOOL else 2.0 ** (8 * value.dtype.itemsize)
+        largest = 1.0 if value.dtype == BOOL else 2.0 ** bits(value.dtype)
         bound, quantum = (largest, 1.0) if fits(dtype, largest, 1.0) else (0.0, 0.0)
     return Value(lax.convert_element_type(value.x, dtype), bound, quantum)
 
@@ -126,11 +203,14 @@ def fit(value: Value, shape: tuple[int, ...]) -> Value:
 _ARITHMETIC: dict[str, Callable[[Value, Value], tuple[float, float]]] = {
     "add": lambda a, b: (a.bound + b.bound, min(a.quantum, b.quantum)),
     "sub": lambda a, b: (a.bound + b.bound, min(a.quantum, b.quantum)),
-    "mul": lambda a, b: (a.bound * b.bound, a.quantum * b.quantum),
+    "mul": lambda a, b: (
+        a.bound * b.bound * (2 if a.dtype.kind == "c" else 1), a.quantum * b.quantum
+    ),
     "rem": lambda a, b: (a.bound, min(a.quantum, b.quantum)),
     "max": lambda a, b: (max(a.bound, b.bound), min(a.quantum, b.quantum)),
     "min": lambda a, b: (max(a.bound, b.bound), min(a.quantum, b.quantum)),
 }
+_COMPLEX_ARITHMETIC = ("add", "sub", "mul")
 _BITWISE = ("bitwise_and", "bitwise_or", "bitwise_xor")
 _INTEGER_BINARY = (
     *_ARITHMETIC, "div", *_BITWISE, "shift_left", "shift_right_arithmetic", "shift_right_logical",
@@ -169,7 +249,7 @@ class Operations(Choices):
             return same
         if self.rarely():
             number = self.number(0, 4)
-            return Value(jnp.full(one.shape, number, one.dtype), BOUND, QUANTUM)
+            return known(jnp.full(one.shape, _number(number, one.dtype)))
         return fit(cast(self.recent(values), one.dtype), one.shape)
 
     def scalar(self, values: Sequence[Value]) -> Any:
@@ -193,7 +273,7 @@ class Operations(Choices):
             return Value(getattr(lax, self.one(_BITWISE))(a.x, b.x))
         if not is_float(a.dtype):
             return Value(getattr(lax, self.one(_INTEGER_BINARY))(a.x, b.x))
-        name = self.one(_ARITHMETIC)
+        name = self.one(_COMPLEX_ARITHMETIC if a.dtype.kind == "c" else _ARITHMETIC)
         if not a.quantum or not b.quantum or not fits(a.dtype, *_ARITHMETIC[name](a, b)):
             a, b = tame(a), tame(b)
         x = getattr(lax, name)(a.x, b.x)
@@ -209,6 +289,8 @@ class Operations(Choices):
                 return Value(lax.integer_pow(a.x, self.number(0, 4)))
             names = [n for n in _INTEGER_UNARY if n != "abs" or a.dtype.kind == "i"]
             return Value(getattr(lax, self.one(names))(a.x))
+        if a.dtype.kind == "c":
+            return a._replace(x=self.one([lax.neg, lax.conj])(a.x))
         name = self.one(_FLOAT_UNARY)
         bound, quantum = math.ceil(a.bound), a.quantum
         if name in ("floor", "ceil", "round") and quantum:
@@ -220,17 +302,20 @@ class Operations(Choices):
 
     def halve(self, values: Sequence[Value]) -> Value:
         """Floats divided, exactly."""
-        a = tame(self.of_dtype(values, FLOATS))
+        a = tame(self.of_dtype(values, self.pool.floats))
         by = self.one([2.0, -4.0, 0.5])
+        if not fits(a.dtype, a.bound / abs(by), a.quantum / abs(by)):
+            by = 1.0
         x = lax.div(a.x, jnp.full(a.shape, by, a.dtype))
         return Value(x, a.bound / abs(by), a.quantum / abs(by))
 
     def compare(self, values: Sequence[Value]) -> Value:
         a = self.recent(values)
-        return Value(getattr(lax, self.one(_COMPARISONS))(a.x, self.like(values, a).x))
+        names = ("eq", "ne") if a.dtype.kind == "c" else _COMPARISONS
+        return Value(getattr(lax, self.one(names))(a.x, self.like(values, a).x))
 
     def is_finite(self, values: Sequence[Value]) -> Value:
-        return Value(lax.is_finite(self.of_dtype(values, FLOATS).x))
+        return Value(lax.is_finite(self.of_dtype(values, self.pool.floats).x))
 
     def select(self, values: Sequence[Value]) -> Value:
         a = self.recent(values)
@@ -244,7 +329,7 @@ class Operations(Choices):
         return Value(lax.select_n(which, *(v.x for v in cases)), *_joined(cases))
 
     def clamp(self, values: Sequence[Value]) -> Value:
-        a = self.any_of(values, lambda v: v.dtype != BOOL)
+        a = self.any_of(values, lambda v: v.dtype != BOOL and v.dtype.kind != "c")
         if a is None:
             a = cast(self.recent(values), np.dtype(np.int32))
         low, high = self.like(values, a), self.like(values, a)
@@ -254,40 +339,45 @@ class Operations(Choices):
         return Value(x, *_joined([low, a, high]))
 
     def cast(self, values: Sequence[Value]) -> Value:
-        return cast(self.recent(values), self.one(DTYPES))
+        return cast(self.recent(values), self.one(self.pool.dtypes))
 
     def bitcast(self, values: Sequence[Value]) -> Value:
         a = self.recent(values)
-        if a.dtype == BOOL:
-            a = cast(a, self.one(INTEGERS))
+        if a.dtype == BOOL or a.dtype.kind == "c":
+            a = cast(a, self.one(self.pool.integers))
         if is_float(a.dtype):
             # Which NaN it is isn't part of a result.
             a = a._replace(x=jnp.where(a.x != a.x, jnp.zeros_like(a.x), a.x))
-        size = a.dtype.itemsize
-        wider = [d for d in INTEGERS if d.itemsize > size and a.shape[-1:] == (d.itemsize // size,)]
-        same = [d for d in INTEGERS if d.itemsize <= size]
-        return Value(lax.bitcast_convert_type(a.x, self.one(wider or same)))
+        size, last = a.dtype.itemsize, a.shape[-1:]
+        wider = [
+            d for d in self.pool.integers if d.itemsize > size and last == (d.itemsize // size,)
+        ]
+        same = [d for d in self.pool.integers if d.itemsize <= size]
+        return Value(lax.bitcast_convert_type(a.x, self.one(wider or same))) if same else a
 
     def float_of_bits(self, values: Sequence[Value]) -> Value:
         """2, 2.5, 3 or 3.5, by the lowest two bits of an integer."""
-        dtype = self.one(FLOATS)
-        bits = np.dtype(f"u{dtype.itemsize}")
-        a = cast(self.of_dtype(values, INTEGERS), bits)
-        two = np.asarray(2, dtype).view(bits)
-        x = ((a.x & bits.type(3)) << bits.type(DIGITS[dtype] - 3)) | two
+        dtype = self.one([d for d in self.pool.floats if d.itemsize > 1])
+        word = np.dtype(f"u{dtype.itemsize}")
+        a = cast(self.of_dtype(values, self.pool.integers), word)
+        two = np.asarray(2, dtype).view(word)
+        shift = word.type(ml_dtypes.finfo(dtype).nmant - 2)
+        x = ((a.x & word.type(3)) << shift) | two
         return Value(lax.bitcast_convert_type(x, dtype), 4.0, 0.5)
 
     # -- shapes ---------------------------------------------------------------------------
 
     def iota(self, values: Sequence[Value]) -> Value:
         shape = self.shape((1, 2, 3))
-        dtype = self.one((*INTEGERS, *FLOATS))
+        dtype = self.one((*self.pool.integers, *self.pool.floats))
+        if is_float(dtype) and not fits(dtype, 8.0, 1.0):
+            dtype = np.dtype(np.float32)
         return Value(lax.broadcasted_iota(dtype, shape, self.number(0, len(shape) - 1)), 8.0, 1.0)
 
     def constant(self, values: Sequence[Value]) -> Value:
-        dtype = self.one(DTYPES)
-        number = self.one([0, 1, 1, 2, 3]) if dtype.kind in "bu" else self.one([0, 1, -1, 2, -3])
-        return Value(jnp.full(self.shape(), number, dtype), BOUND, QUANTUM)
+        dtype = self.one(self.pool.dtypes)
+        number = self.one([0, 1, 1, 2, 3, -1, -3])
+        return known(jnp.full(self.shape(), _number(number, dtype)))
 
     def broadcast(self, values: Sequence[Value]) -> Value:
         a = self.recent(values)
@@ -334,7 +424,8 @@ class Operations(Choices):
         a = self.of_rank(values, 1)
         sizes = [self.number(1, size) for size in a.shape]
         starts = [self.index(values, size - 1) for size in a.shape]
-        return self._kept(a, lax.dynamic_slice(a.x, starts, sizes))
+        # XLA makes one slice of two, and then clamps their sum only.
+        return self._kept(a, lax.dynamic_slice(lax.optimization_barrier(a.x), starts, sizes))
 
     def dynamic_update_slice(self, values: Sequence[Value]) -> Value:
         a = self.of_rank(values, 1)
@@ -370,7 +461,7 @@ class Operations(Choices):
         return self._kept(a, jnp.take(a.x, indices, axis, mode=mode))
 
     def scatter(self, values: Sequence[Value]) -> Value:
-        a = tame(self.of_rank(values, 1))
+        a = tame(real(self.of_rank(values, 1)))
         index = self.index(values, a.shape[0] - 1)
         row = tame(fit(self.like(values, a), a.shape[1:]))
         at = a.x.at[index]
@@ -396,6 +487,7 @@ class Operations(Choices):
             return Value(getattr(lax, f"reduce_{name}")(a.x, axes))
         name = self.one(["sum", "max", "min"])
         if name != "sum":
+            a = real(a)
             return a._replace(x=without_signed_zeros(getattr(lax, f"reduce_{name}")(a.x, axes)))
         terms = math.prod(a.shape[axis] for axis in axes)
         if is_float(a.dtype) and not (a.quantum and fits(a.dtype, a.bound * terms, a.quantum)):
@@ -408,17 +500,21 @@ class Operations(Choices):
     def cumulative(self, values: Sequence[Value]) -> Value:
         a = self.of_rank(values, 1)
         if a.dtype == BOOL:
-            a = cast(a, self.one(INTEGERS))
+            a = cast(a, self.one(self.pool.integers))
         axis, reverse = self.number(0, len(a.shape) - 1), bool(self.number(0, 1))
         name = self.one(["cumsum", "cummax", "cummin"] + ["cumprod"] * (not is_float(a.dtype)))
-        if name == "cumsum" and is_float(a.dtype):
-            a = cast(tame(a), np.dtype(np.float32))
+        if name != "cumsum":
+            a = real(a)
+        elif is_float(a.dtype):
+            a = tame(a)
+            if not fits(a.dtype, a.bound * a.shape[axis], a.quantum):
+                a = cast(a, np.dtype(np.float32))
             a = a._replace(bound=a.bound * a.shape[axis])
         x = getattr(lax, name)(a.x, axis=axis, reverse=reverse)
         return a._replace(x=without_signed_zeros(x))
 
     def arg_extremum(self, values: Sequence[Value]) -> Value:
-        a = self.of_rank(values, 1)
+        a = real(self.of_rank(values, 1))
         find = self.one([lax.argmax, lax.argmin])
         return Value(find(a.x, self.number(0, len(a.shape) - 1), self.one([np.int32, np.uint8])))
 
@@ -432,14 +528,14 @@ class Operations(Choices):
         return operands[chosen]._replace(x=results[chosen])
 
     def top_k(self, values: Sequence[Value]) -> Value:
-        a = self.of_rank(values, 1)
+        a = real(self.of_rank(values, 1))
         x, indices = lax.top_k(a.x, self.number(1, a.shape[-1]))
         return self.one([a._replace(x=x), Value(indices)])
 
     def dot(self, values: Sequence[Value]) -> Value:
         a = self.of_rank(values, 1)
         if a.dtype == BOOL:
-            a = cast(a, self.one((*INTEGERS, *FLOATS)))
+            a = cast(a, self.one((*self.pool.integers, *self.pool.floats)))
         a = tame(a)
         contract = self.number(0, len(a.shape) - 1)
         others = [i for i in range(len(a.shape)) if i != contract]
@@ -447,15 +543,21 @@ class Operations(Choices):
         shape = [a.shape[i] for i in batch] + [a.shape[contract]] + [self.one([1, 2, 3, 5])]
         b = tame(fit(self.like(values, a), tuple(shape)))
         terms = a.shape[contract]
-        bound, quantum = a.bound * b.bound * terms, a.quantum * b.quantum
+        bound, quantum = _ARITHMETIC["mul"](a, b)
+        bound *= terms
         out = a.dtype
         if is_float(out) and not fits(out, bound, quantum):
             out = np.dtype(np.float32)
-        elif not is_float(out) and self.number(0, 1):
+        elif not is_float(out) and out.itemsize <= 4 and self.number(0, 1):
             out = np.dtype(np.int32)
         dimensions = (((contract,), (len(batch),)), (tuple(batch), tuple(range(len(batch)))))
         x = without_signed_zeros(lax.dot_general(a.x, b.x, dimensions, preferred_element_type=out))
         return self._kept(Value(x, bound, quantum), x)
+
+
+def _number(number: int, dtype: np.dtype) -> np.ndarray:
+    """In the type, wrapped if it must be."""
+    return np.asarray(number).astype(dtype)
 
 
 def without_signed_zeros(x: Any) -> Any:
