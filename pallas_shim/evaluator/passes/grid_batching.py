@@ -49,7 +49,7 @@ from pallas_shim.evaluator.program import (
 from pallas_shim.evaluator.rules import state
 
 # A stack of more bytes than this leaves the cache between two instructions.
-_LARGEST_STACK = 1 << 19
+_LARGEST_STACK = 1 << 20
 # What doing an instruction cell by cell costs more than doing it in each cell, as a part of
 # what a call costs.
 _ONE_BY_ONE = 0.5
