@@ -29,6 +29,7 @@ _OPTIONS = {
         "at exit, a table on stderr; with =PATH, JSON in that file",
     ),
     "--tpu": ("PALLAS_NUMPY_TPU", None, "NAME", f"look like a TPU: {', '.join(settings.TPUS)}"),
+    "--scope": ("PALLAS_NUMPY_SCOPE", None, "all", "also run functions without a kernel"),
     "--passes": ("PALLAS_NUMPY_PASSES", None, "-NAME,-NAME", "leave these passes out"),
 }
 

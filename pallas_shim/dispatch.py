@@ -49,7 +49,7 @@ class Plan:
     """How calls of one jaxpr with one set of jit's parameters run.
 
     ``executable`` is None if JAX runs the function: ``reason`` says why, and ``jax_uses``
-    gathers those of its kernels that JAX interprets.
+    gathers those of its kernels that JAX interprets. ``trial``: of a function without a kernel.
     """
 
     key: tuple[Any, ...]
@@ -61,7 +61,15 @@ class Plan:
     out_types: Sequence[arrays.ResultType] = ()
     deleted: tuple[int, ...] = ()
     ordered: bool = False
+    trial: Trial | None = None
     jax_uses: list[Use] = dataclasses.field(default_factory=list)
+
+
+class Trial:
+    """How long a function without a kernel may run here: as long as XLA takes to compile it."""
+
+    def __init__(self, seconds: float):
+        self.left = seconds
 
 
 _plans: weakref.WeakKeyDictionary[Any, tuple[Plan, ...]] = weakref.WeakKeyDictionary()
@@ -130,7 +138,10 @@ def _run(plan: Plan, args: Sequence[Any]) -> list[Any]:
         except Exception as error:
             _blame(error, use)
             raise
-        use.ran(time.perf_counter() - start)
+        took = time.perf_counter() - start
+        use.ran(took)
+        if plan.trial is not None:
+            plan.trial.left -= took
         return arrays.write(results, plan.out_types, place)
 
 
@@ -151,15 +162,19 @@ def _known_plan(jaxpr: Any, params: dict[str, Any]) -> Plan | None:
     key = hooks.call_key(params)
     for plan in known:
         if plan.key == key:
+            if plan.trial is not None and plan.trial.left < 0:
+                return Plan(key, "it has run for longer than XLA takes to compile it")
             return plan
     return None
 
 
 def _plan(jaxpr: Any, params: dict[str, Any], args: Sequence[Any]) -> Plan | None:
-    """The plan of a call; None if the function holds no kernel."""
+    """The plan of a call; None if the function holds no kernel, and only kernels are run here."""
     known = _known_plan(jaxpr, params)
-    if known is not None or not hooks.kernel_equations(jaxpr):
+    if known is not None:
         return known
+    if not hooks.kernel_equations(jaxpr) and not settings.current().everything:
+        return None
     with _planning:
         known = _known_plan(jaxpr, params)
         if known is not None:
@@ -215,6 +230,7 @@ def _make_plan(
         arrays.result_types(hooks.out_avals(jaxpr)),
         _deleted(jaxpr, call),
         hooks.is_ordered(jaxpr),
+        None if kernels else Trial(_compiling_seconds(_outside(jaxpr)[1])),
     )
 
 
@@ -234,7 +250,7 @@ def _obstacle(jaxpr: Any, call: hooks.JitCall, equations: Sequence[Any]) -> str 
         if not arrays.is_plain(aval):
             return f"it takes or returns a {aval}"
     seconds, equations_outside = _outside(jaxpr)
-    if seconds > _COMPILING + equations_outside * _COMPILING_EQUATION:
+    if seconds > _compiling_seconds(equations_outside):
         return f"XLA does the work outside its kernels faster (about {seconds:.2g} s in NumPy)"
     return None
 
@@ -261,6 +277,12 @@ def _program(jaxpr: Any, name: str) -> Program:
 # What XLA takes to compile a function, and each equation in it, in seconds on one core.
 _COMPILING = 0.02
 _COMPILING_EQUATION = 0.002
+
+
+def _compiling_seconds(equations: int) -> float:
+    return _COMPILING + equations * _COMPILING_EQUATION
+
+
 # What NumPy takes for an equation, a byte of its result, a byte to sort and an operation of a
 # dot or a convolution.
 _EQUATION, _BYTE, _SORTED_BYTE, _DOT, _CONVOLUTION = 3e-6, 1e-9, 2e-8, 5e-11, 1e-9

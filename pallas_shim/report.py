@@ -21,6 +21,8 @@ log = logging.getLogger("pallas_shim")
 class Use:
     """The kernels of one jitted function (or one kernel of a compiled one) on one rung.
 
+    There may be none, under PALLAS_NUMPY_SCOPE=all.
+
     ``calls`` and the seconds are of all the kernels together: ``tracing`` is JAX's tracing
     of the function (None: it can't be told), ``lowering`` making the NumPy program of it,
     ``running`` the calls. ``happened``: it is in the report.
@@ -68,7 +70,7 @@ class Report:
             found = self._uses.get(key)
             if found is None:
                 found = self._uses[key] = Use(function, kernels, rung, reason)
-                names = ", ".join(_titled(kernel) for kernel in kernels)
+                names = ", ".join(_titled(kernel) for kernel in kernels) or "all"
                 log.info("%s of %s: rung %s, %s", names, function, rung, reason)
             return found
 
@@ -80,7 +82,7 @@ class Report:
                 use.happened = False
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row for each kernel: the JSON form.
+        """One row for each kernel, or each function without one: the JSON form.
 
         The keys: name, source, grid, function, calls, rung, reason, tracing_s, lowering_s,
         running_s, shared_with. The calls and seconds of kernels of one jitted function that ran
@@ -90,9 +92,9 @@ class Report:
             uses = [use for use in self._uses.values() if use.happened]
         return [
             {
-                "name": kernel.name,
-                "source": kernel.source,
-                "grid": kernel.grid,
+                "name": kernel.name if kernel else f"{use.function} (no kernel)",
+                "source": kernel.source if kernel else None,
+                "grid": kernel.grid if kernel else "",
                 "function": use.function,
                 "calls": use.calls,
                 "rung": use.rung,
@@ -100,10 +102,10 @@ class Report:
                 "tracing_s": use.tracing,
                 "lowering_s": use.lowering,
                 "running_s": use.running,
-                "shared_with": len(use.kernels) - 1,
+                "shared_with": max(len(use.kernels) - 1, 0),
             }
             for use in uses
-            for kernel in use.kernels
+            for kernel in use.kernels or (None,)
         ]
 
     def table(self) -> str:

@@ -24,6 +24,8 @@ class Settings:
     report: None for no report, "1" for a table on stderr at exit, else the path for a JSON file.
     disabled_passes: names of optimisation passes to leave out.
     tpu: the TPU generation that user code is told it runs on, or None.
+    everything: jitted functions without a kernel are run here too, until they have earned XLA's
+      compilation.
     """
 
     force: bool = False
@@ -32,6 +34,7 @@ class Settings:
     report: str | None = None
     disabled_passes: frozenset[str] = frozenset()
     tpu: str | None = None
+    everything: bool = False
 
     def check_passes(self, known: Collection[str]) -> None:
         """Raises SettingError if one of the disabled passes isn't among the known ones."""
@@ -60,6 +63,10 @@ def _tpu(value: str) -> dict[str, Any]:
     return {"tpu": None if value == "0" else {name: name for name in TPUS}[value]}
 
 
+def _scope(value: str) -> dict[str, Any]:
+    return {"everything": {"kernels": False, "all": True}[value]}
+
+
 def _passes(value: str) -> dict[str, Any]:
     if not re.fullmatch(r"-\w+(,-\w+)*", value):
         raise KeyError(value)
@@ -75,6 +82,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
     "PALLAS_NUMPY_LOG": ("0 or 1", _switch("log")),
     "PALLAS_NUMPY_REPORT": ("0, 1 (a table on stderr) or the path for a JSON file", _report),
     "PALLAS_NUMPY_TPU": (f"0 or one of {', '.join(TPUS)}", _tpu),
+    "PALLAS_NUMPY_SCOPE": ("kernels or all", _scope),
     "PALLAS_NUMPY_PASSES": ("passes to leave out, as in -hoisting,-load_views", _passes),
 }
 

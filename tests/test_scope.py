@@ -1,0 +1,96 @@
+"""PALLAS_NUMPY_SCOPE: functions that hold no kernel."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.oracle import compare
+from tests.shimmed import double, only_row, setting, shim
+
+__all__ = ["setting", "shim"]
+
+ROOT = Path(__file__).parents[1]
+X = np.arange(12, dtype=np.float32).reshape(3, 4)
+
+
+def test_by_default_only_kernels_are_run(shim):
+    jax.jit(lambda x: x * 3)(X)
+    assert shim.rows() == []
+
+
+@pytest.mark.parametrize("run", [
+    lambda: jax.jit(lambda x: jnp.tanh(x) @ x.T)(X),
+    lambda: jnp.cumsum(X, axis=1),
+    lambda: jax.random.normal(jax.random.key(7), (4, 5)),
+    lambda: jax.random.permutation(jax.random.key(7), 20),
+    lambda: jax.grad(lambda x: (x * x).sum())(jnp.asarray(X)),
+    lambda: jax.vmap(jnp.linalg.norm)(X),
+])  # fmt: skip
+def test_with_all_functions_without_kernels_are_run_as_jax_would(shim, setting, run):
+    want = np.asarray(run())
+    jax.clear_caches()
+    setting(everything=True)
+    got = run()
+    assert isinstance(got, jax.Array)
+    compare(np.asarray(got), want, rtol=1e-6)
+    rows = shim.rows()
+    assert rows and {row["rung"] for row in rows} == {"numpy"}
+    assert all(row["name"].endswith("(no kernel)") and row["source"] is None for row in rows)
+
+
+def test_what_runs_for_long_is_compiled(shim, setting):
+    setting(everything=True)
+    f = jax.jit(lambda x: jnp.exp(x) + 1)
+    large = np.ones(1 << 16, np.float32)
+    for calls in range(1, 10_000):
+        last = f(large)
+        if only_row()["calls"] < calls:
+            break
+    else:
+        pytest.fail("it was never compiled")
+    compare(np.asarray(f(large)), np.asarray(last), rtol=1e-6)
+    assert only_row()["calls"] == calls - 1  # JAX runs it from now on
+
+
+def test_heavy_work_is_compiled_at_once(shim, setting):
+    setting(everything=True)
+    x = np.ones((800, 800), np.float32)
+    result = jax.jit(lambda x: jax.lax.fori_loop(0, 50, lambda _, y: y @ x / 800, x))(x)
+    assert np.allclose(result, 1) and shim.rows() == []
+
+
+def test_what_has_no_rule_is_compiled(shim, setting):
+    setting(everything=True, strict=True)
+    f = jax.jit(lambda high: jax.lax.rng_uniform(jnp.float32(0), high, (3,)))
+    assert f(np.float32(1)).shape == (3,)
+    assert shim.rows() == []
+
+
+def test_kernels_are_run_as_before(shim, setting):
+    setting(everything=True)
+    assert np.array_equal(jax.jit(double)(X), 2 * X)
+    assert only_row()["name"] == "double_kernel"
+
+
+def test_the_variable():
+    code = (
+        "import jax, jax.numpy as jnp; from jax.experimental import pallas as pl\n"
+        "print(jax.jit(lambda x: x + 1)(jnp.arange(3)))"
+    )
+    environ = {
+        **os.environ, "PALLAS_NUMPY": "1", "PALLAS_NUMPY_SCOPE": "all",
+        "PALLAS_NUMPY_REPORT": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'sitecustomize_pkg'}",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[1 2 3]\n"
+    assert "<lambda> (no kernel)" in done.stderr
