@@ -57,6 +57,13 @@ class RefView(NamedTuple):
     steps: tuple[Step, ...]
 
 
+class Choice(NamedTuple):
+    """One of ``cases``; which, is known by ``index``, an int or a leaf."""
+
+    index: Any
+    cases: tuple[Any, ...]
+
+
 def _steps(transforms: Sequence[Any]) -> tuple[Step, ...]:
     return tuple(
         step for t in transforms or () if t is not None for step in (_step(t),) if step is not None
@@ -89,13 +96,29 @@ def _known(index: Any) -> Any:
 
 
 def _view(ref: Any, transforms: Sequence[Any] = ()) -> RefView:
+    view = _view_or_choice(ref, transforms)
+    if isinstance(view, Choice):
+        raise UnsupportedTransform("a selection among several refs")
+    return view
+
+
+def _view_or_choice(ref: Any, transforms: Sequence[Any] = ()) -> Any:
     """Newer JAX hands refs over as TransformedRef, older as a pair."""
-    if isinstance(ref, state_types.TransformedRef):
-        if isinstance(ref.ref, (tuple, list)):
-            raise UnsupportedTransform("a selection among several refs")
-        inner = _view(ref.ref)
-        return RefView(inner.ref, inner.steps + _steps(ref.transforms) + _steps(transforms))
-    return RefView(ref, _steps(transforms))
+    if not isinstance(ref, state_types.TransformedRef):
+        return RefView(ref, _steps(transforms))
+    own: Any = ref.transforms
+    if isinstance(ref.ref, (tuple, list)):
+        select, *own = own
+        inner: Any = Choice(_known(select.idx), tuple(map(_view_or_choice, ref.ref)))
+    else:
+        inner = _view_or_choice(ref.ref)
+    return _extended(inner, (*_steps(own), *_steps(transforms)))
+
+
+def _extended(view: Any, steps: tuple[Step, ...]) -> Any:
+    if isinstance(view, Choice):
+        return view._replace(cases=tuple(_extended(case, steps) for case in view.cases))
+    return RefView(view.ref, view.steps + steps)
 
 
 # -- primitives -----------------------------------------------------------------------------
@@ -143,21 +166,30 @@ class Dma(NamedTuple):
     add: bool
 
 
-def dma(eqn: Any, ins: Sequence[Any]) -> Dma:
-    """`dma_start` and `dma_wait`."""
+def dma(eqn: Any, ins: Sequence[Any]) -> Dma | Choice:
+    """`dma_start` and `dma_wait`; a choice if some ref is one of several."""
     parts = tree_util.tree_unflatten(eqn.params["tree"], ins)
     if len(parts) == 9:  # refs and their transforms apart, before JAX 0.9
         src, src_t, dst, dst_t, sem, sem_t, src_sem, src_sem_t, device_id = parts
     else:
         (src, dst, sem, src_sem, device_id), src_t, dst_t, sem_t, src_sem_t = parts, (), (), (), ()
-    return Dma(
-        _view(src, src_t),
-        _view(dst, dst_t),
-        _view(sem, sem_t),
-        None if src_sem is None else _view(src_sem, src_sem_t),
-        device_id,
-        bool(eqn.params.get("add", False)),
-    )
+    refs = [
+        _view_or_choice(src, src_t),
+        _view_or_choice(dst, dst_t),
+        _view_or_choice(sem, sem_t),
+        None if src_sem is None else _view_or_choice(src_sem, src_sem_t),
+    ]
+    return _choices(refs, device_id, bool(eqn.params.get("add", False)))
+
+
+def _choices(refs: Sequence[Any], device_id: Any, add: bool) -> Dma | Choice:
+    for position, ref in enumerate(refs):
+        if isinstance(ref, Choice):
+            before, after = refs[:position], refs[position + 1 :]
+            cases = (_choices([*before, case, *after], device_id, add) for case in ref.cases)
+            return Choice(ref.index, tuple(cases))
+    src, dst, dst_sem, src_sem = refs
+    return Dma(src, dst, dst_sem, src_sem, device_id, add)
 
 
 class Semaphore(NamedTuple):

@@ -366,3 +366,28 @@ def copies_of_dynamic_size():
     want = x.copy()
     want[0, 2:8] = np.nan
     return f, (np.array([2, 8, 8], np.int32), x), want
+
+
+if hasattr(pl, "select_ref"):  # JAX >= 0.10
+
+    @case()
+    def copies_from_one_of_several_refs():
+        """JAX's interpreter refuses ``select_ref``."""
+
+        def kernel(x0, x1, x2, out, sems):
+            @pl.loop(0, 3)
+            def _(i):
+                left = (pl.select_ref(0, x.at[:, :8], x.at[:, 8:]) for x in (x0, x1, x2))
+                source = pl.select_ref(i, *left).at[1:]
+                sem = pl.select_ref(i % 2, sems.at[0], sems.at[1])
+                pltpu.async_copy(source, out.at[i], sem).wait()
+
+        f = pallas_call(
+            kernel,
+            struct(3, 3, 8),
+            in_specs=[ANY] * 3,
+            out_specs=ANY,
+            scratch_shapes=[pltpu.SemaphoreType.DMA((2,))],
+        )
+        xs = [floats(i, 4, 16) for i in range(3)]
+        return f, tuple(xs), np.stack([x[1:, :8] for x in xs])

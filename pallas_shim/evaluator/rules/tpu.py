@@ -7,12 +7,14 @@ them, can't tell; a semaphore counts elements and signals as JAX's interpreter d
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from pallas_shim.evaluator import memory
-from pallas_shim.evaluator.program import PURE, ArrayType, Effects
+from pallas_shim.evaluator.program import PURE, ArrayType, Effects, Value
 from pallas_shim.evaluator.rules import state as state_rules
 from pallas_shim.evaluator.rules.mesh import is_alone
 from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule, rule
@@ -41,25 +43,51 @@ def _is_here(lowering, primitive: str, device_id) -> bool:
     )
 
 
-def _dma(lowering, eqn, ins) -> state.Dma:
+def _each_choice(lowering, eqn, ins, emit: Callable[[Any, str, state.Dma], None]) -> None:
+    """Emits ``emit(lowering, primitive, dma)`` for a DMA, or for each of those that it may be."""
+    primitive = eqn.primitive.name
+
+    def choose(dma: state.Dma | state.Choice) -> None:
+        if isinstance(dma, state.Dma):
+            if not _is_here(lowering, primitive, dma.device_id):
+                raise Unsupported(primitive, "a DMA to or from another device")
+            emit(lowering, primitive, dma)
+            return
+        index, cases = dma
+        if isinstance(index, Value) and index.const is not None:
+            index = int(index.const)
+        if isinstance(index, int):
+            choose(cases[memory.clamped(index, len(cases), 1)])
+            return
+
+        def region(case):
+            def build(_):
+                choose(case)
+                return ()
+
+            return lowering.region((), build)
+
+        lowering.structured("switch", [index], [], [region(case) for case in cases], {})
+
     try:
-        dma = state.dma(eqn, ins)
+        choose(state.dma(eqn, ins))
     except state.UnsupportedTransform as error:
-        raise Unsupported(eqn.primitive.name, str(error)) from error
-    if not _is_here(lowering, eqn.primitive.name, dma.device_id):
-        raise Unsupported(eqn.primitive.name, "a DMA to or from another device")
-    return dma
+        raise Unsupported(primitive, str(error)) from error
 
 
 @lowering_rule("dma_start")
 def _dma_start(lowering, eqn, ins):
-    dma = _dma(lowering, eqn, ins)
+    _each_choice(lowering, eqn, ins, _start)
+    return []
+
+
+def _start(lowering, primitive: str, dma: state.Dma) -> None:
     sizes = [_dynamic_size(lowering, view) for view in (dma.src, dma.dst)]
     size = next((size for size in sizes if size is not None), None)
     if size is not None:
         _copy_cut_off(lowering, dma)
         _count(lowering, dma.dst_sem, size, np.add)
-        return []
+        return
     src, path, leaves, type = _access(lowering, dma.src)
     value = state_rules.load(lowering, src, path, leaves, type)
     dst, path, leaves, dst_type = _access(lowering, dma.dst)
@@ -70,18 +98,20 @@ def _dma_start(lowering, eqn, ins):
         (value,) = lowering.apply("add", [before, value], [type], {})
     state_rules.store(lowering, dst, path, leaves, value)
     _count(lowering, dma.dst_sem, _counted(lowering, type.size), np.add)
-    return []
 
 
 @lowering_rule("dma_wait")
 def _dma_wait(lowering, eqn, ins):
-    dma = _dma(lowering, eqn, ins)
+    _each_choice(lowering, eqn, ins, _await)
+    return []
+
+
+def _await(lowering, primitive: str, dma: state.Dma) -> None:
     size = _dynamic_size(lowering, dma.dst)
     if size is None:
         *_, type = _access(lowering, dma.dst)
         size = _counted(lowering, type.size)
     _count(lowering, dma.dst_sem, size, np.subtract)
-    return []
 
 
 def _counted(lowering, size: int):
