@@ -12,8 +12,11 @@ def patch_pallas(pallas: ModuleType) -> Callable[[], None]:
     One entry point for both patches, since a distribution has one a name, and no other
     module's import is a time when all that they touch is there.
     """
+    from pallas_shim.evaluator import rules
+
     from . import jax_jit, pallas_call
 
+    rules.load_own()
     return undo_all([jax_jit.patch(pallas), pallas_call.patch(pallas)])
 
 

@@ -1,8 +1,8 @@
 """The rules: one module per family of primitives.
 
-`load` imports them all, and those that other packages offer under the entry-point
-group ``pallas_shim.rules``; it is called before the first lowering, so that starting
-Python with the shim on costs none of it.
+`load_own` imports them all: with Pallas, so that no first call waits for it. `load` adds
+those that other packages offer under the entry-point group ``pallas_shim.rules``, before the
+first lowering.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ __all__ = [
     "Rule",
     "Unsupported",
     "load",
+    "load_own",
     "lowering_rule",
     "register_rule",
     "rule",
@@ -55,11 +56,16 @@ FAMILIES = (
 )
 
 
+def load_own() -> None:
+    """Registers our rules. Idempotent."""
+    for family in FAMILIES:
+        importlib.import_module(f"{__name__}.{family}")
+
+
 @functools.cache
 def load() -> None:
     """Registers every rule, ours and other packages'. Idempotent."""
-    for family in FAMILIES:
-        importlib.import_module(f"{__name__}.{family}")
+    load_own()
     import importlib_metadata
 
     for entry_point in importlib_metadata.entry_points(group="pallas_shim.rules"):
