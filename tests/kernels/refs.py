@@ -347,3 +347,15 @@ def an_alias_in_hbm_is_one_memory():
 
     x = floats(0, 2, 8, 128)
     return f, (x,), np.stack([x[0], x[0]])
+
+
+@case()
+def a_load_larger_than_its_ref():
+    """JAX's interpreter refuses it."""
+
+    def kernel(x, out):
+        out[...] = x[pl.ds(0, 6), pl.ds(0, 4)]
+
+    f = pallas_call(kernel, struct(6, 4))
+    x = floats(0, 4, 4)
+    return f, (x,), np.concatenate([x, np.full((2, 4), np.nan, np.float32)])

@@ -100,21 +100,33 @@ def normalised(ref: RefType, path: memory.Path) -> memory.Path:
     return tuple(steps)
 
 
+class TooLarge(Unsupported):
+    """A slice is larger than what it is a slice of."""
+
+
 def _inside(dim: int, index: Any) -> Any:
     if isinstance(index, int):
         return memory.clamped(index, dim, 1)
+    if isinstance(index, state.Slice) and index.size > dim:
+        raise TooLarge("ref", f"a slice of {index.size} elements of a dimension of {dim}")
     if isinstance(index, state.Slice) and index.stride == 1 and isinstance(index.start, int):
         return index._replace(start=memory.clamped(index.start, dim, index.size))
     return index
 
 
 def load(lowering, ref: Value, path: memory.Path, leaves, out: ArrayType | KeyType) -> Value:
-    """Emits a load, which raises IndexError if memory is checked and an index leaves the ref."""
+    """Emits a load, which raises IndexError if memory is checked and an index leaves the ref.
+
+    What a slice has beyond the whole ref is uninitialised.
+    """
     if lowering.checked is not None and not lowering.checked.raises:
         if bounds.unproven(ref.type.shape, ref.type.dtype, path):
             return _load_padded(lowering, ref, path, leaves, out)
     guard(lowering, ref, path, leaves, "read", IndexError)
-    return _load_inside(lowering, ref, path, leaves, out)
+    try:
+        return _load_inside(lowering, ref, path, leaves, out)
+    except TooLarge:
+        return _load_padded(lowering, ref, path, leaves, out)
 
 
 def _load_inside(lowering, ref: Value, path: memory.Path, leaves, out) -> Value:

@@ -6,6 +6,8 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from pallas_shim.evaluator.lower import lower
+from pallas_shim.evaluator.rules import Unsupported
 from tests.oracle import check_kernel
 
 load = getattr(plgpu, "load", None) or pl.load
@@ -51,3 +53,13 @@ def test_a_dynamic_start_of_a_strided_slice(start):
 
     x = jnp.arange(16, dtype=jnp.float32)
     check_kernel(kernel, jax.ShapeDtypeStruct((4,), x.dtype), jnp.int32([start]), x)
+
+
+def test_a_store_larger_than_its_ref_is_refused():
+    def kernel(x, o):
+        o[pl.ds(0, 12)] = jnp.concatenate([x[...], x[:4]])
+
+    out = jax.ShapeDtypeStruct((8,), jnp.float32)
+    jaxpr = jax.make_jaxpr(pl.pallas_call(kernel, out_shape=out))(jnp.zeros(8))
+    with pytest.raises(Unsupported, match="ref: a slice of 12 elements of a dimension of 8"):
+        lower(jaxpr)
