@@ -136,6 +136,7 @@ class _Grid:
             try:
                 return self._emitted(proven)
             except Varies as difference:
+                assert difference.axes, "cells that aren't at once can't differ"
                 axes = tuple([axis for axis in proven.axes if axis not in difference.axes])
 
     def _tractable(self) -> bool:
@@ -206,11 +207,13 @@ class _Grid:
         ranges = [(0, size) for size in self.sizes]
         whole = self.sizes[cut] // chunks[cut] * chunks[cut]
         ranges[cut] = (0, whole)
-        body = self._on(ranges, chunks, proven)
-        if body is not None and whole < self.sizes[cut]:
+        emission, body = self._on(ranges, chunks, proven)
+        cells = math.prod(chunks)
+        if emission.calls * (cells - 1) <= emission.single * cells * _ONE_BY_ONE:
+            return None
+        if whole < self.sizes[cut]:
             ranges[cut], chunks[cut] = (whole, self.sizes[cut]), self.sizes[cut] - whole
-            rest = self._on(ranges, chunks, proven)
-            return None if rest is None else body + rest
+            body += self._on(ranges, chunks, proven)[1]
         return body
 
     def _chunks(self, axes: Sequence[int]) -> tuple[list[int], int]:
@@ -241,22 +244,19 @@ class _Grid:
 
     def _on(
         self, ranges: Sequence[tuple[int, int]], chunks: Sequence[int], proven: _Proven
-    ) -> list[Instruction] | None:
+    ) -> tuple[Emission, list[Instruction]]:
         """The instructions for a part of the grid."""
         layout = Layout(self.region.params, list(ranges), list(chunks))
         before: list[Instruction] = []
         private: dict[Value, Value] = {}
         source = self.instruction.source
         for root in proven.private:
-            type = root.ref._replace(shape=(*layout.lead, *root.ref.shape))
+            type = root.ref._replace(shape=(*layout.sizes, *root.ref.shape))
             private[root] = Value(type)
             made = state.allocation(type, 0)  # each cell stores before it reads
             before.append(make_instruction((made, (), (private[root],), (), source)))
         emission = Emission(layout, self.known, private)
         emission.run(self.region.body)
-        calls = math.prod(layout.lead)
-        if emission.calls * (calls - 1) <= emission.single * calls * _ONE_BY_ONE:
-            return None
         body = tuple(emission.entry + emission.body)
         # What doesn't depend on the rest of the axes can then leave the inner loop.
         rest = [axis for axis in range(len(self.sizes)) if axis not in proven.axes]
@@ -264,7 +264,7 @@ class _Grid:
             params = [layout.params[axis] for axis in axes]
             if any(params):
                 body = (self._loop(body, layout, axes),)
-        return [*before, *body]
+        return emission, [*before, *body]
 
     def _loop(
         self, body: tuple[Instruction, ...], layout: Layout, axes: Sequence[int]

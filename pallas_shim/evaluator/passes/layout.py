@@ -28,7 +28,8 @@ class Layout:
     """Along each axis of the grid a range of cells in chunks, which run one after the other
     while the cells of a chunk run at once.
 
-    ``axes`` are those with chunks of several cells, ``lead`` these chunks' sizes.
+    ``axes`` are those with chunks of several cells, ``sizes`` these chunks', and ``lead`` too,
+    which is None if there are no such axes.
     ``params`` are the numbers of the chunks, None for an axis that has only one.
     """
 
@@ -40,7 +41,8 @@ class Layout:
         self.steps = [(b - a) // c for (a, b), c in zip(ranges, chunks, strict=True)]
         self.rank = len(chunks)
         self.axes = tuple([axis for axis, size in enumerate(chunks) if size > 1])
-        self.lead = tuple([chunks[axis] for axis in self.axes])
+        self.sizes = tuple([chunks[axis] for axis in self.axes])
+        self.lead: Lead = self.sizes or None
         self.params = [
             Value(index.type) if n > 1 else None
             for index, n in zip(indices, self.steps, strict=True)
@@ -105,7 +107,7 @@ class Layout:
         starts = tuple([np.broadcast_to(base, shape).reshape(outer) for base in bases])
         moves = list(zip(*distances, strict=True)) if distances else [()] * len(self.axes)
         lead = tuple(
-            [size if any(step) else 1 for size, step in zip(self.lead, moves, strict=True)]
+            [size if any(step) else 1 for size, step in zip(self.sizes, moves, strict=True)]
         )
         if all(size == 1 for size in lead):
             return Evenly(self._values(used), starts, (), None)
