@@ -6,10 +6,10 @@ the *parallel* axes, and one after the other along the rest. That gives the same
 
 1. no two cells that differ along a parallel axis meet in memory that either writes to
    (footprints.py), whatever they are along the others, so that none sees what another did;
-2. but for scratch, of which each cell gets its own: that changes nothing where each cell, or
-   the first of the cells that run one after another, stores all of it before it reads any of
-   it, nobody else looks at it, and, in the latter case, the grid goes through all of these
-   cells before those that differ along a parallel axis (scratch.py);
+2. but for scratch, of which each cell gets its own: that changes nothing where nobody else
+   looks at it and a cell only reads what it has stored there itself, or what the first of the
+   cells that run one after another has, if the grid goes through all of these before it goes
+   on to any that differs along a parallel axis (scratch.py);
 3. all cells that run at once do the same instructions: whether a branch is taken, and how
    often a loop runs, may not differ between them (`Varies`);
 4. nothing in a cell is seen outside in the order in which cells run.
@@ -34,7 +34,7 @@ from pallas_shim.evaluator.passes.footprints import Footprints
 from pallas_shim.evaluator.passes.layout import Layout
 from pallas_shim.evaluator.passes.over_cells import Emission, Varies
 from pallas_shim.evaluator.passes.rewrite import make_instruction, with_regions
-from pallas_shim.evaluator.passes.scratch import initialised
+from pallas_shim.evaluator.passes.scratch import carries_nothing
 from pallas_shim.evaluator.program import (
     PURE,
     ArrayType,
@@ -172,22 +172,22 @@ class _Grid:
     def _left_to_others(self, root: Value, axes: tuple[int, ...]) -> tuple[int, ...]:
         """The axes among the given ones along which cells may see what others left in scratch:
         none if each cell may have its own."""
-        if initialised(self.memory, root, self.region, self._taken_everywhere):
-            return ()
         rest = [a for a, size in enumerate(self.sizes) if size > 1 and a not in axes]
-        late = tuple([axis for axis in axes if rest and axis > min(rest)])
-        if late:
-            return late
+
+        def taken(switch: Instruction) -> int | None:
+            return self._taken(switch, ())
 
         def taken_first(switch: Instruction) -> int | None:
             return self._taken(switch, rest)
 
-        if initialised(self.memory, root, self.region, taken_first):
+        if carries_nothing(self.memory, root, self.region, None, taken):
+            return ()
+        late = tuple([axis for axis in axes if rest and axis > min(rest)])
+        if late:
+            return late
+        if carries_nothing(self.memory, root, self.region, taken_first, taken):
             return ()
         return axes[-1:]
-
-    def _taken_everywhere(self, switch: Instruction) -> int | None:
-        return self._taken(switch, ())
 
     def _taken(self, switch: Instruction, first: Sequence[int]) -> int | None:
         """The branch that all cells take that are the first along some axes."""

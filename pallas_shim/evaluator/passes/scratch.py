@@ -1,61 +1,117 @@
-"""Scratch: the proof that a buffer carries nothing from one cell to another.
+"""Scratch: the proof that cells read of a buffer only what they themselves have stored there.
 
-Such a buffer can be one for each of the cells that run at once. It is one that only the grid
-touches, and into which each cell stores, as a whole, before anything reads it: then it doesn't
-matter whose memory it is. Or the first of the cells that run after one another does so, while
-the grid goes through all of those before it goes on to the next: then what they read is what
-they themselves left there.
+Then each of the cells that run at once can have such a buffer of its own. Which elements a
+cell has stored to is followed along its instructions, as a mask over the buffer: what a store
+at a known place covers is added, what may not happen isn't, and every read must be of elements
+in the mask. If cells run one after another, and the grid goes through all of them before it
+goes on to others, a cell also finds what the first of them has stored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from pallas_shim.evaluator.passes.effects import Memory, store_address
+import numpy as np
+
+from pallas_shim.evaluator import memory
+from pallas_shim.evaluator.passes.effects import Memory
 from pallas_shim.evaluator.program import PURE, Instruction, Region, Value
+from pallas_shim.jax_compat.state import Index, Slice
 
 # Which branch a switch takes, None if that isn't known.
 Taken = Callable[[Instruction], int | None]
 
-
-def initialised(memory: Memory, root: Value, region: Region, taken: Taken) -> bool:
-    """Whether a run of a region stores the whole of a buffer before it reads any of it."""
-    return _first_touch(memory, root, region, taken) == "stored"
+# Buffers of more elements than this are not followed.
+_LARGEST = 1 << 22
 
 
-def _first_touch(memory: Memory, root: Value, region: Region, taken: Taken) -> str | None:
-    """How a region's run begins with a buffer: "stored" as a whole, "read", or not at all (or
-    only in part, or perhaps)."""
-    for instruction in region.body:
-        touch = _touch(memory, root, instruction, taken)
-        if touch is not None:
-            return touch
-    return None
+def carries_nothing(
+    effects: Memory, root: Value, region: Region, first: Taken | None, any_cell: Taken
+) -> bool:
+    """Whether runs of a region read of a buffer only what they have stored there.
+
+    Args:
+      first: what is known of the switches in the first run, whose stores the others find;
+        None if each run counts for itself.
+      any_cell: what is known of them in every run.
+    """
+    shape = root.ref.shape
+    if math.prod(shape) > _LARGEST:
+        return False
+    stored = np.zeros(shape, np.bool_)
+    try:
+        if first is not None:
+            _Walk(effects, root, first).region(region, stored)
+        _Walk(effects, root, any_cell).region(region, stored)
+    except _ReadsMore:
+        return False
+    return True
 
 
-def _touch(memory: Memory, root: Value, instruction: Instruction, taken: Taken) -> str | None:
-    operation, regions = instruction.operation, instruction.regions
-    if regions:
-        within = memory.within(instruction)
-        if root not in within.reads and root not in within.writes:
+class _ReadsMore(Exception):
+    """Something is read that may not have been stored to."""
+
+
+class _Walk:
+    def __init__(self, effects: Memory, root: Value, taken: Taken):
+        self.effects = effects
+        self.root = root
+        self.taken = taken
+
+    def region(self, region: Region, stored: np.ndarray) -> None:
+        """Adds to ``stored`` what a run of a region is sure to store to.
+
+        Raises:
+          _ReadsMore: it may read something else.
+        """
+        for instruction in region.body:
+            if instruction.regions:
+                self.structured(instruction, stored)
+            elif instruction.operation.effects is not PURE:
+                self.access(instruction, stored)
+
+    def structured(self, instruction: Instruction, stored: np.ndarray) -> None:
+        within = self.effects.within(instruction)
+        if self.root not in within.reads and self.root not in within.writes:
+            return
+        if instruction.name == "scan":
+            # Each round finds what the ones before have stored to, so the first reads least.
+            if instruction.operation.params["length"] > 0:
+                self.region(instruction.regions[0], stored)
+            return
+        regions: Sequence[Region] = instruction.regions
+        branch = self.taken(instruction) if instruction.name == "switch" else None
+        if branch is not None:
+            self.region(regions[branch], stored)
+            return
+        after = []
+        for region in regions:
+            after.append(stored.copy())
+            self.region(region, after[-1])
+        if instruction.name == "switch":
+            stored |= np.logical_and.reduce(after)
+
+    def access(self, instruction: Instruction, stored: np.ndarray) -> None:
+        operation, ins, _, _, _ = instruction
+        effects = operation.effects
+        part = None
+        if operation.name in ("get", "store") and ins[0] is self.root:
+            part = _part(stored, operation.params["path"])
+        if self.root in self.effects.roots(instruction, effects.reads):
+            if not (stored if part is None else part).all():
+                raise _ReadsMore
+        if operation.name == "store" and part is not None:
+            part[...] = True
+
+
+def _part(stored: np.ndarray, path: Sequence[Any]) -> np.ndarray | None:
+    """The view that a path leads to, None unless it only has indices that are known."""
+    for step in path:
+        if not isinstance(step, Index):
             return None
-        if operation.name == "switch":
-            branch = taken(instruction)
-            if branch is not None:
-                return _first_touch(memory, root, regions[branch], taken)
-            touches = {_first_touch(memory, root, region, taken) for region in regions}
-            if "read" in touches:
-                return "read"
-            return "stored" if touches == {"stored"} else None
-        if operation.name == "scan" and operation.params["length"] > 0:
-            return _first_touch(memory, root, regions[0], taken)
-        return "read" if root in within.reads else None
-    if operation.effects is PURE:
-        return None
-    if root in memory.roots(instruction, operation.effects.reads):
-        return "read"
-    if root in memory.roots(instruction, operation.effects.writes):
-        address = store_address(instruction)
-        if address is not None and address[0] == () and address[1] is root:
-            return "stored"
-    return None
+        for dim in step.dims:
+            if isinstance(dim.start if isinstance(dim, Slice) else dim, memory.Dynamic):
+                return None
+    return memory.viewer(stored.shape, stored.dtype, tuple(path))(stored)

@@ -268,6 +268,16 @@ def test_scratch_along_the_innermost_axis():
     assert loops(matmul(), X[0, :8], X[1, :, :12].repeat(2, 0)[:16]) == [(2,)]
 
 
+def test_scratch_that_is_stored_to_in_parts():
+    def kernel(x, out, left):
+        left[0, :4] = x[0, :4]
+        left[0, 4:] = 2 * x[0, 4:] + left[0, :1]
+        out[...] = left[...]
+
+    f = in_blocks(kernel, row, row, scratch_shapes=[pltpu.VMEM((1, 12, 16), F32)])
+    assert loops(f, X) == []
+
+
 def test_an_output_that_is_added_to():
     def kernel(x, y, out, _):
         @pl.when(pl.program_id(2) == 0)
@@ -397,6 +407,39 @@ def test_scratch_that_is_stored_to_in_part():
 
     f = in_blocks(kernel, row, row, scratch_shapes=[pltpu.VMEM((1, 12, 16), F32)])
     refused(f, X, grid=(8,))
+
+
+def test_scratch_that_a_loop_may_not_store_to():
+    def kernel(n, x, out, left):
+        @pl.loop(0, n[0])
+        def _(_):
+            left[...] = x[...]
+
+        out[...] = jnp.nan_to_num(left[...])
+
+    f = call(kernel, (8,), [whole((1,)), pl.BlockSpec((1, 12, 16), row)],
+             pl.BlockSpec((1, 12, 16), row), X.shape,
+             scratch_shapes=[pltpu.VMEM((1, 12, 16), F32)])  # fmt: skip
+    refused(f, np.array([1], np.int32), X, grid=(8,))
+
+
+def test_scratch_of_which_the_first_cell_stores_less_than_others_read():
+    def kernel(x, out, left):
+        @pl.when(pl.program_id(1) == 0)
+        def _():
+            left[0, :2] = x[0, :2]
+            out[...] = jnp.zeros_like(out)
+
+        @pl.when(pl.program_id(1) == 1)
+        def _():
+            out[...] = jnp.nan_to_num(left[...])
+            left[...] = x[...]
+
+    f = in_blocks(
+        kernel, lambda i, j: (i, j, 0), lambda i, j: (i, j, 0), grid=(8, 2), block=(1, 6, 16),
+        scratch_shapes=[pltpu.VMEM((1, 6, 16), F32)],
+    )  # fmt: skip
+    refused(f, X, grid=(8, 2))
 
 
 def test_scratch_that_only_some_cells_store_to():
