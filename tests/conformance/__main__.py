@@ -87,7 +87,7 @@ def run_file(
         }
         command = [
             sys.executable, "-m", "pytest", "-p", "tests.conformance.plugin", "-q",
-            "-p", "no:cacheprovider", f"--timeout={seconds}", "--timeout-method=signal",
+            "-p", "no:cacheprovider",
             "-n", str(jobs), "--max-worker-restart=1000", "--rootdir", str(checkout), str(path),
         ]  # fmt: skip
         ran = subprocess.run(

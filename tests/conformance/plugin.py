@@ -6,8 +6,8 @@ Environment (set by ``python -m tests.conformance``):
   CONFORMANCE_DONE: a file with the tests not to run, one a line.
   CONFORMANCE_COMMIT: the commit of the project, for the results.
   CONFORMANCE_AS_TPU: "1" has the tests' own helpers say that the device is a TPU v5e.
-  CONFORMANCE_SECONDS: the time limit of a test. pytest-timeout sees to tests in Python code;
-    one that hangs outside Python ends its process, after twice that.
+  CONFORMANCE_SECONDS: the time limit of a test, after which its process ends: what it would leave
+    behind may fail the tests after it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item: pytest.Item):
-    faulthandler.dump_traceback_later(2 * SECONDS, exit=True)
+    faulthandler.dump_traceback_later(SECONDS, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
 
@@ -73,7 +73,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
 @pytest.hookimpl(optionalhook=True)
 def pytest_handlecrashitem(crashitem: str) -> None:
     """In the process that starts the others: one of them ended during a test."""
-    _note(crashitem, "failed", f"its process crashed, or hung for {2 * SECONDS} s", 0.0, [])
+    _note(crashitem, "failed", f"its process crashed, or was ended after {SECONDS} s", 0.0, [])
 
 
 def _note(test: str, outcome: str, message: str, seconds: float, kernels: list[Any]) -> None:

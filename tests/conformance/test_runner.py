@@ -11,7 +11,7 @@ import pytest
 from tests.conformance import kept
 
 TESTS = """
-import os, signal, time, unittest
+import os, time, unittest
 import jax, jax.numpy as jnp
 from jax.experimental import pallas as pl
 
@@ -32,11 +32,7 @@ class Test(unittest.TestCase):
     def test_skipped(self):
         pass
 
-    def test_slow(self):
-        time.sleep(100)
-
-    def test_hangs_outside_python(self):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+    def test_hangs(self):
         time.sleep(100)
 
     def test_crashes(self):
@@ -55,7 +51,7 @@ def run(tmp_path):
         command = [
             sys.executable, "-m", "tests.conformance", str(tmp_path / "checkout"),
             "--keep", str(tmp_path / "kept"), "--out", str(tmp_path / "out.md"),
-            "--seconds", "4", "--jobs", "1", "--only", "ops_test", "--no-stock", *arguments,
+            "--seconds", "15", "--jobs", "1", "--only", "ops_test", "--no-stock", *arguments,
         ]  # fmt: skip
         subprocess.run(command, env={**os.environ, **environment}, check=True)
         return (tmp_path / "out.md").read_text()
@@ -96,23 +92,23 @@ def test_every_test_has_a_result(run, tmp_path):
     (tmp_path / "out.md").write_text("# Title\n\n## JAX 0.1, as they are\n\nkept\n")
     document = run()
     assert "## JAX 0.1, as they are\n\nkept\n" in document
-    assert row(document, "ops_test", "1 / 0 / 0")[2:6] == ["1 / 4 / 1", "1", "0", "0"]
+    assert row(document, "ops_test", "1 / 0 / 0")[2:6] == ["1 / 3 / 1", "1", "0", "0"]
     failed = {
         name: row(document, "ops_test", f"Test::test_{name}")[2:]
-        for name in ("fails", "slow", "hangs_outside_python", "crashes")
+        for name in ("fails", "hangs", "crashes")
     }
-    assert failed["crashes"] == ["passed", "its process crashed, or hung for 8 s"]
-    assert failed["hangs_outside_python"] == ["not run", "its process crashed, or hung for 8 s"]
-    assert "Timeout" in failed["slow"][1]
+    ended = "its process crashed, or was ended after 15 s"
+    assert failed["crashes"] == ["passed", ended]
+    assert failed["hangs"] == ["not run", ended]
     assert "not \\| fixed" in failed["fails"][1]
     assert row(document, "for a reason") == ["for a reason", "1"]
 
 
 def test_what_failed_runs_again_and_the_rest_does_not(run, tmp_path):
-    others = ("passes", "skipped", "slow", "hangs_outside_python", "crashes")
+    others = ("passes", "skipped", "hangs", "crashes")
     lines = [*(line(name, "passed") for name in others), line("fails", "failed")]
     results(tmp_path, shim=True).write_text("\n".join(lines))
     document = run("--rerun", "failed", FIXED="yes")
     _, _, counts, *_, commits = row(document, "ops_test", "not run")
-    assert counts == "6 / 0 / 0"
+    assert counts == "5 / 0 / 0"
     assert commits.endswith(", of before")
