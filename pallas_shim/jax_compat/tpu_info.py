@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +17,46 @@ _PLACES = ("jax._src.tpu_info", "jax._src.pallas.mosaic.tpu_info", "jax._src.pal
 def _module() -> Any:
     place = next(name for name in _PLACES if importlib.util.find_spec(name) is not None)
     return importlib.import_module(place)
+
+
+def tile_without_tpu() -> Callable[[], None]:
+    """Has emit_pipeline cut its last blocks where there is no TPU; returns the undoing.
+
+    It asks for the tiling, which is the same on every TPU since v4.
+    """
+    module = _module()
+    if hasattr(module, "infer_tiling"):
+        from jax._src.pallas.mosaic import tpu_info
+
+        return _set(tpu_info, "infer_tiling", _as_on_a_tpu(tpu_info.infer_tiling))
+    pipeline: Any = importlib.import_module("jax._src.pallas.mosaic.pipeline")  # before JAX 0.9
+    return _set(pipeline, "_get_tpu_generation", _as_on_a_tpu(pipeline._get_tpu_generation))
+
+
+def _as_on_a_tpu(stock: Callable[..., Any]) -> Callable[..., Any]:
+    device = _device("TPU v5 lite", 1)
+
+    @functools.wraps(stock)
+    def ask(*args: Any, **kwargs: Any) -> Any:
+        if "TPU" in _module().get_device_kind():
+            return stock(*args, **kwargs)
+        mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+        with jax.sharding.use_abstract_mesh(mesh):
+            return stock(*args, **kwargs)
+
+    return ask
+
+
+def _device(kind: str, cores: int) -> Any:
+    said: dict[str, Any] = {"device_kind": kind, "num_cores": cores, "platform": "tpu"}
+    known = {field.name for field in dataclasses.fields(jax.sharding.AbstractDevice)}
+    return jax.sharding.AbstractDevice(**{k: v for k, v in said.items() if k in known})
+
+
+def _set(place: Any, name: str, value: Any) -> Callable[[], None]:
+    stock = getattr(place, name)
+    setattr(place, name, value)
+    return lambda: setattr(place, name, stock)
 
 
 def answer(kind: str, cores: int) -> Callable[[], None]:

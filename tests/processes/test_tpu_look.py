@@ -64,6 +64,34 @@ def test_without_the_variable_it_is_a_cpu(from_wheel, tmp_path):
     assert (got.returncode, got.stdout, got.stderr) == (1, "", "needs a TPU\n")
 
 
+PIPELINE = """
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+def kernel(x_ref, o_ref):
+    def body(x, o):
+        o[...] = x[...] * 2
+
+    block = pl.BlockSpec((8, 128), lambda i: (i, 0))
+    pltpu.emit_pipeline(body, grid=(3,), in_specs=[block], out_specs=[block])(x_ref, o_ref)
+
+@jax.jit
+def run(x):
+    any = pl.BlockSpec(memory_space=pl.ANY)
+    return pl.pallas_call(kernel, out_shape=x, in_specs=[any], out_specs=any)(x)
+
+x = jnp.arange(19 * 128.0).reshape(19, 128)
+assert (run(x) == 2 * x).all() and jax.devices()[0].platform == "cpu"
+"""
+
+
+def test_emit_pipeline_needs_no_tpu_to_be_named(from_wheel):
+    got = from_wheel.run("-c", PIPELINE, PALLAS_NUMPY="1", PALLAS_NUMPY_STRICT="1")
+    assert (got.returncode, got.stdout, got.stderr) == (0, "", "")
+
+
 def test_deactivate_puts_everything_back(from_wheel):
     got = from_wheel.run(
         "-c",
