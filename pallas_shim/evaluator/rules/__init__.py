@@ -45,6 +45,7 @@ FAMILIES = (
     "control",
     "calls",
     "state",
+    "masked",
     "pallas",
     "mesh",
     "tpu",

@@ -41,7 +41,7 @@ def path_of(view: state.RefView, *, sized: bool = True) -> tuple[memory.Path, li
             raise NotBasic
         if index.const is not None:
             return int(index.const)
-        if stride != 1:
+        if stride not in (0, 1):
             raise NotBasic
         leaves.append(index)
         return memory.Dynamic(len(leaves) - 1)
@@ -107,7 +107,7 @@ class TooLarge(Unsupported):
 def _inside(dim: int, index: Any) -> Any:
     if isinstance(index, int):
         return memory.clamped(index, dim, 1)
-    if isinstance(index, state.Slice) and index.size > dim:
+    if isinstance(index, state.Slice) and index.stride and index.size > dim:
         raise TooLarge("ref", f"a slice of {index.size} elements of a dimension of {dim}")
     if isinstance(index, state.Slice) and index.stride == 1 and isinstance(index.start, int):
         return index._replace(start=memory.clamped(index.start, dim, index.size))
@@ -183,6 +183,9 @@ def store(lowering, ref: Value, path: memory.Path, leaves, value: Value) -> None
 def _store_inside(lowering, ref: Value, path: memory.Path, leaves, value: Value) -> None:
     """Emits a store without a check: operands ref, value, leaves."""
     path = normalised(ref.ref, path)
+    strides = (getattr(dim, "stride", 1) for step in path for dim in getattr(step, "dims", ()))
+    if 0 in strides:
+        raise Unsupported("ref", "a store to a slice of stride 0")
     write = memory.writer(ref.type.shape, ref.type.dtype, path)
     lowering.memory(
         "store", [ref, value, *leaves], [], _nothing(write), WRITES_FIRST, params={"path": path},
@@ -230,8 +233,8 @@ def _basic(view: state.RefView) -> tuple[Value, memory.Path, list[Value]]:
     return view.ref, *path_of(view)
 
 
-@lowering_rule("get", "masked_load")
-def _get(lowering, eqn, ins):
+@lowering_rule("get")
+def get(lowering, eqn, ins):
     out = lowering.type(eqn.outvars[0].aval)
     try:
         access = state.load(eqn, ins)
@@ -245,8 +248,8 @@ def _get(lowering, eqn, ins):
         raise Unsupported(eqn.primitive.name, str(error)) from error
 
 
-@lowering_rule("swap", "masked_swap")
-def _swap(lowering, eqn, ins):
+@lowering_rule("swap")
+def swap(lowering, eqn, ins):
     out = lowering.type(eqn.outvars[0].aval)
     try:
         access = state.store(eqn, ins)

@@ -1,0 +1,217 @@
+"""Pallas' own load and store, as GPU kernels use them: with masks, and with slices that may
+stick out of their refs.
+
+Unlike a ref's own indexing these don't move such a slice. JAX's interpreter lengthens the
+array for them: what lies outside is uninitialised when it is read, and lost when it is stored.
+Here they are composed of whole loads and stores, and of slices that know how far they reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from pallas_shim.evaluator import memory
+from pallas_shim.evaluator.program import Value
+from pallas_shim.evaluator.rules import state
+from pallas_shim.evaluator.rules.registry import batch_form, lowering_rule, rule
+from pallas_shim.jax_compat import state as jax_state
+
+# -- slices that may stick out ----------------------------------------------------------------
+
+Starts = tuple[int | memory.Dynamic, ...]
+
+
+def _overlap(
+    shape: Sequence[int], starts: Starts, sizes: Sequence[int]
+) -> Callable[..., tuple[tuple[slice, ...], tuple[slice, ...]]]:
+    """The function of the dynamic starts that says where array and slice overlap: in either."""
+
+    def overlap(*leaves):
+        inside, within = [], []
+        for dim, start, size in zip(shape, starts, sizes, strict=True):
+            at = int(leaves[start.leaf]) if isinstance(start, memory.Dynamic) else start
+            if at < 0:
+                at += dim + size  # of the array that JAX has lengthened by the slice's size
+            at = min(max(at, 0), dim)
+            count = min(size, dim - at)
+            inside.append(slice(at, at + count))
+            within.append(slice(0, count))
+        return tuple(inside), tuple(within)
+
+    return overlap
+
+
+@rule("slice_sticking_out", view=True)
+def _slice_sticking_out(ins, outs, *, starts, sizes, fill, **_):
+    """Operands: an array, the dynamic starts. The dimensions of the slice are the array's."""
+    overlap, dtype = _overlap(ins[0].shape, starts, sizes), outs[0].dtype
+
+    def read(array, *leaves):
+        inside, within = overlap(*leaves)
+        part = array[inside]
+        if part.shape == sizes:
+            return part
+        result = np.full(sizes, fill, dtype)
+        result[within] = part
+        return result
+
+    return read
+
+
+@rule("update_sticking_out")
+def _update_sticking_out(ins, outs, *, starts, sizes, **_):
+    """Operands: an array, what its slice becomes, the dynamic starts."""
+    overlap = _overlap(ins[0].shape, starts, sizes)
+
+    def write(array, value, *leaves):
+        inside, within = overlap(*leaves)
+        result = array.copy()
+        result[inside] = value[within]
+        return result
+
+    return write
+
+
+def _at_shared_starts(stack, first, starts, sizes, **params):
+    if not all(stack.shared[first:]):
+        return None
+    return {"starts": (0, *starts), "sizes": (stack.size, *sizes), **params}
+
+
+# Starts are at most as many as an array has dimensions.
+_STARTS = tuple(range(1, 33))
+
+
+@batch_form("slice_sticking_out", unstacked=_STARTS)
+def _slice_batch(stack, **params):
+    return _at_shared_starts(stack, 1, **params)
+
+
+@batch_form("update_sticking_out", unstacked=_STARTS[1:])
+def _update_batch(stack, **params):
+    return _at_shared_starts(stack, 2, **params)
+
+
+# -- the primitives ---------------------------------------------------------------------------
+
+
+class _Place(NamedTuple):
+    """Where an access goes: dynamic starts are ``leaves``. ``known``: it stays inside."""
+
+    ref: Value
+    starts: Starts
+    sizes: tuple[int, ...]
+    leaves: list[Value]
+    path: memory.Path
+    known: bool
+
+
+def _place(lowering, access: jax_state.Load | jax_state.Store, shape) -> _Place | None:
+    """None for what is left to `state`: arrays as indices, transforms, checked memory, keys."""
+    ref = access.view.ref
+    if lowering.checked is not None or ref.type.key_ndim:
+        return None
+    if access.mask is not None and access.mask.type.shape != shape:
+        return None
+    try:
+        path, leaves = state.path_of(access.view)
+    except state.NotBasic:
+        return None
+    match path:
+        case ():
+            dims = tuple(jax_state.Slice(0, dim, 1) for dim in ref.type.shape)
+        case (jax_state.Index(dims),):
+            pass
+        case _:
+            return None
+    slices = [d if isinstance(d, jax_state.Slice) else jax_state.Slice(d, 1, 1) for d in dims]
+    if any(d.stride != 1 for d in slices):
+        return None
+    starts, sizes = tuple(d.start for d in slices), tuple(d.size for d in slices)
+    return _Place(ref, starts, sizes, leaves, path, state.inside(access))
+
+
+def _read(lowering, place: _Place, out) -> Value:
+    if place.known:
+        return state.load(lowering, place.ref, place.path, place.leaves, out)
+    whole = state.load(lowering, place.ref, (), (), place.ref.ref.contents)
+    fill = memory.filler(out.dtype)
+    params = {"starts": place.starts, "sizes": place.sizes, "fill": fill}
+    full = out._replace(shape=place.sizes)
+    (part,) = lowering.apply("slice_sticking_out", [whole, *place.leaves], [full], params)
+    return _reshaped(lowering, part, out)
+
+
+def _write(lowering, place: _Place, value: Value) -> None:
+    if place.known:
+        state.store(lowering, place.ref, place.path, place.leaves, value)
+        return
+    whole = state.load(lowering, place.ref, (), (), place.ref.ref.contents)
+    params = {"starts": place.starts, "sizes": place.sizes}
+    part = _reshaped(lowering, value, value.type._replace(shape=place.sizes))
+    (changed,) = lowering.apply(
+        "update_sticking_out", [whole, part, *place.leaves], [whole.type], params
+    )
+    state.store(lowering, place.ref, (), (), changed)
+
+
+def _reshaped(lowering, value: Value, out) -> Value:
+    if value.type == out:
+        return value
+    params = {"new_sizes": out.shape, "dimensions": None}
+    (reshaped,) = lowering.apply("reshape", [value], [out], params)
+    return reshaped
+
+
+def _choose(lowering, mask: Value, otherwise: Value, value: Value) -> Value:
+    (chosen,) = lowering.apply("select_n", [mask, otherwise, value], [value.type], {})
+    return chosen
+
+
+@lowering_rule("masked_load")
+def _masked_load(lowering, eqn, ins):
+    out = lowering.type(eqn.outvars[0].aval)
+    try:
+        access = jax_state.load(eqn, ins)
+        place = _place(lowering, access, out.shape)
+    except jax_state.UnsupportedTransform:
+        place = None
+    if place is None or not _fits(access.other, out):
+        return state.get(lowering, eqn, ins)
+    value = _read(lowering, place, out)
+    if access.mask is not None and access.other is not None:
+        value = _choose(lowering, access.mask, _filled(lowering, access.other, out), value)
+    return [value]
+
+
+def _fits(other: Value | None, out) -> bool:
+    return other is None or other.type in (out, out._replace(shape=()))
+
+
+def _filled(lowering, other: Value, out) -> Value:
+    if other.type == out:
+        return other
+    params = {"shape": out.shape, "broadcast_dimensions": (), "sharding": None}
+    (filled,) = lowering.apply("broadcast_in_dim", [other], [out], params)
+    return filled
+
+
+@lowering_rule("masked_swap")
+def _masked_swap(lowering, eqn, ins):
+    out = lowering.type(eqn.outvars[0].aval)
+    try:
+        access = jax_state.store(eqn, ins)
+        place = _place(lowering, access, out.shape)
+    except jax_state.UnsupportedTransform:
+        place = None
+    if place is None or access.value.type != out:
+        return state.swap(lowering, eqn, ins)
+    before, value = _read(lowering, place, out), access.value
+    if access.mask is None:
+        _write(lowering, place, value)
+        return [before]
+    _write(lowering, place, _choose(lowering, access.mask, before, value))
+    return [_choose(lowering, access.mask, value, before)]
