@@ -98,10 +98,11 @@ def call_jit(stock: Callable[..., Any], args: Sequence[Any], params: dict[str, A
 
 
 class Answers:
-    """Answers calls of jitted functions that have run here before: see `jit_calls`."""
+    """Answers calls of jitted functions that have run here before, or in another process that
+    kept the program: see `jit_calls`."""
 
     def run(self, args: Sequence[Any], plan: Any) -> Sequence[Any] | None:
-        known = _known_plan(plan["jaxpr"], plan)
+        known = plan if type(plan) is Plan else _known_plan(plan["jaxpr"], plan)
         if known is None or known.executable is None:
             return None
         try:
@@ -112,12 +113,59 @@ class Answers:
         return out
 
     def load(self, call: jit_calls.Call) -> jit_calls.Known | None:
-        return None
+        _keeping.keep = None
+        directory = settings.current().cache
+        if directory is None:
+            return None
+        from pallas_shim.cache.keeping import Keep
+        from pallas_shim.jax_compat.inputs import is_jaxs_own
+
+        if is_jaxs_own(call.function):
+            return None
+        start = time.perf_counter()
+        keep = _keeping.keep = Keep(call, directory)
+        with _without_collections():
+            kept = keep.read()
+            if kept is None:
+                return None
+            plan = _kept_plan(call, *kept[:2])
+        assert plan.use is not None
+        plan.use.prepared(time.perf_counter() - start)
+        return jit_calls.Known(plan, *kept[2:])
 
     def ran(
         self, call: jit_calls.Call, params: dict[str, Any], out_tree: Any, consts: list[Any]
     ) -> None:
-        pass
+        keep, _keeping.keep = _keeping.keep, None
+        plan = _known_plan(params["jaxpr"], params)
+        if keep is not None and plan is not None and plan.use is not None and not plan.trial:
+            jit_call = hooks.describe_call(params)
+            results = hooks.out_avals(params["jaxpr"])
+            plan.use.cache = keep.write(
+                plan.use, jit_call, plan.deleted, results, out_tree, consts
+            )
+
+
+# What is to become of the program that this thread plans next.
+_keeping = threading.local()
+
+
+def _kept_plan(call: jit_calls.Call, program: Program, facts: Any) -> Plan:
+    """The plan of a call whose program an earlier process kept."""
+    kernels = tuple(hooks.Kernel(*kernel) for kernel in facts.kernels)
+    use = REPORT.use(facts.function, kernels, "numpy", _IN_NUMPY)
+    use.cache = "read"
+    avals = [arrays.result_aval(*result) for result in facts.results]
+    return Plan(
+        (),
+        use.reason,
+        Executable(program),
+        use,
+        _event(facts.function),
+        arrays.argument_dtypes([*map(jax.typeof, facts.consts), *call.avals]),
+        arrays.result_types(avals),
+        facts.deleted,
+    )
 
 
 def _run(plan: Plan, args: Sequence[Any]) -> list[Any]:
@@ -215,23 +263,35 @@ def _make_plan(
             return Plan(key, reason)
         in_dtypes = arrays.argument_dtypes(hooks.in_avals(jaxpr))
         _read(args, in_dtypes)
-        executable = Executable(_program(jaxpr, call.name))
+        program = _program(jaxpr, call.name)
+        keep = getattr(_keeping, "keep", None)
+        if keep is not None:
+            keep.encode(program)
+        executable = Executable(program)
     except Unsupported as unsupported:
         return Plan(key, str(unsupported))
-    use = REPORT.use(call.name, kernels, "numpy", "the evaluator has a rule for all of it")
+    use = REPORT.use(call.name, kernels, "numpy", _IN_NUMPY)
     use.prepared(time.perf_counter() - start, tracing)
     return Plan(
         key,
         use.reason,
         executable,
         use,
-        "jit_" + re.sub(r"\W", "_", call.name),
+        _event(call.name),
         in_dtypes,
         arrays.result_types(hooks.out_avals(jaxpr)),
         _deleted(jaxpr, call),
         hooks.is_ordered(jaxpr),
         None if kernels else Trial(_compiling_seconds(_outside(jaxpr)[1])),
     )
+
+
+_IN_NUMPY = "the evaluator has a rule for all of it"
+
+
+def _event(function: str) -> str:
+    """What the profiler calls a function's calls, as under jit."""
+    return "jit_" + re.sub(r"\W", "_", function)
 
 
 def _obstacle(jaxpr: Any, call: hooks.JitCall, equations: Sequence[Any]) -> str | None:

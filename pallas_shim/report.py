@@ -25,7 +25,8 @@ class Use:
 
     ``calls`` and the seconds are of all the kernels together: ``tracing`` is JAX's tracing
     of the function (None: it can't be told), ``lowering`` making the NumPy program of it,
-    ``running`` the calls. ``happened``: it is in the report.
+    ``running`` the calls. ``happened``: it is in the report. ``cache``: what became of the
+    program on disk: "read", "written", or why it isn't kept; None: there is no cache.
     """
 
     function: str
@@ -37,6 +38,7 @@ class Use:
     lowering: float = 0.0
     running: float = 0.0
     happened: bool = False
+    cache: str | None = None
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -85,8 +87,9 @@ class Report:
         """One row for each kernel, or each function without one: the JSON form.
 
         The keys: name, source, grid, function, calls, rung, reason, tracing_s, lowering_s,
-        running_s, shared_with. The calls and seconds of kernels of one jitted function that ran
-        as one program are of that program: ``shared_with`` counts the function's other kernels.
+        running_s, shared_with, cache. The calls and seconds of kernels of one jitted function
+        that ran as one program are of that program: ``shared_with`` counts the function's other
+        kernels.
         """
         with self._lock:
             uses = [use for use in self._uses.values() if use.happened]

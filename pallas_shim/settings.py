@@ -26,6 +26,7 @@ class Settings:
     tpu: the TPU generation that user code is told it runs on, or None.
     everything: jitted functions without a kernel are run here too, until they have earned XLA's
       compilation.
+    cache: the directory that keeps programs for later processes, or None.
     """
 
     force: bool = False
@@ -35,6 +36,7 @@ class Settings:
     disabled_passes: frozenset[str] = frozenset()
     tpu: str | None = None
     everything: bool = False
+    cache: str | None = None
 
     def check_passes(self, known: Collection[str]) -> None:
         """Raises SettingError if one of the disabled passes isn't among the known ones."""
@@ -67,6 +69,12 @@ def _scope(value: str) -> dict[str, Any]:
     return {"everything": {"kernels": False, "all": True}[value]}
 
 
+def _cache(value: str) -> dict[str, Any]:
+    if value == "1":
+        raise KeyError(value)
+    return {"cache": None if value == "0" else value}
+
+
 def _passes(value: str) -> dict[str, Any]:
     if not re.fullmatch(r"-\w+(,-\w+)*", value):
         raise KeyError(value)
@@ -84,6 +92,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
     "PALLAS_NUMPY_TPU": (f"0 or one of {', '.join(TPUS)}", _tpu),
     "PALLAS_NUMPY_SCOPE": ("kernels or all", _scope),
     "PALLAS_NUMPY_PASSES": ("passes to leave out, as in -hoisting,-load_views", _passes),
+    "PALLAS_NUMPY_CACHE": ("0 or the path of a directory", _cache),
 }
 
 

@@ -55,6 +55,11 @@ def argument_dtypes(avals: Sequence[Any]) -> tuple[np.dtype, ...]:
     return tuple(np.dtype(core.physical_aval(aval).dtype) for aval in avals)
 
 
+def result_aval(shape: tuple[int, ...], dtype: np.dtype, weak_type: bool) -> Any:
+    """The type of a result that is an array."""
+    return core.ShapedArray(shape, dtype, weak_type=weak_type)
+
+
 def result_types(avals: Sequence[Any]) -> tuple[ResultType, ...]:
     """What `write` needs to know of results of these types."""
     return tuple(

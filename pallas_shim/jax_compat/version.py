@@ -25,6 +25,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "trace_context",
     ),
     "jax._src.core": (
+        "AxisEnv",
         "Jaxpr",
         "Literal",
         "ShapedArray",
@@ -73,7 +74,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     ),
     "jax._src.lib.jax_jit": ("parse_arguments",),
     "jax._src.lib.xla_client": ("batched_device_put",),
-    "jax._src.mesh": ("get_abstract_mesh", "get_concrete_mesh"),
+    "jax._src.mesh": ("AbstractMesh", "get_abstract_mesh", "get_concrete_mesh"),
     "jax._src.monitoring": (
         "unregister_event_duration_listener|_unregister_event_duration_listener_by_callback",
     ),
@@ -110,7 +111,11 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.state.discharge": ("_discharge_rules",),
     "jax._src.state.indexing": ("NDIndexer", "Slice"),
     "jax._src.state.types": ("AbstractRef", "TransformedRef"),
-    "jax._src.tree_util": ("tracing_registry|default_registry", "tree_unflatten"),
+    "jax._src.tree_util": (
+        "_registry",
+        "tracing_registry|default_registry",
+        "tree_unflatten",
+    ),
 }
 
 

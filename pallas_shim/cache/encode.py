@@ -1,0 +1,406 @@
+"""Programs as bytes, and back.
+
+What is kept is data. A callable is kept as the place of its code in our own sources (or its
+name, in a library's module) and what it closes over: the code itself is that of the process
+that reads it. What can't be said that way isn't kept.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import math
+import sys
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from pallas_shim import jax_compat
+from pallas_shim.evaluator.program import (
+    PURE,
+    Effects,
+    Instruction,
+    Operation,
+    Program,
+    Region,
+    Value,
+)
+
+# Where what is kept by its name may be from.
+_NAMED = ("builtins", "functools", "math", "ml_dtypes", "numpy", "operator", "opt_einsum", "scipy")
+_OWN = ("pallas_shim",)
+# Where callables without a module of their own are looked for.
+_UFUNCS = ("numpy", "scipy.special")
+
+_PLAIN = (bool, int, str, type(None))
+_ALIGNMENT = 64
+
+
+class NotData(Exception):
+    """Something in a program can't be kept; says what."""
+
+
+def encode(program: Program) -> bytes:
+    """A program as bytes.
+
+    Raises:
+      NotData: it holds something that isn't data.
+    """
+    encoder = _Encoder()
+    return encoder.packed({"name": program.name, "top": encoder.region(program.top)})
+
+
+def decode(data: bytes) -> Program:
+    """The reverse of `encode`."""
+    contents, decoder = _unpacked(data)
+    return Program(contents["name"], decoder.region(contents["top"]))
+
+
+def encode_data(value: Any) -> bytes:
+    """Plain data and arrays as bytes.
+
+    Raises:
+      NotData: it is something else.
+    """
+    encoder = _Encoder()
+    return encoder.packed({"term": encoder.term(value)})
+
+
+def decode_data(data: bytes) -> Any:
+    """The reverse of `encode_data`."""
+    contents, decoder = _unpacked(data)
+    return decoder.term(contents["term"])
+
+
+def _unpacked(data: bytes) -> tuple[dict[str, Any], _Decoder]:
+    size = int.from_bytes(data[:8], "little")
+    contents = json.loads(data[8 : 8 + size])
+    return contents, _Decoder(contents, memoryview(data)[8 + size + _padding(8 + size) :])
+
+
+def _padding(size: int) -> int:
+    return -size % _ALIGNMENT
+
+
+# -- where code is -----------------------------------------------------------------------------
+
+
+@functools.cache
+def _code_places(module: str) -> dict[types.CodeType, int]:
+    """The code objects in a module's source, by their place in `_codes`."""
+    return {code: place for place, code in reversed(list(enumerate(_codes(module))))}
+
+
+@functools.cache
+def _codes(module: str) -> tuple[types.CodeType, ...]:
+    """All code objects in a module's source, in order."""
+    importlib.import_module(module)
+    loader: Any = getattr(sys.modules[module].__spec__, "loader", None)
+    code = loader.get_code(module) if hasattr(loader, "get_code") else None
+    return tuple(_nested(code)) if code is not None else ()
+
+
+def _nested(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            yield from _nested(const)
+
+
+def _within(module: str, roots: Sequence[str]) -> bool:
+    return module.partition(".")[0] in roots
+
+
+# -- encoding ----------------------------------------------------------------------------------
+
+
+class _Encoder:
+    def __init__(self) -> None:
+        self.objects: list[Any] = []
+        self.operations: list[Any] = []
+        self.values: list[Any] = []
+        self.arrays: list[bytes] = []
+        self._size = 0
+        self._terms: dict[int, Any] = {}  # of objects, by identity: what may change is one
+        self._kept: list[Any] = []
+        self._under_way: set[int] = set()
+        self._operation_at: dict[Operation, int] = {}
+        self._value_at: dict[Value, int] = {}
+
+    def packed(self, contents: dict[str, Any]) -> bytes:
+        contents = {
+            **contents,
+            "operations": self.operations,
+            "values": self.values,
+            "objects": self.objects,
+        }
+        head = json.dumps(contents, separators=(",", ":")).encode()
+        size = len(head).to_bytes(8, "little")
+        return b"".join([size, head, b"\0" * _padding(8 + len(head)), *self.arrays])
+
+    # Terms: plain data as JSON has it, all else a list with the position of an object.
+
+    def term(self, x: Any) -> Any:
+        if type(x) in _PLAIN:
+            return x
+        known = self._terms.get(id(x))
+        if known is None:
+            if id(x) in self._under_way:
+                raise NotData(f"a {type(x).__name__} that holds itself")
+            self._under_way.add(id(x))
+            content = self._object(x)
+            self._under_way.discard(id(x))
+            known = self._terms[id(x)] = [len(self.objects)]
+            self._kept.append(x)
+            self.objects.append(content)
+        return known
+
+    def terms(self, xs: Any) -> list[Any]:
+        return [self.term(x) for x in xs]
+
+    def _object(self, x: Any) -> list[Any]:
+        kind = type(x)
+        if kind in (tuple, list):
+            return [kind.__name__, *self.terms(x)]
+        if kind is dict:
+            return ["dict", *self.terms([part for item in x.items() for part in item])]
+        if kind is float:
+            return ["float", x.hex()]
+        if kind is complex:
+            return ["complex", x.real.hex(), x.imag.hex()]
+        if kind is slice:
+            return ["slice", *self.terms((x.start, x.stop, x.step))]
+        if kind is range:
+            return ["range", x.start, x.stop, x.step]
+        if x is Ellipsis:
+            return ["ellipsis"]
+        if isinstance(x, np.dtype):
+            return ["dtype", self._dtype(x)]
+        if isinstance(x, np.generic):
+            return ["scalar", *self._array(np.asarray(x))]
+        if isinstance(x, np.ndarray):
+            return ["array", *self._array(np.asarray(x))]
+        if isinstance(x, tuple) and hasattr(x, "_fields"):
+            return ["record", self.term(kind), *self.terms(x)]
+        if kind is functools.partial:
+            return ["partial", *self.terms((x.func, x.args, x.keywords))]
+        if kind is types.MethodType:
+            return ["attribute", self.term(x.__self__), x.__name__]
+        if kind is types.FunctionType:
+            own = self._function(x)
+            if own is not None:
+                return own
+        if _within(kind.__module__, _OWN) and hasattr(x, "__dict__"):
+            return ["instance", *self.terms((kind, vars(x)))]
+        return self._named(x)
+
+    def _dtype(self, dtype: np.dtype) -> str:
+        if dtype.hasobject or _dtype(dtype.name) != dtype:
+            raise NotData(f"the dtype {dtype}")
+        return dtype.name
+
+    def _array(self, array: np.ndarray) -> list[Any]:
+        order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+        data = array.tobytes(order)  # type: ignore[arg-type]
+        start = self._size
+        self.arrays.append(data + b"\0" * _padding(len(data)))
+        self._size += len(self.arrays[-1])
+        name = self._dtype(array.dtype)
+        return [name, list(array.shape), start, order, array.flags.writeable]
+
+    def _function(self, function: types.FunctionType) -> list[Any] | None:
+        """One of ours, as the place of its code and what it closes over."""
+        module = function.__globals__.get("__name__", "")
+        if not _within(module, _OWN) or vars(sys.modules[module]) is not function.__globals__:
+            return None
+        place = _code_places(module).get(function.__code__)
+        if place is None or function.__dict__:
+            return None
+        cells = [cell.cell_contents for cell in function.__closure__ or ()]
+        around = (function.__defaults__, function.__kwdefaults__)
+        return ["function", module, place, *self.terms(around), *self.terms(cells)]
+
+    def _named(self, x: Any) -> list[Any]:
+        owner = getattr(x, "__self__", None)
+        name = getattr(x, "__qualname__", None) or getattr(x, "__name__", None)
+        if isinstance(owner, np.ufunc):
+            return ["attribute", self.term(owner), x.__name__]
+        module = getattr(x, "__module__", None)
+        for place in _UFUNCS if module is None or isinstance(x, np.ufunc) else (module,):
+            if name and (_within(place, _NAMED) or _within(place, _OWN)):
+                try:
+                    found = _attribute(place, name)
+                except (ImportError, AttributeError):
+                    continue
+                if found is x:
+                    return ["named", place, name]
+        raise NotData(f"a {type(x).__name__}" + (f" ({module}.{name})" if name else ""))
+
+    # Programs.
+
+    def value(self, value: Value) -> int:
+        known = self._value_at.get(value)
+        if known is None:
+            known = self._value_at[value] = len(self.values)
+            self.values.append(self.terms((value.type, value.const)))
+        return known
+
+    def operation(self, operation: Operation) -> int:
+        known = self._operation_at.get(operation)
+        if known is None:
+            # Only structured operations have parameters that are looked at when one runs.
+            params = dict(operation.params) if operation.fn is None else {}
+            try:
+                content = [
+                    operation.name,
+                    *self.terms((operation.ins, operation.outs, operation.fn, params)),
+                    self.term(tuple(operation.effects)),
+                    operation.view,
+                    operation.multiple,
+                ]
+            except NotData as error:
+                raise NotData(f"its {operation.name} holds {error}") from None
+            known = self._operation_at[operation] = len(self.operations)
+            self.operations.append(content)
+        return known
+
+    def instruction(self, instruction: Instruction) -> list[Any]:
+        operation, ins, outs, regions, source = instruction
+        return [
+            self.operation(operation),
+            [self.value(v) for v in ins],
+            [self.value(v) for v in outs],
+            [self.region(r) for r in regions],
+            self.source(source),
+        ]
+
+    def source(self, source: Any) -> Any:
+        known = self._terms.get(id(source))
+        if known is None:
+            known = self._terms[id(source)] = self.term(jax_compat.user_source(source))
+            self._kept.append(source)
+        return known
+
+    def region(self, region: Region) -> list[Any]:
+        return [
+            [self.value(v) for v in region.params],
+            [self.instruction(i) for i in region.body],
+            [self.value(v) for v in region.results],
+        ]
+
+
+# -- decoding ----------------------------------------------------------------------------------
+
+
+def _attribute(module: str, name: str) -> Any:
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _dtype(name: str) -> np.dtype:
+    return np.dtype(getattr(ml_dtypes, name, name))
+
+
+class _Decoder:
+    def __init__(self, contents: Any, arrays: memoryview):
+        self._arrays = arrays
+        self._objects: list[Any] = []
+        for kind, *parts in contents["objects"]:
+            self._objects.append(_MAKERS[kind](self, *parts))
+        self._values = [Value(*map(self.term, value)) for value in contents["values"]]
+        self._operations = list(map(self.operation, contents["operations"]))
+
+    def term(self, term: Any) -> Any:
+        return self._objects[term[0]] if type(term) is list else term
+
+    def terms(self, terms: Sequence[Any]) -> list[Any]:
+        return [self.term(term) for term in terms]
+
+    def operation(self, content: Any) -> Operation:
+        name, ins, outs, fn, params, effects, view, multiple = self.terms(content)
+        effects = Effects(*effects)
+        effects = PURE if effects == PURE else effects
+        return Operation(name, params, ins, outs, fn, effects, view, multiple)
+
+    def instruction(self, content: Any) -> Instruction:
+        operation, ins, outs, regions, source = content
+        values = self._values
+        return Instruction(
+            self._operations[operation],
+            tuple([values[i] for i in ins]),
+            tuple([values[i] for i in outs]),
+            tuple([self.region(region) for region in regions]),
+            self.term(source),
+        )
+
+    def region(self, content: Any) -> Region:
+        params, body, results = content
+        values = self._values
+        return Region(
+            tuple([values[i] for i in params]),
+            tuple([self.instruction(i) for i in body]),
+            tuple([values[i] for i in results]),
+        )
+
+    # One function a kind of object.
+
+    def dict(self, *parts: Any) -> Any:
+        terms = self.terms(parts)
+        return dict(zip(terms[::2], terms[1::2], strict=True))
+
+    def array(
+        self, name: str, shape: list[int], start: int, order: Any, writeable: bool
+    ) -> np.ndarray:
+        dtype = _dtype(name)
+        count = math.prod(shape)
+        array = np.frombuffer(self._arrays, dtype, count, start) if count else np.empty(0, dtype)
+        array = array.reshape(shape, order=order)
+        return array.copy(order="K") if writeable else array
+
+    def function(self, module: str, place: int, *parts: Any) -> Callable[..., Any]:
+        defaults, keywords, *cells = self.terms(parts)
+        code = _codes(module)[place]
+        closure = tuple(map(types.CellType, cells))
+        made = types.FunctionType(code, vars(sys.modules[module]), code.co_name, defaults, closure)
+        made.__kwdefaults__ = keywords
+        return made
+
+    def record(self, kind: Any, *parts: Any) -> Any:
+        return self.term(kind)(*self.terms(parts))
+
+    def instance(self, *parts: Any) -> Any:
+        kind, state = self.terms(parts)
+        made = object.__new__(kind)
+        vars(made).update(state)
+        return made
+
+    def partial(self, *parts: Any) -> Any:
+        function, args, keywords = self.terms(parts)
+        return functools.partial(function, *args, **keywords)
+
+
+_MAKERS: dict[str, Callable[..., Any]] = {
+    "tuple": lambda decoder, *parts: tuple(decoder.terms(parts)),
+    "list": lambda decoder, *parts: decoder.terms(parts),
+    "dict": _Decoder.dict,
+    "float": lambda decoder, text: float.fromhex(text),
+    "complex": lambda decoder, *parts: complex(*map(float.fromhex, parts)),
+    "slice": lambda decoder, *parts: slice(*decoder.terms(parts)),
+    "range": lambda decoder, *parts: range(*parts),
+    "ellipsis": lambda decoder: ...,
+    "dtype": lambda decoder, name: _dtype(name),
+    "scalar": lambda decoder, *parts: decoder.array(*parts)[()],
+    "array": _Decoder.array,
+    "record": _Decoder.record,
+    "instance": _Decoder.instance,
+    "partial": _Decoder.partial,
+    "function": _Decoder.function,
+    "attribute": lambda decoder, owner, name: getattr(decoder.term(owner), name),
+    "named": lambda decoder, module, name: _attribute(module, name),
+}

@@ -1,0 +1,89 @@
+"""What JAX's tracing depends on beside the function and its arguments, for keys of caches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax._src import config, core, tree_util
+from jax._src.mesh import AbstractMesh
+from jax._src.sharding_impls import UnspecifiedValue
+
+
+def configuration() -> Iterator[Any]:
+    """JAX's configuration, process and thread, outside any trace and mesh."""
+    yield sorted(jax.config.values.items())
+    for value in config.trace_context():
+        if not isinstance(value, (AbstractMesh, core.AxisEnv)):
+            yield value
+    yield [(d.platform, d.device_kind, d.process_index) for d in jax.devices()]
+    yield jax.process_index()
+
+
+def jit_options(jit_info: Any) -> list[tuple[str, Any]] | None:
+    """What a jitted function was told when it was made; None if that says where arrays lie."""
+    options = []
+    for name in jit_info._fields:
+        value = getattr(jit_info, name)
+        if name.endswith("_leaves"):
+            if not all(leaf is None or isinstance(leaf, UnspecifiedValue) for leaf in value):
+                return None
+        elif not name.endswith("_treedef") and name != "fun_signature":
+            options.append((name, value))
+    return options
+
+
+_JITTED: Any = type(jax.jit(lambda: None))
+
+
+def jitted(value: Any) -> tuple[Callable[..., Any], Any] | None:
+    """The function behind a jitted one, and what jit was told; None if it isn't jitted."""
+    if type(value) is not _JITTED:
+        return None
+    return value._fun, value._jit_info
+
+
+def pytree_functions(kind: type) -> Any:
+    """How JAX takes apart and puts together a container of this type; None if it doesn't."""
+    return tree_util._registry.get(kind)
+
+
+def captured_value(array: Any) -> np.ndarray | None:
+    """The value of an array on one device, None if it isn't one that stays where it was made."""
+    if isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer):
+        plain = isinstance(array.dtype, np.dtype)
+        if plain and not array.committed and len(array.devices()) == 1:
+            return np.asarray(array)
+    return None
+
+
+def split_arguments(
+    jit_info: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[list[Any], Any]:
+    """A call's static arguments with their places, and the tree of all others."""
+    static_positions = {n % len(args) if args else n for n in jit_info.static_argnums}
+    names = jit_info.static_argnames
+    static = [(i, args[i]) for i in sorted(static_positions) if i < len(args)]
+    named = [(name, kwargs[name]) for name in sorted(kwargs) if name in names]
+    rest = [arg for i, arg in enumerate(args) if i not in static_positions]
+    return [static, named], (rest, {k: v for k, v in kwargs.items() if k not in names})
+
+
+def tree_parts(tree: Any) -> Any:
+    """The containers of a tree: the type of each, what it keeps of its own, and its children."""
+    if tree.node_data() is None:
+        return None
+    return [*tree.node_data(), *map(tree_parts, tree.children())]
+
+
+def is_array_type(aval: Any) -> bool:
+    """Whether a type is that of an array of numbers."""
+    return type(aval) is core.ShapedArray and isinstance(aval.dtype, np.dtype)
+
+
+def is_jaxs_own(function: Any) -> bool:
+    """Whether a function is one of JAX's that certainly hold no kernel."""
+    module = getattr(function, "__module__", None) or ""
+    return module.partition(".")[0] == "jax" and "pallas" not in module

@@ -1,0 +1,100 @@
+"""Programs as bytes: what comes back does the same, bit for bit."""
+
+from __future__ import annotations
+
+import functools
+import types
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from pallas_shim.cache.encode import NotData, decode, decode_data, encode, encode_data
+from pallas_shim.evaluator import memory
+from pallas_shim.evaluator.execute import Executable
+from pallas_shim.evaluator.lower import lower
+from pallas_shim.evaluator.passes import optimise
+from pallas_shim.evaluator.program import ArrayType
+from tests.kernels import blocks, control, memory as memory_kernels, numeric, refs, transforms
+from tests.kernels.harness import cases
+
+CASES = cases(blocks, control, memory_kernels, numeric, refs, transforms)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.tpu])
+def test_a_program_comes_back(name):
+    f, args, *_ = CASES[name].build()
+    program = optimise(lower(jax.make_jaxpr(f)(*args)))
+    arrays = [np.asarray(x) for x in jax.tree.leaves(args)]
+    back = decode(encode(program))
+    assert len(list(back.top.walk())) == len(list(program.top.walk()))
+    want = Executable(program)(*arrays)
+    for one, other in zip(Executable(back)(*arrays), want, strict=True):
+        one, other = np.asarray(one), np.asarray(other)
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None, True, 3, -(2**70), "text", 0.1, float("inf"), -0.0, 1 - 2j, ..., range(1, 9, 2),
+        slice(1, None, 3), (1, [2, (3,)], {"a": (4.5,), 2: None}), np.dtype("int8"),
+        np.dtype(ml_dtypes.bfloat16), np.dtype(ml_dtypes.int4), np.float32, np.add, np.take,
+        ArrayType((2, 3), np.dtype(np.float16)), memory.Dynamic(3), ValueError,
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_plain_data_comes_back(value):
+    back = decode_data(encode_data(value))
+    assert type(back) is type(value) and back == value and repr(back) == repr(value)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6, dtype=np.int16).reshape(2, 3),
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        np.zeros((0, 4), np.float32),
+        np.array(2.5),
+        np.arange(8, dtype=np.float32).astype(ml_dtypes.bfloat16),
+        np.arange(4).astype(ml_dtypes.int4),
+        np.broadcast_to(np.float32(2), (3, 3)),
+        np.array([np.nan, -0.0, np.inf]),
+    ],
+    ids=lambda a: f"{a.dtype}{a.shape}",
+)
+def test_an_array_comes_back(array):
+    back = decode_data(encode_data(array))
+    assert back.dtype == array.dtype and back.shape == array.shape
+    assert back.tobytes() == array.tobytes()
+    assert back.flags.writeable == array.flags.writeable
+
+
+def test_a_callable_comes_back():
+    view = memory.viewer((4, 5), np.dtype(np.float32), ())
+    assert isinstance(view, types.FunctionType)
+    array = np.ones((4, 5), np.float32)
+    assert decode_data(encode_data(view))(array) is array
+    partial = decode_data(encode_data(functools.partial(np.sum, axis=1)))
+    np.testing.assert_array_equal(partial(array), [5, 5, 5, 5])
+    assert decode_data(encode_data(np.add.reduce))([1, 2]) == 3
+
+
+def test_what_is_one_object_stays_one():
+    shared = [1]
+    one, (other,) = decode_data(encode_data((shared, (shared,))))
+    assert one is other
+
+
+def here():
+    return 1
+
+
+@pytest.mark.parametrize(
+    "value", [here, lambda: 1, object(), {1: object()}, np.array([None]), open, jax.numpy.add]
+)
+def test_what_is_not_data_is_refused(value):
+    with pytest.raises(NotData):
+        encode_data([value])
