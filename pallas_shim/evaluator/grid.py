@@ -39,7 +39,8 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
     operands = iter(ins)
     closed_over = list(itertools.islice(operands, len(kernel.constvars)))
     sizes = [
-        next(operands) if size is None else lowering.const(np.int32(size)) for size in call.grid
+        _scalar(lowering, next(operands)) if size is None else lowering.const(np.int32(size))
+        for size in call.grid
     ]
     arrays = list(operands)
     ref_types = [lowering.type(v.aval) for v in kernel.invars]
@@ -113,6 +114,14 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
             buffers[call.num_inputs :], call.blocks[call.num_inputs :], strict=True
         )
     ]
+
+
+def _scalar(lowering, size: Value) -> Value:
+    """A dynamic size of the grid, which may be given as an array of one element."""
+    if not size.type.shape:
+        return size
+    type = ArrayType((), size.type.dtype)
+    return lowering.apply("reshape", [size], [type], {"new_sizes": (), "dimensions": None})[0]
 
 
 def lower_cells(

@@ -205,6 +205,13 @@ def _indexed_shape(dims: Sequence[Any]) -> tuple[int, ...]:
 
 def _index(shape: tuple[int, ...], dims: Sequence[Any]) -> Callable[..., np.ndarray]:
     """Basic indexing. Dynamic starts are clamped as XLA does, so the view has its full size."""
+    if any(isinstance(dim, Slice) and dim.stride == 0 for dim in dims):
+        one = [
+            Slice(dim.start, 1, 1) if isinstance(dim, Slice) and dim.stride == 0 else dim
+            for dim in dims
+        ]
+        single, result = _index(shape, one), _indexed_shape(dims)
+        return lambda a, leaves: np.broadcast_to(single(a, leaves), result)
     fixed: list[Any] = []
     moving: list[tuple[int, int, int | None, int]] = []  # dimension, leaf, size, limit
     for position, (dim, index) in enumerate(zip(shape, dims, strict=True)):

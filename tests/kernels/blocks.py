@@ -198,6 +198,22 @@ def dynamic_grid():
 
 
 @case()
+def dynamic_grid_of_an_array():
+    """JAX's interpreter refuses a size that isn't a scalar."""
+
+    def run(n, x):
+        def kernel(x, out):
+            out[...] = x[...] + pl.num_programs(0)
+
+        block = pl.BlockSpec((8,), lambda i: (i,))
+        out = struct(32, dtype=np.int32)
+        return pallas_call(kernel, out, grid=(n,), in_specs=[block], out_specs=block)(x)
+
+    x = integers(0, 32)
+    return run, (np.array([4], np.int32), x), x + 4
+
+
+@case()
 def input_output_aliases_partial_update():
     def kernel(x, y, out):
         del y

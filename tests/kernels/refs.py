@@ -359,3 +359,18 @@ def a_load_larger_than_its_ref():
     f = pallas_call(kernel, struct(6, 4))
     x = floats(0, 4, 4)
     return f, (x,), np.concatenate([x, np.full((2, 4), np.nan, np.float32)])
+
+
+@case()
+def a_load_in_steps_of_nothing():
+    """JAX's interpreter refuses it. Each row is the one that the slice starts at."""
+
+    def kernel(start, x, out):
+        out[0] = x[pl.ds(2, 3, 0), :]
+        out[1] = x[pl.ds(start[0], 3, 0), :]
+
+    f = pallas_call(
+        kernel, struct(2, 3, 8), in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), pl.BlockSpec()]
+    )
+    x = floats(0, 4, 8)
+    return f, (np.array([1], np.int32), x), np.stack([x[[2] * 3], x[[1] * 3]])

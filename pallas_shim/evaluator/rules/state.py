@@ -5,7 +5,7 @@ Where memory is checked, see bounds.py; elsewhere indices are clamped as XLA doe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,18 +72,19 @@ def path_of(view: state.RefView, *, sized: bool = True) -> tuple[memory.Path, li
 
 def _sticks_out(dim: int, index: Any) -> bool:
     """Whether a strided slice from a known place has elements outside."""
-    if not isinstance(index, state.Slice) or index.stride == 1 or index.size == 0:
+    if not isinstance(index, state.Slice) or index.stride in (0, 1) or index.size == 0:
         return False
     return not 0 <= index.start <= dim - 1 - (index.size - 1) * index.stride
 
 
+def _slices(path: memory.Path) -> Iterator[state.Slice]:
+    for step in path:
+        if isinstance(step, state.Index):
+            yield from (dim for dim in step.dims if isinstance(dim, state.Slice))
+
+
 def has_dynamic_size(path: memory.Path) -> bool:
-    return any(
-        isinstance(dim, state.Slice) and isinstance(dim.size, memory.Dynamic)
-        for step in path
-        if isinstance(step, state.Index)
-        for dim in step.dims
-    )
+    return any(isinstance(dim.size, memory.Dynamic) for dim in _slices(path))
 
 
 def normalised(ref: RefType, path: memory.Path) -> memory.Path:
@@ -183,8 +184,7 @@ def store(lowering, ref: Value, path: memory.Path, leaves, value: Value) -> None
 def _store_inside(lowering, ref: Value, path: memory.Path, leaves, value: Value) -> None:
     """Emits a store without a check: operands ref, value, leaves."""
     path = normalised(ref.ref, path)
-    strides = (getattr(dim, "stride", 1) for step in path for dim in getattr(step, "dims", ()))
-    if 0 in strides:
+    if any(dim.stride == 0 for dim in _slices(path)):
         raise Unsupported("ref", "a store to a slice of stride 0")
     write = memory.writer(ref.type.shape, ref.type.dtype, path)
     lowering.memory(
