@@ -24,6 +24,7 @@ from pallas_shim.evaluator import memory
 from pallas_shim.evaluator.passes.cells import Table, table_of
 from pallas_shim.evaluator.passes.effects import Memory
 from pallas_shim.evaluator.program import PURE, Instruction, RefType, Region, Value
+from pallas_shim.evaluator.rules.cells import clamped
 from pallas_shim.jax_compat.state import Index, Slice, Transpose
 
 # Grids with more cells than this along the axes in question are not proven to be apart.
@@ -40,13 +41,6 @@ class Span(NamedTuple):
     length: int
     kept: bool = True
     exact: bool = True
-
-
-def clamped(starts: Table, dim: int, size: int) -> Table:
-    """`memory.clamped` of each start in a table."""
-    starts = starts.astype(np.int64)
-    starts = np.where(starts < 0, starts + dim, starts)
-    return np.minimum(np.maximum(starts, 0), dim - size)
 
 
 def block_spans(
@@ -82,7 +76,7 @@ def index_spans(
         if not isinstance(index, memory.Dynamic):
             return _constant(index, axes)
         table = table_of(leaves[index.leaf], known, axes)
-        return None if table is None else clamped(table, dim, size)
+        return None if table is None else clamped(table.astype(np.int64), dim, size)
 
     spans = []
     for dim, at in zip(shape, step.dims, strict=True):

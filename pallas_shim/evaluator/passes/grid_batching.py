@@ -255,7 +255,10 @@ class _Grid:
             private[root] = Value(type)
             made = state.allocation(type, 0)  # each cell stores before it reads
             before.append(make_instruction((made, (), (private[root],), (), source)))
-        emission = Emission(layout, self.known, private)
+        written = set(self.footprints.written)
+        emission = Emission(
+            layout, self.known, private, lambda ref: self.memory.root(ref) in written
+        )
         emission.run(self.region.body)
         body = tuple(emission.entry + emission.body)
         # What doesn't depend on the rest of the axes can then leave the inner loop.

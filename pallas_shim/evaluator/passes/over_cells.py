@@ -8,6 +8,7 @@ computed on twice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -31,6 +32,9 @@ from pallas_shim.evaluator.rules import cells as cell_rules
 from pallas_shim.evaluator.rules import state
 from pallas_shim.evaluator.rules.registry import BATCH_FORMS
 from pallas_shim.jax_compat.state import Index, Reshape, Slice, Transpose
+
+# Blocks that lie unevenly are copied if they take no more bytes than this.
+_LARGEST_COPY = 1 << 21
 
 
 class Varies(Exception):
@@ -58,15 +62,21 @@ class Emission:
     """
 
     def __init__(
-        self, layout: Layout, known: Mapping[Value, Table], private: Mapping[Value, Value]
+        self,
+        layout: Layout,
+        known: Mapping[Value, Table],
+        private: Mapping[Value, Value],
+        written: Callable[[Value], bool],
     ):
         """
         Args:
           known: the tables of scalars.
+          written: whether the grid writes to what a ref leads to.
           private: for each buffer that is to be one for each cell, the one that is.
         """
         self.layout = layout
         self.known = known
+        self.written = written
         self.cells: dict[Value, Cell] = {
             root: Cell(stack, layout.lead) for root, stack in private.items()
         }
@@ -278,15 +288,16 @@ class Emission:
             if lead is None:
                 self._set((out,), self.emit(operation, [cell.value for cell in cells]), None)
                 return
-            made = cell_rules.each_block(
-                operation.params["block"],
-                tuple([cell.value.type for cell in cells]),
-                self._ref_type(out.type, lead),
-                leads,
-            )
-            self._counted_singly()
+            types = tuple([cell.value.type for cell in cells])
+            type = self._ref_type(out.type, lead)
+            nbytes = math.prod(type.shape) * type.dtype.itemsize
+            listed = nbytes > _LARGEST_COPY or self.written(ins[0])
+            make = cell_rules.each_block if listed else cell_rules.copied_blocks
+            if listed:
+                self._counted_singly()
+            made = make(operation.params["block"], types, type, leads)
             (value,) = self.emit(made, [cell.value for cell in cells])
-            found = Cell(value, lead, True)
+            found = Cell(value, lead, listed)
         self.cells[out] = found
 
     def _evenly(self, ref: Value, spans: Sequence[Span], type: Type) -> Cell | None:

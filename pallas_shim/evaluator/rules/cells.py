@@ -19,6 +19,7 @@ from pallas_shim.evaluator.lower import specialise
 from pallas_shim.evaluator.program import PURE, ArrayType, Operation, RefType, Type
 from pallas_shim.evaluator.rules.registry import rule
 from pallas_shim.evaluator.rules.state import READS_FIRST, WRITES_FIRST
+from pallas_shim.jax_compat.state import Index, Slice
 
 Lead = tuple[int, ...] | None
 
@@ -140,11 +141,78 @@ def each_block(block: Any, ins: tuple[Type, ...], out: RefType, leads: Sequence[
     return Operation("each_block", params, ins, (out,), run, PURE, view=True)
 
 
+def clamped(starts: np.ndarray, dim: int, size: int) -> np.ndarray:
+    """`memory.clamped` of each of many starts."""
+    starts = np.where(starts < 0, starts + dim, starts)
+    return np.minimum(np.maximum(starts, 0), dim - size)
+
+
+def _copier(block: Any) -> Callable[..., np.ndarray]:
+    """The function ``(array, *leaves)`` -> a stack of the blocks at the leaves, which are
+    stacks. ``block`` is as of `grid.block_viewer`."""
+    key = tuple([slice(None) if isinstance(entry, tuple) else entry for entry in block])
+    key = tuple([slice(k, k + 1) if isinstance(k, int) else k for k in key])
+    moving = [(d, *entry) for d, entry in enumerate(block) if isinstance(entry, tuple)]
+    kept = [
+        not isinstance(entry, int) and not (isinstance(entry, tuple) and entry[-1])
+        for entry in block
+    ]
+
+    def copy(array, *leaves):
+        array = array[key]
+        shape, starts = list(array.shape), []
+        for d, leaf, scale, dim, size, _ in moving:
+            shape[d] = size
+            starts.append(clamped(np.asarray(leaves[leaf], np.int64) * scale, dim, size))
+        # An array of the blocks at all places, of which those at the starts are taken.
+        counts = [dim - size + 1 for _, _, _, dim, size, _ in moving]
+        strides = [array.strides[d] for d, *_ in moving]
+        everywhere = np.lib.stride_tricks.as_strided(
+            array, (*counts, *shape), (*strides, *array.strides), writeable=False
+        )
+        blocks = everywhere[tuple(starts)]
+        lead = blocks.shape[: blocks.ndim - len(shape)]
+        return blocks.reshape(*lead, *[n for n, keep in zip(shape, kept, strict=True) if keep])
+
+    return copy
+
+
+def copied_blocks(
+    block: Any, ins: tuple[Type, ...], out: RefType, leads: Sequence[Lead]
+) -> Operation:
+    """A copy of the blocks of an array that nobody writes to. Operands: the array, leaves."""
+    params = {"block": block, "leads": tuple(leads)}
+    return Operation("copied_blocks", params, ins, (out,), _copier(block), READS_FIRST)
+
+
+def _as_block(path: memory.Path, shape: tuple[int, ...]) -> Any:
+    """A path of one index in the form of a block, None if it is none."""
+    if len(path) != 1 or not isinstance(path[0], Index):
+        return None
+    entries: list[Any] = []
+    for dim, at in zip(shape, path[0].dims, strict=True):
+        if isinstance(at, memory.Dynamic):
+            entries.append((at.leaf, 1, dim, 1, True))
+        elif not isinstance(at, Slice):
+            entries.append(at)
+        elif at.stride == 0:
+            return None
+        elif isinstance(at.start, memory.Dynamic):
+            entries.append((at.start.leaf, 1, dim, at.size, False))
+        else:
+            entries.append(slice(at.start, at.start + at.size * at.stride, at.stride))
+    return tuple(entries)
+
+
 def each_load(
     member: RefType, path: memory.Path, ins: tuple[Type, ...], out: ArrayType,
     leads: Sequence[Lead], listed: bool,
 ) -> Operation:  # fmt: skip
     """A load of each cell's own ref, or at each cell's own place. Operands: ref, leaves."""
+    params = {"path": path, "leads": tuple(leads), "listed": listed}
+    block = _as_block(path, member.shape) if leads[0] is None else None
+    if block is not None:
+        return Operation("each_get", params, ins, (out,), _copier(block), READS_FIRST)
     view = memory.viewer(member.shape, member.dtype, path)
     pick = _picker(leads, listed)
     shape, dtype = out
@@ -157,7 +225,6 @@ def each_load(
             result[at] = view(*one)
         return result.reshape(shape)
 
-    params = {"path": path, "leads": tuple(leads), "listed": listed}
     return Operation("each_get", params, ins, (out,), run, READS_FIRST)
 
 
