@@ -73,14 +73,8 @@ def _section(names: Sequence[str], results: Results) -> Iterator[str]:
     )
     yield from _table(
         "Passed on stock, and neither passed nor failed under the shim",
-        ("file", "test", "why"),
-        (
-            (name, test, _line(shim[name].get(test, {}).get("message", "not run")))
-            for name in names
-            for test, one in sorted(stock[name].items())
-            if one["outcome"] == "passed"
-            and shim[name].get(test, {}).get("outcome") not in ("passed", "failed")
-        ),
+        ("tests", "which", "why"),
+        _lost(stock, shim),
     )
     for rung, title in (("jax", "Left to JAX"), ("callback", "By callback")):
         yield from _table(title, ("reason", "kernels", "tests"), _kernels(rung, shim))
@@ -122,9 +116,21 @@ def _kernels(rung: str, shim: dict[str, Outcomes]) -> Iterator[Sequence[str]]:
         for test, outcome in outcomes.items():
             for kernel in outcome["kernels"]:
                 if kernel["rung"] == rung:
-                    found[_line(kernel["reason"])].append((name, test))
+                    reason = re.sub(r" at \S+:\d+ \(.*", "", kernel["reason"], flags=re.S)
+                    found[_line(reason)].append((name, test))
     for reason, tests in sorted(found.items(), key=lambda item: -len(item[1])):
         yield reason, str(len(tests)), _named(tests)
+
+
+def _lost(stock: dict[str, Outcomes], shim: dict[str, Outcomes]) -> Iterator[Sequence[str]]:
+    found: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)
+    for name, outcomes in stock.items():
+        for test, outcome in outcomes.items():
+            ours = shim[name].get(test, {"outcome": "skipped", "message": "not run"})
+            if outcome["outcome"] == "passed" and ours["outcome"] == "skipped":
+                found[_line(ours["message"])].append((name, test))
+    for why, tests in found.items():
+        yield str(len(tests)), _named(tests), why
 
 
 def _named(tests: Iterable[tuple[str, str]], most: int = 8) -> str:
