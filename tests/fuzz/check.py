@@ -18,9 +18,11 @@ from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.passes import NAMES, optimise
 from pallas_shim.evaluator.rules.registry import Unsupported
 from tests.fuzz.cells import ManyCells
+from tests.fuzz.copies import Copying
 from tests.fuzz.inexact import InexactCall
 from tests.fuzz.kernels import Call
 from tests.fuzz.operations import COMPLEX, NARROW, WIDE
+from tests.fuzz.programs import Program
 from tests.oracle import compare, x64
 
 # Hypothesis is behind the choices, so that it shrinks a kernel that fails.
@@ -46,8 +48,10 @@ class Mismatch(AssertionError):
 
 # What a kernel is drawn by: its name, and how many of a hundred are.
 GENERATORS: dict[str, tuple[int, Callable[[random.Random], Any]]] = {
-    "kernels": (30, Call),
-    "cells": (30, ManyCells),
+    "kernels": (25, Call),
+    "cells": (25, ManyCells),
+    "copies": (5, Copying),
+    "programs": (5, Program),
     "inexact": (10, InexactCall),
     "narrow": (10, lambda source: Call(source, NARROW)),
     "wide": (10, lambda source: Call(source, WIDE)),
@@ -70,15 +74,28 @@ def check(source: random.Random, only: str | None = None) -> bool:
     with x64(call.pool.x64):
         jaxpr = jax.make_jaxpr(call.function)(*call.args)
         try:
-            want = _in_jax(jaxpr, call.args)
+            reference = getattr(call, "reference", None)
+            model = jaxpr if reference is None else jax.make_jaxpr(reference)(*call.args)
+            want = _in_jax(model, call.args)
         except (AssertionError, NotImplementedError, TypeError, ValueError, JaxRuntimeError):
             return False
         _compare(jaxpr, call.args, want, call.rtol)
+        for way in getattr(call, "ways", ()):
+            _compare_way(call, way, jaxpr, want)
     return True
 
 
 def _in_jax(jaxpr: Any, args: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [np.asarray(x) for x in jax.jit(jaxpr_as_fun(jaxpr))(*args)]
+
+
+def _compare_way(call: Program, way: str, jaxpr: Any, want: Sequence[np.ndarray]) -> None:
+    try:
+        got = [np.asarray(x) for x in jax.tree.leaves(call.shimmed(way))]
+        for one, other in zip(got, want, strict=True):
+            compare(one, other)
+    except Exception as error:
+        raise Mismatch(f"{way}: {error}\n{jaxpr}\narguments: {call.args!r}") from error
 
 
 def _compare(
