@@ -253,20 +253,17 @@ def _take_batch(stack, *, indices, axis, **_):
 
 @batch_form("gather", unstacked=(1,))
 def _gather_batch(stack, *, dimension_numbers, slice_sizes, **params):
-    def behind(dims):
-        return tuple(d + 1 for d in dims)
-
     dnums = dimension_numbers
     shifted = dnums._replace(
-        collapsed_slice_dims=behind(dnums.collapsed_slice_dims),
-        start_index_map=behind(dnums.start_index_map),
-        operand_batching_dims=behind(dnums.operand_batching_dims),
-        offset_dims=behind(dnums.offset_dims),
+        collapsed_slice_dims=_behind(dnums.collapsed_slice_dims),
+        start_index_map=_behind(dnums.start_index_map),
+        operand_batching_dims=_behind(dnums.operand_batching_dims),
+        offset_dims=_behind(dnums.offset_dims),
     )
     if stack.shared[1]:  # each window reaches through the stack
         shifted = shifted._replace(offset_dims=(0, *shifted.offset_dims))
         return {"dimension_numbers": shifted, "slice_sizes": (stack.size, *slice_sizes), **params}
-    index_dims = (0, *behind(dnums.start_indices_batching_dims))
+    index_dims = (0, *_behind(dnums.start_indices_batching_dims))
     shifted = shifted._replace(
         operand_batching_dims=(0, *shifted.operand_batching_dims),
         start_indices_batching_dims=index_dims,
@@ -402,3 +399,29 @@ def _scatter_extremum(primitive: str, ufunc: np.ufunc, nan: str):
 
 _scatter_extremum("scatter-max", np.maximum, "max")
 _scatter_extremum("scatter-min", np.minimum, "min")
+
+
+@batch_form(
+    "scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-max", "scatter-min",
+    unstacked=(1,),
+)
+def _scatter_batch(stack, *, dimension_numbers, **params):
+    dnums = dimension_numbers
+    shifted = dnums._replace(
+        update_window_dims=_behind(dnums.update_window_dims),
+        inserted_window_dims=_behind(dnums.inserted_window_dims),
+        scatter_dims_to_operand_dims=_behind(dnums.scatter_dims_to_operand_dims),
+        operand_batching_dims=_behind(dnums.operand_batching_dims),
+    )
+    if stack.shared[1]:  # each window reaches through the stack
+        shifted = shifted._replace(update_window_dims=(0, *shifted.update_window_dims))
+    else:
+        shifted = shifted._replace(
+            operand_batching_dims=(0, *shifted.operand_batching_dims),
+            scatter_indices_batching_dims=(0, *_behind(dnums.scatter_indices_batching_dims)),
+        )
+    return {"dimension_numbers": shifted, **params}
+
+
+def _behind(dims: Iterable[int]) -> tuple[int, ...]:
+    return tuple([d + 1 for d in dims])

@@ -114,7 +114,7 @@ def _place(lowering, access: jax_state.Load | jax_state.Store, shape) -> _Place 
     ref = access.view.ref
     if lowering.checked is not None or ref.type.key_ndim:
         return None
-    if access.mask is not None and access.mask.type.shape != shape:
+    if access.mask is not None and not _spreads(access.mask.type.shape, shape):
         return None
     try:
         path, leaves = state.path_of(access.view)
@@ -166,6 +166,29 @@ def _reshaped(lowering, value: Value, out) -> Value:
     return reshaped
 
 
+def _fits(type, out) -> bool:
+    return type.dtype == out.dtype and _spreads(type.shape, out.shape)
+
+
+def _spreads(shape: tuple[int, ...], over: tuple[int, ...]) -> bool:
+    """Whether an array broadcasts to a shape."""
+    trailing = over[len(over) - len(shape) :]
+    return len(shape) <= len(over) and all(
+        a in (1, b) for a, b in zip(shape, trailing, strict=True)
+    )
+
+
+def _spread(lowering, value: Value, shape: tuple[int, ...]) -> Value:
+    if value.type.shape == shape:
+        return value
+    behind = tuple(range(len(shape) - len(value.type.shape), len(shape)))
+    params = {"shape": shape, "broadcast_dimensions": behind, "sharding": None}
+    (result,) = lowering.apply(
+        "broadcast_in_dim", [value], [value.type._replace(shape=shape)], params
+    )
+    return result
+
+
 def _choose(lowering, mask: Value, otherwise: Value, value: Value) -> Value:
     (chosen,) = lowering.apply("select_n", [mask, otherwise, value], [value.type], {})
     return chosen
@@ -179,24 +202,13 @@ def _masked_load(lowering, eqn, ins):
         place = _place(lowering, access, out.shape)
     except jax_state.UnsupportedTransform:
         place = None
-    if place is None or not _fits(access.other, out):
+    if place is None or access.other is not None and not _fits(access.other.type, out):
         return state.get(lowering, eqn, ins)
     value = _read(lowering, place, out)
     if access.mask is not None and access.other is not None:
-        value = _choose(lowering, access.mask, _filled(lowering, access.other, out), value)
+        mask, other = (_spread(lowering, x, out.shape) for x in (access.mask, access.other))
+        value = _choose(lowering, mask, other, value)
     return [value]
-
-
-def _fits(other: Value | None, out) -> bool:
-    return other is None or other.type in (out, out._replace(shape=()))
-
-
-def _filled(lowering, other: Value, out) -> Value:
-    if other.type == out:
-        return other
-    params = {"shape": out.shape, "broadcast_dimensions": (), "sharding": None}
-    (filled,) = lowering.apply("broadcast_in_dim", [other], [out], params)
-    return filled
 
 
 @lowering_rule("masked_swap")
@@ -213,5 +225,6 @@ def _masked_swap(lowering, eqn, ins):
     if access.mask is None:
         _write(lowering, place, value)
         return [before]
-    _write(lowering, place, _choose(lowering, access.mask, before, value))
-    return [_choose(lowering, access.mask, value, before)]
+    mask = _spread(lowering, access.mask, out.shape)
+    _write(lowering, place, _choose(lowering, mask, before, value))
+    return [_choose(lowering, mask, value, before)]

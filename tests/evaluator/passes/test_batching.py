@@ -35,6 +35,8 @@ def each(f, tiles=TILES):
 # -- one form of each primitive ----------------------------------------------------------------
 
 INDICES = np.array([[2, 0, 1, 3, 3, 9], [1, 1, -1, 0, 2, 2]])
+ROWS = np.array([2, 9, 2])  # one outside, one twice
+
 SAMPLES = {
     "add": lambda x: x + x,
     "exp": (jnp.exp, FLOATS),
@@ -60,6 +62,12 @@ SAMPLES = {
     "concatenate": lambda x: jnp.concatenate([x, TILES[0], x], 1),
     "pad": lambda x: lax.pad(x, np.int32(7), ((1, -1, 0), (0, 2, 1))),
     "gather": lambda x: jnp.take_along_axis(x, INDICES, 0, mode="fill"),
+    "scatter": lambda x: x.at[ROWS].set(-x[:3], mode="drop"),
+    "scatter-add": lambda x: x.at[ROWS].add(x[:3]),
+    "scatter-sub": lambda x: x.at[ROWS].subtract(x[:3]),
+    "scatter-mul": lambda x: x.at[:, ROWS].multiply(x[:, :3]),
+    "scatter-max": lambda x: x.at[ROWS].max(-x[:3]),
+    "scatter-min": (lambda x: x.at[ROWS, ROWS].min(-x[0, :3]), FLOATS),
     "reduce_sum": lambda x: x.sum(1),
     "reduce_prod": lambda x: x.prod(0),
     "reduce_max": lambda x: x.max(0),
@@ -95,7 +103,9 @@ def test_a_primitive_runs_once_for_all(name):
 def test_there_is_a_sample_of_every_form():
     load()
     elementwise = {name for name, form in BATCH_FORMS.items() if form.broadcasts}
-    assert set(BATCH_FORMS) - elementwise <= {*SAMPLES, *NEWER, "take"}
+    assert set(BATCH_FORMS) - elementwise <= {
+        *SAMPLES, *NEWER, "take", "slice_sticking_out", "update_sticking_out"
+    }
     assert set(BATCH_FORMS) <= set(RULES)
 
 
@@ -112,6 +122,13 @@ def test_gathers_with_indices_of_their_own():
         return [jnp.take_along_axis(x, i, 0) for x, i in zip(tiles, columns, strict=True)]
 
     assert batched(f, *TILES)["gather"] == 1
+
+
+def test_scatters_with_indices_of_their_own():
+    def f(*tiles):
+        return [x.at[jnp.abs(x[:3, 0] % 5)].add(x[1:4], mode="drop") for x in tiles]
+
+    assert batched(f, *TILES)["scatter-add"] == 1
 
 
 def test_a_sum_of_floats_is_left_alone():

@@ -69,6 +69,19 @@ def test_masked_where_it_is_known_to_stay_inside():
     check_kernel(kernel, (out(8), out(4)), x, y)
 
 
+@pytest.mark.parametrize("shape", [(1, 8), (4, 1), (8,), ()])
+def test_a_mask_of_fewer_dimensions(shape):
+    def kernel(at, y, mask, o, loaded):
+        place = (pl.ds(at[0], 4), pl.ds(0, 8))
+        o[...] = jnp.zeros_like(o)
+        loaded[...] = load(y.at[place], mask=mask[...], other=jnp.full((1, 8), 7.0))
+        store(o.at[place], y[...], mask=mask[...])
+
+    mask = np.random.default_rng(0).integers(0, 2, shape).astype(bool)
+    y = jnp.arange(1, 33.0).reshape(4, 8)
+    check_kernel(kernel, (out(6, 8), out(4, 8)), jnp.int32([3]), y, jnp.asarray(mask))
+
+
 def test_in_the_cells_of_a_grid():
     """The last slice of 5 sticks out of the row of 13. Cells run at once."""
 
