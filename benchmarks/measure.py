@@ -7,10 +7,7 @@ RESULTS is the file that the kernel's results go to, SECONDS how long to repeat 
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import json
-import resource
 import statistics
 import sys
 import time
@@ -23,6 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from kernels import KERNELS
 from kernels.kernel import Kernel
+from peak_memory import peak, peak_from_now_on
 from stages import stages
 from ways import WAYS
 
@@ -81,24 +79,6 @@ def measure(
     )
     figures["peak"] = peak() - at_rest
     return figures, [np.asarray(leaf) for leaf in jax.tree.leaves(out)]
-
-
-def peak() -> int:
-    """The most memory that the process had, in bytes.
-
-    Linux's own figure, since ru_maxrss begins there with what the process that started this had.
-    """
-    with contextlib.suppress(OSError), open("/proc/self/status") as status:
-        return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def peak_from_now_on() -> int:
-    """Forgets, where Linux allows it, the memory that start-up needed; returns the peak so far."""
-    gc.collect()
-    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-    return peak()
 
 
 def save(path: str, leaves: list[np.ndarray]) -> None:
