@@ -59,7 +59,7 @@ def block_spans(
             leaf, scale, dim, size, squeezed = entry
             starts = table_of(leaves[leaf], known, axes)
             if starts is not None:
-                starts = clamped(starts.astype(np.int64) * scale, dim, size)
+                starts = clamped(starts, scale, dim, size)
             spans.append(Span(starts, size, not squeezed))
         else:
             spans.append(Span(_constant(entry, axes), 1, False))
@@ -76,7 +76,7 @@ def index_spans(
         if not isinstance(index, memory.Dynamic):
             return _constant(index, axes)
         table = table_of(leaves[index.leaf], known, axes)
-        return None if table is None else clamped(table.astype(np.int64), dim, size)
+        return None if table is None else clamped(table, 1, dim, size)
 
     spans = []
     for dim, at in zip(shape, step.dims, strict=True):

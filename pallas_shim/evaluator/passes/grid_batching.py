@@ -39,7 +39,6 @@ from pallas_shim.evaluator.program import (
     PURE,
     ArrayType,
     Instruction,
-    KeyType,
     Operation,
     Program,
     RefType,
@@ -50,6 +49,8 @@ from pallas_shim.evaluator.rules import state
 
 # A stack of more bytes than this leaves the cache between two instructions.
 _LARGEST_STACK = 1 << 20
+# Grids of more cells times instructions than this are not looked at.
+_LARGEST_PROOF = 1 << 26
 # What doing an instruction cell by cell costs more than doing it in each cell, as a part of
 # what a call costs.
 _ONE_BY_ONE = 0.5
@@ -125,7 +126,8 @@ class _Grid:
             return None
         self.sizes = [int(size.const) for size in self.instruction.ins if size.const is not None]
         axes = tuple([axis for axis, size in enumerate(self.sizes) if size > 1])
-        if not axes or 0 in self.sizes:
+        cells, instructions = math.prod(self.sizes), sum(1 for _ in self.region.walk())
+        if not axes or not 0 < cells * instructions <= _LARGEST_PROOF:
             return None
         self.known: Mapping[Value, Table] = tables(self.sizes, self.region)
         self.footprints = Footprints(self.memory, len(self.sizes), self.region, self.known)
@@ -146,7 +148,7 @@ class _Grid:
             if operation.effects.io:
                 return False
             for type in (*operation.ins, *operation.outs):
-                if isinstance(type, KeyType) or type.key_ndim or 0 in type.shape:
+                if type.key_ndim or 0 in type.shape:
                     return False
         return True
 

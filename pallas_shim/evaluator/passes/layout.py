@@ -68,11 +68,9 @@ class Layout:
         inner = parts.shape[self.rank :]
         lead = tuple([inner[axis] for axis in self.axes])
         outer = tuple([parts.shape[axis] for axis in used])
-        return (
-            self._values(used),
-            np.ascontiguousarray(parts).reshape(outer + lead),
-            None if all(size == 1 for size in lead) else lead,
-        )
+        rest = np.ascontiguousarray(parts).reshape(outer + lead)
+        rest.flags.writeable = False
+        return self._values(used), rest, None if all(size == 1 for size in lead) else lead
 
     def evenly(self, spans: Sequence[Span]) -> Evenly | None:
         """How the parts that spans take of an array lie, None if that isn't known or not

@@ -141,10 +141,14 @@ def each_block(block: Any, ins: tuple[Type, ...], out: RefType, leads: Sequence[
     return Operation("each_block", params, ins, (out,), run, PURE, view=True)
 
 
-def clamped(starts: np.ndarray, dim: int, size: int) -> np.ndarray:
-    """`memory.clamped` of each of many starts."""
+def clamped(starts: np.ndarray, scale: int, dim: int, size: int) -> np.ndarray:
+    """`memory.clamped` of ``start * scale`` for each of many starts of any integer type."""
+    if starts.dtype.kind == "u":
+        starts = np.minimum(starts.astype(np.uint64), np.uint64(dim))
+    # No product of what is left overflows, nor does what was cut off change the result.
+    starts = np.clip(starts.astype(np.int64), -dim - 1, dim) * scale
     starts = np.where(starts < 0, starts + dim, starts)
-    return np.minimum(np.maximum(starts, 0), dim - size)
+    return np.clip(starts, 0, dim - size)
 
 
 def _copier(block: Any) -> Callable[..., np.ndarray]:
@@ -163,7 +167,7 @@ def _copier(block: Any) -> Callable[..., np.ndarray]:
         shape, starts = list(array.shape), []
         for d, leaf, scale, dim, size, _ in moving:
             shape[d] = size
-            starts.append(clamped(np.asarray(leaves[leaf], np.int64) * scale, dim, size))
+            starts.append(clamped(np.asarray(leaves[leaf]), scale, dim, size))
         # An array of the blocks at all places, of which those at the starts are taken.
         counts = [dim - size + 1 for _, _, _, dim, size, _ in moving]
         strides = [array.strides[d] for d, *_ in moving]

@@ -44,6 +44,25 @@ def looping(rounds):
     return make([SCALAR, INTS, ROW, MATRIX], build).program
 
 
+def cells(rounds):
+    """A grid whose cells are long."""
+
+    def build(b, i, x, row, matrix):
+        scratch = b.allocate(ROW)
+
+        def cell(at):
+            b.store(scratch, x)
+            for _ in range(rounds):
+                y = b.binary("add", b.load(scratch), b.broadcast(at))
+                b.store(scratch, b.binary("xor", b.reverse(y), x))
+            b.store(matrix, b.load(scratch), at)
+
+        b.over_grid([b.int(3)], cell)
+        return []
+
+    return make([SCALAR, INTS, ROW, MATRIX], build).program
+
+
 def lines_run(run, *args):
     """How many lines of the passes a call runs; unlike time, the same on every machine."""
     home = str(Path(passes.__file__).parent)
@@ -65,7 +84,7 @@ def lines_run(run, *args):
     return count
 
 
-@pytest.mark.parametrize("program_of", [unrolled, looping])
+@pytest.mark.parametrize("program_of", [unrolled, looping, cells])
 def test_cost_is_linear_in_the_number_of_instructions(program_of):
     small, large = program_of(30), program_of(300)
     assert len(names(large)) >= 9 * len(names(small))
