@@ -257,7 +257,7 @@ def _allocate(lowering, ref: Value, checked: CheckedMemory | None) -> None:
 
 def _filled(type: RefType, checked: CheckedMemory | None) -> Callable[[], np.ndarray]:
     shape, dtype = type.shape, type.dtype
-    fill = 0 if type.space == "semaphore" else memory.filler(dtype, checked)
+    fill = memory.initial(type.space, dtype, checked)
     return lambda: np.full(shape, fill, dtype)
 
 

@@ -28,6 +28,11 @@ class Dynamic(NamedTuple):
 Path = tuple[Step, ...]
 
 
+def initial(space: str, dtype: np.dtype, checked: CheckedMemory | None = None) -> Any:
+    """The value of an element of new memory: a `filler`, but zero where a TPU counts or sums."""
+    return 0 if space.startswith(("semaphore", "acc")) else filler(dtype, checked)
+
+
 def filler(dtype: np.dtype, checked: CheckedMemory | None = None) -> Any:
     """The value of an element that nobody has written."""
     if checked is not None and checked.zero:

@@ -219,6 +219,15 @@ def semaphore(eqn: Any, ins: Sequence[Any]) -> Semaphore:
             return Semaphore(view, value, None, None, bool(const))
 
 
+def accumulator(eqn: Any, ins: Sequence[Any]) -> tuple[RefView, Any]:
+    """`matmul_acc_lhs` and `matmul_pop` since JAX 0.12: the accumulator, and the LHS if any."""
+    ref, *rest = ins
+    given = rest[:1] if eqn.primitive.name == "matmul_acc_lhs" else []
+    leaves = rest[len(given) :]
+    view = _view(ref, tree_util.tree_unflatten(eqn.params["acc_transforms_tree"], leaves))
+    return view, given[0] if given else None
+
+
 # -- discharge: the meaning of a memory primitive as JAX itself gives it ------------------------
 
 

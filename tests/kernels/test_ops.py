@@ -292,7 +292,7 @@ def test_gpu_attention(causal, segments):
 def test_gpu_decode_attention(name, heads):
     kernel = functools.partial(getattr(decode_attention, name), sm_scale=0.2, k_splits=4)
     reference = functools.partial(getattr(decode_attention, f"{name}_reference"), sm_scale=0.2)
-    q, k, v = floats(0, 2, 8, 32), floats(1, 2, 256, *heads, 32), floats(2, 2, 256, *heads, 32)
+    q, k, v = floats(0, 2, 32, 32), floats(1, 2, 256, *heads, 32), floats(2, 2, 256, *heads, 32)
     check(lambda *args: kernel(*args), lambda *args: reference(*args), q, k, v)
 
 

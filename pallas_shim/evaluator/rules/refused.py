@@ -35,9 +35,7 @@ _NOWHERE = {
         "dot_product_attention_fp8_bwd_wrapper"
     ),
     "it is code for a GPU": "elementwise_inline_asm elementwise_inline_asm_p",
-    "it drives a TPU's matrix unit by its registers": (
-        "matmul_push_rhs matmul_acc_lhs matmul_pop matmul_lhs_fifo matmul_pop_fifo conv"
-    ),
+    "it drives a queue of a TPU's matrix unit": "matmul_lhs_fifo matmul_pop_fifo",
     "it is for the vector units of SparseCore": (
         "sparsecore_load sparsecore_swap sparsecore_gather sparsecore_scatter "
         "barrier unique scan_count masked_cumsum masked_cummax masked_cummin "
@@ -45,7 +43,6 @@ _NOWHERE = {
         "sc_fetch_and_add jaxpr_call"
     ),
     "JAX makes it only if jax_use_emit_pipeline_primitive is set": "emit_pipeline pipeline_body",
-    "it asks where XLA has put an array": "has_memory_space",
     "it is the fuser's, which takes it away before the kernel is called": (
         "custom_fusion pack_dtype unpack_dtype"
     ),

@@ -342,9 +342,9 @@ def _addupdate(lowering, eqn, ins):
 
 
 def allocate(lowering, type: RefType, fill: Any = None) -> Value:
-    """Emits a new buffer, uninitialised as JAX's interpreter means it (semaphores: zero)."""
+    """Emits a new buffer, with what such memory holds at first."""
     if fill is None:
-        fill = 0 if type.space == "semaphore" else memory.filler(type.dtype, lowering.checked)
+        fill = memory.initial(type.space, type.dtype, lowering.checked)
     (ref,) = lowering.emit(allocation(type, fill), ())
     return ref
 
