@@ -28,11 +28,12 @@ from typing import NamedTuple
 import numpy as np
 
 from pallas_shim.evaluator import rules
+from pallas_shim.evaluator.passes.cell_loops import Emission
 from pallas_shim.evaluator.passes.cells import Table, table_of, tables
 from pallas_shim.evaluator.passes.effects import Memory
 from pallas_shim.evaluator.passes.footprints import Footprints
 from pallas_shim.evaluator.passes.layout import Layout
-from pallas_shim.evaluator.passes.over_cells import Emission, Varies
+from pallas_shim.evaluator.passes.over_cells import Varies
 from pallas_shim.evaluator.passes.rewrite import make_instruction, with_regions
 from pallas_shim.evaluator.passes.scratch import carries_nothing
 from pallas_shim.evaluator.program import (

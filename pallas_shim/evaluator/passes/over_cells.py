@@ -8,6 +8,7 @@ computed on twice.
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -24,7 +25,6 @@ from pallas_shim.evaluator.program import (
     Instruction,
     Operation,
     RefType,
-    Region,
     Type,
     Value,
 )
@@ -54,8 +54,8 @@ class Cell(NamedTuple):
     listed: bool = False
 
 
-class Emission:
-    """One attempt to run a grid's region on the cells of a layout.
+class StraightLine(abc.ABC):
+    """What emits instructions without regions for the cells of a layout.
 
     ``calls`` and ``single`` count the instructions that do their work in one call, and those
     that do it cell by cell.
@@ -126,7 +126,7 @@ class Emission:
         self.single += 1
         self.calls -= 1
 
-    def _primitive(self, name: str, value: Value, shape: tuple[int, ...], **params: Any) -> Value:
+    def primitive(self, name: str, value: Value, shape: tuple[int, ...], **params: Any) -> Value:
         type = ArrayType(shape, value.type.dtype)
         if value.type == type:
             return value
@@ -135,19 +135,19 @@ class Emission:
             self._operations[key] = specialise(name, (value.type,), (type,), params, False)
         return self.emit(self._operations[key], (value,))[0]
 
-    def _spread(self, cell: Cell, lead: Lead) -> Value:
+    def spread(self, cell: Cell, lead: Lead) -> Value:
         """A value as a stack over just these axes."""
         if cell.lead == lead or lead is None:
             return cell.value
         shape = cell.value.type.shape[len(cell.lead or ()) :]
-        return self._primitive("broadcast_to", cell.value, (*lead, *shape))
+        return self.primitive("broadcast_to", cell.value, (*lead, *shape))
 
-    def _require_shared(self, cell: Cell) -> Value:
+    def require_shared(self, cell: Cell) -> Value:
         if cell.lead is not None:
             raise Varies(self.layout.differing(cell.lead))
         return cell.value
 
-    def _give_up(self) -> Varies:
+    def give_up(self) -> Varies:
         return Varies(self.layout.axes)
 
     # -- instructions -----------------------------------------------------------------------
@@ -156,7 +156,7 @@ class Emission:
         for instruction in body:
             operation, ins, outs, regions, self.source = instruction
             if regions:
-                self._structured(instruction)
+                self.structured(instruction)
             elif operation.effects is PURE:
                 if outs and outs[0] in self.known:
                     continue  # looked up where it is used
@@ -186,7 +186,7 @@ class Emission:
             self._set(outs, self.emit(operation, [cell.value for cell in cells]), None)
             return
         if not all(type(t) is ArrayType for t in (*operation.ins, *operation.outs)):
-            raise self._give_up()
+            raise self.give_up()
         operation = self._with_predicates_of_elements(operation)
         form = BATCH_FORMS.get(operation.name)
         many = None
@@ -210,12 +210,12 @@ class Emission:
             ones = (1,) * len(lead)
             values = [
                 cell.value if cell.lead else
-                self._primitive("reshape", cell.value, (*ones, *cell.value.type.shape),
+                self.primitive("reshape", cell.value, (*ones, *cell.value.type.shape),
                                 dimensions=None)
                 for cell in cells
             ]  # fmt: skip
         else:
-            values = [self._spread(cell, to) for cell, to in zip(cells, leads, strict=True)]
+            values = [self.spread(cell, to) for cell, to in zip(cells, leads, strict=True)]
         self._set(outs, self.emit(many, values), lead)
 
     def _with_predicates_of_elements(self, operation: Operation) -> Operation:
@@ -236,7 +236,7 @@ class Emission:
             return cell.value
         shape = cell.value.type.shape[len(cell.lead) :]
         shape = (*cell.lead, *(1,) * (rank - len(shape)), *shape)
-        return self._primitive("reshape", cell.value, shape, dimensions=None)
+        return self.primitive("reshape", cell.value, shape, dimensions=None)
 
     def _one_by_one(self, operation: Operation, cells: Sequence[Cell]) -> tuple[Value, ...]:
         leads = tuple([cell.lead for cell in cells])
@@ -245,7 +245,7 @@ class Emission:
             self._operations[key] = each(operation, leads)
         single = self._operations[key]
         if single is None:
-            raise self._give_up()
+            raise self.give_up()
         self._counted_singly()
         return self.emit(single, [cell.value for cell in cells])
 
@@ -255,7 +255,7 @@ class Emission:
         cells = list(map(self.cell, ins))
         effects = operation.effects
         if effects.writes or effects.io or common([cell.lead for cell in cells]) is not None:
-            raise self._give_up()
+            raise self.give_up()
         self._set(outs, self.emit(operation, [cell.value for cell in cells]), None)
 
     # -- memory -----------------------------------------------------------------------------
@@ -267,7 +267,7 @@ class Emission:
     def _allocate(self, instruction: Instruction) -> None:
         operation, ins, (out,), _, _ = instruction
         if ins or "fill" not in operation.params:
-            raise self._give_up()
+            raise self.give_up()
         lead = self.layout.lead
         made = state.allocation(self._ref_type(out.type, lead), operation.params["fill"])
         self._set((out,), self.emit(made, ()), lead)
@@ -279,7 +279,7 @@ class Emission:
         spans = block_spans(instruction, self.known, self.layout.rank)
         if spans is None or cells[0].lead is not None:
             if common(leads) is not None:
-                raise self._give_up()
+                raise self.give_up()
             self._set((out,), self.emit(operation, [cell.value for cell in cells]), None)
             return
         found = self._evenly(cells[0].value, spans, out.type)
@@ -329,16 +329,16 @@ class Emission:
                 shape = tuple([dim.size for dim in first.dims if isinstance(dim, Slice)])
                 type = ref.ref._replace(shape=shape)
                 moved = self._evenly(cell.value, spans, type)
-                used = _leaves_of(rest)
+                used = leaves_of(rest)
                 if moved is not None and all(places[leaf].lead is None for leaf in used):
                     order = {leaf: i for i, leaf in enumerate(used)}
-                    return moved, type, _renumbered(rest, order), [places[leaf] for leaf in used]
+                    return moved, type, renumbered(rest, order), [places[leaf] for leaf in used]
         return cell, ref.ref, path, places
 
     def _load(self, instruction: Instruction) -> None:
         operation, (ref, *leaves), (out,), _, _ = instruction
         if type(out.type) is not ArrayType:
-            raise self._give_up()
+            raise self.give_up()
         cell, member, path, places = self._access(ref, operation.params["path"], leaves)
         leads = [cell.lead, *[place.lead for place in places]]
         lead = common(leads)
@@ -352,7 +352,7 @@ class Emission:
             if path == operation.params["path"] and lead is None:
                 made = operation
             else:
-                path = _behind(path, cell.lead)
+                path = behind(path, cell.lead)
                 made = self._known_once(
                     ("get", types, path),
                     lambda: cell_rules.load(cell.value.ref, path, types, shape),
@@ -362,19 +362,19 @@ class Emission:
     def _store(self, instruction: Instruction) -> None:
         operation, (ref, stored, *leaves), _, _, _ = instruction
         if type(stored.type) is not ArrayType:
-            raise self._give_up()
+            raise self.give_up()
         cell, member, path, places = self._access(ref, operation.params["path"], leaves)
         value = self.cell(stored)
         leads = [cell.lead, value.lead, *[place.lead for place in places]]
         values = [cell.value, value.value, *[place.value for place in places]]
         types = tuple([v.type for v in values])
         if common([cell.lead, *leads[2:]]) != self.layout.lead:
-            raise self._give_up()  # cells that write to the same place
+            raise self.give_up()  # cells that write to the same place
         if cell.listed or common(leads[2:]) is not None:
             made = cell_rules.each_store(member, path, types, leads, cell.listed)
             self._counted_singly()
         else:
-            path = _behind(path, cell.lead)
+            path = behind(path, cell.lead)
             made = self._known_once(
                 ("store", types, path), lambda: cell_rules.store(cell.value.ref, path, types)
             )
@@ -385,180 +385,16 @@ class Emission:
             self._operations[key] = make()
         return self._operations[key]
 
-    # -- control flow -----------------------------------------------------------------------
-
-    def _structured(self, instruction: Instruction) -> None:
-        match instruction.name:
-            case "switch":
-                self._switch(instruction)
-            case "scan":
-                self._scan(instruction)
-            case "while":
-                self._while(instruction)
-            case "grid":
-                self._loop(instruction)
-            case _:
-                raise self._give_up()
-
-    def _region(
-        self, region: Region, given: Sequence[Cell], finish: Callable[[list[Cell]], list[Value]]
-    ) -> Region:
-        """A region whose parameters are like ``given``; ``finish`` makes its results."""
-        params = [Value(cell.value.type) for cell in given]
-        for old, new, cell in zip(region.params, params, given, strict=True):
-            self.cells[old] = Cell(new, cell.lead)
-        outer, self.body = self.body, []
-        source = self.source
-        self.run(region.body)
-        results = finish(list(map(self.cell, region.results)))
-        body, self.body, self.source = self.body, outer, source
-        return Region(tuple(params), tuple(body), tuple(results))
-
-    def _replace(
-        self, instruction: Instruction, ins: Sequence[Value], outs: Sequence[Value],
-        regions: Sequence[Region],
-    ) -> None:  # fmt: skip
-        operation = instruction.operation
-        types, out_types = tuple([v.type for v in ins]), tuple([v.type for v in outs])
-        made = Operation(
-            operation.name, operation.params, types, out_types, None, PURE, multiple=True
-        )
-        self.body.append(
-            make_instruction((made, tuple(ins), tuple(outs), tuple(regions), instruction.source))
-        )
-
-    def _switch(self, instruction: Instruction) -> None:
-        (index,), outs = instruction.ins, instruction.outs
-        which = self._require_shared(self.cell(index))
-        leads: list[Lead] = [None] * len(outs)
-
-        def note(results: list[Cell]) -> list[Value]:
-            for i, cell in enumerate(results):
-                leads[i] = common([leads[i], cell.lead])
-            return [cell.value for cell in results]
-
-        regions = [self._region(region, (), note) for region in instruction.regions]
-        found = []
-        for region, old in zip(regions, instruction.regions, strict=True):
-            outer, self.body = self.body, list(region.body)
-            cells = list(map(self.cell, old.results))
-            results = tuple(map(self._spread, cells, leads))
-            found.append(Region((), tuple(self.body), results))
-            self.body = outer
-        types = [value.type for value in found[0].results]
-        values = [Value(t) for t in types]
-        self._replace(instruction, (which,), values, found)
-        for out, value, lead in zip(outs, values, leads, strict=True):
-            self.cells[out] = Cell(value, lead)
-
-    def _carried(
-        self, carry: list[Cell], regions: Callable[[list[Cell], list[Lead]], list[Region]]
-    ) -> tuple[list[Cell], list[Region]]:
-        """A loop's initial values and its regions, which are made again while its results
-        differ along axes along which what it starts with doesn't."""
-        leads = [cell.lead for cell in carry]
-        while True:
-            counted = self.calls, self.single
-            shaped = [
-                Cell(Value(_under(lead, cell)), lead)
-                for cell, lead in zip(carry, leads, strict=True)
-            ]
-            after: list[Lead] = list(leads)
-            made = regions(shaped, after)
-            if after == leads:
-                start = [
-                    Cell(self._spread(cell, lead), lead)
-                    for cell, lead in zip(carry, leads, strict=True)
-                ]
-                return start, made
-            leads = after
-            self.calls, self.single = counted
-
-    def _scan(self, instruction: Instruction) -> None:
-        params, (region,) = instruction.operation.params, instruction.regions
-        count = params["num_carry"]
-        cells = list(map(self.cell, instruction.ins))
-        carry, xs = cells[:count], [self._in_front(cell) for cell in cells[count:]]
-        rows = [
-            Cell(Value(ArrayType(x.value.type.shape[1:], x.value.type.dtype)), x.lead) for x in xs
-        ]
-        ys_leads: list[Lead] = []
-
-        def regions(shaped: list[Cell], after: list[Lead]) -> list[Region]:
-            def finish(results: list[Cell]) -> list[Value]:
-                ys_leads[:] = [cell.lead for cell in results[count:]]
-                for i, cell in enumerate(results[:count]):
-                    after[i] = common([after[i], cell.lead])
-                return [
-                    *map(self._spread, results[:count], after),
-                    *[cell.value for cell in results[count:]],
-                ]
-
-            return [self._region(region, [*shaped, *rows], finish)]
-
-        start, made = self._carried(carry, regions)
-        results = made[0].results
-        values = [Value(v.type) for v in results[:count]]
-        values += [
-            Value(ArrayType((params["length"], *v.type.shape), v.type.dtype))
-            for v in results[count:]
-        ]
-        self._replace(instruction, [cell.value for cell in (*start, *xs)], values, made)
-        leads = [*[cell.lead for cell in start], *ys_leads]
-        for i, (out, value, lead) in enumerate(zip(instruction.outs, values, leads, strict=True)):
-            if i >= count and lead is not None:
-                rank, k = len(value.type.shape), len(lead)
-                value = self._transposed(value, (*range(1, k + 1), 0, *range(k + 1, rank)))
-            self.cells[out] = Cell(value, lead)
-
-    def _in_front(self, cell: Cell) -> Cell:
-        """A stack with its lead behind its first dimension, which a scan goes along."""
-        if cell.lead is None:
-            return cell
-        k, rank = len(cell.lead), len(cell.value.type.shape)
-        return Cell(self._transposed(cell.value, (k, *range(k), *range(k + 1, rank))), cell.lead)
-
-    def _transposed(self, value: Value, order: tuple[int, ...]) -> Value:
-        shape = tuple([value.type.shape[d] for d in order])
-        return self._primitive("transpose", value, shape, permutation=order)
-
-    def _while(self, instruction: Instruction) -> None:
-        condition, body = instruction.regions
-
-        def regions(shaped: list[Cell], after: list[Lead]) -> list[Region]:
-            def finish(results: list[Cell]) -> list[Value]:
-                for i, cell in enumerate(results):
-                    after[i] = common([after[i], cell.lead])
-                return list(map(self._spread, results, after))
-
-            going = self._region(condition, shaped, lambda cs: [self._require_shared(cs[0])])
-            return [going, self._region(body, shaped, finish)]
-
-        start, made = self._carried(list(map(self.cell, instruction.ins)), regions)
-        values = [Value(cell.value.type) for cell in start]
-        self._replace(instruction, [cell.value for cell in start], values, made)
-        for out, value, cell in zip(instruction.outs, values, start, strict=True):
-            self.cells[out] = Cell(value, cell.lead)
-
-    def _loop(self, instruction: Instruction) -> None:
-        """A grid inside the grid."""
-        (region,) = instruction.regions
-        sizes = [self._require_shared(self.cell(size)) for size in instruction.ins]
-        indices = [Cell(Value(index.type)) for index in region.params]
-        made = self._region(region, indices, lambda results: [])
-        self._replace(instruction, sizes, (), [made])
-
-
-def _under(lead: Lead, cell: Cell) -> ArrayType:
-    """The type of a stack with a lead of what another is a stack of."""
-    shape, dtype = array_type(cell.value.type)
-    return ArrayType((*(lead or ()), *shape[len(cell.lead or ()) :]), dtype)
+    @abc.abstractmethod
+    def structured(self, instruction: Instruction) -> None:
+        """Emits an instruction with regions."""
 
 
 # -- paths ------------------------------------------------------------------------------------
 
 
-def _behind(path: tuple[Any, ...], lead: Lead) -> tuple[Any, ...]:
+
+def behind(path: tuple[Any, ...], lead: Lead) -> tuple[Any, ...]:
     """A path in each member of a stacked ref."""
     if not lead:
         return path
@@ -575,9 +411,9 @@ def _behind(path: tuple[Any, ...], lead: Lead) -> tuple[Any, ...]:
     return tuple(steps)
 
 
-def _leaves_of(path: Sequence[Any]) -> list[int]:
+def leaves_of(path: Sequence[Any]) -> list[int]:
     found: list[int] = []
-    _renumbered(path, _Noted(found))
+    renumbered(path, _Noted(found))
     return sorted(set(found))
 
 
@@ -591,7 +427,7 @@ class _Noted(dict):
         return leaf
 
 
-def _renumbered(path: Sequence[Any], order: Mapping[int, int]) -> tuple[Any, ...]:
+def renumbered(path: Sequence[Any], order: Mapping[int, int]) -> tuple[Any, ...]:
     """A path whose dynamic indices have other positions among its leaves."""
 
     def index(i: Any) -> Any:

@@ -1,0 +1,192 @@
+"""Branches and loops in a grid's body, for many cells at once.
+
+All cells that run at once take the same branch and loop as often, so that a loop stays a loop.
+What it carries is a stack along the axes along which what it starts with or any round differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pallas_shim.evaluator.passes.forms import Lead, array_type, common
+from pallas_shim.evaluator.passes.over_cells import Cell, StraightLine
+from pallas_shim.evaluator.passes.rewrite import make_instruction
+from pallas_shim.evaluator.program import (
+    PURE,
+    ArrayType,
+    Instruction,
+    Operation,
+    Region,
+    Value,
+)
+
+
+class Emission(StraightLine):
+    """One attempt to run a grid's region on the cells of a layout."""
+
+    def structured(self, instruction: Instruction) -> None:
+        match instruction.name:
+            case "switch":
+                self._switch(instruction)
+            case "scan":
+                self._scan(instruction)
+            case "while":
+                self._while(instruction)
+            case "grid":
+                self._loop(instruction)
+            case _:
+                raise self.give_up()
+
+    def _region(
+        self, region: Region, given: Sequence[Cell], finish: Callable[[list[Cell]], list[Value]]
+    ) -> Region:
+        """A region whose parameters are like ``given``; ``finish`` makes its results."""
+        params = [Value(cell.value.type) for cell in given]
+        for old, new, cell in zip(region.params, params, given, strict=True):
+            self.cells[old] = Cell(new, cell.lead)
+        outer, self.body = self.body, []
+        source = self.source
+        self.run(region.body)
+        results = finish(list(map(self.cell, region.results)))
+        body, self.body, self.source = self.body, outer, source
+        return Region(tuple(params), tuple(body), tuple(results))
+
+    def _replace(
+        self, instruction: Instruction, ins: Sequence[Value], outs: Sequence[Value],
+        regions: Sequence[Region],
+    ) -> None:  # fmt: skip
+        operation = instruction.operation
+        types, out_types = tuple([v.type for v in ins]), tuple([v.type for v in outs])
+        made = Operation(
+            operation.name, operation.params, types, out_types, None, PURE, multiple=True
+        )
+        self.body.append(
+            make_instruction((made, tuple(ins), tuple(outs), tuple(regions), instruction.source))
+        )
+
+    def _switch(self, instruction: Instruction) -> None:
+        (index,), outs = instruction.ins, instruction.outs
+        which = self.require_shared(self.cell(index))
+        leads: list[Lead] = [None] * len(outs)
+
+        def note(results: list[Cell]) -> list[Value]:
+            for i, cell in enumerate(results):
+                leads[i] = common([leads[i], cell.lead])
+            return [cell.value for cell in results]
+
+        regions = [self._region(region, (), note) for region in instruction.regions]
+        found = []
+        for region, old in zip(regions, instruction.regions, strict=True):
+            outer, self.body = self.body, list(region.body)
+            cells = list(map(self.cell, old.results))
+            results = tuple(map(self.spread, cells, leads))
+            found.append(Region((), tuple(self.body), results))
+            self.body = outer
+        types = [value.type for value in found[0].results]
+        values = [Value(t) for t in types]
+        self._replace(instruction, (which,), values, found)
+        for out, value, lead in zip(outs, values, leads, strict=True):
+            self.cells[out] = Cell(value, lead)
+
+    def _carried(
+        self, carry: list[Cell], regions: Callable[[list[Cell], list[Lead]], list[Region]]
+    ) -> tuple[list[Cell], list[Region]]:
+        """A loop's initial values and its regions, which are made again while its results
+        differ along axes along which what it starts with doesn't."""
+        leads = [cell.lead for cell in carry]
+        while True:
+            counted = self.calls, self.single
+            shaped = [
+                Cell(Value(_under(lead, cell)), lead)
+                for cell, lead in zip(carry, leads, strict=True)
+            ]
+            after: list[Lead] = list(leads)
+            made = regions(shaped, after)
+            if after == leads:
+                start = [
+                    Cell(self.spread(cell, lead), lead)
+                    for cell, lead in zip(carry, leads, strict=True)
+                ]
+                return start, made
+            leads = after
+            self.calls, self.single = counted
+
+    def _scan(self, instruction: Instruction) -> None:
+        params, (region,) = instruction.operation.params, instruction.regions
+        count = params["num_carry"]
+        cells = list(map(self.cell, instruction.ins))
+        carry, xs = cells[:count], [self._in_front(cell) for cell in cells[count:]]
+        rows = [
+            Cell(Value(ArrayType(x.value.type.shape[1:], x.value.type.dtype)), x.lead) for x in xs
+        ]
+        ys_leads: list[Lead] = []
+
+        def regions(shaped: list[Cell], after: list[Lead]) -> list[Region]:
+            def finish(results: list[Cell]) -> list[Value]:
+                ys_leads[:] = [cell.lead for cell in results[count:]]
+                for i, cell in enumerate(results[:count]):
+                    after[i] = common([after[i], cell.lead])
+                return [
+                    *map(self.spread, results[:count], after),
+                    *[cell.value for cell in results[count:]],
+                ]
+
+            return [self._region(region, [*shaped, *rows], finish)]
+
+        start, made = self._carried(carry, regions)
+        results = made[0].results
+        values = [Value(v.type) for v in results[:count]]
+        values += [
+            Value(ArrayType((params["length"], *v.type.shape), v.type.dtype))
+            for v in results[count:]
+        ]
+        self._replace(instruction, [cell.value for cell in (*start, *xs)], values, made)
+        leads = [*[cell.lead for cell in start], *ys_leads]
+        for i, (out, value, lead) in enumerate(zip(instruction.outs, values, leads, strict=True)):
+            if i >= count and lead is not None:
+                rank, k = len(value.type.shape), len(lead)
+                value = self._transposed(value, (*range(1, k + 1), 0, *range(k + 1, rank)))
+            self.cells[out] = Cell(value, lead)
+
+    def _in_front(self, cell: Cell) -> Cell:
+        """A stack with its lead behind its first dimension, which a scan goes along."""
+        if cell.lead is None:
+            return cell
+        k, rank = len(cell.lead), len(cell.value.type.shape)
+        return Cell(self._transposed(cell.value, (k, *range(k), *range(k + 1, rank))), cell.lead)
+
+    def _transposed(self, value: Value, order: tuple[int, ...]) -> Value:
+        shape = tuple([value.type.shape[d] for d in order])
+        return self.primitive("transpose", value, shape, permutation=order)
+
+    def _while(self, instruction: Instruction) -> None:
+        condition, body = instruction.regions
+
+        def regions(shaped: list[Cell], after: list[Lead]) -> list[Region]:
+            def finish(results: list[Cell]) -> list[Value]:
+                for i, cell in enumerate(results):
+                    after[i] = common([after[i], cell.lead])
+                return list(map(self.spread, results, after))
+
+            going = self._region(condition, shaped, lambda cs: [self.require_shared(cs[0])])
+            return [going, self._region(body, shaped, finish)]
+
+        start, made = self._carried(list(map(self.cell, instruction.ins)), regions)
+        values = [Value(cell.value.type) for cell in start]
+        self._replace(instruction, [cell.value for cell in start], values, made)
+        for out, value, cell in zip(instruction.outs, values, start, strict=True):
+            self.cells[out] = Cell(value, cell.lead)
+
+    def _loop(self, instruction: Instruction) -> None:
+        """A grid inside the grid."""
+        (region,) = instruction.regions
+        sizes = [self.require_shared(self.cell(size)) for size in instruction.ins]
+        indices = [Cell(Value(index.type)) for index in region.params]
+        made = self._region(region, indices, lambda results: [])
+        self._replace(instruction, sizes, (), [made])
+
+
+def _under(lead: Lead, cell: Cell) -> ArrayType:
+    """The type of a stack with a lead of what another is a stack of."""
+    shape, dtype = array_type(cell.value.type)
+    return ArrayType((*(lead or ()), *shape[len(cell.lead or ()) :]), dtype)
