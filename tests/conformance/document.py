@@ -44,8 +44,8 @@ def write(path: pathlib.Path, names: Sequence[str], results: Results) -> None:
 
 def summary(results: Results, name: str) -> str:
     """One line on one file."""
-    stock, shim = (_counts(list(results.of(name, shim=s).values())) for s in (False, True))
-    return f"stock {stock}, shim {shim} (passed / failed / skipped)"
+    stock, shim = results.of(name, shim=False), results.of(name, shim=True)
+    return f"stock {_counts(stock, shim)}; shim {_counts(shim, stock)} (passed / failed / skipped)"
 
 
 def _section(names: Sequence[str], results: Results) -> Iterator[str]:
@@ -59,8 +59,8 @@ def _section(names: Sequence[str], results: Results) -> Iterator[str]:
     yield "| file | stock: passed / failed / skipped | shim | numpy | callback | jax | commit |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for name in names:
-        yield _row(name, list(stock[name].values()), list(shim[name].values()))
-    yield _row("all", *([o for name in names for o in s[name].values()] for s in (stock, shim)))
+        yield _row(name, stock[name], shim[name])
+    yield _row("all", _together(stock), _together(shim))
     yield from _table(
         "Failed under the shim",
         ("file", "test", "stock", "why"),
@@ -81,16 +81,25 @@ def _section(names: Sequence[str], results: Results) -> Iterator[str]:
     yield from _table("Skipped under the shim", ("reason", "tests"), _skipped(shim.values()))
 
 
-def _row(name: str, stock: Sequence[Any], shim: Sequence[Any]) -> str:
-    rungs = collections.Counter(k["rung"] for outcome in shim for k in outcome["kernels"])
-    commits = ", ".join(sorted({outcome["commit"] for outcome in shim}))
-    cells = [name, _counts(stock), _counts(shim), *(str(rungs[rung]) for rung in RUNGS), commits]
+def _together(files: dict[str, Outcomes]) -> Outcomes:
+    return {f"{name}::{test}": one for name in files for test, one in files[name].items()}
+
+
+def _row(name: str, stock: Outcomes, shim: Outcomes) -> str:
+    rungs = collections.Counter(k["rung"] for one in shim.values() for k in one["kernels"])
+    commits = ", ".join(sorted({one["commit"] for one in shim.values()}))
+    counts = _counts(stock, shim), _counts(shim, stock)
+    cells = [name, *counts, *(str(rungs[rung]) for rung in RUNGS), commits]
     return f"| {' | '.join(cells)} |"
 
 
-def _counts(outcomes: Sequence[Any]) -> str:
-    counts = collections.Counter(outcome["outcome"] for outcome in outcomes)
-    return " / ".join(str(counts[outcome]) for outcome in OUTCOMES) if outcomes else "not run"
+def _counts(outcomes: Outcomes, others: Outcomes) -> str:
+    """By outcome, and how many tests have one only on the other side."""
+    counts = collections.Counter(one["outcome"] for one in outcomes.values())
+    missing = len(others.keys() - outcomes.keys())
+    return " / ".join(str(counts[outcome]) for outcome in OUTCOMES) + (
+        f", {missing} not run" if missing else ""
+    )
 
 
 def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

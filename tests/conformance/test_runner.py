@@ -92,7 +92,7 @@ def test_every_test_has_a_result(run, tmp_path):
     (tmp_path / "out.md").write_text("# Title\n\n## JAX 0.1, as they are\n\nkept\n")
     document = run()
     assert "## JAX 0.1, as they are\n\nkept\n" in document
-    assert row(document, "ops_test", "1 / 0 / 0")[2:6] == ["1 / 3 / 1", "1", "0", "0"]
+    assert row(document, "ops_test", "1 / 0 / 0, 4 not run")[2:6] == ["1 / 3 / 1", "1", "0", "0"]
     failed = {
         name: row(document, "ops_test", f"Test::test_{name}")[2:]
         for name in ("fails", "hangs", "crashes")
@@ -109,6 +109,6 @@ def test_what_failed_runs_again_and_the_rest_does_not(run, tmp_path):
     lines = [*(line(name, "passed") for name in others), line("fails", "failed")]
     results(tmp_path, shim=True).write_text("\n".join(lines))
     document = run("--rerun", "failed", FIXED="yes")
-    _, _, counts, *_, commits = row(document, "ops_test", "not run")
+    _, _, counts, *_, commits = row(document, "ops_test", "0 / 0 / 0, 5 not run")
     assert counts == "5 / 0 / 0"
     assert commits.endswith(", of before")
