@@ -106,6 +106,7 @@ class Report:
                 "lowering_s": use.lowering,
                 "running_s": use.running,
                 "shared_with": max(len(use.kernels) - 1, 0),
+                "cache": use.cache,
             }
             for use in uses
             for kernel in use.kernels or (None,)
@@ -139,7 +140,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"{tracing}{shared}",
                 f"{row['lowering_s']:.3f}{shared}",
                 f"{row['running_s']:.3f}{shared}",
-                row["reason"],
+                row["reason"] + (f"; cache: {row['cache']}" if row["cache"] else ""),
             )
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

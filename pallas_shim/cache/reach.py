@@ -15,10 +15,12 @@ import dis
 import enum
 import functools
 import hashlib
+import operator
 import re
 import sys
 import types
 import typing
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -62,7 +64,8 @@ class Unkeyable(Exception):
 class Reach:
     """A digest of values, and of all that they reach."""
 
-    def __init__(self) -> None:
+    def __init__(self, under_way: frozenset[int] = frozenset()) -> None:
+        self._under_way = under_way  # the jitted functions that reach this one
         self._parts: list[bytes] = []
         self._seen: dict[int, int] = {}
         self._kept: list[Any] = []
@@ -180,12 +183,27 @@ class Reach:
     # -- functions --------------------------------------------------------------------------
 
     def jitted(self, function: Any, jit_info: Any) -> None:
-        """Adds a function and what jit was told of it."""
+        """Adds a function and what jit was told of it.
+
+        Raises:
+          Unkeyable: it can't be read, or has changed since it was first met: JAX may go on
+            with what it traced then.
+        """
+        name = getattr(function, "__qualname__", "")
         options = inputs.jit_options(jit_info)
         if options is None:
-            raise self._refuse("jit was told where its arguments lie")
-        self._add(options)
-        self.add(function, getattr(function, "__qualname__", ""))
+            raise self._refuse(f"jit was told where the arguments of {name} lie")
+        if id(function) in self._under_way:
+            self._emit("recursive", name)
+            return
+        reach = Reach(self._under_way | {id(function)})
+        reach.add(options)
+        reach.add(function, name)
+        digest = reach.digest()
+        first = _first_met(function, digest)
+        if first != digest:
+            raise self._refuse(f"what {name} reaches has changed since it was first called")
+        self._emit("jitted", digest)
 
     def _function(self, function: types.FunctionType) -> None:
         name, code = function.__globals__.get("__name__", ""), function.__code__
@@ -400,6 +418,17 @@ class Reach:
                 self.add(part, f".{name}")
 
 
+_met: dict[int, tuple[weakref.ref[Any], str]] = {}
+
+
+def _first_met(function: Any, digest: str) -> str:
+    """The digest of a jitted function when it was first met."""
+    known = _met.get(id(function))
+    if known is None or known[0]() is not function:
+        known = _met[id(function)] = (weakref.ref(function), digest)
+    return known[1]
+
+
 # -- what is known -------------------------------------------------------------------------------
 
 
@@ -567,6 +596,9 @@ _READERS: dict[type, Callable[[Reach, Any], None]] = {
     functools.cached_property: lambda reach, x: reach._add(x.func),
     functools.partial: lambda reach, x: reach._sequence((x.func, x.args, x.keywords, vars(x))),
     type(functools.lru_cache(len)): _read_cached,
+    operator.attrgetter: lambda reach, x: reach._sequence(x.__reduce__()),
+    operator.itemgetter: lambda reach, x: reach._sequence(x.__reduce__()),
+    operator.methodcaller: lambda reach, x: reach._sequence(x.__reduce__()),
     re.Pattern: lambda reach, x: reach._sequence((x.pattern, x.flags)),
     typing.TypeVar: lambda reach, x: reach._emit(repr(x)),
     type(collections.namedtuple("_", "x").x): lambda reach, x: reach._emit(repr(x)),  # type: ignore[attr-defined]

@@ -16,7 +16,8 @@ from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.passes import optimise
 from pallas_shim.evaluator.program import ArrayType
-from tests.kernels import blocks, control, memory as memory_kernels, numeric, refs, transforms
+from tests.kernels import blocks, control, numeric, refs, transforms
+from tests.kernels import memory as memory_kernels
 from tests.kernels.harness import cases
 
 CASES = cases(blocks, control, memory_kernels, numeric, refs, transforms)

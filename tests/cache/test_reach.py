@@ -1,0 +1,433 @@
+"""What a function reaches: whatever changes it changes the digest, and what can't be read is
+refused by name."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import random
+import sys
+import textwrap
+import threading
+import time
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import Primitive
+
+from pallas_shim.cache.reach import Reach, Unkeyable
+
+
+def digest(value) -> str:
+    reach = Reach()
+    reach.add(value)
+    return reach.digest()
+
+
+def module(source: str, **given) -> types.ModuleType:
+    """A module of the user's, with the given source."""
+    made = types.ModuleType("users_module")
+    made.__file__ = "/users_module.py"
+    vars(made).update(given)
+    sys.modules["users_module"] = made
+    exec(compile(textwrap.dedent(source), "/users_module.py", "exec"), vars(made))
+    return made
+
+
+@pytest.fixture(autouse=True)
+def no_module_is_left():
+    yield
+    sys.modules.pop("users_module", None)
+
+
+SOURCE = """
+    import dataclasses
+    import enum
+    import functools
+    import math
+    import jax
+    import jax.numpy as jnp
+    from jax.experimental import pallas as pl
+
+    CONSTANT = 3
+    TABLE = {"block": 8, "deep": [1, (2, {"x": 3})]}
+
+    class Mode(enum.Enum):
+        FAST = 1
+        SLOW = 2
+
+    MODE = Mode.FAST
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        size: int = 4
+        rate: float = 0.5
+
+    CONFIG = Config()
+
+    class Layer:
+        scale = 2
+        def __init__(self):
+            self.bias = 7
+        def apply(self, x):
+            return self.helper(x) * self.scale + self.bias
+        @staticmethod
+        def helper(x):
+            return x + 1
+        @property
+        def width(self):
+            return 5
+        @classmethod
+        def make(cls):
+            return cls()
+
+    LAYER = Layer()
+
+    def inner(x, step=1, *, sign=1):
+        return x + CONSTANT * step * sign
+
+    partial = functools.partial(inner, step=4)
+    jitted = jax.jit(inner, static_argnames="step")
+    mapped = jax.vmap(inner)
+
+    def closing(factor):
+        def times(x):
+            return x * factor
+        return times
+
+    closed = closing(3)
+
+    def block_map(i):
+        return (i, 0)
+
+    SPEC = pl.BlockSpec((8, 128), block_map)
+
+    def kernel(x_ref, o_ref):
+        o_ref[...] = inner(x_ref[...]) + TABLE["block"]
+
+    def f(x):
+        y = partial(x) + jitted(x) + mapped(x) + closed(x) + math.pi
+        y = LAYER.apply(y) * CONFIG.size if MODE is Mode.FAST else y
+        return pl.pallas_call(kernel, out_shape=x, in_specs=[SPEC], out_specs=SPEC)(jnp.sin(y))
+"""
+
+
+def test_the_same_again_is_the_same():
+    assert digest(module(SOURCE).f) == digest(module(SOURCE).f)
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("CONSTANT = 3", "CONSTANT = 4"),
+        ("CONSTANT = 3", "CONSTANT = 3.0"),
+        ("CONSTANT = 3", "CONSTANT = True"),
+        ('"block": 8', '"block": 16'),
+        ('{"x": 3}', '{"x": 4}'),
+        ('{"x": 3}', '{"y": 3}'),
+        ("FAST = 1", "FAST = 3"),
+        ("MODE = Mode.FAST", "MODE = Mode.SLOW"),
+        ("size: int = 4", "size: int = 5"),
+        ("Config()", "Config(rate=0.25)"),
+        ("scale = 2", "scale = 3"),
+        ("self.bias = 7", "self.bias = 8"),
+        ("return x + 1", "return x + 2"),
+        ("return 5", "return 6"),
+        ("return cls()", "return None"),
+        ("step=1", "step=2"),
+        ("sign=1", "sign=-1"),
+        ("step=4", "step=5"),
+        ('static_argnames="step"', 'static_argnames="sign"'),
+        ('static_argnames="step"', 'static_argnames="step", donate_argnums=0'),
+        ("jax.vmap(inner)", "jax.vmap(inner, out_axes=1)"),
+        ("closing(3)", "closing(4)"),
+        ("x * factor", "factor * x"),
+        ("(i, 0)", "(0, i)"),
+        ("(8, 128), block_map", "(8, 256), block_map"),
+        ("inner(x_ref[...])", "-inner(x_ref[...])"),
+        ("math.pi", "math.e"),
+        ("jnp.sin(y)", "jnp.cos(y)"),
+        ("CONSTANT = 3", "\n    CONSTANT = 3"),  # messages name lines
+    ],
+)
+def test_an_edit_makes_another_digest(old, new):
+    assert SOURCE.count(old) == 1
+    assert digest(module(SOURCE.replace(old, new)).f) != digest(module(SOURCE).f)
+
+
+def set_closure(m):
+    m.closed.__closure__[0].cell_contents = 9
+
+
+CHANGES = {
+    "a global": lambda m: setattr(m, "CONSTANT", 4),
+    "an item of a global": lambda m: m.TABLE.update(block=9),
+    "an item added": lambda m: m.TABLE.update(more=9),
+    "an item deep inside": lambda m: m.TABLE["deep"].append(9),
+    "a closure": set_closure,
+    "a default": lambda m: setattr(m.inner, "__defaults__", (2,)),
+    "a keyword's default": lambda m: setattr(m.inner, "__kwdefaults__", {"sign": -1}),
+    "a function's code": lambda m: setattr(m.inner, "__code__", m.Layer.helper.__code__),
+    "a function's attribute": lambda m: setattr(m.inner, "mode", 1),
+    "another function": lambda m: setattr(m, "inner", m.block_map),
+    "a method": lambda m: setattr(m.Layer, "helper", staticmethod(lambda x: x)),
+    "a class attribute": lambda m: setattr(m.Layer, "scale", 3),
+    "an instance's attribute": lambda m: setattr(m.LAYER, "bias", 8),
+    "an instance's method": lambda m: setattr(m.LAYER, "apply", len),
+    "an attribute that hides the class's": lambda m: setattr(m.LAYER, "scale", 2),
+    "a partial's function": lambda m: setattr(m, "partial", functools.partial(m.closed)),
+    "another jitted function": lambda m: setattr(m, "jitted", jax.jit(m.closed)),
+    "a module in the place of another": lambda m: setattr(m, "jnp", np),
+    "a global that hides a built-in": lambda m: setattr(m, "staticmethod", 1),
+    "a spec": lambda m: setattr(m.SPEC, "index_map", lambda i: (0, 0)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_while_python_runs_makes_another_digest(change):
+    m = module(SOURCE + "\n    def g(x):\n        return f(x), staticmethod\n")
+    before = digest(m.g)
+    CHANGES[change](m)
+    try:
+        assert digest(m.g) != before
+    except Unkeyable as error:
+        assert "inner has changed" in str(error).replace("what inner reaches", "inner")
+
+
+def test_what_is_put_into_a_library_is_seen(monkeypatch):
+    m = module(SOURCE)
+    before = digest(m.f)
+    monkeypatch.setattr(jnp, "sin", lambda x: x)
+    changed = digest(m.f)
+    monkeypatch.undo()
+    monkeypatch.setattr(math, "pi", 3.0)
+    assert len({before, changed, digest(m.f)}) == 3
+    monkeypatch.undo()
+    assert digest(m.f) == before
+
+
+def test_what_is_not_reached_makes_no_difference():
+    other = SOURCE + "\n    UNUSED = object()\n    def unused(): return open('x')\n"
+    assert digest(module(other).f) == digest(module(SOURCE).f)
+
+
+def test_another_module_is_followed():
+    helper = types.ModuleType("helper")
+    helper.table = {"a": 1}
+    m = module("def f(x):\n    return x + helper.table['a']\n", helper=helper)
+    before = digest(m.f)
+    helper.table["a"] = 2
+    changed = digest(m.f)
+    m = module("def f(x):\n    return x + getattr(helper, 'table')['a']\n", helper=helper)
+    whole = digest(m.f)
+    helper.more = 1
+    assert len({before, changed, whole, digest(m.f)}) == 4
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        (1, True), (1, 1.0), (0.0, -0.0), ("1", 1), (b"1", "1"), ((1, 2), [1, 2]), (None, "None"),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}), ((1, (2, 3)), ((1, 2), 3)), ({1, 2}, {1, 3}),
+        (np.zeros(3), np.zeros(3, np.float32)), (np.zeros(4), np.zeros((2, 2))),
+        (np.arange(4), np.arange(1, 5)), (np.float32(1), np.float64(1)),
+        (jnp.zeros(3), np.zeros(3, np.float32)), (jnp.asarray(2), jnp.asarray(2, jnp.int32)),
+        (np.dtype("int8"), np.dtype("int16")), (slice(1), slice(2)), (range(3), range(4)),
+        (jax.ShapeDtypeStruct((8,), "f4"), jax.ShapeDtypeStruct((9,), "f4")),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_values_are_told_apart(one, other):
+    assert digest(one) == digest(one) and digest(one) != digest(other)
+
+
+def test_a_value_twice_is_not_two_values():
+    shared = [1]
+    assert digest([shared, shared]) != digest([[1], [1]])
+
+
+def test_what_holds_itself_is_followed_once():
+    loop: list = [1]
+    loop.append(loop)
+    assert digest(loop) == digest(loop)
+
+
+@functools.lru_cache
+def remembers(x):
+    return x
+
+
+RANDOM = np.random.default_rng(0)
+LOCK = threading.Lock()
+COUNT = 0
+
+
+def reads_time(x):
+    return x + time.time()
+
+
+def reads_the_environment(x):
+    return x + int(os.environ["HOME"])
+
+
+def reads_random(x):
+    return x + random.random()
+
+
+def reads_numpy_random(x):
+    return x + np.random.rand()
+
+
+def reads_a_generator(x):
+    return x + RANDOM.random()
+
+
+def reads_a_file(x):
+    return x + len(open("/tmp/x").read())
+
+
+def evaluates(x):
+    return eval("x + COUNT")
+
+
+def asks_for_globals(x):
+    return x + globals()["COUNT"]
+
+
+def prints(x):
+    print("tracing")
+    return x
+
+
+def sets_a_global(x):
+    global COUNT
+    COUNT += 1
+    return x
+
+
+def imports(x):
+    import json
+
+    return x + len(json.dumps({}))
+
+
+def hides_numpy_random(x):
+    import numpy
+
+    return x + numpy.random.rand()
+
+
+def passes_numpy_on(x, modules=(np,)):
+    return x + modules[0].random.rand()
+
+
+def holds_a_lock(x):
+    return x if LOCK else -x
+
+
+def asks_the_lru_cache(x):
+    return x + remembers(1)
+
+
+def reads_annotations(x):
+    return x + len(reads_time.__annotations__)
+
+
+@pytest.mark.parametrize(
+    "function, reason",
+    [
+        (reads_time, "time"),
+        (reads_the_environment, "os"),
+        (reads_random, "random"),
+        (reads_numpy_random, "numpy.random"),
+        (reads_a_generator, "Generator"),
+        (reads_a_file, "open"),
+        (evaluates, "eval"),
+        (asks_for_globals, "globals"),
+        (prints, "print"),
+        (sets_a_global, "COUNT"),
+        (imports, "json"),
+        (hides_numpy_random, "numpy.random"),
+        (passes_numpy_on, "numpy.random"),
+        (holds_a_lock, "lock"),
+        (reads_annotations, "annotations"),
+        (iter([1]), "iterator"),
+        (jax.devices()[0], "Device"),
+        (np.frompyfunc(lambda x: x, 1, 1), "ufunc"),
+        (Primitive("users"), "primitive"),
+        (np.array([object()]), "object"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_can_not_be_read_is_refused(function, reason):
+    with pytest.raises(Unkeyable, match=reason):
+        digest(function)
+
+
+def test_results_of_earlier_calls_are_refused():
+    remembers.cache_clear()
+    before = digest(asks_the_lru_cache)
+    remembers(1)
+    with pytest.raises(Unkeyable, match="remembers"):
+        digest(asks_the_lru_cache)
+    remembers.cache_clear()
+    assert digest(asks_the_lru_cache) == before
+
+
+def test_a_partial_of_a_kind_of_its_own_is_refused():
+    class Partial(functools.partial):
+        pass
+
+    with pytest.raises(Unkeyable):
+        digest(Partial(len))
+
+
+def test_slots_and_containers_of_ones_own_are_read():
+    class Slots:
+        __slots__ = ("a", "__b")
+
+        def __init__(self, a, b):
+            self.a, self.__b = a, b
+
+    class Listed(list):
+        pass
+
+    assert digest(Slots(1, 2)) not in (digest(Slots(2, 2)), digest(Slots(1, 3)))
+    assert digest(Listed([1])) not in (digest(Listed([2])), digest([1]))
+
+
+def test_a_container_that_jax_takes_apart():
+    @jax.tree_util.register_pytree_node_class
+    class Pair:
+        def tree_flatten(self):
+            return (1,), "a"
+
+        @classmethod
+        def tree_unflatten(cls, aux, children):
+            return cls()
+
+    before = digest(Pair)
+    Pair.tree_flatten = lambda self: ((1,), "b")
+    assert digest(Pair) != before
+
+
+def test_a_jitted_function_that_changed_is_refused():
+    """JAX may go on with what it traced before."""
+    m = module(SOURCE)
+    before = digest(m.f)
+    m.CONSTANT = 4
+    with pytest.raises(Unkeyable, match="inner"):
+        digest(m.f)
+    m.CONSTANT = 3
+    assert digest(m.f) == before
+
+
+def test_a_jitted_function_that_calls_itself():
+    m = module("import jax\n@jax.jit\ndef f(x):\n    return f(x) if K else x\nK = 1\n")
+    before = digest(m.f)
+    other = module("import jax\n@jax.jit\ndef f(x):\n    return f(x) if K else x\nK = 2\n")
+    assert digest(other.f) != before

@@ -1,0 +1,210 @@
+"""PALLAS_NUMPY_CACHE: the second process reads what the first one kept, and nothing stale."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from tests.processes.conftest import Python
+
+HELPER = """
+SCALE = 3
+
+class Settings:
+    offset = 1
+
+    def shift(self, x):
+        return x + self.offset
+"""
+
+SCRIPT = """
+import functools, os, sys, time
+import jax, jax.numpy as jnp, numpy as np
+from jax.experimental import pallas as pl
+import helper
+
+if "--x64" in sys.argv:
+    jax.config.update("jax_enable_x64", True)
+if "--precision" in sys.argv:
+    jax.config.update("jax_default_matmul_precision", "highest")
+if "--patched" in sys.argv:
+    helper.Settings.shift = lambda self, x: x - self.offset
+TABLE = {"factor": 2 if "--table" not in sys.argv else 5}
+captured = jnp.arange(8.0) * (2 if "--captured" in sys.argv else 1)
+
+def call(kernel, x):
+    return pl.pallas_call(kernel, out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
+                          interpret=True)(x)
+
+def scale_kernel(x_ref, o_ref):
+    o_ref[...] = helper.Settings().shift(x_ref[...]) * helper.SCALE * TABLE["factor"]
+
+def plain_kernel(x_ref, o_ref):
+    o_ref[...] = x_ref[...] * 2
+
+@jax.jit
+def scaled(x):
+    return call(scale_kernel, x)
+
+@functools.partial(jax.jit, static_argnames="power")
+def tree(x, *, power):
+    y = call(plain_kernel, x["a"])
+    return {"y": (y ** power, [y.sum()]), "weak": jnp.where(True, 1.0, 2.0), "none": None}
+
+@functools.partial(jax.jit, donate_argnums=0)
+def donating(x):
+    return call(plain_kernel, x)
+
+@jax.jit
+def capturing(x):
+    return call(plain_kernel, x) + captured
+
+@jax.jit
+def timed(x):
+    return call(plain_kernel, x) + 0 * time.time()
+
+@jax.jit
+def printing(x):
+    jax.debug.print("sum {}", x.sum())
+    return call(plain_kernel, x)
+
+@jax.jit
+def without(x):
+    return x * 2
+
+x = jnp.arange(8.0)
+out = tree({"a": x}, power=3 if "--static" in sys.argv else 2)
+given = x + 0
+results = {
+    "scaled": scaled(x), "again": scaled(x), "wide": scaled(jnp.arange(16.0)),
+    "tree": out["y"][0], "sum": out["y"][1][0], "donating": donating(given),
+    "capturing": capturing(x), "timed": timed(x), "printing": printing(x), "without": without(x),
+}
+jax.effects_barrier()
+assert given.is_deleted() and out["weak"].weak_type and out["none"] is None
+assert not results["scaled"].weak_type and isinstance(out["y"], tuple)
+assert scaled.lower(x).compile()(x).tolist() == results["scaled"].tolist()
+assert jax.vmap(scaled)(x[None]).tolist() == [results["scaled"].tolist()]
+print({name: np.asarray(value).tolist() for name, value in results.items()})
+"""
+
+KEPT = ("scaled", "tree", "donating", "capturing")
+
+
+@pytest.fixture(scope="module")
+def python(source):
+    """A Python with the shim from a copy, which nobody edits: an edit makes other keys."""
+    return Python(sys.executable, {"PYTHONPATH": str(source / "sitecustomize_pkg")})
+
+
+def prepared(directory):
+    (directory / "helper.py").write_text(HELPER)
+    (directory / "script.py").write_text(SCRIPT)
+    return directory
+
+
+@pytest.fixture
+def project(tmp_path):
+    return prepared(tmp_path)
+
+
+def run(python, project, *options, **variables):
+    """What the script printed, and what became of each function's program."""
+    report = project / "report.json"
+    variables = {
+        "PALLAS_NUMPY": "1",
+        "PALLAS_NUMPY_CACHE": str(project / "cache"),
+        "PALLAS_NUMPY_REPORT": str(report),
+        **variables,
+    }
+    got = python.run(project / "script.py", *options, cwd=project, **variables)
+    assert got.returncode == 0, got.stderr
+    rows = [row for row in json.loads(report.read_text())["kernels"] if row["rung"] == "numpy"]
+    return got.stdout, {row["function"]: row["cache"] for row in rows}, rows
+
+
+def test_what_one_process_kept_the_next_one_reads(python, project):
+    stock = python.run(project / "script.py", cwd=project)
+    first, became, _ = run(python, project)
+    assert first == stock.stdout
+    assert {name: became[name] for name in KEPT} == dict.fromkeys(KEPT, "written")
+    assert "time" in became["timed"] and "debug" in became["printing"]
+    assert "without" not in became
+
+    second, became, rows = run(python, project)
+    assert second == stock.stdout
+    assert {name: became[name] for name in KEPT} == dict.fromkeys(KEPT, "read")
+    assert became["timed"].startswith("not kept: ")
+    assert all(row["tracing_s"] is None for row in rows if row["function"] == "donating")
+
+    for path in (project / "cache").iterdir():
+        path.write_bytes(path.read_bytes()[:-7])
+    third, became, _ = run(python, project)
+    assert third == stock.stdout
+    assert {name: became[name] for name in KEPT} == dict.fromkeys(KEPT, "written")
+    assert run(python, project)[1]["scaled"] == "read"
+
+
+def edit(old, new):
+    def change(project):
+        path = project / "helper.py"
+        assert old in HELPER
+        path.write_text(HELPER.replace(old, new))
+
+    return change
+
+
+def nothing(project):
+    pass
+
+
+CHANGES = {
+    "a constant of another module, a captured array, a static argument": (
+        edit("SCALE = 3", "SCALE = 4"), ["--captured", "--static"],
+        ("scaled", "capturing", "tree"), {},
+    ),
+    "a method": (edit("x + self.offset", "x * self.offset"), [], ("scaled",), {}),
+    "a patched method": (nothing, ["--patched"], ("scaled",), {}),
+    "an item of a table": (nothing, ["--table"], ("scaled",), {}),
+    "64 bits": (nothing, ["--x64"], KEPT, {}),
+    "the precision of products": (nothing, ["--precision"], KEPT, {}),
+    "a pass left out": (nothing, [], KEPT, {"PALLAS_NUMPY_PASSES": "-hoisting"}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def kept(python, tmp_path_factory):
+    project = prepared(tmp_path_factory.mktemp("kept"))
+    run(python, project)
+    return project
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_is_seen(name, python, kept):
+    change, options, affected, variables = CHANGES[name]
+    change(kept)
+    try:
+        stock = python.run(kept / "script.py", *options, cwd=kept)
+        got, became, _ = run(python, kept, *options, **variables)
+    finally:
+        (kept / "helper.py").write_text(HELPER)
+    assert got == stock.stdout
+    assert {f: became[f] for f in KEPT} == {
+        f: "written" if f in affected else "read" for f in KEPT
+    }
+
+
+def test_a_directory_that_is_not_private_is_not_used(python, project):
+    (project / "cache").mkdir()
+    (project / "cache").chmod(0o777)
+    _, became, _ = run(python, project)
+    assert all("may write" in became[name] for name in KEPT)
+    assert list((project / "cache").iterdir()) == []
+
+
+def test_without_the_variable_nothing_is_kept(python, project):
+    _, became, _ = run(python, project, PALLAS_NUMPY_CACHE="0")
+    assert set(became.values()) == {None}
+    assert not (project / "cache").exists()
