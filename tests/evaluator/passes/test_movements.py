@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 from jax.experimental.pallas import tpu as pltpu
@@ -106,6 +106,7 @@ def test_rolls_there_and_back_are_nothing():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int8, ml_dtypes.bfloat16, np.bool_])
+@settings(deadline=None)
 @given(data=st.data())
 def test_every_movement_of_parts(dtype, data):
     """Slices, reversals and rolls of one axis, joined and chosen from."""
