@@ -35,7 +35,8 @@ _VERSIONED = frozenset({"jax", "jaxlib", "ml_dtypes", "numpy", "opt_einsum", "sc
 _PURE = frozenset(
     """__future__ _collections_abc _functools _operator abc bisect builtins cmath collections
     collections.abc contextlib copy dataclasses enum fractions functools heapq itertools
-    keyword logging math numbers operator re string textwrap types typing warnings""".split()
+    keyword logging math numbers operator re reprlib string textwrap types typing
+    warnings""".split()
 )
 _IMPURE = ("numpy.random",)
 # What reads or does more than its arguments say.
@@ -309,15 +310,21 @@ class Reach:
             self._add(value)
         elif type(value) in _DATA or not self._is_own(value):
             self.add(value, attributes[-1])
+        else:  # it may be in the place of another
+            kind = value if isinstance(value, type) else type(value)
+            name = getattr(value, "__qualname__", None) or getattr(value, "__name__", "")
+            self._emit(str(getattr(value, "__module__", "")), str(name), kind.__qualname__)
 
     def _is_own(self, value: Any) -> bool:
-        """Whether an attribute of a library is the library's own, not put there by others."""
+        """Whether an attribute of a library is a library's own, not made by others."""
         while hasattr(value, "__wrapped__"):
             value = value.__wrapped__
         if isinstance(value, types.FunctionType):
-            return self._owned_by_library(value)
-        kind = value if isinstance(value, type) else type(value)
-        return _is_library(kind.__module__)
+            local = "<locals>" in value.__code__.co_qualname  # it may hold what others gave it
+            return self._owned_by_library(value) and not local
+        if isinstance(value, (type, types.BuiltinFunctionType)):
+            return _is_library(getattr(value, "__module__", None) or "builtins")
+        return type(value).__module__.partition(".")[0] in _VERSIONED
 
     def _imported(self, name: str) -> None:
         module = name.partition(".")[0]
@@ -491,7 +498,7 @@ _LOAD_NAMES = frozenset(
 _STORES = frozenset((dis.opmap["STORE_GLOBAL"], dis.opmap["DELETE_GLOBAL"]))
 _LOAD_ATTR, _LOAD_METHOD = dis.opmap["LOAD_ATTR"], dis.opmap.get("LOAD_METHOD")
 # From Python 3.12 on, the lowest bit of LOAD_ATTR's argument says whether a method is loaded.
-_ATTR_SHIFT = 0 if _LOAD_METHOD is not None else 1
+_ATTR_SHIFT = 0 if sys.version_info < (3, 12) else 1
 
 
 def _globals_read(code: types.CodeType) -> Iterator[tuple[str | None, Any]]:

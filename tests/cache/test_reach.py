@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas as pl
 from jax.extend.core import Primitive
 
 from pallas_shim.cache.reach import Reach, Unkeyable
@@ -204,9 +205,20 @@ def test_what_is_put_into_a_library_is_seen(monkeypatch):
     monkeypatch.setattr(jnp, "sin", lambda x: x)
     changed = digest(m.f)
     monkeypatch.undo()
-    monkeypatch.setattr(math, "pi", 3.0)
-    assert len({before, changed, digest(m.f)}) == 3
-    monkeypatch.undo()
+    digests = [before, changed]
+    for place, name, value in (
+        (math, "pi", 3.0),
+        (jnp, "sin", jnp.cos),
+        (jnp, "sin", math.sin),
+        (jnp, "sin", functools.partial(jnp.sin, 1)),
+        (jnp, "sin", jax.vmap(lambda x: x)),
+        (pl, "pallas_call", functools.partial(pl.pallas_call, interpret=True)),
+        (pl, "pallas_call", functools.partial(pl.pallas_call, interpret=False)),
+    ):
+        with monkeypatch.context() as context:
+            context.setattr(place, name, value)
+            digests.append(digest(m.f))
+    assert len(set(digests)) == len(digests)
     assert digest(m.f) == before
 
 
