@@ -68,15 +68,16 @@ def patch_tpu_info(pltpu: ModuleType) -> Callable[[], None]:
     """Called when jax.experimental.pallas.tpu is imported: Pallas knows the TPU's properties.
 
     That is get_tpu_info, which JAX has from 0.10 on, and the tiling by which emit_pipeline cuts
-    its last block; the tiling even if no TPU is named.
+    its last block; the tiling even if no TPU is named. A pipeline is no primitive.
     """
     from pallas_shim.jax_compat import tpu_info
 
+    undoings = [tpu_info.emit_pipelines_at_once()]
     asked = settings.current().tpu
     if asked is None:
-        return tpu_info.tile_without_tpu()
+        return undo_all([*undoings, tpu_info.tile_without_tpu()])
     generation = GENERATIONS[asked]
-    undoings = [tpu_info.answer(generation.kind, generation.cores)]
+    undoings.append(tpu_info.answer(generation.kind, generation.cores))
     if hasattr(pltpu, "is_tpu_device"):
         undoings.append(_set(pltpu, "is_tpu_device", lambda: True))
     return undo_all(undoings)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax._src import config
 
 # Where it is since JAX 0.12, since JAX 0.9, and before.
 _PLACES = ("jax._src.tpu_info", "jax._src.pallas.mosaic.tpu_info", "jax._src.pallas.mosaic.core")
@@ -51,6 +52,31 @@ def _device(kind: str, cores: int) -> Any:
     said: dict[str, Any] = {"device_kind": kind, "num_cores": cores, "platform": "tpu"}
     known = {field.name for field in dataclasses.fields(jax.sharding.AbstractDevice)}
     return jax.sharding.AbstractDevice(**{k: v for k, v in said.items() if k in known})
+
+
+def emit_pipelines_at_once() -> Callable[[], None]:
+    """Has emit_pipeline never make a primitive of itself, whatever jax_use_emit_pipeline_primitive
+    says; returns the undoing. It stands for what is otherwise emitted where it is called.
+    """
+    flag = getattr(config, "use_emit_pipeline_primitive", None)  # JAX >= 0.10
+    if flag is None:
+        return lambda: None
+    pltpu: Any = importlib.import_module("jax.experimental.pallas.tpu")
+    stock = pltpu.emit_pipeline
+
+    def without(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with flag(False):
+                return function(*args, **kwargs)
+
+        return call
+
+    # JAX 0.10 looks at the flag when the pipeline is made, 0.12 when it is run.
+    def emit_pipeline(*args: Any, **kwargs: Any) -> Any:
+        return without(without(stock)(*args, **kwargs))
+
+    return _set(pltpu, "emit_pipeline", functools.wraps(stock)(emit_pipeline))
 
 
 def _set(place: Any, name: str, value: Any) -> Callable[[], None]:

@@ -87,8 +87,15 @@ assert (run(x) == 2 * x).all() and jax.devices()[0].platform == "cpu"
 """
 
 
-def test_emit_pipeline_needs_no_tpu_to_be_named(from_wheel):
-    got = from_wheel.run("-c", PIPELINE, PALLAS_NUMPY="1", PALLAS_NUMPY_STRICT="1")
+@pytest.mark.parametrize("primitive", ["0", "1"])
+def test_emit_pipeline_needs_no_tpu_to_be_named(from_wheel, primitive):
+    got = from_wheel.run(
+        "-c",
+        PIPELINE,
+        PALLAS_NUMPY="1",
+        PALLAS_NUMPY_STRICT="1",
+        JAX_USE_EMIT_PIPELINE_PRIMITIVE=primitive,
+    )
     assert (got.returncode, got.stdout, got.stderr) == (0, "", "")
 
 

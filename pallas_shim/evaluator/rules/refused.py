@@ -42,7 +42,7 @@ _NOWHERE = {
         "masked_sort parallel_loop pack unpack all_reduce_ffs all_reduce_population_count "
         "sc_fetch_and_add jaxpr_call"
     ),
-    "JAX makes it only if jax_use_emit_pipeline_primitive is set": "emit_pipeline pipeline_body",
+    "the shim has emit_pipeline emit what it stands for": "emit_pipeline pipeline_body",
     "it is the fuser's, which takes it away before the kernel is called": (
         "custom_fusion pack_dtype unpack_dtype"
     ),
