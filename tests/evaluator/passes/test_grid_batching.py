@@ -19,6 +19,9 @@ from pallas_shim.evaluator.passes.constant_folding import fold_constants
 from pallas_shim.evaluator.passes.dead_code import remove_dead_code
 from pallas_shim.evaluator.passes.grid_batching import batch_grids
 
+from .programs import names
+from .test_batching import SAMPLES, TILES
+
 X = np.random.default_rng(0).integers(-50, 50, (8, 12, 16)).astype(np.float32) / 4
 F32 = jnp.float32
 
@@ -568,3 +571,49 @@ def test_an_error_names_its_instruction():
     with pytest.raises(ValueError, match="no") as error:
         Executable(program)(X)
     assert "pure_callback at" in error.value.__notes__[0]
+
+
+# -- every form, over two axes ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("apart_along", [(0, 1), (1,)])
+@pytest.mark.parametrize("name", SAMPLES)
+def test_every_form_over_two_axes(name, apart_along):
+    """The operand's blocks differ along both axes, or along one."""
+    f, tiles = SAMPLES[name] if isinstance(SAMPLES[name], tuple) else (SAMPLES[name], TILES)
+    tiles = tiles[:6].reshape(2, 3, *tiles.shape[1:])
+    traced = jax.make_jaxpr(f)(tiles[0, 0])
+    (result,) = traced.out_avals
+    consts = list(map(np.asarray, traced.consts))
+
+    def kernel(x, *consts_and_out):
+        *consts, out = consts_and_out
+        (out[...],) = jax.core.eval_jaxpr(traced.jaxpr, [c[...] for c in consts], x[...])
+
+    def spec(shape, axes):
+        def index_map(*at):
+            return (*[i if a in axes else 0 for a, i in enumerate(at)], *[0] * len(shape))
+
+        return pl.BlockSpec((None, None, *shape), index_map)
+
+    call = pl.pallas_call(
+        kernel, jax.ShapeDtypeStruct((2, 3, *result.shape), result.dtype), grid=(2, 3),
+        in_specs=[spec(tiles.shape[2:], apart_along), *map(whole, map(np.shape, consts))],
+        out_specs=spec(result.shape, (0, 1)), interpret=True,
+    )  # fmt: skip
+    assert loops(call, tiles, *consts) == []
+    program = lower(jax.make_jaxpr(call)(tiles, *consts))
+    assert "each" not in names(batch_grids(remove_dead_code(program)))
+
+
+def test_operands_that_differ_along_different_axes():
+    def kernel(x, y, z, out):
+        left, right = x[...] * 2, jnp.flip(y[...], 1)
+        joined = jnp.concatenate([left, right], 1)[:, 8:24]
+        chosen = jnp.where(left > right, z[0], joined)
+        out[...] = chosen @ right.T @ left + lax.select(z[0, 0, 0] > 0, left, right)
+
+    specs = [pl.BlockSpec((4, 16), m) for m in (lambda i, j: (i, 0), lambda i, j: (j, 0))]
+    third = pl.BlockSpec((1, 4, 16), lambda i, j: (i, j, 0))
+    f = call(kernel, (2, 3), [*specs, third], pl.BlockSpec((4, 16), lambda i, j: (i, j)), (8, 48))
+    assert loops(f, X[0, :8], X[1], X[:2]) == []
