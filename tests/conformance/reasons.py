@@ -62,6 +62,11 @@ _BY_REASON = {
     """,
     _ORDER: "ops_test::OpsInterpretTest::test_dot_general_multiple_non_contracting_dims*",
     _FUNCTIONS: """
+        ops_test::OpsTest::test_unary_primitives_exp*
+        ops_test::OpsTest::test_unary_primitives_log*
+        ops_test::OpsTest::test_unary_primitives_rsqrt
+        ops_test::OpsTest::test_unary_primitives_sin
+        ops_test::OpsTest::test_unary_primitives_tanh
         tpu_pallas_random_test::ThreefryTest::test_pallas_matches_jax_threefry*
         tpu_pallas_test::PallasCallPoisonTest::test_custom_vjp
     """,
