@@ -68,11 +68,9 @@ def measure(
     }
     warm: list[tuple[float, float]] = []
     begun = time.perf_counter()
-    while len(warm) < 3 or (len(warm) < 100 and time.perf_counter() - begun < seconds):
+    while len(warm) < 3 or (len(warm) < kernel.calls and time.perf_counter() - begun < seconds):
         wall, processor = time.perf_counter(), time.process_time()
-        for _ in range(kernel.calls):
-            out = f(*args)
-        jax.block_until_ready(out)
+        out = jax.block_until_ready(f(*args))
         warm.append((time.perf_counter() - wall, time.process_time() - processor))
     figures["warm_wall"], figures["warm_processor"] = map(
         statistics.median, zip(*warm, strict=True)

@@ -19,14 +19,14 @@ class Kernel:
     """One kernel that is measured.
 
     build: makes the function and its arguments.
-    calls: how many calls in a row the warm figure is of.
+    calls: how many warm calls there are, if they don't take too long together.
     rtol: how far, relative to the largest value of the result, a float may lie from stock's.
     needs: a package that the kernel is from, if that isn't JAX.
     reference: what the results are, from the arguments, for where stock takes too long to say.
     """
 
     build: Callable[[], Built]
-    calls: int = 1
+    calls: int = 100
     rtol: float = 1e-5
     needs: str | None = None
     reference: Callable[..., Any] | None = None

@@ -1,4 +1,4 @@
-"""The examples and the benchmark, as a user runs them: on stock JAX and under the shim."""
+"""The examples, as a user runs them: on stock JAX and under the shim."""
 
 
 import sys
@@ -45,19 +45,3 @@ def test_example_needs_the_shim_or_a_tpu(python):
     done = python.stock().run(CHECKOUT / "examples" / "matmul.py", "--size=128")
     assert done.returncode == 1
     assert "Only interpret mode is supported on CPU backend" in done.stderr
-
-
-def test_benchmark_compares_stock_and_shim(python, tmp_path):
-    table = tmp_path / "table.md"
-    run = CHECKOUT / "benchmarks" / "run.py"
-    done = python.run(run, "softmax", "--processes=1", f"--output={table}")
-    assert done.returncode == 0, done.stderr
-    (row,) = [line for line in table.read_text().splitlines() if line.startswith("| softmax")]
-    assert row.count("|") == 9
-    assert row in done.stdout
-
-
-def test_benchmark_of_an_unknown_kernel(python):
-    done = python.run(CHECKOUT / "benchmarks" / "run.py", "no such kernel")
-    assert done.returncode == 2
-    assert "no kernel's name holds no such kernel" in done.stderr
