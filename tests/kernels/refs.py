@@ -377,3 +377,19 @@ if hasattr(pl, "select_ref"):  # JAX >= 0.10 has strides of 0
         f = pallas_call(kernel, struct(2, 3, 8), in_specs=[smem, pl.BlockSpec()])
         x = floats(0, 4, 8)
         return f, (np.array([1], np.int32), x), np.stack([x[[2] * 3], x[[1] * 3]])
+
+
+@case()
+def a_store_function_through_a_bitcast_of_a_slice():
+    """JAX's interpreter refuses it."""
+    store = getattr(plgpu, "store", None) or pl.store
+
+    def kernel(x, out):
+        out[...] = jnp.zeros_like(out)
+        store(out.at[:8, :128].bitcast(jnp.int16), x[...])
+
+    f = pallas_call(kernel, struct(8, 256, dtype=np.int32))
+    x = integers(0, 16, 128, dtype=np.int16)
+    low, high = (x[i::2].astype(np.uint16).astype(np.uint32) for i in (0, 1))
+    want = (low | high << 16).astype(np.int32)
+    return f, (x,), np.concatenate([want, np.zeros_like(want)], axis=1)

@@ -304,11 +304,10 @@ def _checked_masked_swap(lowering, access: state.Store, out: ArrayType | KeyType
 def inside(access: state.Load | state.Store) -> bool:
     """Whether an unmasked pl.load or pl.store can't leave its ref. Unlike a ref's own
     indexing, these don't move a slice that sticks out."""
-    shape = access.view.ref.type.shape
+    shape, dtype = access.view.ref.type.shape, access.view.ref.type.dtype
     for step in access.view.steps:
-        if not isinstance(step, state.Index):
-            return False
-        for dim, index in zip(shape, step.dims, strict=True):
+        dims = step.dims if isinstance(step, state.Index) else ()
+        for dim, index in zip(shape, dims, strict=False):
             start = index.start if isinstance(index, state.Slice) else index
             if isinstance(start, Value):
                 if start.const is None or start.type.shape:
@@ -319,7 +318,7 @@ def inside(access: state.Load | state.Store) -> bool:
                 last = start + max(index.size - 1, 0) * index.stride
             if start < 0 or last >= dim:
                 return False
-        shape = tuple(d.size for d in step.dims if isinstance(d, state.Slice))
+        shape, dtype = memory.viewed_type(shape, dtype, (step,))
     return True
 
 
