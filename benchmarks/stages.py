@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import time
 from collections.abc import Callable
@@ -37,7 +38,7 @@ def stages(f: Any, args: tuple[Any, ...]) -> dict[str, float]:
     program = timed("lowering", lambda: lower(traced.jaxpr, name="stages"))
     lowered = sum(1 for _ in program.top.walk())
     for name, run in passes.PIPELINE:
-        program = timed(name, lambda run=run, program=program: run(program))
+        program = timed(name, functools.partial(run, program))
     executable = timed("emission", lambda: Executable(program))
     values = [np.asarray(x) for x in args]
     timed("run", lambda: executable(*values))
