@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from pallas_shim.evaluator.rules import complex_math
 from pallas_shim.evaluator.rules import elementwise_math as math
 from pallas_shim.evaluator.rules.registry import Unsupported, batch_form, lowering_rule, rule
 from pallas_shim.evaluator.rules.scalar_types import bit_width, is_float, is_integer, wide
@@ -49,8 +50,8 @@ def reals(fn: Function) -> Row:
     return Row(real=fn)
 
 
-def inexact(fn: Function) -> Row:
-    return Row(real=fn, complex=fn)
+def inexact(fn: Function, of_complex: Function | None = None) -> Row:
+    return Row(real=fn, complex=of_complex or fn)
 
 
 def integers(fn: Function) -> Row:
@@ -67,11 +68,11 @@ TABLE: dict[str, Row] = {
     "add_any": numbers(np.add),
     "sub": numbers(np.subtract),
     "mul": numbers(np.multiply),
-    "div": Row(None, math.int_div, np.divide, np.divide),
+    "div": Row(None, math.int_div, np.divide, complex_math.divide),
     "rem": Row(None, math.int_rem, np.fmod),
     "neg": numbers(np.negative),
     "abs": numbers(np.abs),
-    "sign": Row(None, np.sign, math.sign, np.sign),
+    "sign": Row(None, np.sign, math.sign, complex_math.sign),
     "square": numbers(np.square),
     "one_minus_square": numbers(math.one_minus_square),
     "mulhi": integers(math.mulhi),
@@ -83,30 +84,30 @@ TABLE: dict[str, Row] = {
     "is_finite": reals(np.isfinite),
     "nextafter": reals(math.nextafter),
     # exponentials and roots
-    "exp": inexact(np.exp),
-    "exp2": inexact(math.exp2),
-    "expm1": inexact(np.expm1),
-    "log": inexact(np.log),
+    "exp": inexact(np.exp, complex_math.exp),
+    "exp2": inexact(math.exp2, complex_math.exp2),
+    "expm1": inexact(np.expm1, complex_math.expm1),
+    "log": inexact(np.log, complex_math.log),
     "log2": inexact(math.log2),
-    "log1p": inexact(np.log1p),
-    "logistic": inexact(math.logistic),
-    "sqrt": inexact(np.sqrt),
-    "rsqrt": inexact(math.rsqrt),
+    "log1p": inexact(np.log1p, complex_math.log1p),
+    "logistic": inexact(math.logistic, complex_math.logistic),
+    "sqrt": inexact(np.sqrt, complex_math.sqrt),
+    "rsqrt": inexact(math.rsqrt, complex_math.rsqrt),
     "cbrt": reals(np.cbrt),
     # trigonometry
-    "sin": inexact(np.sin),
-    "cos": inexact(np.cos),
-    "tan": inexact(np.tan),
-    "asin": inexact(np.arcsin),
-    "acos": inexact(np.arccos),
-    "atan": inexact(np.arctan),
+    "sin": inexact(np.sin, complex_math.sin),
+    "cos": inexact(np.cos, complex_math.cos),
+    "tan": inexact(np.tan, complex_math.tan),
+    "asin": inexact(np.arcsin, complex_math.asin),
+    "acos": inexact(np.arccos, complex_math.acos),
+    "atan": inexact(np.arctan, complex_math.atan),
     "atan2": reals(np.arctan2),
-    "sinh": inexact(np.sinh),
-    "cosh": inexact(np.cosh),
-    "tanh": inexact(np.tanh),
-    "asinh": inexact(np.arcsinh),
-    "acosh": inexact(np.arccosh),
-    "atanh": inexact(np.arctanh),
+    "sinh": inexact(np.sinh, complex_math.sinh),
+    "cosh": inexact(np.cosh, complex_math.cosh),
+    "tanh": inexact(np.tanh, complex_math.tanh),
+    "asinh": inexact(np.arcsinh, complex_math.asinh),
+    "acosh": inexact(np.arccosh, complex_math.acosh),
+    "atanh": inexact(np.arctanh, complex_math.atanh),
     # special functions
     "erf": reals(math.erf),
     "erfc": reals(math.erfc),

@@ -1,0 +1,135 @@
+"""Functions of complex numbers where NumPy's, which are C's, are not what XLA computes: at
+infinities, NaNs and branch cuts, for which XLA takes the side of the positive zero.
+
+Operands and results are complex64 or complex128.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Function = Callable[[Any], Any]
+
+
+def _joined(real: Any, imag: Any, dtype: np.dtype) -> np.ndarray:
+    result = np.empty(np.broadcast_shapes(np.shape(real), np.shape(imag)), dtype)
+    result.real, result.imag = real, imag
+    return result
+
+
+def _nowhere(result: Any, where: Any) -> Any:
+    """The result, but NaN in both parts at some places."""
+    return np.where(where, result.dtype.type(complex(np.nan, np.nan)), result)
+
+
+def _above(fn: Function) -> Function:
+    """On a cut along the real axis, the value above it."""
+    return lambda z: fn(_joined(z.real, z.imag + z.real.dtype.type(0), z.dtype))
+
+
+def _right(fn: Function) -> Function:
+    """On a cut along the imaginary axis, the value to the right of it."""
+    return lambda z: fn(_joined(z.real + z.real.dtype.type(0), z.imag, z.dtype))
+
+
+def _whole(fn: Function, but: Function) -> Function:
+    """A NaN in one part of the result is one in both, ``but`` where an operand is such."""
+
+    def run(z):
+        result = fn(z)
+        return _nowhere(result, np.isnan(result) & ~but(z))
+
+    return run
+
+
+def _without_nan(fn: Function) -> Function:
+    """An operand with a NaN has no value, whatever its other part."""
+    return lambda z: _nowhere(fn(z), np.isnan(z))
+
+
+def _on_real_axis(z):
+    return np.isnan(z.real) & (z.imag == 0)
+
+
+def _on_imaginary_axis(z):
+    return np.isnan(z.imag) & (z.real == 0)
+
+
+sqrt = _without_nan(_above(np.sqrt))
+log = _without_nan(np.log)
+asin, acos = _whole(_above(np.arcsin), np.isinf), _whole(_above(np.arccos), np.isinf)
+asinh, acosh = _whole(_right(np.arcsinh), np.isinf), _whole(_above(np.arccosh), np.isinf)
+sin, cos, tan = (_whole(fn, _on_imaginary_axis) for fn in (np.sin, np.cos, np.tan))
+sinh, cosh, tanh = (_whole(fn, _on_real_axis) for fn in (np.sinh, np.cosh, np.tanh))
+
+
+def atan(z):
+    return np.where(np.isinf(z), _right(np.arctan)(z), np.arctan(z))
+
+
+def atanh(z):
+    return np.where(np.isinf(z), _above(np.arctanh)(z), np.arctanh(z))
+
+
+def sign(z):
+    return np.where(z == 0, z, _joined(z.real / np.abs(z), z.imag / np.abs(z), z.dtype))
+
+
+def exp(z):
+    return _nowhere(np.exp(z), np.isinf(z.real) & ~np.isfinite(z.imag))
+
+
+def expm1(z):
+    result = np.expm1(z)
+    return _joined(result.real, np.where(z.imag == 0, z.imag, result.imag), z.dtype)
+
+
+def exp2(z):
+    """2 ** z as the exponential of a product, whose parts mix."""
+    return exp(z * z.dtype.type(np.log(2)))
+
+
+def log1p(z):
+    """Near zero with all digits: of log |1 + z|, and not of 1 + z."""
+    wide = z.astype(np.complex128)
+    x, y = wide.real, wide.imag
+    near = np.log1p(x * (2 + x) + y * y) / 2
+    real = np.where(np.abs(wide) < 0.5, near, np.log(np.abs(1 + wide)))
+    return _nowhere(_joined(real, np.arctan2(y, 1 + x), z.dtype), np.isnan(z))
+
+
+def divide(z, w):
+    """A quotient of which NumPy knows nothing may be infinite or zero, as in C's Annex G."""
+    result = np.asarray(np.divide(z, w))
+    by_zero, lost = w == 0, np.isnan(result.real) & np.isnan(result.imag)
+    if not (lost.any() or by_zero.any()):
+        return result
+    a, b, c, d = z.real, z.imag, w.real, w.imag
+    infinite = np.isinf(z) & np.isfinite(w)
+    by_infinity = np.isfinite(z) & np.isinf(w)
+    inf, zero = a.dtype.type(np.inf), a.dtype.type(0)
+    a, b = _directed(a, infinite), _directed(b, infinite)
+    c, d = _directed(c, by_infinity), _directed(d, by_infinity)
+    scale = np.where(infinite, inf, zero)
+    special = _joined(scale * (a * c + b * d), scale * (b * c - a * d), result.dtype)
+    pole = np.copysign(inf, w.real)
+    at_pole = _joined(pole * z.real, pole * z.imag, result.dtype)
+    result = np.where(lost & (infinite | by_infinity), special, result)
+    return np.where(by_zero, at_pole, result)
+
+
+def _directed(part: Any, where: Any) -> Any:
+    """One for infinity and zero for the rest, with its sign, at some places."""
+    return np.where(where, np.copysign(np.isinf(part).astype(part.dtype), part), part)
+
+
+def rsqrt(z):
+    return np.where(np.isinf(z), z.dtype.type(0), divide(z.dtype.type(1), np.sqrt(z)))
+
+
+def logistic(z):
+    one = z.dtype.type(1)
+    return divide(one, one + exp(-z))
