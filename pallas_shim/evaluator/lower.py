@@ -308,7 +308,7 @@ def specialise(
     return Operation(primitive, params, ins, outs, fn, PURE, rule.view, multiple)
 
 
-_INTO = {
+_INTO: dict[tuple[int, int], Callable[..., Callable[..., Any]]] = {
     (1, 0): lambda fn: lambda x: fn(x, out=x),
     (2, 0): lambda fn: lambda x, y: fn(x, y, out=x),
     (2, 1): lambda fn: lambda x, y: fn(x, y, out=y),
