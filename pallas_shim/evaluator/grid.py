@@ -60,6 +60,7 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
         windows = Windows(lowering, call, call.checked, sizes, buffers, block_types)
 
     def cell(indices: Sequence[Value]) -> None:
+        cell_start = len(lowering.body)
         starts = [lowering.inline(b.index_map, [*indices, *prefetch]) for b in call.blocks]
         if windows is not None:
             refs = windows.refs()
@@ -79,6 +80,12 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
         if call.synchronised_aliases:
             written = written_roots(lowering.body[body_start:], views)
             _synchronise(lowering, call, buffers, views, starts, written)
+        if not call.keeps_scalars:
+            changed = written_roots(lowering.body[body_start:], prefetch)
+            with lowering.block() as first:
+                for ref in changed:
+                    state_rules.store(lowering, ref, (), (), arrays[prefetch.index(ref)])
+            lowering.body[cell_start:cell_start] = first
 
     local = [i for i in range(len(call.grid)) if i not in call.vmapped_dims]
     # The cells come first, though they run last: only what they write to need be copied.

@@ -47,6 +47,8 @@ class PallasCall(NamedTuple):
     among the outputs. ``synchronised_aliases``: whether this JAX lets a cell see what earlier
     cells wrote through the other of two aliased refs. ``for_device``: the user asked for no
     interpreter, so aliased refs in a TPU's HBM are one memory.
+    ``keeps_scalars``: whether a cell sees what earlier cells wrote to scalar prefetch, as on a TPU,
+    or the operands themselves, as under ``interpret=True``.
     ``cores``: what the cells are, where they are the cores of a mesh. ``checked``: None for
     memory that isn't.
     """
@@ -63,6 +65,7 @@ class PallasCall(NamedTuple):
     num_outputs: int
     aliases: tuple[tuple[int, int], ...]
     synchronised_aliases: bool
+    keeps_scalars: bool
     for_device: bool
     cores: CoreFunction | None
     checked: CheckedMemory | None
@@ -104,6 +107,7 @@ def pallas_call(eqn: Any) -> PallasCall:
         # A core_map became this with two refs for each one that it writes to.
         synchronised_aliases=_SYNCHRONISED_ALIASES or cores is not None,
         for_device=not p["interpret"],
+        keeps_scalars=p["interpret"] is not True,
         cores=cores,
         checked=checked_memory(eqn),
     )

@@ -320,3 +320,20 @@ def output_block_revisited():
         out_specs=pl.BlockSpec((8, 8), lambda i, k: (i, 0)),
     )
     return f, (integers(0, 3, 16, 8, low=-(2**31), high=2**31 - 1),)
+
+
+@case()
+def scalar_prefetch_that_cells_write_to():
+    def kernel(counts, x, out):
+        i = pl.program_id(0)
+        counts[0] += 1
+        out[...] = x[...] * counts[0] + counts[1]
+        counts[1] = i
+
+    spec = pltpu.PrefetchScalarGridSpec(
+        num_scalar_prefetch=1, grid=(4,),
+        in_specs=[pl.BlockSpec((1, 8), lambda i, counts: (i * counts[0], 0))],
+        out_specs=pl.BlockSpec((1, 8), lambda i, counts: (i, 0)),
+    )  # fmt: skip
+    f = pallas_call(kernel, struct(4, 8, dtype=np.int32), grid_spec=spec)
+    return f, (np.array([1, 5], np.int32), integers(0, 4, 8))
