@@ -23,6 +23,7 @@ _BY_REASON = {
         ops_test::OpsTest::test_f16_true_divide_unsupported
         pallas_test::PallasCallTest::test_block_spec_valid_block_shapes*
         pallas_test::PallasCallBoundedSliceIndexingTest::test_block_spec_bounded_slice_static
+        pallas_test::PallasControlFlowTest::test_scan_with_extensive_*
         tpu_ops_test::OpsTest::test_unsigned_dtype_dot_raises*
         tpu_pallas_state_test::CoreMapTest::test_empty_core_map_raises_error
         tpu_pallas_test::PallasCallDMATest::test_cannot_squeeze_lane_sublane
@@ -72,6 +73,10 @@ _BY_REASON = {
     """,
     "reads memory that nobody wrote: a bool there is False, as in JAX's interpreter": """
         tpu_pallas_test::PallasCallPoisonTest::test_poison_buffers
+    """,
+    "hypothesis draws mostly sizes that the test itself refuses": """
+        tpu_pallas_pipeline_test::PaddedPipelineEmitterTest::test_padded_matmul_bfloat16
+        tpu_pallas_pipeline_test::PaddedPipelineEmitterTest::test_padded_matmul_int8
     """,
     "the kernel rounds keys and values to bfloat16, the reference doesn't on a CPU: JAX's TPU "
     "interpreter gives the same": """
