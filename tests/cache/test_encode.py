@@ -45,7 +45,7 @@ def test_a_program_comes_back(name):
         np.dtype(ml_dtypes.bfloat16), np.dtype(ml_dtypes.int4), np.float32, np.add, np.take,
         ArrayType((2, 3), np.dtype(np.float16)), memory.Dynamic(3), ValueError,
     ],
-    ids=repr,
+    ids=lambda data: getattr(data, "__name__", None) or repr(data),
 )  # fmt: skip
 def test_plain_data_comes_back(value):
     back = decode_data(encode_data(value))
