@@ -82,16 +82,8 @@ def _dot_general(ins, outs, *, dimension_numbers, precision=None, **_):
     left = _matrices(lhs, lhs_batch, lhs_free, lhs_contracting, work)
     right = _matrices(rhs, rhs_batch, rhs_contracting, rhs_free, work)
     reshapes = len(lhs_free) != 1 or len(rhs_free) != 1
-    rows = math.prod(lhs.shape[d] for d in lhs_free)
-    columns = math.prod(rhs.shape[d] for d in rhs_free)
-    multiply: Function
-    if terms == 1:
-        # No sum: like XLA, keep the sign of a zero, which a sum from zero would lose.
-        multiply = np.multiply
-    elif finish is None and work == np.float32 and _can_be_ordered(rows, terms, columns):
-        multiply = _ordered
-    else:
-        multiply = np.matmul
+    # One term is no sum: like XLA, keep the sign of a zero, which a sum from zero would lose.
+    multiply = np.multiply if terms == 1 else np.matmul
     if left is None and right is None and finish is None and not reshapes:
         return multiply
 
@@ -113,41 +105,6 @@ def _dot_general_batch(stack, *, dimension_numbers, **params):
 
     contracting, batch = map(behind, dimension_numbers)
     return {"dimension_numbers": (contracting, tuple((0, *dims) for dims in batch)), **params}
-
-
-# XLA adds up most products of matrices term by term, with fused multiply-adds, and JAX's own tests
-# compare kernels with that to the last bit. So does OpenBLAS (with AVX2), up to so many terms and
-# columns, except in the rows that are left over from twelve, and the first and last columns.
-_TERMS, _COLUMNS, _ROWS, _EDGE = 320, 256, 12, 8
-
-
-def _ordered(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The product of float32 matrices, with zeros in those rows and columns."""
-    rows, columns = x.shape[-2], y.shape[-1]
-    if columns > _COLUMNS:
-        starts = range(0, columns, _COLUMNS)
-        return np.concatenate([_ordered(x, y[..., i : i + _COLUMNS]) for i in starts], axis=-1)
-    wide = np.zeros((*y.shape[:-1], columns + 2 * _EDGE), y.dtype)
-    wide[..., _EDGE:-_EDGE] = y
-    if rows % _ROWS:
-        tall = np.zeros((*x.shape[:-2], rows + -rows % _ROWS, x.shape[-1]), x.dtype)
-        tall[..., :rows, :] = x
-        x = tall
-    return np.matmul(x, wide)[..., :rows, _EDGE:-_EDGE]
-
-
-def _can_be_ordered(rows: int, terms: int, columns: int) -> bool:
-    return min(rows, columns) >= 8 and terms <= _TERMS and _padding_orders()
-
-
-@functools.cache
-def _padding_orders() -> bool:
-    """Whether `_ordered` adds term by term where np.matmul doesn't, which is up to BLAS."""
-    x, y = np.random.default_rng(0).standard_normal((2, 40, 40)).astype(np.float32)
-    sums = np.zeros((40, 40), np.float32)
-    for column, row in zip(x.T.astype(np.float64), y.astype(np.float64), strict=True):
-        sums = (sums + np.multiply.outer(column, row)).astype(np.float32)
-    return bool((_ordered(x, y) == sums).all() and (np.matmul(x, y) != sums).any())
 
 
 def _others(array: ArrayType, *used: Sequence[int]) -> list[int]:
