@@ -11,8 +11,8 @@ _SUMS = (
     "they are rounded in another order"
 )
 _ORDER = (
-    "compares a matrix product with XLA's within 1e-7, less than the rounding of a sum; XLA's order "
-    "depends on its version and the shape, BLAS's here on the threads"
+    "compares a matrix product with XLA's within 1e-7, less than the rounding of a sum; XLA's "
+    "order depends on its version and the shape, that of BLAS on its threads"
 )
 _FUNCTIONS = "wants results of XLA's functions bit by bit; here they are within 4 units"
 
