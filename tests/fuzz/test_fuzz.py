@@ -5,7 +5,7 @@ from hypothesis import given, settings
 
 from tests.fuzz.check import GENERATORS, check, quiet, sources
 
-EXAMPLES = 60
+EXAMPLES = 40
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
