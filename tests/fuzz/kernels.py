@@ -41,6 +41,9 @@ _MEMORY = ("load",) * 6 + ("store",) * 6 + ("update",) * 3 + ("swap", "add_updat
 _CONTROL = ("loop", "loop", "scan", "repeat", "branch", "branch", "when", "scoped", "call")
 _DEEPEST = 2
 # Types that a packed integer is loaded as.
+# Kinds of indices, and those that the kernel computes.
+_FIXED = ("all", "int", "range", "strided")
+_MOVING = ("dynamic", "moving", "array")
 _WHOLE = tuple(map(np.dtype, (np.int32, np.int8, np.uint8)))
 
 
@@ -63,7 +66,9 @@ class Scope(NamedTuple):
 
 
 class Body(Operations):
-    """Random statements of a kernel."""
+    """Random statements of a kernel. ``moving``: whether it computes indices of its refs."""
+
+    moving = True
 
     def block(self, scope: Scope, least: int, most: int) -> None:
         for _ in range(self.number(least, most)):
@@ -104,7 +109,7 @@ class Body(Operations):
             return (slice(None),) * len(shape)
         index: list[Any] = []
         for size in shape:
-            kind = self.one(["all", "int", "dynamic", "range", "strided", "moving", "array"])
+            kind = self.one(_FIXED + _MOVING if self.moving else _FIXED)
             length = self.number(1, size)
             if kind == "int":
                 index.append(self.number(0, size - 1))
@@ -332,10 +337,13 @@ class Call(Choices):
 
     def __init__(self, source: random.Random, pool: Pool = USUAL):
         super().__init__(source, pool)
-        body = Body(source, pool)
         self._data = np.random.default_rng(self.number(0, 1 << 16))
         self._grid = [self.number(1, 3) for _ in range(self.one([0, 1, 1, 2, 2]))]
         self._prefetched = self.number(0, 1)
+        # Of a block that lies outside, XLA makes one slice with the kernel's own of it.
+        self._inside = bool(self.number(0, 1))
+        body = Body(source, pool)
+        body.moving = self._inside
         aliased = self.rarely(3)
         whole = aliased or bool(pool.complexes)
         inputs = [self.operand(pool.dtypes, not whole) for _ in range(self.number(1, 3))]
@@ -345,7 +353,7 @@ class Call(Choices):
             one = inputs[0]
             outputs[0], aliases = one, {self._prefetched: 0}
             if one.spec and self.number(0, 1):
-                elsewhere = self._index_map(len(one.shape))
+                elsewhere = self._index_map(_starts(one.spec.block_shape, one.shape))
                 outputs[0] = one._replace(spec=pl.BlockSpec(one.spec.block_shape, elsewhere))
         scratch = [
             pltpu.VMEM(self.shape((1, 2)), self.one(pool.stored)) for _ in range(self.number(0, 2))
@@ -421,13 +429,15 @@ class Call(Choices):
                 # The array: so many blocks, and maybe not quite.
                 cut = 0 if dtype.kind == "c" else self.one([0, 0, 1, 2])
                 sizes[i] = max(1, self.number(1, 3) * size - cut)
-        return Operand(tuple(sizes), dtype, pl.BlockSpec(tuple(block), self._index_map(len(block))))
+        index_map = self._index_map(_starts(block, sizes))
+        return Operand(tuple(sizes), dtype, pl.BlockSpec(tuple(block), index_map))
 
-    def _index_map(self, rank: int) -> Callable[..., tuple[Any, ...]]:
-        """Index maps that keep, permute, repeat, shift and scale the grid's indices."""
+    def _index_map(self, starts: Sequence[int]) -> Callable[..., tuple[Any, ...]]:
+        """Index maps that keep, permute, repeat, shift and scale the grid's indices; some of
+        them stay below ``starts``."""
         axes = len(self._grid)
         terms = []
-        for i in range(rank):
+        for i in range(len(starts)):
             usual = self.number(0, 3) > 0
             axis = i % axes if usual else self.number(0, axes - 1)
             factor = 1 if usual else self.one([0, 0, 1, 2, -1])
@@ -436,12 +446,25 @@ class Call(Choices):
 
         def index_map(*indices):
             grid, prefetched = indices[:axes], indices[axes:]
-            return tuple(
+            at = [
                 prefetched[0][grid[axis]] if looked_up else grid[axis] * factor + offset
                 for axis, factor, offset, looked_up in terms
-            )
+            ]
+            if self._inside:
+                at = [jnp.clip(i, 0, start - 1) for i, start in zip(at, starts, strict=True)]
+            return tuple(at)
 
         return index_map
+
+
+def _starts(block: Sequence[Any], shape: Sequence[int]) -> list[int]:
+    """How many values of an index map lie inside the array, in each dimension."""
+    return [
+        size if b is None
+        else size + sum(b.padding) - b.block_size + 1 if isinstance(b, pl.Element)
+        else -(-size // b)
+        for b, size in zip(block, shape, strict=True)
+    ]  # fmt: skip
 
 
 def data(
