@@ -13,7 +13,7 @@ FLOATS = tuple(map(np.dtype, (np.float32, np.float64, np.float16, ml_dtypes.bflo
 FLOAT8S = (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2))
 INTEGERS = tuple(np.dtype(f"{sign}{size}") for sign in "iu" for size in (1, 2, 4, 8))
 NARROW_INTEGERS = tuple(
-    np.dtype(getattr(ml_dtypes, name)) for name in ("int4", "uint4")
+    np.dtype(getattr(ml_dtypes, name)) for name in ("int2", "uint2", "int4", "uint4")
 )
 COMPLEX = (np.dtype(np.complex64), np.dtype(np.complex128))
 BOOL = np.dtype(np.bool_)

@@ -16,7 +16,7 @@ import numpy as np
 from pallas_shim.evaluator.rules import complex_math
 from pallas_shim.evaluator.rules import elementwise_math as math
 from pallas_shim.evaluator.rules.registry import Unsupported, batch_form, lowering_rule, rule
-from pallas_shim.evaluator.rules.scalar_types import bit_width, is_float, is_integer, wide
+from pallas_shim.evaluator.rules.scalar_types import is_float, is_integer, wide
 from pallas_shim.jax_compat.special import COMPOSED, composition
 
 Function = Callable[..., Any] | math.ByDtype
@@ -157,8 +157,8 @@ def specialised(fn: Function, dtype: np.dtype, out: np.dtype) -> Callable[..., A
     return lambda *xs: fn(*[x.astype(computed) for x in xs])
 
 
-# On these XLA's results depend on how it stores the type, and agree with nothing else.
-NOT_BELOW_A_BYTE = {"population_count", "mulhi", "shift_right_arithmetic"}
+# XLA counts in the byte that holds a number of 4 bits, and takes the upper half of its bits.
+NOT_ON_INT4 = {("population_count", "int4"), ("mulhi", "int4"), ("mulhi", "uint4")}
 NOT_ON_FLOAT8 = {"nextafter", "eq_to", "lt_to", "le_to"}
 ROUNDED_TWICE = {("sqrt", np.dtype(ml_dtypes.float8_e3m4))}
 
@@ -168,7 +168,7 @@ def refuses(name: str, dtype: np.dtype) -> bool:
     if TABLE[name].of(dtype) is None or (name, dtype) in ROUNDED_TWICE:
         return True
     if is_integer(dtype):
-        return name in NOT_BELOW_A_BYTE and bit_width(dtype) < 8
+        return (name, dtype.name) in NOT_ON_INT4
     return name in NOT_ON_FLOAT8 and dtype.itemsize == 1 and dtype != np.bool_
 
 

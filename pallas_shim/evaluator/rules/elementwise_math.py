@@ -113,7 +113,15 @@ def shift_right_arithmetic(dtype: np.dtype) -> Function:
     computed, bits = wide(dtype), signed(dtype)
     if computed == bits:
         return np.right_shift
-    return lambda x, y: np.right_shift(x.view(bits), y.view(bits)).view(computed)
+    unused = bits.type(8 * bits.itemsize - bit_width(dtype))
+
+    def shift(x, y):
+        x = x.view(bits)
+        if unused:  # the sign is moved to where the byte has it
+            x = x << unused >> unused
+        return np.right_shift(x, y.view(bits)).view(computed)
+
+    return shift
 
 
 @ByDtype

@@ -87,7 +87,7 @@ def test_bitcast(source):
 
     x = samples.values(source)
     with x64(True):
-        check_rule(bits, np.resize(x, 16 * -(-x.size // 16)))
+        check_rule(bits, np.resize(x, 32 * -(-x.size // 32)))
 
 
 def test_bitcast_of_scalars():
