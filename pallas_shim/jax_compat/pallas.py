@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+from jax import tree_util
 from jax._src import core
 from jax._src.pallas import core as pallas_core
 from jax._src.pallas import hlo_interpreter
+from jax._src.state import indexing
 
 from pallas_shim.jax_compat.checked import CheckedMemory, checked_memory, in_hbm
 from pallas_shim.jax_compat.jaxprs import open_jaxpr, user_source
@@ -138,7 +141,27 @@ def _block(mapping: Any) -> Block:
         raise UnsupportedCall(f"a block of {mapping.origin} with transforms {mapping.transforms}")
     dims = tuple(_block_dim(dim, mapping) for dim in mapping.block_shape)
     seen = in_hbm(mapping.transformed_block_aval)
-    return Block(dims, mapping.index_map_jaxpr, mapping.array_aval, mapping.origin, seen)
+    return Block(dims, _index_map(mapping), mapping.array_aval, mapping.origin, seen)
+
+
+def _index_map(mapping: Any) -> Any:
+    """The index map, which gives the start where it is a bounded slice's."""
+    closed = mapping.index_map_jaxpr
+    found = tree_util.tree_unflatten(mapping.index_map_out_tree, closed.jaxpr.outvars)
+    if not any(isinstance(index, indexing.Slice) for index in found):
+        return closed
+    starts = []
+    for index, dim in zip(found, mapping.block_shape, strict=True):
+        if isinstance(index, indexing.Slice):
+            if index.size != dim.block_size or index.stride != 1:
+                raise UnsupportedCall(f"a slice of {mapping.origin} that may not fill its block")
+            index = index.start
+        starts.append(_literal(index) if isinstance(index, int) else index)
+    return closed.replace(jaxpr=closed.jaxpr.replace(outvars=starts))
+
+
+def _literal(value: int) -> core.Literal:
+    return core.Literal(np.int32(value), core.ShapedArray((), np.dtype(np.int32)))
 
 
 def _block_dim(dim: Any, mapping: Any) -> BlockDim:
@@ -147,6 +170,8 @@ def _block_dim(dim: Any, mapping: Any) -> BlockDim:
             return BlockDim("squeezed", 1)
         case "Blocked":
             return BlockDim("blocked", int(dim.block_size))
+        case "BoundedSlice":  # as long as the block: see _index_map
+            return BlockDim("element", int(dim.block_size))
         case "Element":
             return BlockDim("element", int(dim.block_size), tuple(dim.padding))
         case "int":

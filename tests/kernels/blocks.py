@@ -119,6 +119,26 @@ def element_blocks_overlap():
 
 
 @case()
+def bounded_slices_start_anywhere():
+    def kernel(x, y, out):
+        out[...] = x[...] + y[...]
+
+    f = pallas_call(
+        kernel,
+        struct(4, 3, 4, dtype=np.int32),
+        grid=(4,),
+        in_specs=[
+            pl.BlockSpec((pl.BoundedSlice(3), 4), lambda i: (pl.ds(i * 2 + 1, 3), 0)),
+            pl.BlockSpec((pl.BoundedSlice(3), 4), lambda i: (pl.ds(2, 3), 0)),
+        ],
+        out_specs=pl.BlockSpec((None, 3, 4), lambda i: (i, 0, 0)),
+    )
+    x, y = integers(0, 11, 4), integers(1, 11, 4)
+    # JAX's interpreter doesn't know such blocks.
+    return f, (x, y), np.stack([x[start : start + 3] + y[2:5] for start in (1, 3, 5, 7)])
+
+
+@case()
 def scalar_prefetch_gather():
     def kernel(indices, x, out):
         out[...] = x[...] + indices[pl.program_id(0)].astype(jnp.float32)
