@@ -11,7 +11,6 @@ import contextlib
 import contextvars
 import dataclasses
 import gc
-import math
 import re
 import threading
 import time
@@ -23,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pallas_shim import settings
+from pallas_shim import estimate, settings
 from pallas_shim.evaluator import passes
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
@@ -282,7 +281,7 @@ def _make_plan(
         arrays.result_types(hooks.out_avals(jaxpr)),
         _deleted(jaxpr, call),
         hooks.is_ordered(jaxpr),
-        None if kernels else Trial(_compiling_seconds(_outside(jaxpr)[1])),
+        None if kernels else Trial(estimate.outside_kernels(jaxpr).compiling),
     )
 
 
@@ -309,9 +308,10 @@ def _obstacle(jaxpr: Any, call: hooks.JitCall, equations: Sequence[Any]) -> str 
     for aval in (*hooks.in_avals(jaxpr), *hooks.out_avals(jaxpr)):
         if not arrays.is_plain(aval):
             return f"it takes or returns a {aval}"
-    seconds, equations_outside = _outside(jaxpr)
-    if seconds > _compiling_seconds(equations_outside):
-        return f"XLA does the work outside its kernels faster (about {seconds:.2g} s in NumPy)"
+    outside = estimate.outside_kernels(jaxpr)
+    if outside.numpy > outside.compiling:
+        seconds = f"{outside.numpy:.2g} s"
+        return f"XLA does the work outside its kernels faster (about {seconds} in NumPy)"
     return None
 
 
@@ -332,54 +332,6 @@ def _program(jaxpr: Any, name: str) -> Program:
         raise Unsupported(
             name, f"lowering failed, which is a bug in pallas_shim: {kind}: {error}"
         ) from error
-
-
-# What XLA takes to compile a function, and each equation in it, in seconds on one core.
-_COMPILING = 0.02
-_COMPILING_EQUATION = 0.002
-
-
-def _compiling_seconds(equations: int) -> float:
-    return _COMPILING + equations * _COMPILING_EQUATION
-
-
-# What NumPy takes for an equation, a byte of its result, a byte to sort and an operation of a
-# dot or a convolution.
-_EQUATION, _BYTE, _SORTED_BYTE, _DOT, _CONVOLUTION = 3e-6, 1e-9, 2e-8, 5e-11, 1e-9
-# How often a loop whose length isn't known is taken to run.
-_LOOP = 10
-
-
-def _outside(jaxpr: Any, times: int = 1) -> tuple[float, int]:
-    """An estimate of the seconds that NumPy takes outside the kernels; how many equations."""
-    seconds, count = 0.0, 0
-    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        name = eqn.primitive.name
-        if name in hooks.KERNEL_PRIMITIVES:
-            continue
-        count += 1
-        inner = list(hooks.inner_jaxprs(eqn))
-        if inner:
-            repeats = {"scan": eqn.params.get("length", 1), "while": _LOOP}.get(name, 1)
-            for each in inner:
-                inside, inside_count = _outside(each, times * repeats)
-                seconds += inside
-                count += inside_count
-            continue
-        avals = [v.aval for v in eqn.outvars if hasattr(v.aval, "shape")]
-        nbytes = sum(  # a semaphore has no bytes
-            math.prod(aval.shape) * getattr(aval.dtype, "itemsize", 0) for aval in avals
-        )
-        seconds += times * (_EQUATION + nbytes * (_SORTED_BYTE if name == "sort" else _BYTE))
-        if name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            shape = eqn.invars[0].aval.shape
-            depth = np.prod([shape[d] for d in contracted], dtype=np.int64)
-            seconds += times * _DOT * 2 * avals[0].size * float(depth)
-        elif name == "conv_general_dilated":
-            weights = eqn.invars[1].aval.size
-            seconds += times * _CONVOLUTION * 2 * avals[0].size * weights
-    return seconds, count
 
 
 def _deleted(jaxpr: Any, call: hooks.JitCall) -> tuple[int, ...]:

@@ -1,0 +1,64 @@
+"""Estimates what the work outside a function's kernels costs, in NumPy and in XLA."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pallas_shim.jax_compat import hooks
+
+# What XLA takes to compile a function, and each equation in it, in seconds on one core.
+_COMPILING = 0.02
+_COMPILING_EQUATION = 0.002
+# What NumPy takes for an equation, a byte of its result, a byte to sort and an operation of a
+# dot or a convolution.
+_EQUATION, _BYTE, _SORTED_BYTE, _DOT, _CONVOLUTION = 3e-6, 1e-9, 2e-8, 5e-11, 1e-9
+# How often a loop whose length isn't known is taken to run.
+_LOOP = 10
+
+
+class Estimate(NamedTuple):
+    """Seconds that NumPy takes for some work, and that XLA takes to compile it."""
+
+    numpy: float
+    compiling: float
+
+
+def outside_kernels(jaxpr: Any) -> Estimate:
+    """What the equations of a jaxpr cost, all but its kernels."""
+    seconds, count = _outside(jaxpr, 1)
+    return Estimate(seconds, _COMPILING + count * _COMPILING_EQUATION)
+
+
+def _outside(jaxpr: Any, times: int) -> tuple[float, int]:
+    """NumPy's seconds for a jaxpr that runs so many times; how many equations it has."""
+    seconds, count = 0.0, 0
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        name = eqn.primitive.name
+        if name in hooks.KERNEL_PRIMITIVES:
+            continue
+        count += 1
+        inner = list(hooks.inner_jaxprs(eqn))
+        if inner:
+            repeats = {"scan": eqn.params.get("length", 1), "while": _LOOP}.get(name, 1)
+            for each in inner:
+                inside, inside_count = _outside(each, times * repeats)
+                seconds += inside
+                count += inside_count
+            continue
+        avals = [v.aval for v in eqn.outvars if hasattr(v.aval, "shape")]
+        nbytes = sum(  # a semaphore has no bytes
+            math.prod(aval.shape) * getattr(aval.dtype, "itemsize", 0) for aval in avals
+        )
+        seconds += times * (_EQUATION + nbytes * (_SORTED_BYTE if name == "sort" else _BYTE))
+        if name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            shape = eqn.invars[0].aval.shape
+            depth = np.prod([shape[d] for d in contracted], dtype=np.int64)
+            seconds += times * _DOT * 2 * avals[0].size * float(depth)
+        elif name == "conv_general_dilated":
+            weights = eqn.invars[1].aval.size
+            seconds += times * _CONVOLUTION * 2 * avals[0].size * weights
+    return seconds, count
