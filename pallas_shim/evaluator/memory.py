@@ -140,6 +140,15 @@ def viewer(
     return view
 
 
+def direct_viewer(
+    shape: tuple[int, ...], dtype: np.dtype, path: Path
+) -> Callable[..., np.ndarray] | None:
+    """The `viewer` if what it gives is always a view, else None."""
+    if any(stage.back is not None for stage in _stages(shape, dtype, path)):
+        return None
+    return viewer(shape, dtype, path)
+
+
 def writer(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> Callable[..., None]:
     """The function ``(ref, value, *leaves)`` that stores where the path leads."""
     stages = _stages(shape, dtype, path)
@@ -149,8 +158,8 @@ def writer(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> Callable[...,
             ref[...] = value
 
         return write_all
-    if all(stage.back is None for stage in stages):
-        view = viewer(shape, dtype, path)
+    view = direct_viewer(shape, dtype, path)
+    if view is not None:
 
         def write(ref, value, *leaves):
             view(ref, *leaves)[...] = value

@@ -11,6 +11,7 @@ from pallas_shim.evaluator.passes.batching import batch
 from pallas_shim.evaluator.passes.common_subexpressions import share_common_subexpressions
 from pallas_shim.evaluator.passes.constant_folding import fold_constants
 from pallas_shim.evaluator.passes.dead_code import remove_dead_code
+from pallas_shim.evaluator.passes.direct_stores import store_directly
 from pallas_shim.evaluator.passes.extrema import Extrema
 from pallas_shim.evaluator.passes.grid_batching import batch_grids
 from pallas_shim.evaluator.passes.hoisting import hoist_invariants
@@ -37,6 +38,7 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("extrema", Extrema.run),
     ("load_views", view_loads),
     ("dead_code", remove_dead_code),
+    ("direct_stores", store_directly),
     ("in_place", write_in_place),
 )
 

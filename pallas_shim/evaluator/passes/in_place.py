@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from pallas_shim.evaluator.lower import specialise
-from pallas_shim.evaluator.passes.rewrite import make_instruction, with_regions
+from pallas_shim.evaluator.passes.rewrite import is_ufunc, make_instruction, with_regions
 from pallas_shim.evaluator.program import (
     Instruction,
     Operation,
@@ -42,13 +40,13 @@ class _InPlace:
             if regions:
                 body[at] = with_regions(instruction, list(map(self.region, regions)))
                 continue
-            if _is_ufunc(operation) and outs[0].type.shape:
+            if is_ufunc(operation) and outs[0].type.shape:
                 for position, value in enumerate(ins):
                     if value in own and last.get(value) == at and value.type == outs[0].type:
                         into = self.into(operation, position)
                         body[at] = make_instruction((into, ins, outs, (), source))
                         break
-            if _is_ufunc(operation) or operation.name in _MAKES:
+            if is_ufunc(operation) or operation.name in _MAKES:
                 own.update(outs)
         return Region(region.params, tuple(body), region.results)
 
@@ -60,11 +58,6 @@ class _InPlace:
                 operation.name, operation.ins, operation.outs, params, False
             )
         return self.operations[key]
-
-
-def _is_ufunc(operation: Operation) -> bool:
-    fn = operation.fn
-    return isinstance(fn, np.ufunc) and fn.signature is None and not operation.view
 
 
 def _last_uses(body: Sequence[Instruction], results: Sequence[Value]) -> dict[Value, int]:

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pallas_shim.evaluator.program import Instruction, Region, Value
+import numpy as np
+
+from pallas_shim.evaluator.program import Instruction, Operation, Region, Value
 
 Substitution = dict[Value, Value]
 
@@ -24,6 +26,12 @@ def substitute(values: tuple[Value, ...], replaced: Substitution) -> tuple[Value
 def with_regions(instruction: Instruction, regions: Sequence[Region]) -> Instruction:
     operation, ins, outs, _, source = instruction
     return make_instruction((operation, ins, outs, tuple(regions), source))
+
+
+def is_ufunc(operation: Operation) -> bool:
+    """Whether it is one call of an elementwise NumPy function."""
+    fn = operation.fn
+    return isinstance(fn, np.ufunc) and fn.signature is None and not operation.view
 
 
 class ScopedTable(dict):
