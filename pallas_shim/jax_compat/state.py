@@ -228,6 +228,30 @@ def accumulator(eqn: Any, ins: Sequence[Any]) -> tuple[RefView, Any]:
     return view, given[0] if given else None
 
 
+class SparseAccess(NamedTuple):
+    """``indices``: one array a dimension of the view, or none. ``value`` is what is stored."""
+
+    view: RefView
+    indices: tuple[Any, ...]
+    value: Any
+    mask: Any
+
+
+def sparse_access(eqn: Any, ins: Sequence[Any]) -> SparseAccess:
+    """SparseCore's `load`, `swap`, `gather` and `scatter`."""
+    tree, name = eqn.params["tree"], eqn.primitive.name
+    if name == "gather":
+        ref, transforms, indices, mask = tree.unflatten(ins)
+        return SparseAccess(_view(ref, transforms), tuple(indices), None, mask)
+    if name == "scatter":
+        ref, transforms, indices, value, mask = tree.unflatten(ins)
+        return SparseAccess(_view(ref, transforms), tuple(indices), value, mask)
+    ref, *rest = ins
+    value = rest.pop(0) if name == "swap" else None
+    mask = rest.pop() if eqn.params["has_mask"] else None
+    return SparseAccess(_view(ref, tree.unflatten(rest)), (), value, mask)
+
+
 # -- discharge: the meaning of a memory primitive as JAX itself gives it ------------------------
 
 

@@ -50,6 +50,7 @@ FAMILIES = (
     "mesh",
     "tpu",
     "packing",
+    "sparsecore",
     "matrix_unit",
     "hardware_random",
     "triton",

@@ -22,7 +22,7 @@ _BY_XLA = {
     "it calls compiled code": "ffi_call call_exported tpu_custom_call",
     "it orders effects of a compiled program": "after_all create_token",
     "its sizes are known when XLA compiles": "dim_as_value dimension_size shape_assertion",
-    "its numbers are what XLA's own generator gives": "rng_uniform",
+    "its numbers come from a state of XLA's that each call changes": "rng_uniform",
     "Jacobi's method is XLA's own": "eigh_jacobi",
 }
 
@@ -35,13 +35,11 @@ _NOWHERE = {
         "dot_product_attention_fp8_bwd_wrapper"
     ),
     "it is code for a GPU": "elementwise_inline_asm elementwise_inline_asm_p",
-    "it drives a queue of a TPU's matrix unit": "matmul_lhs_fifo matmul_pop_fifo",
-    "it is for the vector units of SparseCore": (
-        "sparsecore_load sparsecore_swap sparsecore_gather sparsecore_scatter "
-        "barrier unique scan_count masked_cumsum masked_cummax masked_cummin "
-        "masked_sort parallel_loop pack unpack all_reduce_ffs all_reduce_population_count "
-        "sc_fetch_and_add jaxpr_call"
+    "how many results the queue of a TPU's matrix unit holds isn't documented": (
+        "matmul_lhs_fifo matmul_pop_fifo"
     ),
+    "it reaches the memory of another subcore of a SparseCore": "sc_fetch_and_add",
+    "it is Mosaic GPU's": "jaxpr_call",
     "the shim has emit_pipeline emit what it stands for": "emit_pipeline pipeline_body",
     "it is the fuser's, which takes it away before the kernel is called": (
         "custom_fusion pack_dtype unpack_dtype"

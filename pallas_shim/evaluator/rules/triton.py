@@ -16,7 +16,8 @@ def _read_modify_write(lowering, eqn, ins):
         ref = access.view.ref
         path, leaves = state_rules.path_of(access.view)
     except state_rules.NotBasic:
-        raise Unsupported("atomic_rmw", "at array indices, which may meet") from None
+        reason = "at array indices: where they meet, JAX's interpreter differs from a GPU"
+        raise Unsupported("atomic_rmw", reason) from None
     except state.UnsupportedTransform as error:
         raise Unsupported("atomic_rmw", str(error)) from error
     if access.mask is not None and not state_rules.inside(access):
