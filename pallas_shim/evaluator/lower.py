@@ -290,9 +290,6 @@ def specialise(
 ) -> Operation:
     """Asks the primitive's rule for its callable.
 
-    A parameter ``into`` is the pass in_place's: the position of the operand over which a ufunc
-    writes its result.
-
     Raises:
       Unsupported: no rule, or the rule refuses.
     """
@@ -303,16 +300,7 @@ def specialise(
         raise Unsupported(primitive, "on an array of PRNG keys")
     arrays = [tuple(ArrayType(t.shape, t.dtype) for t in types) for types in (ins, outs)]
     fn = rule.make(*arrays, **params)
-    if "into" in params:
-        fn = _INTO[len(ins), params["into"]](fn)
     return Operation(primitive, params, ins, outs, fn, PURE, rule.view, multiple)
-
-
-_INTO: dict[tuple[int, int], Callable[..., Callable[..., Any]]] = {
-    (1, 0): lambda fn: lambda x: fn(x, out=x),
-    (2, 0): lambda fn: lambda x, y: fn(x, y, out=x),
-    (2, 1): lambda fn: lambda x, y: fn(x, y, out=y),
-}
 
 
 def scalar(value: int) -> np.ndarray:

@@ -1,26 +1,33 @@
-"""In place: an elementwise result is written over an operand that nothing uses afterwards.
+"""In place: an elementwise result is written over an array that nothing uses afterwards: an
+operand, or else what was last used shortly before.
 
-That operand must have been made in the same round of the same region, as an array of its
-own, and no other value may be a view of it.
+That array must have been made in the same round of the same region, as one of its own, and no
+other value may be a view of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from pallas_shim.evaluator.lower import specialise
 from pallas_shim.evaluator.passes.rewrite import is_ufunc, make_instruction, with_regions
 from pallas_shim.evaluator.program import (
+    ArrayType,
     Instruction,
     Operation,
     Program,
     Region,
+    Type,
     Value,
 )
 
 # Beside the ufuncs, the operations whose result is always an array of its own.
 _MAKES = frozenset({"concatenate", "convert_element_type", "dot_general", "join", "select_n",
                     "take"})  # fmt: skip
+
+# How many instructions an array waits to be used again: so long it may be in a cache, and the
+# memory that waits is little. A smaller one is made faster than it is found.
+_WAITS, _AT_LEAST = 16, 1 << 15
 
 
 def write_in_place(program: Program) -> Program:
@@ -35,29 +42,58 @@ class _InPlace:
         body = list(region.body)
         last = _last_uses(body, region.results)
         own: set[Value] = set()
+        waiting: dict[Type, list[tuple[int, Value]]] = {}
         for at, instruction in enumerate(body):
             operation, ins, outs, regions, source = instruction
             if regions:
                 body[at] = with_regions(instruction, list(map(self.region, regions)))
                 continue
-            if is_ufunc(operation) and outs[0].type.shape:
-                for position, value in enumerate(ins):
-                    if value in own and last.get(value) == at and value.type == outs[0].type:
-                        into = self.into(operation, position)
-                        body[at] = make_instruction((into, ins, outs, (), source))
-                        break
+            dying = [value for value in dict.fromkeys(ins) if value in own and last[value] == at]
+            if is_ufunc(operation) and (type := outs[0].type).shape:
+                over = next((value for value in dying if value.type == type), None)
+                if over is not None:
+                    dying.remove(over)
+                    position = ins.index(over)
+                    into = self.into(operation, ins, position)
+                    body[at] = make_instruction((into, ins, outs, (), source))
+                elif (waited := waiting.get(type)) and waited[-1][0] >= at - _WAITS:
+                    ins = (*ins, waited.pop()[1])
+                    into = self.into(operation, ins, len(ins) - 1)
+                    body[at] = make_instruction((into, ins, outs, (), source))
+            for value in dying:
+                if isinstance(value.type, ArrayType) and value.type.nbytes >= _AT_LEAST:
+                    waiting.setdefault(value.type, []).append((at, value))
             if is_ufunc(operation) or operation.name in _MAKES:
-                own.update(outs)
+                own.update(value for value in outs if value in last)
         return Region(region.params, tuple(body), region.results)
 
-    def into(self, operation: Operation, position: int) -> Operation:
+    def into(self, operation: Operation, ins: tuple[Value, ...], position: int) -> Operation:
         key = (operation, position)
         if key not in self.operations:
-            params = {**operation.params, "into": position}
-            self.operations[key] = specialise(
-                operation.name, operation.ins, operation.outs, params, False
+            ufunc, count = operation.fn, len(operation.ins)
+            over = _OVER.get((count, position))
+            self.operations[key] = Operation(
+                operation.name,
+                {**operation.params, "into": position},
+                tuple([value.type for value in ins]),
+                operation.outs,
+                over(ufunc) if over else _over_any(ufunc, count, position),
             )
         return self.operations[key]
+
+
+# By how many operands a ufunc takes, and where in a call the array is that it writes over.
+_OVER: dict[tuple[int, int], Callable[[Any], Callable[..., Any]]] = {
+    (1, 0): lambda fn: lambda x: fn(x, out=x),
+    (1, 1): lambda fn: lambda x, out: fn(x, out=out),
+    (2, 0): lambda fn: lambda x, y: fn(x, y, out=x),
+    (2, 1): lambda fn: lambda x, y: fn(x, y, out=y),
+    (2, 2): lambda fn: lambda x, y, out: fn(x, y, out=out),
+}
+
+
+def _over_any(ufunc: Any, count: int, position: int) -> Callable[..., Any]:
+    return lambda *arrays: ufunc(*arrays[:count], out=arrays[position])
 
 
 def _last_uses(body: Sequence[Instruction], results: Sequence[Value]) -> dict[Value, int]:

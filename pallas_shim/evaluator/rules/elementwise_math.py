@@ -100,6 +100,10 @@ def mulhi(dtype: np.dtype) -> Function:
 def shift_right_logical(dtype: np.dtype) -> Function:
     """NumPy shifts as XLA does: a count below 0 or from the width on shifts everything out."""
     computed, bits = wide(dtype), unsigned(dtype)
+    if computed == bits == dtype:
+        return np.right_shift
+    if bit_width(dtype) == 8 * bits.itemsize:
+        return lambda x, y: np.right_shift(x.view(bits), y.view(bits)).view(computed)
     mask = bits.type((1 << bit_width(dtype)) - 1)
 
     def shift(x, y):

@@ -99,3 +99,51 @@ def test_the_real_part_is_an_array_of_its_own():
     given = x.copy()
     assert written(lambda x: lax.convert_element_type(x, np.float32) * 2, x) == [("mul", 0)]
     assert np.array_equal(x, given)
+
+
+LARGE = np.arange(1 << 14, dtype=np.float32).reshape(128, 128)
+
+
+def test_what_was_last_used_shortly_before_is_written_over():
+    def f(x):
+        a = x + 1
+        b = a > 3
+        return jnp.exp(x), b
+
+    # The array comes after the operands.
+    assert written(f, LARGE) == [("exp", 1)]
+    assert written(f, LARGE[:8]) == []
+
+
+def test_what_is_still_used_or_returned_is_not_written_over():
+    def f(x):
+        a = x + 1
+        b = a > 3
+        c = jnp.exp(x)
+        return a, b, c
+
+    assert written(f, LARGE) == []
+
+    def g(x):
+        a = x + 1
+        view = a.T
+        b = a > 3
+        return jnp.exp(x), b, view
+
+    assert written(g, LARGE) == []
+
+
+def test_each_array_is_written_over_once():
+    def f(x):
+        b = (x + 1) > 3
+        return jnp.exp(x), jnp.sin(x), b
+
+    assert written(f, LARGE) == [("exp", 1)]
+
+
+def test_another_type_is_not_written_over():
+    def f(x):
+        b = (x + 1) > 3
+        return x.astype(jnp.int32) * 2, b
+
+    assert written(f, LARGE) == [("mul", 0)]
