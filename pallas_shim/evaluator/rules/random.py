@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from pallas_shim.evaluator.program import ArrayType
-from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule, rule
+from pallas_shim.evaluator.rules.registry import Unsupported, batch_form, lowering_rule, rule
 from pallas_shim.jax_compat import definitions
 
 
@@ -57,18 +57,46 @@ def _threefry2x32(ins, outs, **_):
     return threefry2x32
 
 
+@batch_form("threefry2x32", broadcasts=True)
+def _batch(stack, **params):
+    return params
+
+
 def threefry2x32(key1, key2, x1, x2):
     """The Threefry-2x32 hash, 20 rounds (Salmon et al., 2011), of uint32 arrays."""
     keys = (key1, key2, key1 ^ key2 ^ _PARITY)
-    x1, x2 = x1 + keys[0], x2 + keys[1]
+    x1, x2 = np.add(x1, key1), np.add(x2, key2)
+    shape = np.broadcast_shapes(x1.shape, x2.shape)
+    if x1.shape != shape or x2.shape != shape or not shape:
+        x1, x2 = (np.array(np.broadcast_to(x, shape or (1,))) for x in (x1, x2))
+    flat = [
+        key.reshape(()) if key.size == 1 else np.broadcast_to(key, shape).reshape(-1)
+        for key in keys
+    ]
+    first, second = x1.reshape(-1), x2.reshape(-1)
+    other = np.empty(min(first.size, _PART), np.uint32)
+    for start in range(0, first.size, _PART):
+        part = slice(start, start + _PART)
+        part_keys = [key if key.ndim == 0 else key[part] for key in flat]
+        _threefry_rounds(part_keys, first[part], second[part], other[: first.size - start])
+    return first.reshape(shape), second.reshape(shape)
+
+
+# So many words at once stay in the processor's nearest caches.
+_PART = 1 << 14
+
+
+def _threefry_rounds(keys, a, b, other):
+    """Hashes the words of ``a`` and ``b`` in place; ``other`` is of their size."""
     for i in range(5):
         for distance in _ROTATIONS[i % 2]:
-            x1 = x1 + x2
-            x2 = (x2 << np.uint32(distance)) | (x2 >> np.uint32(32 - distance))
-            x2 = x2 ^ x1
-        x1 = x1 + keys[(i + 1) % 3]
-        x2 = x2 + keys[(i + 2) % 3] + np.uint32(i + 1)
-    return x1, x2
+            np.add(a, b, out=a)
+            np.right_shift(b, np.uint32(32 - distance), out=other)
+            np.left_shift(b, np.uint32(distance), out=b)
+            np.bitwise_or(b, other, out=b)
+            np.bitwise_xor(b, a, out=b)
+        np.add(a, keys[(i + 1) % 3], out=a)
+        np.add(b, keys[(i + 2) % 3] + np.uint32(i + 1), out=b)
 
 
 # -- XLA's bit generators -------------------------------------------------------------------
