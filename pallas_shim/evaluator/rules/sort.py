@@ -26,6 +26,15 @@ def sortable(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.int32 if np.can_cast(dtype, np.int32) else np.float32)
 
 
+def _require_order(primitive: str, dtype: np.dtype) -> None:
+    if dtype.name.endswith("fnuz"):
+        raise Unsupported(
+            primitive,
+            f"of {dtype.name}, whose NaN has the bits of a negative zero: XLA puts it first, and"
+            " some other values out of order; convert the array to float32",
+        )
+
+
 def _sort_key(x: np.ndarray) -> np.ndarray:
     """Integers in the order of lax.sort: all zeros are equal, all NaNs are equal and last."""
     x = x.astype(sortable(x.dtype), copy=False)
@@ -60,6 +69,8 @@ _POSITION = (1 << 32) - 1
 
 @rule("sort")
 def _sort(ins, outs, *, dimension, num_keys, **_):
+    for key in ins[:num_keys]:
+        _require_order("sort", key.dtype)
     # An unstable sort may leave equal keys in any order; here it is always the stable one.
     if len(ins) == 1 and ins[0].dtype.kind != "c":
         return _sort_values(ins[0], dimension)
@@ -131,6 +142,7 @@ def _top_k_batch(stack, *, axis=-1, **params):
 
 @rule("top_k")
 def _top_k(ins, outs, *, k, axis=-1, **_):
+    _require_order("top_k", ins[0].dtype)
     return _first(ins[0], k, axis, lambda x: ~_total_order_key(x))
 
 
@@ -142,6 +154,7 @@ def _approx_top_k(ins, outs, *, k, reduction_dimension, is_max_k, aggregate_to_t
             "with aggregate_to_topk=False XLA chooses which candidates are left; "
             "use aggregate_to_topk=True or lax.top_k",
         )
+    _require_order("approx_top_k", ins[0].dtype)
     key = (lambda x: ~_sort_key(x)) if is_max_k else _sort_key
     return _first(ins[0], k, reduction_dimension, key)
 

@@ -56,6 +56,17 @@ def test_sort_for_every_dtype(dtype):
     check_rule(f, x, y, np.arange(150, dtype=np.int32).reshape(3, 50))
 
 
+@pytest.mark.parametrize("dtype", ["e4m3b11fnuz", "e4m3fnuz", "e5m2fnuz"])
+def test_types_that_xla_orders_otherwise_are_refused(dtype):
+    x = np.array([1, np.nan, -2, 3], getattr(ml_dtypes, f"float8_{dtype}"))
+    assert np.isnan(jax.jit(lax.sort)(x)[0].astype(np.float32))
+    for f in (lax.sort, lambda x: lax.top_k(x, 2), lambda x: lax.approx_max_k(x, 2)):
+        with pytest.raises(Unsupported, match=f"of float8_{dtype}"):
+            lower(jax.make_jaxpr(f)(x))
+    # What they order may be of any type.
+    check_rule(lambda x: lax.sort((np.array([3, 1, 2, 0], np.int32), x)), x)
+
+
 @pytest.mark.parametrize("shape", [(0,), (1,), (3, 0), (0, 3), (2, 3, 4), (2, 2, 5, 3)], ids=str)
 def test_sort_for_every_rank(shape):
     def f(x, y, index):
