@@ -3,8 +3,9 @@
     python -m tests.fuzz --minutes 60 --seed 0
     python -m tests.fuzz --only cells
 
-Prints how many ran, by seed. The first mismatch is shrunk and shown: the kernel's jaxpr, its
-arguments, what the evaluator gave and what JAX gave. The exit status is then 1.
+Prints how many ran, by seed. The first mismatch is shown, as found and then shrunk (which XLA's
+compiler may not live through): the kernel's jaxpr, its arguments, what the evaluator gave and
+what JAX gave. The exit status is then 1.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import sys
 import time
 
-from hypothesis import given, seed, settings
+from hypothesis import Phase, given, seed, settings
 
 from tests.fuzz.check import GENERATORS, Mismatch, check, quiet, sources
 
@@ -29,22 +30,28 @@ def main() -> int:
     options = parser.parse_args()
     start, compared, refused, number = time.monotonic(), 0, 0, options.seed
 
-    while time.monotonic() - start < 60 * options.minutes:
-
+    def run(*phases: Phase) -> None:
         @seed(number)
-        @settings(quiet, max_examples=EXAMPLES)
+        @settings(quiet, max_examples=EXAMPLES, phases=phases)
         @given(sources)
-        def run(source):
+        def each(source):
             nonlocal compared, refused
             if check(source, options.only):
                 compared += 1
             else:
                 refused += 1
 
+        each()
+
+    while time.monotonic() - start < 60 * options.minutes:
         try:
-            run()
+            run(Phase.generate)
         except Mismatch as error:
-            print(f"seed {number}: {error}")
+            print(f"seed {number}: {error}", flush=True)
+            try:
+                run(Phase.generate, Phase.shrink)
+            except Mismatch as smaller:
+                print(f"shrunk: {smaller}")
             return 1
         minutes = (time.monotonic() - start) / 60
         print(f"seeds {options.seed}..{number}: {compared} kernels in {minutes:.1f} minutes; "
