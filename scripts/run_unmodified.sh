@@ -68,11 +68,21 @@ if [ "$(cat "$venv/complete" 2>/dev/null)" != "$stamp" ]; then
         say "no Python 3.11 or newer on PATH; install one, or set PYTHON=/path/to/python"
         exit 1
     fi
-    say "setting up $venv with JAX and pallas_shim (once; $($python --version))"
-    rm -rf "$venv"
-    $python -m venv "$venv" >&2
-    PALLAS_NUMPY=0 "$venv/bin/python" -m pip install --quiet --editable "$checkout" >&2
-    printf '%s' "$stamp" >"$venv/complete"
-    say "done"
+    mkdir -p "$cache"
+    # Of runs that start at the same time one sets up, and the others wait for it.
+    "$python" -c '
+import fcntl, subprocess, sys
+with open(sys.argv[1], "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    sys.exit(subprocess.call(sys.argv[2:]))' "$venv.lock" sh -euc '
+venv=$1 stamp=$2 python=$3 checkout=$4
+[ "$(cat "$venv/complete" 2>/dev/null)" != "$stamp" ] || exit 0
+say() { echo "run_unmodified.sh: $*" >&2; }
+say "setting up $venv with JAX and pallas_shim (once; $($python --version))"
+rm -rf "$venv"
+$python -m venv "$venv" >&2
+PALLAS_NUMPY=0 "$venv/bin/python" -m pip install --quiet --editable "$checkout" >&2
+printf "%s" "$stamp" >"$venv/complete"
+say "done"' sh "$venv" "$stamp" "$python" "$checkout"
 fi
 exec "$venv/bin/python" "$@"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import subprocess
 
 import pytest
@@ -18,9 +19,9 @@ OUTPUT = "['script.py', 'a b'] True False\n"
 
 # Stands in for the network: what pip would install is what {python}'s environment has.
 STAND_IN = """#!/bin/sh
-case "$*" in
-*"-m venv "*) mkdir -p "$3/bin" && ln -s "$0" "$3/bin/python" ;;
-*"-m pip "*) echo "$*" >>{log}; exit {status} ;;
+case "$1 $2" in
+"-m venv") sleep {slow}; mkdir -p "$3/bin" && ln -s "$0" "$3/bin/python" ;;
+"-m pip") echo "$*" >>{log}; exit {status} ;;
 *) exec {python} "$@" ;;
 esac
 """
@@ -39,12 +40,14 @@ def run_unmodified(*arguments, cwd, env):
     )
 
 
-def machine(place, python, status=0):
+def machine(place, python, status=0, slow=0):
     """The variables of a machine that has one Python, a stand-in, and an empty cache."""
     stand_in = place / "bin" / "python3"
     stand_in.parent.mkdir()
     log = place / "pip.log"
-    stand_in.write_text(STAND_IN.format(python=python.executable, log=log, status=status))
+    stand_in.write_text(
+        STAND_IN.format(python=python.executable, log=log, status=status, slow=slow)
+    )
     stand_in.chmod(0o755)
     return log, python.environment(
         PATH=f"{stand_in.parent}:/usr/bin:/bin", XDG_CACHE_HOME=str(place / "cache")
@@ -60,6 +63,16 @@ def test_sets_up_once_and_says_so(from_wheel, place):
 
     again = run_unmodified("script.py", "a b", cwd=place, env=env)
     assert (again.returncode, again.stdout, again.stderr) == (3, OUTPUT, "")
+    assert len(log.read_text().splitlines()) == 1
+
+
+def test_runs_that_start_together_set_up_once(from_wheel, place):
+    log, env = machine(place, from_wheel, slow=1)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        runs = [
+            pool.submit(run_unmodified, "script.py", "a b", cwd=place, env=env) for _ in range(3)
+        ]
+    assert [(r.result().returncode, r.result().stdout) for r in runs] == [(3, OUTPUT)] * 3
     assert len(log.read_text().splitlines()) == 1
 
 
