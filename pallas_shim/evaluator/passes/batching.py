@@ -332,8 +332,10 @@ class _Agenda:
         return best
 
     def aligned(self, stack: Value, rank: int, source: Any) -> Value:
-        """A stack of scalars, with further axes so that it broadcasts against one of arrays."""
-        type = ArrayType((stack.type.shape[0], *(1,) * rank), stack.type.dtype)
+        """A stack of scalars or of other arrays of lower rank, with further axes so that it
+        broadcasts against one of arrays of that rank."""
+        size, *shape = stack.type.shape
+        type = ArrayType((size, *(1,) * (rank - len(shape)), *shape), stack.type.dtype)
         if stack.const is not None:
             return Value(type, stack.const.reshape(type.shape))
         reshape = self.batching.operations.primitive(

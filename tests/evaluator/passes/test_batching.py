@@ -148,12 +148,16 @@ def test_constants_are_stacked_beforehand():
     assert count == {"join": 1, "mul": 1, "member": LANES}
 
 
-def test_scalars_broadcast():
-    def build(b, *tiles_and_scalars):
-        tiles, scalars = tiles_and_scalars[:LANES], tiles_and_scalars[LANES:]
-        return [b.binary("mul", x, y) for x, y in zip(tiles, scalars, strict=True)]
+@pytest.mark.parametrize("rank", [0, 1])
+def test_operands_of_lower_rank_broadcast(rank):
+    """Scalars, and what grid batching leaves as it was beside arrays that got an axis."""
 
-    made = make([TILE] * LANES + [SCALAR] * LANES, build)
+    def build(b, *tiles_and_others):
+        tiles, others = tiles_and_others[:LANES], tiles_and_others[LANES:]
+        return [b.binary("mul", x, y) for x, y in zip(tiles, others, strict=True)]
+
+    other = SCALAR._replace(shape=TILE.shape[len(TILE.shape) - rank :])
+    made = make([TILE] * LANES + [other] * LANES, build)
     after = batch(made.program)
     assert Counter(names(after))["mul"] == 1
     assert outcome(after, made.log) == outcome(made.program, made.log)
