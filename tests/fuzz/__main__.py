@@ -3,16 +3,18 @@
     python -m tests.fuzz --minutes 60 --seed 0
     python -m tests.fuzz --only cells
 
-Prints how many ran, by seed. The first mismatch is shown, as found and then shrunk (which XLA's
-compiler may not live through): the kernel's jaxpr, its arguments, what the evaluator gave and
-what JAX gave. The exit status is then 1.
+Prints how many ran, by seed. The first mismatch is shown, as found and then shrunk: the kernel's
+jaxpr, its arguments, what the evaluator gave and what JAX gave. The exit status is then 1. Each
+seed has a process of its own, since some kernels crash XLA's compiler.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import sys
 import time
+from multiprocessing.connection import Connection
 
 from hypothesis import Phase, given, seed, settings
 
@@ -22,40 +24,57 @@ from tests.fuzz.check import GENERATORS, Mismatch, check, quiet, sources
 EXAMPLES = 25
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--seed", type=int, default=0, help="the first seed")
-    parser.add_argument("--only", choices=GENERATORS, help="one kind of kernel")
-    options = parser.parse_args()
-    start, compared, refused, number = time.monotonic(), 0, 0, options.seed
+def run_seed(number: int, only: str | None, counts: Connection) -> None:
+    """Sends how many kernels were compared, and how many JAX can't run; exits with 1 if one is
+    not as in JAX."""
+    ran = {True: 0, False: 0}
 
     def run(*phases: Phase) -> None:
         @seed(number)
         @settings(quiet, max_examples=EXAMPLES, phases=phases)
         @given(sources)
         def each(source):
-            nonlocal compared, refused
-            if check(source, options.only):
-                compared += 1
-            else:
-                refused += 1
+            ran[check(source, only)] += 1
 
         each()
 
-    while time.monotonic() - start < 60 * options.minutes:
+    try:
+        run(Phase.generate)
+    except Mismatch as error:
+        print(f"seed {number}: {error}", flush=True)
         try:
-            run(Phase.generate)
-        except Mismatch as error:
-            print(f"seed {number}: {error}", flush=True)
-            try:
-                run(Phase.generate, Phase.shrink)
-            except Mismatch as smaller:
-                print(f"shrunk: {smaller}")
+            run(Phase.generate, Phase.shrink)
+        except Mismatch as smaller:
+            print(f"shrunk: {smaller}", flush=True)
+        sys.exit(1)
+    counts.send((ran[True], ran[False]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--seed", type=int, default=0, help="the first seed")
+    parser.add_argument("--only", choices=GENERATORS, help="one kind of kernel")
+    options = parser.parse_args()
+    start, compared, refused, crashed, number = time.monotonic(), 0, 0, 0, options.seed
+    # JAX is imported, but has no threads yet.
+    context = multiprocessing.get_context("fork")
+
+    while time.monotonic() - start < 60 * options.minutes:
+        receiving, sending = context.Pipe(duplex=False)
+        process = context.Process(target=run_seed, args=(number, options.only, sending))
+        process.start()
+        process.join()
+        if process.exitcode == 1:
             return 1
+        if process.exitcode == 0:
+            some, others = receiving.recv()
+            compared, refused = compared + some, refused + others
+        else:
+            crashed += 1
         minutes = (time.monotonic() - start) / 60
         print(f"seeds {options.seed}..{number}: {compared} kernels in {minutes:.1f} minutes; "
-              f"{refused} that JAX can't run", flush=True)
+              f"{refused} that JAX can't run, {crashed} seeds in which it crashed", flush=True)
         number += 1
     return 0
 
