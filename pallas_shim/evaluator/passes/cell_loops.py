@@ -67,6 +67,11 @@ class Emission(StraightLine):
     def _switch(self, instruction: Instruction) -> None:
         (index,), outs = instruction.ins, instruction.outs
         which = self.require_shared(self.cell(index))
+        if which.const is not None:
+            taken = instruction.regions[min(max(int(which.const), 0), len(instruction.regions) - 1)]
+            self.run(taken.body)
+            self.cells.update(zip(outs, map(self.cell, taken.results), strict=True))
+            return
         leads: list[Lead] = [None] * len(outs)
 
         def note(results: list[Cell]) -> list[Value]:

@@ -65,7 +65,19 @@ def _learn(known: dict[Value, Table], axes: int, instruction: Instruction) -> No
         result = batched.fn(*flat)
     except Exception:
         return  # it may never be reached; if it is, the run tells where it failed
-    known[outs[0]] = np.asarray(result).reshape(shape)
+    known[outs[0]] = _narrowed(np.asarray(result).reshape(shape))
+
+
+def _narrowed(table: Table) -> Table:
+    """A table without the axes along which it turns out to be the same: a bound that the last
+    block only would exceed, say. Of floats, equal ones may differ in the sign of zero."""
+    if table.dtype.kind not in "iub":
+        return table
+    for axis, size in enumerate(table.shape):
+        first = table[(slice(None),) * axis + (slice(1),)]
+        if size > 1 and np.array_equal(table, np.broadcast_to(first, table.shape)):
+            table = first
+    return table
 
 
 def _is_scalar(operation: Operation) -> bool:

@@ -617,3 +617,19 @@ def test_operands_that_differ_along_different_axes():
     third = pl.BlockSpec((1, 4, 16), lambda i, j: (i, j, 0))
     f = call(kernel, (2, 3), [*specs, third], pl.BlockSpec((4, 16), lambda i, j: (i, j)), (8, 48))
     assert loops(f, X[0, :8], X[1], X[:2]) == []
+
+
+def test_bounds_that_turn_out_to_be_the_same():
+    """What depends on the cell, but not for as many cells as there are, keeps none apart."""
+
+    def kernel(x, out):
+        rounds = jnp.minimum(pl.program_id(0) * 5 + 2, 2)
+        out[...] = jnp.zeros_like(out)
+
+        @pl.when(pl.program_id(0) * 4 < 32)
+        def _():
+            out[...] = lax.fori_loop(0, rounds, lambda i, sum: sum * 2 + x[...], x[...])
+
+    f = in_blocks(kernel, row, row)
+    assert loops(f, X) == []
+    assert "switch" not in names(batch_grids(remove_dead_code(lower(jax.make_jaxpr(f)(X)))))
