@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from pallas_shim import jax_compat
+from pallas_shim.cache import libraries
 from pallas_shim.evaluator.program import (
     PURE,
     Effects,
@@ -33,8 +34,6 @@ from pallas_shim.evaluator.program import (
 # Where what is kept by its name may be from.
 _NAMED = ("builtins", "functools", "math", "ml_dtypes", "numpy", "operator", "opt_einsum", "scipy")
 _OWN = ("pallas_shim",)
-# Where callables without a module of their own are looked for.
-_UFUNCS = ("numpy", "scipy.special")
 
 _PLAIN = (bool, int, str, type(None))
 _ALIGNMENT = 64
@@ -229,15 +228,10 @@ class _Encoder:
         name = getattr(x, "__qualname__", None) or getattr(x, "__name__", None)
         if isinstance(owner, np.ufunc):
             return ["attribute", self.term(owner), x.__name__]
+        home = libraries.home(x)
+        if home is not None and (_within(home[0], _NAMED) or _within(home[0], _OWN)):
+            return ["named", *home]
         module = getattr(x, "__module__", None)
-        for place in _UFUNCS if module is None or isinstance(x, np.ufunc) else (module,):
-            if name and (_within(place, _NAMED) or _within(place, _OWN)):
-                try:
-                    found = _attribute(place, name)
-                except (ImportError, AttributeError):
-                    continue
-                if found is x:
-                    return ["named", place, name]
         raise NotData(f"a {type(x).__name__}" + (f" ({module}.{name})" if name else ""))
 
     # Programs.

@@ -26,7 +26,7 @@ def key(call: jit_calls.Call) -> str:
     reach = Reach()
     reach.add(_process(), "the process")
     reach.add(list(inputs.configuration()), "JAX's configuration")
-    reach.jitted(call.function, call.jit_info)
+    reach.add_jitted(call.function, call.jit_info)
     static, dynamic = inputs.split_arguments(call.jit_info, call.args, call.kwargs)
     reach.add(static, "a static argument")
     reach.add(inputs.tree_parts(jax.tree.structure(dynamic)), "an argument's container")

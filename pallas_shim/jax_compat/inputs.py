@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src import config, core, tree_util
+from jax._src import config, core, pjit, tree_util
 from jax._src.mesh import AbstractMesh
-from jax._src.sharding_impls import UnspecifiedValue
+from jax._src.sharding_impls import NamedSharding, UnspecifiedValue
 
 
 def configuration() -> Iterator[Any]:
@@ -23,8 +23,10 @@ def configuration() -> Iterator[Any]:
 
 
 def jit_options(jit_info: Any) -> list[tuple[str, Any]] | None:
-    """What a jitted function was told when it was made; None if that says where arrays lie."""
-    options = []
+    """What a jitted function was told when it was made, and the names of its parameters; None if
+    that says where arrays lie."""
+    signature = jit_info.fun_signature
+    options: list[tuple[str, Any]] = [("parameters", signature and [*signature.parameters])]
     for name in jit_info._fields:
         value = getattr(jit_info, name)
         if name.endswith("_leaves"):
@@ -36,6 +38,7 @@ def jit_options(jit_info: Any) -> list[tuple[str, Any]] | None:
 
 
 _JITTED: Any = type(jax.jit(lambda: None))
+JIT_INFO: Any = pjit.PjitInfo
 
 
 def jitted(value: Any) -> tuple[Callable[..., Any], Any] | None:
@@ -76,6 +79,25 @@ def tree_parts(tree: Any) -> Any:
     if tree.node_data() is None:
         return None
     return [*tree.node_data(), *map(tree_parts, tree.children())]
+
+
+TREE: Any = tree_util.PyTreeDef
+
+
+def is_ordinary_tree(tree: Any) -> bool:
+    """Whether a tree's containers are those that jit takes apart, so that `tree_parts` is all
+    there is to know of it."""
+    return tree.__getstate__()[0] is tree_util.default_registry
+
+
+SHARDING: Any = NamedSharding
+
+
+def sharding_without_mesh(sharding: Any) -> list[str] | None:
+    """What tells shardings on an empty mesh apart; None if there is a mesh."""
+    if not sharding.mesh.empty or sharding._logical_device_ids is not None:
+        return None
+    return [str(type(sharding.mesh)), repr(sharding.spec), str(sharding.memory_kind)]
 
 
 def is_array_type(aval: Any) -> bool:
