@@ -1,4 +1,4 @@
-"""What code reads beside its arguments: the globals that its bytecode names."""
+"""What code reads beside its arguments: the globals and closures that its bytecode names."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dis
 import sys
 import types
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 _LOAD_GLOBAL, _IMPORT_NAME = dis.opmap["LOAD_GLOBAL"], dis.opmap["IMPORT_NAME"]
 _LOAD_NAMES = frozenset(
@@ -16,25 +16,36 @@ _STORES = frozenset((dis.opmap["STORE_GLOBAL"], dis.opmap["DELETE_GLOBAL"]))
 _LOAD_ATTR, _LOAD_METHOD = dis.opmap["LOAD_ATTR"], dis.opmap.get("LOAD_METHOD")
 # From Python 3.12 on, the lowest bit of LOAD_ATTR's argument says whether a method is loaded.
 _ATTR_SHIFT = 0 if sys.version_info < (3, 12) else 1
+_LOAD_DEREF = dis.opmap["LOAD_DEREF"]
+# What a closure is used by beside reading it, and making other functions that close over it.
+_OTHER_DEREFS = frozenset(op for op in dis.hasfree if dis.opname[op] != "LOAD_CLOSURE") - {
+    _LOAD_DEREF
+}
+
+# A name and the attributes that are then asked for in turn.
+Chain = tuple[str, ...]
 
 
-def globals_read(code: types.CodeType) -> Iterator[tuple[str | None, Any]]:
-    """The globals that code names, each with the attributes that it then asks for in turn.
+class Reads(NamedTuple):
+    """What one code object, without those inside it, reads and sets.
 
-    ``(name, None)`` is a global that is set; ``(None, [module])`` an import.
+    ``globals``, ``closures``: of which attributes are asked. ``imports``: of modules.
+    ``sets``: globals that are set. ``uncertain``: closures that are used in other ways.
     """
-    names, data = code.co_names, code.co_code
-    found: dict[tuple[str, ...], None] = {}
-    chain: list[str] = []
-    high = 0
-    for at in range(0, len(data), 2):
-        operation, argument = data[at], high | data[at + 1]
-        if operation == 0:  # room for a cache
-            continue
-        if operation == dis.EXTENDED_ARG:
-            high = argument << 8
-            continue
-        high = 0
+
+    globals: tuple[Chain, ...]
+    closures: tuple[Chain, ...]
+    imports: tuple[str, ...]
+    sets: tuple[str, ...]
+    uncertain: tuple[str, ...]
+
+
+def reads(code: types.CodeType) -> Reads:
+    """What code reads beside its arguments."""
+    found: dict[str, dict[Any, None]] = {field: {} for field in Reads._fields}
+    names = code.co_names
+    kind, chain = "", list[str]()
+    for operation, argument in _instructions(code):
         if chain and operation == _LOAD_ATTR:
             chain.append(names[argument >> _ATTR_SHIFT])
             continue
@@ -42,15 +53,51 @@ def globals_read(code: types.CodeType) -> Iterator[tuple[str | None, Any]]:
             chain.append(names[argument])
             continue
         if chain:
-            found[tuple(chain)] = None
+            found[kind][tuple(chain)] = None
             chain = []
         if operation == _LOAD_GLOBAL:
-            chain = [names[argument >> 1]]
+            kind, chain = "globals", [names[argument >> 1]]
         elif operation in _LOAD_NAMES:
-            chain = [names[argument]]
+            kind, chain = "globals", [names[argument]]
+        elif operation == _LOAD_DEREF:
+            kind, chain = "closures", [_variable(code, argument)]
+        elif operation in _OTHER_DEREFS:
+            found["uncertain"][_variable(code, argument)] = None
         elif operation == _IMPORT_NAME:
-            yield None, [names[argument]]
+            found["imports"][names[argument]] = None
         elif operation in _STORES:
-            yield names[argument], None
-    for name, *attributes in found:
-        yield name, attributes
+            found["sets"][names[argument]] = None
+    return Reads(*map(tuple, found.values()))
+
+
+def closure_reads(code: types.CodeType, name: str) -> list[Chain] | None:
+    """The attributes that code, and the code inside it, ask of a variable that it closes over;
+    None if it does something else with it."""
+    own = reads(code)
+    if name in own.uncertain:
+        return None
+    chains = [chain[1:] for chain in own.closures if chain[0] == name]
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType) and name in const.co_freevars:
+            inner = closure_reads(const, name)
+            if inner is None:
+                return None
+            chains += inner
+    return chains if all(chains) else None
+
+
+def _instructions(code: types.CodeType) -> Iterator[tuple[int, int]]:
+    data, high = code.co_code, 0
+    for at in range(0, len(data), 2):
+        operation, argument = data[at], high | data[at + 1]
+        if operation == 0:  # room for a cache
+            continue
+        high = argument << 8 if operation == dis.EXTENDED_ARG else 0
+        if operation != dis.EXTENDED_ARG:
+            yield operation, argument
+
+
+def _variable(code: types.CodeType, argument: int) -> str:
+    """The name of a variable that closures share, by an instruction's argument."""
+    local = (*code.co_varnames, *(c for c in code.co_cellvars if c not in code.co_varnames))
+    return (*local, *code.co_freevars)[argument]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import builtins
 import functools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pallas_shim.cache import libraries
-from pallas_shim.cache.bytecode import globals_read
+from pallas_shim.cache.bytecode import closure_reads, reads
 from pallas_shim.cache.values import DATA
 from pallas_shim.jax_compat import inputs
 
@@ -32,17 +32,33 @@ def _read_function(reach: Reach, function: types.FunctionType) -> None:
     if libraries.owns_function(function):
         reach.owned(name, code.co_qualname)
         reach.emit(str(code.co_firstlineno), code.co_code)
-        holds_more = "<locals>" in code.co_qualname
+        if "<locals>" in code.co_qualname:
+            reach.add_all(map(_contents, function.__closure__ or ()))
+            _read_attributes(reach, function)
     else:
         if libraries.is_standard(name) and name != "__main__":
             raise reach.refusal("its results may depend on more than its arguments")
         _read_code(reach, code, function.__globals__)
-        holds_more = True
-    if holds_more:
-        cells = [_contents(cell) for cell in function.__closure__ or ()]
-        reach.add_all([cells, function.__defaults__, function.__kwdefaults__])
-        reach.add_items(function.__dict__)
+        for variable, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+            _read_closure(reach, code, variable, _contents(cell))
+        _read_attributes(reach, function)
     reach.path.pop()
+
+
+def _read_attributes(reach: Reach, function: types.FunctionType) -> None:
+    reach.add_all([function.__defaults__, function.__kwdefaults__])
+    reach.add_items(function.__dict__)
+
+
+def _read_closure(reach: Reach, code: types.CodeType, variable: str, value: Any) -> None:
+    """Reads what a function closes over: of a module only what it asks of it."""
+    chains = closure_reads(code, variable) if isinstance(value, types.ModuleType) else None
+    reach.emit("closure", variable)
+    if chains is None:
+        reach.add(value)
+        return
+    for attributes in chains:
+        _read_chain(reach, variable, value, attributes)
 
 
 def _contents(cell: types.CellType) -> Any:
@@ -68,17 +84,17 @@ def _read_code(reach: Reach, code: types.CodeType, namespace: dict[str, Any]) ->
             _read_code(reach, const, namespace)
         else:
             reach.add(const)
-    for name, attributes in globals_read(code):
-        if name is None:
-            reach.imported(attributes[0])
-        elif attributes is None:
-            raise reach.refusal(f"it sets the global {name} while it is traced")
-        else:
-            _read_global(reach, name, attributes, namespace)
+    read = reads(code)
+    for module in read.imports:
+        reach.imported(module)
+    for name in read.sets:
+        raise reach.refusal(f"it sets the global {name} while it is traced")
+    for name, *attributes in read.globals:
+        _read_global(reach, name, attributes, namespace)
 
 
 def _read_global(
-    reach: Reach, name: str, attributes: list[str], namespace: dict[str, Any]
+    reach: Reach, name: str, attributes: Sequence[str], namespace: dict[str, Any]
 ) -> None:
     reach.emit("global", name)
     if name in namespace:
@@ -90,6 +106,11 @@ def _read_global(
     else:
         reach.emit("absent")
         return
+    _read_chain(reach, name, value, attributes)
+
+
+def _read_chain(reach: Reach, name: str, value: Any, attributes: Sequence[str]) -> None:
+    """Reads attributes that are asked for in turn, from what isn't a module on as a whole."""
     for position, attribute in enumerate(attributes):
         if not isinstance(value, types.ModuleType):
             break
@@ -109,7 +130,9 @@ def _read_global(
     reach.add(value, name)
 
 
-def _read_of_library(reach: Reach, module: types.ModuleType, attributes: list[str]) -> None:
+def _read_of_library(
+    reach: Reach, module: types.ModuleType, attributes: Sequence[str]
+) -> None:
     """Reads an attribute of a library's module, its own or one that was put there."""
     value: Any = module
     for attribute in attributes:

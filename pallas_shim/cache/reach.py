@@ -17,8 +17,9 @@ from typing import Any
 from pallas_shim.cache import classes, functions, libraries, values
 from pallas_shim.jax_compat import inputs
 
-# Annotations aren't followed, so who reads them can't be followed either.
-_ANNOTATIONS = frozenset({"__annotations__", "get_annotations", "get_type_hints"})
+# Annotations aren't followed, and modules in closures only as far as code asks them for
+# something, so who looks there can't be followed either.
+_LOOKING = frozenset({"__annotations__", "get_annotations", "get_type_hints", "cell_contents"})
 
 # How a value is read: by its own type, else by the first of _KINDS that it is of.
 _READERS = {**values.READERS, **functions.READERS, **classes.READERS}
@@ -50,13 +51,13 @@ class Reach:
         """The digest.
 
         Raises:
-          Unkeyable: NumPy's random numbers may be reached, or annotations.
+          Unkeyable: NumPy's random numbers may be reached, or annotations or closures.
         """
         if self._numpy_whole and "random" in self.names:
             raise Unkeyable("it may reach numpy.random, whose numbers differ from run to run")
-        annotations = _ANNOTATIONS & self.names
-        if annotations:
-            raise Unkeyable(f"it reads annotations by {', '.join(sorted(annotations))}")
+        looking = _LOOKING & self.names
+        if looking:
+            raise Unkeyable(f"it looks into functions by {', '.join(sorted(looking))}")
         for name in sorted(self._versions):
             version = libraries.version(name)
             if version is None:
