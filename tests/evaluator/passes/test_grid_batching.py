@@ -184,6 +184,17 @@ def test_loops_inside():
     assert loops(f, X) == []
 
 
+@pytest.mark.parametrize("cells", [3, 12])
+def test_a_scan_over_rows_of_as_many_as_there_are_cells(cells):
+    def kernel(x, out):
+        total, rows = lax.scan(lambda c, row: (c + row, c * row), jnp.zeros(16), x[...])
+        out[...] = rows + total
+
+    x = np.random.default_rng(0).integers(-9, 9, (cells, 12, 16)).astype(np.float32)
+    block = pl.BlockSpec((None, 12, 16), lambda i: (i, 0, 0))
+    assert loops(call(kernel, (cells,), [block], block, x.shape), x) == []
+
+
 def test_a_while_loop_as_long_for_all():
     def kernel(n, x, out):
         def body(carry):
