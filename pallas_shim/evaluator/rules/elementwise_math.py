@@ -155,25 +155,35 @@ def clz(dtype: np.dtype) -> Function:
 # -- floats ---------------------------------------------------------------------------------
 
 
-def _extremum(pick: np.ufunc) -> ByDtype:
+# From so many elements on, looking for zeros costs less than another two comparisons.
+_MANY = 1 << 13
+
+
+def _extremum(pick: np.ufunc, is_sure: Callable[[np.ndarray], bool]) -> ByDtype:
+    """``is_sure`` says of results as integers that no -0 among them should be 0, or the other
+    way round."""
+
     def of(dtype: np.dtype) -> Function:
         bits = signed(dtype)
 
         def extremum(x, y):
+            result = pick(x, y)
             if y.ndim == 0 and y:
-                return pick(x, y)
+                return result
+            one = result.view(bits)
+            if result.size >= _MANY and is_sure(one):
+                return result
             # Of equal operands NumPy returns either, but -0 is less than 0. In the other
             # order it returns the other one, and as integers -0 is the lowest of all.
-            one, other = pick(x, y).view(bits), pick(y, x).view(bits)
-            return pick(one, other).view(dtype)
+            return pick(one, pick(y, x).view(bits)).view(dtype)
 
         return extremum
 
     return ByDtype(of)
 
 
-maximum = _extremum(np.maximum)
-minimum = _extremum(np.minimum)
+maximum = _extremum(np.maximum, lambda bits: bits.min() > np.iinfo(bits.dtype).min)
+minimum = _extremum(np.minimum, lambda bits: np.count_nonzero(bits) == bits.size)
 
 
 def to_complex(x):

@@ -205,6 +205,14 @@ def test_select(dtype, size):
         check_rule(lax.select_n, np.bool_(which), no, yes)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("values", [(1, 2), (1, 0.0), (1, -0.0), (0.0, -0.0), (np.nan, 0.0, -0.0)])
+def test_extrema_of_large_arrays(dtype, values):
+    """Of whose results only those with a zero of the wrong sign are looked at twice."""
+    x, y = np.random.default_rng(0).choice(np.array(values, dtype), (2, 4, 3000))
+    check_rule(lambda x, y: (lax.max(x, y), lax.min(x, y), lax.max(y, x), lax.min(y, x)), x, y)
+
+
 def test_select_among_many():
     cases_ = RNG.standard_normal((4, 60)).astype(np.float32)
     for which in (RNG.integers(0, 4, 60), *range(4)):
