@@ -194,35 +194,47 @@ def _in_blocks(ufunc: np.ufunc, identity: int):
             return accumulation(ufunc, identity, dtype, _running(axis, reverse))
         initial = dtype.type(identity)
 
-        def run(x):
-            last = np.moveaxis(ufunc(x, initial), axis, -1)  # a sum from zero is never -0.0
-            return np.moveaxis(_blocked(ufunc, last, initial, reverse), -1, axis)
-
-        return run
+        # A sum from zero is never -0.0.
+        return lambda x: _blocked(ufunc, ufunc(x, initial), axis, initial, reverse)
 
     return make
 
 
-def _blocked(ufunc: np.ufunc, x: np.ndarray, initial: Any, reverse: bool) -> np.ndarray:
-    """The running result along the last axis. Each window is added up from its start."""
-    length = x.shape[-1]
+def _blocked(
+    ufunc: np.ufunc, x: np.ndarray, axis: int, initial: Any, reverse: bool
+) -> np.ndarray:
+    """The running result along an axis. Each window is added up from its start."""
+    all_before = (slice(None),) * axis
+    length = x.shape[axis]
     if length > _BLOCK:
         blocks = -(-length // _BLOCK)
-        padded = np.full((*x.shape[:-1], blocks * _BLOCK), initial, x.dtype)
-        padded[..., :length] = x
-        within = _blocked(ufunc, padded.reshape(*x.shape[:-1], blocks, _BLOCK), initial, reverse)
-        totals = _blocked(ufunc, within[..., 0 if reverse else -1], initial, reverse)
+        before, after = x.shape[:axis], x.shape[axis + 1 :]
+        if length % _BLOCK:
+            padded = np.full((*before, blocks * _BLOCK, *after), initial, x.dtype)
+            padded[(*all_before, slice(length))] = x
+            x = padded
+        parts = x.reshape(*before, blocks, _BLOCK, *after)
+        within = _blocked(ufunc, parts, axis + 1, initial, reverse)
+        last = within[(*all_before, slice(None), 0 if reverse else -1)]
+        totals = _blocked(ufunc, last, axis, initial, reverse)
         others = np.full_like(totals, initial)
+        first, second = (*all_before, slice(None, -1)), (*all_before, slice(1, None))
         if reverse:
-            others[..., :-1] = totals[..., 1:]
+            others[first] = totals[second]
         else:
-            others[..., 1:] = totals[..., :-1]
-        return ufunc(within, others[..., None]).reshape(padded.shape)[..., :length]
-    if not reverse:
-        return ufunc.accumulate(x, axis=-1, dtype=x.dtype)
+            others[second] = totals[first]
+        result = ufunc(within, np.expand_dims(others, axis + 1))
+        return result.reshape(x.shape)[(*all_before, slice(length))]
+    if not reverse and axis == x.ndim - 1:
+        return ufunc.accumulate(x, axis=axis, dtype=x.dtype)
     sums = x.copy()
-    for ahead in range(1, length):
-        sums[..., :-ahead] = ufunc(sums[..., :-ahead], x[..., ahead:])
+    for at in range(1, length):
+        if reverse:
+            target = sums[(*all_before, slice(-at))]
+            ufunc(target, x[(*all_before, slice(at, None))], out=target)
+        else:
+            target = sums[(*all_before, at)]
+            ufunc(sums[(*all_before, at - 1)], target, out=target)
     return sums
 
 
