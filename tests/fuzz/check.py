@@ -19,10 +19,14 @@ from pallas_shim.evaluator.passes import NAMES, optimise
 from pallas_shim.evaluator.rules.registry import Unsupported
 from tests.fuzz.cells import ManyCells
 from tests.fuzz.copies import Copying
+from tests.fuzz.empty import Empty
 from tests.fuzz.inexact import InexactCall
 from tests.fuzz.kernels import Call
+from tests.fuzz.keys import Keys
 from tests.fuzz.operations import COMPLEX, NARROW, WIDE
 from tests.fuzz.programs import Program
+from tests.fuzz.variants import Checked, Prefetched
+from tests.fuzz.views import Views
 from tests.oracle import compare, x64
 
 # Hypothesis is behind the choices, so that it shrinks a kernel that fails.
@@ -42,20 +46,31 @@ WAYS = {
 }
 
 
+# What JAX raises for a kernel that it can't run.
+_REFUSALS = (
+    AssertionError, AttributeError, NotImplementedError, TypeError, ValueError, JaxRuntimeError,
+)  # fmt: skip
+
+
 class Mismatch(AssertionError):
     """The evaluator's results aren't JAX's. The message shows the kernel and its arguments."""
 
 
 # What a kernel is drawn by: its name, and how many of a hundred are.
 GENERATORS: dict[str, tuple[int, Callable[[random.Random], Any]]] = {
-    "kernels": (25, Call),
-    "cells": (25, ManyCells),
+    "kernels": (15, Call),
+    "cells": (20, ManyCells),
     "copies": (5, Copying),
     "programs": (5, Program),
     "inexact": (10, InexactCall),
-    "narrow": (10, lambda source: Call(source, NARROW)),
-    "wide": (10, lambda source: Call(source, WIDE)),
+    "narrow": (5, lambda source: Call(source, NARROW)),
+    "wide": (5, lambda source: Call(source, WIDE)),
     "complex": (10, lambda source: Call(source, COMPLEX)),
+    "checked": (5, Checked),
+    "keys": (5, Keys),
+    "empty": (5, Empty),
+    "views": (5, Views),
+    "prefetched": (5, Prefetched),
 }
 
 
@@ -77,7 +92,7 @@ def check(source: random.Random, only: str | None = None) -> bool:
             reference = getattr(call, "reference", None)
             model = jaxpr if reference is None else jax.make_jaxpr(reference)(*call.args)
             want = _in_jax(model, call.args)
-        except (AssertionError, NotImplementedError, TypeError, ValueError, JaxRuntimeError):
+        except _REFUSALS:
             return False
         _compare(jaxpr, call.args, want, call.rtol)
         for way in getattr(call, "ways", ()):

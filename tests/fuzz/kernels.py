@@ -66,9 +66,11 @@ class Scope(NamedTuple):
 
 
 class Body(Operations):
-    """Random statements of a kernel. ``moving``: whether it computes indices of its refs."""
+    """Random statements of a kernel. ``moving``: whether it computes indices of its refs;
+    ``arrays``: whether some of them are arrays."""
 
     moving = True
+    arrays = True
 
     def block(self, scope: Scope, least: int, most: int) -> None:
         for _ in range(self.number(least, most)):
@@ -124,7 +126,7 @@ class Body(Operations):
                 index.append(pl.ds(self.number(0, size - 1 - last), length, stride))
             elif kind == "moving":
                 index.append(pl.ds(self.index(scope.values, size - length), length))
-            elif kind == "array" and not any(hasattr(i, "shape") for i in index):
+            elif kind == "array" and self.arrays and not any(hasattr(i, "shape") for i in index):
                 indices = fit(cast(self.recent(scope.values), INT), (self.one([1, 2, 4]),)).x
                 index.append(lax.rem(lax.abs(indices), np.int32(size)))
             else:
@@ -329,23 +331,29 @@ class Operand(NamedTuple):
 
 
 class Call(Choices):
-    """A random pallas_call. ``function(*args)`` runs it."""
+    """A random pallas_call. ``function(*args)`` runs it. ``batched``: always under vmap, and
+    over its scalar prefetch too. ``always_inside``: blocks lie inside their arrays.
+    ``writes_first``: no cell reads of its outputs what it hasn't written."""
 
     function: Callable[..., Any]
     args: list[np.ndarray]
     rtol = None  # every float is exact
+    interpret: Any = True
+    always_inside = False
+    writes_first = False
+    body_type = Body
 
-    def __init__(self, source: random.Random, pool: Pool = USUAL):
+    def __init__(self, source: random.Random, pool: Pool = USUAL, batched: bool = False):
         super().__init__(source, pool)
         self._data = np.random.default_rng(self.number(0, 1 << 16))
         self._grid = [self.number(1, 3) for _ in range(self.one([0, 1, 1, 2, 2]))]
-        self._prefetched = self.number(0, 1)
+        self._prefetched = 1 if batched else self.number(0, 1)
         # Of a block that lies outside, XLA makes one slice with the kernel's own of it.
-        self._inside = bool(self.number(0, 1))
-        body = Body(source, pool)
+        self._inside = self.always_inside or bool(self.number(0, 1))
+        body = self.body_type(source, pool)
         body.moving = self._inside
         aliased = self.rarely(3)
-        whole = aliased or bool(pool.complexes)
+        whole = aliased or bool(pool.complexes) or self.always_inside
         inputs = [self.operand(pool.dtypes, not whole) for _ in range(self.number(1, 3))]
         outputs = [self.operand(pool.stored, False) for _ in range(self.number(1, 3))]
         aliases = {}
@@ -358,7 +366,7 @@ class Call(Choices):
         scratch = [
             pltpu.VMEM(self.shape((1, 2)), self.one(pool.stored)) for _ in range(self.number(0, 2))
         ]
-        dynamic = bool(self._grid) and self.rarely(6)
+        dynamic = bool(self._grid) and not batched and self.rarely(6)
 
         def kernel(*refs):
             fixed = self._prefetched + len(inputs)
@@ -369,6 +377,8 @@ class Call(Choices):
                 scope.values.append(Value(jnp.int32(pl.num_programs(axis))))
             for ref in refs[self._prefetched : fixed]:
                 scope.values.append(body.loaded(ref[...]))
+            for ref in refs[fixed : fixed + len(outputs)] if self.writes_first else ():
+                ref[...] = body.canonical(scope, ref).x
             body.block(scope, 6, 20)
             for ref in refs[fixed : fixed + len(outputs)]:
                 body.digest(scope, ref)
@@ -389,7 +399,7 @@ class Call(Choices):
                 [one.struct() for one in outputs],
                 grid_spec=spec,
                 input_output_aliases=aliases,
-                interpret=True,
+                interpret=self.interpret,
             )(*args)
 
         self.function = function
@@ -397,13 +407,13 @@ class Call(Choices):
         if self._prefetched:
             self.args.append(self._data.integers(-1, 4, 4).astype(np.int32))
         self.args += [data(self, self._data, one.shape, one.dtype) for one in inputs]
-        if not dynamic and self.rarely(8):
-            self._batch(inputs)
+        if not dynamic and (batched or self.rarely(8)):
+            self._batch(batched)
 
-    def _batch(self, inputs: Sequence[Operand]) -> None:
-        """Runs it under vmap, over some of the arguments."""
+    def _batch(self, first: bool) -> None:
+        """Runs it under vmap, over some of the arguments, and maybe certainly the first."""
         axes: list[int | None] = [self.one([None, 0]) for _ in self.args]
-        axes[-1] = 0
+        axes[0 if first else -1] = 0
         self.function = jax.vmap(self.function, axes)
         for position, axis in enumerate(axes):
             if axis is not None:

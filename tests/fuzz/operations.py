@@ -169,6 +169,11 @@ def real(value: Value) -> Value:
     return value._replace(x=lax.real(value.x)) if value.dtype.kind == "c" else value
 
 
+def ordered(value: Value) -> Value:
+    """The value in a type that sorts take."""
+    return cast(value, np.dtype(np.float32)) if value.dtype.name.endswith("fnuz") else value
+
+
 def cast(value: Value, dtype: np.dtype) -> Value:
     if value.dtype == dtype:
         return value
@@ -225,6 +230,8 @@ _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 class Operations(Choices):
     """Random operations. Each takes the values so far and returns a new one."""
 
+    integer_binary: tuple[str, ...] = _INTEGER_BINARY
+
     def recent(self, values: Sequence[Value]) -> Value:
         return values[-1 - min(self.number(0, 3), self.number(0, len(values) - 1))]
 
@@ -272,7 +279,7 @@ class Operations(Choices):
         if a.dtype == BOOL:
             return Value(getattr(lax, self.one(_BITWISE))(a.x, b.x))
         if not is_float(a.dtype):
-            return Value(getattr(lax, self.one(_INTEGER_BINARY))(a.x, b.x))
+            return Value(getattr(lax, self.one(self.integer_binary))(a.x, b.x))
         name = self.one(_COMPLEX_ARITHMETIC if a.dtype.kind == "c" else _ARITHMETIC)
         if not a.quantum or not b.quantum or not fits(a.dtype, *_ARITHMETIC[name](a, b)):
             a, b = tame(a), tame(b)
@@ -519,7 +526,7 @@ class Operations(Choices):
         return Value(find(a.x, self.number(0, len(a.shape) - 1), self.one([np.int32, np.uint8])))
 
     def sort(self, values: Sequence[Value]) -> Value:
-        a = self.of_rank(values, 1)
+        a = ordered(self.of_rank(values, 1))
         axis = self.number(0, len(a.shape) - 1)
         operands = [a, *(self.like(values, a) for _ in range(self.number(0, 2)))]
         keys = self.number(1, len(operands))
@@ -528,7 +535,7 @@ class Operations(Choices):
         return operands[chosen]._replace(x=results[chosen])
 
     def top_k(self, values: Sequence[Value]) -> Value:
-        a = real(self.of_rank(values, 1))
+        a = ordered(real(self.of_rank(values, 1)))
         x, indices = lax.top_k(a.x, self.number(1, a.shape[-1]))
         return self.one([a._replace(x=x), Value(indices)])
 

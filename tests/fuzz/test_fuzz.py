@@ -19,4 +19,5 @@ def test_random_kernels(kind):
         compared += check(source, kind)
 
     run()
-    assert compared > 0.9 * drawn
+    # JAX's TPU interpreter refuses many more, such as those that visit a block again.
+    assert compared > (0.5 if kind == "checked" else 0.9) * drawn
