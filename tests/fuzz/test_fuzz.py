@@ -20,4 +20,4 @@ def test_random_kernels(kind):
 
     run()
     # JAX's TPU interpreter refuses many more, such as those that visit a block again.
-    assert compared > (0.5 if kind == "checked" else 0.9) * drawn
+    assert compared >= (0.4 if kind == "checked" else 0.8) * drawn
