@@ -194,14 +194,21 @@ def _choose(lowering, mask: Value, otherwise: Value, value: Value) -> Value:
     return chosen
 
 
+def _access(lowering, eqn, ins, read):
+    """What ``read`` makes of the equation, and its place; both None for what is left to `state`."""
+    shape = lowering.type(eqn.outvars[0].aval).shape
+    try:
+        access = read(eqn, ins)
+        place = _place(lowering, access, shape)
+    except jax_state.UnsupportedTransform:
+        return None, None
+    return access, place
+
+
 @lowering_rule("masked_load")
 def _masked_load(lowering, eqn, ins):
     out = lowering.type(eqn.outvars[0].aval)
-    try:
-        access = jax_state.load(eqn, ins)
-        place = _place(lowering, access, out.shape)
-    except jax_state.UnsupportedTransform:
-        place = None
+    access, place = _access(lowering, eqn, ins, jax_state.load)
     if place is None or access.other is not None and not _fits(access.other.type, out):
         return state.get(lowering, eqn, ins)
     value = _read(lowering, place, out)
@@ -214,11 +221,7 @@ def _masked_load(lowering, eqn, ins):
 @lowering_rule("masked_swap")
 def _masked_swap(lowering, eqn, ins):
     out = lowering.type(eqn.outvars[0].aval)
-    try:
-        access = jax_state.store(eqn, ins)
-        place = _place(lowering, access, out.shape)
-    except jax_state.UnsupportedTransform:
-        place = None
+    access, place = _access(lowering, eqn, ins, jax_state.store)
     if place is None or access.value.type != out:
         return state.swap(lowering, eqn, ins)
     before, value = _read(lowering, place, out), access.value
