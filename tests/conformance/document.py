@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import fnmatch
 import pathlib
 import platform
 import re
@@ -11,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from tests.conformance.kept import Outcomes, Results
-from tests.conformance.reasons import REASONS
+from tests.conformance.reasons import why
 
 HEAD = """\
 # Conformance
@@ -112,10 +111,8 @@ def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 
 
 def _why(name: str, test: str, outcome: Any) -> str:
-    for pattern, reason in REASONS.items():
-        if fnmatch.fnmatchcase(f"{name}::{test}", pattern):
-            return reason
-    return _line(outcome["message"])
+    message = outcome["message"]
+    return why(f"{name}::{test}", message) or _line(message)
 
 
 def _kernels(rung: str, shim: dict[str, Outcomes]) -> Iterator[Sequence[str]]:

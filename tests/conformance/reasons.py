@@ -1,92 +1,136 @@
 """Why a test fails under the shim, where its own message doesn't say it.
 
-The first pattern (of `fnmatch`) that fits FILE::CLASS::TEST counts, in both modes.
+The first row counts one of whose patterns (of `fnmatch`) fits FILE::CLASS::TEST, and whose failure
+(a regular expression) is found in the message, in both modes.
 """
 
-_MOSAIC = "expects an error of Mosaic's compiler; here the kernel runs"
-_MEMORY = "expects that a TPU's memory overflows; here the kernel runs"
-_TEXT = "reads the program that JAX lowers or XLA compiles for a TPU; its values are right"
-_SUMS = (
-    "wants sums equal to a few units in the last place, as when a TPU computes both sides; here "
-    "they are rounded in another order"
-)
-_ORDER = (
-    "compares a matrix product with XLA's within 1e-7, less than the rounding of a sum; XLA's "
-    "order depends on its version and the shape, that of BLAS on its threads"
-)
-_FUNCTIONS = "wants results of XLA's functions bit by bit; here they are within 4 units"
+from __future__ import annotations
 
-_BY_REASON = {
-    "counts the calls of a function inside JAX's interpreter, which isn't used; its values are "
-    "right": "tpu_pallas_interpret_test::InterpretTest::test_correct_number_of_stores*",
-    _MOSAIC: """
-        ops_test::OpsTest::test_f16_true_divide_unsupported
-        pallas_test::PallasCallTest::test_block_spec_valid_block_shapes*
-        pallas_test::PallasCallBoundedSliceIndexingTest::test_block_spec_bounded_slice_static
-        pallas_test::PallasControlFlowTest::test_scan_with_extensive_*
-        tpu_ops_test::OpsTest::test_unsigned_dtype_dot_raises*
-        tpu_pallas_state_test::CoreMapTest::test_empty_core_map_raises_error
-        tpu_pallas_test::PallasCallDMATest::test_cannot_squeeze_lane_sublane
-        tpu_pallas_test::MiscellaneousTest::test_roll_partial_with_dynamic_shift*
-        tpu_pallas_test::MiscellaneousTest::test_lane_dynamic_slice
-        tpu_pallas_test::PallasCallPoisonTest::test_scalar_integer_addition*
-        tpu_pallas_test::PallasCallPoisonTest::test_vector_integer_addition*
-        tpu_pallas_test::PallasCallPoisonTest::test_set_internal_scratch_size
-        tpu_pallas_test::PallasScalarIOpsTest::test_*_op_canonicalization*
-        tpu_pallas_test::PallasCallTPUBooleanTest::test_bool_dma_not_implemented
-    """,
-    _MEMORY: """
-        tpu_pallas_test::PallasCallTest::test_vmem_limit
-        tpu_pallas_test::PallasCallPoisonTest::test_automatic_single_buffering
-        tpu_pallas_test::PallasCallPoisonTest::test_vmem_oom_error_message_*
-    """,
-    _TEXT: """
-        pallas_test::PallasCallInputOutputAliasingTest::test_vector_input_output_aliasing
-        tpu_pallas_memory_space_test::*::test_*memory_space_constraint*
-        tpu_pallas_state_test::CoreMapTest::test_kernel_with_output_memory_space_*
-        tpu_pallas_state_test::PinnedBufferTest::test_basic
-        tpu_pallas_test::TPUPipelineModeTest::test_two_input_vadd*
-        tpu_pallas_test::PallasKernelMetadataTest::test_metadata_is_preserved*
-        tpu_pallas_test::PallasCallTest::test_cost_analysis*
-        tpu_pallas_test::PallasCallTest::test_fori_loop_unroll_partial_*
-        tpu_pallas_test::PallasCallPoisonTest::test_allow_input_fusion
-        tpu_pallas_test::PallasCallTraceTest::test_*
-    """,
-    _SUMS: """
-        ops_test::OpsTest::test_dot*
-        ops_test::OpsTest::test_jnp_einsum_grad_y_pallas
-        tpu_ops_test::OpsTest::test_fuse_transposed_lhs_in_matmul
-        tpu_pallas_pipeline_test::PallasCall*::test_*matmul*
-        tpu_pallas_pipeline_test::PaddedPipelineEmitterTest::test_padded_matmul_float32
-        tpu_pallas_state_test::PallasCallStatefulTest::test_stateful_matmul
-        tpu_pallas_test::PallasMegacoreTest::test_megacore_splitting
-    """,
-    _ORDER: """
-        ops_test::OpsInterpretTest::test_dot*
-        ops_test::OpsInterpretTest::test_jnp_einsum_grad_y_pallas
-    """,
-    _FUNCTIONS: """
-        ops_test::OpsTest::test_unary_primitives_exp*
-        ops_test::OpsTest::test_unary_primitives_log*
-        ops_test::OpsTest::test_unary_primitives_rsqrt
-        ops_test::OpsTest::test_unary_primitives_sin
-        ops_test::OpsTest::test_unary_primitives_tanh
-        tpu_pallas_random_test::ThreefryTest::test_pallas_matches_jax_threefry*
-        tpu_pallas_test::PallasCallPoisonTest::test_custom_vjp
-    """,
-    "reads memory that nobody wrote: a bool there is False, as in JAX's interpreter": """
-        tpu_pallas_test::PallasCallPoisonTest::test_poison_buffers
-    """,
-    "hypothesis draws mostly sizes that the test itself refuses": """
-        tpu_pallas_pipeline_test::PaddedPipelineEmitterTest::test_padded_matmul_bfloat16
-        tpu_pallas_pipeline_test::PaddedPipelineEmitterTest::test_padded_matmul_int8
-    """,
-    "the kernel rounds keys and values to bfloat16, the reference doesn't on a CPU: JAX's TPU "
-    "interpreter gives the same": """
-        tpu_paged_attention_kernel_test::PagedAttentionKernelTest::test_paged_attention*
-    """,
-}
+import fnmatch
+import re
+from typing import NamedTuple
 
-REASONS = {
-    pattern: reason for reason, patterns in _BY_REASON.items() for pattern in patterns.split()
-}
+
+class Reason(NamedTuple):
+    text: str
+    failure: str
+    tests: str
+
+
+_FAR = r"Not equal to tolerance rtol=1e-0"
+
+REASONS = (
+    Reason(
+        "counts the calls of a function inside JAX's interpreter, which isn't used; its values are "
+        "right",
+        r"AssertionError: 0 != ",
+        "tpu_pallas_interpret_test::InterpretTest::test_correct_number_of_stores*",
+    ),
+    Reason(
+        "expects an error of Mosaic's compiler; here the kernel runs",
+        r"AssertionError: \w+ not raised|DMAs with bool dtypes are not supported",
+        """
+            ops_test::OpsTest::test_f16_true_divide_unsupported
+            pallas_test::PallasCallTest::test_block_spec_valid_block_shapes*
+            pallas_test::PallasCallBoundedSliceIndexingTest::test_block_spec_bounded_slice_static
+            pallas_test::PallasControlFlowTest::test_scan_with_extensive_*
+            tpu_ops_test::OpsTest::test_unsigned_dtype_dot_raises*
+            tpu_pallas_state_test::CoreMapTest::test_empty_core_map_raises_error
+            tpu_pallas_test::PallasCallDMATest::test_cannot_squeeze_lane_sublane
+            tpu_pallas_test::MiscellaneousTest::test_roll_partial_with_dynamic_shift*
+            tpu_pallas_test::MiscellaneousTest::test_lane_dynamic_slice
+            tpu_pallas_test::PallasCallPoisonTest::test_scalar_integer_addition*
+            tpu_pallas_test::PallasCallPoisonTest::test_vector_integer_addition*
+            tpu_pallas_test::PallasCallPoisonTest::test_set_internal_scratch_size
+            tpu_pallas_test::PallasScalarIOpsTest::test_*_op_canonicalization*
+            tpu_pallas_test::PallasCallTPUBooleanTest::test_bool_dma_not_implemented
+        """,
+    ),
+    Reason(
+        "expects that a TPU's memory overflows; here the kernel runs",
+        r"AssertionError: JaxRuntimeError not raised",
+        """
+            tpu_pallas_test::PallasCallTest::test_vmem_limit
+            tpu_pallas_test::PallasCallPoisonTest::test_automatic_single_buffering
+            tpu_pallas_test::PallasCallPoisonTest::test_vmem_oom_error_message_*
+        """,
+    ),
+    Reason(
+        "reads the program that JAX lowers or XLA compiles for a TPU; its values are right",
+        r"has length of 0|has no attribute 'group'|not found in ''|Regex didn't match|where None|"
+        r"AssertionError: -?[\d.]+ != -?[\d.]+",
+        """
+            pallas_test::PallasCallInputOutputAliasingTest::test_vector_input_output_aliasing
+            tpu_pallas_memory_space_test::*::test_*memory_space_constraint*
+            tpu_pallas_state_test::CoreMapTest::test_kernel_with_output_memory_space_*
+            tpu_pallas_state_test::PinnedBufferTest::test_basic
+            tpu_pallas_test::TPUPipelineModeTest::test_two_input_vadd*
+            tpu_pallas_test::PallasKernelMetadataTest::test_metadata_is_preserved*
+            tpu_pallas_test::PallasCallTest::test_cost_analysis*
+            tpu_pallas_test::PallasCallTest::test_fori_loop_unroll_partial_*
+            tpu_pallas_test::PallasCallPoisonTest::test_allow_input_fusion
+            tpu_pallas_test::PallasCallTraceTest::test_*
+        """,
+    ),
+    Reason(
+        "wants sums equal to a few units in the last place, as when a TPU computes both sides; "
+        "here they are rounded in another order",
+        _FAR,
+        """
+            ops_test::OpsTest::test_dot*
+            ops_test::OpsTest::test_jnp_einsum_grad_y_pallas
+            tpu_ops_test::OpsTest::test_fuse_transposed_lhs_in_matmul
+            tpu_pallas_pipeline_test::PallasCall*::test_*matmul*
+            tpu_pallas_pipeline_test::PaddedPipelineEmitterTest::test_padded_matmul_float32
+            tpu_pallas_state_test::PallasCallStatefulTest::test_stateful_matmul
+            tpu_pallas_test::PallasMegacoreTest::test_megacore_splitting
+        """,
+    ),
+    Reason(
+        "compares a matrix product with XLA's within 1e-7, less than the rounding of a sum; XLA's "
+        "order depends on its version and the shape, that of BLAS on its threads",
+        _FAR,
+        """
+            ops_test::OpsInterpretTest::test_dot*
+            ops_test::OpsInterpretTest::test_jnp_einsum_grad_y_pallas
+        """,
+    ),
+    Reason(
+        "wants results of XLA's functions bit by bit; here they are within 4 units",
+        rf"{_FAR}|Arrays are not equal|distinct failures",
+        """
+            ops_test::OpsTest::test_unary_primitives_exp*
+            ops_test::OpsTest::test_unary_primitives_log*
+            ops_test::OpsTest::test_unary_primitives_rsqrt
+            ops_test::OpsTest::test_unary_primitives_sin
+            ops_test::OpsTest::test_unary_primitives_tanh
+            tpu_pallas_random_test::ThreefryTest::test_pallas_matches_jax_threefry*
+            tpu_pallas_test::PallasCallPoisonTest::test_custom_vjp
+        """,
+    ),
+    Reason(
+        "reads memory that nobody wrote: a bool there is False, as in JAX's interpreter",
+        r"Array\(False",
+        "tpu_pallas_test::PallasCallPoisonTest::test_poison_buffers",
+    ),
+    Reason(
+        "hypothesis draws mostly sizes that the test itself refuses",
+        r"FailedHealthCheck",
+        "tpu_pallas_pipeline_test::PaddedPipelineEmitter*Test::test_padded_matmul_*",
+    ),
+    Reason(
+        "the kernel rounds keys and values to bfloat16, the reference doesn't on a CPU: JAX's TPU "
+        "interpreter gives the same",
+        r"Not equal to tolerance rtol=0.02",
+        "tpu_paged_attention_kernel_test::PagedAttentionKernelTest::test_paged_attention*",
+    ),
+)
+
+
+def why(test: str, message: str) -> str | None:
+    """Why FILE::CLASS::TEST failed with that message, if a row says it."""
+    for row in REASONS:
+        named = any(fnmatch.fnmatchcase(test, pattern) for pattern in row.tests.split())
+        if named and re.search(row.failure, message):
+            return row.text
+    return None

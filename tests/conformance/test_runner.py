@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tests.conformance import kept
+from tests.conformance.reasons import why
 
 TESTS = """
 import os, time, unittest
@@ -112,3 +113,10 @@ def test_what_failed_runs_again_and_the_rest_does_not(run, tmp_path):
     _, _, counts, *_, commits = row(document, "ops_test", "0 / 0 / 0, 5 not run")
     assert counts == "5 / 0 / 0"
     assert commits.endswith(", of before")
+
+
+def test_a_reason_needs_the_test_and_its_failure():
+    test = "tpu_pallas_test::PallasCallTest::test_vmem_limit"
+    assert why(test, "AssertionError: JaxRuntimeError not raised").startswith("expects")
+    assert why(test, "Unsupported: a primitive") is None
+    assert why("pallas_test::Other::test", "AssertionError: JaxRuntimeError not raised") is None
