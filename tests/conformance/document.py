@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from tests.conformance.kept import Outcomes, Results
-from tests.conformance.reasons import why
+from tests.conformance.reasons import explained
 
 HEAD = """\
 # Conformance
@@ -112,7 +112,7 @@ def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 
 def _why(name: str, test: str, outcome: Any) -> str:
     message = outcome["message"]
-    return why(f"{name}::{test}", message) or _line(message)
+    return explained(f"{name}::{test}", message) or _line(message)
 
 
 def _kernels(rung: str, shim: dict[str, Outcomes]) -> Iterator[Sequence[str]]:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.conformance import kept
-from tests.conformance.reasons import why
+from tests.conformance.reasons import explained
 
 TESTS = """
 import os, time, unittest
@@ -117,6 +117,6 @@ def test_what_failed_runs_again_and_the_rest_does_not(run, tmp_path):
 
 def test_a_reason_needs_the_test_and_its_failure():
     test = "tpu_pallas_test::PallasCallTest::test_vmem_limit"
-    assert why(test, "AssertionError: JaxRuntimeError not raised").startswith("expects")
-    assert why(test, "Unsupported: a primitive") is None
-    assert why("pallas_test::Other::test", "AssertionError: JaxRuntimeError not raised") is None
+    assert explained(test, "AssertionError: JaxRuntimeError not raised").startswith("expects")
+    assert explained(test, "Unsupported: a primitive") is None
+    assert explained("pallas_test::Other::test", "AssertionError: JaxRuntimeError not raised") is None
