@@ -28,6 +28,7 @@ from tests.fuzz.operations import (
     Choices,
     Pool,
     Value,
+    cast,
     fit,
     fits,
     is_float,
@@ -37,7 +38,8 @@ from tests.fuzz.operations import (
 
 _MOST_CELLS = 32
 _BLOCKS = ((4,), (8,), (1, 8), (2, 4), (4, 4), (8, 3), (2, 2, 2))
-_WRITES = ("whole",) * 4 + ("accumulate",) * 3 + ("when", "rows", "moving", "on_top", "loop")
+_WRITES = ("whole",) * 4 + ("accumulate",) * 3
+_WRITES += ("when", "rows", "moving", "on_top", "loop", "counted")
 _SCRATCH = ("carried", "carried", "temporary", "left_behind")
 
 # The index of a block in one dimension, from the grid's indices and the prefetched tables.
@@ -86,6 +88,7 @@ class ManyCells(Choices):
         ]
         writes = [self.one(_WRITES) for _ in outputs]
         dynamic = self.rarely(10)
+        constant = self.rarely(3)  # the tables are no arguments
         ends = list(
             itertools.accumulate([len(self._tables), len(inputs), len(outputs)])
         )
@@ -108,6 +111,8 @@ class ManyCells(Choices):
             grid = tuple(self._grid)
             if dynamic:
                 grid, args = (*grid[:-1], args[0]), args[1:]
+            if constant:
+                args = (*self._tables, *args)
             spec = pltpu.PrefetchScalarGridSpec(
                 num_scalar_prefetch=len(self._tables),
                 grid=grid,
@@ -122,7 +127,7 @@ class ManyCells(Choices):
 
         self.function = function
         self.args = [np.int32(self._grid[-1])] if dynamic else []
-        self.args += self._tables
+        self.args += [] if constant else self._tables
         self.args += [data(self, self._data, one.shape, one.dtype) for one in inputs]
 
     # -- blocks -----------------------------------------------------------------------------
@@ -286,3 +291,21 @@ class ManyCells(Choices):
             row = fit(value, value.shape[1:])
             at = lax.rem(jnp.asarray(i, INT), np.int32(ref.shape[0]))
             ref[at] = self._sum(ref, ref[at], row)
+
+    def _write_counted(self, scope: Scope, ref: Any) -> None:
+        """Rows that a loop adds to, or stores, each at a place that it counts or looks up."""
+        rows = ref.shape[0]
+        self._write_whole(scope, ref)
+        value = self._value(scope, ref, ref.shape[1:])
+        kind, old, adds = self.number(0, 3), self.number(0, 3), self.number(0, 3)
+        looked_up = fit(cast(self._body.recent(scope.values), INT), (8,)).x
+
+        @pl.loop(0, self.number(0, 8))
+        def _(i):
+            i = jnp.asarray(i, INT)
+            places = [i, i * 3, rows - 1 - i, lax.dynamic_index_in_dim(looked_up, i, 0, False)]
+            at, elsewhere = (lax.rem(lax.abs(places[k]), np.int32(rows)) for k in (kind, old))
+            if adds:
+                ref[at] = self._sum(ref, ref[at if adds > 1 else elsewhere], value)
+            else:
+                ref[at] = value.x

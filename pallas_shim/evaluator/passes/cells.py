@@ -2,7 +2,8 @@
 
 Each is a *table*: an array with one dimension for each axis of the grid, of size 1 along
 those that the scalar doesn't depend on. Tables are made by running the scalar's own
-instructions on all indices at once, so whatever an index map computes is known exactly.
+instructions on all indices at once, so whatever an index map computes is known exactly, also
+what it looks up in a constant that nothing writes to.
 """
 
 from __future__ import annotations
@@ -13,9 +14,21 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pallas_shim.evaluator.floating import as_xla
+from pallas_shim.evaluator.memory import Dynamic
+from pallas_shim.evaluator.passes.effects import Memory
 from pallas_shim.evaluator.passes.forms import over_stack
-from pallas_shim.evaluator.program import PURE, ArrayType, Instruction, Operation, Region, Value
+from pallas_shim.evaluator.program import (
+    PURE,
+    ArrayType,
+    Instruction,
+    Operation,
+    Program,
+    Region,
+    Value,
+)
+from pallas_shim.evaluator.rules.cells import clamped
 from pallas_shim.evaluator.rules.registry import Stack
+from pallas_shim.jax_compat.state import Index
 
 # Scalars of more cells than this are not computed beforehand.
 _LARGEST_TABLE = 1 << 20
@@ -23,15 +36,36 @@ _LARGEST_TABLE = 1 << 20
 Table = np.ndarray
 
 
-def tables(sizes: Sequence[int], region: Region) -> Mapping[Value, Table]:
-    """The tables of all scalars in a grid's region that have one."""
-    known: dict[Value, Table] = {}
+def constants(program: Program, memory: Memory) -> dict[Value, np.ndarray]:
+    """What is in the buffers of constants that nothing writes to."""
+    held, written = {}, set()
+    for instruction in program.top.walk():
+        operation, ins, outs, _, _ = instruction
+        if operation.name == "buffer" and ins and ins[0].const is not None:
+            if ins[0].const.shape == outs[0].ref.shape:  # no padding
+                held[outs[0]] = ins[0].const
+        written.update(memory.roots(instruction, operation.effects.writes))
+    return {root: array for root, array in held.items() if root not in written}
+
+
+def tables(
+    sizes: Sequence[int],
+    region: Region,
+    given: Mapping[Value, Table],
+    held: Mapping[Value, np.ndarray],
+) -> Mapping[Value, Table]:
+    """The tables of all scalars in a grid's region that have one, with those that are given.
+    ``held``: the contents of the buffers that are known."""
+    known = dict(given)
     for axis, (index, size) in enumerate(zip(region.params, sizes, strict=True)):
         line = np.arange(size, dtype=index.type.dtype)
         known[index] = line.reshape([-1 if a == axis else 1 for a in range(len(sizes))])
     with as_xla():
         for instruction in region.walk():
-            _learn(known, len(sizes), instruction)
+            if instruction.operation.name == "get" and instruction.ins[0] in held:
+                _look_up(known, len(sizes), instruction, held[instruction.ins[0]])
+            else:
+                _learn(known, len(sizes), instruction)
     return known
 
 
@@ -66,6 +100,28 @@ def _learn(known: dict[Value, Table], axes: int, instruction: Instruction) -> No
     except Exception:
         return  # it may never be reached; if it is, the run tells where it failed
     known[outs[0]] = _narrowed(np.asarray(result).reshape(shape))
+
+
+def _look_up(
+    known: dict[Value, Table], axes: int, load: Instruction, array: np.ndarray
+) -> None:
+    """Learns a scalar that is loaded from a constant."""
+    (_, *leaves), (out,), path = load.ins, load.outs, load.operation.params["path"]
+    if type(out.type) is not ArrayType or out.type.shape or len(path) != 1:
+        return
+    if not isinstance(path[0], Index):
+        return
+    places = []
+    for dim, at in zip(array.shape, path[0].dims, strict=True):
+        if isinstance(at, Dynamic):
+            table = table_of(leaves[at.leaf], known, axes)
+            if table is None:
+                return
+            places.append(clamped(table, 1, dim, 1))
+        else:
+            places.append(np.full((1,) * axes, at))
+    if math.prod(np.broadcast_shapes(*[place.shape for place in places])) <= _LARGEST_TABLE:
+        known[out] = _narrowed(array[tuple(places)])
 
 
 def _narrowed(table: Table) -> Table:

@@ -29,10 +29,11 @@ import numpy as np
 
 from pallas_shim.evaluator import rules
 from pallas_shim.evaluator.passes.cell_loops import Emission
-from pallas_shim.evaluator.passes.cells import Table, table_of, tables
+from pallas_shim.evaluator.passes.cells import Table, constants, table_of, tables
 from pallas_shim.evaluator.passes.effects import Memory
 from pallas_shim.evaluator.passes.footprints import Footprints
 from pallas_shim.evaluator.passes.layout import Layout
+from pallas_shim.evaluator.passes.loops import Loop, accumulations, as_grid
 from pallas_shim.evaluator.passes.over_cells import Varies
 from pallas_shim.evaluator.passes.rewrite import make_instruction, with_regions
 from pallas_shim.evaluator.passes.scratch import carries_nothing
@@ -65,6 +66,7 @@ def batch_grids(program: Program) -> Program:
 class _Grids:
     def __init__(self, program: Program):
         self.memory = Memory(program)
+        self.held = constants(program, self.memory)
 
     def region(self, region: Region) -> Region:
         body: list[Instruction] = []
@@ -72,15 +74,22 @@ class _Grids:
         for at, instruction in enumerate(region.body):
             if instruction.regions:
                 batched = None
+                own = {root for root, user in private.items() if user == at}
                 if instruction.name == "grid":
-                    own = {root for root, user in private.items() if user == at}
-                    batched = _Grid(self.memory, instruction, own).batched()
+                    batched = _Grid(self.memory, self.held, instruction, own).batched()
+                elif instruction.name == "scan":
+                    batched = self._loop(instruction, own)
                 if batched is not None:
                     body += batched
                     continue
                 instruction = with_regions(instruction, list(map(self.region, instruction.regions)))
             body.append(instruction)
         return Region(region.params, tuple(body), region.results)
+
+    def _loop(self, scan: Instruction, own: set[Value]) -> list[Instruction] | None:
+        loop = as_grid(scan)
+        batched = loop and _Grid(self.memory, self.held, loop.grid, own, loop).batched()
+        return [*batched, *loop.after] if loop and batched is not None else None
 
 
 def _only_here(memory: Memory, region: Region) -> dict[Value, int]:
@@ -112,12 +121,22 @@ class _Proven(NamedTuple):
 
 
 class _Grid:
-    """One grid. ``own``: the buffers that only it uses."""
+    """One grid. ``held``: the contents of buffers that are known. ``own``: the buffers that only
+    it uses. ``loop``: the loop that it is."""
 
-    def __init__(self, memory: Memory, instruction: Instruction, own: set[Value]):
+    def __init__(
+        self,
+        memory: Memory,
+        held: Mapping[Value, np.ndarray],
+        instruction: Instruction,
+        own: set[Value],
+        loop: Loop | None = None,
+    ):
         self.memory = memory
+        self.held = held
         self.instruction = instruction
         self.own = own
+        self.loop = loop
         (self.region,) = instruction.regions
 
     def batched(self) -> list[Instruction] | None:
@@ -130,8 +149,10 @@ class _Grid:
         cells, instructions = math.prod(self.sizes), sum(1 for _ in self.region.walk())
         if not axes or not 0 < cells * instructions <= _LARGEST_PROOF:
             return None
-        self.known: Mapping[Value, Table] = tables(self.sizes, self.region)
+        given = self.loop.known if self.loop else {}
+        self.known: Mapping[Value, Table] = tables(self.sizes, self.region, given, self.held)
         self.footprints = Footprints(self.memory, len(self.sizes), self.region, self.known)
+        self.accumulated = accumulations(self.region, self.footprints) if self.loop else {}
         while True:
             proven = self._proven(axes)
             if not proven.axes:
@@ -159,7 +180,10 @@ class _Grid:
         """The most of the given axes for which the conditions on memory hold."""
         while axes:
             private: list[Value] = []
+            accumulated = {accumulation.root for accumulation in self.accumulated.values()}
             for root in self.footprints.written:
+                if root in accumulated:
+                    continue
                 refused = self.footprints.apart(root, axes)
                 if refused and root in self.own:
                     refused = self._left_to_others(root, axes)
@@ -260,8 +284,9 @@ class _Grid:
             before.append(make_instruction((made, (), (private[root],), (), source)))
         written = set(self.footprints.written)
         emission = Emission(
-            layout, self.known, private, lambda ref: self.memory.root(ref) in written
-        )
+            layout, self.known, private, lambda ref: self.memory.root(ref) in written,
+            self.accumulated,
+        )  # fmt: skip
         emission.run(self.region.body)
         body = tuple(emission.entry + emission.body)
         # What doesn't depend on the rest of the axes can then leave the inner loop.

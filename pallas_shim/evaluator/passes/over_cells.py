@@ -18,6 +18,7 @@ from pallas_shim.evaluator.passes.cells import Table
 from pallas_shim.evaluator.passes.footprints import Span, block_spans, index_spans
 from pallas_shim.evaluator.passes.forms import Lead, array_type, common, each, over_leads
 from pallas_shim.evaluator.passes.layout import Layout
+from pallas_shim.evaluator.passes.loops import Accumulation
 from pallas_shim.evaluator.passes.rewrite import make_instruction
 from pallas_shim.evaluator.program import (
     PURE,
@@ -67,16 +68,20 @@ class StraightLine(abc.ABC):
         known: Mapping[Value, Table],
         private: Mapping[Value, Value],
         written: Callable[[Value], bool],
+        accumulated: Mapping[Value, Accumulation],
     ):
         """
         Args:
           known: the tables of scalars.
           written: whether the grid writes to what a ref leads to.
           private: for each buffer that is to be one for each cell, the one that is.
+          accumulated: what is accumulated, by what would be stored.
         """
         self.layout = layout
         self.known = known
         self.written = written
+        self.accumulated = accumulated
+        self._within = {value for a in accumulated.values() for value in a.replaced}
         self.cells: dict[Value, Cell] = {
             root: Cell(stack, layout.lead) for root, stack in private.items()
         }
@@ -155,11 +160,13 @@ class StraightLine(abc.ABC):
     def run(self, body: Sequence[Instruction]) -> None:
         for instruction in body:
             operation, ins, outs, regions, self.source = instruction
+            if outs and outs[0] in self._within:
+                continue  # part of an accumulation
+            if outs and outs[0] in self.known:
+                continue  # looked up where it is used
             if regions:
                 self.structured(instruction)
             elif operation.effects is PURE:
-                if outs and outs[0] in self.known:
-                    continue  # looked up where it is used
                 if outs and type(outs[0].type) is RefType:
                     self._view(instruction)
                 else:
@@ -363,6 +370,9 @@ class StraightLine(abc.ABC):
         operation, (ref, stored, *leaves), _, _, _ = instruction
         if type(stored.type) is not ArrayType:
             raise self.give_up()
+        if stored in self.accumulated:
+            self._accumulate(instruction, self.accumulated[stored])
+            return
         cell, member, path, places = self._access(ref, operation.params["path"], leaves)
         value = self.cell(stored)
         leads = [cell.lead, value.lead, *[place.lead for place in places]]
@@ -379,6 +389,18 @@ class StraightLine(abc.ABC):
                 ("store", types, path), lambda: cell_rules.store(cell.value.ref, path, types)
             )
         self.emit(made, values)
+
+    def _accumulate(self, instruction: Instruction, accumulation: Accumulation) -> None:
+        operation, (ref, stored, *leaves), _, _, _ = instruction
+        target, value, *places = map(self.cell, (ref, accumulation.value, *leaves))
+        if target.lead is not None:
+            raise self.give_up()
+        rank = len(array_type(stored.type).shape)
+        values = [target.value, self._aligned(value, rank), *[place.value for place in places]]
+        types = tuple([v.type for v in values])
+        rounds = math.prod(self.layout.sizes)
+        path = operation.params["path"]
+        self.emit(cell_rules.accumulate(accumulation.ufunc, path, types, rounds), values)
 
     def _known_once(self, key: Any, make: Callable[[], Operation]) -> Operation:
         if key not in self._operations:

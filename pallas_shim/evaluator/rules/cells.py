@@ -18,7 +18,7 @@ from pallas_shim.evaluator import grid, memory
 from pallas_shim.evaluator.lower import specialise
 from pallas_shim.evaluator.program import PURE, ArrayType, Operation, RefType, Type
 from pallas_shim.evaluator.rules.registry import rule
-from pallas_shim.evaluator.rules.state import READS_FIRST, WRITES_FIRST
+from pallas_shim.evaluator.rules.state import READS_FIRST, UPDATES_FIRST, WRITES_FIRST
 from pallas_shim.jax_compat.state import Index, Slice
 
 Lead = tuple[int, ...] | None
@@ -63,6 +63,11 @@ def _strides(array: ArrayType) -> tuple[int, ...]:
 
 
 def _strided(array, first, steps, kept, shape):
+    if not steps:  # as_strided is slow
+        length = dict(zip(kept, shape, strict=True))
+        return array[
+            (*[slice(at, at + length[d]) if d in length else at for d, at in enumerate(first)], ...)
+        ]
     lead = [sum(map(int.__mul__, step, array.strides)) for step in steps]
     corner = array[tuple(slice(at, None) for at in first)]
     strides = (*lead, *(array.strides[d] for d in kept))
@@ -145,10 +150,12 @@ def clamped(starts: np.ndarray, scale: int, dim: int, size: int) -> np.ndarray:
     """`memory.clamped` of ``start * scale`` for each of many starts of any integer type."""
     if starts.dtype.kind == "u":
         starts = np.minimum(starts.astype(np.uint64), np.uint64(dim))
-    # No product of what is left overflows, nor does what was cut off change the result.
-    starts = np.clip(starts.astype(np.int64), -dim - 1, dim) * scale
-    starts = np.where(starts < 0, starts + dim, starts)
-    return np.clip(starts, 0, dim - size)
+    starts = starts.astype(np.int64)
+    if scale != 1:
+        # No product of what is left overflows, nor does what was cut off change the result.
+        starts = np.minimum(np.maximum(starts, -dim - 1), dim) * scale
+    starts = starts + (starts < 0) * dim
+    return np.minimum(np.maximum(starts, 0), dim - size)
 
 
 def _copier(block: Any) -> Callable[..., np.ndarray]:
@@ -247,6 +254,53 @@ def each_store(
 
     params = {"path": path, "leads": tuple(leads), "listed": listed}
     return Operation("each_store", params, ins, (), run, WRITES_FIRST, multiple=True)
+
+
+def accumulate(
+    ufunc: np.ufunc, path: memory.Path, ins: tuple[Type, ...], rounds: int
+) -> Operation:
+    """For one round after the other ``ref[at] = ufunc(ref[at], value)``, in place. Operands: ref,
+    values, the places' leaves; each one for all rounds, or as many as there are."""
+    shape = ins[0].shape
+    dims: tuple[Any, ...] = tuple([Slice(0, size, 1) for size in shape])
+    for step in path:  # one at most
+        assert isinstance(step, Index)
+        dims = step.dims
+    moving = [(d, at.leaf) for d, at in enumerate(dims) if isinstance(at, memory.Dynamic)]
+    key = tuple(
+        [
+            slice(None) if isinstance(at, memory.Dynamic)
+            else slice(at.start, at.start + at.size * at.stride, at.stride)
+            if isinstance(at, Slice) else at
+            for at in dims
+        ]
+    )  # fmt: skip
+    kept = [d for d, at in enumerate(key) if isinstance(at, slice)]
+    front = [kept.index(d) for d, _ in moving]
+    order = (*front, *[d for d in range(len(kept)) if d not in front], len(kept))
+    part = tuple([dim.size for dim in dims if isinstance(dim, Slice)])
+    at_once = all(size == 1 for size in part)
+
+    def run(ref, values, *leaves):
+        # A dimension more, so that there is one to index even in a single element.
+        array = ref[(*key, ..., None)].transpose(order)
+        values = np.broadcast_to(values, (rounds, *part))
+        at = [clamped(np.asarray(leaves[leaf]), 1, shape[d], 1) for d, leaf in moving]
+        at = [np.full(rounds, place) if place.ndim == 0 else place for place in at]
+        if at_once:
+            places = tuple(at) or (np.zeros(rounds, np.intp),)
+            # NumPy is several times as fast on one dimension.
+            array = array.reshape(array.shape[: len(at)] or (1,))
+            ufunc.at(array, places, values.reshape(rounds))
+            return ()
+        array = array[..., 0]
+        for value, *place in zip(values, *at, strict=True):
+            target = array[(*place, ...)]
+            ufunc(target, value, out=target)
+        return ()
+
+    params = {"ufunc": ufunc.__name__, "path": path, "rounds": rounds}
+    return Operation("accumulate", params, ins, (), run, UPDATES_FIRST, multiple=True)
 
 
 def load(ref: RefType, path: memory.Path, ins: tuple[Type, ...], out: ArrayType) -> Operation:

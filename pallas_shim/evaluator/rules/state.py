@@ -18,6 +18,7 @@ from pallas_shim.jax_compat import state
 
 READS_FIRST = Effects(reads=(0,))
 WRITES_FIRST = Effects(writes=(0,))
+UPDATES_FIRST = Effects(reads=(0,), writes=(0,))
 
 
 class NotBasic(Exception):

@@ -644,3 +644,31 @@ def test_bounds_that_turn_out_to_be_the_same():
     f = in_blocks(kernel, row, row)
     assert loops(f, X) == []
     assert "switch" not in names(batch_grids(remove_dead_code(lower(jax.make_jaxpr(f)(X)))))
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_constants_that_are_looked_up(written):
+    """A table that is a constant is known, unless the kernel writes to it."""
+    table = np.arange(8, dtype=np.int32)[::-1].copy()
+
+    def kernel(table, x, out):
+        if written:
+            table[pl.program_id(0)] = table[7 - pl.program_id(0)]
+
+        @pl.when(table[pl.program_id(0)] < 100)
+        def _():
+            out[...] = 2 * x[...]
+
+    spec = pltpu.PrefetchScalarGridSpec(
+        num_scalar_prefetch=1,
+        grid=(8,),
+        in_specs=[pl.BlockSpec((1, 12, 16), lambda i, table: (table[i], 0, 0))],
+        out_specs=pl.BlockSpec((1, 12, 16), lambda i, table: (table[i], 0, 0)),
+    )
+    out = jax.ShapeDtypeStruct((8, 12, 16), F32)
+
+    def f(x):
+        call = pl.pallas_call(kernel, out, grid_spec=spec, interpret=True)
+        return jnp.nan_to_num(call(table, x))
+
+    assert loops(f, X) == ([(8,)] if written else [])
