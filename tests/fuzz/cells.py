@@ -128,7 +128,9 @@ class ManyCells(Choices):
         self.function = function
         self.args = [np.int32(self._grid[-1])] if dynamic else []
         self.args += [] if constant else self._tables
-        self.args += [data(self, self._data, one.shape, one.dtype) for one in inputs]
+        arrays = [data(self, self._data, one.shape, one.dtype) for one in inputs]
+        # XLA takes 0 + x for x, which it isn't if that is -0.
+        self.args += [np.where(x == 0, np.zeros_like(x), x) for x in arrays]
 
     # -- blocks -----------------------------------------------------------------------------
 
