@@ -228,10 +228,14 @@ def _intervals(boxes: Sequence[Box], dim: int, axes: Sequence[int]) -> np.ndarra
         high = end if high is None else np.maximum(high, end)
     assert low is not None and high is not None
     low, high = np.broadcast_arrays(low, high)
+    if low.size == 1:
+        return np.zeros(low.shape, np.int64)
     if low.size > _MOST_CELLS:
         return None
-    pairs = np.stack([low.reshape(-1), high.reshape(-1)], axis=1)
-    found, number = np.unique(pairs, axis=0, return_inverse=True)
-    if np.any(found[1:, 0] < found[:-1, 1]):
+    # One number for each interval, in the order of where it starts and then of where it ends.
+    base = int(high.max()) + 1
+    found, number = np.unique(low * base + high, return_inverse=True)
+    starts, ends = np.divmod(found, base)
+    if np.any(starts[1:] < ends[:-1]):
         return None
     return number.reshape(low.shape)

@@ -153,6 +153,10 @@ class _Grid:
         self.known: Mapping[Value, Table] = tables(self.sizes, self.region, given, self.held)
         self.footprints = Footprints(self.memory, len(self.sizes), self.region, self.known)
         self.accumulated = accumulations(self.region, self.footprints) if self.loop else {}
+        for switch in self.region.body:  # an attempt would only find the same
+            if switch.name == "switch" and switch.ins[0] in self.known:
+                which = self.known[switch.ins[0]]
+                axes = tuple([axis for axis in axes if which.shape[axis] == 1])
         while True:
             proven = self._proven(axes)
             if not proven.axes:
