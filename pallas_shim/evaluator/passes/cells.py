@@ -44,7 +44,8 @@ def constants(program: Program, memory: Memory) -> dict[Value, np.ndarray]:
         if operation.name == "buffer" and ins and ins[0].const is not None:
             if ins[0].const.shape == outs[0].ref.shape:  # no padding
                 held[outs[0]] = ins[0].const
-        written.update(memory.roots(instruction, operation.effects.writes))
+        if operation.effects.writes:
+            written.update(memory.roots(instruction, operation.effects.writes))
     return {root: array for root, array in held.items() if root not in written}
 
 

@@ -33,8 +33,9 @@ _OF_NUMBERS = (np.add, np.subtract, np.multiply)
 _OF_INTEGERS = (np.minimum, np.maximum, np.bitwise_and, np.bitwise_or, np.bitwise_xor)
 # Those whose operands may come in either order. (Of two NaNs the first is the result.)
 _COMMUTING = (np.add, np.multiply, *_OF_INTEGERS)
-# Longer loops are not looked at.
+# Longer loops, and those with more instructions, are not looked at.
 _MOST_ROUNDS = 1 << 20
+_LARGEST_BODY = 1 << 10
 
 
 class Loop(NamedTuple):
@@ -50,6 +51,8 @@ def as_grid(scan: Instruction) -> Loop | None:
     params, (region,) = scan.operation.params, scan.regions
     length, count = params["length"], params["num_carry"]
     if not (len(scan.ins) == len(scan.outs) == count and 1 < length <= _MOST_ROUNDS):
+        return None
+    if len(region.body) > _LARGEST_BODY:
         return None
     steps = {
         out: i.ins for i in region.body if i.name == "add" and not i.regions for out in i.outs
