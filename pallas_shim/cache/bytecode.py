@@ -86,6 +86,14 @@ def closure_reads(code: types.CodeType, name: str) -> list[Chain] | None:
     return chains if all(chains) else None
 
 
+def contents(cell: types.CellType) -> Any:
+    """What a variable of a closure holds, or that it has not been set."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return Ellipsis, "empty"
+
+
 def _instructions(code: types.CodeType) -> Iterator[tuple[int, int]]:
     data, high = code.co_code, 0
     for at in range(0, len(data), 2):

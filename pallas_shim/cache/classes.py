@@ -29,6 +29,9 @@ def read_class(reach: Reach, kind: Any) -> bool:
     if not isinstance(kind, type):
         return False
     module, name = kind.__module__, kind.__qualname__
+    functions = inputs.pytree_functions(kind)
+    if functions is not None:
+        reach.add_all([functions.to_iter, functions.from_iter])
     if libraries.is_library(module):
         reach.owned(module, name)
         if "<locals>" not in name:
@@ -50,9 +53,6 @@ def read_class(reach: Reach, kind: Any) -> bool:
         elif attribute not in _CLASS_ATTRIBUTES:
             reach.emit(attribute)
             reach.add(value, attribute)
-    functions = inputs.pytree_functions(kind)
-    if functions is not None:
-        reach.add_all([functions.to_iter, functions.from_iter])
     reach.path.pop()
     return True
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pallas_shim.cache import libraries
-from pallas_shim.cache.bytecode import closure_reads, reads
+from pallas_shim.cache.bytecode import closure_reads, contents, reads
 from pallas_shim.cache.values import DATA
 from pallas_shim.jax_compat import inputs
 
@@ -33,14 +33,14 @@ def _read_function(reach: Reach, function: types.FunctionType) -> None:
         reach.owned(name, code.co_qualname)
         reach.emit(str(code.co_firstlineno), code.co_code)
         if "<locals>" in code.co_qualname:
-            reach.add_all(map(_contents, function.__closure__ or ()))
+            reach.add_all(map(contents, function.__closure__ or ()))
             _read_attributes(reach, function)
     else:
         if libraries.is_standard(name) and name != "__main__":
             raise reach.refusal("its results may depend on more than its arguments")
         _read_code(reach, code, function.__globals__)
         for variable, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-            _read_closure(reach, code, variable, _contents(cell))
+            _read_closure(reach, code, variable, contents(cell))
         _read_attributes(reach, function)
     reach.path.pop()
 
@@ -59,13 +59,6 @@ def _read_closure(reach: Reach, code: types.CodeType, variable: str, value: Any)
         return
     for attributes in chains:
         _read_chain(reach, variable, value, attributes)
-
-
-def _contents(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return Ellipsis, "empty"
 
 
 def _read_code(reach: Reach, code: types.CodeType, namespace: dict[str, Any]) -> None:
@@ -149,12 +142,12 @@ def _read_of_library(
             return
     if isinstance(value, types.ModuleType):
         reach.add(value)
-    elif type(value) in DATA or not libraries.is_own(value):
-        reach.add(value, attributes[-1])
     else:  # it may be in the place of another
-        kind = value if isinstance(value, type) else type(value)
-        name = getattr(value, "__qualname__", None) or getattr(value, "__name__", "")
-        reach.emit(str(getattr(value, "__module__", "")), str(name), kind.__qualname__)
+        identity = libraries.identity(value)
+        if identity is None or type(value) in DATA:
+            reach.add(value, attributes[-1])
+        else:
+            reach.emit(identity)
 
 
 def _read_module(reach: Reach, module: types.ModuleType) -> None:
@@ -208,10 +201,14 @@ def read_known(reach: Reach, value: Any) -> bool:
         reach.add_jitted(*jitted)
         return True
     home = libraries.home(value)
-    if home is not None and libraries.is_library(home[0]) and libraries.is_own(value):
-        reach.owned(*home)
-        return True
-    return False
+    if home is None or not libraries.is_library(home[0]):
+        return False
+    identity = libraries.identity(value)
+    if identity is None:
+        return False
+    reach.owned(*home)
+    reach.emit(identity)
+    return True
 
 
 READERS: dict[type, Callable[[Reach, Any], None]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 import operator
 import sys
@@ -9,6 +10,9 @@ import types
 from typing import Any
 
 import numpy as np
+
+from pallas_shim.cache.bytecode import contents
+from pallas_shim.jax_compat import inputs
 
 # Distributions that are known by their versions; their code isn't followed.
 VERSIONED = frozenset({"jax", "jaxlib", "ml_dtypes", "numpy", "opt_einsum", "scipy"})
@@ -78,13 +82,51 @@ def owns_function(function: types.FunctionType) -> bool:
     return is_library(name) and vars(sys.modules[name]) is function.__globals__
 
 
-def is_own(value: Any) -> bool:
-    """Whether what a library's module has is the library's own, not made by others."""
-    while hasattr(value, "__wrapped__"):
-        value = value.__wrapped__
+def identity(value: Any) -> str | None:
+    """What tells a library's own function, class or object apart from the library's others.
+
+    None if somebody else made it, or part of it, so that the library's version doesn't say all
+    of it: whoever puts something in the place of a library's function gives it the same name.
+    """
+    parts = _identity(value, ())
+    return None if parts is None else repr(parts)
+
+
+def _identity(value: Any, under_way: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    if type(value) in _PLAIN:
+        return "plain", value
+    if any(value is each for each in under_way):
+        return "again", len(under_way)
+    under_way = (*under_way, value)
+    jitted = inputs.jitted(value)
+    if jitted is not None:
+        function, info = jitted
+        options, inside = inputs.jit_options(info), _identity(function, under_way)
+        return None if options is None or inside is None else ("jit", options, inside)
     if isinstance(value, types.FunctionType):
-        local = "<locals>" in value.__code__.co_qualname  # it may hold what others gave it
-        return owns_function(value) and not local
+        if not owns_function(value):
+            return None
+        code = value.__code__
+        parts: list[Any] = [value.__module__, code.co_qualname, code.co_firstlineno]
+        if "<locals>" in code.co_qualname:  # it may hold what others gave it
+            for cell in value.__closure__ or ():
+                inside = _identity(contents(cell), under_way)
+                if inside is None:
+                    return None
+                parts.append(inside)
+        return tuple(parts)
     if isinstance(value, (type, types.BuiltinFunctionType)):
-        return is_library(getattr(value, "__module__", None) or "builtins")
-    return top(type(value).__module__) in VERSIONED
+        module = getattr(value, "__module__", None) or "builtins"
+        return (module, value.__qualname__) if is_library(module) else None
+    kind = type(value)
+    if top(kind.__module__) not in VERSIONED:
+        return None
+    if isinstance(value, enum.Enum):
+        return kind.__module__, kind.__qualname__, value.name
+    if hasattr(value, "__wrapped__") and _identity(value.__wrapped__, under_way) is None:
+        return None
+    place = home(value)
+    return place if place is not None and is_library(place[0]) else None
+
+
+_PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None)})

@@ -3,6 +3,7 @@ refused by name."""
 
 from __future__ import annotations
 
+import collections
 import functools
 import math
 import os
@@ -17,7 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
+from jax._src import tree_util
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 from jax.extend.core import Primitive
 
 from pallas_shim.cache.reach import Reach, Unkeyable
@@ -214,12 +218,34 @@ def test_what_is_put_into_a_library_is_seen(monkeypatch):
         (jnp, "sin", jax.vmap(lambda x: x)),
         (pl, "pallas_call", functools.partial(pl.pallas_call, interpret=True)),
         (pl, "pallas_call", functools.partial(pl.pallas_call, interpret=False)),
+        # All of these say that they are what they stand in the place of.
+        (pl, "pallas_call", functools.wraps(pl.pallas_call)(lambda *args: 1)),
+        (pl, "pallas_call", functools.wraps(pl.pallas_call)(lambda *args: 2)),
+        (jnp, "sin", functools.wraps(jnp.sin)(jax.vmap(jnp.cos, in_axes=0))),
+        (jnp, "sin", functools.wraps(jnp.sin)(jax.vmap(jnp.cos, in_axes=1))),
+        (jnp, "sin", jax.jit(jnp.sin.__wrapped__, static_argnums=0)),
+        (jnp, "sin", jax.jit(jnp.sin.__wrapped__, donate_argnums=0)),
+        (jnp, "sin", jax.custom_jvp(functools.wraps(jnp.sin)(lambda x: 1))),
+        (jnp, "sin", jax.custom_jvp(functools.wraps(jnp.sin)(lambda x: 2))),
     ):
         with monkeypatch.context() as context:
             context.setattr(place, name, value)
             digests.append(digest(m.f))
     assert len(set(digests)) == len(digests)
     assert digest(m.f) == before
+
+
+def test_a_ufunc_that_is_put_into_a_library_is_refused(monkeypatch):
+    def asks(x):
+        return np.sin(x) + scipy.special.gammaln(x)
+
+    for place, name in ((np, "sin"), (scipy.special, "gammaln")):
+        with monkeypatch.context() as context:
+            before = digest(asks)
+            context.setattr(place, name, np.frompyfunc(lambda x: x, 1, 1))
+            with pytest.raises(Unkeyable, match="ufunc"):
+                digest(asks)
+    assert digest(asks) == before
 
 
 def test_what_is_not_reached_makes_no_difference():
@@ -250,6 +276,9 @@ def test_another_module_is_followed():
         (jnp.zeros(3), np.zeros(3, np.float32)), (jnp.asarray(2), jnp.asarray(2, jnp.int32)),
         (np.dtype("int8"), np.dtype("int16")), (slice(1), slice(2)), (range(3), range(4)),
         (jax.ShapeDtypeStruct((8,), "f4"), jax.ShapeDtypeStruct((9,), "f4")),
+        (pltpu.VMEM((8, 128), jnp.float32), pltpu.VMEM((8, 256), jnp.float32)),
+        (pltpu.VMEM((8, 128), jnp.float32), pltpu.SMEM((8, 128), jnp.float32)),
+        (np.add, np.subtract), (scipy.special.gammaln, scipy.special.digamma),
     ],
     ids=repr,
 )  # fmt: skip
@@ -266,6 +295,177 @@ def test_what_holds_itself_is_followed_once():
     loop: list = [1]
     loop.append(loop)
     assert digest(loop) == digest(loop)
+
+
+@jax.tree_util.register_pytree_node_class
+class Box:
+    """A container that keeps something of its own beside what jit takes out of it."""
+
+    def __init__(self, inside, own):
+        self.inside, self.own = inside, own
+
+    def tree_flatten(self):
+        return (self.inside,), self.own
+
+    @classmethod
+    def tree_unflatten(cls, own, inside):
+        return cls(*inside, own)
+
+
+Pair, OtherPair = (collections.namedtuple(name, "x y") for name in ("Pair", "OtherPair"))
+
+CONTAINERS = [
+    1, None, (), [], {}, (1,), [1], (1, 2), (1, None), ((1, 2),), ((1,), 2), {"a": 1}, {"b": 1},
+    {1: 1}, {"a": [1]}, {"a": (1,)}, collections.OrderedDict(a=1, b=2),
+    collections.OrderedDict(b=1, a=2), collections.defaultdict(list, a=1),
+    collections.defaultdict(tuple, a=1), Pair(1, 2),
+    OtherPair(1, 2), Box(1, "a"), Box(1, "b"), Box((1,), "a"), Box(1, 1), Box(1, True),
+    Box(1, (0.0,)), Box(1, (-0.0,)),
+]  # fmt: skip
+
+
+def test_forms_of_containers_are_told_apart():
+    """Also where Python says that what they keep of their own is equal."""
+    forms = [digest(jax.tree.structure(container)) for container in CONTAINERS]
+    assert len(set(forms)) == len(CONTAINERS)
+    assert forms == [digest(jax.tree.structure(container)) for container in CONTAINERS]
+
+
+def test_what_a_container_keeps_of_its_own_must_be_readable():
+    with pytest.raises(Unkeyable, match="lock"):
+        digest(jax.tree.structure(Box(1, threading.Lock())))
+    with pytest.raises(Unkeyable, match="registry"):  # for which None is no container
+        digest(tree_util.none_leaf_registry.flatten((1, None))[1])
+
+
+def test_how_a_container_is_taken_apart_is_read_with_its_form(monkeypatch):
+    before = digest(jax.tree.structure(Box(1, "a")))
+    monkeypatch.setattr(Box, "tree_unflatten", classmethod(lambda cls, own, inside: None))
+    assert digest(jax.tree.structure(Box(1, "a"))) != before
+
+
+def test_how_a_librarys_class_is_taken_apart_is_read():
+    def registered(flatten):
+        class Array(np.ndarray):
+            pass
+
+        Array.__module__, Array.__qualname__ = "numpy", "Array"
+        jax.tree_util.register_pytree_node(Array, flatten, lambda own, inside: 1)
+        return Array
+
+    assert digest(registered(lambda x: ((), 1))) != digest(registered(lambda x: ((), 2)))
+
+
+def wrapping(**options):
+    """A function that holds what jit was told of another one."""
+    return functools.wraps(jax.jit(lambda x, y: x, **options))(lambda x, y: x)
+
+
+def test_what_wraps_a_jitted_function_is_read():
+    numbered = ({name: n} for name in ("static_argnums", "donate_argnums") for n in (0, 1))
+    ways = ({}, *numbered, {"inline": True})
+    digests = [digest(wrapping(**options)) for options in ways]
+    assert len(set(digests)) == len(ways)
+    devices = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with pytest.raises(Unkeyable, match="where"):
+        digest(wrapping(in_shardings=devices))
+
+
+def test_a_sharding_on_a_mesh_is_refused():
+    mesh = jax.make_mesh((1,), ("x",))
+    with pytest.raises(Unkeyable, match="devices"):
+        digest(jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x")))
+
+
+def closing_over(**given):
+    """Functions that close over a module."""
+    made = module(
+        """
+        def asks(helper):
+            return lambda x: helper.table["a"] + helper.inner.scale
+
+        def asks_inside(helper):
+            def f(x):
+                def g(y):
+                    return [y + helper.table["a"] + helper.inner.scale for _ in range(3)]
+                return g(x)
+            return f
+
+        def asks_in_a_class(helper):
+            def f(x):
+                class Inside:
+                    table = helper.table["a"] + helper.inner.scale
+                return Inside.table
+            return f
+
+        def passes_on(helper):
+            return lambda x: (helper.table, getattr(helper, "more"))
+
+        def passes_on_inside(helper):
+            return lambda x: (helper.table, lambda: vars_of(helper))
+
+        def sets(helper):
+            def f(x):
+                helper.more = x
+                return helper.table
+            return f
+        """,
+        **given,
+    )
+    return made
+
+
+def a_helper():
+    helper = types.ModuleType("helper")
+    helper.table, helper.more, helper.inner = {"a": 1}, 1, types.ModuleType("inner")
+    helper.inner.scale = 2
+    return helper
+
+
+def changed(change):
+    helper = a_helper()
+    change(helper)
+    return helper
+
+
+@pytest.mark.parametrize("name", ["asks", "asks_inside"])
+def test_of_a_module_in_a_closure_what_is_asked_of_it_is_read(name):
+    def of(helper):
+        return digest(getattr(closing_over(), name)(helper))
+
+    before = of(a_helper())
+    assert of(a_helper()) == before
+    assert of(changed(lambda helper: vars(helper).update(more=2))) == before
+    assert of(changed(lambda helper: vars(helper).update(more=LOCK))) == before
+    assert of(changed(lambda helper: helper.table.update(a=2))) != before
+    assert of(changed(lambda helper: vars(helper.inner).update(scale=3))) != before
+    assert of(changed(lambda helper: vars(helper).pop("table"))) != before
+
+
+@pytest.mark.parametrize("name", ["asks_in_a_class", "passes_on", "passes_on_inside", "sets"])
+def test_a_module_in_a_closure_that_is_used_otherwise_is_read_whole(name):
+    def of(helper):
+        return digest(getattr(closing_over(), name)(helper))
+
+    before = of(a_helper())
+    assert of(a_helper()) == before
+    assert of(changed(lambda helper: vars(helper).update(more=2))) != before
+    with pytest.raises(Unkeyable, match="lock"):
+        of(changed(lambda helper: vars(helper).update(more=LOCK)))
+
+
+def test_a_librarys_module_in_a_closure():
+    def over(module):
+        return lambda x: module.sin(x)
+
+    def of_random(module):
+        return lambda x: module.random.rand()
+
+    assert len({digest(over(jnp)), digest(over(np)), digest(over(scipy.special))}) == 3
+    with pytest.raises(Unkeyable, match="numpy.random"):
+        digest(of_random(np))
+    with pytest.raises(Unkeyable, match="the module time"):
+        digest(over(time))
 
 
 @functools.lru_cache
@@ -349,6 +549,10 @@ def reads_annotations(x):
     return x + len(reads_time.__annotations__)
 
 
+def reads_closures(x):
+    return Box.tree_flatten.__closure__[0].cell_contents
+
+
 @pytest.mark.parametrize(
     "function, reason",
     [
@@ -367,6 +571,7 @@ def reads_annotations(x):
         (passes_numpy_on, "numpy.random"),
         (holds_a_lock, "lock"),
         (reads_annotations, "annotations"),
+        (reads_closures, "cell_contents"),
         (iter([1]), "iterator"),
         (jax.devices()[0], "Device"),
         (np.frompyfunc(lambda x: x, 1, 1), "ufunc"),
