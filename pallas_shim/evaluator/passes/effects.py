@@ -65,6 +65,26 @@ class Memory:
             touched.add(self._touched[region])
         return touched
 
+    def only_users(self, region: Region) -> dict[Value, int]:
+        """The buffers that a region makes and only one of its instructions uses, and which."""
+        users: dict[Value, int] = {}
+        shared = set(region.results)
+        for at, instruction in enumerate(region.body):
+            operation, ins, outs, regions, _ = instruction
+            if operation.effects.allocates:
+                users.update(dict.fromkeys(outs, -1))
+                continue
+            used = {self.root(value) for value in ins if type(value.type) is RefType}
+            if regions:
+                within = self.within(instruction)
+                used |= within.reads | within.writes
+            for root in used:
+                if users.get(root, -1) != -1:
+                    shared.add(root)
+                if root in users:
+                    users[root] = at
+        return {root: at for root, at in users.items() if at != -1 and root not in shared}
+
     def _visit(self, region: Region) -> None:
         touched = self._touched[region] = Touched()
         roots = self._roots

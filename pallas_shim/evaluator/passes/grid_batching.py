@@ -43,7 +43,6 @@ from pallas_shim.evaluator.program import (
     Instruction,
     Operation,
     Program,
-    RefType,
     Region,
     Value,
 )
@@ -70,7 +69,7 @@ class _Grids:
 
     def region(self, region: Region) -> Region:
         body: list[Instruction] = []
-        private = _only_here(self.memory, region)
+        private = self.memory.only_users(region)
         for at, instruction in enumerate(region.body):
             if instruction.regions:
                 batched = None
@@ -90,27 +89,6 @@ class _Grids:
         loop = as_grid(scan)
         batched = loop and _Grid(self.memory, self.held, loop.grid, own, loop).batched()
         return [*batched, *loop.after] if loop and batched is not None else None
-
-
-def _only_here(memory: Memory, region: Region) -> dict[Value, int]:
-    """The buffers that a region makes and only one of its instructions uses, and which."""
-    users: dict[Value, int] = {}
-    shared = set(region.results)
-    for at, instruction in enumerate(region.body):
-        operation, ins, outs, regions, _ = instruction
-        if operation.effects.allocates:
-            users.update(dict.fromkeys(outs, -1))
-            continue
-        used = {memory.root(value) for value in ins if type(value.type) is RefType}
-        if regions:
-            within = memory.within(instruction)
-            used |= within.reads | within.writes
-        for root in used:
-            if users.get(root, -1) != -1:
-                shared.add(root)
-            if root in users:
-                users[root] = at
-    return {root: at for root, at in users.items() if at != -1 and root not in shared}
 
 
 class _Proven(NamedTuple):
