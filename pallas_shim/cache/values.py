@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jax import tree_util
 
 from pallas_shim.cache import libraries
 from pallas_shim.jax_compat import inputs
@@ -117,5 +118,9 @@ READERS: dict[type, Callable[[Reach, Any], None]] = {
     re.Pattern: lambda reach, x: reach.add_all((x.pattern, x.flags)),
     typing.TypeVar: lambda reach, x: reach.emit(repr(x)),
     inputs.TREE: _read_tree,
+    tree_util.DictKey: lambda reach, x: reach.add(x.key),
+    tree_util.FlattenedIndexKey: lambda reach, x: reach.add(x.key),
+    tree_util.GetAttrKey: lambda reach, x: reach.add(x.name),
+    tree_util.SequenceKey: lambda reach, x: reach.add(x.idx),
     inputs.SHARDING: _read_sharding,
 }

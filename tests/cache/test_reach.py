@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import itertools
 import math
 import os
 import random
@@ -23,6 +24,7 @@ from jax._src import tree_util
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.extend.core import Primitive
+from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 from pallas_shim.cache.reach import Reach, Unkeyable
 
@@ -266,6 +268,12 @@ def test_another_module_is_followed():
     assert len({before, changed, whole, digest(m.f)}) == 4
 
 
+PATH_KEYS = (
+    DictKey("a"), DictKey("b"), GetAttrKey("a"), DictKey(0), DictKey(False), SequenceKey(0),
+    SequenceKey(1), FlattenedIndexKey(0), FlattenedIndexKey(1),
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "one, other",
     [
@@ -278,6 +286,7 @@ def test_another_module_is_followed():
         (jax.ShapeDtypeStruct((8,), "f4"), jax.ShapeDtypeStruct((9,), "f4")),
         (pltpu.VMEM((8, 128), jnp.float32), pltpu.VMEM((8, 256), jnp.float32)),
         (pltpu.VMEM((8, 128), jnp.float32), pltpu.SMEM((8, 128), jnp.float32)),
+        *itertools.combinations(PATH_KEYS, 2),
         (np.add, np.subtract), (scipy.special.gammaln, scipy.special.digamma),
     ],
     ids=repr,
