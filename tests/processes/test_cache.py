@@ -61,6 +61,15 @@ def donating(x):
 def capturing(x):
     return call(plain_kernel, x) + captured
 
+def keyed_kernel(x_ref, o_refs):
+    for n, name in enumerate(o_refs):
+        o_refs[name][...] = x_ref[...] * (n + 1)
+
+names = ("b", "c") if "--names" in sys.argv else ("a", "b")
+like = jax.ShapeDtypeStruct((8,), jnp.result_type(float))
+wrapped = jax.jit(pl.pallas_call(keyed_kernel, out_shape=dict.fromkeys(names, like),
+                                 interpret=True))
+
 @jax.jit
 def timed(x):
     return call(plain_kernel, x) + 0 * time.time()
@@ -80,7 +89,8 @@ given = x + 0
 results = {
     "scaled": scaled(x), "again": scaled(x), "wide": scaled(jnp.arange(16.0)),
     "tree": out["y"][0], "sum": out["y"][1][0], "donating": donating(given),
-    "capturing": capturing(x), "timed": timed(x), "printing": printing(x), "without": without(x),
+    "wrapped": wrapped(x)["b"], "capturing": capturing(x), "timed": timed(x),
+    "printing": printing(x), "without": without(x),
 }
 jax.effects_barrier()
 assert given.is_deleted() and out["weak"].weak_type and out["none"] is None
@@ -90,7 +100,7 @@ assert jax.vmap(scaled)(x[None]).tolist() == [results["scaled"].tolist()]
 print({name: np.asarray(value).tolist() for name, value in results.items()})
 """
 
-KEPT = ("scaled", "tree", "donating", "capturing")
+KEPT = ("scaled", "tree", "donating", "capturing", "wrapped")
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +178,7 @@ CHANGES = {
     "a method": (edit("x + self.offset", "x * self.offset"), [], ("scaled",), {}),
     "a patched method": (nothing, ["--patched"], ("scaled",), {}),
     "an item of a table": (nothing, ["--table"], ("scaled",), {}),
+    "the containers of a pallas_call made before jit": (nothing, ["--names"], ("wrapped",), {}),
     "64 bits": (nothing, ["--x64"], KEPT, {}),
     "the precision of products": (nothing, ["--precision"], KEPT, {}),
     "a pass left out": (nothing, [], KEPT, {"PALLAS_NUMPY_PASSES": "-hoisting"}),
