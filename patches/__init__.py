@@ -9,15 +9,15 @@ from types import ModuleType
 def patch_pallas(pallas: ModuleType) -> Callable[[], None]:
     """Called when jax.experimental.pallas has been imported: takes over its kernels' calls.
 
-    One entry point for both patches, since a distribution has one a name, and no other
+    One entry point for these patches, since a distribution has one a name, and no other
     module's import is a time when all that they touch is there.
     """
     from pallas_shim.evaluator import rules
 
-    from . import jax_jit, pallas_call
+    from . import jax_jit, pallas_call, remote_kernels
 
     rules.load_own()
-    return undo_all([jax_jit.patch(pallas), pallas_call.patch(pallas)])
+    return undo_all([module.patch(pallas) for module in (jax_jit, pallas_call, remote_kernels)])
 
 
 def undo_all(undoings: list[Callable[[], None]]) -> Callable[[], None]:

@@ -187,21 +187,89 @@ print("fine")
 """
 
 
-def test_many_devices(tmp_path):
+TALKING_DEVICES = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from tests.shimmed import rungs
+from pallas_shim.report import REPORT
+
+devices = jax.devices()
+X = np.arange(8 * 128 * len(devices), dtype=np.float32).reshape(8, -1)
+shard_map = getattr(jax, "shard_map", None) or jax.experimental.shard_map.shard_map
+HBM = pl.BlockSpec(memory_space=pl.ANY)
+
+def to_the_right(x_ref, out_ref, sent, received):
+    i, n = lax.axis_index("i"), len(devices)
+    ready = pltpu.get_barrier_semaphore()
+    pl.semaphore_signal(ready, 1, device_id=(lax.rem(i + n - 1, n),))
+    pl.semaphore_wait(ready, 1)
+    copy = pltpu.make_async_remote_copy(x_ref, out_ref, sent, received, (lax.rem(i + 1, n),))
+    copy.start()
+    copy.wait()
+
+def by_itself(x_ref, out_ref, sent, received):
+    copy = pltpu.make_async_copy(x_ref, out_ref, sent)
+    copy.start()
+    copy.wait()
+
+def run(kernel, devices, **options):
+    call = pl.pallas_call(
+        kernel, jax.ShapeDtypeStruct((8, 128), jnp.float32), in_specs=[HBM], out_specs=HBM,
+        scratch_shapes=[pltpu.SemaphoreType.DMA] * 2,
+        compiler_params=pltpu.CompilerParams(collective_id=0), **options)
+    mesh, columns = Mesh(np.array(devices), ("i",)), P(None, "i")
+    mapped = shard_map(call, mesh=mesh, in_specs=columns, out_specs=columns, **{UNCHECKED: False})
+    x = jax.device_put(X[:, : 128 * len(devices)], NamedSharding(mesh, columns))
+    REPORT.clear()
+    return np.asarray(jax.jit(mapped)(x)), np.asarray(x)
+
+for options in ({}, {"interpret": True}, {"interpret": pltpu.InterpretParams()}):
+    got, x = run(to_the_right, devices, **options)
+    np.testing.assert_array_equal(got, np.roll(x, 128, 1))
+    assert rungs() == {"jax"}, REPORT.table()
+    assert ("talk" in REPORT.table()) == ("InterpretParams" not in str(options))
+
+got, x = run(by_itself, devices)
+np.testing.assert_array_equal(got, x)
+assert rungs() == {"callback"}, REPORT.table()
+
+import pallas_shim
+pallas_shim.deactivate()
+try:
+    run(to_the_right, devices, interpret=True)
+except (NotImplementedError, TypeError):
+    print("fine")
+"""
+
+
+def on_many_devices(tmp_path, text, count, strict):
     unchecked = "check_vma" if hasattr(jax, "shard_map") else "check_rep"
     script = tmp_path / "devices.py"
-    script.write_text(textwrap.dedent(MANY_DEVICES).replace("UNCHECKED", repr(unchecked)))
+    script.write_text(textwrap.dedent(text).replace("UNCHECKED", repr(unchecked)))
     code = f"import pallas_shim; pallas_shim.activate(); exec(open({str(script)!r}).read())"
     environ = dict(
         os.environ,
-        XLA_FLAGS="--xla_force_host_platform_device_count=8",
-        PALLAS_NUMPY_STRICT="1",
+        XLA_FLAGS=f"--xla_force_host_platform_device_count={count}",
+        PALLAS_NUMPY_STRICT=strict,
         PYTHONPATH=str(ROOT),
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=200
     )
     assert done.stdout == "fine\n", done.stderr[-4000:]
+
+
+def test_many_devices(tmp_path):
+    on_many_devices(tmp_path, MANY_DEVICES, 8, strict="1")
+
+
+def test_devices_that_talk_to_one_another(tmp_path):
+    """In JAX's TPU interpreter, whichever the script asked for."""
+    on_many_devices(tmp_path, TALKING_DEVICES, 3, strict="0")
 
 
 def test_a_kernel_for_another_device_stays_there(shim, setting, monkeypatch):

@@ -18,6 +18,7 @@ from jax._src.pallas import pallas_call as jax_pallas_call
 from jax._src.sharding_impls import UnspecifiedValue
 
 from pallas_shim.jax_compat.checked import refused_grid
+from pallas_shim.jax_compat.communication import ASKED_FOR_HERE
 from pallas_shim.jax_compat.pallas import kernel_jaxpr, kernel_name, kernel_source
 
 try:
@@ -96,6 +97,8 @@ def unhonoured(eqn: Any) -> str | None:
     if isinstance(interpret, bool):
         return None
     name = type(interpret).__name__
+    if name == ASKED_FOR_HERE:
+        return "its devices talk to one another, as in JAX's TPU interpreter"
     if name != "InterpretParams":
         return f"interpret={name}(...) isn't for this evaluator"
     for field in dataclasses.fields(interpret):

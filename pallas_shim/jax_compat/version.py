@@ -31,6 +31,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "ShapedArray",
         "Var",
         "eval_jaxpr",
+        "get_axis_env",
         "jaxprs_in_params",
         "new_jaxpr_eqn",
         "no_effects",

@@ -204,7 +204,7 @@ def _blocked(
     ufunc: np.ufunc, x: np.ndarray, axis: int, initial: Any, reverse: bool
 ) -> np.ndarray:
     """The running result along an axis. Each window is added up from its start."""
-    all_before = (slice(None),) * axis
+    all_before: tuple[Any, ...] = (slice(None),) * axis
     length = x.shape[axis]
     if length > _BLOCK:
         blocks = -(-length // _BLOCK)
