@@ -15,7 +15,8 @@ from tests.fuzz.operations import USUAL, Operations, Value
 
 class _NearBody(Body):
     """Without what JAX's TPU interpreter hasn't: array indices, bitcast refs, addupdate, masked
-    stores of whole refs, indices outside. Without divisions: XLA aborts where it knows both."""
+    stores of whole refs, indices outside. Without divisions: XLA aborts where it knows both.
+    Without swaps: in a scan that interpreter gives what a later one has stored."""
 
     arrays = False
     integer_binary = tuple(n for n in Operations.integer_binary if n not in ("div", "rem"))
@@ -28,6 +29,8 @@ class _NearBody(Body):
 
     def do_add_update(self, scope: Scope) -> None:
         self.do_update(scope)
+
+    do_swap = do_add_update
 
     def index(self, values: Sequence[Value], last: int) -> Any:
         return jnp.clip(super().index(values, last), 0, last)
