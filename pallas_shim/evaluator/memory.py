@@ -58,11 +58,15 @@ def _is_float(dtype: np.dtype) -> bool:
 
 
 def clamped(start: Any, dim: int, size: int) -> int:
-    """A slice's start as XLA takes it: from the end if negative, then moved inside."""
-    start = int(start)
+    """A slice's start as XLA takes it: as a number of 32 bits, from the end if negative, then
+    moved inside."""
+    start, last = int(start), dim - size
+    if 0 <= start <= last:
+        return start
+    if dim < 1 << 31:
+        start = (start + (1 << 31)) % (1 << 32) - (1 << 31)
     if start < 0:
         start += dim
-    last = dim - size
     return 0 if start < 0 else last if start > last else start
 
 

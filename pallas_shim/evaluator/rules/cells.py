@@ -148,12 +148,12 @@ def each_block(block: Any, ins: tuple[Type, ...], out: RefType, leads: Sequence[
 
 def clamped(starts: np.ndarray, scale: int, dim: int, size: int) -> np.ndarray:
     """`memory.clamped` of ``start * scale`` for each of many starts of any integer type."""
-    if starts.dtype.kind == "u":
-        starts = np.minimum(starts.astype(np.uint64), np.uint64(dim))
-    starts = starts.astype(np.int64)
-    if scale != 1:
-        # No product of what is left overflows, nor does what was cut off change the result.
-        starts = np.minimum(np.maximum(starts, -dim - 1), dim) * scale
+    if dim < 1 << 31:
+        starts = starts.astype(np.int32).astype(np.int64)
+        if scale != 1:
+            starts = (starts * scale).astype(np.int32).astype(np.int64)
+    else:
+        starts = starts.astype(np.int64) * scale
     starts = starts + (starts < 0) * dim
     return np.minimum(np.maximum(starts, 0), dim - size)
 
