@@ -67,10 +67,11 @@ class Scope(NamedTuple):
 
 class Body(Operations):
     """Random statements of a kernel. ``moving``: whether it computes indices of its refs;
-    ``arrays``: whether some of them are arrays."""
+    ``arrays``: whether some of them are arrays; ``reverses``: whether scans go backwards."""
 
     moving = True
     arrays = True
+    reverses = True
 
     def block(self, scope: Scope, least: int, most: int) -> None:
         for _ in range(self.number(least, most)):
@@ -235,7 +236,7 @@ class Body(Operations):
             self.block(inner, 1, 3)
             return [self.canonical(inner, v.x).x for v in carry], tame(self.recent(inner.values)).x
 
-        reverse = bool(self.number(0, 1))
+        reverse = self.reverses and bool(self.number(0, 1))
         xs, ys = lax.scan(body, [v.x for v in carry], row.x, reverse=reverse)
         scope.values.extend(v._replace(x=x) for v, x in zip(carry, xs, strict=True))
         scope.values.append(fit(known(ys), self.shape()))
