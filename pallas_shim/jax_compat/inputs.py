@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax._src import config, core, pjit, tree_util
 from jax._src.mesh import AbstractMesh
-from jax._src.sharding_impls import NamedSharding, UnspecifiedValue
+from jax._src.sharding_impls import UnspecifiedValue
 
 
 def configuration() -> Iterator[Any]:
@@ -81,7 +81,7 @@ def tree_parts(tree: Any) -> Any:
     return [*tree.node_data(), *map(tree_parts, tree.children())]
 
 
-TREE: Any = tree_util.PyTreeDef
+TREE: Any = jax.tree_util.PyTreeDef
 
 
 def is_ordinary_tree(tree: Any) -> bool:
@@ -90,7 +90,7 @@ def is_ordinary_tree(tree: Any) -> bool:
     return tree.__getstate__()[0] is tree_util.default_registry
 
 
-SHARDING: Any = NamedSharding
+SHARDING: Any = jax.sharding.NamedSharding
 
 
 def sharding_without_mesh(sharding: Any) -> list[str] | None:

@@ -86,6 +86,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.pallas.mosaic.tpu_info": ("infer_tiling>=0.9",),
     "jax._src.pallas.pallas_call": ("_pallas_call_lowering", "pallas_call_p"),
     "jax._src.pjit": (
+        "PjitInfo",
         "PjitParams",
         "_cpp_pjit",
         "_cpp_pjit_cache_fun_only",
