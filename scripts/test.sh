@@ -75,10 +75,12 @@ bin=$venvs/jax-$checks_on/bin
 check ruff "$bin/ruff" check .
 check mypy "$bin/mypy"
 for version in $versions; do
-    # The conformance runner's own tests are about processes and files, whatever the JAX.
-    ignored=--ignore=tests/conformance
-    [ "$version" = "$checks_on" ] && ignored=
-    check "tests on JAX $version" "$venvs/jax-$version/bin/python" -m pytest -q -n 2 $ignored
+    # The tests of the conformance runner and of the benchmark suite are about processes and
+    # files, whatever the JAX.
+    ignored=(--ignore=tests/conformance --ignore=tests/processes/test_benchmarks.py)
+    [ "$version" = "$checks_on" ] && ignored=()
+    check "tests on JAX $version" \
+        "$venvs/jax-$version/bin/python" -m pytest -q -n 2 "${ignored[@]}"
 done
 
 if [ ${#failed[@]} -gt 0 ]; then

@@ -5,12 +5,12 @@ from hypothesis import given, settings
 
 from tests.fuzz.check import GENERATORS, check, quiet, sources
 
-EXAMPLES = 40
+EXAMPLES = 25
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
 def test_random_kernels(kind):
-    compared, drawn = 0, max(EXAMPLES * GENERATORS[kind][0] // 100, 5)
+    compared, drawn = 0, max(EXAMPLES * GENERATORS[kind][0] // 100, 3)
 
     @settings(quiet, derandomize=True, max_examples=drawn)
     @given(sources)
