@@ -76,8 +76,12 @@ check ruff "$bin/ruff" check .
 check mypy "$bin/mypy"
 for version in $versions; do
     # The tests of the conformance runner and of the benchmark suite are about processes and
-    # files, whatever the JAX.
-    ignored=(--ignore=tests/conformance --ignore=tests/processes/test_benchmarks.py)
+    # files, whatever the JAX; and what changes a key of the cache, tests/cache tests on each.
+    ignored=(
+        --ignore=tests/conformance
+        --ignore=tests/processes/test_benchmarks.py
+        --deselect=tests/processes/test_cache.py::test_a_change_is_seen
+    )
     [ "$version" = "$checks_on" ] && ignored=()
     check "tests on JAX $version" \
         "$venvs/jax-$version/bin/python" -m pytest -q -n 2 "${ignored[@]}"
