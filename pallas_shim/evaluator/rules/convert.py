@@ -63,7 +63,16 @@ def conversion(source: np.dtype, target: np.dtype) -> Function:
         raise Unsupported("convert_element_type", f"from {source.name} to {target.name}")
     if target == _FLOAT4:
         return _to_float4(source)
-    return _casts(source, [wide(source), wide(target), target])
+    cast = _casts(source, [wide(source), wide(target), target])
+    if is_float(source) and source.name.endswith("fnuz") and not target.name.endswith("fnuz"):
+        return _with_positive_nan(cast, target)
+    return cast
+
+
+def _with_positive_nan(cast: Function, target: np.dtype) -> Function:
+    """The NaN of a type without -0 has the bits of -0, whose sign XLA drops."""
+    nan = np.asarray(np.nan, target)
+    return lambda x: np.where(x.view(np.uint8) == 0x80, nan, cast(x))
 
 
 def _casts(source: np.dtype, steps: list[np.dtype]) -> Function:

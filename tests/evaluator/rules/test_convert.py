@@ -55,6 +55,16 @@ def test_convert(source):
         check_rule(lambda x: [lax.convert_element_type(x, t) for t in targets], x)
 
 
+@pytest.mark.parametrize("source", ["e4m3b11fnuz", "e4m3fnuz", "e5m2fnuz"])
+@pytest.mark.parametrize("target", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_the_sign_of_the_nan_of_a_type_without_negative_zero(source, target):
+    x = np.array([np.nan, 1, -2, 0], getattr(ml_dtypes, f"float8_{source}"))
+    bits = np.dtype(f"u{np.dtype(target).itemsize}")
+    check_rule(lambda x: lax.bitcast_convert_type(x.astype(target), bits), x)
+    check_rule(lambda x: lax.top_k(x.astype(target), 2), x)
+    check_rule(lambda x: lax.bitcast_convert_type(x[0].astype(target), bits), x)
+
+
 def test_what_is_refused_is_named():
     with x64(True):
         for source, target in (
