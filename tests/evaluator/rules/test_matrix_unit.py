@@ -142,5 +142,5 @@ def test_a_queue_is_refused():
             out[...] = x[...]
 
         f = pl.pallas_call(kernel, struct(8, 8))
-        with pytest.raises(Unsupported, match="a queue of a TPU's matrix unit"):
+        with pytest.raises(Unsupported, match="the queue of a TPU's matrix unit"):
             lower(jax.make_jaxpr(f)(np.zeros((8, 8), np.float32)))
