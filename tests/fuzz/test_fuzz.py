@@ -10,7 +10,7 @@ EXAMPLES = 25
 
 @pytest.mark.parametrize("kind", GENERATORS)
 def test_random_kernels(kind):
-    compared, drawn = 0, max(EXAMPLES * GENERATORS[kind][0] // 100, 3)
+    compared, drawn = 0, max(EXAMPLES * GENERATORS[kind][0] // 100, 5)
 
     @settings(quiet, derandomize=True, max_examples=drawn)
     @given(sources)
