@@ -187,6 +187,10 @@ def cast(value: Value, dtype: np.dtype) -> Value:
     elif not is_float(value.dtype):
         largest = 1.0 if value.dtype == BOOL else 2.0 ** bits(value.dtype)
         bound, quantum = (largest, 1.0) if fits(dtype, largest, 1.0) else (0.0, 0.0)
+    if value.dtype == BOOL and is_float(dtype):
+        # LLVM has +0 for a negative number times a False that was converted.
+        one, zero = (jnp.full(value.shape, number, dtype) for number in (1, 0))
+        return Value(lax.select(value.x, one, zero), bound, quantum)
     return Value(lax.convert_element_type(value.x, dtype), bound, quantum)
 
 
