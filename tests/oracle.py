@@ -35,7 +35,8 @@ def check_rule(
       exact: the same function in NumPy, to more digits, for where JAX's result is inaccurate.
     """
     args = tuple(map(np.asarray, args))
-    with x64(jax.config.jax_enable_x64 or any(a.dtype in _WIDE for a in args)):
+    config: Any = jax.config  # has its options as attributes, which its type does not say
+    with x64(config.jax_enable_x64 or any(a.dtype in _WIDE for a in args)):
         program = lower(jax.make_jaxpr(f)(*args), name="check_rule")
         want = [np.asarray(leaf) for leaf in jax.tree.leaves(jax.jit(f)(*args))]
     truth = None if exact is None else exact(*args)

@@ -67,8 +67,8 @@ def _near_powers(dtype: np.dtype) -> np.ndarray:
         near += [middle, np.nextafter(middle, dtype.type(0)), np.nextafter(middle, middle * 2),
                  middle - dtype.type(1), middle + dtype.type(1), middle - dtype.type(0.5),
                  middle + dtype.type(0.5)]
-    near = np.array(near, dtype)
-    return np.concatenate([near, -near])
+    positive = np.array(near, dtype)
+    return np.concatenate([positive, -positive])
 
 
 def _ties(dtype: np.dtype) -> np.ndarray:

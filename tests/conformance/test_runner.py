@@ -117,6 +117,7 @@ def test_what_failed_runs_again_and_the_rest_does_not(run, tmp_path):
 
 def test_a_reason_needs_the_test_and_its_failure():
     test = "tpu_pallas_test::PallasCallTest::test_vmem_limit"
-    assert explained(test, "AssertionError: JaxRuntimeError not raised").startswith("expects")
+    why = explained(test, "AssertionError: JaxRuntimeError not raised")
+    assert why is not None and why.startswith("expects")
     assert explained(test, "Unsupported: a primitive") is None
     assert explained("ops_test::A::test", "AssertionError: JaxRuntimeError not raised") is None

@@ -38,7 +38,7 @@ from tests.fuzz.operations import (
 
 _MOST_CELLS = 32
 _BLOCKS = ((4,), (8,), (1, 8), (2, 4), (4, 4), (8, 3), (2, 2, 2))
-_WRITES = ("whole",) * 4 + ("accumulate",) * 3
+_WRITES: tuple[str, ...] = ("whole",) * 4 + ("accumulate",) * 3
 _WRITES += ("when", "rows", "moving", "on_top", "loop", "counted")
 _SCRATCH = ("carried", "carried", "temporary", "left_behind")
 
@@ -80,6 +80,7 @@ class ManyCells(Choices):
             same = inputs[0]
             if self.number(0, 1):
                 block = same.spec.block_shape
+                assert block is not None
                 same = same._replace(spec=pl.BlockSpec(block, self._index_map(len(block))[0]))
             outputs[0] = same
         scratch = [
@@ -126,7 +127,7 @@ class ManyCells(Choices):
             )(*args)  # fmt: skip
 
         self.function = function
-        self.args = [np.int32(self._grid[-1])] if dynamic else []
+        self.args = [np.array(self._grid[-1], np.int32)] if dynamic else []
         self.args += [] if constant else self._tables
         arrays = [data(self, self._data, one.shape, one.dtype) for one in inputs]
         # XLA takes 0 + x for x, which it isn't if that is -0.

@@ -80,10 +80,10 @@ class InexactCall(Choices):
         if kind == "unary":
             function = self.one(_UNARY)
             bound, grows = _UNARY[function]
-            ends = sorted((bound(a.low), bound(a.high)))
+            low, high = sorted((bound(a.low), bound(a.high)))
             # float32 functions are within 4 ulp; narrow floats are computed in float32.
             own = 4.0 if a.x.dtype == np.float32 else 1.0
-            return Number(function(a.x), *ends, a.error * grows + own)
+            return Number(function(a.x), low, high, a.error * grows + own)
         worst, both = max(a.error, b.error), a.error + b.error + 1
         if kind == "add":
             return Number(a.x + b.x, a.low + b.low, a.high + b.high, worst + 1)

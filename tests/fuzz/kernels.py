@@ -362,8 +362,10 @@ class Call(Choices):
             one = inputs[0]
             outputs[0], aliases = one, {self._prefetched: 0}
             if one.spec and self.number(0, 1):
-                elsewhere = self._index_map(_starts(one.spec.block_shape, one.shape))
-                outputs[0] = one._replace(spec=pl.BlockSpec(one.spec.block_shape, elsewhere))
+                block = one.spec.block_shape
+                assert block is not None
+                elsewhere = self._index_map(_starts(block, one.shape))
+                outputs[0] = one._replace(spec=pl.BlockSpec(block, elsewhere))
         scratch = [
             pltpu.VMEM(self.shape((1, 2)), self.one(pool.stored)) for _ in range(self.number(0, 2))
         ]
@@ -404,7 +406,7 @@ class Call(Choices):
             )(*args)
 
         self.function = function
-        self.args = [np.int32(self._grid[0])] if dynamic else []
+        self.args = [np.array(self._grid[0], np.int32)] if dynamic else []
         if self._prefetched:
             self.args.append(self._data.integers(-1, 4, 4).astype(np.int32))
         self.args += [data(self, self._data, one.shape, one.dtype) for one in inputs]

@@ -303,7 +303,8 @@ class Operations(Choices):
         if a.dtype.kind == "c":
             return a._replace(x=self.one([lax.neg, lax.conj])(a.x))
         name = self.one(_FLOAT_UNARY)
-        bound, quantum = math.ceil(a.bound), a.quantum
+        bound: float = math.ceil(a.bound)
+        quantum = a.quantum
         if name in ("floor", "ceil", "round") and quantum:
             quantum = max(quantum, 1.0)
         if name == "sign":

@@ -31,9 +31,9 @@ _ROWS = pl.BlockSpec((2, _SHAPE[1]), lambda i: (i, 0))
 
 
 def _call(kernel: Callable[..., None], *xs: Any, **options: Any) -> Any:
-    options = {"grid": (4,), "in_specs": [_ROWS] * len(xs), "out_specs": _ROWS} | options
+    usual: dict[str, Any] = {"grid": (4,), "in_specs": [_ROWS] * len(xs), "out_specs": _ROWS}
     out = jax.ShapeDtypeStruct(_SHAPE, jnp.float32)
-    return pl.pallas_call(kernel, out, interpret=True, **options)(*xs)
+    return pl.pallas_call(kernel, out, interpret=True, **usual | options)(*xs)
 
 
 class Program(Choices):
@@ -54,7 +54,7 @@ class Program(Choices):
         count, self.function = self._transformed(chain)
         shape = (*(2,) * count, *_SHAPE)
         self.args = [rng.integers(-2, 3, shape).astype(np.float32) for _ in range(2)]
-        self.ways = {
+        self.ways: dict[str, Callable[..., Any]] = {
             "jit": jax.jit(self.function),
             "eager": self.function,
             "without jit": self._without_jit,

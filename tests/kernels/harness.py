@@ -76,7 +76,7 @@ def check(case: Case) -> None:
 
 def abstract_tpu(kind: str = "TPU v5 lite") -> contextlib.AbstractContextManager[Any]:
     """Inside, JAX traces as if for a TPU of that kind, by default a v5e."""
-    said = {"device_kind": kind, "num_cores": 1, "platform": "tpu"}
+    said: dict[str, Any] = {"device_kind": kind, "num_cores": 1, "platform": "tpu"}
     known = {field.name for field in dataclasses.fields(jax.sharding.AbstractDevice)}
     device = jax.sharding.AbstractDevice(**{k: v for k, v in said.items() if k in known})
     mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
