@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jax._src import core, tree_util
+from jax._src import core
 from jax._src.pallas import pallas_call as jax_pallas_call
 
 from pallas_shim.jax_compat import state
@@ -76,13 +76,10 @@ def _on_devices(device_id: Any, axes: set[Any]) -> bool:
 def _device_ids(jaxpr: Any) -> Iterator[Any]:
     """The device ids of copies and signals in a jaxpr and in those inside it."""
     for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        if eqn.primitive.name in ("dma_start", "dma_wait"):
-            device_id = tree_util.tree_unflatten(eqn.params["tree"], eqn.invars)[-1]
-        elif eqn.primitive.name == "semaphore_signal":
-            device_id = state.semaphore(eqn, eqn.invars).device_id
-        else:
-            for inner in core.jaxprs_in_params(eqn.params):
-                yield from _device_ids(inner)
+        if eqn.primitive.name in ("dma_start", "dma_wait", "semaphore_signal"):
+            device_id = state.device_id(eqn, eqn.invars)
+            if device_id is not None:
+                yield device_id
             continue
-        if device_id is not None:
-            yield device_id
+        for inner in core.jaxprs_in_params(eqn.params):
+            yield from _device_ids(inner)

@@ -168,18 +168,26 @@ class Dma(NamedTuple):
 
 def dma(eqn: Any, ins: Sequence[Any]) -> Dma | Choice:
     """`dma_start` and `dma_wait`; a choice if some ref is one of several."""
-    parts = tree_util.tree_unflatten(eqn.params["tree"], ins)
-    if len(parts) == 9:  # refs and their transforms apart, before JAX 0.9
-        src, src_t, dst, dst_t, sem, sem_t, src_sem, src_sem_t, device_id = parts
-    else:
-        (src, dst, sem, src_sem, device_id), src_t, dst_t, sem_t, src_sem_t = parts, (), (), (), ()
-    refs = [
-        _view_or_choice(src, src_t),
-        _view_or_choice(dst, dst_t),
-        _view_or_choice(sem, sem_t),
-        None if src_sem is None else _view_or_choice(src_sem, src_sem_t),
-    ]
-    return _choices(refs, device_id, bool(eqn.params.get("add", False)))
+    refs, device_id = _copied(eqn, ins)
+    views = [None if ref is None else _view_or_choice(ref, steps) for ref, steps in refs]
+    return _choices(views, device_id, bool(eqn.params.get("add", False)))
+
+
+def _copied(eqn: Any, ins: Sequence[Any]) -> tuple[list[tuple[Any, Any]], Any]:
+    """The refs of a DMA in the order of `Dma`, each with its transforms; its device id."""
+    *refs, device_id = tree_util.tree_unflatten(eqn.params["tree"], ins)
+    if len(refs) == 4:
+        return [(ref, ()) for ref in refs], device_id
+    return list(zip(refs[::2], refs[1::2], strict=True)), device_id  # before JAX 0.9
+
+
+def device_id(eqn: Any, ins: Sequence[Any]) -> Any:
+    """Which device `dma_start`, `dma_wait` or `semaphore_signal` reaches, None for its own;
+    whatever is done to its refs."""
+    if eqn.primitive.name == "semaphore_signal":
+        *_, device, _ = eqn.params["args_tree"].unflatten(ins)
+        return device
+    return _copied(eqn, ins)[1]
 
 
 def _choices(refs: Sequence[Any], device_id: Any, add: bool) -> Dma | Choice:
