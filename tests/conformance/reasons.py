@@ -58,7 +58,7 @@ REASONS = (
     Reason(
         "reads the program that JAX lowers or XLA compiles for a TPU; its values are right",
         r"has length of 0|has no attribute 'group'|not found in '|Regex didn't match|where None|"
-        r"AssertionError: -?[\d.]+ != -?[\d.]+",
+        r"AssertionError: -?[\d.]+ != -?[\d.]+|is not used in output_operand_alias",
         """
             pallas_test::PallasCallInputOutputAliasingTest::test_vector_input_output_aliasing
             tpu_pallas_memory_space_test::*::test_*memory_space_constraint*
@@ -85,6 +85,12 @@ REASONS = (
             tpu_pallas_state_test::PallasCallStatefulTest::test_stateful_matmul
             tpu_pallas_test::PallasMegacoreTest::test_megacore_splitting
         """,
+    ),
+    Reason(
+        "sums a few units apart from XLA's, as above; hypothesis looks for the smallest such "
+        "product for longer than the limit",
+        r"its process crashed, or was ended after",
+        "tpu_pallas_pipeline_test::PaddedPipelineEmitter*Test::test_padded_matmul_float32",
     ),
     Reason(
         "compares a matrix product with XLA's within 1e-7, less than the rounding of a sum; XLA's "
