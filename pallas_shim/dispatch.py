@@ -70,6 +70,9 @@ class Trial:
     def __init__(self, seconds: float):
         self.left = seconds
 
+    def is_over(self) -> bool:
+        return self.left < 0
+
 
 _plans: weakref.WeakKeyDictionary[Any, tuple[Plan, ...]] = weakref.WeakKeyDictionary()
 _planning = threading.RLock()
@@ -100,15 +103,18 @@ class Answers:
     """Answers calls of jitted functions that have run here before, or in another process that
     kept the program: see `jit_calls`."""
 
-    def run(self, args: Sequence[Any], plan: Any) -> Sequence[Any] | None:
-        known = plan if type(plan) is Plan else _known_plan(plan["jaxpr"], plan)
-        if known is None or known.executable is None:
+    def plan(self, params: dict[str, Any]) -> Plan | None:
+        plan = _known_plan(params["jaxpr"], params)
+        return None if plan is None or plan.executable is None else plan
+
+    def run(self, args: Sequence[Any], plan: Plan) -> Sequence[Any] | None:
+        if plan.trial is not None and plan.trial.is_over():
             return None
         try:
-            out = _run(known, args)
+            out = _run(plan, args)
         except arrays.Elsewhere:
             return None
-        _delete(args, known.deleted)
+        _delete(args, plan.deleted)
         return out
 
     def load(self, call: jit_calls.Call) -> jit_calls.Known | None:
@@ -209,7 +215,7 @@ def _known_plan(jaxpr: Any, params: dict[str, Any]) -> Plan | None:
     key = hooks.call_key(params)
     for plan in known:
         if plan.key == key:
-            if plan.trial is not None and plan.trial.left < 0:
+            if plan.trial is not None and plan.trial.is_over():
                 return Plan(key, "it has run for longer than XLA takes to compile it")
             return plan
     return None

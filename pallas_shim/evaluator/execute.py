@@ -8,6 +8,7 @@ run their regions as Python loops and branches.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from pallas_shim import jax_compat
 from pallas_shim.evaluator import progress
 from pallas_shim.evaluator.floating import as_xla
 from pallas_shim.evaluator.heap import keep_freed_memory
+from pallas_shim.evaluator.memory import same
 from pallas_shim.evaluator.program import ArrayType, Instruction, Program, Region, Value
 
 Frame = list[Any]
@@ -106,7 +108,10 @@ class _Preparation:
         pairs: list[tuple[Step, Instruction]] = []
         dead_after = _last_uses(body, keep)
         for index, instruction in enumerate(body):
-            pairs.append((self.step(instruction), instruction))
+            if instruction.operation.fn is same:
+                self._slots[instruction.outs[0]] = self.slot(instruction.ins[0])
+            else:
+                pairs.append((self.step(instruction), instruction))
             dead = dead_after.get(index)
             if dead:
                 pairs.append((_drop([self.slot(v) for v in dead]), instruction))
@@ -133,19 +138,22 @@ class _Preparation:
 def _last_uses(body: Sequence[Instruction], keep: Sequence[Value]) -> dict[int, list[Value]]:
     """Large values defined in this body, by the index of the instruction that last uses them."""
     last: dict[Value, int] = {}
+    first_name: dict[Value, Value] = {}  # of values that have two
     for index, instruction in enumerate(body):
-        for value in instruction.outs:
+        named = instruction.operation.fn is same
+        if named:
+            (value,) = instruction.ins
+            first_name[instruction.outs[0]] = first_name.get(value, value)
+        for value in () if named else instruction.outs:
             if isinstance(value.type, ArrayType) and value.type.nbytes > _DROP_ABOVE:
                 last[value] = index
-        for value in instruction.ins:
+        inner = itertools.chain.from_iterable(map(_uses, instruction.regions))
+        for value in itertools.chain(instruction.ins, inner):
+            value = first_name.get(value, value)
             if value in last:
                 last[value] = index
-        for region in instruction.regions:
-            for value in _uses(region):
-                if value in last:
-                    last[value] = index
     for value in keep:
-        last.pop(value, None)
+        last.pop(first_name.get(value, value), None)
     dead: dict[int, list[Value]] = {}
     for value, index in last.items():
         dead.setdefault(index, []).append(value)

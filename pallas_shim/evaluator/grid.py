@@ -295,18 +295,14 @@ def define_operand(
         fn = copied
     else:
         # Rank-0 values may be NumPy scalars, which have no memory to view.
-        fn = np.asarray
+        fn = memory.same if shape else np.asarray
     lowering.define("buffer", ref, (array,), fn, Effects(allocates=True))
 
 
 def _contents(lowering, ref: Value, block: Block, shape: tuple[int, ...]) -> Value:
     """The array in an output's buffer, which nobody writes to any more."""
     inner = _inner(shape, block.dims)
-    whole = shape == ref.ref.shape
-
-    def contents(buffer: np.ndarray) -> np.ndarray:
-        return buffer if whole else buffer[inner]
-
+    contents = memory.same if shape == ref.ref.shape else lambda buffer: buffer[inner]
     out = ref.ref.contents._replace(shape=shape)
     (value,) = lowering.memory(
         "contents", [ref], [out], contents, Effects(reads=(0,)), view=True

@@ -104,30 +104,26 @@ def read(
         else:
             raise Elsewhere(f"an argument is of the type {type(arg).__name__}")
     if home is None:
-        sharding = _default_sharding()
+        place = _default_place()
     elif type(home) is SingleDeviceSharding:
-        sharding = home
+        place = Place(home, True, (home._device,))
     else:
         raise Elsewhere(f"its arguments lie on {_devices(home)}")
-    device = _device(sharding)
-    if not any_platform and device.platform != "cpu":
-        raise Elsewhere(f"it runs on a device of the platform {device.platform}")
-    return arrays, Place(sharding, home is not None, (device,))
+    platform = place.devices[0].platform
+    if not any_platform and platform != "cpu":
+        raise Elsewhere(f"it runs on a device of the platform {platform}")
+    return arrays, place
 
 
-def _device(sharding: SingleDeviceSharding) -> Any:
-    return sharding._device
+_default_places: dict[Any, Place] = {}
 
 
-_shardings: dict[Any, SingleDeviceSharding] = {}
-
-
-def _default_sharding() -> SingleDeviceSharding:
+def _default_place() -> Place:
     device = pxla.get_default_device()
-    sharding = _shardings.get(device)
-    if sharding is None:
-        sharding = _shardings[device] = SingleDeviceSharding(device)
-    return sharding
+    place = _default_places.get(device)
+    if place is None:
+        place = _default_places[device] = Place(SingleDeviceSharding(device), False, (device,))
+    return place
 
 
 def _devices(sharding: Any) -> str:

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple, Protocol
 
 from jax._src import config, core, pjit, tree_util
 from jax._src import mesh as mesh_lib
+from jax._src.array import ArrayImpl
 from jax._src.lib import jax_jit
+from jax.sharding import SingleDeviceSharding
 
 
 class Call(NamedTuple):
@@ -38,12 +40,15 @@ class Known(NamedTuple):
 class Answers(Protocol):
     """What calls are answered with."""
 
+    def plan(self, params: dict[str, Any]) -> Any | None:
+        """The plan, if there is one, for calls of a function that JAX has traced. ``params`` are
+        those that `hooks.JIT_CALL` gets."""
+
     def run(self, args: Sequence[Any], plan: Any) -> Sequence[Any] | None:
         """The results of a call; None: JAX is to go on.
 
         ``args`` are the arrays that the function captured and then its arguments; ``plan`` is
-        what `load` gave or, for a function that JAX has traced, the parameters that
-        `hooks.JIT_CALL` gets.
+        what `plan` or `load` gave.
         """
 
     def load(self, call: Call) -> Known | None:
@@ -77,7 +82,7 @@ def answer_calls(answers: Answers) -> Callable[[], None]:
             if found is not None:
                 return found
         inferred, args_flat = stock_infer(fun, info, args, kwargs)
-        if type(inferred.params) is dict:
+        if isinstance(inferred.params, dict):
             return inferred, args_flat
         # Known without a trace, which is what is asked for.
         entry, _, _ = _entry(fun, info, args, kwargs)
@@ -100,13 +105,22 @@ def answer_calls(answers: Answers) -> Callable[[], None]:
                 known.consts, known.plan, avals, None, known.out_tree, ()
             )
         args_flat = inferred.consts + dynamic if inferred.consts else dynamic
-        out = answers.run(args_flat, inferred.params)
+        params = inferred.params
+        if type(params) is dict:
+            plan = answers.plan(params)
+            if plan is None:
+                return inferred, args_flat
+            params = _Planned(params)
+            params.plan = plan
+            inferred = entry.pjit_params = inferred._replace(params=params)
+        traced = type(params) is _Planned
+        out = answers.run(args_flat, params.plan if traced else params)
         if out is not None:
             return _Answered(inferred.out_tree.unflatten(out)), ()
-        if type(inferred.params) is not dict:
-            entry.pjit_params = None
-            return stock_infer(fun, info, args, kwargs)
-        return inferred, args_flat
+        if traced:
+            return inferred, args_flat
+        entry.pjit_params = None
+        return stock_infer(fun, info, args, kwargs)
 
     def run(inferred: Any, args_flat: Any, fun: Any, args: Any, kwargs: Any) -> Any:
         """In the place of _run_python_pjit."""
@@ -143,6 +157,12 @@ def answer_calls(answers: Answers) -> Callable[[], None]:
     return undo
 
 
+class _Planned(dict):
+    """The parameters of a function that JAX has traced, with the plan for its calls."""
+
+    plan: Any
+
+
 class _Answered(NamedTuple):
     outs: Any
 
@@ -173,10 +193,17 @@ def _entry(fun: Any, info: Any, args: Any, kwargs: Any) -> tuple[Any, list[Any],
         _REGISTRY,
     )  # fmt: skip
     mesh = mesh_lib.get_concrete_mesh()
-    if not (mesh.empty and mesh_lib.get_abstract_mesh().empty) or info.use_resource_env:
+    if mesh is not mesh_lib.empty_concrete_mesh or info.use_resource_env:
+        return None, dynamic, ()
+    if mesh_lib.get_abstract_mesh() is not mesh_lib.empty_abstract_mesh:
         return None, dynamic, ()
     try:
-        avals = tuple([core.shaped_abstractify(arg) for arg in dynamic])
+        avals = tuple([
+            arg.aval
+            if type(arg) is ArrayImpl and type(arg._sharding) is SingleDeviceSharding
+            else core.shaped_abstractify(arg)
+            for arg in dynamic
+        ])
     except (TypeError, ValueError, OverflowError):
         return None, dynamic, ()
     return pjit._infer_params_cached(fun, info, signature, avals, mesh), dynamic, avals

@@ -75,7 +75,13 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     ),
     "jax._src.lib.jax_jit": ("parse_arguments",),
     "jax._src.lib.xla_client": ("batched_device_put",),
-    "jax._src.mesh": ("AbstractMesh", "get_abstract_mesh", "get_concrete_mesh"),
+    "jax._src.mesh": (
+        "AbstractMesh",
+        "empty_abstract_mesh",
+        "empty_concrete_mesh",
+        "get_abstract_mesh",
+        "get_concrete_mesh",
+    ),
     "jax._src.monitoring": (
         "unregister_event_duration_listener|_unregister_event_duration_listener_by_callback",
     ),

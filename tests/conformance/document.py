@@ -62,13 +62,8 @@ def _section(names: Sequence[str], results: Results) -> Iterator[str]:
     yield _row("all", _together(stock), _together(shim))
     yield from _table(
         "Failed under the shim",
-        ("file", "test", "stock", "why"),
-        (
-            (name, test, stock[name].get(test, {}).get("outcome", "not run"), _why(name, test, one))
-            for name in names
-            for test, one in sorted(shim[name].items())
-            if one["outcome"] == "failed"
-        ),
+        ("file", "tests", "how many", "stock", "why"),
+        _failed(stock, shim),
     )
     yield from _table(
         "Passed on stock, and neither passed nor failed under the shim",
@@ -110,6 +105,26 @@ def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> 
         yield from lines
 
 
+def _failed(stock: dict[str, Outcomes], shim: dict[str, Outcomes]) -> Iterator[Sequence[str]]:
+    """By kind of test, stock's outcome and the reason: how many."""
+    found = collections.Counter(
+        (name, _kind(test), stock[name].get(test, {}).get("outcome", "not run"), why)
+        for name, outcomes in shim.items()
+        for test, one in outcomes.items()
+        if one["outcome"] == "failed"
+        for why in (_why(name, test, one),)
+    )
+    order = list(shim)
+    for row in sorted(found, key=lambda row: (order.index(row[0]), *row[1:])):
+        *where, before, why = row
+        yield *where, str(found[row]), before, why
+
+
+def _kind(test: str) -> str:
+    """A test's name without the number of its parameters."""
+    return re.sub(r"\d*(\[.*\])?$", "", test)
+
+
 def _why(name: str, test: str, outcome: Any) -> str:
     message = outcome["message"]
     return explained(f"{name}::{test}", message) or _line(message)
@@ -143,7 +158,7 @@ def _named(tests: Iterable[tuple[str, str]], most: int = 8) -> str:
     """The tests by file, without the numbers of their parameters; only how many, if many."""
     files: dict[str, set[str]] = collections.defaultdict(set)
     for name, test in tests:
-        files[name].add(re.sub(r"\d*(\[.*\])?$", "", test.rpartition("::")[2]))
+        files[name].add(_kind(test.rpartition("::")[2]))
     return "; ".join(
         f"{name}: {', '.join(sorted(found)) if len(found) <= most else f'{len(found)} kinds'}"
         for name, found in files.items()

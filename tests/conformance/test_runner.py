@@ -99,9 +99,9 @@ def test_every_test_has_a_result(run, tmp_path):
         for name in ("fails", "hangs", "crashes")
     }
     ended = "its process crashed, or was ended after 15 s"
-    assert failed["crashes"] == ["passed", ended]
-    assert failed["hangs"] == ["not run", ended]
-    assert "not \\| fixed" in failed["fails"][1]
+    assert failed["crashes"] == ["1", "passed", ended]
+    assert failed["hangs"] == ["1", "not run", ended]
+    assert "not \\| fixed" in failed["fails"][2]
     assert row(document, "for a reason") == ["for a reason", "1"]
 
 
@@ -121,3 +121,14 @@ def test_a_reason_needs_the_test_and_its_failure():
     assert why is not None and why.startswith("expects")
     assert explained(test, "Unsupported: a primitive") is None
     assert explained("ops_test::A::test", "AssertionError: JaxRuntimeError not raised") is None
+
+
+def test_tests_that_fail_alike_are_one_row(run, tmp_path):
+    names = ("sum1", "sum20", "sum21", "product1")
+    results(tmp_path, shim=False).write_text("\n".join(line(n, "passed") for n in names))
+    names = (*names, "sum3")
+    results(tmp_path, shim=True).write_text("\n".join(line(n, "failed") for n in names))
+    document = run("--rerun", "nothing")
+    assert row(document, "ops_test", "Test::test_product")[2:] == ["1", "passed", "-"]
+    assert row(document, "ops_test", "Test::test_sum", "3")[3:] == ["passed", "-"]
+    assert row(document, "ops_test", "Test::test_sum", "1")[3:] == ["not run", "-"]

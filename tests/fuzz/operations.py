@@ -443,7 +443,9 @@ class Operations(Choices):
         a = self.of_rank(values, 1)
         update = fit(self.like(values, a), tuple(self.number(1, size) for size in a.shape))
         starts = [self.index(values, size - 1) for size in a.shape]
-        return Value(lax.dynamic_update_slice(a.x, update.x, starts), *_joined([a, update]))
+        # XLA writes a part of the same array in place, over what it has yet to read.
+        new = lax.optimization_barrier(update.x)
+        return Value(lax.dynamic_update_slice(a.x, new, starts), *_joined([a, update]))
 
     def pad(self, values: Sequence[Value]) -> Value:
         a = self.of_rank(values, 1)
