@@ -6,7 +6,7 @@ import collections
 import pathlib
 import platform
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from tests.conformance.kept import Outcomes, Results
@@ -108,7 +108,7 @@ def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 def _failed(stock: dict[str, Outcomes], shim: dict[str, Outcomes]) -> Iterator[Sequence[str]]:
     """By kind of test, stock's outcome and the reason: how many."""
     found = collections.Counter(
-        (name, _kind(test), stock[name].get(test, {}).get("outcome", "not run"), why)
+        (name, _kind(test, outcomes), stock[name].get(test, {}).get("outcome", "not run"), why)
         for name, outcomes in shim.items()
         for test, one in outcomes.items()
         if one["outcome"] == "failed"
@@ -120,9 +120,10 @@ def _failed(stock: dict[str, Outcomes], shim: dict[str, Outcomes]) -> Iterator[S
         yield *where, str(found[row]), before, why
 
 
-def _kind(test: str) -> str:
-    """A test's name without the number of its parameters."""
-    return re.sub(r"\d*(\[.*\])?$", "", test)
+def _kind(test: str, others: Container[str]) -> str:
+    """A test's name without the number of its parameters; these are counted from 0."""
+    kind = test.rstrip("0123456789")
+    return kind if f"{kind}0" in others else test
 
 
 def _why(name: str, test: str, outcome: Any) -> str:
@@ -158,7 +159,7 @@ def _named(tests: Iterable[tuple[str, str]], most: int = 8) -> str:
     """The tests by file, without the numbers of their parameters; only how many, if many."""
     files: dict[str, set[str]] = collections.defaultdict(set)
     for name, test in tests:
-        files[name].add(_kind(test.rpartition("::")[2]))
+        files[name].add(re.sub(r"\d*(\[.*\])?$", "", test.rpartition("::")[2]))
     return "; ".join(
         f"{name}: {', '.join(sorted(found)) if len(found) <= most else f'{len(found)} kinds'}"
         for name, found in files.items()

@@ -87,8 +87,8 @@ REASONS = (
         """,
     ),
     Reason(
-        "sums a few units apart from XLA's, as above; hypothesis looks for the smallest such "
-        "product for longer than the limit",
+        "wants sums equal to a few units in the last place; hypothesis looks for the smallest "
+        "product that differs for longer than the limit",
         r"its process crashed, or was ended after",
         "tpu_pallas_pipeline_test::PaddedPipelineEmitter*Test::test_padded_matmul_float32",
     ),
