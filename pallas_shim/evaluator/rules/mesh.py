@@ -25,6 +25,8 @@ _CORES_OWN = ("any", "vmem", "smem", "semaphore", "semaphore_mem")
 @lowering_rule("core_map")
 def _core_map(lowering, eqn, ins):
     function = jax_compat.core_map(eqn)
+    if any(not isinstance(v.type, RefType) and v.type.shape for v in ins):
+        raise Unsupported("core_map", "its function captures arrays, which JAX refuses")
     require_no_waiting("core_map", [function])
     opened, _ = jax_compat.open_jaxpr(function.jaxpr)
     scratch = [lowering.type(v.aval) for v in opened.invars]

@@ -95,6 +95,19 @@ def test_a_core_alone_may_signal_itself_by_name():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_array_that_a_core_closes_over_is_refused_as_by_jax():
+    def f(x, y):
+        def body(o):
+            o[...] += y
+
+        return on_cores(body, 1)(x)
+
+    # Newer versions of JAX refuse it already when they trace it.
+    with pytest.raises((Unsupported, ValueError), match="captures .*(arrays|constants)"):
+        lower(jax.make_jaxpr(f)(X, X))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_collective_among_one_core():
     def body(x, o):
         def scoped(mine):
