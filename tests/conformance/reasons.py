@@ -27,7 +27,7 @@ REASONS = (
         "tpu_pallas_interpret_test::InterpretTest::test_correct_number_of_stores*",
     ),
     Reason(
-        "expects an error of Mosaic's compiler; here the kernel runs",
+        "expects that JAX refuses the kernel when it compiles it for a TPU; here it runs",
         r"AssertionError: \w+ not raised|DMAs with bool dtypes are not supported",
         """
             ops_test::OpsTest::test_f16_true_divide_unsupported
