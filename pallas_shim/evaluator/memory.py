@@ -176,47 +176,71 @@ def writer(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> Callable[...,
         return write
 
     def write_through_copies(ref, value, *leaves):
-        # A reshape or a bitcast of a strided block is a copy: write there, then copy back.
-        arrays = [ref]
-        for stage in stages:
-            arrays.append(stage.forward(arrays[-1], leaves))
-        arrays[-1][...] = value
-        for stage, before, after in zip(
-            reversed(stages), arrays[-2::-1], arrays[:0:-1], strict=True
-        ):
-            if stage.back is not None and not np.may_share_memory(before, after):
-                before[...] = stage.back(after)
+        def assign(target):
+            target[...] = value
+
+        _change(ref, stages, leaves, assign)
 
     return write_through_copies
 
 
-def cutter(path: Path) -> Callable[..., np.ndarray]:
-    """The function ``(ref, *leaves)`` -> the view that a path with slices of dynamic size leads
-    to, cut off where the ref ends: on a TPU an array is padded to whole tiles.
+def _change(
+    ref: np.ndarray,
+    stages: Sequence[_Stage],
+    leaves: Sequence[Any],
+    change: Callable[[np.ndarray], None],
+) -> None:
+    """Changes what the stages lead to. A reshape or a bitcast of a strided block is a copy: it is
+    changed there, then copied back."""
+    arrays = [ref]
+    for stage in stages:
+        arrays.append(stage.forward(arrays[-1], leaves))
+    change(arrays[-1])
+    for stage, before, after in zip(reversed(stages), arrays[-2::-1], arrays[:0:-1], strict=True):
+        if stage.back is not None and not np.may_share_memory(before, after):
+            before[...] = stage.back(after)
 
-    Raises:
-      ValueError: the path holds other steps than indices.
+
+class Cut:
+    """What a path with slices of dynamic size leads to, cut off where the ref ends: on a TPU an
+    array is padded to whole tiles. Before these slices the path may have any steps, after them
+    only indices.
+
+    Attributes:
+      dtype: that of the elements.
     """
-    steps = [step.dims for step in path if isinstance(step, Index)]
-    if len(steps) < len(path):
-        raise ValueError("a slice of dynamic size of a ref that is seen in another form")
 
-    def key(dim: int, index: Any, leaves: Sequence[Any]) -> Any:
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, path: Path):
+        forms = [i for i, step in enumerate(path) if not isinstance(step, Index)]
+        sized = forms[-1] + 1 if forms else 0
+        self._stages = _stages(shape, dtype, path[:sized])
+        _, self.dtype = viewed_type(shape, dtype, path[:sized])
+        self._indices = [step.dims for step in path[sized:] if isinstance(step, Index)]
+
+    def read(self, ref: np.ndarray, leaves: Sequence[Any]) -> np.ndarray:
+        for stage in self._stages:
+            ref = stage.forward(ref, leaves)
+        return self._cut(ref, leaves)
+
+    def change(
+        self, ref: np.ndarray, leaves: Sequence[Any], change: Callable[[np.ndarray], None]
+    ) -> None:
+        """Has ``change`` write to it."""
+        _change(ref, self._stages, leaves, lambda whole: change(self._cut(whole, leaves)))
+
+    def _cut(self, array: np.ndarray, leaves: Sequence[Any]) -> np.ndarray:
         def known(number: Any) -> int:
             return int(leaves[number.leaf]) if isinstance(number, Dynamic) else number
 
-        if not isinstance(index, Slice):
-            return clamped(known(index), dim, 1)
-        start = clamped(known(index.start), dim, 0)
-        return slice(start, start + known(index.size) * index.stride, index.stride)
+        def key(dim: int, index: Any) -> Any:
+            if not isinstance(index, Slice):
+                return clamped(known(index), dim, 1)
+            start = clamped(known(index.start), dim, 0)
+            return slice(start, start + known(index.size) * index.stride, index.stride)
 
-    def view(ref, *leaves):
-        for dims in steps:
-            keys = [key(dim, i, leaves) for dim, i in zip(ref.shape, dims, strict=True)]
-            ref = ref[(*keys, ...)]
-        return ref
-
-    return view
+        for dims in self._indices:
+            array = array[(*map(key, array.shape, dims), ...)]
+        return array
 
 
 # -- indexing ---------------------------------------------------------------------------------

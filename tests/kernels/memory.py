@@ -368,6 +368,40 @@ def copies_of_dynamic_size():
     return f, (np.array([2, 8, 8], np.int32), x), want
 
 
+@case()
+def copies_of_dynamic_size_in_another_form():
+    """Tiles by number, and rows of half words. A reshaped block of an array is no view of it."""
+
+    def kernel(sizes, x, out, scratch, sem):
+        scratch[...] = jnp.zeros_like(scratch)
+        out[...] = jnp.ones_like(out)
+        column = pl.ds(128 * pl.program_id(0), 128)
+        tiles = x.reshape(4, 8, 256).at[pl.ds(1, sizes[0]), :, column]
+        halves = pl.ds(sizes[1], sizes[2])
+        for source, target in (
+            (tiles, scratch.reshape(4, 8, 128).at[pl.ds(0, sizes[0])]),
+            (tiles, out.reshape(4, 8, 128).at[pl.ds(2, sizes[0])]),
+            (scratch.bitcast(jnp.uint16).at[halves], out.bitcast(jnp.uint16).at[halves]),
+        ):
+            copy = pltpu.make_async_copy(source, target, sem)
+            copy.start()
+            copy.wait()
+
+    f = pallas_call(
+        kernel,
+        struct(32, 256),
+        grid=(2,),
+        in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), ANY],
+        out_specs=pl.BlockSpec((32, 128), lambda j: (0, j)),
+        scratch_shapes=[pltpu.VMEM((32, 128), jnp.float32), pltpu.SemaphoreType.DMA],
+    )
+    x = floats(0, 32, 256)
+    want = np.ones_like(x)
+    want[16:32] = x[8:24]
+    want[2:12] = x[10:20]
+    return f, (np.array([2, 4, 20], np.int32), x), want
+
+
 if hasattr(pl, "select_ref"):  # JAX >= 0.10
 
     @case()

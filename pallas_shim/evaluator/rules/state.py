@@ -66,6 +66,8 @@ def path_of(view: state.RefView, *, sized: bool = True) -> tuple[memory.Path, li
                 raise Unsupported("ref", "a slice of dynamic size")
         elif key_ndim:
             raise Unsupported("ref", f"{type(step).__name__.lower()} of an array of PRNG keys")
+        elif has_dynamic_size(tuple(path)):
+            raise Unsupported("ref", f"{type(step).__name__.lower()} of a slice of dynamic size")
         path.append(step)
         shape, dtype = memory.viewed_type(shape, dtype, (step,))
     return tuple(path), leaves

@@ -149,18 +149,20 @@ def _copy_cut_off(lowering, dma: state.Dma) -> None:
     """Copies what lies inside both refs."""
     (src_path, src_leaves), (dst_path, dst_leaves) = map(_path_of_any_size, (dma.src, dma.dst))
     src, dst = dma.src.ref, dma.dst.ref
-    if src.type.dtype != dst.type.dtype:
-        raise Unsupported("dma_start", f"a DMA from {src.type.dtype} to {dst.type.dtype}")
-    try:
-        source, target = memory.cutter(src_path), memory.cutter(dst_path)
-    except ValueError as error:
-        raise Unsupported("dma_start", str(error)) from error
+    source = memory.Cut(src.type.shape, src.type.dtype, src_path)
+    target = memory.Cut(dst.type.shape, dst.type.dtype, dst_path)
+    if source.dtype != target.dtype:
+        raise Unsupported("dma_start", f"a DMA from {source.dtype} to {target.dtype}")
     count, add = len(src_leaves), dma.add
 
     def copy(src, dst, *leaves):
-        src, dst = source(src, *leaves[:count]), target(dst, *leaves[count:])
-        both = tuple(map(slice, map(min, src.shape, dst.shape)))
-        dst[both] = dst[both] + src[both] if add else src[both]
+        given = source.read(src, leaves[:count])
+
+        def put(into):
+            both = tuple(map(slice, map(min, given.shape, into.shape)))
+            into[both] = into[both] + given[both] if add else given[both]
+
+        target.change(dst, leaves[count:], put)
         return ()
 
     lowering.memory(
