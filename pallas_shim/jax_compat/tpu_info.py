@@ -88,8 +88,8 @@ def _set(place: Any, name: str, value: Any) -> Callable[[], None]:
 def answer(kind: str, cores: int) -> Callable[[], None]:
     """Has the device be of that kind, with so many TensorCores; returns the undoing.
 
-    A device that the user named by an abstract mesh stays what it is. JAX's choice of layouts
-    still sees the device that there is.
+    A device that the user named by an abstract mesh stays what it is, unless it is the one that
+    there is, as in a mesh of devices. JAX's choice of layouts still sees that.
     """
     module = _module()
     stock: dict[str, Callable[[], Any]] = {
@@ -100,7 +100,10 @@ def answer(kind: str, cores: int) -> Callable[[], None]:
 
     def unless_named(name: str, value: Any) -> Callable[[], Any]:
         def get() -> Any:
-            return stock[name]() if jax.sharding.get_abstract_mesh().abstract_device else value
+            named = jax.sharding.get_abstract_mesh().abstract_device
+            if named is None or named.device_kind == jax.local_devices()[0].device_kind:
+                return value
+            return stock[name]()
 
         return get
 

@@ -47,6 +47,29 @@ def test_the_generations_are_those_of_the_setting():
     assert tuple(tpu_look.GENERATIONS) == settings.TPUS
 
 
+SHARDED = """
+import jax
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import PartitionSpec as P
+
+def ask(x):
+    if hasattr(pltpu, "get_tpu_info"):
+        assert pltpu.get_tpu_info().num_lanes == 128
+    return x + 1
+
+mesh = jax.make_mesh((1,), ("d",))
+sharded = jax.shard_map(ask, mesh=mesh, in_specs=P(), out_specs=P())
+print(jax.jit(sharded)(jax.numpy.zeros(2)))
+"""
+
+
+def test_inside_a_mesh_of_devices_it_is_a_tpu_too(from_wheel, tmp_path):
+    script = tmp_path / "bench.py"
+    script.write_text(SHARDED)
+    got = from_wheel.run("-m", "pallas_shim", "--tpu=v5p", script)
+    assert (got.returncode, got.stdout, got.stderr) == (0, "[1. 1.]\n", "")
+
+
 @pytest.mark.parametrize("name", ["v5e", "v6e", "v7x"])
 def test_a_script_for_a_tpu_only(from_wheel, tmp_path, name):
     script, report = tmp_path / "bench.py", tmp_path / "report.json"
