@@ -279,7 +279,8 @@ def test_a_kernel_for_another_device_stays_there(shim, setting, monkeypatch):
         platform = "tpu"
 
     assert not pallas_shim.settings.current().force
-    monkeypatch.setattr(arrays, "_device", lambda sharding: Tpu)
+    place = arrays.Place(None, False, (Tpu,))
+    monkeypatch.setattr(arrays, "_default_place", lambda: place)
     with pytest.raises(arrays.Elsewhere, match="tpu"):
         arrays.read((jnp.asarray(X),), (X.dtype,), any_platform=False)
     values, _ = arrays.read((jnp.asarray(X),), (X.dtype,), any_platform=True)
