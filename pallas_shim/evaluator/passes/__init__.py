@@ -16,6 +16,7 @@ from pallas_shim.evaluator.passes.extrema import Extrema
 from pallas_shim.evaluator.passes.grid_batching import batch_grids
 from pallas_shim.evaluator.passes.hoisting import hoist_invariants
 from pallas_shim.evaluator.passes.in_place import write_in_place
+from pallas_shim.evaluator.passes.index_arrays import slice_index_arrays
 from pallas_shim.evaluator.passes.load_views import view_loads
 from pallas_shim.evaluator.passes.movements import Movements
 from pallas_shim.evaluator.passes.store_forwarding import forward_stores
@@ -29,6 +30,7 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("dead_code", remove_dead_code),
     ("constant_folding", fold_constants),
     ("common_subexpressions", share_common_subexpressions),
+    ("index_arrays", slice_index_arrays),
     ("truth_values", TruthValues.run),
     ("movements", Movements.run),
     ("grid_batching", batch_grids),
