@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import configparser
+import functools
+import os
 import pathlib
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from importlib_metadata import EntryPoint
+    from importlib_metadata import EntryPoint, EntryPoints
 
 _CHECKOUT_CFG = pathlib.Path(__file__).parents[1] / "setup.cfg"
 
@@ -20,15 +23,46 @@ def entry_points(group: str) -> list[EntryPoint]:
     Raises:
       ImportError: importlib-metadata is missing.
     """
-    import importlib_metadata
+    from importlib_metadata import EntryPoint
 
     declared = configparser.ConfigParser()
     declared.optionxform = str  # type: ignore[assignment, method-assign]
     declared.read(_CHECKOUT_CFG, encoding="utf-8")
     lines = declared.get("options.entry_points", group, fallback="").split("\n")
     ours = [
-        importlib_metadata.EntryPoint(name.strip(), value.strip(), group)
+        EntryPoint(name.strip(), value.strip(), group)
         for name, equals, value in (line.partition("=") for line in lines)
         if equals
     ]
-    return list(dict.fromkeys([*ours, *sorted(importlib_metadata.entry_points(group=group))]))
+    return list(dict.fromkeys([*ours, *sorted(installed(group))]))
+
+
+def installed(group: str) -> EntryPoints:
+    """The entry points of a group in the packages on sys.path.
+
+    Raises:
+      ImportError: importlib-metadata is missing.
+    """
+    places = [(path, changed) for path in sys.path if (changed := _last_change(path)) is not None]
+    return _in(tuple(places)).select(group=group)
+
+
+@functools.lru_cache(maxsize=1)
+def _in(places: tuple[tuple[str, int], ...]) -> EntryPoints:
+    """All entry points. To read them takes longer than to lower a small kernel, and they are asked
+    for when the process starts and at its first kernel."""
+    import importlib_metadata
+
+    return importlib_metadata.entry_points()
+
+
+def _last_change(path: str) -> int | None:
+    """When the last package was added to a directory; None if there is none, as where a script
+    lies. Of a zip file, when it changed."""
+    try:
+        names = os.listdir(path or ".") if not os.path.isfile(path) else [".egg-info"]
+        if any(name.endswith((".dist-info", ".egg-info", ".egg")) for name in names):
+            return os.stat(path or ".").st_mtime_ns
+    except OSError:
+        pass  # sys.path may name what doesn't exist
+    return None

@@ -11,7 +11,6 @@ import contextlib
 import contextvars
 import dataclasses
 import gc
-import re
 import threading
 import time
 import warnings
@@ -296,7 +295,7 @@ _IN_NUMPY = "the evaluator has a rule for all of it"
 
 def _event(function: str) -> str:
     """What the profiler calls a function's calls, as under jit."""
-    return "jit_" + re.sub(r"\W", "_", function)
+    return "jit_" + "".join([c if c.isalnum() or c == "_" else "_" for c in function])
 
 
 def _obstacle(jaxpr: Any, call: hooks.JitCall, equations: Sequence[Any]) -> str | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 
+from pallas_shim.discovery import installed
 from pallas_shim.evaluator.rules.registry import (
     LOWERING_RULES,
     RULES,
@@ -69,7 +70,5 @@ def load_own() -> None:
 def load() -> None:
     """Registers every rule, ours and other packages'. Idempotent."""
     load_own()
-    import importlib_metadata
-
-    for entry_point in importlib_metadata.entry_points(group="pallas_shim.rules"):
+    for entry_point in installed("pallas_shim.rules"):
         entry_point.load()
