@@ -106,11 +106,34 @@ def test_other_places_stay_arrays(places):
     run(kernel, LINE, expect=("gather",))
 
 
+def test_a_negative_place_is_moved_as_the_mode_says():
+    dimensions = lax.GatherDimensionNumbers((), (0,), (0,))
+
+    def kernel(x, out):
+        i = pl.program_id(0)
+        place = (at(i) + jnp.int32(-1))[:, None]
+        out[at(i)] = lax.gather(x[...], place, dimensions, (1,), mode="clip")
+
+    run(kernel, LINE, expect=("gather",))
+
+
+def test_scalars_that_wrap_around_decide_nothing():
+    def kernel(x, out):
+        i = pl.program_id(0)
+        place = at(i)
+        far = (i + 1) * jnp.int32(1 << 30) * 2 + jnp.arange(16)
+        out[place] = jnp.where(far < 0, x[place], -1)
+
+    after = run(kernel, LINE, expect=())
+    assert "lt" in names(after)
+
+
 def test_indices_that_are_not_an_axis_each_stay_arrays():
     def kernel(x, out):
         i = pl.program_id(0)
         line = jnp.arange(8)
-        diagonal = x[line, line]
+        some = i + jnp.arange(4)
+        diagonal = jnp.tile(x[some, some], 2)
         transposed = x[line[None, :], (i + line)[:, None]]
         repeated = x[line[:, None], (i + jnp.zeros(8, jnp.int32))[None, :]]
         out[...] = diagonal + transposed + repeated
