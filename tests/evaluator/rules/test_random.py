@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.extend.random import threefry_2x32
 
-from pallas_shim.evaluator.rules.random import threefry2x32
+from pallas_shim.evaluator.rules.random import _PART, threefry2x32
 from tests.oracle import check_rule
 
 
@@ -44,6 +44,18 @@ if jax.__version_info__ >= (0, 10):
             lambda seed: jax.random.bits(jax.random.key(seed, impl=implementation), (5,)),
             np.int32(-3),
         )
+
+
+def test_more_words_than_are_hashed_at_once():
+    words = np.arange(2 * (2 * _PART + 7), dtype=np.uint32)
+    keys = words[: words.size // 2] * np.uint32(0x9E3779B9)
+    want = np.asarray(threefry_2x32(np.uint32([5, 6]), words)).reshape(2, -1)
+    got = threefry2x32(*np.uint32([5, 6]), *words.reshape(2, -1))
+    np.testing.assert_array_equal(got, want)
+    many = threefry2x32(keys, keys + np.uint32(1), *words.reshape(2, -1))
+    for at in (0, _PART - 1, _PART, 2 * _PART + 6):
+        one = threefry2x32(keys[at], keys[at] + np.uint32(1), *words.reshape(2, -1)[:, at])
+        np.testing.assert_array_equal(np.ravel(one), [half[at] for half in many])
 
 
 def test_64_bits():
