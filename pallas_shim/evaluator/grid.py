@@ -89,7 +89,9 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
 
     local = [i for i in range(len(call.grid)) if i not in call.vmapped_dims]
     # The cells come first, though they run last: only what they write to need be copied.
-    cells = lower_cells(lowering, call.name, sizes, call.axis_names, local, cell, call.checked)
+    cells = lower_cells(
+        lowering, call.name, sizes, call.axis_names, local, cell, call.checked, call.for_device
+    )
     written = written_roots(cells, [*prefetch, *buffers])
 
     for ref, array in zip(prefetch, arrays, strict=False):
@@ -139,6 +141,7 @@ def lower_cells(
     local: Sequence[int],
     cell: Callable[[Sequence[Value]], None],
     checked: CheckedMemory | None,
+    for_device: bool,
 ) -> list[Instruction]:
     """The instructions that run ``cell``, which emits one cell from its indices, on a grid.
 
@@ -147,13 +150,14 @@ def lower_cells(
       names: the axes' names, or empty.
       local: the axes that the kernel's own code counts.
       checked: how the memory of the cells is checked, if it is.
+      for_device: the user asked for no interpreter.
     """
     shared: dict[Any, Value] = {}
 
     def in_kernel(indices: Sequence[Value]) -> Sequence[Value]:
         named = dict(zip(names, zip(indices, sizes, strict=True), strict=True)) if names else {}
         own = ([indices[i] for i in local], [sizes[i] for i in local])
-        lowering.kernels.append(Kernel(*own, named, shared, checked))
+        lowering.kernels.append(Kernel(*own, named, shared, checked, for_device))
         cell(indices)
         lowering.kernels.pop()
         return ()

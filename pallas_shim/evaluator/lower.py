@@ -75,7 +75,7 @@ class Kernel(NamedTuple):
     ``indices`` and ``sizes`` are its program ids and its grid's sizes; ``names`` gives the
     index and size of the axes that have a name. ``shared`` holds the refs that are made once
     for all cells, by whatever asked for them: see `Lowering.shared`. ``checked`` is how its
-    memory is checked, if it is.
+    memory is checked, if it is; ``for_device``: the user asked for no interpreter.
     """
 
     indices: Sequence[Value]
@@ -83,6 +83,7 @@ class Kernel(NamedTuple):
     names: Mapping[Any, tuple[Value, Value]]
     shared: dict[Any, Value]
     checked: jax_compat.CheckedMemory | None
+    for_device: bool
 
 
 class Lowering:

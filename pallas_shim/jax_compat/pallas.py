@@ -94,7 +94,7 @@ def pallas_call(eqn: Any) -> PallasCall:
     p = eqn.params
     mapping = p["grid_mapping"]
     mesh = p.get("mesh")
-    cores = None if mesh is None else _core_function(mesh, p["jaxpr"], checked_memory(eqn))
+    cores = None if mesh is None else _core_function(eqn, mesh, p["jaxpr"])
     return PallasCall(
         name=kernel_name(eqn),
         source=kernel_source(eqn),
@@ -191,13 +191,14 @@ class CoreFunction(NamedTuple):
     """What every core of one mesh runs.
 
     ``axes``: names and sizes of the mesh's axes. ``waits``: a primitive by which cores can wait
-    for one another, if it has one. ``checked`` as in `PallasCall`.
+    for one another, if it has one. ``checked`` and ``for_device`` as in `PallasCall`.
     """
 
     axes: dict[Any, int]
     jaxpr: Any
     waits: str | None
     checked: CheckedMemory | None
+    for_device: bool
 
 
 class MpmdMap(NamedTuple):
@@ -215,7 +216,7 @@ class MpmdMap(NamedTuple):
 
 def core_map(eqn: Any) -> CoreFunction:
     """The function of a core_map. Its constvars are the operands, its inputs the scratch refs."""
-    return _core_function(eqn.params["mesh"], eqn.params["jaxpr"], checked_memory(eqn))
+    return _core_function(eqn, eqn.params["mesh"], eqn.params["jaxpr"])
 
 
 def mpmd_map(eqn: Any) -> MpmdMap:
@@ -223,7 +224,7 @@ def mpmd_map(eqn: Any) -> MpmdMap:
     return MpmdMap(
         name=p["name"] or kernel_name(eqn),
         functions=tuple(
-            _core_function(mesh, jaxpr, checked_memory(eqn))
+            _core_function(eqn, mesh, jaxpr)
             for mesh, jaxpr in zip(p["meshes"], p["jaxprs"], strict=True)
         ),
         num_outputs=len(p["out_avals"]),
@@ -237,8 +238,9 @@ _WAITING = frozenset(
 )
 
 
-def _core_function(mesh: Any, jaxpr: Any, checked: CheckedMemory | None) -> CoreFunction:
-    return CoreFunction(dict(mesh.shape), jaxpr, next(_waits(jaxpr), None), checked)
+def _core_function(eqn: Any, mesh: Any, jaxpr: Any) -> CoreFunction:
+    waits, for_device = next(_waits(jaxpr), None), not eqn.params.get("interpret", False)
+    return CoreFunction(dict(mesh.shape), jaxpr, waits, checked_memory(eqn), for_device)
 
 
 def _waits(jaxpr: Any) -> Iterator[str]:

@@ -102,7 +102,7 @@ def _on_cores(lowering, name: str, function: jax_compat.CoreFunction, body) -> N
     sizes = [lowering.const(np.int32(size)) for size in function.axes.values()]
     cells = grid.lower_cells(
         lowering, name, sizes, tuple(function.axes), range(len(sizes)), lambda indices: body(),
-        function.checked,
+        function.checked, function.for_device,
     )
     lowering.body.extend(cells)
 

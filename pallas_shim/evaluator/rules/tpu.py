@@ -15,6 +15,7 @@ import numpy as np
 
 from pallas_shim.evaluator import memory
 from pallas_shim.evaluator.program import PURE, ArrayType, Effects, Value
+from pallas_shim.evaluator.rules import indirect
 from pallas_shim.evaluator.rules import state as state_rules
 from pallas_shim.evaluator.rules.mesh import is_alone
 from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule, rule
@@ -82,6 +83,9 @@ def _dma_start(lowering, eqn, ins):
 
 
 def _start(lowering, primitive: str, dma: state.Dma) -> None:
+    if any(indirect.rows(view).indices is not None for view in (dma.src, dma.dst)):
+        _count(lowering, dma.dst_sem, _counted(lowering, indirect.copy(lowering, dma).size), np.add)
+        return
     sizes = [_dynamic_size(lowering, view) for view in (dma.src, dma.dst)]
     size = next((size for size in sizes if size is not None), None)
     if size is not None:
@@ -107,8 +111,11 @@ def _dma_wait(lowering, eqn, ins):
 
 
 def _await(lowering, primitive: str, dma: state.Dma) -> None:
-    size = _dynamic_size(lowering, dma.dst)
-    if size is None:
+    into = indirect.rows(dma.dst)
+    size = _dynamic_size(lowering, into.view)
+    if into.indices is not None:
+        size = _counted(lowering, indirect.type_of(into).size)
+    elif size is None:
         *_, type = _access(lowering, dma.dst)
         size = _counted(lowering, type.size)
     _count(lowering, dma.dst_sem, size, np.subtract)
@@ -249,6 +256,17 @@ def _roll(ins, outs, *, axis, stride=None, stride_axis=None, **_):
 @rule("repeat")
 def _repeat(ins, outs, *, repeats, axis, **_):
     return lambda x: np.repeat(x, repeats, axis)
+
+
+@lowering_rule("repeat")
+def _repeat_or_tile(lowering, eqn, ins):
+    """The interpreters of JAX 0.8 repeat each element, where a TPU repeats the whole."""
+    outs = [lowering.type(eqn.outvars[0].aval)]
+    if not (lowering.kernels and lowering.kernels[-1].for_device):
+        return lowering.apply("repeat", ins, outs, eqn.params)
+    reps = [1] * len(outs[0].shape)
+    reps[eqn.params["axis"]] = eqn.params["repeats"]
+    return lowering.apply("tile", ins, outs, {"reps": tuple(reps)})
 
 
 @rule("bitcast")

@@ -37,6 +37,25 @@ def test_strided_roll(axis, stride_axis, stride):
     check_kernel(kernel, LIKE_X, X)
 
 
+if hasattr(pltpu, "repeat"):  # JAX 0.8
+
+    @pytest.mark.parametrize("axis", [0, -1])
+    def test_repeat_is_a_tpus_where_no_interpreter_was_asked_for(axis):
+        def kernel(x_ref, o_ref):
+            o_ref[...] = pltpu.repeat(x_ref[...], 3, axis=axis)
+
+        def results(interpret):
+            call = pl.pallas_call(kernel, out_shape=out, interpret=interpret)
+            return Executable(lower(jax.make_jaxpr(call)(X)))(np.asarray(X))[0], call
+
+        shape = list(X.shape)
+        shape[axis] *= 3
+        out = jax.ShapeDtypeStruct(tuple(shape), X.dtype)
+        np.testing.assert_array_equal(results(False)[0], jnp.concatenate([X] * 3, axis))
+        interpreted, call = results(True)
+        np.testing.assert_array_equal(interpreted, jax.jit(call)(X))
+
+
 def test_roll_by_a_dynamic_shift():
     def kernel(s, x, o):
         o[...] = pltpu.roll(x[...], s[0], 1)
