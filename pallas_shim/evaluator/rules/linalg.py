@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import scipy  # imports its parts at their first use, which keeps them out of most first calls
 
+from pallas_shim.evaluator import blas
 from pallas_shim.evaluator.program import ArrayType
 from pallas_shim.evaluator.rules import scalar_types
 from pallas_shim.evaluator.rules.registry import Unsupported, batch_form, lowering_rule, rule
@@ -82,8 +83,10 @@ def _dot_general(ins, outs, *, dimension_numbers, precision=None, **_):
     left = _matrices(lhs, lhs_batch, lhs_free, lhs_contracting, work)
     right = _matrices(rhs, rhs_batch, rhs_contracting, rhs_free, work)
     reshapes = len(lhs_free) != 1 or len(rhs_free) != 1
+    rows = math.prod(lhs.shape[d] for d in lhs_free)
+    columns = math.prod(rhs.shape[d] for d in rhs_free)
     # One term is no sum: like XLA, keep the sign of a zero, which a sum from zero would lose.
-    multiply = np.multiply if terms == 1 else np.matmul
+    multiply = np.multiply if terms == 1 else blas.product(rows, terms, columns)
     if left is None and right is None and finish is None and not reshapes:
         return multiply
 

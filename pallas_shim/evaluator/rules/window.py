@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pallas_shim.evaluator import blas
 from pallas_shim.evaluator.rules import scalar_types
 from pallas_shim.evaluator.rules.linalg import multiplication
 from pallas_shim.evaluator.rules.reduce import accumulation, extremum, highest, lowest
@@ -218,6 +219,7 @@ def _conv_general_dilated(
     columns = (0, *range(2, 3 + rank), 1)
     back = (1, 0, 2 + rank, *range(2, 2 + rank))
     to_out = tuple(int(i) for i in np.argsort(out_spec))
+    multiply = blas.product(batch * math.prod(out_spatial), terms, kernels // groups)
 
     def run(x, y):
         x = x.astype(work, copy=False).transpose(lhs_spec)
@@ -231,7 +233,7 @@ def _conv_general_dilated(
         x = x.transpose(rows).reshape(groups, batch * math.prod(out_spatial), terms)
         y = y.astype(work, copy=False).transpose(rhs_spec)
         y = y.reshape(groups, kernels // groups, depth, *kernel).transpose(columns)
-        sums = np.matmul(x, y.reshape(groups, terms, kernels // groups))
+        sums = multiply(x, y.reshape(groups, terms, kernels // groups))
         if finish is not None:
             sums = finish(sums)
         sums = sums.reshape(groups, batch, *out_spatial, kernels // groups).transpose(back)

@@ -1,0 +1,74 @@
+"""Matrix products by BLAS, and with how many threads.
+
+OpenBLAS shares products of a tenth of a millisecond already among its threads, which wait for
+each other actively. Where other work keeps the cores busy (tests in parallel, a second
+benchmark), each of them then takes until the system's scheduler has been round: up to 700 times
+as long. So products whose share would be small are computed by the thread that asks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+# Numbers of multiplications: below the first OpenBLAS itself uses one thread (the lower one is
+# that for vectors), above the last, half a millisecond, the others earn what they cost.
+_SHARED_FROM = (9_216, 1 << 18)
+_WORTH_SHARING = 1 << 23
+
+
+def product(rows: int, terms: int, columns: int) -> Callable[..., Any]:
+    """np.matmul for stacks of matrices [rows, terms] by [terms, columns]."""
+    count = rows * terms * columns
+    is_shared = count >= _SHARED_FROM[min(rows, columns) > 1]
+    return _by_this_thread if is_shared and count <= _WORTH_SHARING else np.matmul
+
+
+_lock = threading.Lock()
+_inside = 0  # threads that are in `_by_this_thread`
+_before = 0  # how many threads BLAS had before the first of them
+
+
+def _by_this_thread(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """np.matmul, while BLAS uses one thread: a setting of the process, which has its value back
+    when the last thread leaves."""
+    global _inside, _before
+    if _threads is None:
+        return np.matmul(x, y)
+    get, set_ = _threads
+    with _lock:
+        if not _inside:
+            _before = get()
+            set_(1)
+        _inside += 1
+    try:
+        return np.matmul(x, y)
+    finally:
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                set_(_before)
+
+
+def _find() -> tuple[Callable[[], int], Callable[[int], None]] | None:
+    """What gets and sets the number of threads of NumPy's BLAS; None if it isn't OpenBLAS."""
+    try:
+        library = ctypes.PyDLL(importlib.import_module("numpy._core._multiarray_umath").__file__)
+    except (ImportError, OSError):
+        return None
+    for prefix in ("scipy_openblas", "openblas"):
+        for suffix in ("64_", ""):
+            get = getattr(library, f"{prefix}_get_num_threads{suffix}", None)
+            set_ = getattr(library, f"{prefix}_set_num_threads{suffix}", None)
+            if get is not None and set_ is not None:
+                set_.restype = None
+                return get, set_
+    return None
+
+
+_threads = _find()
