@@ -92,6 +92,12 @@ def _dim(index: Any) -> Any:
 
 
 def _known(index: Any) -> Any:
+    if isinstance(index, state_types.TransformedRef):
+        return _view(index)
+    if hasattr(index, "ignored_value"):  # the indices of a SparseCore's DMA
+        if index.ignored_value is not None:
+            raise UnsupportedTransform("indices of which some are ignored")
+        return _known(index.values)
     return int(index) if isinstance(index, (int, np.integer)) else index
 
 

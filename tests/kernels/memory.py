@@ -402,6 +402,35 @@ def copies_of_dynamic_size_in_another_form():
     return f, (np.array([2, 4, 20], np.int32), x), want
 
 
+@case()
+def copies_of_rows_by_indices():
+    """As a SparseCore gathers and scatters them; JAX's interpreters have no such copies."""
+
+    def kernel(x, rows, places, gathered, scattered, scratch, sem):
+        for source, target in (
+            (x.at[rows[...]], gathered),
+            (x.bitcast(jnp.int32).at[rows.at[pl.ds(0, 4)], pl.ds(128, 128)], scratch),
+            (scratch, scattered.bitcast(jnp.int32).at[places]),
+        ):
+            copy = pltpu.make_async_copy(source, target, sem)
+            copy.start()
+            copy.wait()
+
+    block = pl.BlockSpec((8, 128), lambda i: (0, i))
+    f = pallas_call(
+        kernel,
+        (struct(6, 256), struct(8, 256)),
+        grid=(2,),
+        in_specs=[ANY, pl.BlockSpec((6,), lambda i: (0,)), pl.BlockSpec((4,), lambda i: (0,))],
+        out_specs=(pl.BlockSpec((6, 256), lambda i: (0, 0)), block),
+        scratch_shapes=[pltpu.VMEM((4, 128), jnp.int32), pltpu.SemaphoreType.DMA],
+    )
+    x, rows, places = floats(0, 16, 256), np.array([7, 0, 15, 7, 3, 2]), np.array([5, 1, 7, 2])
+    scattered = np.full((8, 256), np.nan, np.float32)
+    scattered[places] = np.tile(x[rows[:4], 128:], 2)
+    return f, (x, rows.astype(np.int32), places.astype(np.int32)), (x[rows], scattered)
+
+
 if hasattr(pl, "select_ref"):  # JAX >= 0.10
 
     @case()
