@@ -78,14 +78,14 @@ def _indices_type(indices: Value | state.RefView) -> tuple[tuple[int, ...], np.d
 def copy(lowering, dma: state.Dma) -> ArrayType:
     """Emits the copying; returns the type of what is copied.
 
-    An index outside is moved inside, as one that isn't in an array is.
+    An index outside is moved inside, a negative one to the start.
     """
     if lowering.checked is not None:
         raise Unsupported("dma_start", "array indices in checked memory")
-    source, target = _Side(lowering, dma.src), _Side(lowering, dma.dst)
-    if source.type != target.type:
-        raise Unsupported("dma_start", f"a DMA from {source.type} to {target.type}")
-    count, add = len(source.leaves), dma.add
+    from_, to = _operands(lowering, dma.src), _operands(lowering, dma.dst)
+    if from_.type != to.type:
+        raise Unsupported("dma_start", f"a DMA from {from_.type} to {to.type}")
+    source, target, count, add = from_.side, to.side, len(from_.leaves), dma.add
 
     def run(src, dst, *leaves):
         given = source.gather(src, leaves[:count])
@@ -93,29 +93,43 @@ def copy(lowering, dma: state.Dma) -> ArrayType:
         return ()
 
     lowering.memory(
-        "dma_start", [source.ref, target.ref, *source.leaves, *target.leaves], [], run,
-        Effects(reads=(0, 1) if add else (0,), writes=(1,)),
-        key=(source.key, target.key, add),
+        "dma_start", [from_.ref, to.ref, *from_.leaves, *to.leaves], [], run,
+        Effects(reads=(0, 1) if add else (0,), writes=(1,)), key=(from_.key, to.key, add),
     )
-    return source.type
+    return from_.type
 
 
-class _Side:
-    """One side of the DMA. Its indices are the last of its leaves."""
+class _Operands(NamedTuple):
+    """One side of the DMA as operands, of which the indices are the last leaf, and what is done
+    with them; equal by ``key``."""
 
-    def __init__(self, lowering, view: state.RefView):
-        chosen = rows(view)
-        view, self.axis, indices = chosen
-        self.ref, self.type = view.ref, type_of(chosen)
-        path, self.leaves = _path(view)
-        self.indirect = indices is not None
-        if self.indirect:
-            self.leaves = [*self.leaves, _loaded(lowering, indices)]
-        self.key = (path, self.axis, self.indirect)
-        self._cut = memory.Cut(view.ref.type.shape, view.ref.type.dtype, path)
+    side: _Side
+    key: tuple[Any, ...]
+    type: ArrayType
+    ref: Value
+    leaves: list[Value]
+
+
+def _operands(lowering, view: state.RefView) -> _Operands:
+    chosen = rows(view)
+    type, (view, axis, indices) = type_of(chosen), chosen
+    path, leaves = _path(view)
+    if indices is not None:
+        leaves = [*leaves, _loaded(lowering, indices)]
+    cut = memory.Cut(view.ref.type.shape, view.ref.type.dtype, path)
+    side = _Side(cut, axis, indices is not None)
+    return _Operands(side, (path, axis, side.indirect), type, view.ref, leaves)
+
+
+class _Side(NamedTuple):
+    """How one side of the DMA is read or written to."""
+
+    cut: memory.Cut
+    axis: int
+    indirect: bool
 
     def gather(self, ref: np.ndarray, leaves: Sequence[Any]) -> np.ndarray:
-        whole = self._cut.read(ref, leaves)
+        whole = self.cut.read(ref, leaves)
         return np.take(whole, leaves[-1], self.axis, mode="clip") if self.indirect else whole
 
     def scatter(
@@ -133,7 +147,7 @@ class _Side:
             for row, addend in zip(at, value_rows, strict=True):
                 into[row] = into[row] + addend
 
-        self._cut.change(ref, leaves, change)
+        self.cut.change(ref, leaves, change)
 
 
 def _loaded(lowering, indices: Value | state.RefView) -> Value:
