@@ -259,14 +259,14 @@ def _make_plan(
 ) -> Plan:
     equations = hooks.kernel_equations(jaxpr)
     kernels = tuple(map(hooks.describe_kernel, equations))
-    start = time.perf_counter()
     tracing = _last_tracing(call.name)
     try:
         reason = _obstacle(jaxpr, call, equations)
         if reason is not None:
             return Plan(key, reason)
         in_dtypes = arrays.argument_dtypes(hooks.in_avals(jaxpr))
-        _read(args, in_dtypes)
+        _read(args, in_dtypes)  # waits for what XLA still computes
+        start = time.perf_counter()
         program = _program(jaxpr, call.name)
         keep = getattr(_keeping, "keep", None)
         if keep is not None:
