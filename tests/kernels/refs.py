@@ -66,6 +66,24 @@ def strided_slices():
 
 
 @case()
+def indices_outside_beside_strided_slices():
+    """JAX goes element by element: what is outside isn't stored, and read from the edge."""
+
+    def kernel(place, x, out):
+        far = jnp.int32(9)
+        out[...] = jnp.zeros_like(out)
+        out[pl.ds(far, 2), pl.ds(0, 2, 2)] = x[0:2, 0:2]
+        out[place[0], pl.ds(1, 2, 2)] = x[place[0], pl.ds(0, 2, 2)]
+        out[place[1], pl.ds(0, 2, 2)] = x[far, pl.ds(1, 2, 2)]
+        out[pl.ds(place[0] - 1, 3), pl.ds(1, 2, 2)] = x[pl.ds(place[1], 3), pl.ds(0, 2, 2)]
+        out.at[:4][far, pl.ds(0, 2, 2)] = x[1, 0:2]
+
+    smem = pl.BlockSpec(memory_space=pltpu.SMEM)
+    f = pallas_call(kernel, struct(8, 4), in_specs=[smem, pl.BlockSpec()])
+    return f, (np.array([7, 2], np.int32), floats(0, 8, 4))
+
+
+@case()
 def constant_strided_slices_that_stick_out():
     def kernel(x, out, wrapped):
         # JAX checks these while it traces only if they stick out at the end.

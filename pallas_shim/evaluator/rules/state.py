@@ -234,8 +234,30 @@ def by_discharge(lowering, eqn, ins: Sequence[Value]) -> list[Value]:
     return results[len(discharged.changed) :]
 
 
-def _basic(view: state.RefView) -> tuple[Value, memory.Path, list[Value]]:
-    return view.ref, *path_of(view)
+def _basic(lowering, view: state.RefView) -> tuple[Value, memory.Path, list[Value]]:
+    path, leaves = path_of(view)
+    if lowering.checked is None and _goes_by_elements(view.ref.ref, path):
+        raise NotBasic
+    return view.ref, path, leaves
+
+
+def _goes_by_elements(ref: RefType, path: memory.Path) -> bool:
+    """Whether one slice is strided, so that JAX reads and writes element by element, and an index
+    beside it may be outside: then that isn't moved inside, as where no slice is strided."""
+    shape, dtype = ref.shape, ref.dtype
+    for step in path:
+        if isinstance(step, state.Index):
+            strided = any(isinstance(i, state.Slice) and i.stride > 1 for i in step.dims)
+            if strided and not all(map(_lies_inside, shape, step.dims)):
+                return True
+        shape, dtype = memory.viewed_type(shape, dtype, (step,))
+    return False
+
+
+def _lies_inside(dim: int, index: Any) -> bool:
+    start = index.start if isinstance(index, state.Slice) else index
+    length = (index.size - 1) * index.stride + 1 if isinstance(index, state.Slice) else 1
+    return isinstance(start, int) and 0 <= start <= dim - length
 
 
 @lowering_rule("get")
@@ -246,7 +268,7 @@ def get(lowering, eqn, ins):
         _require_near(lowering, eqn)
         if access.mask is not None or _may_stick_out(lowering, eqn, access):
             raise NotBasic
-        return [load(lowering, *_basic(access.view), out)]
+        return [load(lowering, *_basic(lowering, access.view), out)]
     except NotBasic:
         return by_discharge(lowering, eqn, ins)
     except state.UnsupportedTransform as error:
@@ -263,7 +285,7 @@ def swap(lowering, eqn, ins):
             return [_checked_masked_swap(lowering, access, out)]
         if access.mask is not None or _may_stick_out(lowering, eqn, access):
             raise NotBasic
-        ref, path, leaves = _basic(access.view)
+        ref, path, leaves = _basic(lowering, access.view)
         guard(lowering, ref, path, leaves, "swap", ValueError)
         before = _load_inside(lowering, ref, path, leaves, out)
         _store_inside(lowering, ref, path, leaves, access.value)
@@ -289,7 +311,7 @@ def _may_stick_out(lowering, eqn, access: state.Load | state.Store) -> bool:
 
 
 def _checked_masked_swap(lowering, access: state.Store, out: ArrayType | KeyType) -> Value:
-    ref, path, leaves = _basic(access.view)
+    ref, path, leaves = _basic(lowering, access.view)
     dims = tuple(state.Slice(0, dim, 1) for dim in ref.type.shape)
     match path:
         case ():
@@ -332,7 +354,7 @@ def _addupdate(lowering, eqn, ins):
     try:
         access = state.store(eqn, ins)
         _require_near(lowering, eqn)
-        ref, path, leaves = _basic(access.view)
+        ref, path, leaves = _basic(lowering, access.view)
     except NotBasic:
         return by_discharge(lowering, eqn, ins)
     except state.UnsupportedTransform as error:
