@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -55,6 +56,15 @@ def _by_this_thread(x: np.ndarray, y: np.ndarray) -> np.ndarray:
                 set_(_before)
 
 
+def _start_over() -> None:
+    """In a forked process no other thread is left: none that holds the lock or is to leave."""
+    global _lock, _inside
+    _lock = threading.Lock()
+    if _inside and _threads is not None:
+        _threads[1](_before)
+    _inside = 0
+
+
 def _find() -> tuple[Callable[[], int], Callable[[int], None]] | None:
     """What gets and sets the number of threads of NumPy's BLAS; None if it isn't OpenBLAS."""
     try:
@@ -72,3 +82,5 @@ def _find() -> tuple[Callable[[], int], Callable[[int], None]] | None:
 
 
 _threads = _find()
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_start_over)
