@@ -299,7 +299,8 @@ class Operations(Choices):
             if self.rarely():
                 return Value(lax.integer_pow(a.x, self.number(0, 4)))
             names = [n for n in _INTEGER_UNARY if n != "abs" or a.dtype.kind == "i"]
-            return Value(getattr(lax, self.one(names))(a.x))
+            # XLA says that a negative constant starts with -32 zeros.
+            return Value(getattr(lax, self.one(names))(lax.optimization_barrier(a.x)))
         if a.dtype.kind == "c":
             return a._replace(x=self.one([lax.neg, lax.conj])(a.x))
         name = self.one(_FLOAT_UNARY)
