@@ -59,10 +59,11 @@ def _in(places: tuple[tuple[str, int], ...]) -> EntryPoints:
 def _last_change(path: str) -> int | None:
     """When the last package was added to a directory; None if there is none, as where a script
     lies. Of a zip file, when it changed."""
+    path = path or "."
+    endings = (".dist-info", ".egg-info", ".egg")
     try:
-        names = os.listdir(path or ".") if not os.path.isfile(path) else [".egg-info"]
-        if any(name.endswith((".dist-info", ".egg-info", ".egg")) for name in names):
-            return os.stat(path or ".").st_mtime_ns
+        if os.path.isfile(path) or any(name.endswith(endings) for name in os.listdir(path)):
+            return os.stat(path).st_mtime_ns
     except OSError:
         pass  # sys.path may name what doesn't exist
     return None

@@ -1,7 +1,7 @@
 """Matrix products by BLAS, and with how many threads.
 
-OpenBLAS shares products of a tenth of a millisecond already among its threads, which wait for
-each other actively. Where other work keeps the cores busy (tests in parallel, a second
+OpenBLAS shares products of some microseconds already among its threads, which wait for each
+other actively. Where other work keeps the cores busy (tests in parallel, a second
 benchmark), each of them then takes until the system's scheduler has been round: up to 700 times
 as long. So products whose share would be small are computed by the thread that asks.
 """
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 # Numbers of multiplications: below the first OpenBLAS itself uses one thread (the lower one is
-# that for vectors), above the last, half a millisecond, the others earn what they cost.
+# that for vectors), above the last, a fifth of a millisecond, the others earn what they cost.
 _SHARED_FROM = (9_216, 1 << 18)
 _WORTH_SHARING = 1 << 23
 
