@@ -11,8 +11,8 @@ from pallas_shim.evaluator.passes.effects import Epochs, Memory, only_reads
 from pallas_shim.evaluator.passes.rewrite import (
     ScopedTable,
     Substitution,
-    make_instruction,
     substitute,
+    with_operands,
     with_regions,
 )
 from pallas_shim.evaluator.program import PURE, Instruction, Program, Region
@@ -31,15 +31,9 @@ class _Sharing:
 
     def region(self, region: Region) -> Region:
         replaced, results, made = self.replaced, self.results, self.results.made
-        get = replaced.get
         kept: list[Instruction] = []
-        for instruction in region.body:
-            operation, ins, outs, regions, source = instruction
-            if replaced:
-                new = tuple(map(get, ins, ins))
-                if new != ins:
-                    ins = new
-                    instruction = make_instruction((operation, ins, outs, regions, source))
+        for instruction in with_operands(region.body, replaced):
+            operation, ins, outs, regions, _ = instruction
             key: Any
             if regions:
                 kept.append(self.structured(instruction))

@@ -15,8 +15,8 @@ from pallas_shim.evaluator.floating import as_xla
 from pallas_shim.evaluator.passes.identities import IDENTITIES, uniform
 from pallas_shim.evaluator.passes.rewrite import (
     Substitution,
-    make_instruction,
     substitute,
+    with_operands,
     with_regions,
 )
 from pallas_shim.evaluator.program import (
@@ -57,14 +57,8 @@ class _Folding:
     def block(self, region: Region, body: list[Instruction]) -> None:
         """Appends what is left of a region's instructions to ``body``."""
         replaced, append = self.replaced, body.append
-        get = replaced.get
-        for instruction in region.body:
-            operation, ins, outs, regions, source = instruction
-            if replaced:
-                new = tuple(map(get, ins, ins))
-                if new != ins:
-                    ins = new
-                    instruction = make_instruction((operation, ins, outs, regions, source))
+        for instruction in with_operands(region.body, replaced):
+            operation, ins, outs, regions, _ = instruction
             if regions:
                 self.structured(instruction, body)
                 continue

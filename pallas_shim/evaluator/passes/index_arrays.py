@@ -24,6 +24,7 @@ from pallas_shim.evaluator.passes.rewrite import (
     Substitution,
     make_instruction,
     substitute,
+    with_operands,
     with_regions,
 )
 from pallas_shim.evaluator.program import (
@@ -94,16 +95,11 @@ class _Walk:
         self.source: Any = None
 
     def region(self, region: Region) -> Region:
-        replaced, get = self.replaced, self.replaced.get
+        replaced = self.replaced
         outer, self.body = self.body, []
         self.wholes = {}
-        for instruction in region.body:
+        for instruction in with_operands(region.body, replaced):
             operation, ins, outs, regions, self.source = instruction
-            if replaced:
-                new = tuple(map(get, ins, ins))
-                if new != ins:
-                    ins = new
-                    instruction = make_instruction((operation, ins, outs, regions, self.source))
             if regions:
                 self.enter(instruction)
                 instruction = with_regions(instruction, list(map(self.region, regions)))

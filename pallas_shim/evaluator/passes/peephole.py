@@ -11,6 +11,7 @@ from pallas_shim.evaluator.passes.rewrite import (
     Substitution,
     make_instruction,
     substitute,
+    with_operands,
     with_regions,
 )
 from pallas_shim.evaluator.program import (
@@ -46,15 +47,9 @@ class Peephole:
 
     def region(self, region: Region) -> Region:
         replaced, methods = self.replaced, self.methods
-        get = replaced.get
         outer, self.body = self.body, []
-        for instruction in region.body:
+        for instruction in with_operands(region.body, replaced):
             operation, ins, outs, regions, source = instruction
-            if replaced:
-                new = tuple(map(get, ins, ins))
-                if new != ins:
-                    ins = new
-                    instruction = make_instruction((operation, ins, outs, regions, source))
             if regions:
                 instruction = with_regions(instruction, [self.region(r) for r in regions])
             method = methods.get(operation.name)

@@ -23,6 +23,19 @@ def substitute(values: tuple[Value, ...], replaced: Substitution) -> tuple[Value
     return tuple(map(replaced.get, values, values))
 
 
+def with_operands(body: Sequence[Instruction], replaced: Substitution) -> Iterator[Instruction]:
+    """The instructions one by one, each with the operands that have been replaced by then."""
+    get = replaced.get
+    for instruction in body:
+        if replaced:
+            ins = instruction[1]
+            new = tuple(map(get, ins, ins))
+            if new != ins:
+                operation, _, outs, regions, source = instruction
+                instruction = make_instruction((operation, new, outs, regions, source))
+        yield instruction
+
+
 def with_regions(instruction: Instruction, regions: Sequence[Region]) -> Instruction:
     operation, ins, outs, _, source = instruction
     return make_instruction((operation, ins, outs, tuple(regions), source))

@@ -6,8 +6,8 @@ from pallas_shim.evaluator.passes.effects import Epochs, Memory, load_address, s
 from pallas_shim.evaluator.passes.rewrite import (
     ScopedTable,
     Substitution,
-    make_instruction,
     substitute,
+    with_operands,
     with_regions,
 )
 from pallas_shim.evaluator.program import PURE, Instruction, Program, Region
@@ -26,15 +26,9 @@ class _Forwarding:
 
     def region(self, region: Region) -> Region:
         replaced, epochs = self.replaced, self.epochs
-        get = replaced.get
         kept: list[Instruction] = []
-        for instruction in region.body:
-            operation, ins, outs, regions, source = instruction
-            if replaced:
-                new = tuple(map(get, ins, ins))
-                if new != ins:
-                    ins = new
-                    instruction = make_instruction((operation, ins, outs, regions, source))
+        for instruction in with_operands(region.body, replaced):
+            operation, ins, outs, regions, _ = instruction
             if regions:
                 instruction = self.structured(instruction)
             elif operation.effects is not PURE:
