@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
-import gc
 import threading
 import time
 import warnings
@@ -22,6 +21,7 @@ import jax
 import numpy as np
 
 from pallas_shim import estimate, settings
+from pallas_shim.collections_off import collections_off
 from pallas_shim.evaluator import passes
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
@@ -128,7 +128,7 @@ class Answers:
             return None
         start = time.perf_counter()
         keep = _keeping.keep = Keep(call, directory)
-        with _without_collections():
+        with collections_off():
             kept = keep.read()
             if kept is None:
                 return None
@@ -233,25 +233,12 @@ def _plan(jaxpr: Any, params: dict[str, Any], args: Sequence[Any]) -> Plan | Non
             return known
         key = hooks.call_key(params)
         try:
-            with _without_collections():
+            with collections_off():
                 plan = _make_plan(jaxpr, key, hooks.describe_call(params), args)
         except arrays.Elsewhere as elsewhere:
             return Plan(key, str(elsewhere))  # other arguments may be elsewhere
         _plans[jaxpr] = (*_plans.get(jaxpr, ()), plan)
         return plan
-
-
-@contextlib.contextmanager
-def _without_collections() -> Iterator[None]:
-    """Garbage collection off: planning makes many objects that stay, and a full collection
-    walks all that JAX holds, which takes as long as planning itself."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _make_plan(

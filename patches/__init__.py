@@ -12,12 +12,17 @@ def patch_pallas(pallas: ModuleType) -> Callable[[], None]:
     One entry point for these patches, since a distribution has one a name, and no other
     module's import is a time when all that they touch is there.
     """
+    import pallas_shim
     from pallas_shim.evaluator import rules
+    from pallas_shim.jax_compat import hooks
 
-    from . import jax_jit, pallas_call, remote_kernels
+    from . import jax_jit, kernel_tracing, pallas_call, remote_kernels
 
     rules.load_own()
-    return undo_all([module.patch(pallas) for module in (jax_jit, pallas_call, remote_kernels)])
+    for directory in (pallas_shim.__path__[0], __path__[0]):
+        hooks.hide_frames(directory)
+    modules = (jax_jit, kernel_tracing, pallas_call, remote_kernels)
+    return undo_all([module.patch(pallas) for module in modules])
 
 
 def undo_all(undoings: list[Callable[[], None]]) -> Callable[[], None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import sys
 import threading
 import weakref
 
@@ -547,11 +548,32 @@ def test_threads_share_a_kernel(shim):
 
 
 @pytest.mark.parametrize("on", [True, False])
-def test_garbage_collection_is_as_it_was_after_planning(shim, on):
+def test_garbage_collection_is_paused_while_a_kernel_is_traced_and_then_as_it_was(shim, on):
+    while_tracing = []
+
+    def kernel(x_ref, out_ref):
+        while_tracing.append(gc.isenabled())
+        out_ref[...] = x_ref[...]
+
+    call = pl.pallas_call(kernel, jax.ShapeDtypeStruct((8, 128), np.float32))
     was_on = gc.isenabled()
     (gc.enable if on else gc.disable)()
     try:
-        jax.jit(double)(jnp.ones((8, 128)))
+        jax.jit(call)(jnp.ones((8, 128)))
         assert gc.isenabled() is on
+        assert while_tracing == [False]
     finally:
         (gc.enable if was_on else gc.disable)()
+
+
+def test_an_error_of_the_users_kernel_shows_none_of_our_frames(shim):
+    def kernel(x_ref, out_ref):
+        raise ZeroDivisionError("the user's own")
+
+    function = jax.jit(pl.pallas_call(kernel, jax.ShapeDtypeStruct((8, 128), np.float32)))
+    with pytest.raises(ZeroDivisionError) as error:
+        function(X)
+    shown = [str(entry.path) for entry in error.traceback]
+    assert shown[-1] == __file__
+    own = [sys.modules[name].__path__[0] for name in ("pallas_shim", "pallas_shim.patches")]
+    assert not [file for file in shown if file.startswith(tuple(own))]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
+import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax._src import callback as jax_callback
-from jax._src import config, core, effects, ffi, monitoring, pjit, source_info_util
+from jax._src import config, core, effects, ffi, monitoring, pjit, source_info_util, traceback_util
 from jax._src import dispatch as jax_dispatch
 from jax._src.interpreters import mlir
 from jax._src.pallas import pallas_call as jax_pallas_call
@@ -32,6 +34,9 @@ KERNEL_PRIMITIVES = frozenset({"pallas_call", "core_map", "mpmd_map"})
 # What runs a jitted function on the path that jit's C++ cache doesn't serve, whether the call
 # comes from the user or from the evaluation of an outer jaxpr.
 JIT_CALL = (pjit, "_pjit_call_impl_python")
+
+# What traces a kernel's function to its jaxpr.
+KERNEL_TRACING = (jax_pallas_call, "_trace_kernel_to_jaxpr")
 
 TRACE_EVENT = "/jax/core/compile/jaxpr_trace_duration"
 
@@ -310,6 +315,17 @@ def _set_sharding(module: Any, call: Any, sharding: Any) -> None:
         set_sharding(module, call, sharding)
     else:  # before JAX 0.10
         set_sharding(call, sharding)
+
+
+# -- what JAX shows of errors -----------------------------------------------------------------
+
+
+@functools.cache
+def hide_frames(directory: str) -> None:
+    """Has JAX treat code in a directory as its own: not in the tracebacks that it shows, nor as
+    the place of an operation. Not undone: JAX forgets none, and nothing else is there."""
+    for util in (traceback_util, source_info_util):
+        util.register_exclusion(os.path.join(directory, ""))
 
 
 # -- how long JAX traced ----------------------------------------------------------------------

@@ -481,7 +481,8 @@ class Operations(Choices):
         row = tame(fit(self.like(values, a), a.shape[1:]))
         at = a.x.at[index]
         if self.number(0, 1) or a.dtype == BOOL:
-            return Value(at.set(row.x), *_joined([a, row]))
+            # As in `dynamic_update_slice`: XLA writes a part of the same array in place.
+            return Value(at.set(lax.optimization_barrier(row.x)), *_joined([a, row]))
         change = self.one(["add", "max", "min"])
         x = without_signed_zeros(getattr(at, change)(row.x))
         return Value(x, *_ARITHMETIC[change](a, row))

@@ -1,0 +1,26 @@
+"""Pauses garbage collection while JAX traces a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import wrapt
+
+from pallas_shim.collections_off import collections_off
+from pallas_shim.jax_compat import hooks
+
+
+def patch(pallas: ModuleType) -> Callable[[], None]:
+    """Called when jax.experimental.pallas is imported."""
+    del pallas
+    module, name = hooks.KERNEL_TRACING
+    stock = getattr(module, name)
+    setattr(module, name, wrapt.FunctionWrapper(stock, _trace))
+    return lambda: setattr(module, name, stock)
+
+
+def _trace(stock: Callable[..., Any], instance: None, args: Any, kwargs: Any) -> Any:
+    with collections_off():
+        return stock(*args, **kwargs)
