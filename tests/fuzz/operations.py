@@ -479,10 +479,10 @@ class Operations(Choices):
         a = tame(real(self.of_rank(values, 1)))
         index = self.index(values, a.shape[0] - 1)
         row = tame(fit(self.like(values, a), a.shape[1:]))
-        at = a.x.at[index]
+        # XLA writes what was there where the index is outside, which is a slice as above.
+        at = lax.optimization_barrier(a.x).at[index]
         if self.number(0, 1) or a.dtype == BOOL:
-            # As in `dynamic_update_slice`: XLA writes a part of the same array in place.
-            return Value(at.set(lax.optimization_barrier(row.x)), *_joined([a, row]))
+            return Value(at.set(row.x), *_joined([a, row]))
         change = self.one(["add", "max", "min"])
         x = without_signed_zeros(getattr(at, change)(row.x))
         return Value(x, *_ARITHMETIC[change](a, row))
