@@ -8,7 +8,8 @@ to the view, `writer` the one that stores through it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -23,6 +24,20 @@ class Dynamic(NamedTuple):
     """A scalar index that is known at run time only: the position among the path's leaves."""
 
     leaf: int
+
+
+class Chosen(NamedTuple):
+    """An array of indices: its position among the leaves. Only a `Cut` has such, in its last step,
+    beside slices."""
+
+    leaf: int
+
+
+class _Pack(NamedTuple):
+    """Elements along an axis become one of a wider type, the first in its lowest bits."""
+
+    dtype: np.dtype
+    axis: int
 
 
 Path = tuple[Step, ...]
@@ -87,9 +102,18 @@ class _Stage(NamedTuple):
 
 
 def _stages(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> list[_Stage]:
+    return _stages_of(shape, dtype, _packing_late(shape, dtype, path))
+
+
+def _stages_of(
+    shape: tuple[int, ...], dtype: np.dtype, steps: Iterable[Step | _Pack]
+) -> list[_Stage]:
     stages = []
-    for step in path:
+    for step in steps:
         match step:
+            case _Pack(new, axis):
+                stages.append(_packing(dtype, new, axis))
+                shape, dtype = (*shape[:axis], *shape[len(shape) + axis + 1 :]), new
             case Index(dims):
                 stages.append(_Stage(_index(shape, dims), None))
                 shape = _indexed_shape(dims)
@@ -103,6 +127,43 @@ def _stages(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> list[_Stage]
                 stages.append(_transpose(permutation))
                 shape = tuple(shape[i] for i in permutation)
     return stages
+
+
+def _packing_late(
+    shape: tuple[int, ...], dtype: np.dtype, path: Path
+) -> Iterator[Step | _Pack]:
+    """The same steps, but where narrow rows are seen as wide ones and then indexed, groups of them
+    are chosen first and packed then: packing copies, and the whole may be a large table."""
+    packed: _Pack | None = None
+    ratio = 1
+    for step, following in zip_longest(path, path[1:]):
+        if packed is not None and not isinstance(step, Index):
+            yield packed
+            packed = None
+        if packed is not None and isinstance(step, Index):
+            group = Slice(0, ratio, 1)
+            if packed.axis == -1:
+                yield Index((*step.dims, group))
+            else:
+                *outer, columns = step.dims
+                yield Index((*outer, group, columns))
+                if not isinstance(columns, Slice):
+                    packed = packed._replace(axis=-1)
+        elif (
+            isinstance(step, Bitcast)
+            and isinstance(following, Index)
+            and not isinstance(following.dims[-1], Chosen)
+            and bit_width(step.dtype) > bit_width(dtype)
+        ):
+            *outer, rows, columns = shape
+            ratio = bit_width(step.dtype) // bit_width(dtype)
+            yield Reshape((*outer, rows // ratio, ratio, columns))
+            packed = _Pack(step.dtype, -2)
+        else:
+            yield step
+        shape, dtype = viewed_type(shape, dtype, (step,))
+    if packed is not None:
+        yield packed
 
 
 def _reshape(old: tuple[int, ...], new: tuple[int, ...]) -> _Stage:
@@ -201,46 +262,84 @@ def _change(
             before[...] = stage.back(after)
 
 
+def _dtype_after(dtype: np.dtype, steps: Sequence[Step | _Pack]) -> np.dtype:
+    forms = [step.dtype for step in steps if isinstance(step, (Bitcast, _Pack))]
+    return forms[-1] if forms else dtype
+
+
 class Cut:
     """What a path with slices of dynamic size leads to, cut off where the ref ends: on a TPU an
     array is padded to whole tiles. Before these slices the path may have any steps, after them
-    only indices.
+    only indices. So it is with arrays of indices in the last step: an index outside is moved
+    inside, a negative one to the start.
 
     Attributes:
       dtype: that of the elements.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype, path: Path):
-        forms = [i for i, step in enumerate(path) if not isinstance(step, Index)]
+        _, self.dtype = viewed_type(shape, dtype, path)
+        steps = list(_packing_late(shape, dtype, path))
+        last = steps[-1] if steps else None
+        pack = last if isinstance(last, _Pack) else None
+        steps = steps[:-1] if pack else steps
+        forms = [i for i, step in enumerate(steps) if not isinstance(step, Index)]
         sized = forms[-1] + 1 if forms else 0
-        self._stages = _stages(shape, dtype, path[:sized])
-        _, self.dtype = viewed_type(shape, dtype, path[:sized])
-        self._indices = [step.dims for step in path[sized:] if isinstance(step, Index)]
+        self._stages = _stages_of(shape, dtype, steps[:sized])
+        narrow = _dtype_after(dtype, steps[:sized])
+        self._pack = _packing(narrow, *pack) if pack else None
+        self._indices = [step.dims for step in steps[sized:] if isinstance(step, Index)]
 
     def read(self, ref: np.ndarray, leaves: Sequence[Any]) -> np.ndarray:
         for stage in self._stages:
             ref = stage.forward(ref, leaves)
-        return self._cut(ref, leaves)
+        whole, chosen = self._cut(ref, leaves)
+        return self._packed(whole[chosen], leaves)
 
     def change(
         self, ref: np.ndarray, leaves: Sequence[Any], change: Callable[[np.ndarray], None]
     ) -> None:
         """Has ``change`` write to it."""
-        _change(ref, self._stages, leaves, lambda whole: change(self._cut(whole, leaves)))
 
-    def _cut(self, array: np.ndarray, leaves: Sequence[Any]) -> np.ndarray:
+        def change_part(array):
+            whole, chosen = self._cut(array, leaves)
+            part = whole[chosen]
+            packed = self._packed(part, leaves)
+            change(packed)
+            if self._pack is not None and self._pack.back is not None:
+                part = self._pack.back(packed)
+            if not np.may_share_memory(part, whole):
+                whole[chosen] = part
+
+        _change(ref, self._stages, leaves, change_part)
+
+    def _packed(self, array: np.ndarray, leaves: Sequence[Any]) -> np.ndarray:
+        return self._pack.forward(array, leaves) if self._pack else array
+
+    def _cut(self, array: np.ndarray, leaves: Sequence[Any]) -> tuple[np.ndarray, Any]:
+        """The array after all slices, and the arrays of indices into that."""
+
         def known(number: Any) -> int:
             return int(leaves[number.leaf]) if isinstance(number, Dynamic) else number
 
         def key(dim: int, index: Any) -> Any:
+            if isinstance(index, Chosen):
+                return slice(None)
             if not isinstance(index, Slice):
                 return clamped(known(index), dim, 1)
             start = clamped(known(index.start), dim, 0)
             return slice(start, start + known(index.size) * index.stride, index.stride)
 
+        chosen: Any = ...
         for dims in self._indices:
             array = array[(*map(key, array.shape, dims), ...)]
-        return array
+            if any(isinstance(index, Chosen) for index in dims):
+                chosen = tuple(
+                    np.clip(leaves[index.leaf], 0, dim - 1) if isinstance(index, Chosen)
+                    else slice(None)
+                    for dim, index in zip(array.shape, dims, strict=True)
+                )
+        return array, chosen
 
 
 # -- indexing ---------------------------------------------------------------------------------
@@ -323,6 +422,13 @@ def _bitcast(shape: tuple[int, ...], old: np.dtype, new: np.dtype) -> _Stage:
     if bit_width(old) < bit_width(new):
         return _Stage(lambda a, _: pack_rows(a, new), lambda a: unpack_rows(a, old, shape))
     return _Stage(lambda a, _: unpack_rows(a, new, after), lambda a: pack_rows(a, old))
+
+
+def _packing(old: np.dtype, new: np.dtype, axis: int) -> _Stage:
+    return _Stage(
+        lambda a, _: recast(np.moveaxis(a, axis, -1), new)[..., 0],
+        lambda a: np.moveaxis(recast(a[..., None], old), -1, axis),
+    )
 
 
 def pack_rows(a: np.ndarray, wide: np.dtype) -> np.ndarray:

@@ -26,9 +26,17 @@ class Slice(NamedTuple):
 
 
 class Index(NamedTuple):
-    """One entry a dimension: an int, a leaf (an integer or integer array), or a Slice."""
+    """One entry a dimension: an int, a leaf (an integer or integer array), a Slice, or, in a DMA,
+    a view of a ref of indices or Marked ones."""
 
     dims: tuple[Any, ...]
+
+
+class Marked(NamedTuple):
+    """An array of indices, of which those that are ``ignored`` lead nowhere."""
+
+    values: Any
+    ignored: int
 
 
 class Bitcast(NamedTuple):
@@ -95,9 +103,8 @@ def _known(index: Any) -> Any:
     if isinstance(index, state_types.TransformedRef):
         return _view(index)
     if hasattr(index, "ignored_value"):  # the indices of a SparseCore's DMA
-        if index.ignored_value is not None:
-            raise UnsupportedTransform("indices of which some are ignored")
-        return _known(index.values)
+        values, ignored = _known(index.values), index.ignored_value
+        return values if ignored is None else Marked(values, ignored)
     return int(index) if isinstance(index, (int, np.integer)) else index
 
 

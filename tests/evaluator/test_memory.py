@@ -107,6 +107,38 @@ def test_a_store_through_a_widening_bitcast_of_a_strided_block():
     assert not whole[:, 1::2].any()
 
 
+@pytest.mark.parametrize("row", [5, memory.Dynamic(0), Slice(memory.Dynamic(0), 2, 1)])
+@pytest.mark.parametrize("column", [3, Slice(1, 4, 2), Slice(memory.Dynamic(1), 3, 1)])
+def test_an_index_of_a_widening_bitcast_chooses_before_it_packs(row, column):
+    leaves = (np.int32(5), np.int32(2))
+    narrow, wide = np.dtype(np.uint8), np.dtype(np.int32)
+    small = np.random.default_rng(0).integers(0, 256, (2, 40, 8)).astype(narrow)
+    path = (Bitcast(wide), Index((1, row, column)))
+    index = memory.viewer((2, 10, 8), wide, path[1:])
+    want = index(memory.pack_rows(small, wide), *leaves)
+    got = memory.viewer(small.shape, narrow, path)(small, *leaves)
+    np.testing.assert_array_equal(got, want)
+    changed = small.copy()
+    memory.writer(small.shape, narrow, path)(changed, ~want, *leaves)
+    packed = memory.pack_rows(small, wide)
+    index(packed, *leaves)[...] = ~want
+    np.testing.assert_array_equal(memory.pack_rows(changed, wide), packed)
+
+    # Far more rows than fit into memory.
+    huge = np.broadcast_to(small[:, :1], (2, 1 << 40, 8))
+    huge_path = (Bitcast(wide), Index((1, row, column)), Index((0,) * want.ndim))
+    for read in (memory.viewer(huge.shape, narrow, huge_path), _cut(huge.shape, narrow, huge_path)):
+        got = read(huge, *leaves)
+        at = column.start if isinstance(column, Slice) else column
+        at = 2 if isinstance(at, memory.Dynamic) else at
+        assert got == np.repeat(small[1, :1, at], 4).view(wide)
+
+
+def _cut(shape, dtype, path):
+    cut = memory.Cut(shape, dtype, path)
+    return lambda ref, *leaves: cut.read(ref, leaves)
+
+
 @pytest.mark.parametrize(
     "dtype, want",
     [

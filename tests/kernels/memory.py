@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.experimental.pallas import tpu_sc as plsc
 
 from tests.kernels.harness import case, floats, integers, pallas_call, struct
 
@@ -429,6 +430,61 @@ def copies_of_rows_by_indices():
     scattered = np.full((8, 256), np.nan, np.float32)
     scattered[places] = np.tile(x[rows[:4], 128:], 2)
     return f, (x, rows.astype(np.int32), places.astype(np.int32)), (x[rows], scattered)
+
+
+@case()
+def copies_of_elements_by_arrays_of_indices():
+    """Several arrays, arrays of two dimensions, and a number beside an array, as in NumPy."""
+
+    def kernel(x, i, j, both, grid, beside, apart, put, sem):
+        i, j = i[...], j[...]
+        for source, target in (
+            (x.at[i, j], both),
+            (x.at[pl.ds(1, 2), i.reshape(2, 2)], grid),
+            (x.at[3, j], beside),
+            (x.at[i, :, j], apart),
+            (both, put.at[j, i]),
+        ):
+            copy = pltpu.make_async_copy(source, target, sem)
+            copy.start()
+            copy.wait()
+
+    x, i, j = floats(0, 4, 5, 6), np.array([3, 0, 2, 0]), np.array([1, 4, 1, 0])
+    put = np.full((5, 4, 6), np.nan, np.float32)
+    put[j, i] = x[i, j]
+    want = (x[i, j], x[1:3, i.reshape(2, 2)], x[3, j], x[i, :, j], put)
+    f = pallas_call(
+        kernel,
+        tuple(struct(*w.shape) for w in want),
+        scratch_shapes=[pltpu.SemaphoreType.DMA],
+    )
+    return f, (x, i.astype(np.int32), j.astype(np.int32)), want
+
+
+if hasattr(plsc, "Indices"):  # JAX >= 0.10
+
+    @case()
+    def copies_by_indices_of_which_some_are_ignored():
+        def kernel(x, i, gathered, added, scattered, sem):
+            gathered[...] = jnp.zeros_like(gathered)
+            added[...] = jnp.ones_like(added)
+            scattered[...] = jnp.zeros_like(scattered)
+            rows = plsc.Indices(i, ignored_value=-1)
+            pltpu.async_copy(x.at[rows], gathered, sem).wait()
+            pltpu.async_copy(x.at[rows], added, sem, add=True).wait()
+            pltpu.async_copy(gathered, scattered.at[rows], sem).wait()
+
+        x, i = floats(0, 9, 128), np.array([3, -1, 8, -1, 0, 3], np.int32)
+        gathered, scattered = np.zeros((6, 128), np.float32), np.zeros_like(x)
+        gathered[i >= 0] = scattered[i[i >= 0]] = x[i[i >= 0]]
+        f = pallas_call(
+            kernel,
+            (struct(6, 128), struct(6, 128), struct(9, 128)),
+            scratch_shapes=[pltpu.SemaphoreType.DMA],
+        )
+        want = (gathered, 1 + gathered, scattered)
+        want[2][3] = gathered[5]
+        return f, (x, i), want
 
 
 if hasattr(pl, "select_ref"):  # JAX >= 0.10

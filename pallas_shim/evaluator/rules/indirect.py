@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,33 +15,41 @@ from pallas_shim.jax_compat import state
 
 
 class Rows(NamedTuple):
-    """What one side of a DMA leads to: ``view``, and of its dimension ``axis`` the ``indices``,
-    an array or a view of a ref that holds one; of all of it if they are None."""
+    """What one side of a DMA leads to: ``view``, and of its dimensions ``axes`` the ``indices``,
+    each an array or a view of a ref that holds one; all of it if there are none. ``ignored`` is
+    the index of places that are left out, None if there is no such.
+    """
 
     view: state.RefView
-    axis: int
-    indices: Any
+    axes: tuple[int, ...]
+    indices: tuple[Any, ...]
+    ignored: int | None
 
 
 def rows(view: state.RefView) -> Rows:
-    """Splits an array of indices in the last step off a view.
+    """Splits arrays of indices in the last step off a view.
 
     Raises:
-      Unsupported: there are several, or indices beside it that are no slices.
+      Unsupported: there are scalars beside them.
     """
     before, last = view.steps[:-1], view.steps[-1] if view.steps else None
-    if not isinstance(last, state.Index):
-        return Rows(view, 0, None)
-    dims = last.dims
-    places = [place for place, dim in enumerate(dims) if _is_array(dim)]
-    if not places:
-        return Rows(view, 0, None)
-    (place, *others) = places
-    if others or not all(isinstance(d, state.Slice) for d in (*dims[:place], *dims[place + 1 :])):
-        raise Unsupported("dma_start", "array indices beside others in its ref")
+    if not isinstance(last, state.Index) or not any(map(_is_array, last.dims)):
+        return Rows(view, (), (), None)
+    axes = tuple(i for i, dim in enumerate(last.dims) if not isinstance(dim, state.Slice))
+    chosen = [last.dims[axis] for axis in axes]
+    if not all(map(_is_array, chosen)):
+        raise Unsupported("dma_start", "array indices beside scalars in its ref")
     shape, _ = memory.viewed_type(view.ref.type.shape, view.ref.type.dtype, before)
-    whole = state.Index((*dims[:place], state.Slice(0, shape[place], 1), *dims[place + 1 :]))
-    return Rows(view._replace(steps=(*before, whole)), place, dims[place])
+    whole = tuple(
+        state.Slice(0, shape[axis], 1) if axis in axes else dim
+        for axis, dim in enumerate(last.dims)
+    )
+    marked = {index.ignored for index in chosen if isinstance(index, state.Marked)}
+    if marked and len(chosen) > 1:
+        raise Unsupported("dma_start", "ignored indices beside others in its ref")
+    values = tuple(index.values if isinstance(index, state.Marked) else index for index in chosen)
+    whole_view = view._replace(steps=(*before, state.Index(whole)))
+    return Rows(whole_view, axes, values, marked.pop() if marked else None)
 
 
 def _path(view: state.RefView) -> tuple[memory.Path, list[Value]]:
@@ -52,20 +60,28 @@ def _path(view: state.RefView) -> tuple[memory.Path, list[Value]]:
 
 
 def _is_array(index: Any) -> bool:
-    return isinstance(index, state.RefView) or isinstance(index, Value) and bool(index.type.shape)
+    if isinstance(index, (state.RefView, state.Marked)):
+        return True
+    return isinstance(index, Value) and bool(index.type.shape)
 
 
 def type_of(chosen: Rows) -> ArrayType:
     """The type of what one side leads to."""
-    view, axis, indices = chosen
+    view, axes, indices, _ = chosen
     path, _ = _path(view)
     shape, dtype = memory.viewed_type(view.ref.type.shape, view.ref.type.dtype, path)
-    if indices is not None:
-        count, _ = _indices_type(indices)
-        if len(count) != 1:
-            raise Unsupported("dma_start", "array indices of several dimensions in its ref")
-        shape = (*shape[:axis], *count, *shape[axis + 1 :])
+    if indices:
+        counts = {_indices_type(index)[0] for index in indices}
+        place = _place(axes)
+        kept = [dim for axis, dim in enumerate(shape) if axis not in axes]
+        shape = (*kept[:place], *np.broadcast_shapes(*counts), *kept[place:])
     return ArrayType(shape, dtype)
+
+
+def _place(axes: tuple[int, ...]) -> int:
+    """Where the dimensions of the indices are in what they choose: as in NumPy, at the first of
+    ``axes`` if these follow each other, else in front."""
+    return axes[0] if axes[-1] - axes[0] == len(axes) - 1 else 0
 
 
 def _indices_type(indices: Value | state.RefView) -> tuple[tuple[int, ...], np.dtype]:
@@ -76,20 +92,19 @@ def _indices_type(indices: Value | state.RefView) -> tuple[tuple[int, ...], np.d
 
 
 def copy(lowering, dma: state.Dma) -> ArrayType:
-    """Emits the copying; returns the type of what is copied.
-
-    An index outside is moved inside, a negative one to the start.
-    """
+    """Emits the copying; returns the type of what is copied."""
     if lowering.checked is not None:
         raise Unsupported("dma_start", "array indices in checked memory")
     from_, to = _operands(lowering, dma.src), _operands(lowering, dma.dst)
     if from_.type != to.type:
         raise Unsupported("dma_start", f"a DMA from {from_.type} to {to.type}")
+    if from_.side.ignored is not None and to.side.arrays:
+        raise Unsupported("dma_start", "ignored indices of a source, and indices of a target")
     source, target, count, add = from_.side, to.side, len(from_.leaves), dma.add
 
     def run(src, dst, *leaves):
-        given = source.gather(src, leaves[:count])
-        target.scatter(dst, leaves[count:], given, add)
+        given = source.cut.read(src, leaves[:count])
+        target.put(dst, leaves[count:], given, add, source.kept(leaves[:count], given.ndim))
         return ()
 
     lowering.memory(
@@ -100,7 +115,7 @@ def copy(lowering, dma: state.Dma) -> ArrayType:
 
 
 class _Operands(NamedTuple):
-    """One side of the DMA as operands, of which the indices are the last leaf, and what is done
+    """One side of the DMA as operands, of which the indices are the last leaves, and what is done
     with them; equal by ``key``."""
 
     side: _Side
@@ -112,42 +127,61 @@ class _Operands(NamedTuple):
 
 def _operands(lowering, view: state.RefView) -> _Operands:
     chosen = rows(view)
-    type, (view, axis, indices) = type_of(chosen), chosen
+    type, (view, axes, indices, ignored) = type_of(chosen), chosen
     path, leaves = _path(view)
-    if indices is not None:
-        leaves = [*leaves, _loaded(lowering, indices)]
+    if indices:
+        (*before, last) = path
+        assert isinstance(last, state.Index)
+        dims = list(last.dims)
+        for leaf, axis in enumerate(axes, len(leaves)):
+            dims[axis] = memory.Chosen(leaf)
+        path = (*before, state.Index(tuple(dims)))
+    leaves = [*leaves, *(_loaded(lowering, index) for index in indices)]
     cut = memory.Cut(view.ref.type.shape, view.ref.type.dtype, path)
-    side = _Side(cut, axis, indices is not None)
-    return _Operands(side, (path, axis, side.indirect), type, view.ref, leaves)
+    rank = len(_indices_type(indices[0])[0]) if indices else 0
+    side = _Side(cut, len(indices), rank, _place(axes) if axes else 0, ignored)
+    return _Operands(side, (path, ignored), type, view.ref, leaves)
 
 
 class _Side(NamedTuple):
-    """How one side of the DMA is read or written to."""
+    """How one side of the DMA is written to: the last ``arrays`` leaves are indices of ``rank``
+    dimensions, which are at ``place`` in what they choose."""
 
     cut: memory.Cut
-    axis: int
-    indirect: bool
+    arrays: int
+    rank: int
+    place: int
+    ignored: int | None
 
-    def gather(self, ref: np.ndarray, leaves: Sequence[Any]) -> np.ndarray:
-        whole = self.cut.read(ref, leaves)
-        return np.take(whole, leaves[-1], self.axis, mode="clip") if self.indirect else whole
+    def kept(self, leaves: Sequence[Any], ndim: int) -> Any:
+        """What of the source is copied, as a mask that spreads over it."""
+        if self.ignored is None:
+            return True
+        kept = np.asarray(leaves[-1]) != self.ignored
+        return kept.reshape(kept.shape + (1,) * (ndim - self.place - self.rank))
 
-    def scatter(
-        self, ref: np.ndarray, leaves: Sequence[Any], value: np.ndarray, add: bool
+    def put(
+        self, ref: np.ndarray, leaves: Sequence[Any], value: np.ndarray, add: bool, kept: Any
     ) -> None:
-        def change(whole):
-            if not self.indirect:
-                whole[...] = whole + value if add else value
-                return
-            at = np.clip(leaves[-1], 0, whole.shape[self.axis] - 1)
-            into, value_rows = (np.moveaxis(a, self.axis, 0) for a in (whole, value))
-            if not add:
-                into[at] = value_rows
-                return
-            for row, addend in zip(at, value_rows, strict=True):
-                into[row] = into[row] + addend
+        if not self.arrays:
+            self.cut.change(ref, leaves, _put(value, add, kept))
+            return
+        basic, indices = leaves[: -self.arrays], [np.ravel(i) for i in leaves[-self.arrays :]]
+        before, after = value.shape[: self.place], value.shape[self.place + self.rank :]
+        value = value.reshape(*before, -1, *after)
+        if self.ignored is not None:
+            valid = indices[0] != self.ignored
+            indices, value = [indices[0][valid]], value.compress(valid, self.place)
+        number = indices[0].size
+        # What is added to one place twice counts twice.
+        for part in [slice(i, i + 1) for i in range(number)] if add else [slice(number)]:
+            given = value[(slice(None),) * self.place + (part,)]
+            chosen = [index[part] for index in indices]
+            self.cut.change(ref, (*basic, *chosen), _put(given, add, True))
 
-        self.cut.change(ref, leaves, change)
+
+def _put(value: np.ndarray, add: bool, kept: Any) -> Callable[[np.ndarray], None]:
+    return lambda into: np.copyto(into, into + value if add else value, where=kept)
 
 
 def _loaded(lowering, indices: Value | state.RefView) -> Value:

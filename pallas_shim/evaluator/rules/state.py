@@ -36,7 +36,7 @@ def path_of(view: state.RefView, *, sized: bool = True) -> tuple[memory.Path, li
     leaves: list[Value] = []
 
     def resolve(index: Any, stride: int = 1) -> Any:
-        if isinstance(index, state.RefView):
+        if isinstance(index, (state.RefView, state.Marked)):
             raise NotBasic
         if not isinstance(index, Value):
             return index

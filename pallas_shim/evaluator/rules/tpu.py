@@ -83,7 +83,7 @@ def _dma_start(lowering, eqn, ins):
 
 
 def _start(lowering, primitive: str, dma: state.Dma) -> None:
-    if any(indirect.rows(view).indices is not None for view in (dma.src, dma.dst)):
+    if any(indirect.rows(view).indices for view in (dma.src, dma.dst)):
         _count(lowering, dma.dst_sem, _counted(lowering, indirect.copy(lowering, dma).size), np.add)
         return
     sizes = [_dynamic_size(lowering, view) for view in (dma.src, dma.dst)]
@@ -113,7 +113,7 @@ def _dma_wait(lowering, eqn, ins):
 def _await(lowering, primitive: str, dma: state.Dma) -> None:
     into = indirect.rows(dma.dst)
     size = _dynamic_size(lowering, into.view)
-    if into.indices is not None:
+    if into.indices:
         size = _counted(lowering, indirect.type_of(into).size)
     elif size is None:
         *_, type = _access(lowering, dma.dst)
