@@ -147,7 +147,7 @@ def _last_uses(body: Sequence[Instruction], keep: Sequence[Value]) -> dict[int, 
         for value in () if named else instruction.outs:
             if isinstance(value.type, ArrayType) and value.type.nbytes > _DROP_ABOVE:
                 last[value] = index
-        inner = itertools.chain.from_iterable(map(_uses, instruction.regions))
+        inner = itertools.chain.from_iterable(map(Region.uses, instruction.regions))
         for value in itertools.chain(instruction.ins, inner):
             value = first_name.get(value, value)
             if value in last:
@@ -158,14 +158,6 @@ def _last_uses(body: Sequence[Instruction], keep: Sequence[Value]) -> dict[int, 
     for value, index in last.items():
         dead.setdefault(index, []).append(value)
     return dead
-
-
-def _uses(region: Region) -> Iterable[Value]:
-    yield from region.results
-    for instruction in region.body:
-        yield from instruction.ins
-        for inner in instruction.regions:
-            yield from _uses(inner)
 
 
 # -- plain instructions ---------------------------------------------------------------------

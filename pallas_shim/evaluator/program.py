@@ -203,6 +203,14 @@ class Region:
             for region in instruction.regions:
                 yield from region.walk()
 
+    def uses(self) -> Iterator[Value]:
+        """Every value that an instruction or an end of a region uses, as often as it does."""
+        yield from self.results
+        for instruction in self.walk():
+            yield from instruction.ins
+            for region in instruction.regions:
+                yield from region.results
+
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class Program:

@@ -26,11 +26,7 @@ from pallas_shim.evaluator.program import (
 
 
 def store_directly(program: Program) -> Program:
-    uses = Counter(program.top.results)
-    for instruction in program.top.walk():
-        uses.update(instruction.ins)
-        for region in instruction.regions:
-            uses.update(region.results)
+    uses = Counter(program.top.uses())
     return Program(program.name, _Walk(Memory(program), uses).region(program.top))
 
 

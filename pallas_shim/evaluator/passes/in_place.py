@@ -105,11 +105,7 @@ def _last_uses(body: Sequence[Instruction], results: Sequence[Value]) -> dict[Va
         if regions:
             kept.update(ins)
             for region in regions:
-                kept.update(region.results)
-                for inner in region.walk():
-                    kept.update(inner.ins)
-                    for each in inner.regions:
-                        kept.update(each.results)
+                kept.update(region.uses())
         elif operation.effects.io or operation.fn is None:
             kept.update(ins)
         elif operation.view:

@@ -13,7 +13,7 @@ these one after the other, in their order, with the same rounding at each.
 
 from __future__ import annotations
 
-import collections
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -92,11 +92,7 @@ class Accumulation(NamedTuple):
 
 def accumulations(region: Region, footprints: Footprints) -> dict[Value, Accumulation]:
     """The accumulations of a loop's rounds, by the value that is stored."""
-    uses: collections.Counter[Value] = collections.Counter()
-    for instruction in region.walk():
-        uses.update(instruction.ins)
-        for inner in instruction.regions:
-            uses.update(inner.results)
+    uses = Counter(region.uses())
     made = {out: instruction for instruction in region.body for out in instruction.outs}
     found = {}
     for store in region.body:
