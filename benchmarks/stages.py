@@ -31,9 +31,8 @@ def stages(f: Any, args: tuple[Any, ...]) -> dict[str, float]:
         seconds[stage] = seconds.get(stage, 0.0) + time.process_time() - start
         return result
 
-    gc.collect()
-    gc.disable()  # as the shim does meanwhile
     traced = timed("tracing", lambda: f.trace(*args))
+    gc.disable()  # as the shim does meanwhile
     timed("loading rules", rules.load)
     program = timed("lowering", lambda: lower(traced.jaxpr, name="stages"))
     lowered = sum(1 for _ in program.top.walk())
