@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -307,14 +307,14 @@ def _obstacle(jaxpr: Any, call: hooks.JitCall, equations: Sequence[Any]) -> str 
     return None
 
 
-def _program(jaxpr: Any, name: str) -> Program:
-    """The optimised program of a jaxpr.
+def _program(jaxpr: Any, name: str, axes: Mapping[Any, int] | None = None) -> Program:
+    """The optimised program of a jaxpr; ``axes`` are those of the devices that it is for.
 
     Raises:
       Unsupported: some part of it has none.
     """
     try:
-        program = lower(jaxpr, name=name)
+        program = lower(jaxpr, name=name, axes=axes or {})
         return passes.optimise(program, skip=settings.current().disabled_passes)
     except Unsupported:
         raise
@@ -403,7 +403,7 @@ def choose_kernel(kernel: hooks.KernelLowering) -> tuple[hooks.Callback, bool] |
         asked = hooks.unhonoured(kernel.equation)
         if asked is not None:
             raise Unsupported("pallas_call", asked)
-        program = _program(kernel.jaxpr, described.name)
+        program = _program(kernel.jaxpr, described.name, kernel.axes)
     except Unsupported as unsupported:
         use = _leave_to_jax(kernel.function, described, unsupported)
         if compilation is not None:

@@ -246,6 +246,50 @@ except (NotImplementedError, TypeError):
 """
 
 
+ONE_DEVICE = """
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec as P
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from tests.shimmed import rungs
+from pallas_shim.report import REPORT
+
+X = np.arange(1024, dtype=np.float32).reshape(8, 128)
+shard_map = getattr(jax, "shard_map", None) or jax.experimental.shard_map.shard_map
+HBM = pl.BlockSpec(memory_space=pl.ANY)
+
+def to_the_right(x_ref, out_ref, sent, received, *, id_type):
+    i, n = lax.axis_index("i"), lax.psum(1, "i")
+    right = lax.rem(i + 1, n)
+    device = {"device_id": (right, lax.axis_index("j")), "device_id_type": pl.DeviceIdType.MESH}
+    if id_type == "logical":
+        device = {"device_id": right, "device_id_type": pl.DeviceIdType.LOGICAL}
+    ready = pltpu.get_barrier_semaphore()
+    pl.semaphore_signal(ready, 1, **device)
+    pl.semaphore_wait(ready, 1)
+    copy = pltpu.make_async_remote_copy(x_ref, out_ref.at[i], sent, received, **device)
+    copy.start()
+    copy.wait()
+
+for id_type in ("mesh", "logical"):
+    call = pl.pallas_call(
+        lambda *refs: to_the_right(*refs, id_type=id_type),
+        jax.ShapeDtypeStruct((1, 8, 128), jnp.float32), in_specs=[HBM], out_specs=HBM,
+        scratch_shapes=[pltpu.SemaphoreType.DMA] * 2,
+        compiler_params=pltpu.CompilerParams(collective_id=0))
+    mesh = Mesh(np.array(jax.devices()).reshape(1, 1), ("i", "j"))
+    mapped = shard_map(call, mesh=mesh, in_specs=P("i"), out_specs=P("i"), **{UNCHECKED: False})
+    for f in (jax.jit(mapped), mapped):
+        REPORT.clear()
+        np.testing.assert_array_equal(np.asarray(f(X))[0], X)
+        assert rungs() == {"callback"}, REPORT.table()
+print("fine")
+"""
+
+
 def on_many_devices(tmp_path, text, count, strict):
     unchecked = "check_vma" if hasattr(jax, "shard_map") else "check_rep"
     script = tmp_path / "devices.py"
@@ -265,6 +309,11 @@ def on_many_devices(tmp_path, text, count, strict):
 
 def test_many_devices(tmp_path):
     on_many_devices(tmp_path, MANY_DEVICES, 8, strict="1")
+
+
+def test_a_mesh_of_one_device(tmp_path):
+    """What is said to other devices stays here: kernels written for several run on one."""
+    on_many_devices(tmp_path, ONE_DEVICE, 1, strict="1")
 
 
 def test_devices_that_talk_to_one_another(tmp_path):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,20 +34,26 @@ from pallas_shim.evaluator.rules.refused import refusal
 from pallas_shim.evaluator.rules.registry import LOWERING_RULES, RULES, Unsupported
 
 
-def lower(jaxpr: Any, consts: Sequence[Any] = (), name: str = "program") -> Program:
+def lower(
+    jaxpr: Any,
+    consts: Sequence[Any] = (),
+    name: str = "program",
+    axes: Mapping[Any, int] = MappingProxyType({}),
+) -> Program:
     """Lowers a jaxpr to a Program whose parameters are the jaxpr's inputs.
 
     Args:
       jaxpr: a JAX Jaxpr or ClosedJaxpr, of any supported version.
       consts: values of the jaxpr's constvars, where it does not hold its own.
       name: for messages.
+      axes: the sizes of the named axes of the devices that the jaxpr is for.
 
     Raises:
       Unsupported: some primitive has no rule, or its rule refuses this case. The
         error names the primitive and the user's source line.
     """
     rules.load()
-    lowering = Lowering()
+    lowering = Lowering(axes)
     opened, _ = jax_compat.open_jaxpr(jaxpr)
     params = tuple(Value(lowering.type(v.aval)) for v in opened.invars)
     with lowering.block() as body:
@@ -89,10 +96,11 @@ class Kernel(NamedTuple):
 class Lowering:
     """The state of one lowering, and what lowering rules emit instructions with.
 
-    ``kernels`` is a stack, the innermost last.
+    ``kernels`` is a stack, the innermost last. ``axes``: see `lower`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, axes: Mapping[Any, int]) -> None:
+        self.axes = axes
         self.body: list[Instruction] = []
         self.source: Any = None
         self.kernels: list[Kernel] = []

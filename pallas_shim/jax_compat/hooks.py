@@ -7,7 +7,7 @@ import functools
 import inspect
 import os
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -211,13 +211,15 @@ class KernelLowering(NamedTuple):
     """A kernel in a program that is being compiled for a CPU.
 
     ``equation`` calls the kernel; ``jaxpr`` is nothing but that equation. ``function``
-    names the program; ``portable``: it is to be exported, so it can't call back here.
+    names the program; ``portable``: it is to be exported, so it can't call back here. ``axes``
+    has the sizes of the axes of the devices that the program is for, as far as they have names.
     """
 
     equation: Any
     jaxpr: Any
     function: str
     portable: bool
+    axes: Mapping[Any, int]
 
 
 Callback = Callable[..., Sequence[np.ndarray]]
@@ -284,7 +286,9 @@ def _kernel_lowering(ctx: Any, params: dict[str, Any]) -> KernelLowering:
     module = ctx.module_context
     function = module.module.operation.attributes["sym_name"].value
     portable = module.lowering_parameters.for_export or len(module.platforms) > 1
-    return KernelLowering(equation, jaxpr, function, portable)
+    mesh = getattr(module.axis_context, "mesh", None)
+    axes = {} if mesh is None else dict(mesh.shape)
+    return KernelLowering(equation, jaxpr, function, portable, axes)
 
 
 def _call_back(ctx: Any, operands: Any, callback: Callback, seen: bool) -> Any:

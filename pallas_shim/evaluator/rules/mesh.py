@@ -111,17 +111,19 @@ def _on_cores(lowering, name: str, function: jax_compat.CoreFunction, body) -> N
 
 
 def _axis(lowering, primitive: str, name: Any) -> tuple[Value, Value]:
-    """The index and size of the innermost kernel axis of that name."""
+    """The index and size of the innermost kernel axis of that name, or of a lone device's."""
     for kernel in reversed(lowering.kernels):
         if name in kernel.names:
             return kernel.names[name]
+    if lowering.axes.get(name) == 1:
+        return lowering.const(np.int32(0)), lowering.const(np.int32(1))
     raise Unsupported(
         primitive, f"the axis {name!r} is of devices, not of the kernel's grid or its cores"
     )
 
 
 def is_alone(lowering, primitive: str, name: Any) -> bool:
-    """Whether there is nothing else along the kernel axis of that name."""
+    """Whether there is nothing else along the axis of that name."""
     size = _axis(lowering, primitive, name)[1]
     return size.const is not None and int(size.const) == 1
 

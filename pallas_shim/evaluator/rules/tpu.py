@@ -36,12 +36,14 @@ def _access(lowering, view: state.RefView):
 
 
 def _is_here(lowering, primitive: str, device_id) -> bool:
-    """Whether a device id can mean this core only: none at all, or places along axes of one."""
+    """Whether a device id can mean this core only: there is none, no other device is known, or
+    they are places along axes of one."""
     if device_id is None:
         return True
-    return isinstance(device_id, dict) and all(
-        is_alone(lowering, primitive, name) for name in device_id
-    )
+    if not isinstance(device_id, dict):
+        return bool(lowering.axes) and all(size == 1 for size in lowering.axes.values())
+    names = [n for key in device_id for n in (key if isinstance(key, tuple) else (key,))]
+    return all(is_alone(lowering, primitive, name) for name in names)
 
 
 def _each_choice(lowering, eqn, ins, emit: Callable[[Any, str, state.Dma], None]) -> None:
