@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax._src import tree_util
+from jax._src import tree_util, util
 from jax._src.state import discharge as state_discharge
 from jax._src.state import indexing
 from jax._src.state import types as state_types
@@ -288,20 +288,31 @@ class Discharged(NamedTuple):
 
 def discharge(eqn: Any) -> Discharged | None:
     """JAX's own discharge rule of a memory primitive as a pure jaxpr, or None without one."""
-    rule = state_discharge._discharge_rules.get(eqn.primitive)
-    if rule is None:
+    if eqn.primitive not in state_discharge._discharge_rules:
         return None
-    avals_in = [atom.aval for atom in eqn.invars]
-    avals_out = [var.aval for var in eqn.outvars]
+    avals_in, avals_out = (tuple([x.aval for x in xs]) for xs in (eqn.invars, eqn.outvars))
+    key = (eqn.primitive, avals_in, avals_out, tuple(eqn.params.items()), eqn.ctx)
+    try:
+        hash(key)
+    except TypeError:
+        return _discharge(*key)
+    return _remembered_discharge(*key)
+
+
+def _discharge(
+    primitive: Any, avals_in: Any, avals_out: Any, params: Any, context: Any
+) -> Discharged:
+    rule = state_discharge._discharge_rules[primitive]
     changed: list[int] = []
 
     def pure(*args):
         if _CONTEXT is not None:
             is_ref = [isinstance(a, state_types.AbstractRef) for a in avals_in]
-            context = _CONTEXT(avals_in, avals_out, is_ref, True)
-            new, outs = rule(context, *args, **eqn.params)
+            new, outs = rule(
+                _CONTEXT(avals_in, avals_out, is_ref, True), *args, **dict(params)
+            )
         else:
-            new, outs = rule(avals_in, avals_out, *args, **eqn.params)
+            new, outs = rule(avals_in, avals_out, *args, **dict(params))
         changed[:] = [i for i, value in enumerate(new) if value is not None]
         return [new[i] for i in changed], outs
 
@@ -310,9 +321,12 @@ def discharge(eqn: Any) -> Discharged | None:
         for a in (getattr(aval, "inner_aval", aval) for aval in avals_in)
     ]
     # With the settings under which the user's code was traced, such as type promotion.
-    with eqn.ctx.manager:
+    with context.manager:
         jaxpr = jax.make_jaxpr(pure)(*arrays)
     return Discharged(jaxpr, tuple(changed))
 
+
+# JAX takes milliseconds to trace each.
+_remembered_discharge = util.cache()(_discharge)
 
 _CONTEXT = getattr(state_discharge, "DischargeContext", None)
