@@ -7,6 +7,7 @@ import gc
 import sys
 import threading
 import weakref
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,7 @@ def through_a_semaphore(x):
 
 
 # name: (function of X, what it is)
-WAYS = {
+WAYS: dict[str, Any] = {
     "eager": (double, 2 * X),
     "jit": (jax.jit(double), 2 * X),
     "jit in jit": (jax.jit(lambda x: jax.jit(double)(x) + 1), 2 * X + 1),

@@ -10,6 +10,7 @@ import pathlib
 import subprocess
 import sys
 import textwrap
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +59,7 @@ def printing(x):
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_a_kernel_prints(ahead, shim, capsys):
-    function = jax.jit(printing)
+    function: Any = jax.jit(printing)
     if ahead:
         function = function.lower(X).compile()
     function(X)

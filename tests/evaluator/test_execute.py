@@ -181,11 +181,13 @@ def test_a_vmapped_while_goes_on_while_any_element_does():
 def test_a_pure_callback_runs_as_often_as_its_loop():
     calls = []
 
+    def called():
+        calls.append(1)
+        return np.float32(1)
+
     def f(n):
         def body(_, c):
-            return c + jax.pure_callback(
-                lambda: calls.append(1) or np.float32(1), jax.ShapeDtypeStruct((), jnp.float32)
-            )
+            return c + jax.pure_callback(called, jax.ShapeDtypeStruct((), jnp.float32))
 
         return lax.fori_loop(0, n, body, jnp.float32(0))
 

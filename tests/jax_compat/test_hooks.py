@@ -27,12 +27,14 @@ X = np.arange(8, dtype=np.float32)
 
 def private_names(tree: ast.Module) -> set[tuple[str, str]]:
     """(module, name) of all that a module takes from jax._src, by import or as an attribute."""
-    names, local = set(), {}
+    names: set[tuple[str, str]] = set()
+    local: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jax._src"):
+            module = str(node.module)
             for alias in node.names:
-                local[alias.asname or alias.name] = f"{node.module}.{alias.name}"
-                names.add((node.module, alias.name))
+                local[alias.asname or alias.name] = f"{module}.{alias.name}"
+                names.add((module, alias.name))
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             if node.value.id in local:

@@ -44,8 +44,8 @@ def check(f: Callable[..., Any], reference: Callable[..., Any], *args: Any, **ne
 def backward(f: Callable[..., Any], count: int) -> Callable[..., Any]:
     """The gradients by the first ``count`` arguments; the last argument is the cotangent."""
 
-    def gradients(*args):
-        *args, cotangent = args
+    def gradients(*args_and_cotangent):
+        *args, cotangent = args_and_cotangent
         fixed = args[count:]
         out, pull = jax.vjp(lambda *xs: f(*xs, *fixed), *args[:count])
         return pull(cotangent.astype(out.dtype))
@@ -162,7 +162,7 @@ def test_paged_attention(inline):
 
 def test_paged_attention_quantised():
     keys, values, lengths, table = _paged(0)
-    keys, values = (quantization_utils.quantize_to_int8(x) for x in (keys, values))
+    quantised = [quantization_utils.quantize_to_int8(x) for x in (keys, values)]
 
     def kernel(q, keys, values):
         return paged_attention(q, keys, values, lengths, table, pages_per_compute_block=2)
@@ -174,7 +174,7 @@ def test_paged_attention_quantised():
         ]
         return paged_util.grouped_query_attention_reference(q, *gathered, lengths)
 
-    check(kernel, reference, floats(5, 3, 8, 128) / 8, keys, values, rtol=1e-2, atol=1e-3)
+    check(kernel, reference, floats(5, 3, 8, 128) / 8, *quantised, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("options", [{}, {"sliding_window": 20, "soft_cap": 5.0}])

@@ -88,6 +88,7 @@ def test_interrupt(python, start):
         # A shell's background jobs ignore it, and so would what they start.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+    assert process.stdout is not None
     assert process.stdout.readline() == "waiting\n"
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)

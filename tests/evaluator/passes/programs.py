@@ -138,7 +138,8 @@ class Builder(Lowering):
         return state.load(self, ref, path, leaves, out)
 
     def store(self, ref, value, row=None):
-        state.store(self, ref, *self._path(row), value)
+        path, leaves = self._path(row)
+        state.store(self, ref, path, leaves, value)
 
     def row(self, ref, row):
         path, leaves = self._path(row)

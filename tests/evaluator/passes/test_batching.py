@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ def each(f, tiles=TILES):
 INDICES = np.array([[2, 0, 1, 3, 3, 9], [1, 1, -1, 0, 2, 2]])
 ROWS = np.array([2, 9, 2])  # one outside, one twice
 
-SAMPLES = {
+SAMPLES: dict[str, Any] = {
     "add": lambda x: x + x,
     "exp": (jnp.exp, FLOATS),
     "max": lambda x: lax.max(x, 2 * x),

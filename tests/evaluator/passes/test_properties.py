@@ -52,7 +52,7 @@ def test_a_pass_leaves_its_input_as_it_was(name, made):
 
 
 def test_the_random_programs_give_every_pass_something_to_do():
-    busy = set()
+    busy: set[str] = set()
 
     @settings(bounded, max_examples=40)
     @given(random_programs)

@@ -7,6 +7,7 @@ polynomial; there the design's 4 ulp hold, from JAX's result or from the exact o
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -243,7 +244,7 @@ def test_parts_of_complex_numbers(dtype):
 
 
 def test_polynomial():
-    primitive = getattr(primitives, "polynomial_p", None)
+    primitive: Any = getattr(primitives, "polynomial_p", None)
     x = samples.specials(np.dtype(np.float32))
     for count in (1, 3, 12) if primitive is not None else ():
         coefficients = [np.full(x.shape, c, np.float32) for c in range(1, count + 1)]

@@ -272,11 +272,12 @@ def test_tridiagonal(dtype):
         got, want = both(lambda a, low=lower_half: lax.linalg.tridiagonal(a, lower=low), a)
         for one, other in zip(got, want, strict=True):
             _close(one, other, 8)
-    bands = [_data((2, 5), dtype, seed) for seed in range(3)]
-    bands[1] = bands[1] + 4
-    bands[0][:, 0] = bands[2][:, -1] = 0
-    (x,), (want,) = both(lax.linalg.tridiagonal_solve, *bands, _data((2, 5, 3), dtype, 4))
-    _close(x, want)
+    low, middle, high = (_data((2, 5), dtype, seed) for seed in range(3))
+    middle = middle + 4
+    low[:, 0] = high[:, -1] = 0
+    b = _data((2, 5, 3), dtype, 4)
+    (x,), (y,) = both(lax.linalg.tridiagonal_solve, low, middle, high, b)
+    _close(x, y)
 
 
 def test_defined_by_others():

@@ -50,7 +50,7 @@ def test_more_words_than_are_hashed_at_once():
     words = np.arange(2 * (2 * _PART + 7), dtype=np.uint32)
     keys = words[: words.size // 2] * np.uint32(0x9E3779B9)
     want = np.asarray(threefry_2x32(np.uint32([5, 6]), words)).reshape(2, -1)
-    got = threefry2x32(*np.uint32([5, 6]), *words.reshape(2, -1))
+    got = threefry2x32(np.uint32(5), np.uint32(6), *words.reshape(2, -1))
     np.testing.assert_array_equal(got, want)
     many = threefry2x32(keys, keys + np.uint32(1), *words.reshape(2, -1))
     for at in (0, _PART - 1, _PART, 2 * _PART + 6):

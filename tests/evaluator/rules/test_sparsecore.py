@@ -79,15 +79,17 @@ def test_occurrences(dtype):
             counts[...], is_last = count(x[...], mask=mask[...])
             last[...] = is_last.astype(jnp.int32)
 
-        seen, counts = collections.Counter(), []
+        seen: collections.Counter[np.generic] = collections.Counter()
+        counts = []
         for value, counted in zip(x, mask, strict=True):
             seen[value] += bool(counted)
             counts.append(seen[value])
         last = [m and value not in x[i + 1 :][mask[i + 1 :]]
                 for i, (value, m) in enumerate(zip(x, mask, strict=True))]
-        got_counts, got_last = run(kernel, [np.int32(counts), np.int32(last)], x, mask)
-        np.testing.assert_array_equal(got_counts[mask], np.int32(counts)[mask])
-        np.testing.assert_array_equal(got_last, np.int32(last))
+        want = [np.array(counts, np.int32), np.array(last, np.int32)]
+        got_counts, got_last = run(kernel, want, x, mask)
+        np.testing.assert_array_equal(got_counts[mask], want[0][mask])
+        np.testing.assert_array_equal(got_last, want[1])
 
 
 if hasattr(plsc, "sort_key_val"):  # JAX >= 0.9
@@ -168,7 +170,7 @@ def test_masked_access(mask):
 def test_gather_and_scatter(mask):
     x, table = lanes(np.int32), RNG.integers(-9, 9, (3, 5)).astype(np.int32)
     rows, columns = RNG.integers(0, 3, LANES), RNG.integers(0, 5, LANES)
-    at = [np.int32(rows), np.int32(columns)]
+    at = [rows.astype(np.int32), columns.astype(np.int32)]
     if mask is not None:  # where it is false the indices mean nothing
         at[0] = np.where(mask, at[0], 1000).astype(np.int32)
     on = np.ones(LANES, bool) if mask is None else mask
