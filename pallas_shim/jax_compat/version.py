@@ -116,10 +116,11 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     ),
     "jax._src.random.threefry4x32": ("_threefry4x32_lowering>=0.10",),
     "jax._src.sharding_impls": ("UnspecifiedValue",),
-    "jax._src.source_info_util": ("new_source_info", "user_frame"),
+    "jax._src.source_info_util": ("new_source_info", "register_exclusion", "user_frame"),
     "jax._src.state.discharge": ("_discharge_rules",),
     "jax._src.state.indexing": ("NDIndexer", "Slice"),
     "jax._src.state.types": ("AbstractRef", "TransformedRef"),
+    "jax._src.traceback_util": ("register_exclusion",),
     "jax._src.tree_util": (
         "_registry",
         "tracing_registry|default_registry",
