@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 from pallas_shim import dispatch, report
 from tests.shimmed import double, double_kernel, only_row, setting, shim
@@ -48,6 +49,23 @@ def test_a_row_says_what_ran_and_what_it_cost(shim):
     assert 0 < row["tracing_s"] < 60
     assert 0 < row["lowering_s"] < 60
     assert 0 < row["running_s"] < 60
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_kernel_on_cores_is_the_users(shim):
+    """Where XLA compiles the function around it, JAX has wrapped it in a function of its own."""
+    mesh = pltpu.create_tensorcore_mesh("core", num_cores=1)
+
+    def body(refs):
+        @pl.core_map(mesh)
+        def copy():
+            pltpu.sync_copy(*refs)
+
+    copied = jax.jit(lambda x: pl.run_state(body)((x, jnp.zeros_like(x)))[1])
+    np.testing.assert_array_equal(copied.lower(X).compile()(X), X)
+    row = only_row()
+    assert row["rung"] == "callback"
+    assert row["source"].startswith(f"{__file__}:")
 
 
 def test_kernels_of_one_function_share_its_costs(shim):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -122,9 +123,17 @@ def kernel_name(eqn: Any) -> str:
 
 
 def kernel_source(eqn: Any) -> str | None:
-    """Where the kernel function is defined, or else where it is called."""
-    _, at, where = kernel_jaxpr(eqn).debug_info.func_src_info.partition(" at ")
-    return where if at else user_source(eqn.source_info)
+    """Where the kernel function is defined. JAX makes a function of its own of a core_map: then
+    where it is called, or else where what it does first is written."""
+    kernel = kernel_jaxpr(eqn)
+    _, at, where = kernel.debug_info.func_src_info.partition(" at ")
+    if at and not where.startswith(_INSIDE):
+        return where
+    first = (inner.source_info for inner in open_jaxpr(kernel)[0].eqns[:1])
+    return next(filter(None, map(user_source, (eqn.source_info, *first))), None)
+
+
+_INSIDE = os.path.join(os.path.dirname(core.__file__), "")
 
 
 def kernel_jaxpr(eqn: Any) -> Any:
