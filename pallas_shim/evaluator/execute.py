@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pallas_shim import jax_compat
-from pallas_shim.evaluator import progress
+from pallas_shim.evaluator import progress, scalars
 from pallas_shim.evaluator.floating import as_xla
 from pallas_shim.evaluator.heap import keep_freed_memory
 from pallas_shim.evaluator.memory import same
@@ -101,7 +101,8 @@ class _Preparation:
         slot = self._slots.get(value)
         if slot is None:
             slot = self._slots[value] = len(self.frame)
-            self.frame.append(None if value.const is None else value.const)
+            const = value.const
+            self.frame.append(None if const is None else const if const.ndim else const[()])
         return slot
 
     def steps(self, body: Sequence[Instruction], keep: Sequence[Value] = ()) -> Steps:
@@ -126,7 +127,7 @@ class _Preparation:
         structured = _STRUCTURED.get(instruction.name)
         if structured is not None and instruction.operation.fn is None:
             return structured(self, instruction)
-        fn = instruction.operation.fn
+        fn = scalars.function(instruction.operation)
         assert fn is not None, instruction
         ins = [self.slot(v) for v in instruction.ins]
         outs = [self.slot(v) for v in instruction.outs]
