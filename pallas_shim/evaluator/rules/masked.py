@@ -99,18 +99,21 @@ def _update_batch(stack, **params):
 
 
 class _Place(NamedTuple):
-    """Where an access goes: dynamic starts are ``leaves``. ``known``: it stays inside."""
+    """Where an access goes: dynamic starts are ``leaves``. ``known``: it stays inside; else it is
+    a slice of what ``around`` leads to, whose dynamic starts are the first ``outer`` leaves."""
 
     ref: Value
     starts: Starts
     sizes: tuple[int, ...]
     leaves: list[Value]
     path: memory.Path
+    around: memory.Path
+    outer: int
     known: bool
 
 
 def _place(lowering, access: jax_state.Load | jax_state.Store, shape) -> _Place | None:
-    """None for what is left to `state`: arrays as indices, transforms, checked memory, keys."""
+    """None for what is left to `state`: arrays as indices, strides, checked memory, keys."""
     ref = access.view.ref
     if lowering.checked is not None or ref.type.key_ndim:
         return None
@@ -118,26 +121,27 @@ def _place(lowering, access: jax_state.Load | jax_state.Store, shape) -> _Place 
         return None
     try:
         path, leaves = state.path_of(access.view)
+        around, outer = path, leaves
+        if path and isinstance(path[-1], jax_state.Index):
+            around, outer = state.path_of(access.view._replace(steps=access.view.steps[:-1]))
     except state.NotBasic:
         return None
-    match path:
-        case ():
-            dims = tuple(jax_state.Slice(0, dim, 1) for dim in ref.type.shape)
-        case (jax_state.Index(dims),):
-            pass
-        case _:
-            return None
+    whole, _ = memory.viewed_type(ref.type.shape, ref.type.dtype, around)
+    dims = tuple(jax_state.Slice(0, dim, 1) for dim in whole)
+    if path != around and isinstance(path[-1], jax_state.Index):
+        dims = path[-1].dims
     slices = [d if isinstance(d, jax_state.Slice) else jax_state.Slice(d, 1, 1) for d in dims]
     if any(d.stride != 1 for d in slices):
         return None
     starts, sizes = tuple(d.start for d in slices), tuple(d.size for d in slices)
-    return _Place(ref, starts, sizes, leaves, path, state.inside(access))
+    known = state.inside(access)
+    return _Place(ref, starts, sizes, leaves, path, around, len(outer), known)
 
 
 def _read(lowering, place: _Place, out) -> Value:
     if place.known:
         return state.load(lowering, place.ref, place.path, place.leaves, out)
-    whole = state.load(lowering, place.ref, (), (), place.ref.ref.contents)
+    whole = _whole(lowering, place)
     fill = memory.filler(out.dtype)
     params = {"starts": place.starts, "sizes": place.sizes, "fill": fill}
     full = out._replace(shape=place.sizes)
@@ -149,13 +153,20 @@ def _write(lowering, place: _Place, value: Value) -> None:
     if place.known:
         state.store(lowering, place.ref, place.path, place.leaves, value)
         return
-    whole = state.load(lowering, place.ref, (), (), place.ref.ref.contents)
+    whole = _whole(lowering, place)
     params = {"starts": place.starts, "sizes": place.sizes}
     part = _reshaped(lowering, value, value.type._replace(shape=place.sizes))
     (changed,) = lowering.apply(
         "update_sticking_out", [whole, part, *place.leaves], [whole.type], params
     )
-    state.store(lowering, place.ref, (), (), changed)
+    state.store(lowering, place.ref, place.around, place.leaves[: place.outer], changed)
+
+
+def _whole(lowering, place: _Place) -> Value:
+    contents = place.ref.ref.contents
+    shape, dtype = memory.viewed_type(contents.shape, contents.dtype, place.around)
+    type = contents._replace(shape=shape, dtype=dtype)
+    return state.load(lowering, place.ref, place.around, place.leaves[: place.outer], type)
 
 
 def _reshaped(lowering, value: Value, out) -> Value:

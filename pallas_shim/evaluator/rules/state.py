@@ -230,6 +230,8 @@ def by_discharge(lowering, eqn, ins: Sequence[Value]) -> list[Value]:
     results = lowering.inline(discharged.jaxpr, wholes)
     for position, value in zip(discharged.changed, results, strict=False):
         if isinstance(ins[position].type, RefType):
+            if value.type != ins[position].ref.contents:
+                raise Unsupported(eqn.primitive.name, f"JAX's rule makes a {value.type} of its ref")
             store(lowering, ins[position], (), (), value)
     return results[len(discharged.changed) :]
 

@@ -69,6 +69,34 @@ def test_masked_where_it_is_known_to_stay_inside():
     check_kernel(kernel, (out(8), out(4)), x, y)
 
 
+@pytest.mark.parametrize("start", [0, 3, 7])
+@pytest.mark.parametrize("row", [0, 2])
+def test_masked_in_a_part_of_a_part(row, start):
+    """JAX's interpreter refuses to store there: it takes the part for the whole."""
+
+    def kernel(at, x, y, o, loaded, kept):
+        o[...], kept[...] = x[...], x[...]
+        rows = o.at[pl.ds(at[0], 2)]
+        mask = jnp.arange(4) % 3 > 0
+        loaded[...] = load(rows.at[1, pl.ds(at[1], 4)], mask=mask, other=jnp.full(4, 7.0))
+        store(rows.at[1, pl.ds(at[1], 4)], y[...], mask=mask)
+        store(kept.at[1:2].at[...], x[2:3] + 1, mask=x[2:3] % 2 == 0)
+
+    x, y = np.arange(40, dtype=np.float32).reshape(4, 10), -np.arange(1, 5, dtype=np.float32)
+    mask = np.arange(4) % 3 > 0
+    want, kept = x.copy(), x.copy()
+    kept[1, ::2] = x[2, ::2] + 1
+    inside = (at := start + np.arange(4)) < 10
+    want[row + 1, at[mask & inside]] = y[mask & inside]
+    call = pl.pallas_call(kernel, out_shape=(out(4, 10), out(4), out(4, 10)))
+    program = lower(jax.make_jaxpr(call)(jnp.int32([row, start]), x, y))
+    for p in (program, optimise(program)):
+        got = Executable(p)(np.int32([row, start]), x, y)
+        compare(got[0], want)
+        compare(got[1][inside], np.where(mask, x[row + 1][at.clip(0, 9)], 7)[inside])
+        compare(got[2], kept)
+
+
 @pytest.mark.parametrize("shape", [(1, 8), (4, 1), (8,), ()])
 def test_a_mask_of_fewer_dimensions(shape):
     def kernel(at, y, mask, o, loaded):
