@@ -65,7 +65,7 @@ class Builder(Lowering):
     print goes to ``log``."""
 
     def __init__(self):
-        super().__init__()
+        super().__init__(axes={})
         rules.load()
         self.log = []
 
