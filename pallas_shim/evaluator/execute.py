@@ -9,6 +9,7 @@ run their regions as Python loops and branches.
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -102,7 +103,8 @@ class _Preparation:
         if slot is None:
             slot = self._slots[value] = len(self.frame)
             const = value.const
-            self.frame.append(None if const is None else const if const.ndim else const[()])
+            # Of rank 0 this gives a scalar, of any other rank the array.
+            self.frame.append(None if const is None else const[()])
         return slot
 
     def steps(self, body: Sequence[Instruction], keep: Sequence[Value] = ()) -> Steps:
@@ -119,7 +121,10 @@ class _Preparation:
         return Steps(pairs)
 
     def region(self, region: Region) -> tuple[list[int], Steps, list[int]]:
-        params = [self.slot(v) for v in region.params]
+        """The slots of its parameters, in a row; its steps; the slots of its results."""
+        params = list(range(len(self.frame), len(self.frame) + len(region.params)))
+        self.frame += [None] * len(params)
+        self._slots.update(zip(region.params, params, strict=True))
         steps = self.steps(region.body, keep=region.results)
         return params, steps, [self.slot(v) for v in region.results]
 
@@ -131,6 +136,8 @@ class _Preparation:
         assert fn is not None, instruction
         ins = [self.slot(v) for v in instruction.ins]
         outs = [self.slot(v) for v in instruction.outs]
+        if not outs:
+            return _call_for_effect(fn, ins)
         if instruction.operation.multiple:
             return _call_multiple(fn, ins, outs)
         return _CALLS[len(ins)](fn, ins, outs[0]) if len(ins) < 4 else _call_n(fn, ins, outs[0])
@@ -208,6 +215,16 @@ def _call_n(fn, ins, out):
     return step
 
 
+def _call_for_effect(fn, ins):
+    if len(ins) == 2:
+        a, b = ins
+        return lambda f: fn(f[a], f[b])
+    if len(ins) == 3:
+        a, b, c = ins
+        return lambda f: fn(f[a], f[b], f[c])
+    return lambda f: fn(*[f[i] for i in ins])
+
+
 def _call_multiple(fn, ins, outs):
     def step(f):
         for out, result in zip(outs, fn(*[f[i] for i in ins]), strict=True):
@@ -227,6 +244,30 @@ def _drop(slots):
 # -- structured operations ------------------------------------------------------------------
 
 
+def _row(slots: Sequence[int]) -> slice:
+    """The slots of a region's parameters."""
+    return slice(slots[0], slots[-1] + 1) if slots else slice(0)
+
+
+def _move(sources: Sequence[int], targets: Sequence[int]) -> Step:
+    """Copies slots to those of a region's parameters, all at once."""
+    if not sources:
+        return lambda f: None
+    get, row = operator.itemgetter(*sources), _row(targets)
+    if len(sources) > 1:
+
+        def move(f):
+            f[row] = get(f)
+
+        return move
+    (source,), (target,) = sources, targets
+
+    def move_one(f):
+        f[target] = f[source]
+
+    return move_one
+
+
 def _scan(prepare: _Preparation, instruction: Instruction) -> Step:
     """ins: carry..., xs...; region params: carry..., x...; results and outs: carry..., ys..."""
     params = instruction.operation.params
@@ -235,27 +276,29 @@ def _scan(prepare: _Preparation, instruction: Instruction) -> Step:
     outs = [prepare.slot(v) for v in instruction.outs]
     (region,) = instruction.regions
     at, steps, results = prepare.region(region)
-    carry_in, xs_in = ins[:num_carry], ins[num_carry:]
-    carry_at, xs_at = at[:num_carry], at[num_carry:]
-    carry_results, ys_results = results[:num_carry], results[num_carry:]
-    ys_types = [v.type for v in instruction.outs[num_carry:]]
+    begin = _move(ins[:num_carry], at[:num_carry])
+    go_on = _move(results[:num_carry], at[:num_carry])
+    carried = tuple(zip(outs[:num_carry], at[:num_carry], strict=True))
+    taken = tuple(zip(at[num_carry:], ins[num_carry:], strict=True))
+    made = tuple(zip(outs[num_carry:], results[num_carry:], strict=True))
+    made_types = [v.type for v in instruction.outs[num_carry:]]
     order = range(length - 1, -1, -1) if reverse else range(length)
 
     def step(f: Frame) -> None:
-        carry = [f[i] for i in carry_in]
-        xs = [f[i] for i in xs_in]
-        ys = [np.empty(t.shape, t.dtype) for t in ys_types]
+        begin(f)
+        xs = [(slot, f[i]) for slot, i in taken]
+        ys = [np.empty(t.shape, t.dtype) for t in made_types]
         for i in order:
-            for slot, value in zip(carry_at, carry, strict=True):
-                f[slot] = value
-            for slot, x in zip(xs_at, xs, strict=True):
+            for slot, x in xs:
                 f[slot] = x[i]
             _run(steps, f)
-            carry = [f[slot] for slot in carry_results]
-            for y, slot in zip(ys, ys_results, strict=True):
+            for y, (_, slot) in zip(ys, made, strict=True) if ys else ():
                 y[i] = f[slot]
-        for slot, value in zip(outs, carry + ys, strict=True):
-            f[slot] = value
+            go_on(f)
+        for out, slot in carried:
+            f[out] = f[slot]
+        for y, (out, _) in zip(ys, made, strict=True):
+            f[out] = y
 
     return step
 
@@ -268,20 +311,22 @@ def _while(prepare: _Preparation, instruction: Instruction) -> Step:
     condition_at, condition_steps, (go_on,) = prepare.region(condition)
     body_at, body_steps, body_results = prepare.region(body)
 
+    begin = _move(ins, condition_at)
+    enter = _move(condition_at, body_at)
+    repeat = _move(body_results, condition_at)
+    carried = tuple(zip(outs, condition_at, strict=True))
+
     def step(f: Frame) -> None:
-        carry = [f[i] for i in ins]
+        begin(f)
         while True:
-            for slot, value in zip(condition_at, carry, strict=True):
-                f[slot] = value
             _run(condition_steps, f)
             if not f[go_on]:
                 break
-            for slot, value in zip(body_at, carry, strict=True):
-                f[slot] = value
+            enter(f)
             _run(body_steps, f)
-            carry = [f[slot] for slot in body_results]
-        for slot, value in zip(outs, carry, strict=True):
-            f[slot] = value
+            repeat(f)
+        for out, slot in carried:
+            f[out] = f[slot]
 
     return step
 
@@ -290,14 +335,17 @@ def _switch(prepare: _Preparation, instruction: Instruction) -> Step:
     """ins: an index, clamped to the branches; regions: one a branch, without parameters."""
     (index,) = [prepare.slot(v) for v in instruction.ins]
     outs = [prepare.slot(v) for v in instruction.outs]
-    branches = [prepare.region(region) for region in instruction.regions]
+    branches = []
+    for region in instruction.regions:
+        _, steps, results = prepare.region(region)
+        branches.append((steps, tuple(zip(outs, results, strict=True))))
     last = len(branches) - 1
 
     def step(f: Frame) -> None:
-        _, steps, results = branches[min(max(int(f[index]), 0), last)]
+        steps, results = branches[min(max(int(f[index]), 0), last)]
         _run(steps, f)
-        for out, value in zip(outs, [f[slot] for slot in results], strict=True):
-            f[out] = value
+        for out, slot in results:
+            f[out] = f[slot]
 
     return step
 
@@ -307,13 +355,13 @@ def _grid(prepare: _Preparation, instruction: Instruction) -> Step:
     sizes = [prepare.slot(v) for v in instruction.ins]
     (region,) = instruction.regions
     at, steps, _ = prepare.region(region)
+    cells = _row(at)
     name = instruction.operation.params["name"]
 
     def step(f: Frame) -> None:
         bounds = [int(f[slot]) for slot in sizes]
         for cell in progress.over_grid(name, bounds):
-            for slot, index in zip(at, cell, strict=True):
-                f[slot] = index
+            f[cells] = cell
             _run(steps, f)
 
     return step

@@ -94,10 +94,10 @@ def same(array: np.ndarray) -> np.ndarray:
 
 
 class _Stage(NamedTuple):
-    """One step for known shapes. ``forward(array, leaves)`` gives the array after the step;
+    """One step for known shapes. ``forward(array, *leaves)`` gives the array after the step;
     ``back(after, before_shape)`` undoes it, where ``forward`` may have copied."""
 
-    forward: Callable[[np.ndarray, Sequence[Any]], np.ndarray]
+    forward: Callable[..., np.ndarray]
     back: Callable[[np.ndarray], np.ndarray] | None
 
 
@@ -167,11 +167,11 @@ def _packing_late(
 
 
 def _reshape(old: tuple[int, ...], new: tuple[int, ...]) -> _Stage:
-    return _Stage(lambda a, _: a.reshape(new), lambda a: a.reshape(old))
+    return _Stage(lambda a, *_: a.reshape(new), lambda a: a.reshape(old))
 
 
 def _transpose(permutation: tuple[int, ...]) -> _Stage:
-    return _Stage(lambda a, _: a.transpose(permutation), None)
+    return _Stage(lambda a, *_: a.transpose(permutation), None)
 
 
 def viewed_type(
@@ -199,12 +199,11 @@ def viewer(
     if not stages:
         return same
     if len(stages) == 1:
-        forward = stages[0].forward
-        return lambda ref, *leaves: forward(ref, leaves)
+        return stages[0].forward
 
     def view(ref, *leaves):
         for stage in stages:
-            ref = stage.forward(ref, leaves)
+            ref = stage.forward(ref, *leaves)
         return ref
 
     return view
@@ -228,6 +227,15 @@ def writer(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> Callable[...,
             ref[...] = value
 
         return write_all
+    match path:
+        case (Index(dims),) if all(not isinstance(d, Slice) or d.stride for d in dims):
+            key = _key(shape, dims)
+            if callable(key):
+
+                def write_at(ref, value, *leaves):
+                    ref[key(*leaves)] = value
+
+                return write_at
     view = direct_viewer(shape, dtype, path)
     if view is not None:
 
@@ -255,7 +263,7 @@ def _change(
     changed there, then copied back."""
     arrays = [ref]
     for stage in stages:
-        arrays.append(stage.forward(arrays[-1], leaves))
+        arrays.append(stage.forward(arrays[-1], *leaves))
     change(arrays[-1])
     for stage, before, after in zip(reversed(stages), arrays[-2::-1], arrays[:0:-1], strict=True):
         if stage.back is not None and not np.may_share_memory(before, after):
@@ -292,9 +300,9 @@ class Cut:
 
     def read(self, ref: np.ndarray, leaves: Sequence[Any]) -> np.ndarray:
         for stage in self._stages:
-            ref = stage.forward(ref, leaves)
+            ref = stage.forward(ref, *leaves)
         whole, chosen = self._cut(ref, leaves)
-        return self._packed(whole[chosen], leaves)
+        return self._packed(whole[chosen])
 
     def change(
         self, ref: np.ndarray, leaves: Sequence[Any], change: Callable[[np.ndarray], None]
@@ -304,7 +312,7 @@ class Cut:
         def change_part(array):
             whole, chosen = self._cut(array, leaves)
             part = whole[chosen]
-            packed = self._packed(part, leaves)
+            packed = self._packed(part)
             change(packed)
             if self._pack is not None and self._pack.back is not None:
                 part = self._pack.back(packed)
@@ -313,8 +321,8 @@ class Cut:
 
         _change(ref, self._stages, leaves, change_part)
 
-    def _packed(self, array: np.ndarray, leaves: Sequence[Any]) -> np.ndarray:
-        return self._pack.forward(array, leaves) if self._pack else array
+    def _packed(self, array: np.ndarray) -> np.ndarray:
+        return self._pack.forward(array) if self._pack else array
 
     def _cut(self, array: np.ndarray, leaves: Sequence[Any]) -> tuple[np.ndarray, Any]:
         """The array after all slices, and the arrays of indices into that."""
@@ -357,7 +365,15 @@ def _index(shape: tuple[int, ...], dims: Sequence[Any]) -> Callable[..., np.ndar
             for dim in dims
         ]
         single, result = _index(shape, one), _indexed_shape(dims)
-        return lambda a, leaves: np.broadcast_to(single(a, leaves), result)
+        return lambda a, *leaves: np.broadcast_to(single(a, *leaves), result)
+    key = _key(shape, dims)
+    if not callable(key):
+        return lambda a, *_: a[key]
+    return lambda a, *leaves: a[key(*leaves)]
+
+
+def _key(shape: tuple[int, ...], dims: Sequence[Any]) -> Any:
+    """What to index an array with, or the function of the leaves that gives that."""
     fixed: list[Any] = []
     moving: list[tuple[int, int, int | None, int]] = []  # dimension, leaf, size, limit
     for position, (dim, index) in enumerate(zip(shape, dims, strict=True)):
@@ -372,23 +388,25 @@ def _index(shape: tuple[int, ...], dims: Sequence[Any]) -> Callable[..., np.ndar
             fixed.append(slice(index.start, stop, index.stride))
         else:
             fixed.append(index)
+    while fixed and fixed[-1] == slice(0, shape[len(fixed) - 1], 1):
+        fixed.pop()  # NumPy takes all of what isn't named, and sooner than if it is
+    if not any(isinstance(dim, Slice) for dim in dims):
+        fixed.append(...)  # never an element of its own: this too gives a view
     if not moving:
-        # Never an element of its own: an all-integer index must still give a view.
-        key = (*fixed, ...)
-        return lambda a, _: a[key]
+        return tuple(fixed)
     if len(moving) == 1:
         ((position, leaf, size, dim),) = moving
-        head, tail = tuple(fixed[:position]), (*fixed[position + 1 :], ...)
+        head, tail = tuple(fixed[:position]), tuple(fixed[position + 1 :])
         if size is None:
-            return lambda a, leaves: a[(*head, clamped(leaves[leaf], dim, 1), *tail)]
+            return lambda *leaves: (*head, clamped(leaves[leaf], dim, 1), *tail)
 
-        def one_slice(a, leaves):
+        def one_slice(*leaves):
             start = clamped(leaves[leaf], dim, size)
-            return a[(*head, slice(start, start + size), *tail)]
+            return (*head, slice(start, start + size), *tail)
 
         return one_slice
 
-    def several(a, leaves):
+    def several(*leaves):
         key = fixed.copy()
         for position, leaf, size, dim in moving:
             if size is None:
@@ -396,7 +414,7 @@ def _index(shape: tuple[int, ...], dims: Sequence[Any]) -> Callable[..., np.ndar
             else:
                 start = clamped(leaves[leaf], dim, size)
                 key[position] = slice(start, start + size)
-        return a[(*key, ...)]
+        return tuple(key)
 
     return several
 
@@ -416,17 +434,17 @@ def _bitcast(shape: tuple[int, ...], old: np.dtype, new: np.dtype) -> _Stage:
     on a TPU: element (i, j) of the wide type holds elements (r*i..r*i+r-1, j) of the narrow."""
     if bit_width(old) == bit_width(new):
         if bit_width(old) >= 8:
-            return _Stage(lambda a, _: a.view(new), None)
-        return _Stage(lambda a, _: recast(a, new), lambda a: recast(a, old))
+            return _Stage(lambda a, *_: a.view(new), None)
+        return _Stage(lambda a, *_: recast(a, new), lambda a: recast(a, old))
     after = _bitcast_shape(shape, old, new)
     if bit_width(old) < bit_width(new):
-        return _Stage(lambda a, _: pack_rows(a, new), lambda a: unpack_rows(a, old, shape))
-    return _Stage(lambda a, _: unpack_rows(a, new, after), lambda a: pack_rows(a, old))
+        return _Stage(lambda a, *_: pack_rows(a, new), lambda a: unpack_rows(a, old, shape))
+    return _Stage(lambda a, *_: unpack_rows(a, new, after), lambda a: pack_rows(a, old))
 
 
 def _packing(old: np.dtype, new: np.dtype, axis: int) -> _Stage:
     return _Stage(
-        lambda a, _: recast(np.moveaxis(a, axis, -1), new)[..., 0],
+        lambda a, *_: recast(np.moveaxis(a, axis, -1), new)[..., 0],
         lambda a: np.moveaxis(recast(a[..., None], old), -1, axis),
     )
 

@@ -79,8 +79,11 @@ def _is_scalar(type: Type) -> bool:
 
 
 def _conversion(source: np.dtype, target: np.dtype) -> Function | None:
+    if source == np.bool_ and target.kind in "iuf":
+        no, yes = target.type(0), target.type(1)
+        return lambda x: yes if x else no
     exact = target.kind in "iu" or target.kind == "f" and source.itemsize <= 4
-    return target.type if source.kind in "biu" and exact else None
+    return target.type if source.kind in "iu" and exact else None
 
 
 # -- memory -----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from pallas_shim.evaluator import progress
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
-from tests.oracle import compare
+from tests.oracle import check_kernel, compare
 
 
 def executable(f, *args):
@@ -197,3 +197,28 @@ def test_a_pure_callback_runs_as_often_as_its_loop():
     assert not calls
     assert run(np.int32(0)) == [0] and not calls
     assert run(np.int32(2)) == [2] and len(calls) == 2
+
+
+def test_constants_and_loads_of_rank_0_are_scalars():
+    def kernel(x, out):
+        def body(i, total):
+            return lax.select(x[i] > 3, total * 2 - x[i], (total ^ 5) + (x[i] < 2).astype(int))
+
+        out[0] = lax.fori_loop(0, 9, body, jnp.int32(2**30))
+
+    x = jnp.asarray([7, -(2**31), 2**31 - 1, 0, 1, 5, -4, 3, 8], jnp.int32)
+    check_kernel(kernel, jax.ShapeDtypeStruct((1,), jnp.int32), x)
+
+
+def test_a_loop_in_a_loop_carries_several_values_and_large_arrays():
+    def f(x, n):
+        def outer(carry, y):
+            a, b, i = carry
+            a, b = lax.while_loop(
+                lambda c: c[1][0, 0] < i, lambda c: (c[1] + 1, c[0] + y), (a, b)
+            )
+            return (b, a, i + 1), (a[0], y)
+
+        return lax.scan(outer, (x, x - 3, n), jnp.arange(4, dtype=jnp.int32))
+
+    check(f, jnp.arange(64 * 128, dtype=jnp.int32).reshape(64, 128), jnp.int32(2))

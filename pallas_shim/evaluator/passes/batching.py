@@ -87,6 +87,8 @@ class _Batching:
                 and not (BATCH_FORMS[name].reorders and ins[0].dtype.kind not in "iub")
                 and all(isinstance(t, ArrayType) and t.nbytes <= _LARGEST_MEMBER for t in types)
                 and all(isinstance(t, ArrayType) and t.size for t in outs)
+                # What scalars' own operators do costs less than getting one out of a stack.
+                and any(t.shape for t in (*ins, *outs))
             )
         return known
 

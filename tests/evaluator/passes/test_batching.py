@@ -311,3 +311,9 @@ def test_a_bitonic_sort_takes_as_many_operations_as_it_has_stages(log_tiles):
     assert count["gt"] == count["select_n"] == stages
     assert count["join"] + count["take"] + count["members"] <= 5 * stages
     assert (np.sort(tiles, 0) == jax.jit(bitonic)(tiles)).all()
+
+
+def test_scalars_stay_single():
+    """Their own operators cost less than a stack's member."""
+    scalars = RANDOM.integers(-9, 9, 8).astype(np.int32)
+    assert each(lambda x: (x + 3) * x, scalars) == {"add": 8, "mul": 8}
