@@ -90,14 +90,14 @@ def _conversion(source: np.dtype, target: np.dtype) -> Function | None:
 
 
 def _element_read(operation: Operation) -> Function | None:
-    find = _finder(operation.ins[0], operation.params["path"])
+    find = _finder(operation.ins[0], operation.params.get("path"))
     if find is None:
         return None
     return lambda ref, *leaves: ref[find(leaves)]
 
 
 def _element_written(operation: Operation) -> Function | None:
-    find = _finder(operation.ins[0], operation.params["path"])
+    find = _finder(operation.ins[0], operation.params.get("path"))
     if find is None:
         return None
 
@@ -108,10 +108,12 @@ def _element_written(operation: Operation) -> Function | None:
     return write
 
 
-def _finder(ref: Type, path: memory.Path) -> Callable[[Sequence[Any]], Any] | None:
+def _finder(ref: Type, path: memory.Path | None) -> Callable[[Sequence[Any]], Any] | None:
     """The function from a path's leaves to the NumPy index of the element that it leads to; None
-    if it isn't just an index."""
+    if it isn't just an index, or not known: a program from disk has no parameters."""
     assert isinstance(ref, RefType)
+    if path is None:
+        return None
     if not path and not ref.shape:
         return lambda leaves: ()
     if len(path) != 1 or not isinstance(path[0], Index):

@@ -133,7 +133,7 @@ def kernel_source(eqn: Any) -> str | None:
     return next(filter(None, map(user_source, (eqn.source_info, *first))), None)
 
 
-_INSIDE = os.path.join(os.path.dirname(core.__file__), "")
+_INSIDE = os.path.join(os.path.dirname(tree_util.__file__), "")
 
 
 def kernel_jaxpr(eqn: Any) -> Any:

@@ -126,6 +126,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "tracing_registry|default_registry",
         "tree_unflatten",
     ),
+    "jax._src.util": ("cache",),
 }
 
 
