@@ -90,7 +90,11 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.pallas.hlo_interpreter": ("pallas_call_hlo_interpret",),
     "jax._src.pallas.mpmd": ("_mpmd_map_fallback_lowering>=0.10", "mpmd_map_p>=0.10"),
     "jax._src.pallas.mosaic.tpu_info": ("infer_tiling>=0.9",),
-    "jax._src.pallas.pallas_call": ("_pallas_call_lowering", "pallas_call_p"),
+    "jax._src.pallas.pallas_call": (
+        "_pallas_call_lowering",
+        "_trace_kernel_to_jaxpr",
+        "pallas_call_p",
+    ),
     "jax._src.pjit": (
         "PjitInfo",
         "PjitParams",
