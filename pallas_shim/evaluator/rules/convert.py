@@ -42,7 +42,20 @@ def _convert_or_keep(lowering, eqn, ins):
 
 @rule("convert_element_type")
 def _convert_element_type(ins, outs, **_):
-    return conversion(ins[0].dtype, outs[0].dtype)
+    source, target = ins[0].dtype, outs[0].dtype
+    scalar = None if ins[0].shape else _of_scalar(source, target)
+    return scalar or conversion(source, target)
+
+
+def _of_scalar(source: np.dtype, target: np.dtype) -> Function | None:
+    """A faster `conversion` of one number, where NumPy's type does the same."""
+    if target.kind not in "iuf":
+        return None
+    if source == np.bool_:
+        no, yes = target.type(0), target.type(1)
+        return lambda x: yes if x else no
+    exact = target.kind != "f" or source.itemsize <= 4
+    return target.type if source.kind in "iu" and exact else None
 
 
 @batch_form("convert_element_type", "bitcast_convert_type", "reduce_precision")

@@ -253,6 +253,8 @@ def _select_n(ins, outs, **_):
         last = len(cases) - 1
         return lambda which, *xs: xs[min(max(int(which), 0), last)].copy()
     if predicate.dtype == np.bool_:
+        if not predicate.shape:
+            return lambda which, no, yes: (yes if which else no)[()]
         return math.select(cases[0])
     return math.select_many
 

@@ -144,10 +144,12 @@ def _load_inside(lowering, ref: Value, path: memory.Path, leaves, out) -> Value:
     def copy(*args):
         return view(*args).copy()
 
+    element = memory.element_reader(ref.type.shape, path)
+    read, as_view = (copy, view) if element is None else (element, element)
     (value,) = lowering.memory(
-        "get", [ref, *leaves], [out], copy, READS_FIRST, params={"path": path, "as_view": view},
-        key=path,
-    )
+        "get", [ref, *leaves], [out], read, READS_FIRST,
+        params={"path": path, "as_view": as_view}, key=path,
+    )  # fmt: skip
     return value
 
 
