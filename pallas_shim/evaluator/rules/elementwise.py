@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from pallas_shim.evaluator.rules import complex_math
+from pallas_shim.evaluator.rules import complex_math, float32_functions
 from pallas_shim.evaluator.rules import elementwise_math as math
 from pallas_shim.evaluator.rules.registry import Unsupported, batch_form, lowering_rule, rule
 from pallas_shim.evaluator.rules.scalar_types import is_float, is_integer, wide
@@ -86,10 +86,10 @@ TABLE: dict[str, Row] = {
     # exponentials and roots
     "exp": inexact(np.exp, complex_math.exp),
     "exp2": inexact(math.exp2, complex_math.exp2),
-    "expm1": inexact(np.expm1, complex_math.expm1),
+    "expm1": inexact(math.ByDtype(float32_functions.expm1), complex_math.expm1),
     "log": inexact(np.log, complex_math.log),
     "log2": inexact(math.log2),
-    "log1p": inexact(np.log1p, complex_math.log1p),
+    "log1p": inexact(math.ByDtype(float32_functions.log1p), complex_math.log1p),
     "logistic": inexact(math.logistic, complex_math.logistic),
     "sqrt": inexact(np.sqrt, complex_math.sqrt),
     "rsqrt": inexact(math.rsqrt, complex_math.rsqrt),
@@ -109,9 +109,9 @@ TABLE: dict[str, Row] = {
     "acosh": inexact(np.arccosh, complex_math.acosh),
     "atanh": inexact(np.arctanh, complex_math.atanh),
     # special functions
-    "erf": reals(math.erf),
+    "erf": reals(math.ByDtype(float32_functions.erf)),
     "erfc": reals(math.erfc),
-    "erf_inv": reals(math.erf_inv),
+    "erf_inv": reals(math.ByDtype(float32_functions.erf_inv)),
     "lgamma": reals(math.lgamma),
     "digamma": reals(math.digamma),
     "polygamma": reals(math.polygamma),

@@ -281,16 +281,20 @@ def select(type: ArrayType) -> Function:
     """The second case where the predicate is true, elsewhere the first."""
     if type.size < _MANY or type.dtype.itemsize > 8:
         return lambda which, no, yes: np.where(which, yes, no)
-    bits = signed(type.dtype)
+    return select_by_bits(type.dtype)
 
-    def by_bits(which, no, yes):
+
+def select_by_bits(dtype: np.dtype) -> Function:
+    bits = signed(dtype)
+
+    def select(which, no, yes):
         # The operands may broadcast against each other.
         no = no.view(bits)
         result = (no ^ yes.view(bits)) * which.view(np.int8)
         result ^= no
-        return result.view(type.dtype)
+        return result.view(dtype)
 
-    return by_bits
+    return select
 
 
 def select_many(which, *cases):
@@ -302,43 +306,6 @@ def select_many(which, *cases):
 
 
 # -- special functions ----------------------------------------------------------------------
-
-# Giles, "Approximating the erfinv function" (2010), single precision: the coefficients of
-# polynomials in w - 2.5 where w = -log(1 - x^2) < 5, and in sqrt(w) - 3 elsewhere.
-_ERF_INV_CENTRE = (
-    2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087,
-    -0.00125372503, -0.00417768164, 0.246640727, 1.50140941,
-)  # fmt: skip
-_ERF_INV_TAIL = (
-    -0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773,
-    -0.0076224613, 0.00943887047, 1.00167406, 2.83297682,
-)  # fmt: skip
-
-
-@ByDtype
-def erf_inv(dtype: np.dtype) -> Function:
-    if dtype == np.float64:
-        # SciPy's loses its digits near zero where subnormals are flushed.
-        slope = np.sqrt(np.pi) / 2
-        return lambda x: np.where(np.abs(x) < 1e-9, x * slope, scipy.special.erfinv(x))
-    pairs = [tuple(map(np.float32, pair)) for pair in zip(_ERF_INV_CENTRE, _ERF_INV_TAIL,
-                                                          strict=True)]
-    five, half, three = map(np.float32, (5, 2.5, 3))
-
-    def giles(x):
-        w = -np.log1p(-x * x)
-        centre = w < five
-        w = np.where(centre, w - half, np.sqrt(w) - three)
-        p = np.where(centre, *pairs[0])
-        for pair in pairs[1:]:
-            p = p * w + np.where(centre, *pair)
-        return np.where(np.abs(x) == 1, x * np.float32(np.inf), p * x)
-
-    return giles
-
-
-def erf(x):
-    return scipy.special.erf(x)
 
 
 def erfc(x):

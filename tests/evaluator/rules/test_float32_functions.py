@@ -1,0 +1,69 @@
+"""The functions of float32 that are made of others, against float64's (erf_inv, which is as
+exact as XLA's, in test_elementwise.py)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import special
+
+from pallas_shim.evaluator.floating import as_xla
+from pallas_shim.evaluator.rules import float32_functions as functions
+from tests.oracle import ulps
+
+FLOAT32 = np.dtype(np.float32)
+EXACT = {"erf": special.erf, "expm1": np.expm1, "log1p": np.log1p}
+SPECIAL = np.array([0.0, -0.0, 1, -1, np.inf, -np.inf, np.nan], np.float32)
+
+
+def finite(name: str) -> np.ndarray:
+    """Floats all over the range on which the function is finite."""
+    positive = np.arange(1 << 23, 0x7F800000, 1009, dtype=np.uint32).view(np.float32)
+    x = np.concatenate((positive, -positive))
+    with np.errstate(all="ignore"):
+        return x[np.isfinite(EXACT[name](x))]
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_all_over_the_range(name):
+    x = finite(name)
+    with as_xla():
+        got = getattr(functions, name)(FLOAT32)(x)
+    assert got.dtype == np.float32
+    want = EXACT[name](x.astype(np.float64)).astype(np.float32)
+    normal = np.abs(want) >= np.finfo(np.float32).tiny
+    assert ulps(got, want)[normal].max() <= 4
+    assert (np.signbit(got) == np.signbit(x)).all()
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_special_values(name):
+    with as_xla():
+        got = getattr(functions, name)(FLOAT32)(SPECIAL)
+        want = EXACT[name](SPECIAL.astype(np.float64)).astype(np.float32)
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
+        number = ~np.isnan(want)
+        np.testing.assert_array_equal(np.signbit(got)[number], np.signbit(want)[number])
+        np.testing.assert_allclose(got[number], want[number], rtol=5e-7)
+
+
+@pytest.mark.parametrize("name", [*EXACT, "erf_inv"])
+def test_however_the_numbers_lie(name):
+    """Many at once, which go in parts; strided ones; one; and none."""
+    x = np.random.default_rng(0).uniform(-0.9, 0.9, (700, 301)).astype(np.float32)
+    with as_xla():
+        function = getattr(functions, name)(FLOAT32)
+        got = function(x)
+        np.testing.assert_array_equal(got, np.stack([function(row) for row in x]))
+        np.testing.assert_array_equal(function(x[::2, ::3]), got[::2, ::3])
+        np.testing.assert_array_equal(function(x.T), got.T)
+        assert function(x[3, 4]) == function(np.asarray(x[3, 4])) == got[3, 4]
+        assert function(x[:0]).shape == (0, 301)
+
+
+@pytest.mark.parametrize("name", [*EXACT, "erf_inv"])
+def test_operands_are_left_alone(name):
+    x = np.linspace(-0.9, 0.9, 101, dtype=np.float32)
+    before = x.copy()
+    getattr(functions, name)(FLOAT32)(x)
+    np.testing.assert_array_equal(x, before)
