@@ -8,6 +8,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from pallas_shim.evaluator.memory import same
+from pallas_shim.evaluator.rules.casts import cast
 from pallas_shim.evaluator.rules.registry import Unsupported, batch_form, lowering_rule, rule
 from pallas_shim.evaluator.rules.scalar_types import (
     bit_width,
@@ -76,16 +78,16 @@ def conversion(source: np.dtype, target: np.dtype) -> Function:
         raise Unsupported("convert_element_type", f"from {source.name} to {target.name}")
     if target == _FLOAT4:
         return _to_float4(source)
-    cast = _casts(source, [wide(source), wide(target), target])
+    convert = _casts(source, [wide(source), wide(target), target])
     if is_float(source) and source.name.endswith("fnuz") and not target.name.endswith("fnuz"):
-        return _with_positive_nan(cast, target)
-    return cast
+        return _with_positive_nan(convert, target)
+    return convert
 
 
-def _with_positive_nan(cast: Function, target: np.dtype) -> Function:
+def _with_positive_nan(convert: Function, target: np.dtype) -> Function:
     """The NaN of a type without -0 has the bits of -0, whose sign XLA drops."""
     nan = np.asarray(np.nan, target)
-    return lambda x: np.where(x.view(np.uint8) == 0x80, nan, cast(x))
+    return lambda x: np.where(x.view(np.uint8) == 0x80, nan, convert(x))
 
 
 def _casts(source: np.dtype, steps: list[np.dtype]) -> Function:
@@ -96,16 +98,16 @@ def _casts(source: np.dtype, steps: list[np.dtype]) -> Function:
             path.append(step)
     if not path:
         return lambda x: x.copy()
-    if len(path) == 1:
-        (target,) = path
-        return lambda x: x.astype(target)
+    casts = tuple(map(cast, [source, *path], path))
+    if len(casts) == 1:
+        return casts[0]
 
-    def cast(x):
-        for step in path:
-            x = x.astype(step)
+    def cast_by_steps(x):
+        for step in casts:
+            x = step(x)
         return x
 
-    return cast
+    return cast_by_steps
 
 
 def _to_bool(source: np.dtype) -> Function:
@@ -142,8 +144,12 @@ def _to_integer(source: np.dtype, target: np.dtype) -> Function:
     if int(high) > info.max:  # not a float: the greatest float below it is
         high = np.nextafter(high, low)
 
+    widened = cast(source, computed) if source != computed else same
+
     def convert(x):
-        x = x.astype(computed, copy=False)
+        x = widened(x)
+        if ((x >= low) & (x <= high)).all():
+            return x.astype(stored).astype(target, copy=False)
         result = np.minimum(np.maximum(x, low), high).astype(stored)
         result = np.where(x > high, highest, result)
         return np.where(x != x, zero, result).astype(target, copy=False)

@@ -15,6 +15,7 @@ import numpy as np
 
 from pallas_shim.evaluator.rules import complex_math, float32_functions
 from pallas_shim.evaluator.rules import elementwise_math as math
+from pallas_shim.evaluator.rules.casts import cast
 from pallas_shim.evaluator.rules.registry import Unsupported, batch_form, lowering_rule, rule
 from pallas_shim.evaluator.rules.scalar_types import is_float, is_integer, wide
 from pallas_shim.jax_compat.special import COMPOSED, composition
@@ -152,9 +153,11 @@ def specialised(fn: Function, dtype: np.dtype, out: np.dtype) -> Callable[..., A
         fn = fn.of(dtype if is_integer(dtype) else computed)
     if computed == dtype:
         return fn
+    widen = cast(dtype, computed)
     if out == dtype:
-        return lambda *xs: fn(*[x.astype(computed) for x in xs]).astype(out)
-    return lambda *xs: fn(*[x.astype(computed) for x in xs])
+        narrow = cast(computed, out)
+        return lambda *xs: narrow(fn(*map(widen, xs)))
+    return lambda *xs: fn(*map(widen, xs))
 
 
 # XLA counts in the byte that holds a number of 4 bits, and takes the upper half of its bits.

@@ -12,8 +12,10 @@ import numpy as np
 import scipy  # imports its parts at their first use, which keeps them out of most first calls
 
 from pallas_shim.evaluator import blas
+from pallas_shim.evaluator.memory import same
 from pallas_shim.evaluator.program import ArrayType
 from pallas_shim.evaluator.rules import scalar_types
+from pallas_shim.evaluator.rules.casts import cast
 from pallas_shim.evaluator.rules.registry import Unsupported, batch_form, lowering_rule, rule
 from pallas_shim.jax_compat import definitions
 
@@ -133,8 +135,10 @@ def _matrices(
     if not casts and not reshapes:
         return lambda x: x.transpose(order)
 
+    widen = cast(array.dtype, dtype) if casts else same
+
     def prepare(x):
-        x = x.astype(dtype, copy=False)
+        x = widen(x)
         return x.transpose(order).reshape(shape) if reshapes else x.transpose(order)
 
     return prepare

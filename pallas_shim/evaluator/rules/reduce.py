@@ -8,8 +8,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from pallas_shim.evaluator.memory import same
 from pallas_shim.evaluator.program import ArrayType
 from pallas_shim.evaluator.rules import scalar_types
+from pallas_shim.evaluator.rules.casts import cast
 from pallas_shim.evaluator.rules.registry import Unsupported, batch_form, lowering_rule, rule
 from pallas_shim.jax_compat import definitions
 
@@ -48,7 +50,8 @@ def accumulation(ufunc: np.ufunc, identity: int, dtype: np.dtype, apply: Apply):
     initial = wide.type(identity)
     if wide == dtype:
         return lambda x: apply(ufunc, x, initial)
-    return lambda x: apply(ufunc, x.astype(wide), initial).astype(dtype)
+    widen = cast(dtype, wide)
+    return lambda x: apply(ufunc, widen(x), initial).astype(dtype)
 
 
 def extremum(ufunc: np.ufunc, dtype: np.dtype, apply: Apply):
@@ -71,8 +74,10 @@ def extremum(ufunc: np.ufunc, dtype: np.dtype, apply: Apply):
     preferred, other = (zero, -zero) if ufunc is np.maximum else (-zero, zero)
     is_preferred = np.logical_not if ufunc is np.maximum else np.array
 
+    widen = cast(dtype, wide) if wide != dtype else same
+
     def run(x):
-        x = x.astype(wide, copy=False)
+        x = widen(x)
         result = apply(ufunc, x, initial)
         is_zero = result == 0
         if is_zero.any():
