@@ -3,7 +3,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -310,7 +309,7 @@ def test_a_bitonic_sort_takes_as_many_operations_as_it_has_stages(log_tiles):
     stages = log_tiles * (log_tiles + 1) // 2
     assert count["gt"] == count["select_n"] == stages
     assert count["join"] + count["take"] + count["members"] <= 5 * stages
-    assert (np.sort(tiles, 0) == jax.jit(bitonic)(tiles)).all()
+    assert (np.sort(tiles, 0) == np.stack(bitonic(tiles))).all()
 
 
 def test_scalars_stay_single():
