@@ -287,7 +287,11 @@ class Discharged(NamedTuple):
 
 
 def discharge(eqn: Any) -> Discharged | None:
-    """JAX's own discharge rule of a memory primitive as a pure jaxpr, or None without one."""
+    """JAX's own discharge rule of a memory primitive as a pure jaxpr, or None without one.
+
+    Raises:
+      UnsupportedTransform: JAX's rule refuses the access.
+    """
     if eqn.primitive not in state_discharge._discharge_rules:
         return None
     avals_in, avals_out = (tuple([x.aval for x in xs]) for xs in (eqn.invars, eqn.outvars))
@@ -321,8 +325,12 @@ def _discharge(
         for a in (getattr(aval, "inner_aval", aval) for aval in avals_in)
     ]
     # With the settings under which the user's code was traced, such as type promotion.
-    with context.manager:
-        jaxpr = jax.make_jaxpr(pure)(*arrays)
+    try:
+        with context.manager:
+            jaxpr = jax.make_jaxpr(pure)(*arrays)
+    except Exception as error:
+        reason = f"JAX's own rule raises {type(error).__name__}: {error}"
+        raise UnsupportedTransform(reason) from error
     return Discharged(jaxpr, tuple(changed))
 
 

@@ -220,7 +220,10 @@ def by_discharge(lowering, eqn, ins: Sequence[Value]) -> list[Value]:
         )
     if any(v.type.key_ndim for v in ins):
         raise Unsupported(eqn.primitive.name, "array indices or a mask on PRNG keys")
-    discharged = state.discharge(eqn)
+    try:
+        discharged = state.discharge(eqn)
+    except state.UnsupportedTransform as error:
+        raise Unsupported(eqn.primitive.name, str(error)) from error
     if discharged is None:
         raise Unsupported(eqn.primitive.name, "JAX has no discharge rule for it")
     wholes = [

@@ -64,3 +64,12 @@ def test_a_store_larger_than_its_ref_is_refused():
     call = pl.pallas_call(kernel, out_shape=out)
     with pytest.raises(Unsupported, match="ref: a slice of 12 elements of a dimension of 8"):
         lower(jax.make_jaxpr(call)(jnp.zeros(1, jnp.int32), jnp.zeros(8)))
+
+
+def test_an_index_of_booleans_is_refused_as_jax_refuses_it():
+    def kernel(x, o):
+        o[...] = x[x[:, 0] > 0]
+
+    x = jnp.ones((8, 128))
+    with pytest.raises(Unsupported, match="get: JAX's own rule raises .*(indices|BooleanIndex)"):
+        lower(jax.make_jaxpr(pl.pallas_call(kernel, out_shape=x))(x))
