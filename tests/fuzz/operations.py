@@ -445,8 +445,8 @@ class Operations(Choices):
         update = fit(self.like(values, a), tuple(self.number(1, size) for size in a.shape))
         starts = [self.index(values, size - 1) for size in a.shape]
         # XLA writes a part of the same array in place, over what it has yet to read.
-        new = lax.optimization_barrier(update.x)
-        return Value(lax.dynamic_update_slice(a.x, new, starts), *_joined([a, update]))
+        other = lax.rev(a.x, range(len(a.shape)))
+        return Value(lax.dynamic_update_slice(other, update.x, starts), *_joined([a, update]))
 
     def pad(self, values: Sequence[Value]) -> Value:
         a = self.of_rank(values, 1)
