@@ -17,7 +17,7 @@ from jax._src import config, core, effects, ffi, monitoring, pjit, source_info_u
 from jax._src import dispatch as jax_dispatch
 from jax._src.interpreters import mlir
 from jax._src.pallas import pallas_call as jax_pallas_call
-from jax._src.sharding_impls import UnspecifiedValue
+from jax._src.sharding_impls import GSPMDSharding, ShardingContext, UnspecifiedValue
 
 from pallas_shim.jax_compat.checked import refused_grid
 from pallas_shim.jax_compat.communication import ASKED_FOR_HERE
@@ -310,7 +310,27 @@ def _call_back(ctx: Any, operands: Any, callback: Callback, seen: bool) -> Any:
     if len(ctx.tokens_in):
         # InterpretParams gives kernels an ordered effect, for the state of JAX's interpreter.
         ctx.set_tokens_out(ctx.tokens_in)
-    return call.results
+    return [
+        _on_all_devices(physical, value, aval)
+        for value, aval in zip(call.results, physical.avals_out, strict=True)
+    ]
+
+
+def _on_all_devices(ctx: Any, value: Any, aval: Any) -> Any:
+    """A result of a call on the first of several devices, replicated to all.
+
+    Else XLA may leave a result of the whole function on that one device, which JAX can't
+    express where a mesh is set.
+    """
+    axes = ctx.module_context.axis_context
+    if not isinstance(axes, ShardingContext) or axes.num_devices == 1:
+        return value
+    replicated = GSPMDSharding.get_replicated(axes.device_assignment or jax.devices())
+    if config.use_shardy_partitioner.value:
+        sharding = replicated._to_sdy_sharding(aval.ndim)
+    else:
+        sharding = replicated._to_xla_hlo_sharding(aval.ndim).to_proto()
+    return mlir.wrap_with_sharding_op(ctx, value, aval, sharding)
 
 
 def _set_sharding(module: Any, call: Any, sharding: Any) -> None:

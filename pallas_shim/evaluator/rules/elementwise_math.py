@@ -274,7 +274,7 @@ def integer_pow(y: int, dtype: np.dtype) -> Function:
 
 # From this size on, bit operations beat np.where on masks without a pattern, and equal it on
 # those with one.
-_MANY = 1 << 12
+_MANY = 1 << 11
 
 
 def select(type: ArrayType) -> Function:
@@ -288,9 +288,12 @@ def select_by_bits(dtype: np.dtype) -> Function:
     bits = signed(dtype)
 
     def select(which, no, yes):
-        # The operands may broadcast against each other.
         no = no.view(bits)
-        result = (no ^ yes.view(bits)) * which.view(np.int8)
+        result = no ^ yes.view(bits)
+        if result.shape == which.shape:
+            result *= which
+        else:  # the operands broadcast against each other
+            result = result * which
         result ^= no
         return result.view(dtype)
 

@@ -79,8 +79,8 @@ def extremum(ufunc: np.ufunc, dtype: np.dtype, apply: Apply):
     def run(x):
         x = widen(x)
         result = apply(ufunc, x, initial)
-        is_zero = result == 0
-        if is_zero.any():
+        if np.count_nonzero(result) < result.size:
+            is_zero = result == 0
             seen = apply(np.logical_or, (x == 0) & is_preferred(np.signbit(x)), False)
             result = np.where(is_zero, np.where(seen, preferred, other), result)
         return result if wide == dtype else result.astype(dtype)
