@@ -158,6 +158,12 @@ REPORT.clear()
 split = jax.device_put(X, NamedSharding(mesh, P("i")))
 out = jax.jit(double)(split)
 check("sharded argument", out, 2 * X, "callback")
+assert out.sharding.device_set == set(devices), out.sharding
+
+with (getattr(jax, "set_mesh", None) or jax.sharding.use_mesh)(mesh):
+    out = jax.jit(double)(X)
+check("mesh in context", out, 2 * X, "callback")
+assert out.sharding.is_fully_replicated and len(out.devices()) == 8, out.sharding
 
 mapped = shard_map(lambda x: double(x) + lax.psum(x, "i"), mesh=mesh, in_specs=P("i"),
                    out_specs=P("i"), **{UNCHECKED: False})

@@ -122,6 +122,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     ),
     "jax._src.random.threefry4x32": ("_threefry4x32_lowering>=0.10",),
     "jax._src.sharding_impls": ("GSPMDSharding", "ShardingContext", "UnspecifiedValue"),
+    "jax._src.sharding_impls.GSPMDSharding": ("get_replicated",),
     "jax._src.source_info_util": ("new_source_info", "register_exclusion", "user_frame"),
     "jax._src.state.discharge": ("_discharge_rules",),
     "jax._src.state.indexing": ("NDIndexer", "Slice"),
