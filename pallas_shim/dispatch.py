@@ -398,8 +398,8 @@ def choose_kernel(kernel: hooks.KernelLowering) -> tuple[hooks.Callback, bool] |
     compilation = _compilation.get()
     start = time.perf_counter()
     try:
-        if kernel.portable:
-            raise Unsupported("pallas_call", "an exported program can't call back this process")
+        if kernel.obstacle is not None:
+            raise Unsupported("pallas_call", kernel.obstacle)
         asked = hooks.unhonoured(kernel.equation)
         if asked is not None:
             raise Unsupported("pallas_call", asked)

@@ -297,6 +297,21 @@ print("fine")
 """
 
 
+PARTLY_MANUAL = """
+import jax, numpy as np
+from jax.sharding import Mesh, PartitionSpec as P
+from tests.shimmed import double, rungs
+
+X = np.arange(64, dtype=np.float32).reshape(8, 8)
+mesh = Mesh(np.array(jax.devices()).reshape(2, 1), ("i", "j"))
+mapped = jax.shard_map(double, mesh=mesh, in_specs=P("i"), out_specs=P("i"), axis_names={"i"},
+                       **{UNCHECKED: False})
+np.testing.assert_array_equal(np.asarray(jax.jit(mapped)(X)), 2 * X)
+assert rungs() == {"jax"}
+print("fine")
+"""
+
+
 def on_many_devices(tmp_path, text, count, strict):
     unchecked = "check_vma" if hasattr(jax, "shard_map") else "check_rep"
     script = tmp_path / "devices.py"
@@ -326,6 +341,11 @@ def test_a_mesh_of_one_device(tmp_path):
 def test_devices_that_talk_to_one_another(tmp_path):
     """In JAX's TPU interpreter, whichever the script asked for."""
     on_many_devices(tmp_path, TALKING_DEVICES, 3, strict="0")
+
+
+def test_a_mesh_of_which_some_axes_are_left_to_xla(tmp_path):
+    """XLA can't partition a callback, but JAX's interpreter."""
+    on_many_devices(tmp_path, PARTLY_MANUAL, 2, strict="0")
 
 
 def test_a_kernel_for_another_device_stays_there(shim, setting, monkeypatch):

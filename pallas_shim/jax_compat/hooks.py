@@ -211,14 +211,14 @@ class KernelLowering(NamedTuple):
     """A kernel in a program that is being compiled for a CPU.
 
     ``equation`` calls the kernel; ``jaxpr`` is nothing but that equation. ``function``
-    names the program; ``portable``: it is to be exported, so it can't call back here. ``axes``
+    names the program; ``obstacle``: why it can't call back here, if it can't. ``axes``
     has the sizes of the axes of the devices that the program is for, as far as they have names.
     """
 
     equation: Any
     jaxpr: Any
     function: str
-    portable: bool
+    obstacle: str | None
     axes: Mapping[Any, int]
 
 
@@ -285,10 +285,14 @@ def _kernel_lowering(ctx: Any, params: dict[str, Any]) -> KernelLowering:
     jaxpr = core.Jaxpr((), invars, outvars, [equation], debug_info=info)
     module = ctx.module_context
     function = module.module.operation.attributes["sym_name"].value
-    portable = module.lowering_parameters.for_export or len(module.platforms) > 1
     mesh = getattr(module.axis_context, "mesh", None)
     axes = {} if mesh is None else dict(mesh.shape)
-    return KernelLowering(equation, jaxpr, function, portable, axes)
+    obstacle = None
+    if module.lowering_parameters.for_export or len(module.platforms) > 1:
+        obstacle = "an exported program can't call back this process"
+    elif mesh is not None and module.axis_context.manual_axes != frozenset(mesh.axis_names):
+        obstacle = "XLA can't partition a callback along the axes that shard_map leaves to it"
+    return KernelLowering(equation, jaxpr, function, obstacle, axes)
 
 
 def _call_back(ctx: Any, operands: Any, callback: Callback, seen: bool) -> Any:
