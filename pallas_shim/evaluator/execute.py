@@ -279,18 +279,18 @@ def _scan(prepare: _Preparation, instruction: Instruction) -> Step:
     begin = _move(ins[:num_carry], at[:num_carry])
     go_on = _move(results[:num_carry], at[:num_carry])
     carried = tuple(zip(outs[:num_carry], at[:num_carry], strict=True))
-    taken = tuple(zip(at[num_carry:], ins[num_carry:], strict=True))
+    taken, row = ins[num_carry:], _row(at[num_carry:])
     made = tuple(zip(outs[num_carry:], results[num_carry:], strict=True))
     made_types = [v.type for v in instruction.outs[num_carry:]]
     order = range(length - 1, -1, -1) if reverse else range(length)
+    nothing = itertools.repeat(())
 
     def step(f: Frame) -> None:
         begin(f)
-        xs = [(slot, f[i]) for slot, i in taken]
+        xs = [f[i][::-1] if reverse else f[i] for i in taken]
         ys = [np.empty(t.shape, t.dtype) for t in made_types]
-        for i in order:
-            for slot, x in xs:
-                f[slot] = x[i]
+        for i, x in zip(order, zip(*xs, strict=True) if xs else nothing, strict=False):
+            f[row] = x
             _run(steps, f)
             for y, (_, slot) in zip(ys, made, strict=True) if ys else ():
                 y[i] = f[slot]

@@ -21,6 +21,7 @@ from pallas_shim.evaluator.passes.load_views import view_loads
 from pallas_shim.evaluator.passes.movements import Movements
 from pallas_shim.evaluator.passes.store_forwarding import forward_stores
 from pallas_shim.evaluator.passes.truth_values import TruthValues
+from pallas_shim.evaluator.passes.walks import walk_along_loops
 from pallas_shim.evaluator.program import Program
 
 Pass = Callable[[Program], Program]
@@ -42,6 +43,7 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("dead_code", remove_dead_code),
     ("direct_stores", store_directly),
     ("in_place", write_in_place),
+    ("walks", walk_along_loops),
 )
 
 NAMES = frozenset(name for name, _ in PIPELINE)

@@ -101,7 +101,7 @@ def _direct(source: Instruction, store: Instruction) -> Instruction | None:
         ufunc(*args[:count], out=view(ref, *args[count:]))
         return ()
 
-    params = {**operation.params, "path": path}
+    params = {**operation.params, "path": path, "direct": ufunc}
     ins = (ref, *operands, *leaves)
     types = tuple([v.type for v in ins])
     direct = Operation(operation.name, params, types, (), run, Effects(writes=(0,)), multiple=True)

@@ -420,19 +420,23 @@ class _Random:
         self.b.print(self.one(self.one([scope.scalars, scope.ints, scope.floats])))
 
     def do_scan(self, scope, depth):
-        def body(carry, x):
+        def body(counter, carry, x):
             inner = scope.inner()
+            inner.scalars.append(counter)
             inner.ints.append(carry)
             inner.ints.append(x)
             self.block(inner, depth + 1)
-            return [self.recent(inner.ints), self.recent(inner.ints)]
+            counter = self.b.binary("add", counter, self.b.int(1))
+            return [counter, self.recent(inner.ints), self.recent(inner.ints)]
 
         length = 3 if scope.matrices and self.number(0, 1) else self.number(0, 2)
         if length == 3:
             xs = self.b.load(self.one(scope.matrices))
         else:
             xs = self.b.const(np.arange(4 * length, dtype=INT).reshape(length, 4))
-        out, _ = self.b.scan([self.recent(scope.ints)], [xs], body, length, bool(self.number(0, 1)))
+        carry = [self.b.int(0), self.recent(scope.ints)]
+        count, out, _ = self.b.scan(carry, [xs], body, length, bool(self.number(0, 1)))
+        scope.scalars.append(count)
         scope.ints.append(out)
 
     def do_while(self, scope, depth):

@@ -32,7 +32,8 @@ def test_a_pass_alone_changes_nothing_that_is_seen(name, made):
 def test_the_pipeline_changes_nothing_that_is_seen(made):
     changed = optimise(made.program)
     assert outcome(changed, made.log) == outcome(made.program, made.log)
-    assert len(names(changed)) <= len(names(made.program))
+    left = [name for name in names(changed) if name != "rows"]  # these spare what they replace
+    assert len(left) <= len(names(made.program))
 
 
 @bounded

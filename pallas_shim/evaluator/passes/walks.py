@@ -1,0 +1,244 @@
+"""Walks: a loop that goes along an axis of memory by its counter takes the rows one by one.
+
+A row ``ref[..., counter, ...]`` of each round is a view that the loop gets as it gets the rows of
+an array that it scans, in place of an address that each round computes. It is the same memory,
+whatever writes to it, so nothing has to be proven but that the counter stays inside. A counter
+that nothing else needs is gone. The last pass: no other one can tell where such rows lie.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pallas_shim.evaluator.memory import Dynamic
+from pallas_shim.evaluator.passes.rewrite import make_instruction, with_regions
+from pallas_shim.evaluator.program import (
+    PURE,
+    Effects,
+    Instruction,
+    Operation,
+    Program,
+    RefType,
+    Region,
+    Value,
+)
+from pallas_shim.jax_compat.state import Index, Slice
+
+# In shorter loops the rows cost more than the addresses.
+_FEWEST_ROUNDS = 3
+
+
+def walk_along_loops(program: Program) -> Program:
+    if not any(i.name == "scan" for i in program.top.walk()):
+        return program
+    return Program(program.name, _Walk(program).region(program.top))
+
+
+class _Walk:
+    def __init__(self, program: Program):
+        self.uses = Counter(program.top.uses())
+
+    def region(self, region: Region) -> Region:
+        body: list[Instruction] = []
+        for instruction in region.body:
+            if instruction.regions:
+                inner = [self.region(r) for r in instruction.regions]
+                instruction = with_regions(instruction, inner)
+                if instruction.name == "scan" and not instruction.operation.params["reverse"]:
+                    body += self.scan(instruction)
+                    continue
+            body.append(instruction)
+        return Region(region.params, tuple(body), region.results)
+
+    def scan(self, scan: Instruction) -> Iterator[Instruction]:
+        """The instructions that do the same as a loop."""
+        params, (region,) = scan.operation.params, scan.regions
+        length, count = params["length"], params["num_carry"]
+        counters = _counters(scan) if length >= _FEWEST_ROUNDS else {}
+        inside = {out for i in region.body for out in i.outs}
+        body: list[Instruction] = []
+        rows: list[Value] = []  # parameters of the region, each with the memory it walks along
+        walked: list[Value] = []
+        for instruction in region.body if counters else ():
+            found = _access(instruction, counters, length, inside)
+            if found is None:
+                body.append(instruction)
+                continue
+            outer, row, changed = found
+            yield outer
+            walked.append(outer.outs[0])
+            rows.append(row)
+            self.uses.subtract(instruction.ins)
+            if changed is not None:
+                self.uses.update(changed.ins)
+                body.append(changed)
+        if not rows:
+            yield scan
+            return
+        # A counter is used by the addition and as what the loop goes on with.
+        kept = [
+            k
+            for k, param in enumerate(region.params[:count])
+            if not (
+                param in counters
+                and self.uses[param] == 1
+                and self.uses[region.results[k]] == 1
+                and not self.uses[scan.outs[k]]
+            )
+        ]
+        gone = {region.results[k] for k in range(count) if k not in kept}
+        kept += range(count, len(scan.outs))
+        carried = [k for k in kept if k < count]
+        ins = (*[scan.ins[k] for k in carried], *scan.ins[count:], *walked)
+        outs = tuple([scan.outs[k] for k in kept])
+        inner = Region(
+            (*[region.params[k] for k in carried], *region.params[count:], *rows),
+            tuple([i for i in body if gone.isdisjoint(i.outs)]),
+            tuple([region.results[k] for k in kept]),
+        )
+        operation = Operation(
+            "scan",
+            {**params, "num_carry": len(carried)},
+            tuple([v.type for v in ins]),
+            tuple([v.type for v in outs]),
+            None,
+            scan.operation.effects,
+            multiple=True,
+        )
+        yield make_instruction((operation, ins, outs, (inner,), scan.source))
+
+
+class _Counter(NamedTuple):
+    start: int
+    step: int
+
+
+def _counters(scan: Instruction) -> dict[Value, _Counter]:
+    """The counters that a loop carries from known numbers on by known steps, forwards."""
+    (region,), count = scan.regions, scan.operation.params["num_carry"]
+    made = {i.outs[0]: i for i in region.body if i.name == "add" and len(i.outs) == 1}
+    counters = {}
+    carries = (scan.ins[:count], region.params[:count], region.results[:count])
+    for start, param, result in zip(*carries, strict=True):
+        addition = made.get(result)
+        if addition is None or start.const is None or param.type.shape:
+            continue
+        others = [v for v in addition.ins if v is not param]
+        if len(others) != 1 or others[0].const is None or start.const.dtype.kind not in "iu":
+            continue
+        if others[0].type == param.type and others[0].const > 0:
+            counters[param] = _Counter(int(start.const), int(others[0].const))
+    return counters
+
+
+def _access(
+    instruction: Instruction, counters: dict[Value, _Counter], length: int, inside: set[Value]
+) -> tuple[Instruction, Value, Instruction | None] | None:
+    """For an access to a row by a counter: what makes all rows, the row of a round, and what is
+    done to it, None if it is just used."""
+    operation, ins, outs, _, source = instruction
+    path = operation.params.get("path")
+    if not path or len(path) > 1 or not isinstance(path[0], Index) or ins[0] in inside:
+        return None
+    if not isinstance(ins[0].type, RefType) or ins[0].type.key_ndim:
+        return None
+    moving = [d for d, index in enumerate(path[0].dims) if _leaf(index) is not None]
+    if len(moving) != 1 or not all(map(_is_plain, path[0].dims)):
+        return None
+    (axis,) = moving
+    leaf = _leaf(path[0].dims[axis])
+    assert leaf is not None
+    count = len(ins) - 1  # the operands before the leaves, of which there is one
+    counter = counters.get(ins[count])
+    if leaf != 0 or counter is None:
+        return None
+    last = counter.start + (length - 1) * counter.step
+    limit = min(ins[0].ref.shape[axis] - 1, np.iinfo(ins[count].type.dtype).max)
+    if not 0 <= counter.start <= last <= limit:
+        return None
+    rows = _rows(path[0].dims, axis, slice(counter.start, last + 1, counter.step))
+    shape = tuple([d.size for d in path[0].dims if isinstance(d, Slice)])
+    if not shape:
+        return None  # an element is read when it is asked for
+    type = ins[0].ref._replace(shape=shape)
+    if operation.name == "get":
+        row = outs[0] if operation.view else Value(type)
+        changed = None if operation.view else _changed(operation, _copy, (row,), outs, source)
+    elif operation.name == "store":
+        row = Value(type)
+        changed = _changed(operation, _store, (row, ins[1]), (), source)
+    elif "direct" in operation.params:
+        row = Value(type)
+        into = _into(operation.params["direct"])
+        changed = _changed(operation, into, (row, *ins[1:count]), (), source)
+    else:
+        return None
+    of_all = ins[0].ref._replace(shape=(length, *shape))
+    making = Operation("rows", {"path": path}, (ins[0].type,), (of_all,), rows, PURE, view=True)
+    return make_instruction((making, (ins[0],), (Value(of_all),), (), source)), row, changed
+
+
+def _leaf(index: Any) -> int | None:
+    start = index.start if isinstance(index, Slice) else index
+    return start.leaf if isinstance(start, Dynamic) else None
+
+
+def _is_plain(index: Any) -> bool:
+    if not isinstance(index, Slice):
+        return isinstance(index, (int, Dynamic))
+    return index.size == 1 if isinstance(index.start, Dynamic) else index.stride > 0
+
+
+def _rows(dims: tuple[Any, ...], axis: int, walk: slice) -> Callable[[np.ndarray], np.ndarray]:
+    """The function from a ref to the views of all rounds, along a first axis."""
+    key: list[Any] = []
+    for index in dims:
+        if isinstance(index, Slice) and not isinstance(index.start, Dynamic):
+            stop = index.start + max(index.size - 1, 0) * index.stride + bool(index.size)
+            key.append(slice(index.start, stop, index.stride))
+        else:
+            key.append(index)
+    key[axis] = walk
+    before = sum(isinstance(index, Slice) for index in dims[:axis])
+    rank = sum(isinstance(index, Slice) for index in dims) + 1
+    if isinstance(dims[axis], Slice):
+        key.insert(axis + 1, None)  # a slice of one element keeps its axis
+    chosen = tuple(key)
+    order = (before, *[axis for axis in range(rank) if axis != before])
+
+    def rows(ref):
+        return ref[chosen].transpose(order)
+
+    return rows
+
+
+def _changed(operation: Operation, fn: Any, ins: tuple, outs: tuple, source: Any) -> Instruction:
+    """The same access, to a row."""
+    params = {**operation.params, "path": ()}
+    types, made = tuple([v.type for v in ins]), tuple([v.type for v in outs])
+    effects: Effects = operation.effects
+    made_of = Operation(
+        operation.name, params, types, made, fn, effects, multiple=operation.multiple
+    )
+    return make_instruction((made_of, ins, outs, (), source))
+
+
+def _copy(row):
+    return row.copy()
+
+
+def _store(row, value):
+    row[...] = value
+    return ()
+
+
+def _into(ufunc: np.ufunc) -> Callable[..., tuple]:
+    def run(row, *operands):
+        ufunc(*operands, row)
+        return ()
+
+    return run
