@@ -158,7 +158,12 @@ def tame(value: Value) -> Value:
         parts = [tame(Value(part(value.x), value.bound, value.quantum)) for part in _PARTS]
         return Value(lax.complex(parts[0].x, parts[1].x), BOUND, 1.0)
     limit = np.asarray(BOUND, value.dtype)
-    return Value(lax.clamp(-limit, without_signed_zeros(lax.round(value.x)), limit), BOUND, 1.0)
+    return Value(lax.clamp(-limit, without_signed_zeros(rounded(value.x)), limit), BOUND, 1.0)
+
+
+def rounded(x: Any) -> Any:
+    """To whole numbers. XLA makes NaN of a constant of float8_e3m4."""
+    return lax.round(lax.optimization_barrier(x))
 
 
 _PARTS = (lax.real, lax.imag)
@@ -310,8 +315,9 @@ class Operations(Choices):
             quantum = max(quantum, 1.0)
         if name == "sign":
             bound, quantum = 1.0, 1.0
-        x = getattr(lax, name)(a.x)
-        return Value(without_signed_zeros(x) if name == "round" else x, bound, quantum)
+        if name == "round":
+            return Value(without_signed_zeros(rounded(a.x)), bound, quantum)
+        return Value(getattr(lax, name)(a.x), bound, quantum)
 
     def halve(self, values: Sequence[Value]) -> Value:
         """Floats divided, exactly."""
