@@ -283,11 +283,11 @@ def _scan(prepare: _Preparation, instruction: Instruction) -> Step:
     made = tuple(zip(outs[num_carry:], results[num_carry:], strict=True))
     made_types = [v.type for v in instruction.outs[num_carry:]]
     order = range(length - 1, -1, -1) if reverse else range(length)
-    nothing = itertools.repeat(())
+    direction, nothing = slice(None, None, -1 if reverse else 1), itertools.repeat(())
 
     def step(f: Frame) -> None:
         begin(f)
-        xs = [f[i][::-1] if reverse else f[i] for i in taken]
+        xs = [f[i][direction] for i in taken]
         ys = [np.empty(t.shape, t.dtype) for t in made_types]
         for i, x in zip(order, zip(*xs, strict=True) if xs else nothing, strict=False):
             f[row] = x

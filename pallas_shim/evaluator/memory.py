@@ -386,6 +386,12 @@ def _index(shape: tuple[int, ...], dims: Sequence[Any]) -> Callable[..., np.ndar
     return lambda a, *leaves: a[key(*leaves)]
 
 
+def as_slice(index: Slice) -> slice:
+    """What Python has for a slice with a known start."""
+    stop = index.start + (index.size - 1) * index.stride + 1 if index.size else index.start
+    return slice(index.start, stop, index.stride)
+
+
 def _key(shape: tuple[int, ...], dims: Sequence[Any], *, to_view: bool = False) -> Any:
     """What to index an array with, or the function of the leaves that gives that. An element's
     gives a scalar, or if asked ``to_view``, a view."""
@@ -399,8 +405,7 @@ def _key(shape: tuple[int, ...], dims: Sequence[Any], *, to_view: bool = False) 
             fixed.append(None)
             moving.append((position, index.start.leaf, index.size, dim))
         elif isinstance(index, Slice):
-            stop = index.start + (index.size - 1) * index.stride + 1 if index.size else index.start
-            fixed.append(slice(index.start, stop, index.stride))
+            fixed.append(as_slice(index))
         else:
             fixed.append(index)
     while fixed and fixed[-1] == slice(0, shape[len(fixed) - 1], 1):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pallas_shim.evaluator.memory import Dynamic
+from pallas_shim.evaluator.memory import Dynamic, as_slice
 from pallas_shim.evaluator.passes.rewrite import make_instruction, with_regions
 from pallas_shim.evaluator.program import (
     PURE,
@@ -198,8 +198,7 @@ def _rows(dims: tuple[Any, ...], axis: int, walk: slice) -> Callable[[np.ndarray
     key: list[Any] = []
     for index in dims:
         if isinstance(index, Slice) and not isinstance(index.start, Dynamic):
-            stop = index.start + max(index.size - 1, 0) * index.stride + bool(index.size)
-            key.append(slice(index.start, stop, index.stride))
+            key.append(as_slice(index))
         else:
             key.append(index)
     key[axis] = walk

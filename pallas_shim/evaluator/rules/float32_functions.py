@@ -1,5 +1,5 @@
 """Functions of float32 that NumPy and SciPy compute one number at a time, made of those that they
-compute for many at once, 2 to 8 times as fast.
+compute for many at once, 3 to 5 times as fast.
 
 Each is within 4 units in the last place (ulp), as the functions that it is made of. The
 polynomials that are ours were fitted in float64 for the least largest relative error (Lawson's
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import scipy  # imports its parts at their first use, which keeps them out of most first calls
 
-from pallas_shim.evaluator.rules.elementwise_math import select_by_bits
+from pallas_shim.evaluator.rules.elementwise_math import ByDtype, select_by_bits
 
 Function = Callable[[np.ndarray], np.ndarray]
 
@@ -25,18 +25,22 @@ _ONE = np.float32(1)
 _PART = 1 << 16
 
 
+@ByDtype
 def erf(dtype: np.dtype) -> Function:
     return _erf if dtype == _FLOAT32 else lambda x: scipy.special.erf(x)
 
 
+@ByDtype
 def erf_inv(dtype: np.dtype) -> Function:
     return _erf_inv if dtype == _FLOAT32 else _erf_inv_of_float64
 
 
+@ByDtype
 def expm1(dtype: np.dtype) -> Function:
     return _expm1 if dtype == _FLOAT32 else np.expm1
 
 
+@ByDtype
 def log1p(dtype: np.dtype) -> Function:
     return _log1p if dtype == _FLOAT32 else np.log1p
 
@@ -114,9 +118,10 @@ def _log1p(x):
     result = x - (sum_ - _ONE)
     result /= sum_
     result += np.log(sum_)
-    if np.isfinite(result).all():
-        return np.copysign(result, x)
-    return np.log1p(x)
+    finite = np.isfinite(result)
+    if not finite.all():
+        result = np.where(finite, result, np.log1p(x))
+    return np.copysign(result, x)
 
 
 # Giles, "Approximating the erfinv function" (2010), single precision: the coefficients of
