@@ -196,7 +196,9 @@ def cast(value: Value, dtype: np.dtype) -> Value:
         # LLVM has +0 for a negative number times a False that was converted.
         one, zero = (jnp.full(value.shape, number, dtype) for number in (1, 0))
         return Value(lax.select(value.x, one, zero), bound, quantum)
-    return Value(lax.convert_element_type(value.x, dtype), bound, quantum)
+    # XLA makes 0 of a constant NaN, and -0 of any other.
+    x = lax.optimization_barrier(value.x) if dtype.name.startswith("float4") else value.x
+    return Value(lax.convert_element_type(x, dtype), bound, quantum)
 
 
 def fit(value: Value, shape: tuple[int, ...]) -> Value:
