@@ -16,12 +16,12 @@ def patch_pallas(pallas: ModuleType) -> Callable[[], None]:
     from pallas_shim.evaluator import rules
     from pallas_shim.jax_compat import hooks
 
-    from . import jax_jit, kernel_tracing, pallas_call, remote_kernels
+    from . import jax_jit, kernel_tracing, pallas_call, remote_kernels, traced_operators
 
     rules.load_own()
     for directory in (pallas_shim.__path__[0], __path__[0]):
         hooks.hide_frames(directory)
-    modules = (jax_jit, kernel_tracing, pallas_call, remote_kernels)
+    modules = (jax_jit, kernel_tracing, pallas_call, remote_kernels, traced_operators)
     return undo_all([module.patch(pallas) for module in modules])
 
 
