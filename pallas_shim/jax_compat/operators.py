@@ -2,8 +2,9 @@
 
 `x + y` of two traced arrays calls jnp.add, a jitted function, whose jaxpr JAX looks up and copies
 into the caller's. Of two arrays of the same type, and of an array and a Python number, that
-jaxpr is one equation, which the function of `jax.lax` adds at once: in unrolled kernels, up to a
-third of the time that tracing takes.
+jaxpr is one equation, which the function of `jax.lax` adds at once: in unrolled kernels, this
+saves up to a third of the time that tracing takes. Under a mesh, where a number may first have to
+be spread over devices, JAX goes its own way.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def _operator(
     def operator(x: Any, y: Any) -> Any:
         if type(x) is DynamicJaxprTracer:
             aval: Any = x.aval
-            if aval.dtype in dtypes and not aval.weak_type:
+            if aval.dtype in dtypes and not aval.weak_type and aval.sharding.mesh.empty:
                 if type(y) is DynamicJaxprTracer:
                     other: Any = y.aval
                     if other == aval or _is_scalar_beside(aval, other):
@@ -96,7 +97,7 @@ def _reflected(
     def operator(x: Any, y: Any) -> Any:
         if type(x) is DynamicJaxprTracer:
             aval: Any = x.aval
-            if aval.dtype in dtypes and not aval.weak_type:
+            if aval.dtype in dtypes and not aval.weak_type and aval.sharding.mesh.empty:
                 number = _number(y, aval.dtype)
                 if number is not None:
                     return function(number, x)
@@ -111,7 +112,6 @@ def _is_scalar_beside(one: Any, other: Any) -> bool:
         one.dtype == other.dtype
         and not other.weak_type
         and not (one.shape and other.shape)
-        and one.sharding.mesh.empty
         and other.sharding.mesh.empty
     )
 

@@ -58,6 +58,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "set_sharding",
         "wrap_with_sharding_op",
     ),
+    "jax._src.interpreters.partial_eval": ("DynamicJaxprTracer",),
     "jax._src.interpreters.pxla": ("get_default_device",),
     "jax._src.lax.lax": ("_ragged_dot_general_impl",),
     "jax._src.lax.linalg": (
