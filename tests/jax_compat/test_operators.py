@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -51,10 +52,16 @@ def pairs(x: Any, scalar: Any, others: Sequence[Any]) -> Iterator[tuple[Any, Any
         yield from ((x, other), (other, x), (scalar, other))
 
 
+ARRAYS = [
+    *((jnp.ones((2, 3), dtype), jnp.ones((), dtype)) for dtype in DTYPES),
+    *((jnp.full((2, 3), one), jnp.full((), one)) for one in (1, 1.0)),  # of a weak type
+]
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore")
 def test_the_jaxpr_is_that_of_jax(name):
-    for dtype in DTYPES:
+    for x, scalar in ARRAYS:
         errors: list[tuple[int, type]] = []
 
         def function(*arrays, errors=errors):
@@ -66,8 +73,7 @@ def test_the_jaxpr_is_that_of_jax(name):
                     errors.append((len(results), type(error)))
             return results
 
-        others = [jnp.ones(shape, other) for other in DTYPES for shape in ((2, 3), ())]
-        arrays = (jnp.ones((2, 3), dtype), jnp.ones((), dtype), *others)
+        arrays = (x, scalar, *itertools.chain.from_iterable(ARRAYS))
         expected = described(function, *arrays), errors.copy()
         errors.clear()
         undo = operators.shorten()
