@@ -109,7 +109,8 @@ def _reflected(
 def _is_scalar_beside(one: Any, other: Any) -> bool:
     """Whether two arrays are of one dtype, and one of them has rank 0, which lax broadcasts."""
     return (
-        one.dtype == other.dtype
+        type(one) is type(other)
+        and one.dtype == other.dtype
         and not other.weak_type
         and not (one.shape and other.shape)
         and other.sharding.mesh.empty

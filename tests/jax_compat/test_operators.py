@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 from pallas_shim import jax_compat
 from pallas_shim.jax_compat import operators
@@ -129,6 +131,28 @@ def test_explicit_shardings():
             assert described(function, x, replicated) == expected
         finally:
             undo()
+
+
+def test_what_is_no_array_is_refused_as_before():
+    def error(other):
+        def kernel(x_ref, o_ref, semaphore):
+            o_ref[...] = x_ref[0, 0] + (x_ref if other == "ref" else semaphore)
+
+        call = pl.pallas_call(
+            kernel,
+            out_shape=jax.ShapeDtypeStruct((2, 3), np.float32),
+            scratch_shapes=[pltpu.SemaphoreType.REGULAR],
+        )
+        with pytest.raises(Exception) as info:
+            jax.make_jaxpr(call)(jnp.ones((2, 3)))
+        return info.type
+
+    expected = [error("ref"), error("semaphore")]
+    undo = operators.shorten()
+    try:
+        assert [error("ref"), error("semaphore")] == expected
+    finally:
+        undo()
 
 
 def test_it_is_shorter_and_can_be_undone(monkeypatch):
