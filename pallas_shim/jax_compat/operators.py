@@ -54,15 +54,16 @@ def shorten() -> Callable[[], None]:
     """Has operators of traced arrays take the shorter way, and gives the undoing."""
     stock: dict[str, Any] = {}
 
-    def put(name: str, make: Callable[..., Any], *args: Any) -> None:
+    def put(name: str, function: Callable[..., Any], dtypes: frozenset[np.dtype]) -> None:
         before = vars(core.ShapedArray)[name]
         stock.setdefault(name, before)
-        setattr(core.ShapedArray, name, staticmethod(make(before.__func__, *args)))
+        short = _operator(before.__func__, function, dtypes)
+        setattr(core.ShapedArray, name, staticmethod(short))
 
     for name, function, dtypes in _BINARY:
-        put(f"_{name}", _operator, function, dtypes)
+        put(f"_{name}", function, dtypes)
         if name in _REFLECTED:
-            put(f"_r{name}", _reflected, function, dtypes)
+            put(f"_r{name}", lambda y, x, of=function: of(x, y), dtypes)
 
     def undo() -> None:
         for name, before in stock.items():
@@ -86,21 +87,6 @@ def _operator(
                     number = _number(y, aval.dtype)
                     if number is not None:
                         return function(x, number)
-        return stock(x, y)
-
-    return operator
-
-
-def _reflected(
-    stock: Callable[..., Any], function: Callable[..., Any], dtypes: frozenset[np.dtype]
-) -> Callable[..., Any]:
-    def operator(x: Any, y: Any) -> Any:
-        if type(x) is DynamicJaxprTracer:
-            aval: Any = x.aval
-            if aval.dtype in dtypes and not aval.weak_type and aval.sharding.mesh.empty:
-                number = _number(y, aval.dtype)
-                if number is not None:
-                    return function(number, x)
         return stock(x, y)
 
     return operator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import operator
@@ -27,6 +28,15 @@ NUMBERS = (
     0, -1, 300, 2**24 + 1, 2**31 - 1, 2**31,
     0.5, 0.1, -0.0, math.nan, -math.inf, 3.5e38, True, 1j, np.int32(3),
 )  # fmt: skip
+
+
+@contextlib.contextmanager
+def shortened() -> Iterator[None]:
+    undo = operators.shorten()
+    try:
+        yield
+    finally:
+        undo()
 
 
 def described(function: Callable[..., Any], *args: Any) -> Any:
@@ -78,11 +88,8 @@ def test_the_jaxpr_is_that_of_jax(name):
         arrays = (x, scalar, *itertools.chain.from_iterable(ARRAYS))
         expected = described(function, *arrays), errors.copy()
         errors.clear()
-        undo = operators.shorten()
-        try:
+        with shortened():
             assert (described(function, *arrays), errors) == expected
-        finally:
-            undo()
 
 
 def program(x, y):
@@ -109,11 +116,8 @@ def sharded(x, y):
 def test_transformed_functions(function):
     x = jnp.arange(6.0).reshape(2, 3)
     expected = described(function, x, x)
-    undo = operators.shorten()
-    try:
+    with shortened():
         assert described(function, x, x) == expected
-    finally:
-        undo()
 
 
 def test_explicit_shardings():
@@ -126,11 +130,8 @@ def test_explicit_shardings():
             return x * 2.0 + x, x + y, x * y[0, 0]
 
         expected = described(function, x, replicated)
-        undo = operators.shorten()
-        try:
+        with shortened():
             assert described(function, x, replicated) == expected
-        finally:
-            undo()
 
 
 def test_what_is_no_array_is_refused_as_before():
@@ -148,11 +149,8 @@ def test_what_is_no_array_is_refused_as_before():
         return info.type
 
     expected = [error("ref"), error("semaphore")]
-    undo = operators.shorten()
-    try:
+    with shortened():
         assert [error("ref"), error("semaphore")] == expected
-    finally:
-        undo()
 
 
 def test_it_is_shorter_and_can_be_undone(monkeypatch):
@@ -170,12 +168,9 @@ def test_it_is_shorter_and_can_be_undone(monkeypatch):
     def function(x):
         return 2.0 * x + x < x[0, 0] + 1
 
-    undo = operators.shorten()
-    try:
+    with shortened():
         short = described(function, jnp.ones((2, 3)))
         assert not asked
-    finally:
-        undo()
     assert described(function, jnp.ones((2, 3))) == short
     assert sorted(asked) == ["_add", "_add", "_lt", "_rmul"]
 
