@@ -102,7 +102,7 @@ TABLE: dict[str, Row] = {
     "asin": inexact(np.arcsin, complex_math.asin),
     "acos": inexact(np.arccos, complex_math.acos),
     "atan": inexact(np.arctan, complex_math.atan),
-    "atan2": reals(np.arctan2),
+    "atan2": reals(math.atan2),
     "sinh": inexact(np.sinh, complex_math.sinh),
     "cosh": inexact(np.cosh, complex_math.cosh),
     "tanh": inexact(np.tanh, complex_math.tanh),
@@ -208,7 +208,7 @@ def _round(ins, outs, *, rounding_method, **_):
 @rule("pow")
 def _pow(ins, outs, **_):
     dtype, exponent = ins[0].dtype, ins[1].dtype
-    fn = specialised(np.power, dtype, dtype)
+    fn = specialised(math.power, dtype, dtype)
     return fn if exponent == dtype else lambda x, y: fn(x, y.astype(dtype))
 
 

@@ -229,6 +229,45 @@ def logistic(dtype: np.dtype) -> Function:
 
 
 @ByDtype
+def atan2(dtype: np.dtype) -> Function:
+    """The angle of (x, y). Beside zeros, subnormals are zeros to NumPy where it computes with
+    AVX-512, and to XLA they aren't."""
+    bits = signed(dtype)
+    magnitude = bits.type(np.iinfo(bits).max)
+
+    def without_exponent(x):
+        # A subnormal is its mantissa times a constant, which changes no angle.
+        return np.copysign((x.view(bits) & magnitude).astype(dtype), x)
+
+    def angle(y, x):
+        zero = (y == 0) & (x == 0)
+        result = np.arctan2(y, x)
+        if not zero.any():
+            return result
+        y, x = without_exponent(y), without_exponent(x)
+        of_subnormals = np.arctan2(y, x)
+        if dtype == np.float32:  # of two subnormals XLA divides one by the other, as zeros
+            of_subnormals = np.where(y * x == 0, of_subnormals, dtype.type(np.nan))
+        return np.where(zero, of_subnormals, result)
+
+    return angle
+
+
+@ByDtype
+def power(dtype: np.dtype) -> Function:
+    if dtype != np.float64:
+        return np.power
+
+    def of_float64(x, y):
+        # With AVX-512, a result that is too small is 0 to NumPy, and never -0.
+        result = np.power(x, y)
+        negative = (result == 0) & (x < 0) & (np.abs(np.fmod(y, 2)) == 1)
+        return np.where(negative, -0.0, result) if negative.any() else result
+
+    return of_float64
+
+
+@ByDtype
 def rsqrt(dtype: np.dtype) -> Function:
     one = dtype.type(1)
     return lambda x: one / np.sqrt(x)
