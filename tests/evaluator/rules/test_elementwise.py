@@ -158,10 +158,22 @@ def unary_values(name, dtype):
     return x
 
 
+def pairs(dtype):
+    """`samples.pairs`, without those of which the larger depends on the processor."""
+    x, y = samples.pairs(dtype)
+    if dtype != ml_dtypes.bfloat16:
+        return x, y
+    # A subnormal beside a zero is equal to it where XLA compares with AVX-512, so that either
+    # may be the maximum.
+    tiny = ml_dtypes.finfo(dtype).tiny
+    either = (np.abs(x) < tiny) & (np.abs(y) < tiny) & ((x != 0) | (y != 0))
+    return x[~either], y[~either]
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_exact(dtype):
     check_exact(1, dtype, samples.values(dtype))
-    check_exact(2, dtype, *samples.pairs(dtype))
+    check_exact(2, dtype, *pairs(dtype))
 
 
 @pytest.mark.parametrize(("name", "dtype"), approximate(1, DTYPES))
@@ -207,7 +219,7 @@ def test_pow_of_integers(dtype):
 
 @pytest.mark.parametrize("dtype", (*samples.FLOATS, *samples.INTEGERS), ids=str)
 def test_clamp(dtype):
-    x, high = samples.pairs(dtype)
+    x, high = pairs(dtype)
     low = high[::-1].copy()
     check_rule(lax.clamp, low, x, high)
     check_rule(lax.clamp, dtype.type(1), x, dtype.type(5))
