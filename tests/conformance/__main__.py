@@ -93,8 +93,8 @@ def run_file(
         ran = subprocess.run(
             command, env=environment, cwd=checkout / "tests", capture_output=True, text=True
         )
-    # 0: all passed; 1: some failed; 5: none was left to run.
-    if ran.returncode not in (0, 1, 5):
+    # 0: all passed; 1: some failed, or a file couldn't be imported; 5: none was left to run.
+    if ran.returncode not in (0, 1, 5) or "ERROR collecting" in ran.stdout:
         print(ran.stdout[-4000:], ran.stderr[-4000:], sep="\n", file=sys.stderr)
         raise SystemExit(f"pytest couldn't run {path}: exit status {ran.returncode}")
 

@@ -54,7 +54,8 @@ def run(tmp_path):
             "--keep", str(tmp_path / "kept"), "--out", str(tmp_path / "out.md"),
             "--seconds", "15", "--jobs", "1", "--only", "ops_test", "--no-stock", *arguments,
         ]  # fmt: skip
-        subprocess.run(command, env={**os.environ, **environment}, check=True)
+        environment = {**os.environ, **environment}
+        subprocess.run(command, env=environment, check=True, stderr=subprocess.PIPE, text=True)
         return (tmp_path / "out.md").read_text()
 
     return run
@@ -103,6 +104,15 @@ def test_every_test_has_a_result(run, tmp_path):
     assert failed["hangs"] == ["1", "not run", ended]
     assert "not \\| fixed" in failed["fails"][2]
     assert row(document, "for a reason") == ["for a reason", "1"]
+
+
+def test_a_file_that_cannot_be_imported_is_no_result(run, tmp_path):
+    file = tmp_path / "checkout/tests/pallas/ops_test.py"
+    file.write_text("import of_no_such_name\n")
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        run()
+    assert "pytest couldn't run" in error.value.stderr
+    assert "No module named 'of_no_such_name'" in error.value.stderr
 
 
 def test_what_failed_runs_again_and_the_rest_does_not(run, tmp_path):
