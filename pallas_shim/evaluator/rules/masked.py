@@ -15,7 +15,7 @@ import numpy as np
 
 from pallas_shim.evaluator import memory
 from pallas_shim.evaluator.program import Value
-from pallas_shim.evaluator.rules import state
+from pallas_shim.evaluator.rules import array_indices, state
 from pallas_shim.evaluator.rules.registry import batch_form, lowering_rule, rule
 from pallas_shim.jax_compat import state as jax_state
 
@@ -112,13 +112,25 @@ class _Place(NamedTuple):
     known: bool
 
 
-def _place(lowering, access: jax_state.Load | jax_state.Store, shape) -> _Place | None:
-    """None for what is left to `state`: arrays as indices, strides, checked memory, keys."""
+class _Elements(NamedTuple):
+    """Where an access goes that has arrays of indices."""
+
+    ref: Value
+    indices: array_indices.Indices
+
+
+def _place(
+    lowering, access: jax_state.Load | jax_state.Store, shape
+) -> _Place | _Elements | None:
+    """None for what is left to `state`: arrays beside slices, strides, checked memory, keys."""
     ref = access.view.ref
     if lowering.checked is not None or ref.type.key_ndim:
         return None
     if access.mask is not None and not _spreads(access.mask.type.shape, shape):
         return None
+    indices = array_indices.indices(lowering, access.view, shape)
+    if indices:
+        return _Elements(ref, indices)
     try:
         path, leaves = state.path_of(access.view)
         around, outer = path, leaves
@@ -138,7 +150,9 @@ def _place(lowering, access: jax_state.Load | jax_state.Store, shape) -> _Place 
     return _Place(ref, starts, sizes, leaves, path, around, len(outer), known)
 
 
-def _read(lowering, place: _Place, out) -> Value:
+def _read(lowering, place: _Place | _Elements, out) -> Value:
+    if isinstance(place, _Elements):
+        return state.load_elements(lowering, place.ref, place.indices, out)
     if place.known:
         return state.load(lowering, place.ref, place.path, place.leaves, out)
     whole = _whole(lowering, place)
@@ -149,7 +163,10 @@ def _read(lowering, place: _Place, out) -> Value:
     return _reshaped(lowering, part, out)
 
 
-def _write(lowering, place: _Place, value: Value) -> None:
+def _write(lowering, place: _Place | _Elements, value: Value) -> None:
+    if isinstance(place, _Elements):
+        state.store_elements(lowering, place.ref, place.indices, value)
+        return
     if place.known:
         state.store(lowering, place.ref, place.path, place.leaves, value)
         return

@@ -13,6 +13,7 @@ import numpy as np
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import bounds, memory
 from pallas_shim.evaluator.program import ArrayType, Effects, KeyType, Operation, RefType, Value
+from pallas_shim.evaluator.rules import array_indices
 from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule
 from pallas_shim.jax_compat import state
 
@@ -200,6 +201,18 @@ def _store_inside(lowering, ref: Value, path: memory.Path, leaves, value: Value)
     )
 
 
+def load_elements(lowering, ref: Value, at: array_indices.Indices, out: ArrayType) -> Value:
+    """Emits a load of what `array_indices.indices` found."""
+    whole = load(lowering, ref, (), (), ref.ref.contents)
+    return array_indices.gathered(lowering, whole, at, out)
+
+
+def store_elements(lowering, ref: Value, at: array_indices.Indices, value: Value) -> None:
+    """Emits a store to what `array_indices.indices` found."""
+    whole = load(lowering, ref, (), (), ref.ref.contents)
+    store(lowering, ref, (), (), array_indices.scattered(lowering, whole, at, value))
+
+
 def _nothing(fn):
     def run(*args):
         fn(*args)
@@ -273,6 +286,9 @@ def get(lowering, eqn, ins):
     try:
         access = state.load(eqn, ins)
         _require_near(lowering, eqn)
+        elements = array_indices.indices(lowering, access.view, out.shape)
+        if elements and access.mask is None:
+            return [load_elements(lowering, access.view.ref, elements, out)]
         if access.mask is not None or _may_stick_out(lowering, eqn, access):
             raise NotBasic
         return [load(lowering, *_basic(lowering, access.view), out)]
@@ -290,6 +306,11 @@ def swap(lowering, eqn, ins):
         _require_near(lowering, eqn)
         if lowering.checked is not None and access.mask is not None:
             return [_checked_masked_swap(lowering, access, out)]
+        elements = array_indices.indices(lowering, access.view, out.shape)
+        if elements and access.mask is None:
+            before = load_elements(lowering, access.view.ref, elements, out)
+            store_elements(lowering, access.view.ref, elements, access.value)
+            return [before]
         if access.mask is not None or _may_stick_out(lowering, eqn, access):
             raise NotBasic
         ref, path, leaves = _basic(lowering, access.view)

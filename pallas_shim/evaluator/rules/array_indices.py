@@ -1,0 +1,122 @@
+"""Arrays of indices in refs: as JAX discharges them, which takes it milliseconds of tracing for
+each load or store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax import lax
+
+from pallas_shim.evaluator.program import ArrayType, Value
+from pallas_shim.jax_compat import state
+
+_INT32, _BOOL = np.dtype(np.int32), np.dtype(np.bool_)
+
+
+class Along(NamedTuple):
+    """The places along one dimension of a ref. ``axes`` are those of the result that the array's
+    are; ``known``: the places are none from the end."""
+
+    array: Value
+    axes: tuple[int, ...]
+    known: bool
+
+
+Indices = Sequence[Along]
+
+
+def indices(lowering, view: state.RefView, shape: tuple[int, ...]) -> Indices | None:
+    """The places of each dimension of a ref, where there is an array of the result's ``shape``
+    for each dimension, or one vector beside slices; None for any other view."""
+    type = view.ref.type
+    if lowering.checked is not None or type.key_ndim or 0 in type.shape or not shape:
+        return None
+    if len(view.steps) != 1 or not isinstance(view.steps[0], state.Index):
+        return None
+    dims = view.steps[0].dims
+    if all(_is_array(dim, shape) for dim in dims):
+        return [Along(dim, tuple(range(len(shape))), False) for dim in dims]
+    vectors = [axis for axis, dim in enumerate(dims) if not isinstance(dim, state.Slice)]
+    if len(vectors) != 1 or len(dims) != len(shape):
+        return None
+    found = []
+    for axis, (dim, size) in enumerate(zip(dims, type.shape, strict=True)):
+        if isinstance(dim, state.Slice):
+            inside = _in_slice(dim, size)
+            if inside is None:
+                return None
+            found.append(Along(lowering.const(inside), (axis,), True))
+        elif _is_array(dim, (shape[axis],)):
+            found.append(Along(dim, (axis,), False))
+        else:
+            return None
+    return found
+
+
+def _is_array(dim: Any, shape: tuple[int, ...]) -> bool:
+    return isinstance(dim, Value) and dim.type == ArrayType(shape, _INT32)
+
+
+def _in_slice(dim: state.Slice, size: int) -> np.ndarray | None:
+    """What a slice consists of, if that is known and inside."""
+    if not isinstance(dim.start, int):
+        return None
+    places = dim.start + dim.stride * np.arange(dim.size, dtype=np.int32)
+    return places if not places.size or 0 <= places[0] and places[-1] < size else None
+
+
+def gathered(lowering, array: Value, indices: Indices, out: ArrayType) -> Value:
+    """The elements of an array at these places."""
+    axes = tuple(range(len(indices)))
+    numbers = lax.GatherDimensionNumbers(
+        offset_dims=(), collapsed_slice_dims=axes, start_index_map=axes
+    )
+    params = {
+        "dimension_numbers": numbers, "slice_sizes": (1,) * len(axes), "fill_value": None,
+        "mode": lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+        "indices_are_sorted": False, "unique_indices": False,
+    }  # fmt: skip
+    places = _places(lowering, indices, array.type.shape, out.shape)
+    (elements,) = lowering.apply("gather", [array, places], [out], params)
+    return elements
+
+
+def scattered(lowering, array: Value, indices: Indices, value: Value) -> Value:
+    """The array with ``value`` at these places, where they are inside."""
+    axes = tuple(range(len(indices)))
+    numbers = lax.ScatterDimensionNumbers(
+        update_window_dims=(), inserted_window_dims=axes, scatter_dims_to_operand_dims=axes
+    )
+    params = {
+        "dimension_numbers": numbers, "update_jaxpr": None, "update_consts": (),
+        "mode": lax.GatherScatterMode.FILL_OR_DROP,
+        "indices_are_sorted": False, "unique_indices": False,
+    }  # fmt: skip
+    places = _places(lowering, indices, array.type.shape, value.type.shape)
+    (changed,) = lowering.apply("scatter", [array, places, value], [array.type], params)
+    return changed
+
+
+def _places(
+    lowering, indices: Indices, dims: Sequence[int], shape: tuple[int, ...]
+) -> Value:
+    """Coordinates along a last axis, negative ones counted from the end."""
+    column = ArrayType((*shape, 1), _INT32)
+    zero = lowering.const(np.int32(0))
+    columns = []
+    for (index, axes, known), dim in zip(indices, dims, strict=True):
+        if not known:
+            is_negative = ArrayType(index.type.shape, _BOOL)
+            (from_end,) = lowering.apply("lt", [index, zero], [is_negative], {})
+            size = lowering.const(np.int32(dim))
+            (moved,) = lowering.apply("add", [index, size], [index.type], {})
+            (index,) = lowering.apply("select_n", [from_end, index, moved], [index.type], {})
+        spread = {"shape": column.shape, "broadcast_dimensions": axes, "sharding": None}
+        columns += lowering.apply("broadcast_in_dim", [index], [column], spread)
+    if len(columns) == 1:
+        return columns[0]
+    together = ArrayType((*shape, len(columns)), _INT32)
+    (places,) = lowering.apply("concatenate", columns, [together], {"dimension": len(shape)})
+    return places
