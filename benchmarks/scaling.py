@@ -194,6 +194,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--quick", action="store_true", help="smaller sizes")
     parser.add_argument("--docs", type=pathlib.Path, metavar="DIR", help="writes scaling.md there")
     options = parser.parse_args(arguments)
+    sys.path.append(str(pathlib.Path(__file__).parents[1]))  # of pallas_shim, if not installed
     sizes = (300, 1000, 3000) if options.quick else (1000, 10_000, 100_000)
     most = 12 if options.quick else 16
     powers = range(4, most + 1, 4)
