@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from pallas_shim.evaluator.rules.elementwise_math import atan2
+
 Function = Callable[[Any], Any]
 
 
@@ -98,7 +100,9 @@ def log1p(z):
     x, y = wide.real, wide.imag
     near = np.log1p(x * (2 + x) + y * y) / 2
     real = np.where(np.abs(wide) < 0.5, near, np.log(np.abs(1 + wide)))
-    return _nowhere(_joined(real, np.arctan2(y, 1 + x), z.dtype), np.isnan(z))
+    # Not widened: what is subnormal would be zero before it is wide.
+    angle = atan2.of(z.real.dtype)(z.imag, 1 + z.real)
+    return _nowhere(_joined(real, angle, z.dtype), np.isnan(z))
 
 
 def divide(z, w):

@@ -259,7 +259,7 @@ def power(dtype: np.dtype) -> Function:
         return np.power
 
     def of_float64(x, y):
-        # With AVX-512, a result that is too small is 0 to NumPy, and never -0.
+        # With AVX-512, NumPy gives 0 for some results that are too small and negative.
         result = np.power(x, y)
         negative = (result == 0) & (x < 0) & (np.abs(np.fmod(y, 2)) == 1)
         return np.where(negative, -0.0, result) if negative.any() else result

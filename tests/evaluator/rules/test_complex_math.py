@@ -7,7 +7,7 @@ from jax import lax
 
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
-from tests.oracle import x64
+from tests.oracle import check_rule, x64
 
 PARTS = [0.0, -0.0, 1.0, -1.0, 2.5, -2.5, np.inf, -np.inf, np.nan, 0.25, 20.0]
 UNARY = (
@@ -56,3 +56,11 @@ def test_special_values(dtype):
         finite = np.isfinite(expected)
         error = np.abs(got[finite] - expected[finite])
         assert (error <= 100 * np.finfo(dtype).eps * np.abs(expected[finite])).all(), name
+
+
+@pytest.mark.parametrize("dtype", (np.complex64, np.complex128))
+def test_log1p_of_minus_one_and_a_subnormal_part(dtype):
+    tiny = np.finfo(dtype).smallest_subnormal * 1000
+    z = np.empty(4, dtype)
+    z.real, z.imag = -1, [tiny, -tiny, 0.0, -0.0]
+    check_rule(lambda z: lax.imag(lax.log1p(z)), z, ulp=1)
