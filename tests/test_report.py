@@ -68,6 +68,24 @@ def test_a_kernel_on_cores_is_the_users(shim):
     assert row["source"].startswith(f"{__file__}:")
 
 
+@pytest.mark.skipif(not hasattr(pl, "kernel"), reason="JAX < 0.10 refuses such a kernel")
+def test_a_pipeline_that_is_the_kernel_has_the_users_source(shim):
+    """Called outside any jit, nothing but what the pipeline's body does has the user's frames."""
+    x = np.ones((16, 128), np.float32)
+    block = pl.BlockSpec((8, 128), lambda i: (i, 0))
+    pipeline = pltpu.emit_pipeline(double_kernel, grid=(2,), in_specs=[block], out_specs=[block])
+    anywhere = pl.BlockSpec(memory_space=pl.ANY)
+    doubled = pl.pallas_call(
+        pipeline,
+        in_specs=[anywhere],
+        out_specs=anywhere,
+        out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
+        interpret=True,
+    )(x)
+    np.testing.assert_array_equal(doubled, 2 * x)
+    assert only_row()["source"].startswith(f"{double_kernel.__code__.co_filename}:")
+
+
 def test_kernels_of_one_function_share_its_costs(shim):
     jax.jit(lambda x: double(gridded(x)))(jnp.ones((4, 6)))
     rows = shim.rows()

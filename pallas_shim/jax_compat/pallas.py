@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -123,14 +124,21 @@ def kernel_name(eqn: Any) -> str:
 
 
 def kernel_source(eqn: Any) -> str | None:
-    """Where the kernel function is defined. JAX makes a function of its own of a core_map: then
-    where it is called, or else where what it does first is written."""
+    """Where the kernel function is defined. JAX makes a function of its own of a core_map and of a
+    pipeline: then where it is called, or else where the first of it that the user wrote is."""
     kernel = kernel_jaxpr(eqn)
     _, at, where = kernel.debug_info.func_src_info.partition(" at ")
     if at and not where.startswith(_INSIDE):
         return where
-    first = (inner.source_info for inner in open_jaxpr(kernel)[0].eqns[:1])
-    return next(filter(None, map(user_source, (eqn.source_info, *first))), None)
+    sources = (inner.source_info for inner in itertools.chain((eqn,), _equations(kernel)))
+    return next(filter(None, map(user_source, sources)), None)
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    for eqn in open_jaxpr(jaxpr)[0].eqns:
+        yield eqn
+        for inner in core.jaxprs_in_params(eqn.params):
+            yield from _equations(inner)
 
 
 _INSIDE = os.path.join(os.path.dirname(tree_util.__file__), "")
