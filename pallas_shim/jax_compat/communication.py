@@ -10,6 +10,7 @@ from jax._src import core
 from jax._src.pallas import pallas_call as jax_pallas_call
 
 from pallas_shim.jax_compat import state
+from pallas_shim.jax_compat.jaxprs import equations
 
 try:
     from jax._src.pallas import mpmd
@@ -75,11 +76,8 @@ def _on_devices(device_id: Any, axes: set[Any]) -> bool:
 
 def _device_ids(jaxpr: Any) -> Iterator[Any]:
     """The device ids of copies and signals in a jaxpr and in those inside it."""
-    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+    for eqn in equations(jaxpr):
         if eqn.primitive.name in ("dma_start", "dma_wait", "semaphore_signal"):
             device_id = state.device_id(eqn, eqn.invars)
             if device_id is not None:
                 yield device_id
-            continue
-        for inner in core.jaxprs_in_params(eqn.params):
-            yield from _device_ids(inner)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,6 +74,14 @@ def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     if _CLOSED is not None and isinstance(jaxpr, _CLOSED):
         return jaxpr.jaxpr, jaxpr.consts
     return jaxpr, getattr(jaxpr, "consts", ())
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """The equations of a jaxpr, each followed by those of the jaxprs inside it."""
+    for eqn in open_jaxpr(jaxpr)[0].eqns:
+        yield eqn
+        for inner in core.jaxprs_in_params(eqn.params):
+            yield from equations(inner)
 
 
 def primitive_name(primitive: Any) -> str:

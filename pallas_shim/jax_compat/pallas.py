@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from jax._src.pallas import hlo_interpreter
 from jax._src.state import indexing
 
 from pallas_shim.jax_compat.checked import CheckedMemory, checked_memory, in_hbm
-from pallas_shim.jax_compat.jaxprs import open_jaxpr, user_source
+from pallas_shim.jax_compat.jaxprs import equations, user_source
 
 
 class BlockDim(NamedTuple):
@@ -130,15 +130,8 @@ def kernel_source(eqn: Any) -> str | None:
     _, at, where = kernel.debug_info.func_src_info.partition(" at ")
     if at and not where.startswith(_INSIDE):
         return where
-    sources = (inner.source_info for inner in itertools.chain((eqn,), _equations(kernel)))
+    sources = (inner.source_info for inner in itertools.chain((eqn,), equations(kernel)))
     return next(filter(None, map(user_source, sources)), None)
-
-
-def _equations(jaxpr: Any) -> Iterator[Any]:
-    for eqn in open_jaxpr(jaxpr)[0].eqns:
-        yield eqn
-        for inner in core.jaxprs_in_params(eqn.params):
-            yield from _equations(inner)
 
 
 _INSIDE = os.path.join(os.path.dirname(tree_util.__file__), "")
@@ -256,13 +249,7 @@ _WAITING = frozenset(
 
 
 def _core_function(eqn: Any, mesh: Any, jaxpr: Any) -> CoreFunction:
-    waits, for_device = next(_waits(jaxpr), None), not eqn.params.get("interpret", False)
+    names = (inner.primitive.name for inner in equations(jaxpr))
+    waits = next((name for name in names if name in _WAITING), None)
+    for_device = not eqn.params.get("interpret", False)
     return CoreFunction(dict(mesh.shape), jaxpr, waits, checked_memory(eqn), for_device)
-
-
-def _waits(jaxpr: Any) -> Iterator[str]:
-    for eqn in open_jaxpr(jaxpr)[0].eqns:
-        if eqn.primitive.name in _WAITING:
-            yield eqn.primitive.name
-        for inner in core.jaxprs_in_params(eqn.params):
-            yield from _waits(inner)

@@ -334,6 +334,36 @@ def emitted_pipeline_with_uneven_blocks():
     return f, (x,), 2 * x
 
 
+@case(tpu=True)
+def what_a_pipelines_block_has_beyond_its_array():
+    """Zeros: kernels mask one operand of a product, and rely on finite numbers in the other. The
+    second block is copied over numbers of the first."""
+
+    def kernel(x, y, out):
+        def body(x, y, out):
+            rows = jax.lax.broadcasted_iota(jnp.int32, y.shape, 0) + 128 * pl.program_id(0)
+            y = jnp.where(rows < 200, y[...], 0)
+            out[...] = jnp.dot(x[...], y, preferred_element_type=jnp.float32)
+            out[:, 100:] = x[:, 100:]
+
+        pltpu.emit_pipeline(
+            body,
+            grid=(2,),
+            in_specs=[
+                pl.BlockSpec((16, 128), lambda i: (0, i)),
+                pl.BlockSpec((128, 128), lambda i: (i, 0)),
+            ],
+            out_specs=[pl.BlockSpec((16, 128), lambda i: (0, i))],
+        )(x, y, out)
+
+    f = pallas_call(kernel, struct(16, 256), in_specs=[ANY, ANY], out_specs=ANY)
+    x, y = floats(0, 16, 200).round(), floats(1, 200, 128).round()
+    want = np.hstack([x[:, :128] @ y[:128], x[:, 128:] @ y[128:]])
+    want[:, 100:128] = x[:, 100:128]
+    want[:, 228:] = 0
+    return f, (x, y), want
+
+
 @case()
 def copies_of_dynamic_size():
     """JAX's interpreter refuses them. A copy goes as far as both arrays do."""

@@ -155,7 +155,8 @@ def _dynamic_size(lowering, view: state.RefView):
 
 
 def _copy_cut_off(lowering, dma: state.Dma) -> None:
-    """Copies what lies inside both refs."""
+    """Copies what lies inside both refs. What the source lacks is zero: on a TPU it is the padding
+    of the array to whole tiles, which its owners multiply with zeros and want finite."""
     (src_path, src_leaves), (dst_path, dst_leaves) = map(_path_of_any_size, (dma.src, dma.dst))
     src, dst = dma.src.ref, dma.dst.ref
     source = memory.Cut(src.type.shape, src.type.dtype, src_path)
@@ -169,7 +170,12 @@ def _copy_cut_off(lowering, dma: state.Dma) -> None:
 
         def put(into):
             both = tuple(map(slice, map(min, given.shape, into.shape)))
-            into[both] = into[both] + given[both] if add else given[both]
+            if add:
+                into[both] += given[both]
+                return
+            if into.shape != given.shape:
+                into[...] = 0
+            into[both] = given[both]
 
         target.change(dst, leaves[count:], put)
         return ()
