@@ -26,7 +26,7 @@ from pallas_shim.evaluator.program import (
     Region,
     Value,
 )
-from pallas_shim.evaluator.rules import state as state_rules
+from pallas_shim.evaluator.rules import refs
 from pallas_shim.evaluator.rules.registry import Unsupported
 from pallas_shim.evaluator.windows import Windows
 from pallas_shim.jax_compat import CheckedMemory
@@ -63,10 +63,10 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
         cell_start = len(lowering.body)
         starts = [lowering.inline(b.index_map, [*indices, *prefetch]) for b in call.blocks]
         if windows is not None:
-            refs = windows.refs()
+            blocks = windows.refs()
             with lowering.block() as body:
-                lowering.inline(call.jaxpr, [*prefetch, *refs, *scratch], closed_over)
-            windows.define(refs, indices, starts, written_roots(body, refs))
+                lowering.inline(call.jaxpr, [*prefetch, *blocks, *scratch], closed_over)
+            windows.define(blocks, indices, starts, written_roots(body, blocks))
             lowering.body.extend(body)
             return
         views = [
@@ -84,7 +84,7 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
             changed = written_roots(lowering.body[body_start:], prefetch)
             with lowering.block() as first:
                 for ref in changed:
-                    state_rules.store(lowering, ref, (), (), arrays[prefetch.index(ref)])
+                    refs.store(lowering, ref, (), (), arrays[prefetch.index(ref)])
             lowering.body[cell_start:cell_start] = first
 
     local = [i for i in range(len(call.grid)) if i not in call.vmapped_dims]
@@ -178,9 +178,9 @@ def lower_cells(
     return first + cells
 
 
-def written_roots(body: Sequence[Instruction], refs: Sequence[Value]) -> set[Value]:
-    """Which of the refs are written, directly or through views, by these instructions."""
-    root: dict[Value, Value] = {ref: ref for ref in refs}
+def written_roots(body: Sequence[Instruction], roots: Sequence[Value]) -> set[Value]:
+    """Which of some refs are written, directly or through views, by these instructions."""
+    root: dict[Value, Value] = {ref: ref for ref in roots}
     written = set()
     for instruction in Region((), tuple(body), ()).walk():
         if instruction.outs and isinstance(instruction.outs[0].type, RefType) and instruction.ins:
@@ -217,8 +217,8 @@ def _synchronise(
             continue
         block, view = call.blocks[source], views[source]
         mirror = _block(lowering, buffers[target], block.dims, starts[source], view.ref)
-        value = state_rules.load(lowering, view, (), (), view.ref.contents)
-        state_rules.store(lowering, mirror, (), (), value)
+        value = refs.load(lowering, view, (), (), view.ref.contents)
+        refs.store(lowering, mirror, (), (), value)
 
 
 # -- buffers ----------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ from pallas_shim.evaluator.program import (
     Region,
     Value,
 )
-from pallas_shim.evaluator.rules import state
+from pallas_shim.evaluator.rules import refs
 
 # A stack of more bytes than this leaves the cache between two instructions.
 _LARGEST_STACK = 1 << 20
@@ -262,7 +262,7 @@ class _Grid:
         for root in proven.private:
             type = root.ref._replace(shape=(*layout.sizes, *root.ref.shape))
             private[root] = Value(type)
-            made = state.allocation(type, 0)  # each cell stores before it reads
+            made = refs.allocation(type, 0)  # each cell stores before it reads
             before.append(make_instruction((made, (), (private[root],), (), source)))
         written = set(self.footprints.written)
         emission = Emission(

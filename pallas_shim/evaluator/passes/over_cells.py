@@ -30,7 +30,7 @@ from pallas_shim.evaluator.program import (
     Value,
 )
 from pallas_shim.evaluator.rules import cells as cell_rules
-from pallas_shim.evaluator.rules import state
+from pallas_shim.evaluator.rules import refs
 from pallas_shim.evaluator.rules.registry import BATCH_FORMS
 from pallas_shim.jax_compat.state import Index, Reshape, Slice, Transpose
 
@@ -276,7 +276,7 @@ class StraightLine(abc.ABC):
         if ins or "fill" not in operation.params:
             raise self.give_up()
         lead = self.layout.lead
-        made = state.allocation(self._ref_type(out.type, lead), operation.params["fill"])
+        made = refs.allocation(self._ref_type(out.type, lead), operation.params["fill"])
         self._set((out,), self.emit(made, ()), lead)
 
     def _view(self, instruction: Instruction) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from pallas_shim.evaluator.program import ArrayType, Value
+from pallas_shim.evaluator.rules import refs
 from pallas_shim.jax_compat import state
 
 _INT32, _BOOL = np.dtype(np.int32), np.dtype(np.bool_)
@@ -67,8 +68,19 @@ def _in_slice(dim: state.Slice, size: int) -> np.ndarray | None:
     return places if not places.size or 0 <= places[0] and places[-1] < size else None
 
 
-def gathered(lowering, array: Value, indices: Indices, out: ArrayType) -> Value:
-    """The elements of an array at these places."""
+def load(lowering, ref: Value, indices: Indices, out: ArrayType) -> Value:
+    """Emits a load of the elements at these places."""
+    whole = refs.load(lowering, ref, (), (), ref.ref.contents)
+    return _gathered(lowering, whole, indices, out)
+
+
+def store(lowering, ref: Value, indices: Indices, value: Value) -> None:
+    """Emits a store of ``value`` to these places, where they are inside."""
+    whole = refs.load(lowering, ref, (), (), ref.ref.contents)
+    refs.store(lowering, ref, (), (), _scattered(lowering, whole, indices, value))
+
+
+def _gathered(lowering, array: Value, indices: Indices, out: ArrayType) -> Value:
     axes = tuple(range(len(indices)))
     numbers = lax.GatherDimensionNumbers(
         offset_dims=(), collapsed_slice_dims=axes, start_index_map=axes
@@ -83,8 +95,7 @@ def gathered(lowering, array: Value, indices: Indices, out: ArrayType) -> Value:
     return elements
 
 
-def scattered(lowering, array: Value, indices: Indices, value: Value) -> Value:
-    """The array with ``value`` at these places, where they are inside."""
+def _scattered(lowering, array: Value, indices: Indices, value: Value) -> Value:
     axes = tuple(range(len(indices)))
     numbers = lax.ScatterDimensionNumbers(
         update_window_dims=(), inserted_window_dims=axes, scatter_dims_to_operand_dims=axes

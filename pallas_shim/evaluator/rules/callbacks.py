@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from pallas_shim.evaluator.program import Effects, RefType
-from pallas_shim.evaluator.rules import state as state_rules
+from pallas_shim.evaluator.rules import refs
 from pallas_shim.evaluator.rules.registry import lowering_rule
 from pallas_shim.jax_compat import callbacks
 
@@ -18,7 +18,7 @@ def _callback(lowering, eqn, ins):
     host = callbacks.host_function(eqn)
     types = [lowering.type(v.aval) for v in eqn.outvars]
     values = [
-        state_rules.load(lowering, v, (), (), v.ref.contents)
+        refs.load(lowering, v, (), (), v.ref.contents)
         if isinstance(v.type, RefType)
         else v
         for v in ins

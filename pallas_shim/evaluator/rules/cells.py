@@ -17,8 +17,8 @@ import numpy as np
 from pallas_shim.evaluator import grid, memory
 from pallas_shim.evaluator.lower import specialise
 from pallas_shim.evaluator.program import PURE, ArrayType, Operation, RefType, Type
+from pallas_shim.evaluator.rules.refs import READS_FIRST, UPDATES_FIRST, WRITES_FIRST
 from pallas_shim.evaluator.rules.registry import rule
-from pallas_shim.evaluator.rules.state import READS_FIRST, UPDATES_FIRST, WRITES_FIRST
 from pallas_shim.jax_compat.state import Index, Slice
 
 Lead = tuple[int, ...] | None

@@ -9,7 +9,7 @@ import numpy as np
 
 from pallas_shim.evaluator import memory
 from pallas_shim.evaluator.program import ArrayType, Effects, RefType, Value
-from pallas_shim.evaluator.rules import state as state_rules
+from pallas_shim.evaluator.rules import refs
 from pallas_shim.evaluator.rules.registry import Unsupported
 from pallas_shim.jax_compat import state
 
@@ -54,8 +54,8 @@ def rows(view: state.RefView) -> Rows:
 
 def _path(view: state.RefView) -> tuple[memory.Path, list[Value]]:
     try:
-        return state_rules.path_of(view)
-    except state_rules.NotBasic:
+        return refs.path_of(view)
+    except refs.NotBasic:
         raise Unsupported("dma_start", "array indices beside others in its ref") from None
 
 
@@ -191,4 +191,4 @@ def _loaded(lowering, indices: Value | state.RefView) -> Value:
         indices = state.RefView(indices, ())
     path, leaves = _path(indices)
     type = ArrayType(*_indices_type(indices))
-    return state_rules.load(lowering, indices.ref, path, leaves, type)
+    return refs.load(lowering, indices.ref, path, leaves, type)

@@ -15,7 +15,7 @@ import numpy as np
 
 from pallas_shim.evaluator import memory
 from pallas_shim.evaluator.program import Value
-from pallas_shim.evaluator.rules import array_indices, state
+from pallas_shim.evaluator.rules import array_indices, refs, state
 from pallas_shim.evaluator.rules.registry import batch_form, lowering_rule, rule
 from pallas_shim.jax_compat import state as jax_state
 
@@ -132,11 +132,11 @@ def _place(
     if indices:
         return _Elements(ref, indices)
     try:
-        path, leaves = state.path_of(access.view)
+        path, leaves = refs.path_of(access.view)
         around, outer = path, leaves
         if path and isinstance(path[-1], jax_state.Index):
-            around, outer = state.path_of(access.view._replace(steps=access.view.steps[:-1]))
-    except state.NotBasic:
+            around, outer = refs.path_of(access.view._replace(steps=access.view.steps[:-1]))
+    except refs.NotBasic:
         return None
     whole, _ = memory.viewed_type(ref.type.shape, ref.type.dtype, around)
     dims = tuple(jax_state.Slice(0, dim, 1) for dim in whole)
@@ -152,9 +152,9 @@ def _place(
 
 def _read(lowering, place: _Place | _Elements, out) -> Value:
     if isinstance(place, _Elements):
-        return state.load_elements(lowering, place.ref, place.indices, out)
+        return array_indices.load(lowering, place.ref, place.indices, out)
     if place.known:
-        return state.load(lowering, place.ref, place.path, place.leaves, out)
+        return refs.load(lowering, place.ref, place.path, place.leaves, out)
     whole = _whole(lowering, place)
     fill = memory.filler(out.dtype)
     params = {"starts": place.starts, "sizes": place.sizes, "fill": fill}
@@ -165,10 +165,10 @@ def _read(lowering, place: _Place | _Elements, out) -> Value:
 
 def _write(lowering, place: _Place | _Elements, value: Value) -> None:
     if isinstance(place, _Elements):
-        state.store_elements(lowering, place.ref, place.indices, value)
+        array_indices.store(lowering, place.ref, place.indices, value)
         return
     if place.known:
-        state.store(lowering, place.ref, place.path, place.leaves, value)
+        refs.store(lowering, place.ref, place.path, place.leaves, value)
         return
     whole = _whole(lowering, place)
     params = {"starts": place.starts, "sizes": place.sizes}
@@ -176,14 +176,14 @@ def _write(lowering, place: _Place | _Elements, value: Value) -> None:
     (changed,) = lowering.apply(
         "update_sticking_out", [whole, part, *place.leaves], [whole.type], params
     )
-    state.store(lowering, place.ref, place.around, place.leaves[: place.outer], changed)
+    refs.store(lowering, place.ref, place.around, place.leaves[: place.outer], changed)
 
 
 def _whole(lowering, place: _Place) -> Value:
     contents = place.ref.ref.contents
     shape, dtype = memory.viewed_type(contents.shape, contents.dtype, place.around)
     type = contents._replace(shape=shape, dtype=dtype)
-    return state.load(lowering, place.ref, place.around, place.leaves[: place.outer], type)
+    return refs.load(lowering, place.ref, place.around, place.leaves[: place.outer], type)
 
 
 def _reshaped(lowering, value: Value, out) -> Value:

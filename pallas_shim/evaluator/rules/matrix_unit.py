@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from pallas_shim.evaluator.program import ArrayType, RefType, Type, Value
-from pallas_shim.evaluator.rules import scalar_types
-from pallas_shim.evaluator.rules import state as state_rules
+from pallas_shim.evaluator.rules import refs, scalar_types
 from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule
 from pallas_shim.jax_compat import state
 
@@ -33,7 +32,7 @@ def _register(lowering, primitive: str, key: Any, type: RefType | None = None) -
 
 
 def _whole(lowering, ref: Value) -> Value:
-    return state_rules.load(lowering, ref, (), (), ref.ref.contents)
+    return refs.load(lowering, ref, (), (), ref.ref.contents)
 
 
 @lowering_rule("matmul_push_rhs")
@@ -45,7 +44,7 @@ def _push_rhs(lowering, eqn, ins):
     key = ("mxu staged", p["mxu_index"], p["staging_register"])
     type = RefType(rhs.type.shape, rhs.type.dtype, "mxu")
     ref = _register(lowering, "matmul_push_rhs", key, type)
-    state_rules.store(lowering, ref, (), (), rhs)
+    refs.store(lowering, ref, (), (), rhs)
     return []
 
 
@@ -56,7 +55,7 @@ def _loaded_rhs(lowering, unit: int, staged: int | None) -> Value:
         return _whole(lowering, _register(lowering, primitive, key))
     source = _register(lowering, primitive, ("mxu staged", unit, staged))
     rhs = _whole(lowering, source)
-    state_rules.store(lowering, _register(lowering, primitive, key, source.ref), (), (), rhs)
+    refs.store(lowering, _register(lowering, primitive, key, source.ref), (), (), rhs)
     return rhs
 
 
@@ -80,9 +79,9 @@ def _acc_lhs(lowering, eqn, ins):
         rhs = _loaded_rhs(lowering, _unit(ref), p["load_staged_rhs"])
         product = _product(lowering, lhs, rhs, ref.type.dtype)
     type = ArrayType(product.type.shape, product.type.dtype)
-    before = state_rules.load(lowering, ref, path, leaves, type)
+    before = refs.load(lowering, ref, path, leaves, type)
     (total,) = lowering.apply("add", [before, product], [type], {})
-    state_rules.store(lowering, ref, path, leaves, total)
+    refs.store(lowering, ref, path, leaves, total)
     return []
 
 
@@ -93,9 +92,9 @@ def _pop(lowering, eqn, ins):
         ref, path, leaves = _sums(lowering, "matmul_pop", p, out), (), []
     else:
         ref, path, leaves, _ = _accumulator(lowering, eqn, ins)
-    value = state_rules.load(lowering, ref, path, leaves, out)
+    value = refs.load(lowering, ref, path, leaves, out)
     zeros = lowering.const(np.zeros(out.shape, out.dtype))
-    state_rules.store(lowering, ref, path, leaves, zeros)
+    refs.store(lowering, ref, path, leaves, zeros)
     return [value]
 
 
@@ -108,8 +107,8 @@ def _sums(lowering, primitive: str, params: Mapping[str, Any], type: Type) -> Va
 def _accumulator(lowering, eqn, ins):
     try:
         view, lhs = state.accumulator(eqn, ins)
-        path, leaves = state_rules.path_of(view)
-    except state_rules.NotBasic:
+        path, leaves = refs.path_of(view)
+    except refs.NotBasic:
         raise Unsupported(eqn.primitive.name, "at array indices") from None
     except state.UnsupportedTransform as error:
         raise Unsupported(eqn.primitive.name, str(error)) from error

@@ -15,7 +15,7 @@ import numpy as np
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import grid
 from pallas_shim.evaluator.program import RefType, Value
-from pallas_shim.evaluator.rules import state as state_rules
+from pallas_shim.evaluator.rules import refs
 from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule
 
 # Scratch memory in other spaces may belong to several cores.
@@ -49,14 +49,14 @@ def _mpmd_map(lowering, eqn, ins):
     num_inputs, num_operands = len(ins), len(ins) + call.num_outputs
     source = {out: position for position, out in call.aliases}
 
-    refs = [
+    operands = [
         Value(type)
         if isinstance(type, RefType) and not isinstance(value.type, RefType)
         else value  # a ref, or a scalar that the function closes over
         for value, type in zip(ins, types[:num_inputs], strict=True)
     ]
     outs = [
-        refs[source[out]] if out in source else state_rules.allocate(lowering, type)
+        operands[source[out]] if out in source else refs.allocate(lowering, type)
         for out, type in enumerate(types[num_inputs:num_operands])
     ]
     with lowering.block() as cores:
@@ -64,16 +64,16 @@ def _mpmd_map(lowering, eqn, ins):
 
             def body(function=function):
                 scratch = _scratch(lowering, "mpmd_map", function, types[num_operands:])
-                lowering.inline(function.jaxpr, [*refs, *outs, *scratch])
+                lowering.inline(function.jaxpr, [*operands, *outs, *scratch])
 
             _on_cores(lowering, call.name, function, body)
-    written = grid.written_roots(cores, refs)
-    for ref, value in zip(refs, ins, strict=True):
+    written = grid.written_roots(cores, operands)
+    for ref, value in zip(operands, ins, strict=True):
         if ref is not value:
             grid.define_operand(lowering, ref, value, None, ref in written)
     lowering.body.extend(cores)
     return [
-        state_rules.load(lowering, ref, (), (), type.contents)
+        refs.load(lowering, ref, (), (), type.contents)
         for ref, type in zip(outs, types[num_inputs:num_operands], strict=True)
     ]
 
@@ -95,7 +95,7 @@ def _scratch(
     shared = [t.space for t in types if t.space not in _CORES_OWN]
     if shared and math.prod(function.axes.values()) > 1:
         raise Unsupported(primitive, f"several cores with scratch memory in {shared[0]}")
-    return [state_rules.allocate(lowering, type) for type in types]
+    return [refs.allocate(lowering, type) for type in types]
 
 
 def _on_cores(lowering, name: str, function: jax_compat.CoreFunction, body) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pallas_shim.evaluator import memory
 from pallas_shim.evaluator.program import ArrayType, Value
-from pallas_shim.evaluator.rules import state as state_rules
+from pallas_shim.evaluator.rules import refs
 from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule, rule
 from pallas_shim.evaluator.rules.scalar_types import is_integer
 from pallas_shim.jax_compat import state
@@ -192,17 +192,17 @@ class _Place(NamedTuple):
     type: ArrayType
 
     def load(self, lowering) -> Value:
-        return state_rules.load(lowering, self.ref, self.path, self.leaves, self.type)
+        return refs.load(lowering, self.ref, self.path, self.leaves, self.type)
 
     def store(self, lowering, value: Value) -> None:
-        state_rules.store(lowering, self.ref, self.path, self.leaves, value)
+        refs.store(lowering, self.ref, self.path, self.leaves, value)
 
 
 def _access(lowering, eqn, ins) -> tuple[state.SparseAccess, _Place]:
     try:
         access = state.sparse_access(eqn, ins)
-        path, leaves = state_rules.path_of(access.view)
-    except state_rules.NotBasic:
+        path, leaves = refs.path_of(access.view)
+    except refs.NotBasic:
         raise Unsupported(eqn.primitive.name, "at array indices in its ref") from None
     except state.UnsupportedTransform as error:
         raise Unsupported(eqn.primitive.name, str(error)) from error

@@ -1,227 +1,17 @@
-"""Loads and stores of refs, masked ones and accumulating ones among them.
-
-Where memory is checked, see bounds.py; elsewhere indices are clamped as XLA does.
-"""
+"""The primitives of refs: loads and stores, masked and accumulating ones among them, and what
+makes and ends refs. What isn't a path of basic indices goes by JAX's own discharge."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import bounds, memory
-from pallas_shim.evaluator.program import ArrayType, Effects, KeyType, Operation, RefType, Value
-from pallas_shim.evaluator.rules import array_indices
+from pallas_shim.evaluator.program import ArrayType, Effects, KeyType, RefType, Value
+from pallas_shim.evaluator.rules import array_indices, refs
 from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule
 from pallas_shim.jax_compat import state
-
-READS_FIRST = Effects(reads=(0,))
-WRITES_FIRST = Effects(writes=(0,))
-UPDATES_FIRST = Effects(reads=(0,), writes=(0,))
-
-
-class NotBasic(Exception):
-    """A path that NumPy's basic indexing can't express."""
-
-
-def path_of(view: state.RefView, *, sized: bool = True) -> tuple[memory.Path, list[Value]]:
-    """A path with its constant indices as ints, and the leaves that stay dynamic.
-
-    Raises:
-      NotBasic: some index is an array, or a strided slice starts at a dynamic place or
-        sticks out (JAX clamps its elements one by one).
-      Unsupported: if ``sized``, a slice has a dynamic size.
-    """
-    leaves: list[Value] = []
-
-    def resolve(index: Any, stride: int = 1) -> Any:
-        if isinstance(index, (state.RefView, state.Marked)):
-            raise NotBasic
-        if not isinstance(index, Value):
-            return index
-        if index.type.shape:
-            raise NotBasic
-        if index.const is not None:
-            return int(index.const)
-        if stride not in (0, 1):
-            raise NotBasic
-        leaves.append(index)
-        return memory.Dynamic(len(leaves) - 1)
-
-    shape, dtype, key_ndim = view.ref.type.shape, view.ref.type.dtype, view.ref.type.key_ndim
-    key = tuple(state.Slice(0, dim, 1) for dim in shape[len(shape) - key_ndim :])
-    path: list[state.Step] = []
-    for step in view.steps:
-        if isinstance(step, state.Index):
-            step = state.Index(
-                tuple(
-                    d._replace(start=resolve(d.start, d.stride), size=resolve(d.size, d.stride))
-                    if isinstance(d, state.Slice)
-                    else resolve(d)
-                    for d in (*step.dims, *key)
-                )
-            )
-            if any(map(_sticks_out, shape, step.dims)):
-                raise NotBasic
-            if sized and has_dynamic_size((step,)):
-                raise Unsupported("ref", "a slice of dynamic size")
-        elif key_ndim:
-            raise Unsupported("ref", f"{type(step).__name__.lower()} of an array of PRNG keys")
-        elif has_dynamic_size(tuple(path)):
-            raise Unsupported("ref", f"{type(step).__name__.lower()} of a slice of dynamic size")
-        path.append(step)
-        shape, dtype = memory.viewed_type(shape, dtype, (step,))
-    return tuple(path), leaves
-
-
-def _sticks_out(dim: int, index: Any) -> bool:
-    """Whether a strided slice from a known place has elements outside."""
-    if not isinstance(index, state.Slice) or index.stride in (0, 1) or index.size == 0:
-        return False
-    return not 0 <= index.start <= dim - 1 - (index.size - 1) * index.stride
-
-
-def _slices(path: memory.Path) -> Iterator[state.Slice]:
-    for step in path:
-        if isinstance(step, state.Index):
-            yield from (dim for dim in step.dims if isinstance(dim, state.Slice))
-
-
-def has_dynamic_size(path: memory.Path) -> bool:
-    return any(isinstance(dim.size, memory.Dynamic) for dim in _slices(path))
-
-
-def normalised(ref: RefType, path: memory.Path) -> memory.Path:
-    """The path with constant indices clamped as XLA would, and whole-array indices left out."""
-    shape, dtype = ref.shape, ref.dtype
-    steps: list[state.Step] = []
-    for step in path:
-        before = shape
-        if isinstance(step, state.Index):
-            step = state.Index(tuple(map(_inside, before, step.dims)))
-        shape, dtype = memory.viewed_type(shape, dtype, (step,))
-        if step != state.Index(tuple(state.Slice(0, dim, 1) for dim in before)):
-            steps.append(step)
-    return tuple(steps)
-
-
-class TooLarge(Unsupported):
-    """A slice is larger than what it is a slice of."""
-
-
-def _inside(dim: int, index: Any) -> Any:
-    if isinstance(index, int):
-        return memory.clamped(index, dim, 1)
-    if isinstance(index, state.Slice) and index.stride and index.size > dim:
-        raise TooLarge("ref", f"a slice of {index.size} elements of a dimension of {dim}")
-    if isinstance(index, state.Slice) and index.stride == 1 and isinstance(index.start, int):
-        return index._replace(start=memory.clamped(index.start, dim, index.size))
-    return index
-
-
-def load(lowering, ref: Value, path: memory.Path, leaves, out: ArrayType | KeyType) -> Value:
-    """Emits a load, which raises IndexError if memory is checked and an index leaves the ref.
-
-    What a slice has beyond the whole ref is uninitialised.
-    """
-    if lowering.checked is not None and not lowering.checked.raises:
-        if bounds.unproven(ref.type.shape, ref.type.dtype, path):
-            return _load_padded(lowering, ref, path, leaves, out)
-    guard(lowering, ref, path, leaves, "read", IndexError)
-    try:
-        return _load_inside(lowering, ref, path, leaves, out)
-    except TooLarge:
-        return _load_padded(lowering, ref, path, leaves, out)
-
-
-def _load_inside(lowering, ref: Value, path: memory.Path, leaves, out) -> Value:
-    """Emits a load without a check. Its parameter ``as_view`` is the same without the copy,
-    for the pass that proves that nothing overwrites what was read."""
-    path = normalised(ref.ref, path)
-    view = memory.viewer(ref.type.shape, ref.type.dtype, path)
-
-    def copy(*args):
-        return view(*args).copy()
-
-    element = memory.element_reader(ref.type.shape, path)
-    read, as_view = (copy, view) if element is None else (element, element)
-    (value,) = lowering.memory(
-        "get", [ref, *leaves], [out], read, READS_FIRST,
-        params={"path": path, "as_view": as_view}, key=path,
-    )  # fmt: skip
-    return value
-
-
-def _load_padded(lowering, ref: Value, path: memory.Path, leaves, out) -> Value:
-    """Emits a load whose elements outside the ref are uninitialised."""
-    fill = memory.filler(ref.type.dtype, lowering.checked)
-    read = bounds.reader(ref.type.shape, ref.type.dtype, path, fill)
-    (value,) = lowering.memory(
-        "get_padded", [ref, *leaves], [out], read, READS_FIRST, params={"path": path}, key=path
-    )
-    return value
-
-
-def guard(
-    lowering, ref: Value, path: memory.Path, leaves, access: str, error: type[Exception]
-) -> None:
-    """Emits the check that a path stays inside its ref, if memory is checked."""
-    if lowering.checked is None:
-        return
-    reaches = bounds.unproven(ref.type.shape, ref.type.dtype, path)
-    if reaches:
-        check = bounds.check(reaches, _outside(access, ref), error)
-        lowering.memory(
-            "check_bounds", leaves, [], check, Effects(io=True), key=(access, ref.type, path)
-        )
-
-
-def _outside(access: str, ref: Value) -> str:
-    type = ref.ref
-    return f"Out-of-bounds {access} of a ref of shape {type.shape} in {type.space}"
-
-
-def store(lowering, ref: Value, path: memory.Path, leaves, value: Value) -> None:
-    """Emits a store, which raises ValueError if memory is checked and an index leaves the ref."""
-    guard(lowering, ref, path, leaves, "write", ValueError)
-    _store_inside(lowering, ref, path, leaves, value)
-
-
-def _store_inside(lowering, ref: Value, path: memory.Path, leaves, value: Value) -> None:
-    """Emits a store without a check: operands ref, value, leaves."""
-    path = normalised(ref.ref, path)
-    if any(dim.stride == 0 for dim in _slices(path)):
-        raise Unsupported("ref", "a store to a slice of stride 0")
-    write = memory.writer(ref.type.shape, ref.type.dtype, path)
-    lowering.memory(
-        "store", [ref, value, *leaves], [], _nothing(write), WRITES_FIRST, params={"path": path},
-        key=path,
-    )
-
-
-def load_elements(lowering, ref: Value, at: array_indices.Indices, out: ArrayType) -> Value:
-    """Emits a load of what `array_indices.indices` found."""
-    whole = load(lowering, ref, (), (), ref.ref.contents)
-    return array_indices.gathered(lowering, whole, at, out)
-
-
-def store_elements(lowering, ref: Value, at: array_indices.Indices, value: Value) -> None:
-    """Emits a store to what `array_indices.indices` found."""
-    whole = load(lowering, ref, (), (), ref.ref.contents)
-    store(lowering, ref, (), (), array_indices.scattered(lowering, whole, at, value))
-
-
-def _nothing(fn):
-    def run(*args):
-        fn(*args)
-        return ()
-
-    return run
-
-
-# -- primitives -------------------------------------------------------------------------------
 
 
 def by_discharge(lowering, eqn, ins: Sequence[Value]) -> list[Value]:
@@ -240,7 +30,7 @@ def by_discharge(lowering, eqn, ins: Sequence[Value]) -> list[Value]:
     if discharged is None:
         raise Unsupported(eqn.primitive.name, "JAX has no discharge rule for it")
     wholes = [
-        load(lowering, v, (), (), v.ref.contents)
+        refs.load(lowering, v, (), (), v.ref.contents)
         if isinstance(v.type, RefType)
         else v
         for v in ins
@@ -250,14 +40,14 @@ def by_discharge(lowering, eqn, ins: Sequence[Value]) -> list[Value]:
         if isinstance(ins[position].type, RefType):
             if value.type != ins[position].ref.contents:
                 raise Unsupported(eqn.primitive.name, f"JAX's rule makes a {value.type} of its ref")
-            store(lowering, ins[position], (), (), value)
+            refs.store(lowering, ins[position], (), (), value)
     return results[len(discharged.changed) :]
 
 
 def _basic(lowering, view: state.RefView) -> tuple[Value, memory.Path, list[Value]]:
-    path, leaves = path_of(view)
+    path, leaves = refs.path_of(view)
     if lowering.checked is None and _goes_by_elements(view.ref.ref, path):
-        raise NotBasic
+        raise refs.NotBasic
     return view.ref, path, leaves
 
 
@@ -288,11 +78,11 @@ def get(lowering, eqn, ins):
         _require_near(lowering, eqn)
         elements = array_indices.indices(lowering, access.view, out.shape)
         if elements and access.mask is None:
-            return [load_elements(lowering, access.view.ref, elements, out)]
+            return [array_indices.load(lowering, access.view.ref, elements, out)]
         if access.mask is not None or _may_stick_out(lowering, eqn, access):
-            raise NotBasic
-        return [load(lowering, *_basic(lowering, access.view), out)]
-    except NotBasic:
+            raise refs.NotBasic
+        return [refs.load(lowering, *_basic(lowering, access.view), out)]
+    except refs.NotBasic:
         return by_discharge(lowering, eqn, ins)
     except state.UnsupportedTransform as error:
         raise Unsupported(eqn.primitive.name, str(error)) from error
@@ -308,17 +98,17 @@ def swap(lowering, eqn, ins):
             return [_checked_masked_swap(lowering, access, out)]
         elements = array_indices.indices(lowering, access.view, out.shape)
         if elements and access.mask is None:
-            before = load_elements(lowering, access.view.ref, elements, out)
-            store_elements(lowering, access.view.ref, elements, access.value)
+            before = array_indices.load(lowering, access.view.ref, elements, out)
+            array_indices.store(lowering, access.view.ref, elements, access.value)
             return [before]
         if access.mask is not None or _may_stick_out(lowering, eqn, access):
-            raise NotBasic
+            raise refs.NotBasic
         ref, path, leaves = _basic(lowering, access.view)
-        guard(lowering, ref, path, leaves, "swap", ValueError)
-        before = _load_inside(lowering, ref, path, leaves, out)
-        _store_inside(lowering, ref, path, leaves, access.value)
+        refs.guard(lowering, ref, path, leaves, "swap", ValueError)
+        before = refs.load_inside(lowering, ref, path, leaves, out)
+        refs.store_inside(lowering, ref, path, leaves, access.value)
         return [before]
-    except NotBasic:
+    except refs.NotBasic:
         return by_discharge(lowering, eqn, ins)
     except state.UnsupportedTransform as error:
         raise Unsupported(eqn.primitive.name, str(error)) from error
@@ -347,8 +137,8 @@ def _checked_masked_swap(lowering, access: state.Store, out: ArrayType | KeyType
         case (state.Index(dims),):
             pass
         case _:
-            raise NotBasic
-    swap = bounds.masked_swap(ref.type.shape, dims, _outside("masked swap", ref))
+            raise refs.NotBasic
+    swap = bounds.masked_swap(ref.type.shape, dims, refs.outside("masked swap", ref))
     (before,) = lowering.memory(
         "masked_swap", [ref, access.value, access.mask, *leaves], [out], swap,
         Effects(reads=(0,), writes=(0,), io=True), key=path,
@@ -383,33 +173,16 @@ def _addupdate(lowering, eqn, ins):
         access = state.store(eqn, ins)
         _require_near(lowering, eqn)
         ref, path, leaves = _basic(lowering, access.view)
-    except NotBasic:
+    except refs.NotBasic:
         return by_discharge(lowering, eqn, ins)
     except state.UnsupportedTransform as error:
         raise Unsupported("addupdate", str(error)) from error
     value = access.value
-    guard(lowering, ref, path, leaves, "write", ValueError)
-    before = _load_inside(lowering, ref, path, leaves, value.type)
+    refs.guard(lowering, ref, path, leaves, "write", ValueError)
+    before = refs.load_inside(lowering, ref, path, leaves, value.type)
     (total,) = lowering.apply("add", [before, value], [value.type], {})
-    _store_inside(lowering, ref, path, leaves, total)
+    refs.store_inside(lowering, ref, path, leaves, total)
     return []
-
-
-def allocate(lowering, type: RefType, fill: Any = None) -> Value:
-    """Emits a new buffer, with what such memory holds at first."""
-    if fill is None:
-        fill = memory.initial(type.space, type.dtype, lowering.checked)
-    (ref,) = lowering.emit(allocation(type, fill), ())
-    return ref
-
-
-def allocation(type: RefType, fill: Any) -> Operation:
-    """The operation that makes a new buffer of which each element is ``fill``."""
-    shape, dtype = type.shape, type.dtype
-    effects = Effects(allocates=True)
-    return Operation(
-        "allocate", {"fill": fill}, (), (type,), lambda: np.full(shape, fill, dtype), effects
-    )
 
 
 @lowering_rule("run_scoped")
@@ -421,33 +194,33 @@ def _run_scoped(lowering, eqn, ins):
     if lowering.checked is not None and not lowering.checked.hbm_in_run_scoped:
         if any(jax_compat.in_hbm(v.aval) for v in opened.invars):
             raise Unsupported("run_scoped", "InterpretParams refuses it: it allocates HBM")
-    refs = [allocate(lowering, lowering.type(v.aval)) for v in opened.invars]
-    return lowering.inline(jaxpr, refs, ins)
+    buffers = [refs.allocate(lowering, lowering.type(v.aval)) for v in opened.invars]
+    return lowering.inline(jaxpr, buffers, ins)
 
 
 @lowering_rule("run_state")
 def _run_state(lowering, eqn, ins):
     opened, _ = jax_compat.open_jaxpr(eqn.params["jaxpr"])
     given = iter(ins)
-    refs = []
+    buffers = []
     for var, is_initialised in zip(opened.invars, eqn.params["is_initialized"], strict=True):
-        refs.append(allocate(lowering, lowering.type(var.aval)))
+        buffers.append(refs.allocate(lowering, lowering.type(var.aval)))
         if is_initialised:
-            store(lowering, refs[-1], (), (), next(given))
-    lowering.inline(eqn.params["jaxpr"], refs)
-    return [load(lowering, r, (), (), r.ref.contents) for r in refs]
+            refs.store(lowering, buffers[-1], (), (), next(given))
+    lowering.inline(eqn.params["jaxpr"], buffers)
+    return [refs.load(lowering, r, (), (), r.ref.contents) for r in buffers]
 
 
 @lowering_rule("new_ref")
 def _new_ref(lowering, eqn, ins):
-    ref = allocate(lowering, lowering.type(eqn.outvars[0].aval))
-    store(lowering, ref, (), (), ins[0])
+    ref = refs.allocate(lowering, lowering.type(eqn.outvars[0].aval))
+    refs.store(lowering, ref, (), (), ins[0])
     return [ref]
 
 
 @lowering_rule("empty_ref")
 def _empty_ref(lowering, eqn, ins):
-    return [allocate(lowering, lowering.type(eqn.outvars[0].aval))]
+    return [refs.allocate(lowering, lowering.type(eqn.outvars[0].aval))]
 
 
 @lowering_rule("free_ref")
@@ -458,4 +231,4 @@ def _free_ref(lowering, eqn, ins):
 @lowering_rule("freeze")
 def _freeze(lowering, eqn, ins):
     (ref,) = ins
-    return [load(lowering, ref, (), (), ref.ref.contents)]
+    return [refs.load(lowering, ref, (), (), ref.ref.contents)]

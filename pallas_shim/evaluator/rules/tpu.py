@@ -15,8 +15,7 @@ import numpy as np
 
 from pallas_shim.evaluator import memory
 from pallas_shim.evaluator.program import PURE, ArrayType, Effects, Value
-from pallas_shim.evaluator.rules import indirect
-from pallas_shim.evaluator.rules import state as state_rules
+from pallas_shim.evaluator.rules import indirect, refs
 from pallas_shim.evaluator.rules.mesh import is_alone
 from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule, rule
 from pallas_shim.evaluator.rules.scalar_types import bit_width, recast
@@ -28,8 +27,8 @@ _MOST_COUNTED = np.iinfo(np.int16).max
 
 def _access(lowering, view: state.RefView):
     try:
-        path, leaves = state_rules.path_of(view)
-    except state_rules.NotBasic:
+        path, leaves = refs.path_of(view)
+    except refs.NotBasic:
         raise Unsupported("DMA or semaphore", "array indices in its ref") from None
     probe = memory.viewed_type(view.ref.type.shape, view.ref.type.dtype, path)
     return view.ref, path, leaves, ArrayType(*probe)
@@ -95,14 +94,14 @@ def _start(lowering, primitive: str, dma: state.Dma) -> None:
         _count(lowering, dma.dst_sem, size, np.add)
         return
     src, path, leaves, type = _access(lowering, dma.src)
-    value = state_rules.load(lowering, src, path, leaves, type)
+    value = refs.load(lowering, src, path, leaves, type)
     dst, path, leaves, dst_type = _access(lowering, dma.dst)
     if dst_type != type:
         raise Unsupported("dma_start", f"a DMA from {type} to {dst_type}")
     if dma.add:
-        before = state_rules.load(lowering, dst, path, leaves, type)
+        before = refs.load(lowering, dst, path, leaves, type)
         (value,) = lowering.apply("add", [before, value], [type], {})
-    state_rules.store(lowering, dst, path, leaves, value)
+    refs.store(lowering, dst, path, leaves, value)
     _count(lowering, dma.dst_sem, _counted(lowering, type.size), np.add)
 
 
@@ -129,15 +128,15 @@ def _counted(lowering, size: int):
 
 def _path_of_any_size(view: state.RefView):
     try:
-        return state_rules.path_of(view, sized=False)
-    except state_rules.NotBasic:
+        return refs.path_of(view, sized=False)
+    except refs.NotBasic:
         raise Unsupported("dma_start", "array indices in its ref") from None
 
 
 def _dynamic_size(lowering, view: state.RefView):
     """The number of elements of a view that has slices of dynamic size, or None."""
     path, leaves = _path_of_any_size(view)
-    if not state_rules.has_dynamic_size(path):
+    if not refs.has_dynamic_size(path):
         return None
     if lowering.checked is not None:
         raise Unsupported("dma_start", "a slice of dynamic size in checked memory")
@@ -190,7 +189,7 @@ def _count(lowering, sem: state.RefView, value, combine: np.ufunc) -> None:
     """Adds to or takes from a semaphore. To the passes it is a store: nobody needs it who
     doesn't read the count."""
     ref, path, leaves, _ = _access(lowering, sem)
-    path = state_rules.normalised(ref.ref, path)
+    path = refs.normalised(ref.ref, path)
     view = memory.viewer(ref.type.shape, ref.type.dtype, path)
 
     def count(ref, value, *leaves):
@@ -200,7 +199,7 @@ def _count(lowering, sem: state.RefView, value, combine: np.ufunc) -> None:
 
     lowering.memory(
         f"semaphore_{combine.__name__}", [ref, value, *leaves], [], count,
-        state_rules.WRITES_FIRST, params={"path": path}, key=path,
+        refs.WRITES_FIRST, params={"path": path}, key=path,
     )
 
 
@@ -234,7 +233,7 @@ def _wait(lowering, eqn, ins):
 @lowering_rule("semaphore_read")
 def _read(lowering, eqn, ins):
     ref, path, leaves, type = _access(lowering, _semaphore(lowering, eqn, ins).view)
-    return [state_rules.load(lowering, ref, path, leaves, type)]
+    return [refs.load(lowering, ref, path, leaves, type)]
 
 
 # -- arithmetic and layout --------------------------------------------------------------------

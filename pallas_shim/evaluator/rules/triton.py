@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pallas_shim.evaluator.rules import state as state_rules
+from pallas_shim.evaluator.rules import refs
 from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule
+from pallas_shim.evaluator.rules.state import by_discharge, inside
 from pallas_shim.jax_compat import state
 
 _COMBINED = ("add", "max", "min", "and", "or", "xor")
@@ -14,17 +15,17 @@ def _read_modify_write(lowering, eqn, ins):
     try:
         access = state.store(eqn, ins)
         ref = access.view.ref
-        path, leaves = state_rules.path_of(access.view)
-    except state_rules.NotBasic:
+        path, leaves = refs.path_of(access.view)
+    except refs.NotBasic:
         reason = "at array indices: where they meet, JAX's interpreter differs from a GPU"
         raise Unsupported("atomic_rmw", reason) from None
     except state.UnsupportedTransform as error:
         raise Unsupported("atomic_rmw", str(error)) from error
-    if access.mask is not None and not state_rules.inside(access):
+    if access.mask is not None and not inside(access):
         raise Unsupported("atomic_rmw", "masked, at a place that may be outside its ref")
     new = access.value
     type = new.type
-    before = state_rules.load(lowering, ref, path, leaves, type)
+    before = refs.load(lowering, ref, path, leaves, type)
     kind = eqn.params["atomic_type"].value
     if kind in _COMBINED:
         (new,) = lowering.apply(kind, [before, new], [type], {})
@@ -32,13 +33,13 @@ def _read_modify_write(lowering, eqn, ins):
         raise Unsupported("atomic_rmw", f"the operation {kind}")
     if access.mask is not None:
         (new,) = lowering.apply("select_n", [access.mask, before, new], [type], {})
-    state_rules.store(lowering, ref, path, leaves, new)
+    refs.store(lowering, ref, path, leaves, new)
     return [before]
 
 
 @lowering_rule("atomic_cas")
 def _compare_and_swap(lowering, eqn, ins):
-    return state_rules.by_discharge(lowering, eqn, ins)
+    return by_discharge(lowering, eqn, ins)
 
 
 @lowering_rule("debug_barrier", "debug_barrier_p")

@@ -29,7 +29,7 @@ from pallas_shim.evaluator.program import (
     Region,
     Value,
 )
-from pallas_shim.evaluator.rules import state
+from pallas_shim.evaluator.rules import refs
 from pallas_shim.jax_compat.state import Index, Slice
 
 INT = np.dtype(np.int32)
@@ -129,17 +129,17 @@ class Builder(Lowering):
         return self.pure("iota", lambda: np.arange(4, dtype=INT), [], INTS)
 
     def allocate(self, type):
-        return state.allocate(self, type)
+        return refs.allocate(self, type)
 
     def load(self, ref, row=None):
         """A whole ref, or one row of a matrix."""
         path, leaves = self._path(row)
         out = ArrayType(ref.type.shape[-1:] if path else ref.type.shape, ref.type.dtype)
-        return state.load(self, ref, path, leaves, out)
+        return refs.load(self, ref, path, leaves, out)
 
     def store(self, ref, value, row=None):
         path, leaves = self._path(row)
-        state.store(self, ref, path, leaves, value)
+        refs.store(self, ref, path, leaves, value)
 
     def row(self, ref, row):
         path, leaves = self._path(row)
