@@ -57,7 +57,9 @@ def patch_devices(jax: ModuleType) -> Callable[[], None]:
         _set(jax, "default_backend", lambda: "tpu"),
         _answer(jax.Device, "platform", "tpu"),
         _answer(jax.Device, "device_kind", generation.kind),
-        _add(jax.Device, "num_cores", generation.cores),
+        _add(jax.Device, "num_cores", lambda device: generation.cores),
+        _add(jax.Device, "coords", lambda device: [device.id, 0, 0]),
+        _add(jax.Device, "core_on_chip", lambda device: 0),
     ]
     for name in ("devices", "local_devices", "device_count", "local_device_count"):
         undoings.append(_set(jax, name, wrapt.FunctionWrapper(getattr(jax, name), _on_cpu)))
@@ -98,9 +100,9 @@ def _answer(kind: type, name: str, answer: str) -> Callable[[], None]:
     return _set(kind, name, property(get))
 
 
-def _add(kind: type, name: str, answer: Any) -> Callable[[], None]:
+def _add(kind: type, name: str, answer: Callable[[Any], Any]) -> Callable[[], None]:
     """A property that a CPU lacks: whoever asks for it, JAX too, asks for the TPU."""
-    setattr(kind, name, property(lambda device: answer))
+    setattr(kind, name, property(answer))
     return lambda: delattr(kind, name)
 
 

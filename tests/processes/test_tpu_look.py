@@ -20,6 +20,7 @@ from jax.experimental.pallas import tpu as pltpu
 if jax.devices()[0].platform != "tpu" or jax.default_backend() != "tpu":
     sys.exit("needs a TPU")
 assert jax.devices("tpu") == jax.local_devices() and jax.device_count("tpu") == 1
+assert jax.devices()[0].coords == [0, 0, 0] and jax.devices()[0].core_on_chip == 0
 
 lanes = 128
 if hasattr(pltpu, "get_tpu_info"):  # JAX has it from 0.10 on
@@ -78,6 +79,18 @@ def test_a_script_for_a_tpu_only(from_wheel, tmp_path, name):
     kind = tpu_look.GENERATIONS[name].kind
     assert (got.returncode, got.stdout, got.stderr) == (0, f"{kind} 8192\n", "")
     assert [row["rung"] for row in json.loads(report.read_text())["kernels"]] == ["numpy"]
+
+
+def test_several_devices_lie_in_a_line(from_wheel):
+    got = from_wheel.run(
+        "-m",
+        "pallas_shim",
+        "--tpu=v5p",
+        "-c",
+        "import jax; print([d.coords for d in jax.devices()])",
+        XLA_FLAGS="--xla_force_host_platform_device_count=2",
+    )
+    assert (got.returncode, got.stdout, got.stderr) == (0, "[[0, 0, 0], [1, 0, 0]]\n", "")
 
 
 def test_without_the_variable_it_is_a_cpu(from_wheel, tmp_path):
@@ -139,7 +152,7 @@ with pallas_shim.active():
 after = [jax.__dict__[n] for n in names] + [jax.Device.platform, jax.Device.device_kind]
 after.append(getattr(pltpu, "is_tpu_device", None))
 assert all(a is b for a, b in zip(before, after, strict=True))
-assert not hasattr(jax.devices()[0], "num_cores")
+assert not any(hasattr(jax.devices()[0], n) for n in ("num_cores", "coords", "core_on_chip"))
 try:
     pltpu.get_tpu_info()
 except (AttributeError, ValueError):
