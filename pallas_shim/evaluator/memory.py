@@ -33,14 +33,22 @@ class Chosen(NamedTuple):
     leaf: int
 
 
-class _Pack(NamedTuple):
+class Pack(NamedTuple):
     """Elements along an axis become one of a wider type, the first in its lowest bits."""
 
     dtype: np.dtype
     axis: int
 
 
+class Unpack(NamedTuple):
+    """Rows become those of a narrower type, of which some are chosen: a bitcast, then an index."""
+
+    dtype: np.dtype
+    dims: tuple[Any, ...]
+
+
 Path = tuple[Step, ...]
+CopyingLate = Step | Pack | Unpack
 
 
 def initial(space: str, dtype: np.dtype, checked: CheckedMemory | None = None) -> Any:
@@ -102,23 +110,26 @@ class _Stage(NamedTuple):
 
 
 def _stages(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> list[_Stage]:
-    return _stages_of(shape, dtype, _packing_late(shape, dtype, path))
+    return stages_of(shape, dtype, copying_late(shape, dtype, path))
 
 
-def _stages_of(
-    shape: tuple[int, ...], dtype: np.dtype, steps: Iterable[Step | _Pack]
+def stages_of(
+    shape: tuple[int, ...], dtype: np.dtype, steps: Iterable[CopyingLate]
 ) -> list[_Stage]:
     stages = []
     for step in steps:
         match step:
-            case _Pack(new, axis):
-                stages.append(_packing(dtype, new, axis))
+            case Pack(new, axis):
+                stages.append(packing(dtype, new, axis))
                 shape, dtype = (*shape[:axis], *shape[len(shape) + axis + 1 :]), new
+            case Unpack(new, dims):
+                stages += _unpacking(shape, dtype, new, dims)
+                shape, dtype = _indexed_shape(dims), new
             case Index(dims):
                 stages.append(_Stage(_index(shape, dims), None))
                 shape = _indexed_shape(dims)
             case Bitcast(new):
-                stages.append(_bitcast(shape, dtype, new))
+                stages.append(_bitcast(dtype, new))
                 shape, dtype = _bitcast_shape(shape, dtype, new), new
             case Reshape(new):
                 stages.append(_reshape(shape, new))
@@ -129,18 +140,22 @@ def _stages_of(
     return stages
 
 
-def _packing_late(
+def copying_late(
     shape: tuple[int, ...], dtype: np.dtype, path: Path
-) -> Iterator[Step | _Pack]:
-    """The same steps, but where narrow rows are seen as wide ones and then indexed, groups of them
-    are chosen first and packed then: packing copies, and the whole may be a large table."""
-    packed: _Pack | None = None
+) -> Iterator[CopyingLate]:
+    """The same steps, but where rows are seen as wider or narrower ones and then indexed, those
+    that matter are chosen first: packing and unpacking copy, and the whole may be a large table."""
+    packed: Pack | None = None
+    unpacked: Bitcast | None = None
     ratio = 1
     for step, following in zip_longest(path, path[1:]):
         if packed is not None and not isinstance(step, Index):
             yield packed
             packed = None
-        if packed is not None and isinstance(step, Index):
+        if unpacked is not None and isinstance(step, Index):
+            yield Unpack(unpacked.dtype, step.dims)
+            unpacked = None
+        elif packed is not None and isinstance(step, Index):
             group = Slice(0, ratio, 1)
             if packed.axis == -1:
                 yield Index((*step.dims, group))
@@ -158,12 +173,25 @@ def _packing_late(
             *outer, rows, columns = shape
             ratio = bit_width(step.dtype) // bit_width(dtype)
             yield Reshape((*outer, rows // ratio, ratio, columns))
-            packed = _Pack(step.dtype, -2)
+            packed = Pack(step.dtype, -2)
+        elif (
+            isinstance(step, Bitcast)
+            and isinstance(following, Index)
+            and all(map(_has_known_size, following.dims))
+            and bit_width(step.dtype) < bit_width(dtype)
+        ):
+            unpacked = step
         else:
             yield step
         shape, dtype = viewed_type(shape, dtype, (step,))
     if packed is not None:
         yield packed
+
+
+def _has_known_size(index: Any) -> bool:
+    if isinstance(index, Slice):
+        return index.stride > 0 and not isinstance(index.size, Dynamic) and index.size > 0
+    return not isinstance(index, Chosen)
 
 
 def _reshape(old: tuple[int, ...], new: tuple[int, ...]) -> _Stage:
@@ -262,106 +290,26 @@ def writer(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> Callable[...,
         def assign(target):
             target[...] = value
 
-        _change(ref, stages, leaves, assign)
+        change(ref, stages, leaves, assign)
 
     return write_through_copies
 
 
-def _change(
+def change(
     ref: np.ndarray,
     stages: Sequence[_Stage],
     leaves: Sequence[Any],
-    change: Callable[[np.ndarray], None],
+    write: Callable[[np.ndarray], None],
 ) -> None:
-    """Changes what the stages lead to. A reshape or a bitcast of a strided block is a copy: it is
-    changed there, then copied back."""
+    """Has ``write`` change what the stages lead to. A reshape or a bitcast of a strided block is a
+    copy: it is changed there, then copied back."""
     arrays = [ref]
     for stage in stages:
         arrays.append(stage.forward(arrays[-1], *leaves))
-    change(arrays[-1])
+    write(arrays[-1])
     for stage, before, after in zip(reversed(stages), arrays[-2::-1], arrays[:0:-1], strict=True):
         if stage.back is not None and not np.may_share_memory(before, after):
             before[...] = stage.back(after)
-
-
-def _dtype_after(dtype: np.dtype, steps: Sequence[Step | _Pack]) -> np.dtype:
-    forms = [step.dtype for step in steps if isinstance(step, (Bitcast, _Pack))]
-    return forms[-1] if forms else dtype
-
-
-class Cut:
-    """What a path with slices of dynamic size leads to, cut off where the ref ends: on a TPU an
-    array is padded to whole tiles. Before these slices the path may have any steps, after them
-    only indices. So it is with arrays of indices in the last step: an index outside is moved
-    inside, a negative one to the start.
-
-    Attributes:
-      dtype: that of the elements.
-    """
-
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, path: Path):
-        _, self.dtype = viewed_type(shape, dtype, path)
-        steps = list(_packing_late(shape, dtype, path))
-        last = steps[-1] if steps else None
-        pack = last if isinstance(last, _Pack) else None
-        steps = steps[:-1] if pack else steps
-        forms = [i for i, step in enumerate(steps) if not isinstance(step, Index)]
-        sized = forms[-1] + 1 if forms else 0
-        self._stages = _stages_of(shape, dtype, steps[:sized])
-        narrow = _dtype_after(dtype, steps[:sized])
-        self._pack = _packing(narrow, *pack) if pack else None
-        self._indices = [step.dims for step in steps[sized:] if isinstance(step, Index)]
-
-    def read(self, ref: np.ndarray, leaves: Sequence[Any]) -> np.ndarray:
-        for stage in self._stages:
-            ref = stage.forward(ref, *leaves)
-        whole, chosen = self._cut(ref, leaves)
-        return self._packed(whole[chosen])
-
-    def change(
-        self, ref: np.ndarray, leaves: Sequence[Any], change: Callable[[np.ndarray], None]
-    ) -> None:
-        """Has ``change`` write to it."""
-
-        def change_part(array):
-            whole, chosen = self._cut(array, leaves)
-            part = whole[chosen]
-            packed = self._packed(part)
-            change(packed)
-            if self._pack is not None and self._pack.back is not None:
-                part = self._pack.back(packed)
-            if not np.may_share_memory(part, whole):
-                whole[chosen] = part
-
-        _change(ref, self._stages, leaves, change_part)
-
-    def _packed(self, array: np.ndarray) -> np.ndarray:
-        return self._pack.forward(array) if self._pack else array
-
-    def _cut(self, array: np.ndarray, leaves: Sequence[Any]) -> tuple[np.ndarray, Any]:
-        """The array after all slices, and the arrays of indices into that."""
-
-        def known(number: Any) -> int:
-            return int(leaves[number.leaf]) if isinstance(number, Dynamic) else number
-
-        def key(dim: int, index: Any) -> Any:
-            if isinstance(index, Chosen):
-                return slice(None)
-            if not isinstance(index, Slice):
-                return clamped(known(index), dim, 1)
-            start = clamped(known(index.start), dim, 0)
-            return slice(start, start + known(index.size) * index.stride, index.stride)
-
-        chosen: Any = ...
-        for dims in self._indices:
-            array = array[(*map(key, array.shape, dims), ...)]
-            if any(isinstance(index, Chosen) for index in dims):
-                chosen = tuple(
-                    np.clip(leaves[index.leaf], 0, dim - 1) if isinstance(index, Chosen)
-                    else slice(None)
-                    for dim, index in zip(array.shape, dims, strict=True)
-                )
-        return array, chosen
 
 
 # -- indexing ---------------------------------------------------------------------------------
@@ -451,20 +399,62 @@ def _bitcast_shape(shape: tuple[int, ...], old: np.dtype, new: np.dtype) -> tupl
     return (*shape[:-2], rows, shape[-1])
 
 
-def _bitcast(shape: tuple[int, ...], old: np.dtype, new: np.dtype) -> _Stage:
+def _bitcast(old: np.dtype, new: np.dtype) -> _Stage:
     """A ref seen as another type. Narrow rows are packed along the second-last dimension, as
     on a TPU: element (i, j) of the wide type holds elements (r*i..r*i+r-1, j) of the narrow."""
     if bit_width(old) == bit_width(new):
         if bit_width(old) >= 8:
             return _Stage(lambda a, *_: a.view(new), None)
         return _Stage(lambda a, *_: recast(a, new), lambda a: recast(a, old))
-    after = _bitcast_shape(shape, old, new)
     if bit_width(old) < bit_width(new):
-        return _Stage(lambda a, *_: pack_rows(a, new), lambda a: unpack_rows(a, old, shape))
-    return _Stage(lambda a, *_: unpack_rows(a, new, after), lambda a: pack_rows(a, old))
+        return _Stage(lambda a, *_: pack_rows(a, new), lambda a: unpack_rows(a, old))
+    return _Stage(lambda a, *_: unpack_rows(a, new), lambda a: pack_rows(a, old))
 
 
-def _packing(old: np.dtype, new: np.dtype, axis: int) -> _Stage:
+def _unpacking(
+    shape: tuple[int, ...], old: np.dtype, new: np.dtype, dims: Sequence[Any]
+) -> list[_Stage]:
+    """A bitcast to a narrower type, and an index: of the wide rows that hold what is chosen."""
+    *outer, rows, columns = dims
+    ratio = bit_width(old) // bit_width(new)
+    start, length = rows, 1
+    column = slice(None) if isinstance(columns, Slice) else 0
+    if isinstance(rows, Slice):
+        start, length = rows.start, (rows.size - 1) * rows.stride + 1
+    if not isinstance(columns, Slice):
+        columns = Slice(columns, 1, 1)
+
+    def wide(first: int) -> slice:
+        return slice(first // ratio, -(-(first + length) // ratio))
+
+    def narrow(first: int) -> tuple[Any, ...]:
+        first %= ratio
+        chosen = slice(first, first + length, rows.stride) if isinstance(rows, Slice) else first
+        return (..., chosen, column)
+
+    choose: Callable[..., np.ndarray]
+    if isinstance(start, Dynamic):
+        leaf, dim = start.leaf, ratio * shape[-2]
+        beside = _index(shape, (*outer, Slice(0, shape[-2], 1), columns))
+
+        def choose(a, *leaves):
+            return beside(a, *leaves)[..., wide(clamped(leaves[leaf], dim, length)), :]
+
+        def pick(a, *leaves):
+            return a[narrow(clamped(leaves[leaf], dim, length))]
+
+    else:
+        known, key = wide(start), narrow(start)
+        choose = _index(shape, (*outer, Slice(known.start, known.stop - known.start, 1), columns))
+
+        def pick(a, *_):
+            return a[key]
+
+    unpack = _Stage(lambda a, *_: unpack_rows(a, new), lambda a: pack_rows(a, old))
+    return [_Stage(choose, None), unpack, _Stage(pick, None)]
+
+
+def packing(old: np.dtype, new: np.dtype, axis: int) -> _Stage:
     return _Stage(
         lambda a, *_: recast(np.moveaxis(a, axis, -1), new)[..., 0],
         lambda a: np.moveaxis(recast(a[..., None], old), -1, axis),
@@ -479,6 +469,9 @@ def pack_rows(a: np.ndarray, wide: np.dtype) -> np.ndarray:
     return recast(groups, wide)[..., 0]
 
 
-def unpack_rows(a: np.ndarray, narrow: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """The inverse of `pack_rows`; ``shape`` is the result's."""
-    return recast(a[..., None], narrow).swapaxes(-1, -2).reshape(shape)
+def unpack_rows(a: np.ndarray, narrow: np.dtype) -> np.ndarray:
+    """The inverse of `pack_rows`."""
+    *outer, rows, columns = a.shape
+    ratio = bit_width(a.dtype) // bit_width(narrow)
+    groups = recast(a[..., None], narrow).swapaxes(-1, -2)
+    return groups.reshape((*outer, rows * ratio, columns))

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_shim.evaluator import memory
+from pallas_shim.evaluator.cut import Cut
 from pallas_shim.evaluator.rules.scalar_types import bit_width
 from pallas_shim.jax_compat.state import Bitcast, Index, Reshape, Slice, Transpose
 
@@ -85,7 +86,7 @@ def test_a_bitcast_packs_rows_as_jax_does(narrow, wide):
     want = np.asarray(lax.bitcast_convert_type(grouped, wide))
     got = memory.pack_rows(x, wide)
     np.testing.assert_array_equal(got, want)
-    np.testing.assert_array_equal(memory.unpack_rows(got, narrow, x.shape), x)
+    np.testing.assert_array_equal(memory.unpack_rows(got, narrow), x)
 
 
 def test_a_store_through_a_bitcast_between_types_of_four_bits():
@@ -134,8 +135,49 @@ def test_an_index_of_a_widening_bitcast_chooses_before_it_packs(row, column):
         assert got == np.repeat(small[1, :1, at], 4).view(wide)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        5,
+        memory.Dynamic(0),
+        Slice(8, 8, 1),
+        Slice(3, 7, 2),
+        Slice(39, 1, 1),
+        Slice(memory.Dynamic(0), 2, 1),
+        Slice(memory.Dynamic(0), 6, 1),
+    ],
+)
+@pytest.mark.parametrize("column", [3, memory.Dynamic(1), Slice(1, 4, 2), Slice(0, 8, 1)])
+@pytest.mark.parametrize("outer", [1, Slice(memory.Dynamic(2), 2, 1)])
+@pytest.mark.parametrize("at", [0, 5, 7, 38, 39, 50, -1])
+def test_an_index_of_a_narrowing_bitcast_chooses_before_it_unpacks(row, column, outer, at):
+    leaves = (np.int32(at), np.int32(2), np.int32(1))
+    narrow, wide = np.dtype(np.uint8), np.dtype(np.int32)
+    large = np.random.default_rng(0).integers(-(2**31), 2**31, (3, 10, 8), dtype=wide)
+    path = (Bitcast(narrow), Index((outer, row, column)))
+    index = memory.viewer((3, 40, 8), narrow, path[1:])
+    want = index(memory.unpack_rows(large, narrow), *leaves)
+    assert memory.viewed_type(large.shape, wide, path) == (want.shape, narrow)
+    for read in (memory.viewer(large.shape, wide, path), _cut(large.shape, wide, path)):
+        got = read(large, *leaves)
+        np.testing.assert_array_equal(got, want)
+    changed = large.copy()
+    memory.writer(large.shape, wide, path)(changed, ~want, *leaves)
+    unpacked = memory.unpack_rows(large, narrow)
+    index(unpacked, *leaves)[...] = ~want
+    np.testing.assert_array_equal(memory.unpack_rows(changed, narrow), unpacked)
+
+
+def test_an_index_of_a_narrowing_bitcast_needs_no_memory_for_the_rest():
+    row = np.random.default_rng(0).integers(-(2**31), 2**31, (1, 8), dtype=np.int32)
+    huge = np.broadcast_to(row, (1 << 40, 8))
+    path = (Bitcast(np.dtype(np.int16)), Index((Slice(memory.Dynamic(0), 2, 1), Slice(0, 8, 1))))
+    got = memory.viewer(huge.shape, huge.dtype, path)(huge, np.int32(6))
+    np.testing.assert_array_equal(got, memory.unpack_rows(row, np.dtype(np.int16)))
+
+
 def _cut(shape, dtype, path):
-    cut = memory.Cut(shape, dtype, path)
+    cut = Cut(shape, dtype, path)
     return lambda ref, *leaves: cut.read(ref, leaves)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import ml_dtypes
 import numpy as np
 
@@ -21,6 +23,7 @@ def is_signed(dtype: np.dtype) -> bool:
     return ml_dtypes.iinfo(dtype).min < 0
 
 
+@functools.cache
 def bit_width(dtype: np.dtype) -> int:
     """How many bits a value has. NumPy keeps 4-bit and narrower values in a byte each."""
     if dtype.kind != "V":
@@ -69,6 +72,7 @@ def _from_low_bits(octets: np.ndarray, target: np.dtype) -> np.ndarray:
     return octets.view(target)
 
 
+@functools.cache
 def _describes(info, dtype: np.dtype) -> bool:
     try:
         info(dtype)

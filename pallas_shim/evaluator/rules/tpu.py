@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from pallas_shim.evaluator import memory
+from pallas_shim.evaluator.cut import Cut
 from pallas_shim.evaluator.program import PURE, ArrayType, Effects, Value
 from pallas_shim.evaluator.rules import indirect, refs
 from pallas_shim.evaluator.rules.mesh import is_alone
@@ -158,8 +159,8 @@ def _copy_cut_off(lowering, dma: state.Dma) -> None:
     of the array to whole tiles, which its owners multiply with zeros and want finite."""
     (src_path, src_leaves), (dst_path, dst_leaves) = map(_path_of_any_size, (dma.src, dma.dst))
     src, dst = dma.src.ref, dma.dst.ref
-    source = memory.Cut(src.type.shape, src.type.dtype, src_path)
-    target = memory.Cut(dst.type.shape, dst.type.dtype, dst_path)
+    source = Cut(src.type.shape, src.type.dtype, src_path)
+    target = Cut(dst.type.shape, dst.type.dtype, dst_path)
     if source.dtype != target.dtype:
         raise Unsupported("dma_start", f"a DMA from {source.dtype} to {target.dtype}")
     count, add = len(src_leaves), dma.add
