@@ -79,7 +79,8 @@ class Cut:
             array = array[(*map(key, array.shape, dims), ...)]
             if any(isinstance(index, memory.Chosen) for index in dims):
                 chosen = tuple(
-                    np.clip(leaves[index.leaf], 0, dim - 1) if isinstance(index, memory.Chosen)
+                    np.minimum(np.maximum(leaves[index.leaf], 0), dim - 1)
+                    if isinstance(index, memory.Chosen)
                     else slice(None)
                     for dim, index in zip(array.shape, dims, strict=True)
                 )

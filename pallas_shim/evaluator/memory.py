@@ -286,11 +286,20 @@ def writer(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> Callable[...,
 
         return write
 
+    # Of the last copies, nothing is kept: the value takes their way back.
+    kept = list(stages)
+    backs = []
+    while kept and kept[-1].back is not None:
+        backs.append(kept.pop().back)
+
     def write_through_copies(ref, value, *leaves):
+        for back in backs:
+            value = back(value)
+
         def assign(target):
             target[...] = value
 
-        change(ref, stages, leaves, assign)
+        change(ref, kept, leaves, assign)
 
     return write_through_copies
 

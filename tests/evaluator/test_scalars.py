@@ -72,6 +72,18 @@ def test_two_operands(name, dtype):
         agree(name, out, *pair)
 
 
+@pytest.mark.parametrize("name", ["div", "rem"])
+@pytest.mark.parametrize("dtype", [t for t in TYPES if t.kind in "iu"], ids=str)
+def test_division_of_integers(name, dtype):
+    """The rule itself has a way for scalars."""
+    of_scalars, of_arrays = (operation(name, [dtype] * 2, dtype, shape) for shape in ((), (1,)))
+    with as_xla():
+        for x, y in itertools.product(values(dtype), repeat=2):
+            (want,) = of_arrays.fn(x.reshape(1), y.reshape(1))
+            got = of_scalars.fn(x, y)
+            assert (got.dtype, got) == (want.dtype, want), (x, y)
+
+
 @pytest.mark.parametrize("name,kinds", [("neg", "iuf"), ("abs", "if"), ("not", "biu")])
 def test_one_operand(name, kinds):
     for dtype in TYPES:

@@ -85,13 +85,21 @@ class Operations:
 
 def join(sources: Sequence[Value], out: ArrayType, parts: Sequence[tuple[int, Any]]) -> Operation:
     """Concatenates parts, given as positions among the sources and keys into those."""
-    one = (1, *out.shape[1:])
+    one, shape, dtype = (1, *out.shape[1:]), out.shape, out.dtype
 
     def run(*arrays):
         return np.concatenate(
             [arrays[i].reshape(one) if key is None else arrays[i][key] for i, key in parts]
         )
 
+    def run_scalars(*scalars):
+        return np.array([scalars[i] for i, _ in parts], dtype)
+
+    def run_whole(*arrays):
+        return np.concatenate([arrays[i] for i, _ in parts]).reshape(shape)
+
+    if all(key is None for _, key in parts):
+        run = run_whole if len(shape) > 1 else run_scalars
     return Operation("join", {"parts": parts}, tuple([v.type for v in sources]), (out,), run)
 
 

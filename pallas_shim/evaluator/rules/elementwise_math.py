@@ -65,7 +65,7 @@ def int_div(dtype: np.dtype) -> Function:
         quotient = abs(a) // abs(b)
         return computed.type(quotient if (a < 0) == (b < 0) else -quotient)
 
-    return scalar_or_array if is_signed(dtype) else divide
+    return scalar_or_array
 
 
 @ByDtype
