@@ -287,10 +287,10 @@ def writer(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> Callable[...,
         return write
 
     # Of the last copies, nothing is kept: the value takes their way back.
-    kept = list(stages)
-    backs = []
-    while kept and kept[-1].back is not None:
-        backs.append(kept.pop().back)
+    kept, backs = list(stages), []
+    while kept and (copied_back := kept[-1].back) is not None:
+        backs.append(copied_back)
+        kept.pop()
 
     def write_through_copies(ref, value, *leaves):
         for back in backs:

@@ -95,17 +95,53 @@ def has_dynamic_size(path: memory.Path) -> bool:
 
 
 def normalised(ref: RefType, path: memory.Path) -> memory.Path:
-    """The path with constant indices clamped as XLA would, and whole-array indices left out."""
+    """The path with constant indices clamped as XLA would, whole-array indices left out, and an
+    index of an index as one where that is the same."""
     shape, dtype = ref.shape, ref.dtype
     steps: list[state.Step] = []
+    shapes = [shape]  # before each step
     for step in path:
         before = shape
         if isinstance(step, state.Index):
             step = state.Index(tuple(map(_inside, before, step.dims)))
         shape, dtype = memory.viewed_type(shape, dtype, (step,))
-        if step != state.Index(tuple(state.Slice(0, dim, 1) for dim in before)):
+        if step == state.Index(tuple(state.Slice(0, dim, 1) for dim in before)):
+            continue
+        both = _of_index(shapes[-2], steps[-1], step) if steps else None
+        if both is not None:
+            steps[-1], shapes[-1] = both, shape
+        else:
             steps.append(step)
+            shapes.append(shape)
     return tuple(steps)
+
+
+def _of_index(shape: tuple[int, ...], first: state.Step, then: state.Step) -> state.Index | None:
+    """One index of an array of this shape that does what two do, if there is one."""
+    if not isinstance(first, state.Index) or not isinstance(then, state.Index):
+        return None
+    following = iter(then.dims)
+    dims = []
+    for dim, outer in zip(shape, first.dims, strict=True):
+        one = _of_slice(dim, outer, next(following)) if isinstance(outer, state.Slice) else outer
+        if one is None:
+            return None
+        dims.append(one)
+    return state.Index(tuple(dims))
+
+
+def _of_slice(dim: int, outer: state.Slice, index: Any) -> Any:
+    if index == state.Slice(0, outer.size, 1):
+        return outer
+    if outer == state.Slice(0, dim, 1):
+        return index
+    start = index.start if isinstance(index, state.Slice) else index
+    if not isinstance(outer.start, int) or not isinstance(start, int):
+        return None  # each is clamped by itself
+    start = outer.start + start * outer.stride
+    if isinstance(index, state.Slice):
+        return index._replace(start=start, stride=index.stride * outer.stride)
+    return start
 
 
 class TooLarge(Unsupported):
