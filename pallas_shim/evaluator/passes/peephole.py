@@ -37,7 +37,7 @@ class Peephole:
     def __init__(self) -> None:
         rules.load()
         self.replaced: Substitution = {}
-        self.operations: dict[tuple[str, tuple[Type, ...], Type], Operation] = {}
+        self.operations: dict[Any, Operation] = {}
         self.body: list[Instruction] = []
         self.source: Any = None
 
@@ -63,12 +63,12 @@ class Peephole:
         body, self.body = self.body, outer
         return Region(region.params, tuple(body), substitute(region.results, replaced))
 
-    def emit(self, name: str, ins: tuple[Value, ...], type: Type) -> Value:
+    def emit(self, name: str, ins: tuple[Value, ...], type: Type, **params: Any) -> Value:
         """Adds an instruction with a primitive's rule, and returns its result."""
-        key = (name, tuple([value.type for value in ins]), type)
+        key = (name, tuple([value.type for value in ins]), type, *params.values())
         operation = self.operations.get(key)
         if operation is None:
-            operation = self.operations[key] = specialise(name, key[1], (type,), {}, False)
+            operation = self.operations[key] = specialise(name, key[1], (type,), params, False)
         out = Value(type)
         self.body.append(make_instruction((operation, ins, (out,), (), self.source)))
         return out

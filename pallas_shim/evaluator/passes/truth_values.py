@@ -1,11 +1,13 @@
-"""Truth values: booleans that code widens to integers stay booleans.
+"""Truth values: booleans that code widens to numbers stay booleans.
 
 Vector units combine few masks, so kernels widen booleans to integers, combine those, and
 compare the result with zero. What was widened is remembered, combined as booleans too, and
-takes the place of the comparison.
+takes the place of the comparison. A sum of widened booleans counts the true ones.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -14,12 +16,15 @@ from pallas_shim.evaluator.passes.peephole import Peephole
 from pallas_shim.evaluator.program import ArrayType, Instruction, Value
 
 _BOOL = np.dtype(np.bool_)
+# Sums of so many ones are exact in the floats that they are counted as, in any order.
+_EXACT = {np.dtype(np.float32): 1 << 24, np.dtype(np.float64): 1 << 53}
 
 
 class TruthValues(Peephole):
     def __init__(self) -> None:
         super().__init__()
         self.truths: dict[Value, Value | None] = {}  # of integers that are 0 or 1: the boolean
+        self.floats: dict[Value, Value] = {}  # of floats that are 0 or 1: the boolean
 
     def truth(self, value: Value) -> Value | None:
         """The boolean of which an integer is the 0 or 1, None if there is none."""
@@ -37,8 +42,7 @@ class TruthValues(Peephole):
     def convert(self, instruction: Instruction) -> Value | None:
         (x,), (out,) = instruction.ins, instruction.outs
         if x.type.dtype == _BOOL:
-            if out.type.dtype.kind in "iu":
-                self.truths[out] = x
+            self.widen(x, out)
             return None
         truth = self.truth(x)
         if truth is not None and out.type.dtype == _BOOL:
@@ -46,6 +50,21 @@ class TruthValues(Peephole):
         if out.type.dtype.kind in "iu":
             self.truths[out] = truth
         return None
+
+    def select(self, instruction: Instruction) -> None:
+        which, *cases = instruction.ins
+        (out,) = instruction.outs
+        if which.type == ArrayType(out.type.shape, _BOOL) and len(cases) == 2:
+            if [uniform(case) for case in cases] == [0, 1]:
+                self.widen(which, out)
+
+    def widen(self, truth: Value, number: Value) -> None:
+        """Remembers that a number is the 0 or 1 of a boolean."""
+        dtype = number.type.dtype
+        if dtype.kind in "iu":
+            self.truths[number] = truth
+        elif math.prod(number.type.shape) <= _EXACT.get(dtype, 0):
+            self.floats[number] = truth
 
     def combine(self, instruction: Instruction) -> None:
         operation, ins, (out,), _, _ = instruction
@@ -67,8 +86,18 @@ class TruthValues(Peephole):
             return truth
         return self.emit("not", (truth,), truth.type)
 
+    def count(self, instruction: Instruction) -> Value | None:
+        (x,), (out,) = instruction.ins, instruction.outs
+        truth = self.truth(x) if x.type.dtype.kind in "iu" else self.floats.get(x)
+        if truth is None or math.prod(x.type.shape) == math.prod(out.type.shape):
+            return None
+        axes = tuple(instruction.operation.params["axes"])
+        return self.emit("count", (truth,), out.type, axes=axes)
+
     methods = {
         "convert_element_type": convert,
+        "select_n": select,
         **dict.fromkeys(("and", "or", "xor"), combine),
         **dict.fromkeys(("eq", "ne"), compare),
+        "reduce_sum": count,
     }

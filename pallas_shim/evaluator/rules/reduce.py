@@ -126,6 +126,16 @@ rule("reduce_sum")(_sum_or_product(np.add, 0))
 rule("reduce_prod")(_sum_or_product(np.multiply, 1))
 
 
+@rule("count")
+def _count(ins, outs, *, axes, **_):
+    """The sum of booleans as numbers: NumPy need not widen them first."""
+    along, dtype = _along(axes, ins[0]), outs[0].dtype
+    if along is _along_a_short_row:
+        return lambda x: along(np.add, x.astype(dtype), dtype.type(0))
+    whole = dtype if dtype.kind in "iu" else np.dtype(np.int64)
+    return lambda x: np.add.reduce(x, axis=axes, dtype=whole).astype(dtype, copy=False)
+
+
 @rule("reduce_max")
 def _reduce_max(ins, outs, *, axes, **_):
     return extremum(np.maximum, ins[0].dtype, _along(axes, ins[0]))
@@ -170,6 +180,7 @@ rule("argmin")(_arg(np.argmin))
 
 
 @batch_form("reduce_max", "reduce_min", "reduce_and", "reduce_or", "reduce_xor", "argmax", "argmin")
+@batch_form("count")
 @batch_form("reduce_sum", "reduce_prod", reorders=True)
 def _batch(stack, *, axes, **params):
     return {"axes": tuple(axis + 1 for axis in axes), **params}
