@@ -485,7 +485,8 @@ class Operations(Choices):
             mode = "clip"
         if not self.rarely():
             indices = lax.rem(lax.abs(indices), np.int32(a.shape[axis]))
-        return self._kept(a, jnp.take(a.x, indices, axis, mode=mode))
+        # XLA takes at one index by a slice, as above.
+        return self._kept(a, jnp.take(lax.optimization_barrier(a.x), indices, axis, mode=mode))
 
     def scatter(self, values: Sequence[Value]) -> Value:
         a = tame(real(self.of_rank(values, 1)))

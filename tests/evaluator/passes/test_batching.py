@@ -11,6 +11,7 @@ from jax import lax
 from pallas_shim.evaluator.passes.batching import batch
 from pallas_shim.evaluator.passes.constant_folding import fold_constants
 from pallas_shim.evaluator.passes.movements import Movements
+from pallas_shim.evaluator.passes.truth_values import TruthValues
 from pallas_shim.evaluator.rules import load
 from pallas_shim.evaluator.rules.registry import BATCH_FORMS, RULES
 
@@ -104,7 +105,7 @@ def test_there_is_a_sample_of_every_form():
     load()
     elementwise = {name for name, form in BATCH_FORMS.items() if form.broadcasts}
     assert set(BATCH_FORMS) - elementwise <= {
-        *SAMPLES, *NEWER, "take", "slice_sticking_out", "update_sticking_out"
+        *SAMPLES, *NEWER, "take", "count", "slice_sticking_out", "update_sticking_out"
     }
     assert set(BATCH_FORMS) <= set(RULES)
 
@@ -114,6 +115,12 @@ def test_takes():
     run = lambda program: batch(Movements.run(fold_constants(program)))  # noqa: E731
     count = Counter(check_pass(run, lambda *xs: [gather(x) for x in xs], *TILES))
     assert count == {"join": 1, "take": 1, "member": LANES}
+
+
+def test_counts():
+    run = lambda program: batch(TruthValues.run(program))  # noqa: E731
+    of_masks = lambda *xs: [jnp.sum(x > 0, 1) for x in xs]  # noqa: E731
+    assert Counter(check_pass(run, of_masks, *TILES))["count"] == 1
 
 
 def test_gathers_with_indices_of_their_own():
