@@ -28,9 +28,10 @@ class Dynamic(NamedTuple):
 
 class Chosen(NamedTuple):
     """An array of indices: its position among the leaves. Only a `Cut` has such, in its last step,
-    beside slices."""
+    beside slices. ``kind``: it equals no `Dynamic`."""
 
     leaf: int
+    kind: str = "chosen"
 
 
 class Pack(NamedTuple):

@@ -13,7 +13,8 @@ from jax._src.state import indexing
 from jax._src.state import types as state_types
 
 # -- transforms -----------------------------------------------------------------------------
-# Where JAX's form holds an array, ours holds the leaf that the caller gave for it.
+# Where JAX's form holds an array, ours holds the leaf that the caller gave for it. Tuples are equal
+# if what they hold is, so each kind of step holds its name as well.
 
 
 class Slice(NamedTuple):
@@ -30,6 +31,7 @@ class Index(NamedTuple):
     a view of a ref of indices or Marked ones."""
 
     dims: tuple[Any, ...]
+    kind: str = "index"
 
 
 class Marked(NamedTuple):
@@ -41,14 +43,17 @@ class Marked(NamedTuple):
 
 class Bitcast(NamedTuple):
     dtype: np.dtype
+    kind: str = "bitcast"
 
 
 class Reshape(NamedTuple):
     shape: tuple[int, ...]
+    kind: str = "reshape"
 
 
 class Transpose(NamedTuple):
     permutation: tuple[int, ...]
+    kind: str = "transpose"
 
 
 Step = Index | Bitcast | Reshape | Transpose

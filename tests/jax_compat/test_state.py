@@ -1,4 +1,4 @@
-"""Discharge rules of JAX, as the evaluator asks for them."""
+"""How refs are accessed, and discharge rules of JAX, as the evaluator asks for them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,17 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from pallas_shim.evaluator import memory
 from pallas_shim.jax_compat import hooks, state
 from tests.oracle import x64
+
+
+def test_steps_of_two_kinds_are_never_equal():
+    """Though they hold the same: passes ask whether two paths lead to the same place."""
+    steps = [state.Index((1, 0)), state.Reshape((1, 0)), state.Transpose((1, 0))]
+    assert len(set(steps)) == 3
+    assert memory.Dynamic(1) != memory.Chosen(1)
+    assert state.Index((1, 0)) == state.Index((1, 0))
 
 
 def test_equal_equations_are_discharged_once_under_equal_settings():

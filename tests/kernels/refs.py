@@ -210,6 +210,24 @@ def transposed_view():
 
 
 @case()
+def transposed_view_and_an_element_whose_indices_are_the_permutation():
+    """JAX's interpreter refuses stores to a transposed view."""
+
+    def kernel(x, out, again):
+        out.transpose((1, 0))[...] = x[...]
+        out[1, 0] = 5.0
+        again[...] = out[...]
+        again.transpose((1, 0))[...] = x[...]
+        again[0, 1] = again[1, 0]
+
+    f = pallas_call(kernel, (struct(8, 4), struct(8, 4)))
+    x = floats(0, 4, 8)
+    want, again = x.T.copy(), x.T.copy()
+    want[1, 0], again[0, 1] = 5.0, x[0, 1]
+    return f, (x,), (want, again)
+
+
+@case()
 def masked_load_and_store():
     def kernel(x, out):
         i = pl.program_id(0)
