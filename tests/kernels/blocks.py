@@ -47,6 +47,26 @@ def transposing_index_maps():
 
 
 @case()
+def blocks_of_a_float8_that_numpy_takes_for_its_own():
+    """Blocks that lie evenly, and blocks that don't."""
+
+    def kernel(x, y, out):
+        out[...] = x[...].astype(jnp.float32) + y[...].astype(jnp.float32)
+
+    f = pallas_call(
+        kernel,
+        struct(32, 16),
+        grid=(4, 2),
+        in_specs=[
+            pl.BlockSpec((8, 8), lambda i, j: (i, j)),
+            pl.BlockSpec((8, 8), lambda i, j: (i * i % 3, j)),
+        ],
+        out_specs=pl.BlockSpec((8, 8), lambda i, j: (i, j)),
+    )
+    return f, tuple(jnp.asarray(floats(i, 32, 16), jnp.float8_e5m2) for i in range(2))
+
+
+@case()
 def edge_blocks_stick_out():
     def kernel(x, y, out):
         out[...] = x[...] * 2 + y[...]

@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from pallas_shim.evaluator import grid, memory
@@ -71,7 +72,16 @@ def _strided(array, first, steps, kept, shape):
     lead = [sum(map(int.__mul__, step, array.strides)) for step in steps]
     corner = array[tuple(slice(at, None) for at in first)]
     strides = (*lead, *(array.strides[d] for d in kept))
-    return np.lib.stride_tricks.as_strided(corner, shape, strides)
+    return _as_strided(corner, shape, strides)
+
+
+def _as_strided(array, shape, strides):
+    """NumPy's function can't be given float8_e5m2, which it takes for a float of its own."""
+    bits = array.view(np.uint8) if array.dtype == _E5M2 else array
+    return np.lib.stride_tricks.as_strided(bits, shape, strides).view(array.dtype)
+
+
+_E5M2 = np.dtype(ml_dtypes.float8_e5m2)
 
 
 # -- one cell after the other -----------------------------------------------------------------
@@ -178,9 +188,7 @@ def _copier(block: Any) -> Callable[..., np.ndarray]:
         # An array of the blocks at all places, of which those at the starts are taken.
         counts = [dim - size + 1 for _, _, _, dim, size, _ in moving]
         strides = [array.strides[d] for d, *_ in moving]
-        everywhere = np.lib.stride_tricks.as_strided(
-            array, (*counts, *shape), (*strides, *array.strides), writeable=False
-        )
+        everywhere = _as_strided(array, (*counts, *shape), (*strides, *array.strides))
         blocks = everywhere[tuple(starts)]
         lead = blocks.shape[: blocks.ndim - len(shape)]
         return blocks.reshape(*lead, *[n for n, keep in zip(shape, kept, strict=True) if keep])
