@@ -98,7 +98,8 @@ def join(sources: Sequence[Value], out: ArrayType, parts: Sequence[tuple[int, An
     def run_whole(*arrays):
         return np.concatenate([arrays[i] for i, _ in parts]).reshape(shape)
 
-    if all(key is None for _, key in parts):
+    alike = all(source.type.shape == shape[1:] for source in sources)
+    if alike and all(key is None for _, key in parts):
         run = run_whole if len(shape) > 1 else run_scalars
     return Operation("join", {"parts": parts}, tuple([v.type for v in sources]), (out,), run)
 
