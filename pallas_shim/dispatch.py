@@ -22,7 +22,7 @@ import numpy as np
 
 from pallas_shim import estimate, settings
 from pallas_shim.collections_off import collections_off
-from pallas_shim.evaluator import passes
+from pallas_shim.evaluator import emission, passes
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.program import Program
@@ -163,7 +163,7 @@ def _kept_plan(call: jit_calls.Call, program: Program, facts: Any) -> Plan:
     return Plan(
         (),
         use.reason,
-        Executable(program),
+        _executable(program),
         use,
         _event(facts.function),
         arrays.argument_dtypes([*map(jax.typeof, facts.consts), *call.avals]),
@@ -258,7 +258,7 @@ def _make_plan(
         keep = getattr(_keeping, "keep", None)
         if keep is not None:
             keep.encode(program)
-        executable = Executable(program)
+        executable = _executable(program)
     except Unsupported as unsupported:
         return Plan(key, str(unsupported))
     use = REPORT.use(call.name, kernels, "numpy", _IN_NUMPY)
@@ -324,6 +324,10 @@ def _program(jaxpr: Any, name: str, axes: Mapping[Any, int] | None = None) -> Pr
         raise Unsupported(
             name, f"lowering failed, which is a bug in pallas_shim: {kind}: {error}"
         ) from error
+
+
+def _executable(program: Program) -> Executable:
+    return Executable(program, emission.choice(settings.current().disabled_passes))
 
 
 def _deleted(jaxpr: Any, call: hooks.JitCall) -> tuple[int, ...]:
@@ -411,7 +415,7 @@ def choose_kernel(kernel: hooks.KernelLowering) -> tuple[hooks.Callback, bool] |
         return None
     reason = "XLA compiles the function" if compilation is None else compilation.reason
     use = REPORT.use(kernel.function, (described,), "callback", reason)
-    executable = Executable(program)
+    executable = _executable(program)
     use.prepared(time.perf_counter() - start)
 
     def run(*values: np.ndarray) -> tuple[np.ndarray, ...]:

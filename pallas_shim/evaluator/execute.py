@@ -16,17 +16,15 @@ from typing import Any
 import numpy as np
 
 from pallas_shim import jax_compat
-from pallas_shim.evaluator import progress, scalars
+from pallas_shim.evaluator import emission, progress, scalars
 from pallas_shim.evaluator.floating import as_xla
 from pallas_shim.evaluator.heap import keep_freed_memory
+from pallas_shim.evaluator.liveness import last_uses
 from pallas_shim.evaluator.memory import same
-from pallas_shim.evaluator.program import ArrayType, Instruction, Program, Region, Value
+from pallas_shim.evaluator.program import Instruction, Program, Region, Value
 
 Frame = list[Any]
 Step = Callable[[Frame], None]
-
-# Values above this many bytes are dropped from the frame after their last use.
-_DROP_ABOVE = 1 << 14
 
 
 class Executable:
@@ -34,12 +32,14 @@ class Executable:
 
     The results may share memory with the arguments or with each other; they must not
     be written to. Safe to call from several threads at once.
+
+    ``emits`` says which loops become functions of their own.
     """
 
-    def __init__(self, program: Program):
+    def __init__(self, program: Program, emits: Callable[[Instruction], bool] = emission.pays):
         keep_freed_memory()
         self.program = program
-        prepare = _Preparation()
+        prepare = _Preparation(emits)
         top = program.top
         self._params = [prepare.slot(v) for v in top.params]
         self._steps = prepare.steps(top.body, keep=top.results)
@@ -94,8 +94,9 @@ def _blame(error: Exception, instruction: Instruction) -> None:
 class _Preparation:
     """Assigns slots and makes closures. ``frame`` is the initial frame, constants set."""
 
-    def __init__(self) -> None:
+    def __init__(self, emits: Callable[[Instruction], bool]) -> None:
         self.frame: Frame = []
+        self._emits = emits
         self._slots: dict[Value, int] = {}
 
     def slot(self, value: Value) -> int:
@@ -109,7 +110,7 @@ class _Preparation:
 
     def steps(self, body: Sequence[Instruction], keep: Sequence[Value] = ()) -> Steps:
         pairs: list[tuple[Step, Instruction]] = []
-        dead_after = _last_uses(body, keep)
+        dead_after = last_uses(body, keep)
         for index, instruction in enumerate(body):
             if instruction.operation.fn is same:
                 self._slots[instruction.outs[0]] = self.slot(instruction.ins[0])
@@ -131,7 +132,9 @@ class _Preparation:
     def step(self, instruction: Instruction) -> Step:
         structured = _STRUCTURED.get(instruction.name)
         if structured is not None and instruction.operation.fn is None:
-            return structured(self, instruction)
+            wanted = instruction.name != "switch" and self._emits(instruction)
+            emitted = emission.emit(instruction, self.slot) if wanted else None
+            return structured(self, instruction) if emitted is None else _emitted(emitted)
         fn = scalars.function(instruction.operation)
         assert fn is not None, instruction
         ins = [self.slot(v) for v in instruction.ins]
@@ -141,31 +144,6 @@ class _Preparation:
         if instruction.operation.multiple:
             return _call_multiple(fn, ins, outs)
         return _CALLS[len(ins)](fn, ins, outs[0]) if len(ins) < 4 else _call_n(fn, ins, outs[0])
-
-
-def _last_uses(body: Sequence[Instruction], keep: Sequence[Value]) -> dict[int, list[Value]]:
-    """Large values defined in this body, by the index of the instruction that last uses them."""
-    last: dict[Value, int] = {}
-    first_name: dict[Value, Value] = {}  # of values that have two
-    for index, instruction in enumerate(body):
-        named = instruction.operation.fn is same
-        if named:
-            (value,) = instruction.ins
-            first_name[instruction.outs[0]] = first_name.get(value, value)
-        for value in () if named else instruction.outs:
-            if isinstance(value.type, ArrayType) and value.type.nbytes > _DROP_ABOVE:
-                last[value] = index
-        inner = itertools.chain.from_iterable(map(Region.uses, instruction.regions))
-        for value in itertools.chain(instruction.ins, inner):
-            value = first_name.get(value, value)
-            if value in last:
-                last[value] = index
-    for value in keep:
-        last.pop(first_name.get(value, value), None)
-    dead: dict[int, list[Value]] = {}
-    for value, index in last.items():
-        dead.setdefault(index, []).append(value)
-    return dead
 
 
 # -- plain instructions ---------------------------------------------------------------------
@@ -242,6 +220,19 @@ def _drop(slots):
 
 
 # -- structured operations ------------------------------------------------------------------
+
+
+def _emitted(loop: emission.Emitted) -> Step:
+    run = loop.run
+
+    def step(f):
+        try:
+            run(f)
+        except Exception as error:
+            _blame(error, loop.source_of(error))
+            raise
+
+    return step
 
 
 def _row(slots: Sequence[int]) -> slice:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,28 +15,31 @@ _QUIET_SECONDS = 2.0
 _EVERY_SECONDS = 0.2
 
 
-def over_grid(name: str, bounds: Sequence[int]) -> Iterator[tuple[np.int32, ...]]:
-    """The cells of a grid in order, last axis fastest; reports progress if that is wanted."""
-    cells = _cells(bounds)
+def over_grid(
+    name: str, bounds: Sequence[int], number: Callable[[int], Any] = np.int32
+) -> Iterator[tuple[Any, ...]]:
+    """The cells of a grid in order, last axis fastest, each a tuple of such numbers; reports
+    progress if that is wanted."""
+    cells = _cells(bounds, number)
     if sys.stderr is None or not sys.stderr.isatty():
         return cells
     return _reported(name, math.prod(bounds), cells)
 
 
-def _cells(bounds: Sequence[int]) -> Iterator[tuple[np.int32, ...]]:
+def _cells(bounds: Sequence[int], number: Callable[[int], Any]) -> Iterator[tuple[Any, ...]]:
     """Like itertools.product, which would first make a list of each axis."""
     if not bounds:
         yield ()
         return
     *outer, last = bounds
-    for head in _cells(outer):
-        for index in map(np.int32, range(last)):
+    for head in _cells(outer, number):
+        for index in map(number, range(last)):
             yield (*head, index)
 
 
 def _reported(
-    name: str, total: int, cells: Iterator[tuple[np.int32, ...]]
-) -> Iterator[tuple[np.int32, ...]]:
+    name: str, total: int, cells: Iterator[tuple[Any, ...]]
+) -> Iterator[tuple[Any, ...]]:
     start = time.monotonic()
     next_report = start + _QUIET_SECONDS
     shown = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from jax.errors import JaxRuntimeError
 from jax.extend.core import jaxpr_as_fun
 
+from pallas_shim.evaluator import emission
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.passes import NAMES, optimise
@@ -39,10 +40,13 @@ quiet = settings(
     suppress_health_check=list(HealthCheck),
 )
 
-WAYS = {
-    "without passes": NAMES,
-    "with all passes": (),
-    **{f"without {name}": (name,) for name in sorted(NAMES)},
+# Which passes are left out, and which loops become functions.
+WAYS: dict[str, tuple[Collection[str], Callable[[Any], bool]]] = {
+    "without passes": (NAMES, emission.choice(NAMES)),
+    "with all passes": ((), emission.pays),
+    **{f"without {name}": ((name,), emission.choice((name,))) for name in sorted(NAMES)},
+    "without passes, all loops functions": (NAMES, lambda loop: True),
+    "with all passes, all loops functions": ((), lambda loop: True),
 }
 
 
@@ -123,10 +127,10 @@ def _compare(
         program = lower(jaxpr)
     except Unsupported as error:
         raise Mismatch(f"{error}\n{jaxpr}") from error
-    for way, skipped in WAYS.items():
+    for way, (skipped, emits) in WAYS.items():
         got: list[np.ndarray] = []
         try:
-            got = [np.asarray(x) for x in Executable(optimise(program, skipped))(*args)]
+            got = [np.asarray(x) for x in Executable(optimise(program, skipped), emits)(*args)]
             for one, other in zip(got, want, strict=True):
                 compare(one, other, rtol=rtol)
         except Exception as error:

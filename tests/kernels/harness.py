@@ -57,10 +57,13 @@ def cases(*modules: ModuleType) -> dict[str, Case]:
 
 
 def evaluate(f: Callable[..., Any], *args: Any) -> list[list[np.ndarray]]:
-    """The outputs of ``f``, flat, by the evaluator alone: as lowered, and optimised."""
+    """The outputs of ``f``, flat, by the evaluator alone: as lowered, and optimised, the latter
+    with none of its loops as functions, and with all."""
     program = lower(jax.make_jaxpr(f)(*args))
     arrays = [np.asarray(x) for x in jax.tree.leaves(args)]
-    return [Executable(p)(*arrays) for p in (program, optimise(program))]
+    optimised = optimise(program)
+    functions = [Executable(optimised, lambda loop, all=all: all) for all in (False, True)]
+    return [run(*arrays) for run in (Executable(program), *functions)]
 
 
 def check(case: Case) -> None:

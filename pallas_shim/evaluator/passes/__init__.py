@@ -46,7 +46,9 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("walks", walk_along_loops),
 )
 
-NAMES = frozenset(name for name, _ in PIPELINE)
+# Emission makes no Program of a Program, and so has its place in execute.py; it can be left out
+# as the others can.
+NAMES = frozenset(name for name, _ in PIPELINE) | {"emission"}
 
 
 def optimise(program: Program, skip: Collection[str] = frozenset()) -> Program:

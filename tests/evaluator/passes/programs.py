@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from hypothesis import strategies as st
 
-from pallas_shim.evaluator import memory, rules
+from pallas_shim.evaluator import emission, memory, rules
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import Lowering, lower
 from pallas_shim.evaluator.passes.dead_code import remove_dead_code
@@ -217,11 +217,11 @@ def names(program: Program) -> list[str]:
     return [i.name for i in instructions(program)]
 
 
-def outcome(program: Program, log: list) -> tuple:
+def outcome(program: Program, log: list, emits=emission.pays) -> tuple:
     """All that can be seen of a run: the results' bytes, the caller's buffers, the log."""
     args = [_argument(position, v.type) for position, v in enumerate(program.top.params)]
     log.clear()
-    results = Executable(program)(*args)
+    results = Executable(program, emits)(*args)
     return tuple(_seen(array) for array in (*results, *args, *log))
 
 
