@@ -14,7 +14,7 @@ from pallas_shim.jax_compat.jaxprs import equations
 
 try:
     from jax._src.pallas import mpmd
-except ImportError:  # JAX < 0.10
+except ImportError:  # JAX < 0.9.1
     mpmd = None  # type: ignore[assignment]
 
 

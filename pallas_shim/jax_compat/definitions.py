@@ -24,12 +24,12 @@ from jax._src.random import prng
 
 from pallas_shim.jax_compat.jaxprs import describe_aval, open_jaxpr
 
-# JAX < 0.10 has it in the module jax._src.random, later ones in a module of that package.
+# JAX < 0.10.2 has it in the module jax._src.random, later ones in a module of that package.
 _gamma_impl = getattr(random, "_gamma_impl", None) or random.core._gamma_impl
 
 try:
     from jax._src.pallas import einshape
-except ImportError:  # JAX < 0.10
+except ImportError:  # JAX < 0.9.1
     einshape = None  # type: ignore[assignment]
 
 Function = Callable[..., Any]
@@ -266,13 +266,17 @@ DEFINITIONS: dict[str, Callable[..., Function]] = {
 }
 if hasattr(linalg, "_ormqr_lowering"):  # JAX >= 0.10
     DEFINITIONS["ormqr"] = _with_params(linalg._ormqr_lowering)
-if einshape is not None:  # JAX >= 0.10, as all of these
+if einshape is not None:  # JAX >= 0.9.1, as both of these
     from jax._src.lax.scaled_dot import _scaled_dot_impl
-    from jax._src.random import philox2x32, philox4x32, threefry4x32
 
     DEFINITIONS |= {
         "einshape_lo": _einshape_lo,
         "scaled_dot": _with_params(_scaled_dot_impl),
+    }
+if hasattr(random, "philox2x32"):  # JAX >= 0.10.2, as all of these
+    from jax._src.random import philox2x32, philox4x32, threefry4x32
+
+    DEFINITIONS |= {
         "philox2x32": _with_params(philox2x32._philox2x32_lowering),
         "philox4x32": _with_params(philox4x32._philox4x32_lowering),
         "threefry4x32": _with_params(threefry4x32._threefry4x32_lowering),

@@ -25,7 +25,7 @@ from pallas_shim.jax_compat.pallas import kernel_jaxpr, kernel_name, kernel_sour
 
 try:
     from jax._src.pallas import mpmd
-except ImportError:  # JAX < 0.10
+except ImportError:  # JAX < 0.9.1
     mpmd = None  # type: ignore[assignment]
 
 # Primitives whose jaxpr is a Pallas kernel.
@@ -341,7 +341,7 @@ def _set_sharding(module: Any, call: Any, sharding: Any) -> None:
     set_sharding: Callable[..., None] = mlir.set_sharding
     if len(inspect.signature(set_sharding).parameters) == 3:
         set_sharding(module, call, sharding)
-    else:  # before JAX 0.10
+    else:  # before JAX 0.8.1
         set_sharding(call, sharding)
 
 
@@ -367,7 +367,7 @@ def listen_to_tracing(listener: Callable[[str, float], None]) -> Callable[[], No
             listener(str(details.get("fun_name")), duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(on_event)
-    old = "_unregister_event_duration_listener_by_callback"  # before JAX 0.10
+    old = "_unregister_event_duration_listener_by_callback"  # before JAX 0.8.1
     names = ("unregister_event_duration_listener", old)
     unregister = next(getattr(monitoring, name) for name in names if hasattr(monitoring, name))
     return lambda: unregister(on_event)

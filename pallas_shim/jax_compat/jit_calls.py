@@ -67,10 +67,13 @@ _REGISTRY = getattr(tree_util, "tracing_registry", None) or tree_util.default_re
 def answer_calls(answers: Answers) -> Callable[[], None]:
     """Has jitted calls that jit's C++ cache doesn't serve answered; returns the undoing.
 
-    ``answers`` isn't asked while another function is traced, or while JAX debugs.
+    ``answers`` isn't asked while another function is traced, or while JAX debugs. Nor is it at all
+    on JAX 0.9.0, which has no such entries: there calls go JAX's whole way to `hooks.JIT_CALL`.
     """
+    if not hasattr(pjit, "_infer_params"):
+        return lambda: None
     stock_infer = pjit._infer_params
-    old = not hasattr(pjit, "_run_python_pjit")  # JAX before 0.10
+    old = not hasattr(pjit, "_run_python_pjit")  # JAX before 0.9
     run_name = "_python_pjit_helper" if old else "_run_python_pjit"
     stock_run: Any = getattr(pjit, run_name)
     calling = _inner_code(pjit._cpp_pjit, "cache_miss")

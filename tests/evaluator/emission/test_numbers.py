@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from jax import lax
 
-from pallas_shim.evaluator import numbers_in_source as numbers
-from pallas_shim.evaluator.numbers_in_source import Number
+from pallas_shim.evaluator.emission import numbers
+from pallas_shim.evaluator.emission.numbers import Number
 from pallas_shim.evaluator.program import ArrayType
-from tests.evaluator.emitting import emit_all
+from tests.evaluator.emission.emitting import emit_all
 from tests.oracle import check_rule
 
 __all__ = ["emit_all"]

@@ -15,7 +15,7 @@ from pallas_shim.evaluator import emission
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.passes import optimise
-from tests.evaluator.emitting import WAYS, emit_all
+from tests.evaluator.emission.emitting import WAYS, emit_all
 from tests.evaluator.passes.programs import outcome, random_programs
 from tests.oracle import check_kernel
 
@@ -78,6 +78,38 @@ def test_elements_of_blocks(emit_all):
     blocks = pl.BlockSpec((4, 2), lambda i: (i, 0))
     x = np.arange(16, dtype=np.int32).reshape(8, 2)
     check_kernel(kernel, x, x, grid=(2,), in_specs=[blocks], out_specs=blocks)
+    assert len(emit_all) == 1
+
+
+def test_slices_of_memory(emit_all):
+    """With known and with moving starts, inside and outside, read and written."""
+
+    def kernel(x_ref, o_ref, row_ref):
+        def step(i, total):
+            row_ref[pl.ds(i - 1, 3)] = x_ref[i, 2:5] + x_ref[1, pl.ds(i, 3)]
+            o_ref[pl.ds(2 * i, 2), :] = x_ref[pl.ds(i, 2), :] - total
+            o_ref[i, pl.ds(1, 2, 3)] = row_ref[pl.ds(i, 2)]
+            o_ref[3, ...] = row_ref[...] * i
+            return total + o_ref[:, 1].sum()
+
+        lax.fori_loop(0, 5, step, jnp.int32(0))
+
+    x = np.arange(24, dtype=np.int32).reshape(4, 6)
+    check_kernel(kernel, x, x, scratch_shapes=[pltpu.VMEM((6,), jnp.int32)])
+    assert len(emit_all) == 1
+
+
+def test_blocks_that_stick_out_and_squeezed_ones(emit_all):
+    def kernel(x_ref, y_ref, o_ref):
+        o_ref[...] = jnp.where(pl.program_id(1) == 1, x_ref[...] + y_ref[...], 5.0)
+
+    x, y = np.arange(40, dtype=np.float32).reshape(4, 10), np.arange(3, dtype=np.float32)
+    check_kernel(
+        kernel, x, x, y, grid=(4, 3),
+        in_specs=[pl.BlockSpec((None, 4), lambda i, j: (3 - i, j)),
+                  pl.BlockSpec((1,), lambda i, j: (j,))],
+        out_specs=pl.BlockSpec((None, 4), lambda i, j: (i, j)),
+    )  # fmt: skip
     assert len(emit_all) == 1
 
 
@@ -165,7 +197,7 @@ def test_an_error_names_the_users_line(emit_all):
     with pytest.raises(RuntimeError, match="no") as caught:
         Executable(lower(jax.make_jaxpr(f)(jnp.float32(0))))(np.float32(0))
     (note,) = caught.value.__notes__
-    assert "pure_callback" in note and "test_emission.py" in note
+    assert "pure_callback" in note and "test_loops.py" in note
     assert len(emit_all) == 1
 
 
@@ -180,7 +212,7 @@ def test_loops_too_deep_for_a_function(emit_all):
     run = Executable(lower(jax.make_jaxpr(lambda x: nested(18, x))(jnp.int32(1))))
     assert run(np.int32(1)) == [jax.jit(lambda x: nested(18, x))(1)]
     assert len(emit_all) == 1
-    assert emit_all[0].count("for ") == emission._DEEPEST
+    assert emit_all[0].count("for ") == emission.DEEPEST
 
 
 def test_only_loops_that_turn_often_become_functions():

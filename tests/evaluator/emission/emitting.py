@@ -6,7 +6,8 @@ import functools
 
 import pytest
 
-from pallas_shim.evaluator import emission, execute
+from pallas_shim.evaluator import execute
+from pallas_shim.evaluator.emission import source
 
 # Which loops become functions.
 WAYS = {"closures": lambda loop: False, "functions": lambda loop: True}
@@ -17,11 +18,11 @@ def emit_all(monkeypatch) -> list[str]:
     """Every loop becomes a function during the test; what is returned are their sources."""
     sources: list[str] = []
 
-    def compiled(source, *args):
-        sources.append(source)
-        return compile(source, *args)
+    def compiled(text, *args):
+        sources.append(text)
+        return compile(text, *args)
 
-    monkeypatch.setattr(emission, "compile", compiled, raising=False)
+    monkeypatch.setattr(source, "compile", compiled, raising=False)
     use(monkeypatch, "functions")
     return sources
 
