@@ -69,7 +69,7 @@ def patch_devices(jax: ModuleType) -> Callable[[], None]:
 def patch_tpu_info(pltpu: ModuleType) -> Callable[[], None]:
     """Called when jax.experimental.pallas.tpu is imported: Pallas knows the TPU's properties.
 
-    That is get_tpu_info, which JAX has from 0.10 on, and the tiling by which emit_pipeline cuts
+    That is get_tpu_info, which JAX has from 0.8.1 on, and the tiling by which emit_pipeline cuts
     its last block; the tiling even if no TPU is named. A pipeline is no primitive.
     """
     from pallas_shim.jax_compat import tpu_info

@@ -2,14 +2,15 @@
 # Runs the checks and the tests on every supported JAX, each in an environment of its own, which
 # is made once in ${PALLAS_SHIM_VENVS:-~/.cache/pallas_shim}/jax-VERSION.
 #
-#   scripts/test.sh                      ruff, mypy, and all tests on all of them
-#   scripts/test.sh 0.10.2 [arguments]   the tests on one of them; arguments go to pytest
+#   scripts/test.sh                      ruff, mypy, all tests on three versions, and whether the
+#                                        shim works on some of those between them
+#   scripts/test.sh 0.10.2 [arguments]   the tests on any version; arguments go to pytest
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# JAX versions, and the Pythons that each may run on, the first that is found.
-declare -A pythons=([0.8.0]="3.11" [0.10.2]="3.11" [0.12.0.1]="3.13 3.12")
 versions="0.8.0 0.10.2 0.12.0.1"
+# JAX's internals are others in each of these.
+between="0.9.0 0.9.2 0.10.1 0.11.2"
 checks_on=0.10.2
 venvs=${PALLAS_SHIM_VENVS:-$HOME/.cache/pallas_shim}
 requirements=scripts/requirements-test.txt
@@ -19,6 +20,13 @@ say() { printf '== %s\n' "$*"; }
 # The tests set these themselves; what the caller has set must not reach them.
 unset "${!PALLAS_NUMPY@}" JAX_ENABLE_X64 XLA_FLAGS
 export JAX_PLATFORMS=cpu
+
+pythons_of() { # VERSION: prints the Pythons that a JAX may run on, the first that is found
+    case $1 in
+    0.8.* | 0.9.* | 0.10.*) echo 3.11 ;;
+    *) echo 3.13 3.12 ;;
+    esac
+}
 
 find_python() { # MINOR...: prints the first interpreter of one of these versions
     local minor candidate
@@ -40,8 +48,8 @@ set_up() { # VERSION: makes its environment, unless it is there and complete
     stamp="$1 $(cksum <"$requirements")"
     [ "$(cat "$venv/complete" 2>/dev/null)" = "$stamp" ] && return
     if [ ! -x "$venv/bin/python" ]; then
-        # shellcheck disable=SC2086  # a list of versions
-        python=$(find_python ${pythons[$1]})
+        # shellcheck disable=SC2046  # a list of versions
+        python=$(find_python $(pythons_of "$1"))
         say "making $venv with $python"
         "$python" -m venv "$venv"
     fi
@@ -52,8 +60,8 @@ set_up() { # VERSION: makes its environment, unless it is there and complete
 }
 
 if [ $# -gt 0 ]; then
-    if [ -z "${pythons[$1]:-}" ]; then
-        say "$1 isn't one of the versions that the tests run on: $versions" >&2
+    if ! [[ $1 =~ ^0\.[0-9.]+$ ]]; then
+        say "$1 isn't a version of JAX, such as 0.10.2" >&2
         exit 2
     fi
     set_up "$1"
@@ -61,7 +69,7 @@ if [ $# -gt 0 ]; then
     exec "$venvs/jax-$1/bin/python" -m pytest -q "${@:2}"
 fi
 
-for version in $versions; do
+for version in $versions $between; do
     set_up "$version"
 done
 
@@ -74,6 +82,9 @@ check() { # WHAT COMMAND...: runs the command, and remembers what failed
 bin=$venvs/jax-$checks_on/bin
 check ruff "$bin/ruff" check .
 check mypy "$bin/mypy"
+for version in $between; do
+    check "a kernel on JAX $version" "$venvs/jax-$version/bin/python" -m pallas_shim doctor
+done
 for version in $versions; do
     # The tests of the conformance runner and of the benchmark suite are about processes and
     # files, whatever the JAX; and what changes a key of the cache, tests/cache tests on each.
@@ -91,4 +102,4 @@ if [ ${#failed[@]} -gt 0 ]; then
     say "FAILED: $(printf '%s; ' "${failed[@]}" | sed 's/; $//')"
     exit 1
 fi
-say "all checks and tests passed on JAX ${versions// /, }"
+say "all checks and tests passed on JAX ${versions// /, }, and kernels run on ${between// /, }"

@@ -341,7 +341,7 @@ def _set_sharding(module: Any, call: Any, sharding: Any) -> None:
     set_sharding: Callable[..., None] = mlir.set_sharding
     if len(inspect.signature(set_sharding).parameters) == 3:
         set_sharding(module, call, sharding)
-    else:  # before JAX 0.8.1
+    else:  # before JAX 0.10.1
         set_sharding(call, sharding)
 
 

@@ -11,16 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 
-from pallas_shim.evaluator.emission import numbers
+from pallas_shim.evaluator.emission.instructions import is_written_out
 from pallas_shim.evaluator.emission.loops import Loops
 from pallas_shim.evaluator.emission.source import Emitted
 from pallas_shim.evaluator.program import Instruction, Value
 
 # In seconds: what a line takes to be compiled; what a round saves for an instruction that is
 # written out, and for another one.
-_LINE, _WRITTEN_OUT, _CALLED = 2e-5, 4e-7, 1e-7
+_LINE, _WRITTEN_OUT, _CALLED = 1.2e-5, 5e-7, 1e-7
 # How often a loop of unknown length is taken to turn, and a program to be called.
-_ROUNDS, _CALLS = 10, 3
+_ROUNDS, _CALLS = 10, 10
 # Python has a limit of 20 loops inside one another, and one of 100 levels of indentation.
 DEEPEST = 12
 
@@ -49,7 +49,7 @@ def emit(loop: Instruction, slot: Callable[[Value], int]) -> Emitted | None:
 def _worth(instruction: Instruction) -> tuple[int, float, int]:
     """How many lines an instruction becomes, what these save when they run, and how many loops
     and branches are inside one another."""
-    lines, saved, depth = 1, _WRITTEN_OUT if _is_number(instruction) else _CALLED, 0
+    lines, saved, depth = 1, _WRITTEN_OUT if is_written_out(instruction) else _CALLED, 0
     for region in instruction.regions:
         for inner in region.body:
             inner_lines, inner_saved, inner_depth = _worth(inner)
@@ -57,12 +57,6 @@ def _worth(instruction: Instruction) -> tuple[int, float, int]:
             saved += inner_saved * _rounds(instruction)
             depth = max(depth, inner_depth)
     return lines, saved, depth + bool(instruction.regions)
-
-
-def _is_number(instruction: Instruction) -> bool:
-    """Whether an instruction computes a number, or reads or writes one: most are written out."""
-    values = instruction.outs or instruction.ins[1:2]
-    return not instruction.regions and len(values) == 1 and numbers.kind(values[0].type) is not None
 
 
 def _rounds(instruction: Instruction) -> float:

@@ -35,6 +35,18 @@ _OPERATORS: dict[Any, str] = {
 }
 
 
+def is_written_out(instruction: Instruction) -> bool:
+    """Whether an instruction is one that needs no call, as far as its types tell."""
+    operation, _, outs, regions, _ = instruction
+    if regions:
+        return False
+    if operation.name == "view":
+        return "block" in operation.params
+    if operation.name in ("get", "store"):
+        return places.has_key(operation.params.get("path"))
+    return len(outs) == 1 and numbers.kind(outs[0].type) is not None
+
+
 class Instructions(Source, abc.ABC):
     def __init__(self, slot: Callable[[Value], int]):
         super().__init__(slot)
@@ -113,7 +125,7 @@ class Instructions(Source, abc.ABC):
             key = places.key_of_block(ins[0].ref, params["block"], leaves, self._clamped)
             self.line(f"{self.fresh(outs[0])} = {key.of(self.text(ins[0]), to_view=True)}")
             return True
-        if path is None or not places.has_key(path):
+        if not places.has_key(path):
             return False
         count = {"get": 1, "store": 2}.get(operation.name)
         if "direct" in params:

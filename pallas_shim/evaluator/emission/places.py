@@ -4,7 +4,7 @@ loop that is emitted."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from pallas_shim.evaluator.emission.numbers import Number
 from pallas_shim.evaluator.memory import Dynamic, Path
@@ -30,7 +30,7 @@ class Key(NamedTuple):
         return f"{ref}[{', '.join(parts) or '()'}]" if parts or self.is_element else ref
 
 
-def has_key(path: Path | None) -> bool:
+def has_key(path: Path | None) -> TypeGuard[Path]:
     """Whether `key_of_path` can say where a path leads: it is one index at most, of slices of
     known sizes."""
     if path is None or len(path) > 1:
