@@ -21,6 +21,7 @@ import numpy as np
 
 from pallas_shim import jax_compat
 from pallas_shim.cache import libraries
+from pallas_shim.evaluator.emission.instructions import EMITTED
 from pallas_shim.evaluator.program import (
     PURE,
     Effects,
@@ -216,6 +217,8 @@ class _Encoder:
         module = function.__globals__.get("__name__", "")
         if not _within(module, _OWN) or vars(sys.modules[module]) is not function.__globals__:
             return None
+        if vars(sys.modules[module]).get(function.__name__) is function:
+            return ["named", module, function.__name__]  # it is to be the same one again
         place = _code_places(module).get(function.__code__)
         if place is None or function.__dict__:
             return None
@@ -246,8 +249,11 @@ class _Encoder:
     def operation(self, operation: Operation) -> int:
         known = self._operation_at.get(operation)
         if known is None:
-            # Only structured operations have parameters that are looked at when one runs.
-            params = dict(operation.params) if operation.fn is None else {}
+            params = {
+                name: value
+                for name, value in operation.params.items()
+                if operation.fn is None or name in EMITTED
+            }
             try:
                 content = [
                     operation.name,

@@ -239,7 +239,7 @@ def mpmd_map(eqn: Any) -> MpmdMap:
         ),
         num_outputs=len(p["out_avals"]),
         aliases=tuple(p["input_output_aliases"].items()),
-        external_meshes=tuple(p["external_meshes"]),
+        external_meshes=tuple(p.get("external_meshes", ())),  # JAX < 0.10.1 has none
     )
 
 

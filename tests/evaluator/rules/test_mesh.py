@@ -1,6 +1,7 @@
 """Kernels on the cores of a mesh against JAX's TPU interpreter."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -123,7 +124,10 @@ def test_a_collective_among_one_core():
         lower(jax.make_jaxpr(on_cores(body, 2))(X, X))
 
 
-if hasattr(pl, "kernel"):  # JAX >= 0.10
+if hasattr(pl, "kernel"):  # JAX >= 0.8.1
+    PARAMETERS = inspect.signature(pl.kernel).parameters
+    OUT, SCRATCH = (n if n in PARAMETERS else n.replace("type", "shape")  # JAX < 0.10.1
+                    for n in ("out_type", "scratch_types"))  # fmt: skip
 
     @pytest.mark.parametrize("count", [1, 2])
     def test_a_kernel_on_a_mesh_with_scratch_and_a_scalar(count):
@@ -133,8 +137,10 @@ if hasattr(pl, "kernel"):  # JAX >= 0.10
             @functools.partial(
                 pl.kernel,
                 mesh=cores(count),
-                out_type=out,
-                scratch_types=[pltpu.VMEM((8, 128), X.dtype), pltpu.SemaphoreType.DMA],
+                **{
+                    OUT: out,
+                    SCRATCH: [pltpu.VMEM((8, 128), X.dtype), pltpu.SemaphoreType.DMA],
+                },
             )
             def run(x, o, mine, sem):
                 for i in range(4 // count):
@@ -148,6 +154,7 @@ if hasattr(pl, "kernel"):  # JAX >= 0.10
         # JAX's interpreter takes a core's index for an int16, and can't add it to the scalar.
         check(f, X, jnp.int32(3), want=jnp.roll(X, 1, 0) + 1)
 
+    @pytest.mark.skipif(OUT == "out_shape", reason="JAX < 0.10.1 wants a result")
     def test_a_kernel_that_writes_to_a_ref_of_the_callers():
         def f(x):
             ref = jax.new_ref(x)
