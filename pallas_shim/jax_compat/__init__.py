@@ -27,6 +27,7 @@ from pallas_shim.jax_compat.jaxprs import (
     while_loop,
 )
 from pallas_shim.jax_compat.pallas import (
+    REPEATS_ELEMENTS,
     CoreFunction,
     PallasCall,
     UnsupportedCall,
@@ -40,6 +41,7 @@ from pallas_shim.jax_compat.pallas import (
 
 __all__ = [
     "CALL_PRIMITIVES",
+    "REPEATS_ELEMENTS",
     "AvalInfo",
     "CheckedMemory",
     "CoreFunction",

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax import tree_util
 from jax._src import core
@@ -16,6 +17,10 @@ from jax._src.state import indexing
 
 from pallas_shim.jax_compat.checked import CheckedMemory, checked_memory, in_hbm
 from pallas_shim.jax_compat.jaxprs import equations, user_source
+
+# Whether JAX's interpreters take pltpu.repeat for a repetition of each element; a TPU, and later
+# versions, repeat the whole.
+REPEATS_ELEMENTS = jax.__version_info__ < (0, 8, 1)
 
 
 class BlockDim(NamedTuple):

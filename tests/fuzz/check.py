@@ -26,7 +26,7 @@ from tests.fuzz.kernels import Call
 from tests.fuzz.keys import Keys
 from tests.fuzz.operations import COMPLEX, NARROW, WIDE
 from tests.fuzz.programs import Program
-from tests.fuzz.variants import Checked, Prefetched
+from tests.fuzz.variants import Checked, Prefetched, Scalars
 from tests.fuzz.views import Views
 from tests.oracle import compare, x64
 
@@ -62,8 +62,9 @@ class Mismatch(AssertionError):
 
 # What a kernel is drawn by: its name, and how many of a hundred are.
 GENERATORS: dict[str, tuple[int, Callable[[random.Random], Any]]] = {
-    "kernels": (15, Call),
-    "cells": (20, ManyCells),
+    "kernels": (10, Call),
+    "cells": (15, ManyCells),
+    "scalars": (10, Scalars),
     "copies": (5, Copying),
     "programs": (5, Program),
     "inexact": (10, InexactCall),

@@ -44,6 +44,45 @@ class Checked(Call):
     writes_first = True  # what was left in a block is undefined
 
 
+class _ScalarBody(Body):
+    """Numbers, elements of memory, and loops and branches around them."""
+
+    arrays = False
+
+    def shape(self, ranks: Sequence[int] = ()) -> tuple[int, ...]:
+        return super().shape(ranks) if ranks else ()
+
+    def block(self, scope: Scope, least: int, most: int) -> None:
+        for _ in range(self.number(least, most)):
+            kind = self.number(0, 9)
+            if kind < 4:
+                scope.values.append(getattr(self, self.one(_OF_NUMBERS))(scope.values))
+            elif kind < 8 or scope.depth == _DEEPEST:
+                getattr(self, self.one(["do_load", "do_load", "do_store", "do_update"]))(scope)
+            else:
+                getattr(self, self.one(["do_loop", "do_loop", "do_repeat", "do_branch"]))(scope)
+
+    def _index(self, scope: Scope, shape: Sequence[int]) -> tuple[Any, ...]:
+        if self.rarely(6):
+            return super()._index(scope, shape)
+        return tuple(
+            self.index(scope.values, size - 1)
+            if self.moving and self.number(0, 2)
+            else self.number(0, size - 1)
+            for size in shape
+        )
+
+
+_OF_NUMBERS = ("elementwise", "elementwise", "elementwise", "compare", "select", "cast", "clamp")
+_DEEPEST = 3
+
+
+class Scalars(Call):
+    """A kernel that computes numbers one by one, as those that count or search do."""
+
+    body_type = _ScalarBody
+
+
 class Prefetched(Call):
     """A kernel with scalar prefetch under vmap."""
 

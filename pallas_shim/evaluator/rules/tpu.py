@@ -13,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from pallas_shim import jax_compat
 from pallas_shim.evaluator import memory
 from pallas_shim.evaluator.cut import Cut
 from pallas_shim.evaluator.program import PURE, ArrayType, Effects, Value
@@ -268,9 +269,9 @@ def _repeat(ins, outs, *, repeats, axis, **_):
 
 @lowering_rule("repeat")
 def _repeat_or_tile(lowering, eqn, ins):
-    """The interpreters of JAX 0.8 repeat each element, where a TPU repeats the whole."""
     outs = [lowering.type(eqn.outvars[0].aval)]
-    if not (lowering.kernels and lowering.kernels[-1].for_device):
+    for_device = lowering.kernels and lowering.kernels[-1].for_device
+    if jax_compat.REPEATS_ELEMENTS and not for_device:
         return lowering.apply("repeat", ins, outs, eqn.params)
     reps = [1] * len(outs[0].shape)
     reps[eqn.params["axis"]] = eqn.params["repeats"]

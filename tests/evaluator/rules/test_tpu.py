@@ -37,7 +37,7 @@ def test_strided_roll(axis, stride_axis, stride):
     check_kernel(kernel, LIKE_X, X)
 
 
-if hasattr(pltpu, "repeat"):  # JAX 0.8
+if hasattr(pltpu, "repeat"):
 
     @pytest.mark.parametrize("axis", [0, -1])
     def test_repeat_is_a_tpus_where_no_interpreter_was_asked_for(axis):
