@@ -13,6 +13,7 @@ from kernels import (  # noqa: E402
     attention,
     grids,
     indexing,
+    loops,
     matmuls,
     normalisation,
     random_bits,
@@ -28,6 +29,7 @@ FAMILIES: tuple[ModuleType, ...] = (
     normalisation,
     random_bits,
     indexing,
+    loops,
 )
 
 KERNELS: dict[str, Kernel] = {
