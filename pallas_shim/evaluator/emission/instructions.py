@@ -140,7 +140,7 @@ class Instructions(Source, abc.ABC):
             ins[0].ref, path, list(map(self.number, ins[count:])), self._clamped
         )
         if "direct" in params:
-            operands = ", ".join(map(self.text, ins[1:count]))
+            operands = ", ".join(map(self.array, ins[1:count]))
             target = key.of(self.text(ins[0]))
             self.line(f"{self.given(params['direct'])}({operands}, out={target})")
         elif key.is_element:
@@ -185,7 +185,8 @@ class Instructions(Source, abc.ABC):
         leaf = _FIRST_LEAF.get(operation.name, len(ins))
         # NumPy's types make their scalars of Python's numbers, and its ufuncs take those for
         # numbers of the type of the array beside them.
-        if isinstance(fn, type) or isinstance(fn, np.ufunc) and outs[0].type.shape:
+        same_types = len({v.type.dtype for v in ins}) == 1
+        if isinstance(fn, type) or isinstance(fn, np.ufunc) and outs[0].type.shape and same_types:
             leaf = 0
         args = ", ".join([*map(self.array, ins[:leaf]), *map(self.text, ins[leaf:])])
         call = f"{self.given(fn)}({args})"
