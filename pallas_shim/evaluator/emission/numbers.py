@@ -121,6 +121,15 @@ def _rem(dtype: np.dtype, x: Number, y: Number) -> Number | None:
     return Number(text, 1 - y.high, y.high - 1)
 
 
+def _floor_divide(dtype: np.dtype, x: Number, y: Number) -> Number:
+    corners = [a // b for a in (x.low, x.high) for b in (y.low, y.high)]
+    return Number(f"{x.text} // {y.text}", min(corners), max(corners))
+
+
+def _floor_remainder(dtype: np.dtype, x: Number, y: Number) -> Number:
+    return Number(f"{x.text} % {y.text}", 0, y.high - 1)
+
+
 def _neg(dtype: np.dtype, x: Number) -> Number:
     return Number(f"-{x.text}", -x.high, -x.low)
 
@@ -206,6 +215,8 @@ _OF_INTEGERS: dict[str, tuple[int, Callable[..., Number | None]]] = {
     "mul": (2, _mul),
     "div": (2, _div),
     "rem": (2, _rem),
+    "floor_divide": (2, _floor_divide),
+    "floor_remainder": (2, _floor_remainder),
     "neg": (1, _neg),
     "abs": (1, _abs),
     "sign": (1, _sign),

@@ -13,6 +13,7 @@ from pallas_shim.evaluator.passes.constant_folding import fold_constants
 from pallas_shim.evaluator.passes.dead_code import remove_dead_code
 from pallas_shim.evaluator.passes.direct_stores import store_directly
 from pallas_shim.evaluator.passes.extrema import Extrema
+from pallas_shim.evaluator.passes.floor_division import FloorDivision
 from pallas_shim.evaluator.passes.grid_batching import batch_grids
 from pallas_shim.evaluator.passes.hoisting import hoist_invariants
 from pallas_shim.evaluator.passes.in_place import write_in_place
@@ -31,6 +32,7 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("dead_code", remove_dead_code),
     ("constant_folding", fold_constants),
     ("common_subexpressions", share_common_subexpressions),
+    ("floor_division", FloorDivision.run),
     ("index_arrays", slice_index_arrays),
     ("truth_values", TruthValues.run),
     ("movements", Movements.run),

@@ -220,6 +220,18 @@ def _integer_pow(ins, outs, *, y, **_):
     return fn if computed == dtype else lambda x: fn(x.astype(computed)).astype(dtype)
 
 
+# These two aren't JAX's: passes/floor_division.py puts them in the place of what jnp composes. The
+# divisor is a scalar above zero, by which NumPy divides without dividing.
+@rule("floor_divide")
+def _floor_divide(ins, outs, **_):
+    return np.floor_divide
+
+
+@rule("floor_remainder")
+def _floor_remainder(ins, outs, **_):
+    return lambda x, by: x - np.floor_divide(x, by) * by
+
+
 @rule("polynomial")
 def _polynomial(ins, outs, *, unroll=None, **_):
     shape, dtype = outs[0]
@@ -269,7 +281,8 @@ def _select_batch(stack, **params):
 
 
 @batch_form(
-    *TABLE, "round", "pow", "integer_pow", "clamp", "real", "imag", "complex", broadcasts=True
+    *TABLE, "round", "pow", "integer_pow", "clamp", "real", "imag", "complex", "floor_divide",
+    "floor_remainder", broadcasts=True,
 )
 def _batch(stack, **params):
     return params

@@ -282,7 +282,7 @@ class _Scope(NamedTuple):
 _STATEMENTS = (
     "constant", "iota", "binary", "binary", "float", "select", "truth", "broadcast", "reverse",
     "reverse", "allocate", "row", "load", "load", "load", "load", "store", "store", "store",
-    "store", "print", "unrolled", "unrolled", "gather",
+    "store", "print", "unrolled", "unrolled", "gather", "floor",
 )  # fmt: skip
 _CONTROL = ("scan", "while", "switch", "grid")
 
@@ -350,6 +350,30 @@ class _Random:
         else:
             predicate = self.b.convert(mask, BOOL)
         scope.ints.append(self.b.select(predicate, x, y))
+
+    def do_floor(self, scope, depth):
+        """A quotient or a remainder, corrected as jnp does, or nearly so."""
+        values = self.one([scope.scalars, scope.ints])
+        x = self.recent(values)
+
+        def number(*numbers):
+            return self.b.const(np.full(x.type.shape, self.one(numbers), INT))
+
+        def primitive(name, *ins):
+            return self.b.apply(name, ins, [x.type], {})[0]
+
+        by = self.number(2, 4)
+        remainder = primitive("rem", x, number(by))
+        not_whole = self.b.compare("ne", remainder, number(0))
+        if self.number(0, 1):
+            plain = primitive("div", x, number(by))
+            wrong = self.b.compare("ne", primitive("sign", x), number(1))
+            corrected = self.b.binary("sub", plain, number(1, 1, 2))
+        else:
+            plain = remainder
+            wrong = self.b.compare("lt", remainder, number(0))
+            corrected = self.b.binary("add", remainder, number(by, by, 1))
+        values.append(self.b.select(self.b.binary("and", wrong, not_whole), plain, corrected))
 
     def do_broadcast(self, scope, depth):
         scope.ints.append(self.b.broadcast(self.recent(scope.scalars)))
