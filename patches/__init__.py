@@ -14,12 +14,13 @@ def patch_pallas(pallas: ModuleType) -> Callable[[], None]:
     """
     import pallas_shim
     from pallas_shim.evaluator import rules
+    from pallas_shim.evaluator.emission.source import HOME
     from pallas_shim.jax_compat import hooks
 
     from . import jax_jit, kernel_tracing, pallas_call, remote_kernels, traced_operators
 
     rules.load_own()
-    for directory in (pallas_shim.__path__[0], __path__[0]):
+    for directory in (pallas_shim.__path__[0], __path__[0], HOME):
         hooks.hide_frames(directory)
     modules = (jax_jit, kernel_tracing, pallas_call, remote_kernels, traced_operators)
     return undo_all([module.patch(pallas) for module in modules])

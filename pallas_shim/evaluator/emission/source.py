@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,8 +9,10 @@ from pallas_shim.evaluator.emission import numbers
 from pallas_shim.evaluator.emission.numbers import Number
 from pallas_shim.evaluator.program import ArrayType, Instruction, Value
 
-# JAX leaves files of this directory out of the tracebacks that it shows.
-_FILE = os.path.join(os.path.dirname(__file__), "<emitted loop>")
+# What the source is said to be from. Tools that look for files pass over names in such brackets;
+# JAX is told to leave what is in HOME out of the tracebacks that it shows.
+HOME = "<pallas_shim"
+_FILE = f"{HOME}/loop>"
 
 
 class Emitted(NamedTuple):
