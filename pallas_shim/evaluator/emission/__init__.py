@@ -20,7 +20,7 @@ from pallas_shim.evaluator.program import Instruction, Value
 # written out, and for another one.
 _LINE, _WRITTEN_OUT, _CALLED = 1.2e-5, 5e-7, 1e-7
 # How often a loop of unknown length is taken to turn, and a program to be called.
-_ROUNDS, _CALLS = 10, 10
+_ROUNDS, _CALLS = 10, 3
 # Python has a limit of 20 loops inside one another, and one of 100 levels of indentation.
 DEEPEST = 12
 
