@@ -27,7 +27,8 @@ from ways import WAYS
 
 def main(name: str, way_name: str, results: str, seconds: str) -> None:
     kernel, way = KERNELS[name], WAYS[way_name]
-    interpret_as({"True": True, "InterpretParams": pltpu.InterpretParams()}[way.interpret])
+    if not (kernel.for_device and (way.shim or way.stages)):
+        interpret_as({"True": True, "InterpretParams": pltpu.InterpretParams()}[way.interpret])
     built, args = kernel.build()
     f = jax.jit(built)
     jax.block_until_ready([x + x for x in args])  # JAX's own start-up isn't the kernel's

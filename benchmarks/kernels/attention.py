@@ -14,7 +14,10 @@ from jax.experimental.pallas.ops.gpu import decode_attention
 from jax.experimental.pallas.ops.gpu import paged_attention as gpu_paged
 from jax.experimental.pallas.ops.tpu import flash_attention
 from jax.experimental.pallas.ops.tpu.paged_attention import paged_attention
-from jax.experimental.pallas.ops.tpu.ragged_paged_attention import ragged_paged_attention
+from jax.experimental.pallas.ops.tpu.ragged_paged_attention import (
+    ragged_paged_attention,
+    ref_ragged_paged_attention,
+)
 from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel,
     splash_attention_mask,
@@ -76,6 +79,11 @@ def ragged() -> Built:
     )
 
 
+def ragged_reference(*args: np.ndarray) -> list[np.ndarray]:
+    arrays = map(jnp.asarray, args)
+    return [np.asarray(ref_ragged_paged_attention(*arrays, sm_scale=128**-0.5))]
+
+
 def gpu_mha(transform: Transform = same) -> Built:
     def f(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         return gpu_attention.mha(q, k, v, None, sm_scale=0.125, causal=True)
@@ -106,7 +114,7 @@ KERNELS: dict[str, Kernel] = {
     "splash attention 2x512x128": Kernel(lambda: splash(512)),
     "splash attention 2x256x128, gradient": Kernel(lambda: splash(256, gradients), rtol=1e-4),
     "paged attention": Kernel(paged),
-    "ragged paged attention": Kernel(ragged),
+    "ragged paged attention": Kernel(ragged, reference=ragged_reference, for_device=True),
     "GPU attention 384x2x64": Kernel(gpu_mha),
     "GPU attention 384x2x64, gradient": Kernel(lambda: gpu_mha(gradients), rtol=1e-4),
     "GPU decode attention": Kernel(gpu_decode),

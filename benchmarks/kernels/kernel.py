@@ -23,6 +23,7 @@ class Kernel:
     rtol: how far, relative to the largest value of the result, a float may lie from stock's.
     needs: a package that the kernel is from, if that isn't JAX.
     reference: what the results are, from the arguments, for where stock takes too long to say.
+    for_device: under the shim it is called as on a TPU, since JAX's interpreters fail on it.
     """
 
     build: Callable[[], Built]
@@ -30,6 +31,7 @@ class Kernel:
     rtol: float = 1e-5
     needs: str | None = None
     reference: Callable[..., Any] | None = None
+    for_device: bool = False
 
 
 def normal(*shape: int, dtype: Any = jnp.float32, seed: int = 0) -> jax.Array:
