@@ -20,7 +20,7 @@ from tests.oracle import check_rule
 
 __all__ = ["emit_all"]
 
-INTEGERS = [np.dtype(t) for t in "bBhHiIqQ"]
+INTEGERS = [np.dtype(f"{kind}int{width}") for width in (8, 16, 32, 64) for kind in ("", "u")]
 BOOL = np.dtype(bool)
 
 
