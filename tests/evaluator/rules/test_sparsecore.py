@@ -23,12 +23,13 @@ MASKS = [np.ones(LANES, bool), np.zeros(LANES, bool), *(RNG.random((4, LANES)) <
 
 
 def run(kernel, outs, *args):
-    """The outputs of a kernel, which the evaluator's two ways of running it agree on."""
+    """The outputs of a kernel, which the evaluator's ways of running it agree on."""
     structs = [jax.ShapeDtypeStruct(np.shape(out), out.dtype) for out in outs]
     with harness.abstract_tpu(TPU):
         ways = harness.evaluate(pl.pallas_call(kernel, out_shape=structs), *args)
-    for first, second in zip(*ways, strict=True):
-        np.testing.assert_array_equal(first, second)
+    for first, *others in zip(*ways, strict=True):
+        for other in others:
+            np.testing.assert_array_equal(first, other)
     return ways[0]
 
 
