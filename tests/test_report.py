@@ -68,7 +68,9 @@ def test_a_kernel_on_cores_is_the_users(shim):
     assert row["source"].startswith(f"{__file__}:")
 
 
-@pytest.mark.skipif(not hasattr(pl, "kernel"), reason="JAX < 0.10 refuses such a kernel")
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 10, 1), reason="JAX < 0.10.1 refuses such a kernel"
+)
 def test_a_pipeline_that_is_the_kernel_has_the_users_source(shim):
     """Called outside any jit, nothing but what the pipeline's body does has the user's frames."""
     x = np.ones((16, 128), np.float32)
