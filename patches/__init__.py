@@ -17,12 +17,21 @@ def patch_pallas(pallas: ModuleType) -> Callable[[], None]:
     from pallas_shim.evaluator.emission.source import HOME
     from pallas_shim.jax_compat import hooks
 
-    from . import jax_jit, kernel_tracing, pallas_call, remote_kernels, traced_operators
+    from . import (
+        jax_jit,
+        kernel_tracing,
+        pallas_call,
+        remote_kernels,
+        traced_operators,
+        traced_primitives,
+    )
 
     rules.load_own()
     for directory in (pallas_shim.__path__[0], __path__[0], HOME):
         hooks.hide_frames(directory)
-    modules = (jax_jit, kernel_tracing, pallas_call, remote_kernels, traced_operators)
+    modules = (
+        jax_jit, kernel_tracing, pallas_call, remote_kernels, traced_operators, traced_primitives,
+    )  # fmt: skip
     return undo_all([module.patch(pallas) for module in modules])
 
 
