@@ -92,6 +92,42 @@ def test_the_jaxpr_is_that_of_jax(name):
             assert (described(function, *arrays), errors) == expected
 
 
+CASTS = (
+    *(getattr(jnp, name) for name in DTYPES), jnp.bool_, jnp.float64, jnp.int64, np.float32, np.int64,
+    np.dtype("int16"), np.dtype("float64"), int, float, bool, complex, "float32", "i4", None, "nothing",
+    np.dtype(">i4"), [],
+)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_casts_are_those_of_jax():
+    ways = (
+        lambda x, dtype: x.astype(dtype),
+        lambda x, dtype: x.astype(dtype=dtype),
+        lambda x, dtype: x.astype(dtype, copy=True),
+        lambda x, dtype: x.astype(dtype, True),
+    )
+
+    def all_casts(*arrays: Any) -> tuple[Any, list[Any]]:
+        errors: list[Any] = []
+
+        def function(*arrays):
+            results = []
+            for x, dtype, way in itertools.product(arrays, CASTS, ways):
+                try:
+                    results.append(way(x, dtype))
+                except (TypeError, ValueError) as error:
+                    errors.append((len(results), type(error), str(error)))
+            return results
+
+        return described(function, *arrays), errors
+
+    arrays = tuple(itertools.chain.from_iterable(ARRAYS))
+    expected = all_casts(*arrays)
+    with shortened():
+        assert all_casts(*arrays) == expected
+
+
 def program(x, y):
     @jax.custom_jvp
     def inner(x):
@@ -101,7 +137,7 @@ def program(x, y):
     each = jax.vmap(lambda x: inner(x) - x[0] * 0.5 + y[0])(x)
     scanned, _ = lax.scan(lambda c, x: (c * x + 1.0, c > x), y[0], x)
     gradient = jax.grad(lambda x: (inner(x) * x / (x + 3.0)).sum())(x)
-    return each + gradient + scanned, (x > y) & (x != 0.5)
+    return each + gradient + scanned, ((x > y) & (x != 0.5)).astype(jnp.int32)
 
 
 def sharded(x, y):
