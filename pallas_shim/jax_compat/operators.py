@@ -55,7 +55,7 @@ _REFLECTED = frozenset({"add", "sub", "mul", "truediv", "and", "or", "xor", "lsh
 _CASTS: dict[Any, np.dtype] = {
     name: dtype
     for dtype in _NUMBERS | _BOOL
-    for name in (dtype, dtype.type, getattr(jnp, "bool_" if dtype == bool else dtype.name))
+    for name in (dtype, dtype.type, getattr(jnp, "bool_" if dtype in _BOOL else dtype.name))
 }
 
 

@@ -93,9 +93,9 @@ def test_the_jaxpr_is_that_of_jax(name):
 
 
 CASTS = (
-    *(getattr(jnp, name) for name in DTYPES), jnp.bool_, jnp.float64, jnp.int64, np.float32, np.int64,
-    np.dtype("int16"), np.dtype("float64"), int, float, bool, complex, "float32", "i4", None, "nothing",
-    np.dtype(">i4"), [],
+    *(getattr(jnp, name) for name in DTYPES), jnp.bool_, jnp.float64, jnp.int64, np.float32,
+    np.int64, np.dtype("int16"), np.dtype("float64"), np.dtype(">i4"), int, float, bool, complex,
+    "float32", "i4", "nothing", None, [],
 )  # fmt: skip
 
 

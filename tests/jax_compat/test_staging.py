@@ -101,7 +101,9 @@ FUNCTIONS = {
     "sums": lambda x: [x.sum(0), x.max(1), jnp.cumsum(x), lax.dot(x, x.T), lax.argmax(x, 1, int)],
     "several results": lambda x: [lax.sort((x, x)), lax.top_k(x, 2), lax.psum(x, ())],
     "keys": lambda x: jax.random.normal(jax.random.key(3), (3, 4)) + x,
-    "loops": lambda x: lax.fori_loop(0, 3, lambda i, y: y + lax.cond(i > 1, called, lambda *a: a, x, y)[0], x),
+    "loops": lambda x: lax.fori_loop(
+        0, 3, lambda i, y: y + lax.cond(i > 1, called, lambda *both: both, x, y)[0], x
+    ),
     "vmap": lambda x: jax.vmap(lambda row: called(row, row * row[0]))(x),
     "gradient": lambda x: jax.grad(lambda x: jnp.sum(called(x, lax.exp(x))[0]))(x),
     "names": lambda x: jax.named_call(lambda x: lax.add(x, x), name="inner")(x),

@@ -1,13 +1,19 @@
 """Branches and loops in a grid's body, for many cells at once.
 
-All cells that run at once take the same branch and loop as often, so that a loop stays a loop.
-What it carries is a stack along the axes along which what it starts with or any round differs.
+A loop stays a loop. What it carries is a stack along the axes along which what it starts with or
+any round differs.
+
+All cells that run at once take the same branch and loop as often, but where that only computes
+and loads, and little. There all branches are taken, and each cell has the results of its own; and
+the rounds of a loop go on until no cell is left that wants one, and those that want none keep what
+they have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from pallas_shim.evaluator.lower import specialise
 from pallas_shim.evaluator.passes.forms import Lead, array_type, common
 from pallas_shim.evaluator.passes.over_cells import Cell, StraightLine
 from pallas_shim.evaluator.passes.rewrite import make_instruction
@@ -66,6 +72,9 @@ class Emission(StraightLine):
 
     def _switch(self, instruction: Instruction) -> None:
         (index,), outs = instruction.ins, instruction.outs
+        if self.cell(index).lead is not None and _may_run_for_nothing(instruction):
+            self._take_all(instruction)
+            return
         which = self.require_shared(self.cell(index))
         if which.const is not None:
             taken = instruction.regions[min(max(int(which.const), 0), len(instruction.regions) - 1)]
@@ -92,6 +101,13 @@ class Emission(StraightLine):
         self._replace(instruction, (which,), values, found)
         for out, value, lead in zip(outs, values, leads, strict=True):
             self.cells[out] = Cell(value, lead)
+
+    def _take_all(self, switch: Instruction) -> None:
+        for region in switch.regions:
+            self.run(region.body)
+        results = zip(*[region.results for region in switch.regions], strict=True)
+        for out, cases in zip(switch.outs, results, strict=True):
+            self.cells[out] = self._selected(switch.ins[0], cases)
 
     def _carried(
         self, carry: list[Cell], regions: Callable[[list[Cell], list[Lead]], list[Region]]
@@ -166,6 +182,7 @@ class Emission(StraightLine):
 
     def _while(self, instruction: Instruction) -> None:
         condition, body = instruction.regions
+        differs = False
 
         def regions(shaped: list[Cell], after: list[Lead]) -> list[Region]:
             def finish(results: list[Cell]) -> list[Value]:
@@ -173,14 +190,65 @@ class Emission(StraightLine):
                     after[i] = common([after[i], cell.lead])
                 return list(map(self.spread, results, after))
 
-            going = self._region(condition, shaped, lambda cs: [self.require_shared(cs[0])])
+            def answer(results: list[Cell]) -> list[Value]:
+                nonlocal differs
+                differs = results[0].lead is not None
+                return [results[0].value]
+
+            going = self._region(condition, shaped, answer)
             return [going, self._region(body, shaped, finish)]
 
-        start, made = self._carried(list(map(self.cell, instruction.ins)), regions)
+        carry = list(map(self.cell, instruction.ins))
+        start, made = self._carried(carry, regions)
+        if differs:
+            if not _may_run_for_nothing(instruction):
+                raise self.give_up()
+            start, made = self._carried(*self._until_none_is_left(condition, body, carry))
         values = [Value(cell.value.type) for cell in start]
         self._replace(instruction, [cell.value for cell in start], values, made)
-        for out, value, cell in zip(instruction.outs, values, start, strict=True):
+        for out, value, cell in zip(instruction.outs, values, start, strict=False):
             self.cells[out] = Cell(value, cell.lead)
+
+    def _until_none_is_left(
+        self, condition: Region, body: Region, carry: list[Cell]
+    ) -> tuple[list[Cell], Callable[[list[Cell], list[Lead]], list[Region]]]:
+        """A loop that cells leave one by one: it carries who is left, too. As for `_carried`."""
+        left = Value(condition.results[0].type)
+
+        def wants(carried: Sequence[Cell]) -> Cell:
+            self.cells.update(zip(condition.params, carried, strict=True))
+            self.run(condition.body)
+            return self.cell(condition.results[0])
+
+        def regions(shaped: list[Cell], after: list[Lead]) -> list[Region]:
+            def any_left(results: list[Cell]) -> list[Value]:
+                (cell,) = results
+                axes = tuple(range(len(cell.lead or ())))
+                return [self.primitive("reduce_or", cell.value, (), axes=axes, out_sharding=None)]
+
+            def finish(results: list[Cell]) -> list[Value]:
+                cases = zip(body.params, body.results, strict=True)
+                new = [self._selected(left, case) for case in cases]
+                new.append(wants(new))
+                for i, cell in enumerate(new):
+                    after[i] = common([after[i], cell.lead])
+                return list(map(self.spread, new, after))
+
+            params = (*body.params, left)
+            return [
+                self._region(Region(params, (), (left,)), shaped, any_left),
+                self._region(Region(params, body.body, ()), shaped, finish),
+            ]
+
+        return [*carry, wants(carry)], regions
+
+    def _selected(self, which: Value, cases: Sequence[Value]) -> Cell:
+        """The one of several values that each cell chooses."""
+        type, out = cases[0].type, Value(cases[0].type)
+        types = (which.type, *[case.type for case in cases])
+        select = specialise("select_n", types, (type,), {}, False)
+        self.run([make_instruction((select, (which, *cases), (out,), (), self.source))])
+        return self.cell(out)
 
     def _loop(self, instruction: Instruction) -> None:
         """A grid inside the grid."""
@@ -189,6 +257,26 @@ class Emission(StraightLine):
         indices = [Cell(Value(index.type)) for index in region.params]
         made = self._region(region, indices, lambda results: [])
         self._replace(instruction, sizes, (), [made])
+
+
+# What a cell may compute for nothing, in bytes: it takes no longer than another call.
+_LITTLE = 1 << 12
+
+
+def _may_run_for_nothing(instruction: Instruction) -> bool:
+    """Whether the regions may also be run for cells that don't want them: nothing is seen of
+    that, it costs little, and comes to an end."""
+    for region in instruction.regions:
+        for value in (*region.params, *region.results):
+            if not isinstance(value.type, ArrayType) or value.type.nbytes > _LITTLE:
+                return False
+        for inner in region.walk():
+            effects = inner.operation.effects
+            if inner.name == "while" or effects.writes or effects.io or effects.allocates:
+                return False
+            if any(array_type(type).nbytes > _LITTLE for type in inner.operation.outs):
+                return False
+    return True
 
 
 def _under(lead: Lead, cell: Cell) -> ArrayType:

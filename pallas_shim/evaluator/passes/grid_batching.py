@@ -11,7 +11,8 @@ the *parallel* axes, and one after the other along the rest. That gives the same
    cells that run one after another has, if the grid goes through all of these before it goes
    on to any that differs along a parallel axis (scratch.py);
 3. all cells that run at once do the same instructions: whether a branch is taken, and how
-   often a loop runs, may not differ between them (`Varies`);
+   often a loop runs, may not differ between them (`Varies`), but where a cell may also do what
+   is not its own (cell_loops.py);
 4. nothing in a cell is seen outside in the order in which cells run.
 
 What `dimension_semantics` says is not looked at. An axis for which one of these isn't proven

@@ -354,7 +354,8 @@ class StraightLine(abc.ABC):
         shape = ArrayType((*(lead or ()), *out.type.shape), out.type.dtype)
         if cell.listed or common(leads[1:]) is not None:
             made = cell_rules.each_load(member, path, types, shape, leads, cell.listed)
-            self._counted_singly()
+            if cell.lead is not None:
+                self._counted_singly()
         else:
             if path == operation.params["path"] and lead is None:
                 made = operation

@@ -158,14 +158,19 @@ def each_block(block: Any, ins: tuple[Type, ...], out: RefType, leads: Sequence[
 
 def clamped(starts: np.ndarray, scale: int, dim: int, size: int) -> np.ndarray:
     """`memory.clamped` of ``start * scale`` for each of many starts of any integer type."""
+    starts = from_the_start(starts, scale, dim)
+    return np.minimum(np.maximum(starts, 0), dim - size)
+
+
+def from_the_start(starts: np.ndarray, scale: int, dim: int) -> np.ndarray:
+    """Where blocks start, which JAX counts from the end if they are negative."""
     if dim < 1 << 31:
-        starts = starts.astype(np.int32).astype(np.int64)
+        starts = starts.astype(np.int32, copy=False)
         if scale != 1:
-            starts = (starts * scale).astype(np.int32).astype(np.int64)
+            starts = (starts.astype(np.int64) * scale).astype(np.int32)
     else:
         starts = starts.astype(np.int64) * scale
-    starts = starts + (starts < 0) * dim
-    return np.minimum(np.maximum(starts, 0), dim - size)
+    return starts + (starts < 0) * starts.dtype.type(dim)
 
 
 def _copier(block: Any) -> Callable[..., np.ndarray]:
@@ -178,6 +183,15 @@ def _copier(block: Any) -> Callable[..., np.ndarray]:
         not isinstance(entry, int) and not (isinstance(entry, tuple) and entry[-1])
         for entry in block
     ]
+
+    if len(moving) == len(block) == 1 and not kept[0]:
+        ((_, leaf, scale, dim, _, _),) = moving
+
+        def take(array, *leaves):
+            at = from_the_start(np.asarray(leaves[leaf]), scale, dim)
+            return array.take(at, mode="clip")
+
+        return take
 
     def copy(array, *leaves):
         array = array[key]

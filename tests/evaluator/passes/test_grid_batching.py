@@ -511,13 +511,6 @@ def test_a_branch_along_one_axis():
     assert loops(f, X) == [(4,)]
 
 
-def test_loops_as_long_as_cells_say():
-    def kernel(x, out):
-        out[...] = lax.fori_loop(0, pl.program_id(0), lambda i, v: v * 2 + 1, x[...])
-
-    refused(in_blocks(kernel, row, row), X, grid=(8,))
-
-
 def test_output_blocks_that_are_looked_up():
     def kernel(table, x, out):
         out[...] = x[...]
