@@ -33,6 +33,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "Primitive",
         "ShapedArray",
         "Var",
+        "aval_method",
         "eval_jaxpr",
         "get_axis_env",
         "jaxprs_in_params",
