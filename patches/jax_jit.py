@@ -15,7 +15,6 @@ from typing import Any
 import wrapt
 
 from pallas_shim import dispatch, report, settings
-from pallas_shim.evaluator import passes
 from pallas_shim.jax_compat import hooks, jit_calls
 
 
@@ -23,7 +22,6 @@ def patch(pallas: ModuleType) -> Callable[[], None]:
     """Called when jax.experimental.pallas is imported: before that there are no kernels."""
     del pallas
     chosen = settings.current()
-    chosen.check_passes(passes.NAMES)
     if chosen.log:
         report.log_to_stderr()
     report.write_at_exit(chosen.report)

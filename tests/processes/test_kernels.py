@@ -55,13 +55,6 @@ def test_the_command(python, script, tmp_path):
     assert rungs(tmp_path / "r.json") == [("double", "numpy")]
 
 
-def test_a_pass_that_does_not_exist(from_wheel, script):
-    got = from_wheel.run("-m", "pallas_shim", "--passes=-hosting", script)
-    assert (got.returncode, got.stdout) == (1, "")
-    last = got.stderr.splitlines()[-1]
-    assert "PALLAS_NUMPY_PASSES" in last and "hosting" in last and "hoisting" in last
-
-
 def test_run_unmodified_with_another_pythons_environment(bare, script, tmp_path):
     report = tmp_path / "report.json"
     variables = {"PYTHON": bare.executable, "PALLAS_NUMPY_REPORT": str(report)}
