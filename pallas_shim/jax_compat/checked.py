@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
+from types import FunctionType
 from typing import Any, NamedTuple
 
 
@@ -45,6 +48,25 @@ def refused_grid(eqn: Any) -> str | None:
     if any(p and not isinstance(n, int) for p, n in zip(parallel, mapping.grid, strict=False)):
         return "a parallel dimension of the grid has a dynamic size"
     return None
+
+
+# JAX's TPU interpreter, and its functions as they were. Looked up, since importing it takes long.
+_INTERPRETER = "jax._src.pallas.mosaic.interpret.interpret_pallas_call"
+_functions: dict[str, FunctionType] = {}
+
+
+def remember_interpreter() -> None:
+    """Called when Pallas for TPUs is imported, and with it its interpreter."""
+    for name, value in vars(sys.modules.get(_INTERPRETER, object)).items():
+        if inspect.isfunction(value):
+            _functions.setdefault(name, value)
+
+
+def replaced_in_interpreter() -> str | None:
+    """A function of the interpreter that somebody has put another in the place of: they count its
+    calls, say, and mean it to run."""
+    now = vars(sys.modules[_INTERPRETER]) if _functions else {}
+    return next((name for name, value in _functions.items() if now.get(name) is not value), None)
 
 
 def _value(member: Any) -> str:

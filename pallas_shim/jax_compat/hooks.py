@@ -19,7 +19,7 @@ from jax._src.interpreters import mlir
 from jax._src.pallas import pallas_call as jax_pallas_call
 from jax._src.sharding_impls import GSPMDSharding, ShardingContext, UnspecifiedValue
 
-from pallas_shim.jax_compat.checked import refused_grid
+from pallas_shim.jax_compat.checked import refused_grid, replaced_in_interpreter
 from pallas_shim.jax_compat.communication import ASKED_FOR_HERE
 from pallas_shim.jax_compat.pallas import kernel_jaxpr, kernel_name, kernel_source
 
@@ -110,6 +110,9 @@ def unhonoured(eqn: Any) -> str | None:
         value = getattr(interpret, field.name)
         if field.name not in _HONOURED | _WITHOUT_CONSEQUENCE and value != field.default:
             return f"interpret=InterpretParams({field.name}={value!r}) isn't honoured here"
+    replaced = replaced_in_interpreter()
+    if replaced is not None:
+        return f"somebody has replaced `{replaced}` in the interpreter of InterpretParams"
     refused = refused_grid(eqn) if eqn.primitive.name == "pallas_call" else None
     return None if refused is None else f"InterpretParams refuses it: {refused}"
 

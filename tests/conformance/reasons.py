@@ -21,12 +21,6 @@ _FAR = r"Not equal to tolerance rtol=(1e-0|0\.005)|Arrays are not equal"
 
 REASONS = (
     Reason(
-        "counts the calls of a function inside JAX's interpreter, which isn't used; its values are "
-        "right",
-        r"AssertionError: 0 != ",
-        "tpu_pallas_interpret_test::InterpretTest::test_correct_number_of_stores*",
-    ),
-    Reason(
         "expects that JAX refuses the kernel when it compiles it for a TPU; here it runs",
         r"AssertionError: \w+ not raised|DMAs with bool dtypes are not supported",
         """

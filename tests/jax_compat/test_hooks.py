@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import pathlib
 
@@ -15,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_shim import jax_compat
-from pallas_shim.jax_compat import arrays, hooks, version
+from pallas_shim.jax_compat import arrays, checked, hooks, version
 from tests.shimmed import double
 
 JAX_COMPAT = pathlib.Path(version.__file__).parent
@@ -148,6 +149,15 @@ def test_what_is_not_honoured(option):
 
 def test_a_grid_recorder_is_not_honoured():
     assert "grid_point_recorder" in asked(pltpu.InterpretParams(grid_point_recorder=print))
+
+
+def test_an_interpreter_that_somebody_changed(monkeypatch):
+    checked.remember_interpreter()
+    assert asked(pltpu.InterpretParams()) is None
+    name = next(iter(checked._functions))
+    monkeypatch.setattr(f"{checked._INTERPRETER}.{name}", functools.partial(print))
+    assert f"`{name}`" in asked(pltpu.InterpretParams())
+    assert asked(True) is None
 
 
 # -- arrays -----------------------------------------------------------------------------------
