@@ -182,7 +182,7 @@ class Emission(StraightLine):
 
     def _while(self, instruction: Instruction) -> None:
         condition, body = instruction.regions
-        differs = False
+        wanted: list[Cell] = []
 
         def regions(shaped: list[Cell], after: list[Lead]) -> list[Region]:
             def finish(results: list[Cell]) -> list[Value]:
@@ -191,18 +191,16 @@ class Emission(StraightLine):
                 return list(map(self.spread, results, after))
 
             def answer(results: list[Cell]) -> list[Value]:
-                nonlocal differs
-                differs = results[0].lead is not None
-                return [results[0].value]
+                wanted[:] = results
+                return [results[0].value if for_nothing else self.require_shared(results[0])]
 
             going = self._region(condition, shaped, answer)
             return [going, self._region(body, shaped, finish)]
 
         carry = list(map(self.cell, instruction.ins))
+        for_nothing = _may_run_for_nothing(instruction)
         start, made = self._carried(carry, regions)
-        if differs:
-            if not _may_run_for_nothing(instruction):
-                raise self.give_up()
+        if wanted[0].lead is not None:
             start, made = self._carried(*self._until_none_is_left(condition, body, carry))
         values = [Value(cell.value.type) for cell in start]
         self._replace(instruction, [cell.value for cell in start], values, made)
@@ -274,7 +272,7 @@ def _may_run_for_nothing(instruction: Instruction) -> bool:
             effects = inner.operation.effects
             if inner.name == "while" or effects.writes or effects.io or effects.allocates:
                 return False
-            if any(array_type(type).nbytes > _LITTLE for type in inner.operation.outs):
+            if any(isinstance(t, ArrayType) and t.nbytes > _LITTLE for t in inner.operation.outs):
                 return False
     return True
 

@@ -20,6 +20,7 @@ from .test_grid_batching import F32, X, call, in_blocks, loops, row, whole
 COUNTS = np.array([3, 0, 7, 1, 1, 12, 0, 2], np.int32)
 TABLE = np.sort(np.random.default_rng(1).standard_normal(50)).astype(np.float32)
 ONE = pl.BlockSpec((1,), lambda i: (i,))
+TILE = pl.BlockSpec((1, 3, 16), lambda i, j: (i, j, 0))
 BLOCK = pl.BlockSpec((1, 12, 16), row)
 
 
@@ -120,6 +121,36 @@ def test_a_loop_that_stores():
         lax.while_loop(lambda i: i < n[0], body, 0)
 
     assert loops(counted(kernel), np.minimum(COUNTS, 11), X) == [(8,)]
+
+
+def test_a_loop_that_stores_is_as_long_along_one_axis():
+    """So the cells along the other axis run at once."""
+
+    def kernel(n, x, out):
+        def body(i):
+            out[...] = x[...] * i
+            return i + 1
+
+        lax.while_loop(lambda i: i < n[0], body, 0)
+
+    f = call(
+        kernel, (8, 4), [pl.BlockSpec((1,), lambda i, j: (i,)), TILE], TILE, X.shape
+    )
+    assert loops(f, COUNTS + 1, X) == [(8,)]
+
+
+def test_views_in_a_loop():
+    def kernel(n, x, out):
+        def body(carry):
+            i, v = carry
+            part = x.at[0, pl.ds(i, 2)]
+            return i + 1, v + part[...] + part.at[1][...]
+
+        start = (jnp.int32(0), jnp.zeros((2, 16), F32))
+        out[0, :2] = lax.while_loop(lambda c: c[0] < n[0], body, start)[1]
+        out[0, 2:] = x[0, 2:]
+
+    assert loops(counted(kernel), COUNTS, X) == []
 
 
 def test_a_loop_over_much():
