@@ -25,8 +25,8 @@ EXAMPLES = 25
 
 
 def run_seed(number: int, only: str | None, counts: Connection) -> None:
-    """Sends how many kernels were compared, and how many JAX can't run; exits with 1 if one is
-    not as in JAX."""
+    """Sends how many kernels were compared, and how many JAX can't run; if one is not as in JAX,
+    sends None and exits with 1."""
     ran = {True: 0, False: 0}
 
     def run(*phases: Phase) -> None:
@@ -42,6 +42,7 @@ def run_seed(number: int, only: str | None, counts: Connection) -> None:
         run(Phase.generate)
     except Mismatch as error:
         print(f"seed {number}: {error}", flush=True)
+        counts.send(None)  # known even if XLA crashes while the kernel is shrunk
         try:
             run(Phase.generate, Phase.shrink)
         except Mismatch as smaller:
@@ -65,11 +66,11 @@ def main() -> int:
         process = context.Process(target=run_seed, args=(number, options.only, sending))
         process.start()
         process.join()
-        if process.exitcode == 1:
+        found = receiving.recv() if receiving.poll() else ()
+        if process.exitcode == 1 or found is None:
             return 1
-        if process.exitcode == 0:
-            some, others = receiving.recv()
-            compared, refused = compared + some, refused + others
+        if found:
+            compared, refused = compared + found[0], refused + found[1]
         else:
             crashed += 1
         minutes = (time.monotonic() - start) / 60

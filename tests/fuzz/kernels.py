@@ -67,9 +67,11 @@ class Scope(NamedTuple):
 
 class Body(Operations):
     """Random statements of a kernel. ``moving``: whether it computes indices of its refs;
-    ``arrays``: whether some of them are arrays; ``reverses``: whether scans go backwards."""
+    ``outside``: whether these may lie outside; ``arrays``: whether some of them are arrays;
+    ``reverses``: whether scans go backwards."""
 
     moving = True
+    outside = True
     arrays = True
     reverses = True
 
@@ -136,6 +138,10 @@ class Body(Operations):
             # JAX's interpreter takes no plain int among these.
             index = [jnp.int32(i) if isinstance(i, int) else i for i in index]
         return tuple(index)
+
+    def index(self, values: Sequence[Value], last: int) -> Any:
+        at = super().index(values, last)
+        return at if self.outside else jnp.clip(at, 0, last)
 
     def _stored(self, scope: Scope, ref: Any, index: Any) -> Any:
         """Something to store there."""
@@ -366,6 +372,9 @@ class Call(Choices):
                 assert block is not None
                 elsewhere = self._index_map(_starts(block, one.shape))
                 outputs[0] = one._replace(spec=pl.BlockSpec(block, elsewhere))
+        # Of a block of an array, and of a place outside the block, XLA makes one slice as well.
+        whole_arrays = all(one.spec is None for one in (*inputs, *outputs))
+        body.outside = whole_arrays and not self.always_inside
         scratch = [
             pltpu.VMEM(self.shape((1, 2)), self.one(pool.stored)) for _ in range(self.number(0, 2))
         ]

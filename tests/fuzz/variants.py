@@ -6,11 +6,10 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
 from tests.fuzz.kernels import Body, Call, Scope
-from tests.fuzz.operations import USUAL, Operations, Value
+from tests.fuzz.operations import USUAL, Operations
 
 
 class _NearBody(Body):
@@ -30,9 +29,6 @@ class _NearBody(Body):
 
     def do_add_update(self, scope: Scope) -> None:
         self.do_update(scope)
-
-    def index(self, values: Sequence[Value], last: int) -> Any:
-        return jnp.clip(super().index(values, last), 0, last)
 
 
 class Checked(Call):
