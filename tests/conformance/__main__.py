@@ -88,6 +88,8 @@ def run_file(
         command = [
             sys.executable, "-m", "pytest", "-p", "tests.conformance.plugin", "-q",
             "-p", "no:cacheprovider",
+            # To JAX's tests each warning is an error, and what is left to JAX is said by one.
+            "-W", "ignore:the Pallas kernel",
             "-n", str(jobs), "--max-worker-restart=1000", "--rootdir", str(checkout), str(path),
         ]  # fmt: skip
         ran = subprocess.run(

@@ -15,16 +15,21 @@ TESTS = """
 import os, time, unittest
 import jax, jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
-def double(x):
+def double(x, interpret=True):
     def kernel(x_ref, o_ref):
         o_ref[...] = x_ref[...] + x_ref[...]
     shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    return pl.pallas_call(kernel, out_shape=shape, interpret=True)(x)
+    return pl.pallas_call(kernel, out_shape=shape, interpret=interpret)(x)
 
 class Test(unittest.TestCase):
     def test_passes(self):
         self.assertEqual(double(jnp.ones(3)).sum(), 6)
+
+    def test_is_left_to_jax(self):
+        races = pltpu.InterpretParams(detect_races=True)
+        self.assertEqual(double(jnp.ones(3), races).sum(), 6)
 
     def test_fails(self):
         self.assertEqual(os.environ.get("FIXED"), "yes", "not | fixed")
@@ -47,6 +52,8 @@ def run(tmp_path):
     folder = tmp_path / "checkout/tests/pallas"
     folder.mkdir(parents=True)
     (folder / "ops_test.py").write_text(TESTS)
+    settings = '[tool.pytest.ini_options]\nfilterwarnings = ["error"]\n'
+    (tmp_path / "checkout/pyproject.toml").write_text(settings)
 
     def run(*arguments, **environment):
         command = [
@@ -94,7 +101,7 @@ def test_every_test_has_a_result(run, tmp_path):
     (tmp_path / "out.md").write_text("# Title\n\n## JAX 0.1, as they are\n\nkept\n")
     document = run()
     assert "## JAX 0.1, as they are\n\nkept\n" in document
-    assert row(document, "ops_test", "1 / 0 / 0, 4 not run")[2:6] == ["1 / 3 / 1", "1", "0", "0"]
+    assert row(document, "ops_test", "1 / 0 / 0, 5 not run")[2:6] == ["2 / 3 / 1", "1", "0", "1"]
     failed = {
         name: row(document, "ops_test", f"Test::test_{name}")[2:]
         for name in ("fails", "hangs", "crashes")
@@ -116,12 +123,12 @@ def test_a_file_that_cannot_be_imported_is_no_result(run, tmp_path):
 
 
 def test_what_failed_runs_again_and_the_rest_does_not(run, tmp_path):
-    others = ("passes", "skipped", "hangs", "crashes")
+    others = ("passes", "is_left_to_jax", "skipped", "hangs", "crashes")
     lines = [*(line(name, "passed") for name in others), line("fails", "failed")]
     results(tmp_path, shim=True).write_text("\n".join(lines))
     document = run("--rerun", "failed", FIXED="yes")
-    _, _, counts, *_, commits = row(document, "ops_test", "0 / 0 / 0, 5 not run")
-    assert counts == "5 / 0 / 0"
+    _, _, counts, *_, commits = row(document, "ops_test", "0 / 0 / 0, 6 not run")
+    assert counts == "6 / 0 / 0"
     assert commits.endswith(", of before")
 
 
