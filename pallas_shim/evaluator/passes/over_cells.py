@@ -354,7 +354,7 @@ class StraightLine(abc.ABC):
         shape = ArrayType((*(lead or ()), *out.type.shape), out.type.dtype)
         if cell.listed or common(leads[1:]) is not None:
             made = cell_rules.each_load(member, path, types, shape, leads, cell.listed)
-            if cell.lead is not None:
+            if cell_rules.block_of_all(member, path, leads) is None:
                 self._counted_singly()
         else:
             if path == operation.params["path"] and lead is None:

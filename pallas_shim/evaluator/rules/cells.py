@@ -237,13 +237,18 @@ def _as_block(path: memory.Path, shape: tuple[int, ...]) -> Any:
     return tuple(entries)
 
 
+def block_of_all(member: RefType, path: memory.Path, leads: Sequence[Lead]) -> Any:
+    """What one index takes all cells' parts with, as of `grid.block_viewer`; None if nothing."""
+    return _as_block(path, member.shape) if leads[0] is None else None
+
+
 def each_load(
     member: RefType, path: memory.Path, ins: tuple[Type, ...], out: ArrayType,
     leads: Sequence[Lead], listed: bool,
 ) -> Operation:  # fmt: skip
     """A load of each cell's own ref, or at each cell's own place. Operands: ref, leaves."""
     params = {"path": path, "leads": tuple(leads), "listed": listed}
-    block = _as_block(path, member.shape) if leads[0] is None else None
+    block = block_of_all(member, path, leads)
     if block is not None:
         return Operation("each_get", params, ins, (out,), _copier(block), READS_FIRST)
     view = memory.viewer(member.shape, member.dtype, path)
