@@ -1,6 +1,7 @@
 """Runs JAX's tests/pallas on stock JAX and under the shim, and writes docs/conformance.md.
 
-    python -m tests.conformance CHECKOUT [--as-tpu] [--only FILE ...] [--rerun failed] [--no-stock]
+    python -m tests.conformance CHECKOUT [--as-tpu | --scope all] [--only FILE ...]
+                                [--rerun failed] [--no-stock]
 
 CHECKOUT is JAX's repository at the tag of the installed version. Each file runs in processes of
 its own, each test with a time limit. Every result is kept as it comes in (--keep DIR), and the
@@ -65,6 +66,7 @@ def run_file(
     *,
     shim: bool,
     as_tpu: bool,
+    scope: str,
     seconds: int,
     jobs: int,
 ) -> None:
@@ -81,6 +83,7 @@ def run_file(
             "CONFORMANCE_AS_TPU": "1" if as_tpu else "0",
             "CONFORMANCE_SECONDS": str(seconds),
             "PALLAS_NUMPY": "1" if shim else "0",
+            "PALLAS_NUMPY_SCOPE": scope,
             "PALLAS_NUMPY_TPU": TPU if as_tpu else "0",
             "PYTHONPATH": os.pathsep.join([str(ROOT / "sitecustomize_pkg"), str(ROOT)]),
             "JAX_ENABLE_CHECKS": "0",
@@ -117,6 +120,12 @@ def main() -> int:
     )
     parser.add_argument("checkout", type=pathlib.Path)
     parser.add_argument("--as-tpu", action="store_true", help="tell the tests they are on a TPU")
+    parser.add_argument(
+        "--scope",
+        choices=("kernels", "all"),
+        default="kernels",
+        help="as PALLAS_NUMPY_SCOPE: whether functions without kernels run in the evaluator, too",
+    )
     parser.add_argument("--only", nargs="*", metavar="FILE", help="files, without .py")
     parser.add_argument(
         "--rerun",
@@ -134,13 +143,17 @@ def main() -> int:
         parser.error(f"{options.checkout} is no checkout of JAX: it has no tests/pallas")
     checkout = options.checkout.resolve()
     names = AS_TPU if options.as_tpu else AS_IS
-    results = kept.Results(options.keep, as_tpu=options.as_tpu)
+    results = kept.Results(
+        options.keep, as_tpu=options.as_tpu, all_functions=options.scope == "all"
+    )
     for name in options.only or names:
         path = checkout / "tests/pallas" / f"{name}.py"
         if not path.exists():
             print(f"{name}: not in this version of JAX", file=sys.stderr)
             continue
-        limits = {"as_tpu": options.as_tpu, "seconds": options.seconds, "jobs": options.jobs}
+        limits = {
+            name: getattr(options, name) for name in ("as_tpu", "scope", "seconds", "jobs")
+        }
         if not options.no_stock:
             run_file(path, checkout, results.path(name, shim=False), shim=False, **limits)
         if options.rerun != "nothing":

@@ -27,6 +27,8 @@ was left to JAX.
 OUTCOMES = ("passed", "failed", "skipped")
 RUNGS = ("numpy", "callback", "jax")
 
+_ALL_FUNCTIONS = "PALLAS_NUMPY_SCOPE=all"
+
 
 def write(path: pathlib.Path, names: Sequence[str], results: Results) -> None:
     """Writes the section of these results anew, and leaves the others as they are."""
@@ -35,6 +37,8 @@ def write(path: pathlib.Path, names: Sequence[str], results: Results) -> None:
         for text in re.split(r"^(?=## )", path.read_text(encoding="utf-8"), flags=re.M)[1:]:
             sections[text.partition("\n")[0]] = text.rstrip() + "\n"
     title = f"## JAX {results.version}, {'as on a TPU v5e' if results.as_tpu else 'as they are'}"
+    if results.all_functions:
+        title += f", {_ALL_FUNCTIONS}"
     sections[title] = "\n".join([title, "", *_section(names, results)]) + "\n"
     path.write_text(
         "\n".join([HEAD, *(sections[title] for title in sorted(sections))]), encoding="utf-8"
@@ -51,7 +55,7 @@ def _section(names: Sequence[str], results: Results) -> Iterator[str]:
     stock = {name: results.of(name, shim=False) for name in names}
     shim = {name: results.of(name, shim=True) for name in names}
     dates = [test["date"] for name in names for test in shim[name].values()]
-    mode = " --as-tpu" if results.as_tpu else ""
+    mode = " --as-tpu" * results.as_tpu + " --scope all" * results.all_functions
     yield f"Python {platform.python_version()}, {max(dates, default='no results')}."
     yield f"`python -m tests.conformance CHECKOUT{mode}` writes it."
     yield ""

@@ -15,15 +15,18 @@ Outcomes = Mapping[str, Mapping[str, Any]]
 
 
 class Results:
-    """What is kept of the installed JAX, in one mode."""
+    """What is kept of the installed JAX, in one mode. ``all_functions``: of the shim with
+    PALLAS_NUMPY_SCOPE=all, which stock has nothing to do with."""
 
-    def __init__(self, home: pathlib.Path, *, as_tpu: bool) -> None:
+    def __init__(self, home: pathlib.Path, *, as_tpu: bool, all_functions: bool) -> None:
         self.version = importlib.metadata.version("jax")
         self.as_tpu = as_tpu
+        self.all_functions = all_functions
         self._home = home / f"jax-{self.version}{'-as-tpu' if as_tpu else ''}"
 
     def path(self, name: str, *, shim: bool) -> pathlib.Path:
-        folder = self._home / ("shim" if shim else "stock")
+        ours = "shim-scope-all" if self.all_functions else "shim"
+        folder = self._home / (ours if shim else "stock")
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{name}.jsonl"
 
