@@ -136,7 +136,7 @@ def test_what_failed_runs_again_and_the_rest_does_not(run, tmp_path):
 
 def test_each_scope_has_results_of_its_own(run, tmp_path):
     others = ("passes", "is_left_to_jax", "skipped", "hangs", "crashes")
-    lines = "\n".join(line(name, "passed") for name in others)
+    lines = "".join(line(name, "passed") + "\n" for name in others)
     results(tmp_path, shim=True, all_functions=True).write_text(lines)
     document = run("--scope", "all", "--rerun", "missing")
     assert ", as they are, PALLAS_NUMPY_SCOPE=all\n" in document
