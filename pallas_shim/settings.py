@@ -77,9 +77,10 @@ TPUS = ("v4", "v5e", "v5p", "v6e", "v7x")
 
 # What the evaluator, which knows nothing of settings, has passes for.
 PASSES = (
-    "batching", "common_subexpressions", "constant_folding", "dead_code", "direct_stores",
-    "emission", "extrema", "floor_division", "grid_batching", "hoisting", "in_place",
-    "index_arrays", "load_views", "movements", "store_forwarding", "truth_values", "walks",
+    "batching", "carried_rows", "common_subexpressions", "constant_folding", "dead_code",
+    "direct_stores", "emission", "extrema", "floor_division", "grid_batching", "hoisting",
+    "in_place", "index_arrays", "load_views", "movements", "store_forwarding", "truth_values",
+    "walks",
 )  # fmt: skip
 _PASSES = {name: name for name in PASSES}
 

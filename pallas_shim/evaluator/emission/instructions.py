@@ -16,9 +16,9 @@ from pallas_shim.evaluator.emission.source import Source
 from pallas_shim.evaluator.liveness import last_uses
 from pallas_shim.evaluator.program import PURE, ArrayType, Instruction, Region, Value
 
-# The parameters that are looked at: where a load or store leads, where a block lies, and the ufunc
-# whose result a store takes.
-EMITTED = frozenset({"path", "block", "direct"})
+# The parameters that are looked at: where a load or store leads, where a block lies, the ufunc
+# whose result a store takes, and the one whose result is written over an operand.
+EMITTED = frozenset({"path", "block", "direct", "into", "ufunc"})
 
 # These operands come as the leaves of a path, which any kind of number can be.
 _FIRST_LEAF = {"get": 1, "store": 2, "view": 1}
@@ -182,6 +182,11 @@ class Instructions(Source, abc.ABC):
     def _call(self, instruction: Instruction) -> None:
         operation, ins, outs, _, _ = instruction
         fn = scalars.function(operation)
+        over = ""
+        if "into" in operation.params:
+            fn = operation.params["ufunc"]
+            over = f", out={self.array(ins[operation.params['into']])}"
+            ins = ins[: fn.nin]
         leaf = _FIRST_LEAF.get(operation.name, len(ins))
         # NumPy's types make their scalars of Python's numbers, and its ufuncs take those for
         # numbers of the type of the array beside them.
@@ -189,7 +194,7 @@ class Instructions(Source, abc.ABC):
         if isinstance(fn, type) or isinstance(fn, np.ufunc) and outs[0].type.shape and same_types:
             leaf = 0
         args = ", ".join([*map(self.array, ins[:leaf]), *map(self.text, ins[leaf:])])
-        call = f"{self.given(fn)}({args})"
+        call = f"{self.given(fn)}({args}{over})"
         if not outs:
             self.line(call)
         elif operation.multiple:

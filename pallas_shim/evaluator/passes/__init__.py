@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from pallas_shim.evaluator.passes.batching import batch
+from pallas_shim.evaluator.passes.carried_rows import compute_in_rows
 from pallas_shim.evaluator.passes.common_subexpressions import share_common_subexpressions
 from pallas_shim.evaluator.passes.constant_folding import fold_constants
 from pallas_shim.evaluator.passes.dead_code import remove_dead_code
@@ -44,8 +45,9 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("load_views", view_loads),
     ("dead_code", remove_dead_code),
     ("direct_stores", store_directly),
-    ("in_place", write_in_place),
     ("walks", walk_along_loops),
+    ("carried_rows", compute_in_rows),
+    ("in_place", write_in_place),
 )
 
 # Emission makes no Program of a Program, and so has its place in execute.py; it can be left out

@@ -42,7 +42,8 @@ class Memory:
 
     Raises:
       Unsupported: a structured operation takes or returns a ref, so that roots can't be
-        told. (Regions close over refs; JAX has no loop that carries one.)
+        told. (Regions close over refs; JAX has no loop that carries one. What `walks` has
+        loops take is told.)
     """
 
     def __init__(self, program: Program):
@@ -85,6 +86,19 @@ class Memory:
                     users[root] = at
         return {root: at for root, at in users.items() if at != -1 and root not in shared}
 
+    def _walks(self, instruction: Instruction, touched: Touched) -> None:
+        """Notes the memory that a loop walks along; a row that is read needs no instruction."""
+        operation, ins, outs, regions, _ = instruction
+        first = operation.params["num_carry"] if operation.name == "scan" else len(ins)
+        if any(type(value.type) is RefType for value in (*ins[:first], *outs)):
+            raise Unsupported(operation.name, "a ref is passed through its operands")
+        for at in range(first, len(ins)):
+            if type(ins[at].type) is not RefType:
+                continue
+            root = self.root(ins[at])
+            self._roots[regions[0].params[at]] = root
+            touched.reads.add(root)
+
     def _visit(self, region: Region) -> None:
         touched = self._touched[region] = Touched()
         roots = self._roots
@@ -93,9 +107,7 @@ class Memory:
             operation, ins, outs, regions, _ = instruction
             effects = operation.effects
             if regions:
-                for value in (*ins, *outs):
-                    if type(value.type) is RefType:
-                        raise Unsupported(operation.name, "a ref is passed through its operands")
+                self._walks(instruction, touched)
                 for inner in regions:
                     self._visit(inner)
                     touched.add(self._touched[inner])

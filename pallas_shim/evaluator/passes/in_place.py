@@ -7,10 +7,14 @@ other value may be a view of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from pallas_shim.evaluator.passes.rewrite import is_ufunc, make_instruction, with_regions
+from pallas_shim.evaluator.passes.rewrite import (
+    is_ufunc,
+    make_instruction,
+    with_regions,
+    writing_over,
+)
 from pallas_shim.evaluator.program import (
     ArrayType,
     Instruction,
@@ -70,30 +74,8 @@ class _InPlace:
     def into(self, operation: Operation, ins: tuple[Value, ...], position: int) -> Operation:
         key = (operation, position)
         if key not in self.operations:
-            ufunc, count = operation.fn, len(operation.ins)
-            over = _OVER.get((count, position))
-            self.operations[key] = Operation(
-                operation.name,
-                {**operation.params, "into": position},
-                tuple([value.type for value in ins]),
-                operation.outs,
-                over(ufunc) if over else _over_any(ufunc, count, position),
-            )
+            self.operations[key] = writing_over(operation, ins, position)
         return self.operations[key]
-
-
-# By how many operands a ufunc takes, and where in a call the array is that it writes over.
-_OVER: dict[tuple[int, int], Callable[[Any], Callable[..., Any]]] = {
-    (1, 0): lambda fn: lambda x: fn(x, out=x),
-    (1, 1): lambda fn: lambda x, out: fn(x, out=out),
-    (2, 0): lambda fn: lambda x, y: fn(x, y, out=x),
-    (2, 1): lambda fn: lambda x, y: fn(x, y, out=y),
-    (2, 2): lambda fn: lambda x, y, out: fn(x, y, out=out),
-}
-
-
-def _over_any(ufunc: Any, count: int, position: int) -> Callable[..., Any]:
-    return lambda *arrays: ufunc(*arrays[:count], out=arrays[position])
 
 
 def _last_uses(body: Sequence[Instruction], results: Sequence[Value]) -> dict[Value, int]:

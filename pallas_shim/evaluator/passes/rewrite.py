@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pallas_shim.evaluator.program import Instruction, Operation, Region, Value
+from pallas_shim.evaluator.program import PURE, Effects, Instruction, Operation, Region, Value
 
 Substitution = dict[Value, Value]
 
@@ -45,6 +45,37 @@ def is_ufunc(operation: Operation) -> bool:
     """Whether it is one call of an elementwise NumPy function."""
     fn = operation.fn
     return isinstance(fn, np.ufunc) and fn.signature is None and not operation.view
+
+
+def writing_over(
+    operation: Operation, ins: tuple[Value, ...], position: int, effects: Effects = PURE
+) -> Operation:
+    """The same ufunc, whose result is written over one of ``ins``: these are its operands, and
+    may have that array after them."""
+    ufunc, count = operation.fn, len(operation.ins)
+    over = _OVER.get((count, position))
+    return Operation(
+        operation.name,
+        {**operation.params, "into": position, "ufunc": ufunc},
+        tuple([value.type for value in ins]),
+        operation.outs,
+        over(ufunc) if over else _over_any(ufunc, count, position),
+        effects,
+    )
+
+
+# By how many operands a ufunc takes, and where in a call the array is that it writes over.
+_OVER: dict[tuple[int, int], Callable[[Any], Callable[..., Any]]] = {
+    (1, 0): lambda fn: lambda x: fn(x, out=x),
+    (1, 1): lambda fn: lambda x, out: fn(x, out=out),
+    (2, 0): lambda fn: lambda x, y: fn(x, y, out=x),
+    (2, 1): lambda fn: lambda x, y: fn(x, y, out=y),
+    (2, 2): lambda fn: lambda x, y, out: fn(x, y, out=out),
+}
+
+
+def _over_any(ufunc: Any, count: int, position: int) -> Callable[..., Any]:
+    return lambda *arrays: ufunc(*arrays[:count], out=arrays[position])
 
 
 class ScopedTable(dict):

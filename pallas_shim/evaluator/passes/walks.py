@@ -3,7 +3,7 @@
 A row ``ref[..., counter, ...]`` of each round is a view that the loop gets as it gets the rows of
 an array that it scans, in place of an address that each round computes. It is the same memory,
 whatever writes to it, so nothing has to be proven but that the counter stays inside. A counter
-that nothing else needs is gone. The last pass: no other one can tell where such rows lie.
+that nothing else needs is gone. Later passes can tell of what memory such rows are, not where.
 """
 
 from __future__ import annotations

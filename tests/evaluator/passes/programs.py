@@ -284,7 +284,7 @@ _STATEMENTS = (
     "reverse", "allocate", "row", "load", "load", "load", "load", "store", "store", "store",
     "store", "print", "unrolled", "unrolled", "gather", "floor",
 )  # fmt: skip
-_CONTROL = ("scan", "while", "switch", "grid")
+_CONTROL = ("scan", "while", "switch", "grid", "recurrence")
 
 
 class _Random:
@@ -462,6 +462,31 @@ class _Random:
         count, out, _ = self.b.scan(carry, [xs], body, length, bool(self.number(0, 1)))
         scope.scalars.append(count)
         scope.ints.append(out)
+
+    def do_recurrence(self, scope, depth):
+        """A loop that stores in the rows of a matrix, one a round, what it goes on with."""
+        inputs, matrix = (self.one(scope.matrices) for _ in range(2))
+
+        def body(counter, state, before):
+            inner = scope.inner()
+            inner.scalars.append(counter)
+            inner.ints.extend([state, before, self.b.load(inputs, counter)])
+            if not self.number(0, 2):
+                self.block(inner, depth + 1)
+            for _ in range(self.number(1, 3)):
+                self.do_binary(inner, depth)
+            result = self.recent(inner.ints)
+            self.b.store(matrix, result, counter)
+            for _ in range(self.number(0, 2)):
+                self.do_binary(inner, depth)
+            after = self.one([result, result, self.recent(inner.ints), self.b.reverse(result)])
+            counter = self.b.binary("add", counter, self.b.int(1))
+            return [counter, after, self.one([state, before, result])]
+
+        carry = [self.b.int(0), self.recent(scope.ints), self.recent(scope.ints)]
+        count, *out = self.b.scan(carry, [], body, 3, not self.number(0, 7))
+        scope.scalars.append(count)
+        scope.ints.extend(out)
 
     def do_while(self, scope, depth):
         def body(i, carry):

@@ -56,7 +56,8 @@ def test_output_inside_a_branch_is_seen_outside():
 
 def test_a_ref_that_a_loop_carries_is_refused():
     def build(b, row):
-        b.structured("scan", [row], [ROW], [b.region([ROW], list)], {})
+        given = {"length": 1, "reverse": False, "num_carry": 1}
+        b.structured("scan", [row], [ROW], [b.region([ROW], list)], given)
         return []
 
     with pytest.raises(Unsupported, match="a ref is passed through its operands"):

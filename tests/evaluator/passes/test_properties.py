@@ -58,8 +58,13 @@ def test_the_random_programs_give_every_pass_something_to_do():
     @settings(bounded, max_examples=40)
     @given(random_programs)
     def try_each(made):
-        before = _skeleton(made.program)
-        busy.update(n for n, run in PIPELINE if _skeleton(run(made.program)) != before)
+        """Alone, and after the passes before it."""
+        alone, program = _skeleton(made.program), made.program
+        for name, run in PIPELINE:
+            after, before = run(program), _skeleton(program)
+            if _skeleton(run(made.program)) != alone or _skeleton(after) != before:
+                busy.add(name)
+            program = after
 
     try_each()
     assert busy == set(PASSES)
