@@ -21,7 +21,6 @@ import jax
 import numpy as np
 
 from pallas_shim import estimate, settings
-from pallas_shim.collections_off import collections_off
 from pallas_shim.evaluator import emission, passes
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
@@ -29,6 +28,7 @@ from pallas_shim.evaluator.program import Program
 from pallas_shim.evaluator.rules.registry import Unsupported
 from pallas_shim.jax_compat import arrays, hooks, jit_calls
 from pallas_shim.report import REPORT, Use
+from pallas_shim.undisturbed import undisturbed
 
 
 class FallbackWarning(UserWarning):
@@ -128,14 +128,10 @@ class Answers:
             return None
         start = time.perf_counter()
         keep = _keeping.keep = Keep(call, directory)
-        with collections_off():
-            kept = keep.read()
-            if kept is None:
-                return None
-            plan = _kept_plan(call, *kept[:2])
-        assert plan.use is not None
-        plan.use.prepared(time.perf_counter() - start)
-        return jit_calls.Known(plan, *kept[2:])
+        known = undisturbed(_known, call, keep)
+        if known is not None:
+            known.plan.use.prepared(time.perf_counter() - start)
+        return known
 
     def ran(
         self, call: jit_calls.Call, params: dict[str, Any], out_tree: Any, consts: list[Any]
@@ -152,6 +148,11 @@ class Answers:
 
 # What is to become of the program that this thread plans next.
 _keeping = threading.local()
+
+
+def _known(call: jit_calls.Call, keep: Any) -> jit_calls.Known | None:
+    kept = keep.read()
+    return None if kept is None else jit_calls.Known(_kept_plan(call, *kept[:2]), *kept[2:])
 
 
 def _kept_plan(call: jit_calls.Call, program: Program, facts: Any) -> Plan:
@@ -233,8 +234,7 @@ def _plan(jaxpr: Any, params: dict[str, Any], args: Sequence[Any]) -> Plan | Non
             return known
         key = hooks.call_key(params)
         try:
-            with collections_off():
-                plan = _make_plan(jaxpr, key, hooks.describe_call(params), args)
+            plan = undisturbed(_make_plan, jaxpr, key, hooks.describe_call(params), args)
         except arrays.Elsewhere as elsewhere:
             return Plan(key, str(elsewhere))  # other arguments may be elsewhere
         _plans[jaxpr] = (*_plans.get(jaxpr, ()), plan)

@@ -1,4 +1,4 @@
-"""Pauses garbage collection while JAX traces a kernel."""
+"""Has JAX trace a kernel undisturbed by garbage collection, and with room on the stack."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import wrapt
 
-from pallas_shim.collections_off import collections_off
 from pallas_shim.jax_compat import hooks
+from pallas_shim.undisturbed import undisturbed
 
 
 def patch(pallas: ModuleType) -> Callable[[], None]:
@@ -22,5 +22,4 @@ def patch(pallas: ModuleType) -> Callable[[], None]:
 
 
 def _trace(stock: Callable[..., Any], instance: None, args: Any, kwargs: Any) -> Any:
-    with collections_off():
-        return stock(*args, **kwargs)
+    return undisturbed(stock, *args, **kwargs)

@@ -22,6 +22,7 @@ from pallas_shim.evaluator.heap import keep_freed_memory
 from pallas_shim.evaluator.liveness import last_uses
 from pallas_shim.evaluator.memory import same
 from pallas_shim.evaluator.program import Instruction, Program, Region, Value
+from pallas_shim.evaluator.stack import with_room
 
 Frame = list[Any]
 Step = Callable[[Frame], None]
@@ -45,13 +46,14 @@ class Executable:
         self._steps = prepare.steps(top.body, keep=top.results)
         self._results = [prepare.slot(v) for v in top.results]
         self._frame = prepare.frame
+        self._run = _run_with_room if _calls(top) >= _MANY_CALLS else _run
 
     def __call__(self, *args: np.ndarray) -> list[np.ndarray]:
         frame = self._frame.copy()
         for slot, arg in zip(self._params, args, strict=True):
             frame[slot] = arg
         with as_xla():
-            _run(self._steps, frame)
+            self._run(self._steps, frame)
         return [frame[slot] for slot in self._results]
 
 
@@ -77,6 +79,25 @@ def _run(steps: Steps, frame: Frame) -> None:
         at = len(steps) - remaining.__length_hint__() - 1
         _blame(error, steps.instructions[at])
         raise
+
+
+def _run_with_room(steps: Steps, frame: Frame) -> None:
+    with_room(_run, steps, frame)
+
+
+# Of fewer, the stack's room costs more than it can save.
+_MANY_CALLS = 64
+# How often a loop whose length isn't known is taken to turn.
+_TURNS = 10
+
+
+def _calls(region: Region) -> int:
+    """About how many functions a run of a region calls."""
+    count = len(region.body)
+    for operation, _, _, regions, _ in region.body:
+        turns = {"scan": operation.params.get("length", 1), "switch": 1}.get(operation.name, _TURNS)
+        count += turns * sum(map(_calls, regions))
+    return count
 
 
 def _blame(error: Exception, instruction: Instruction) -> None:
