@@ -22,6 +22,7 @@ def patch_pallas(pallas: ModuleType) -> Callable[[], None]:
         kernel_tracing,
         pallas_call,
         remote_kernels,
+        traced_calls,
         traced_operators,
         traced_primitives,
     )
@@ -30,7 +31,8 @@ def patch_pallas(pallas: ModuleType) -> Callable[[], None]:
     for directory in (pallas_shim.__path__[0], __path__[0], HOME):
         hooks.hide_frames(directory)
     modules = (
-        jax_jit, kernel_tracing, pallas_call, remote_kernels, traced_operators, traced_primitives,
+        jax_jit, kernel_tracing, pallas_call, remote_kernels, traced_calls, traced_operators,
+        traced_primitives,
     )  # fmt: skip
     return undo_all([module.patch(pallas) for module in modules])
 

@@ -20,6 +20,7 @@ import numpy as np
 from jax import lax
 from jax._src import core
 from jax._src.interpreters.partial_eval import DynamicJaxprTracer
+from jax._src.mesh import empty_abstract_mesh as no_mesh
 
 _BOOL = frozenset({np.dtype(bool)})
 _SIGNED = frozenset(map(np.dtype, ("i1", "i2", "i4")))
@@ -89,7 +90,7 @@ def _operator(
     def operator(x: Any, y: Any) -> Any:
         if type(x) is DynamicJaxprTracer:
             aval: Any = x.aval
-            if aval.dtype in dtypes and not aval.weak_type and aval.sharding.mesh.empty:
+            if aval.dtype in dtypes and not aval.weak_type and aval.sharding.mesh is no_mesh:
                 if type(y) is DynamicJaxprTracer:
                     other: Any = y.aval
                     if other == aval or _is_scalar_beside(aval, other):
@@ -109,7 +110,7 @@ def _astype(stock: Callable[..., Any]) -> Callable[..., Any]:
             aval: Any = x.aval
             # What can't be hashed is left to JAX.
             to = _CASTS.get(dtype) if isinstance(dtype, (type, np.dtype)) else None
-            if to is not None and aval.dtype in _CASTS and aval.sharding.mesh.empty:
+            if to is not None and aval.dtype in _CASTS and aval.sharding.mesh is no_mesh:
                 if to != aval.dtype:
                     return lax.convert_element_type_p.bind(
                         x, new_dtype=to, weak_type=False, sharding=None
@@ -126,7 +127,7 @@ def _is_scalar_beside(one: Any, other: Any) -> bool:
         and one.dtype == other.dtype
         and not other.weak_type
         and not (one.shape and other.shape)
-        and other.sharding.mesh.empty
+        and other.sharding.mesh is no_mesh
     )
 
 

@@ -17,6 +17,7 @@ from jax import lax
 from jax._src import api, config, core, dtypes, pjit
 from jax._src.interpreters import partial_eval
 from jax._src.interpreters.partial_eval import DynamicJaxprTrace, DynamicJaxprTracer
+from jax._src.mesh import empty_abstract_mesh as no_mesh
 from jax._src.source_info_util import current as current_source
 
 # A way to add an equation; None where JAX's own is to be gone.
@@ -71,7 +72,7 @@ def _tracers(trace: Any, args: Sequence[Any]) -> list[Any] | None:
             aval: Any = arg.aval
             if arg._trace is not trace or type(aval) is not core.ShapedArray:
                 return None
-            if not aval.sharding.mesh.empty:
+            if aval.sharding.mesh is not no_mesh:
                 return None
             any_array = True
             tracers.append(arg)

@@ -69,6 +69,8 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "_cached_abstract_eval",
         "const_fold_rules",
         "custom_staging_rules",
+        "dce_jaxpr",
+        "dce_rules",
         "forwarding_rules",
     ),
     "jax._src.interpreters.partial_eval.DynamicJaxprTrace": ("make_eqn", "new_const"),
