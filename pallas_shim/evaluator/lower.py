@@ -29,6 +29,7 @@ from pallas_shim.evaluator.program import (
     Region,
     Type,
     Value,
+    make_instruction,
 )
 from pallas_shim.evaluator.rules.refused import refusal
 from pallas_shim.evaluator.rules.registry import LOWERING_RULES, RULES, Unsupported
@@ -146,7 +147,7 @@ class Lowering:
         structured = LOWERING_RULES.get(name)
         if structured is not None:
             return structured(self, eqn, ins)
-        outs = tuple(self.type(v.aval) for v in eqn.outvars)
+        outs = tuple([self.type(v.aval) for v in eqn.outvars])
         return self.apply(name, ins, outs, eqn.params, multiple=eqn.primitive.multiple_results)
 
     def type(self, aval: Any) -> Type:
@@ -179,7 +180,7 @@ class Lowering:
         multiple: bool = False,
     ) -> tuple[Value, ...]:
         """Emits a primitive that has a rule."""
-        key: Any = (primitive, tuple(v.type for v in ins), tuple(outs), tuple(params.items()))
+        key: Any = (primitive, tuple([v.type for v in ins]), tuple(outs), tuple(params.items()))
         try:
             operation = self._operations.get(key)
         except TypeError:  # some parameter can't be hashed: specialise each time
@@ -251,7 +252,7 @@ class Lowering:
         self, operation: Operation, ins: Sequence[Value], regions: tuple[Region, ...] = ()
     ) -> tuple[Value, ...]:
         outs = tuple(map(Value, operation.outs))
-        self.body.append(Instruction(operation, tuple(ins), outs, regions, self.source))
+        self.body.append(make_instruction((operation, tuple(ins), outs, regions, self.source)))
         return outs
 
     def shared(self, key: Any, type: RefType, primitive: str) -> Value:

@@ -10,8 +10,9 @@ make new ones, and any number of threads may run one.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -182,6 +183,12 @@ class Instruction(NamedTuple):
         return self.operation.effects == PURE and all(
             inner.pure for region in self.regions for inner in region.body
         )
+
+
+# Its own constructor is a Python function and costs twice this.
+make_instruction: Callable[[Sequence[Any]], Instruction] = functools.partial(
+    tuple.__new__, Instruction
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)

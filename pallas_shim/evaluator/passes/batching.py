@@ -17,7 +17,7 @@ import numpy as np
 
 from pallas_shim.evaluator import rules
 from pallas_shim.evaluator.passes.forms import array_type, over_stack, stacked
-from pallas_shim.evaluator.passes.rewrite import make_instruction, with_regions
+from pallas_shim.evaluator.passes.rewrite import with_regions
 from pallas_shim.evaluator.passes.stacks import (
     CALL,
     VIEW,
@@ -32,6 +32,7 @@ from pallas_shim.evaluator.program import (
     Program,
     Region,
     Value,
+    make_instruction,
 )
 from pallas_shim.evaluator.rules.registry import BATCH_FORMS, Stack
 

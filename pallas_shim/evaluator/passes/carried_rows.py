@@ -14,12 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from pallas_shim.evaluator.passes.effects import Memory
-from pallas_shim.evaluator.passes.rewrite import (
-    is_ufunc,
-    make_instruction,
-    with_regions,
-    writing_over,
-)
+from pallas_shim.evaluator.passes.rewrite import is_ufunc, with_regions, writing_over
 from pallas_shim.evaluator.program import (
     Effects,
     Instruction,
@@ -28,6 +23,7 @@ from pallas_shim.evaluator.program import (
     RefType,
     Region,
     Value,
+    make_instruction,
 )
 
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from pallas_shim.evaluator.lower import specialise
 from pallas_shim.evaluator.passes.forms import Lead, array_type, common
 from pallas_shim.evaluator.passes.over_cells import Cell, StraightLine
-from pallas_shim.evaluator.passes.rewrite import make_instruction
 from pallas_shim.evaluator.program import (
     PURE,
     ArrayType,
@@ -24,6 +23,7 @@ from pallas_shim.evaluator.program import (
     Operation,
     Region,
     Value,
+    make_instruction,
 )
 
 

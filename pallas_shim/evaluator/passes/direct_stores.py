@@ -13,7 +13,7 @@ import numpy as np
 
 from pallas_shim.evaluator import memory as memory_paths
 from pallas_shim.evaluator.passes.effects import Memory
-from pallas_shim.evaluator.passes.rewrite import is_ufunc, make_instruction, with_regions
+from pallas_shim.evaluator.passes.rewrite import is_ufunc, with_regions
 from pallas_shim.evaluator.program import (
     PURE,
     Effects,
@@ -22,6 +22,7 @@ from pallas_shim.evaluator.program import (
     Program,
     Region,
     Value,
+    make_instruction,
 )
 
 

@@ -36,7 +36,7 @@ from pallas_shim.evaluator.passes.footprints import Footprints
 from pallas_shim.evaluator.passes.layout import Layout
 from pallas_shim.evaluator.passes.loops import Loop, accumulations, as_grid
 from pallas_shim.evaluator.passes.over_cells import Varies
-from pallas_shim.evaluator.passes.rewrite import make_instruction, with_regions
+from pallas_shim.evaluator.passes.rewrite import with_regions
 from pallas_shim.evaluator.passes.scratch import carries_nothing
 from pallas_shim.evaluator.program import (
     PURE,
@@ -46,6 +46,7 @@ from pallas_shim.evaluator.program import (
     Program,
     Region,
     Value,
+    make_instruction,
 )
 from pallas_shim.evaluator.rules import refs
 

@@ -9,12 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pallas_shim.evaluator.passes.rewrite import (
-    is_ufunc,
-    make_instruction,
-    with_regions,
-    writing_over,
-)
+from pallas_shim.evaluator.passes.rewrite import is_ufunc, with_regions, writing_over
 from pallas_shim.evaluator.program import (
     ArrayType,
     Instruction,
@@ -23,6 +18,7 @@ from pallas_shim.evaluator.program import (
     Region,
     Type,
     Value,
+    make_instruction,
 )
 
 # Beside the ufuncs, the operations whose result is always an array of its own.

@@ -22,7 +22,6 @@ from pallas_shim.evaluator.memory import Dynamic
 from pallas_shim.evaluator.passes.identities import uniform
 from pallas_shim.evaluator.passes.rewrite import (
     Substitution,
-    make_instruction,
     substitute,
     with_operands,
     with_regions,
@@ -35,6 +34,7 @@ from pallas_shim.evaluator.program import (
     Region,
     Type,
     Value,
+    make_instruction,
 )
 from pallas_shim.evaluator.rules import cells as cell_rules
 from pallas_shim.jax_compat.state import Index, Slice

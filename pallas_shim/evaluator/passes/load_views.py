@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 
 from pallas_shim.evaluator.passes.effects import Memory, only_reads
-from pallas_shim.evaluator.passes.rewrite import make_instruction, with_regions
+from pallas_shim.evaluator.passes.rewrite import with_regions
 from pallas_shim.evaluator.program import (
     PURE,
     Instruction,
@@ -18,6 +18,7 @@ from pallas_shim.evaluator.program import (
     RefType,
     Region,
     Value,
+    make_instruction,
 )
 
 

@@ -24,8 +24,16 @@ from pallas_shim.evaluator.lower import specialise
 from pallas_shim.evaluator.passes.cells import Table
 from pallas_shim.evaluator.passes.effects import load_address, store_address
 from pallas_shim.evaluator.passes.footprints import Footprints
-from pallas_shim.evaluator.passes.rewrite import is_ufunc, make_instruction
-from pallas_shim.evaluator.program import PURE, ArrayType, Instruction, Operation, Region, Value
+from pallas_shim.evaluator.passes.rewrite import is_ufunc
+from pallas_shim.evaluator.program import (
+    PURE,
+    ArrayType,
+    Instruction,
+    Operation,
+    Region,
+    Value,
+    make_instruction,
+)
 from pallas_shim.jax_compat.state import Index, Slice
 
 # The functions that accumulate numbers of any kind, and those that do integers.

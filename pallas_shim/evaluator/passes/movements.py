@@ -15,8 +15,14 @@ import numpy as np
 
 from pallas_shim.evaluator.lower import specialise
 from pallas_shim.evaluator.passes.peephole import Peephole
-from pallas_shim.evaluator.passes.rewrite import make_instruction
-from pallas_shim.evaluator.program import ArrayType, Instruction, Operation, Type, Value
+from pallas_shim.evaluator.program import (
+    ArrayType,
+    Instruction,
+    Operation,
+    Type,
+    Value,
+    make_instruction,
+)
 
 # Where elements come from is found by gathering positions, so larger arrays are not tried.
 _LARGEST_TRIED = 1 << 16

@@ -19,7 +19,6 @@ from pallas_shim.evaluator.passes.footprints import Span, block_spans, index_spa
 from pallas_shim.evaluator.passes.forms import Lead, array_type, common, each, over_leads
 from pallas_shim.evaluator.passes.layout import Layout
 from pallas_shim.evaluator.passes.loops import Accumulation
-from pallas_shim.evaluator.passes.rewrite import make_instruction
 from pallas_shim.evaluator.program import (
     PURE,
     ArrayType,
@@ -28,6 +27,7 @@ from pallas_shim.evaluator.program import (
     RefType,
     Type,
     Value,
+    make_instruction,
 )
 from pallas_shim.evaluator.rules import cells as cell_rules
 from pallas_shim.evaluator.rules import refs

@@ -9,7 +9,6 @@ from pallas_shim.evaluator import rules
 from pallas_shim.evaluator.lower import specialise
 from pallas_shim.evaluator.passes.rewrite import (
     Substitution,
-    make_instruction,
     substitute,
     with_operands,
     with_regions,
@@ -22,6 +21,7 @@ from pallas_shim.evaluator.program import (
     Region,
     Type,
     Value,
+    make_instruction,
 )
 
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from pallas_shim.evaluator.program import PURE, Effects, Instruction, Operation, Region, Value
-
-Substitution = dict[Value, Value]
-
-# Instruction's own constructor is a Python function and costs twice this.
-make_instruction: Callable[[Sequence[Any]], Instruction] = functools.partial(
-    tuple.__new__, Instruction
+from pallas_shim.evaluator.program import (
+    PURE,
+    Effects,
+    Instruction,
+    Operation,
+    Region,
+    Value,
+    make_instruction,
 )
 
+Substitution = dict[Value, Value]
 
 def substitute(values: tuple[Value, ...], replaced: Substitution) -> tuple[Value, ...]:
     return tuple(map(replaced.get, values, values))
@@ -25,14 +26,12 @@ def substitute(values: tuple[Value, ...], replaced: Substitution) -> tuple[Value
 
 def with_operands(body: Sequence[Instruction], replaced: Substitution) -> Iterator[Instruction]:
     """The instructions one by one, each with the operands that have been replaced by then."""
-    get = replaced.get
+    get, untouched = replaced.get, replaced.keys().isdisjoint
     for instruction in body:
-        if replaced:
-            ins = instruction[1]
+        operation, ins, outs, regions, source = instruction
+        if not untouched(ins):
             new = tuple(map(get, ins, ins))
-            if new != ins:
-                operation, _, outs, regions, source = instruction
-                instruction = make_instruction((operation, new, outs, regions, source))
+            instruction = make_instruction((operation, new, outs, regions, source))
         yield instruction
 
 

@@ -14,8 +14,14 @@ import numpy as np
 
 from pallas_shim.evaluator.lower import specialise
 from pallas_shim.evaluator.passes.forms import stacked
-from pallas_shim.evaluator.passes.rewrite import make_instruction
-from pallas_shim.evaluator.program import ArrayType, Instruction, Operation, Type, Value
+from pallas_shim.evaluator.program import (
+    ArrayType,
+    Instruction,
+    Operation,
+    Type,
+    Value,
+    make_instruction,
+)
 
 # What things cost, in microseconds as measured on a 2020s server. Only the ratios count:
 # what a call costs beside its work, making a view (a call too), each further array of a

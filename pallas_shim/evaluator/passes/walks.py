@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pallas_shim.evaluator.memory import Dynamic, as_slice
-from pallas_shim.evaluator.passes.rewrite import make_instruction, with_regions
+from pallas_shim.evaluator.passes.rewrite import with_regions
 from pallas_shim.evaluator.program import (
     PURE,
     Effects,
@@ -25,6 +25,7 @@ from pallas_shim.evaluator.program import (
     RefType,
     Region,
     Value,
+    make_instruction,
 )
 from pallas_shim.jax_compat.state import Index, Slice
 
