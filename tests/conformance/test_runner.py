@@ -60,7 +60,7 @@ def run(tmp_path):
         command = [
             sys.executable, "-m", "tests.conformance", str(tmp_path / "checkout"),
             "--keep", str(tmp_path / "kept"), "--out", str(tmp_path / "out.md"),
-            "--seconds", "15", "--jobs", "1", "--only", "ops_test", "--no-stock", *arguments,
+            "--seconds", "8", "--jobs", "1", "--only", "ops_test", "--no-stock", *arguments,
         ]  # fmt: skip
         environment = {**os.environ, **environment}
         subprocess.run(command, env=environment, check=True, stderr=subprocess.PIPE, text=True)
@@ -108,7 +108,7 @@ def test_every_test_has_a_result(run, tmp_path):
         name: row(document, "ops_test", f"Test::test_{name}")[2:]
         for name in ("fails", "hangs", "crashes")
     }
-    ended = "its process crashed, or was ended after 15 s"
+    ended = "its process crashed, or was ended after 8 s"
     assert failed["crashes"] == ["1", "passed", ended]
     assert failed["hangs"] == ["1", "not run", ended]
     assert "not \\| fixed" in failed["fails"][2]

@@ -175,10 +175,11 @@ CHANGES = {
         edit("SCALE = 3", "SCALE = 4"), ["--captured", "--static"],
         ("scaled", "capturing", "tree"), {},
     ),
-    "a method": (edit("x + self.offset", "x * self.offset"), [], ("scaled",), {}),
+    "a method, the containers of a pallas_call made before jit": (
+        edit("x + self.offset", "x * self.offset"), ["--names"], ("scaled", "wrapped"), {},
+    ),
     "a patched method": (nothing, ["--patched"], ("scaled",), {}),
     "an item of a table": (nothing, ["--table"], ("scaled",), {}),
-    "the containers of a pallas_call made before jit": (nothing, ["--names"], ("wrapped",), {}),
     "64 bits": (nothing, ["--x64"], KEPT, {}),
     "the precision of products": (nothing, ["--precision"], KEPT, {}),
     "a pass left out": (nothing, [], KEPT, {"PALLAS_NUMPY_PASSES": "-hoisting"}),
