@@ -28,10 +28,11 @@ from pallas_shim.evaluator.program import Program
 
 Pass = Callable[[Program], Program]
 
-# In this order: a load is a view only where no later pass moves it or uses it for longer.
+# In this order: what is folded leaves much dead, where JAX has already removed what was; a load is
+# a view only where no later pass moves it or uses it for longer.
 PIPELINE: tuple[tuple[str, Pass], ...] = (
-    ("dead_code", remove_dead_code),
     ("constant_folding", fold_constants),
+    ("dead_code", remove_dead_code),
     ("common_subexpressions", share_common_subexpressions),
     ("floor_division", FloorDivision.run),
     ("index_arrays", slice_index_arrays),
