@@ -46,7 +46,7 @@ class Executable:
         self._steps = prepare.steps(top.body, keep=top.results)
         self._results = [prepare.slot(v) for v in top.results]
         self._frame = prepare.frame
-        self._run = _run_with_room if _calls(top) >= _MANY_CALLS else _run
+        self._run = _run_with_room if prepare.steps_run >= _MANY_STEPS else _run
 
     def __call__(self, *args: np.ndarray) -> list[np.ndarray]:
         frame = self._frame.copy()
@@ -85,19 +85,9 @@ def _run_with_room(steps: Steps, frame: Frame) -> None:
     with_room(_run, steps, frame)
 
 
-# Of fewer, the stack's room costs more than it can save.
-_MANY_CALLS = 64
-# How often a loop whose length isn't known is taken to turn.
-_TURNS = 10
-
-
-def _calls(region: Region) -> int:
-    """About how many functions a run of a region calls."""
-    count = len(region.body)
-    for operation, _, _, regions, _ in region.body:
-        turns = {"scan": operation.params.get("length", 1), "switch": 1}.get(operation.name, _TURNS)
-        count += turns * sum(map(_calls, regions))
-    return count
+# Of so many steps it is worth the 30 to 50 microseconds that room takes beside threads: one run in
+# some thirty would stand at the end of a piece of the stack, and each of its steps take 10 more.
+_MANY_STEPS = 200
 
 
 def _blame(error: Exception, instruction: Instruction) -> None:
@@ -113,10 +103,13 @@ def _blame(error: Exception, instruction: Instruction) -> None:
 
 
 class _Preparation:
-    """Assigns slots and makes closures. ``frame`` is the initial frame, constants set."""
+    """Assigns slots and makes closures. ``frame`` is the initial frame, constants set;
+    ``steps_run``, about how many closures a run calls."""
 
     def __init__(self, emits: Callable[[Instruction], bool]) -> None:
         self.frame: Frame = []
+        self.steps_run = 0.0
+        self._rounds = 1.0  # of what is being prepared, in a run
         self._emits = emits
         self._slots: dict[Value, int] = {}
 
@@ -151,11 +144,18 @@ class _Preparation:
         return params, steps, [self.slot(v) for v in region.results]
 
     def step(self, instruction: Instruction) -> Step:
+        self.steps_run += self._rounds
         structured = _STRUCTURED.get(instruction.name)
         if structured is not None and instruction.operation.fn is None:
             wanted = instruction.name != "switch" and self._emits(instruction)
             emitted = emission.emit(instruction, self.slot) if wanted else None
-            return structured(self, instruction) if emitted is None else _emitted(emitted)
+            if emitted is not None:
+                return _emitted(emitted)
+            outer = self._rounds
+            self._rounds *= emission.rounds(instruction)
+            step = structured(self, instruction)
+            self._rounds = outer
+            return step
         fn = scalars.function(instruction.operation)
         assert fn is not None, instruction
         ins = [self.slot(v) for v in instruction.ins]

@@ -27,8 +27,6 @@ was left to JAX.
 OUTCOMES = ("passed", "failed", "skipped")
 RUNGS = ("numpy", "callback", "jax")
 
-_ALL_FUNCTIONS = "PALLAS_NUMPY_SCOPE=all"
-
 
 def write(path: pathlib.Path, names: Sequence[str], results: Results) -> None:
     """Writes the section of these results anew, and leaves the others as they are."""
@@ -38,7 +36,7 @@ def write(path: pathlib.Path, names: Sequence[str], results: Results) -> None:
             sections[text.partition("\n")[0]] = text.rstrip() + "\n"
     title = f"## JAX {results.version}, {'as on a TPU v5e' if results.as_tpu else 'as they are'}"
     if results.all_functions:
-        title += f", {_ALL_FUNCTIONS}"
+        title += ", PALLAS_NUMPY_SCOPE=all"
     sections[title] = "\n".join([title, "", *_section(names, results)]) + "\n"
     path.write_text(
         "\n".join([HEAD, *(sections[title] for title in sorted(sections))]), encoding="utf-8"

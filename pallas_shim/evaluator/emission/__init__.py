@@ -54,12 +54,13 @@ def _worth(instruction: Instruction) -> tuple[int, float, int]:
         for inner in region.body:
             inner_lines, inner_saved, inner_depth = _worth(inner)
             lines += inner_lines
-            saved += inner_saved * _rounds(instruction)
+            saved += inner_saved * rounds(instruction)
             depth = max(depth, inner_depth)
     return lines, saved, depth + bool(instruction.regions)
 
 
-def _rounds(instruction: Instruction) -> float:
+def rounds(instruction: Instruction) -> float:
+    """How often each region of an instruction is taken to run when it does."""
     if instruction.name == "switch":
         return 1 / len(instruction.regions)
     if instruction.name == "scan":

@@ -51,14 +51,20 @@ class _Walk:
     def scan(self, scan: Instruction) -> Iterator[Instruction]:
         """The instructions that do the same as a loop."""
         (region,), count = scan.regions, scan.operation.params["num_carry"]
+        rows = frozenset(region.params[count:])
         body: list[Instruction | None] = list(region.body)
-        made = {i.outs[0]: at for at, i in enumerate(body) if i and is_ufunc(i.operation)}
+        made = {i.outs[0]: at for at, i in enumerate(region.body) if is_ufunc(i.operation)}
+        users = self.users(scan)
         outs = list(scan.outs)
         copies: list[Instruction] = []
         for at, store in enumerate(region.body):
-            row = self.row_of_its_own(scan, store)
-            value = store.ins[1] if row is not None else None
-            if row is None or value not in made or self.uses[value] == 1:
+            if store.name != "store" or store.ins[0] not in rows or store.operation.params["path"]:
+                continue
+            row, value = store.ins
+            if value not in made or self.uses[value] == 1 or row.ref.contents != value.type:
+                continue
+            # The walk and the store.
+            if users[self.memory.root(row)] > 2:
                 continue
             within = _same_memory(value, region, count)
             if within is None:
@@ -77,43 +83,30 @@ class _Walk:
         yield make_instruction((scan.operation, scan.ins, tuple(outs), (inner,), scan.source))
         yield from copies
 
-    def row_of_its_own(self, scan: Instruction, store: Instruction) -> Value | None:
-        """The row that is all of what a store writes to, if nothing else in the loop touches the
-        memory that it is of."""
-        if store.name != "store" or store.operation.params["path"]:
-            return None
-        (region,), count = scan.regions, scan.operation.params["num_carry"]
-        row = store.ins[0]
-        rows = region.params[count:]
-        if row not in rows or row.ref.contents != store.ins[1].type:
-            return None
-        root = self.memory.root(scan.ins[count + rows.index(row)])
-        walks = [self.memory.root(v) for v in scan.ins[count:] if isinstance(v.type, RefType)]
-        others = (i for i in region.body if i is not store)
-        if walks.count(root) > 1 or any(self.touches(i, root) for i in others):
-            return None
-        return row
-
-    def touches(self, instruction: Instruction, root: Value) -> bool:
-        effects = instruction.operation.effects
-        if root in self.memory.roots(instruction, (*effects.reads, *effects.writes)):
-            return True
-        within = self.memory.within(instruction)
-        return root in within.reads or root in within.writes
+    def users(self, scan: Instruction) -> Counter[Value]:
+        """By how many walks and instructions of a loop each memory is touched."""
+        walks = scan.ins[scan.operation.params["num_carry"] :]
+        users = Counter([self.memory.root(v) for v in walks if isinstance(v.type, RefType)])
+        for instruction in scan.regions[0].body:
+            effects, within = instruction.operation.effects, self.memory.within(instruction)
+            touched = self.memory.roots(instruction, (*effects.reads, *effects.writes))
+            users.update({*touched, *within.reads, *within.writes})
+        return users
 
     def compute_in(
         self, row: Value, value: Value, body: list[Instruction | None], made: dict[Value, int]
     ) -> None:
-        """Has an elementwise result computed in a row, and what only it is computed from."""
-        at = made[value]
+        """Has an elementwise result computed in a row, and what only it is computed from. These
+        are no longer ``made`` elsewhere."""
+        at = made.pop(value)
         instruction = body[at]
         assert instruction is not None
-        operation, ins, outs, _, source = instruction
-        ins = (*ins, row)
-        effects = Effects(writes=(len(ins) - 1,))
-        into = writing_over(operation, ins, len(ins) - 1, effects)
+        operation, operands, outs, _, source = instruction
+        ins = (*operands, row)
+        position = len(operands)
+        into = writing_over(operation, ins, position, Effects(writes=(position,)))
         body[at] = make_instruction((into, ins, outs, (), source))
-        for operand in instruction.ins:
+        for operand in operands:
             if operand in made and operand.type == value.type and self.uses[operand] == 1:
                 self.compute_in(row, operand, body, made)
                 return

@@ -20,6 +20,7 @@ from pallas_shim.evaluator.program import (
 
 Substitution = dict[Value, Value]
 
+
 def substitute(values: tuple[Value, ...], replaced: Substitution) -> tuple[Value, ...]:
     return tuple(map(replaced.get, values, values))
 

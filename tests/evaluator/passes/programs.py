@@ -477,6 +477,8 @@ class _Random:
                 self.do_binary(inner, depth)
             result = self.recent(inner.ints)
             self.b.store(matrix, result, counter)
+            if not self.number(0, 3):
+                self.b.store(self.one(scope.matrices), result, counter)
             for _ in range(self.number(0, 2)):
                 self.do_binary(inner, depth)
             after = self.one([result, result, self.recent(inner.ints), self.b.reverse(result)])

@@ -20,9 +20,9 @@ from .programs import INT, INTS, instructions, make, outcome
 TALL = RefType((9, 4), INT, "vmem")
 
 
-def left(build, *param_types):
+def left(build):
     """The names of the instructions; asserts that the pass changes nothing that can be seen."""
-    made = make([INTS, TALL, TALL, *param_types], build)
+    made = make([INTS, TALL, TALL], build)
     before = walk_along_loops(view_loads(made.program))
     program = compute_in_rows(before)
     for emits in (lambda loop: False, lambda loop: True):
@@ -65,6 +65,21 @@ def test_what_a_loop_carried_is_a_copy_if_it_is_used():
         return [last, before]
 
     assert left(build) == ["mul", "copy", "copy", "store", "store"]
+
+
+def test_what_is_stored_twice_is_computed_in_one_row_and_copied_to_the_other():
+    def build(b, x, source, target):
+        other = b.allocate(TALL)
+
+        def body(n, state):
+            new = b.binary("add", b.binary("mul", state, b.load(source, n)), x)
+            b.store(target, new, n)
+            b.store(other, new, n)
+            return [new]
+
+        return [*recurrence(b, x, body), b.load(other)]
+
+    assert left(build)[1:] == ["mul", "add", "store", "copy", "get"]
 
 
 def test_a_view_of_the_row_is_copied_too():
@@ -119,8 +134,6 @@ def write_in_a_branch(b, n, new, target):
 def print_it(b, n, new, target):
     b.print(new)
     return new
-
-
 
 
 @pytest.mark.parametrize(
