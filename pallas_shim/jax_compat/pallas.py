@@ -54,8 +54,8 @@ class PallasCall(NamedTuple):
 
     ``grid``: None stands for a size that is an operand. ``axis_names``: one an axis of the
     grid, or none at all. ``aliases``: pairs of the position among (scalar prefetch, inputs) and
-    among the outputs. ``synchronised_aliases``: whether this JAX lets a cell see what earlier
-    cells wrote through the other of two aliased refs. ``for_device``: the user asked for no
+    among the outputs. ``synchronised_aliases``: whether a cell sees what earlier cells wrote
+    through the other of two aliased refs, as on a TPU. ``for_device``: the user asked for no
     interpreter, so aliased refs in a TPU's HBM are one memory.
     ``keeps_scalars``: whether a cell sees what earlier cells wrote to scalar prefetch, as on a TPU,
     or the operands themselves, as under ``interpret=True``.
@@ -85,7 +85,8 @@ class UnsupportedCall(Exception):
     """A pallas_call with something that has no normal form; the message names it."""
 
 
-# JAX's interpreter gained this between two releases; it shows by its own variables.
+# JAX's interpreter shows it since 0.11.2, which can be told by its own variables. Before, kernels
+# that add to what earlier cells left behind give wrong sums there, and right ones on a TPU.
 _SYNCHRONISED_ALIASES = (
     "alias_output_written" in hlo_interpreter.pallas_call_hlo_interpret.__code__.co_varnames
     or "alias_output_written" in hlo_interpreter.pallas_call_hlo_interpret.__code__.co_cellvars
@@ -115,7 +116,7 @@ def pallas_call(eqn: Any) -> PallasCall:
         num_outputs=mapping.num_outputs,
         aliases=tuple(p["input_output_aliases"]),
         # A core_map became this with two refs for each one that it writes to.
-        synchronised_aliases=_SYNCHRONISED_ALIASES or cores is not None,
+        synchronised_aliases=_SYNCHRONISED_ALIASES or cores is not None or not p["interpret"],
         for_device=not p["interpret"],
         keeps_scalars=p["interpret"] is not True,
         cores=cores,

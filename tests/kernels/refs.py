@@ -386,6 +386,28 @@ def an_alias_in_hbm_is_one_memory():
 
 
 @case()
+def an_alias_shows_what_earlier_cells_wrote():
+    """What a TPU does, and JAX's interpreter since 0.11.2: a sum over every third cell."""
+
+    def f(x, zeros):
+        def kernel(x, before, out):
+            out[...] = before[...] + x[...]
+
+        third = pl.BlockSpec((8, 128), lambda i: (i % 3, 0))
+        return pl.pallas_call(
+            kernel,
+            grid=(6,),
+            in_specs=[pl.BlockSpec((8, 128), lambda i: (i, 0)), third],
+            out_specs=third,
+            out_shape=struct(24, 128),
+            input_output_aliases={1: 0},
+        )(x, zeros)
+
+    x = floats(0, 48, 128)
+    return f, (x, np.zeros((24, 128), np.float32)), x[:24] + x[24:]
+
+
+@case()
 def a_load_larger_than_its_ref():
     """JAX's interpreter refuses it."""
 
