@@ -79,7 +79,8 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
         lowering.inline(call.jaxpr, [*prefetch, *views, *scratch], closed_over)
         if call.synchronised_aliases:
             written = written_roots(lowering.body[body_start:], views)
-            _synchronise(lowering, call, buffers, views, starts, written)
+            axes = list(zip(indices, sizes, strict=True))
+            _synchronise(lowering, call, buffers, views, starts, written, axes)
         if not call.keeps_scalars:
             changed = written_roots(lowering.body[body_start:], prefetch)
             with lowering.block() as first:
@@ -201,8 +202,12 @@ def _synchronise(
     views: Sequence[Value],
     starts: Sequence[Sequence[Value]],
     written: set[Value],
+    axes: Sequence[tuple[Value, Value]],
 ) -> None:
-    """After a cell, what it wrote through one of two aliased refs shows in the other's buffer."""
+    """After a cell, what it wrote through one of two aliased refs shows in the other's buffer.
+
+    ``axes``: the cell's index and the size along each axis of the grid.
+    """
     for position, out in call.aliases:
         if position < call.num_prefetch:
             continue
@@ -213,12 +218,35 @@ def _synchronise(
             source, target = i, o
         elif views[o] in written:
             source, target = o, i
+            given, result = call.blocks[i], call.blocks[o]
+            if (given.dims, starts[i]) == (result.dims, starts[o]) and _is_own(
+                given.dims, starts[i], buffers[i].type.shape, axes
+            ):
+                continue  # no other cell reads it
         else:
             continue
         block, view = call.blocks[source], views[source]
         mirror = _block(lowering, buffers[target], block.dims, starts[source], view.ref)
         value = refs.load(lowering, view, (), (), view.ref.contents)
         refs.store(lowering, mirror, (), (), value)
+
+
+def _is_own(
+    dims: Sequence[BlockDim],
+    starts: Sequence[Value],
+    shape: Sequence[int],
+    axes: Sequence[tuple[Value, Value]],
+) -> bool:
+    """Whether each cell is seen to have a block that overlaps no other cell's."""
+    for index, size in axes:
+        if size.const is None:
+            return False
+        if int(size.const) > 1 and not any(
+            start is index and dim.kind != "element" and int(size.const) * dim.size <= extent
+            for start, dim, extent in zip(starts, dims, shape, strict=False)
+        ):
+            return False
+    return True
 
 
 # -- buffers ----------------------------------------------------------------------------------

@@ -407,6 +407,32 @@ def an_alias_shows_what_earlier_cells_wrote():
     return f, (x, np.zeros((24, 128), np.float32)), x[:24] + x[24:]
 
 
+def _added_to_an_alias(grid, index_map):
+    def kernel(x, before, out):
+        out[...] = before[...] * 2 + x[...]
+
+    block = pl.BlockSpec((8, 16), index_map)
+    return pallas_call(
+        kernel, struct(24, 32), grid=grid, in_specs=[block, block], out_specs=block,
+        input_output_aliases={1: 0},
+    ), (floats(0, 24, 32), floats(1, 24, 32))  # fmt: skip
+
+
+@case()
+def an_alias_in_blocks_of_one_cell_each():
+    return _added_to_an_alias((2, 1, 3), lambda i, j, k: (k, i))
+
+
+@case()
+def an_alias_in_blocks_that_come_again():
+    return _added_to_an_alias((2, 2, 3), lambda i, j, k: (k, i))
+
+
+@case()
+def an_alias_in_blocks_past_its_end():
+    return _added_to_an_alias((2, 5), lambda i, j: (j, i))
+
+
 @case()
 def a_load_larger_than_its_ref():
     """JAX's interpreter refuses it."""
