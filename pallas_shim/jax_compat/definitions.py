@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax._src import config, core, random
 from jax._src.lax import lax as lax_internal
@@ -60,6 +61,19 @@ def _traced_once(name, avals, params, context):
     # The context holds every setting that tracing depends on, such as
     # jax_threefry_partitionable, which changes the bits.
     return _traced(name, avals, params)
+
+
+def dtypes_of_product(eqn: Any) -> tuple[np.dtype, np.dtype, np.dtype] | None:
+    """To which dtypes a dot_general converts its operands, and in which it has its sums, where
+    it names an algorithm (``jax.lax.DotAlgorithmPreset``) that decides that. Else None."""
+    algorithm = eqn.params["precision"]
+    if algorithm is None or algorithm == lax.DotAlgorithmPreset.DEFAULT:
+        return None
+    if not isinstance(algorithm, (lax.DotAlgorithmPreset, lax.DotAlgorithm)):
+        return None
+    dtypes = [v.aval.dtype for v in (*eqn.invars, *eqn.outvars)]
+    lhs, rhs, out = lax_internal.get_algorithm_compute_types(algorithm, *dtypes)
+    return np.dtype(lhs), np.dtype(rhs), np.dtype(out)
 
 
 # -- random numbers -------------------------------------------------------------------------

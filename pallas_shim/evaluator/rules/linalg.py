@@ -13,7 +13,7 @@ import scipy  # imports its parts at their first use, which keeps them out of mo
 
 from pallas_shim.evaluator import blas
 from pallas_shim.evaluator.memory import same
-from pallas_shim.evaluator.program import ArrayType
+from pallas_shim.evaluator.program import ArrayType, Value
 from pallas_shim.evaluator.rules import scalar_types
 from pallas_shim.evaluator.rules.casts import cast
 from pallas_shim.evaluator.rules.registry import Unsupported, batch_form, lowering_rule, rule
@@ -70,6 +70,28 @@ def _magnitude(dtype: np.dtype) -> int:
         return 1
     info = ml_dtypes.iinfo(dtype)
     return max(-int(info.min), int(info.max))
+
+
+@lowering_rule("dot_general")
+def _dot_of_an_algorithm(lowering, eqn, ins):
+    """XLA on a CPU takes from an algorithm what it converts from and to, and so does this. Those
+    that XLA has for a GPU only, as TF32_TF32_F32, are computed in the dtypes that they take."""
+    out = lowering.type(eqn.outvars[0].aval)
+    params = {"dimension_numbers": eqn.params["dimension_numbers"]}
+    dtypes = definitions.dtypes_of_product(eqn)
+    if dtypes is None:
+        params["precision"] = eqn.params["precision"]
+        return lowering.apply("dot_general", ins, [out], params)
+
+    def converted(value: Value, dtype: np.dtype) -> Value:
+        if value.type.dtype == dtype:
+            return value
+        type = ArrayType(value.type.shape, dtype)
+        return lowering.apply("convert_element_type", [value], [type], {})[0]
+
+    ins = [converted(value, dtype) for value, dtype in zip(ins, dtypes[:2], strict=True)]
+    sums = lowering.apply("dot_general", ins, [ArrayType(out.shape, dtypes[2])], params)
+    return [converted(sums[0], out.dtype)]
 
 
 @rule("dot_general")

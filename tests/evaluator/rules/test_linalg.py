@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.rules.registry import Unsupported
 from tests.evaluator.rules.bounds import both, check_sums
@@ -142,8 +143,55 @@ def test_precisions():
     x = _data((3, 3), np.float32)
     for precision in (lax.Precision.HIGHEST, "highest"):
         check_sums(lambda x, p=precision: lax.dot(x, x, precision=p), x, terms=3)
-    with pytest.raises(Unsupported, match="dot_general: the precision"):
-        lower(jax.make_jaxpr(lambda x: lax.dot(x, x, precision="TF32_TF32_F32"))(x))
+
+
+PRESETS = lax.DotAlgorithmPreset
+
+
+@pytest.mark.parametrize("operand", [np.float32, BF16, np.float16, F8], ids=_name)
+@pytest.mark.parametrize("preferred", [None, np.float32])
+@pytest.mark.parametrize(
+    "algorithm",
+    [PRESETS.DEFAULT, PRESETS.F32_F32_F32, PRESETS.BF16_BF16_F32, PRESETS.BF16_BF16_F32_X3,
+     PRESETS.BF16_BF16_F32_X6, PRESETS.F16_F16_F16],
+    ids=lambda a: a.name,
+)  # fmt: skip
+def test_algorithms_of_products(operand, preferred, algorithm):
+
+    def f(x, y):
+        return lax.dot(x, y, precision=algorithm, preferred_element_type=preferred)
+
+    # XLA itself has no algorithm for most products that aren't of two matrices.
+    (got,), (want,) = both(f, _data((5, 20), operand), _data((20, 7), operand, 1))
+    # What the sums are rounded to, at the end or at each step.
+    types = [want.dtype, np.float16 if algorithm == PRESETS.F16_F16_F16 else np.float32]
+    eps = max(float(ml_dtypes.finfo(t).eps) for t in types)
+    wide = want.astype(np.float64)
+    atol = 8 * eps * np.abs(wide).max()
+    np.testing.assert_allclose(got.astype(np.float64), wide, rtol=eps, atol=atol)
+
+
+def _product(x, algorithm):
+    jaxpr = jax.make_jaxpr(lambda x: lax.dot(x, x.T, precision=algorithm))(x)
+    (result,) = Executable(lower(jaxpr))(x)
+    return result
+
+
+@pytest.mark.parametrize("algorithm", ["TF32_TF32_F32", "TF32_TF32_F32_X3", "F16_F16_F32"])
+def test_an_algorithm_that_xla_has_for_a_gpu_only(algorithm):
+    x = _data((5, 7), np.float16).astype(np.float32)
+    got = _product(x, algorithm)
+    np.testing.assert_allclose(got, x.astype(np.float64) @ x.T, rtol=1e-5, atol=1e-5)
+
+
+def test_an_algorithm_of_ones_own():
+    algorithm = lax.DotAlgorithm(
+        lhs_precision_type=BF16, rhs_precision_type=BF16, accumulation_type=np.float32
+    )
+    x = _data((5, 7), np.float32)
+    got = _product(x, algorithm)
+    rounded = x.astype(BF16).astype(np.float64)
+    np.testing.assert_allclose(got, rounded @ rounded.T, rtol=1e-5, atol=1e-5)
 
 
 # -- decompositions -------------------------------------------------------------------------
