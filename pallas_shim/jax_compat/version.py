@@ -77,7 +77,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.interpreters.partial_eval.DynamicJaxprTracer": ("get_const",),
     "jax._src.interpreters.partial_eval.JaxprStackFrame": ("add_eqn",),
     "jax._src.interpreters.pxla": ("get_default_device",),
-    "jax._src.lax.lax": ("_ragged_dot_general_impl",),
+    "jax._src.lax.lax": ("_ragged_dot_general_impl", "get_algorithm_compute_types"),
     "jax._src.lax.linalg": (
         "_cholesky_update_jax_fn",
         "_generic_lu_pivots_to_permutation",
