@@ -67,9 +67,8 @@ def dtypes_of_product(eqn: Any) -> tuple[np.dtype, np.dtype, np.dtype] | None:
     """To which dtypes a dot_general converts its operands, and in which it has its sums, where
     it names an algorithm (``jax.lax.DotAlgorithmPreset``) that decides that. Else None."""
     algorithm = eqn.params["precision"]
-    if algorithm is None or algorithm == lax.DotAlgorithmPreset.DEFAULT:
-        return None
-    if not isinstance(algorithm, (lax.DotAlgorithmPreset, lax.DotAlgorithm)):
+    named = isinstance(algorithm, (lax.DotAlgorithmPreset, lax.DotAlgorithm))
+    if not named or algorithm == lax.DotAlgorithmPreset.DEFAULT:
         return None
     dtypes = [v.aval.dtype for v in (*eqn.invars, *eqn.outvars)]
     lhs, rhs, out = lax_internal.get_algorithm_compute_types(algorithm, *dtypes)

@@ -145,6 +145,14 @@ def test_precisions():
         check_sums(lambda x, p=precision: lax.dot(x, x, precision=p), x, terms=3)
 
 
+def test_a_convolution_by_an_algorithm_is_refused():
+    def f(x):
+        return lax.conv(x, x, (1, 1), "SAME", precision="TF32_TF32_F32")
+
+    with pytest.raises(Unsupported, match="conv_general_dilated: the precision"):
+        lower(jax.make_jaxpr(f)(_data((1, 1, 3, 3), np.float32)))
+
+
 PRESETS = lax.DotAlgorithmPreset
 
 
@@ -157,7 +165,6 @@ PRESETS = lax.DotAlgorithmPreset
     ids=lambda a: a.name,
 )  # fmt: skip
 def test_algorithms_of_products(operand, preferred, algorithm):
-
     def f(x, y):
         return lax.dot(x, y, precision=algorithm, preferred_element_type=preferred)
 
