@@ -14,7 +14,7 @@ if _os.path.isdir(_os.path.join(_beside, "sitecustomize_pkg")):
     # A checkout: patches/ and sitecustomize_pkg/ lie beside this package, not yet inside it.
     __path__.append(_beside)
 
-from pallas_shim.evaluator.rules.registry import Unsupported, register_rule  # noqa: E402
+from pallas_shim.evaluator.registry import Unsupported, register_rule  # noqa: E402
 from pallas_shim.patching import activate, active, deactivate, is_active  # noqa: E402
 
 __version__ = "0.1.0"

@@ -20,15 +20,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from pallas_shim import estimate, settings
-from pallas_shim.evaluator import emission, passes
+from pallas_shim import cost_model, settings
+from pallas_shim.evaluator import codegen, passes
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.program import Program
-from pallas_shim.evaluator.rules.registry import Unsupported
+from pallas_shim.evaluator.registry import Unsupported
+from pallas_shim.gc_pause import undisturbed
 from pallas_shim.jax_compat import arrays, hooks, jit_calls
 from pallas_shim.report import REPORT, Use
-from pallas_shim.undisturbed import undisturbed
 
 
 class FallbackWarning(UserWarning):
@@ -273,7 +273,7 @@ def _make_plan(
         arrays.result_types(hooks.out_avals(jaxpr)),
         _deleted(jaxpr, call),
         hooks.is_ordered(jaxpr),
-        None if kernels else Trial(estimate.outside_kernels(jaxpr).compiling),
+        None if kernels else Trial(cost_model.outside_kernels(jaxpr).compiling),
     )
 
 
@@ -300,7 +300,7 @@ def _obstacle(jaxpr: Any, call: hooks.JitCall, equations: Sequence[Any]) -> str 
     for aval in (*hooks.in_avals(jaxpr), *hooks.out_avals(jaxpr)):
         if not arrays.is_plain(aval):
             return f"it takes or returns a {aval}"
-    outside = estimate.outside_kernels(jaxpr)
+    outside = cost_model.outside_kernels(jaxpr)
     if outside.numpy > outside.compiling:
         seconds = f"{outside.numpy:.2g} s"
         return f"XLA does the work outside its kernels faster (about {seconds} in NumPy)"
@@ -327,7 +327,7 @@ def _program(jaxpr: Any, name: str, axes: Mapping[Any, int] | None = None) -> Pr
 
 
 def _executable(program: Program) -> Executable:
-    return Executable(program, emission.choice(settings.current().disabled_passes))
+    return Executable(program, codegen.choice(settings.current().disabled_passes))
 
 
 def _deleted(jaxpr: Any, call: hooks.JitCall) -> tuple[int, ...]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import wrapt
 
+from pallas_shim.gc_pause import undisturbed
 from pallas_shim.jax_compat import hooks
-from pallas_shim.undisturbed import undisturbed
 
 
 def patch(pallas: ModuleType) -> Callable[[], None]:

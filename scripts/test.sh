@@ -92,7 +92,7 @@ done
 # tests on each.
 of_no_jax=(
     --ignore=tests/conformance
-    --ignore=tests/evaluator/emission/test_numbers.py
+    --ignore=tests/evaluator/codegen/test_numbers.py
     --ignore=tests/evaluator/passes/test_properties.py
     --ignore=tests/processes/test_benchmarks.py
     --deselect=tests/processes/test_cache.py::test_a_change_is_seen

@@ -19,8 +19,7 @@ from jax._src import core
 from jax.experimental import checkify, pallas, xla_metadata  # noqa: F401
 from jax.experimental.pallas import tpu, tpu_sc, triton  # noqa: F401
 
-from pallas_shim.evaluator import rules
-from pallas_shim.evaluator.rules import refused
+from pallas_shim.evaluator import refused, rules
 from pallas_shim.jax_compat.jaxprs import primitive_name
 
 TABLE = Path(__file__).parent.parent / "docs" / "coverage.md"

@@ -7,7 +7,7 @@ import functools
 import ml_dtypes
 import numpy as np
 
-from pallas_shim.evaluator.rules.scalar_types import bit_width, is_float, is_integer, is_signed
+from pallas_shim.evaluator.scalar_types import bit_width, is_float, is_integer, is_signed
 
 FLOATS = tuple(map(np.dtype, (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)))
 FLOAT8S = (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2))

@@ -3,8 +3,7 @@
 import subprocess
 import sys
 
-from pallas_shim.evaluator import rules
-from pallas_shim.evaluator.rules import refused
+from pallas_shim.evaluator import refused, rules
 from tests import coverage_table
 
 rules.load()

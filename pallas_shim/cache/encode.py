@@ -21,7 +21,7 @@ import numpy as np
 
 from pallas_shim import jax_compat
 from pallas_shim.cache import libraries
-from pallas_shim.evaluator.emission.instructions import EMITTED
+from pallas_shim.evaluator.codegen.instructions import EMITTED
 from pallas_shim.evaluator.program import (
     PURE,
     Effects,

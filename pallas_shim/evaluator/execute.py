@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from pallas_shim import jax_compat
-from pallas_shim.evaluator import emission, progress, scalars
+from pallas_shim.evaluator import codegen, progress, scalars
+from pallas_shim.evaluator.analysis.liveness import last_uses
+from pallas_shim.evaluator.call_stack import with_room
 from pallas_shim.evaluator.floating import as_xla
 from pallas_shim.evaluator.heap import keep_freed_memory
-from pallas_shim.evaluator.liveness import last_uses
 from pallas_shim.evaluator.memory import same
 from pallas_shim.evaluator.program import Instruction, Program, Region, Value
-from pallas_shim.evaluator.stack import with_room
 
 Frame = list[Any]
 Step = Callable[[Frame], None]
@@ -37,7 +37,7 @@ class Executable:
     ``emits`` says which loops become functions of their own.
     """
 
-    def __init__(self, program: Program, emits: Callable[[Instruction], bool] = emission.pays):
+    def __init__(self, program: Program, emits: Callable[[Instruction], bool] = codegen.pays):
         keep_freed_memory()
         self.program = program
         prepare = _Preparation(emits)
@@ -148,11 +148,11 @@ class _Preparation:
         structured = _STRUCTURED.get(instruction.name)
         if structured is not None and instruction.operation.fn is None:
             wanted = instruction.name != "switch" and self._emits(instruction)
-            emitted = emission.emit(instruction, self.slot) if wanted else None
+            emitted = codegen.emit(instruction, self.slot) if wanted else None
             if emitted is not None:
                 return _emitted(emitted)
             outer = self._rounds
-            self._rounds *= emission.rounds(instruction)
+            self._rounds *= codegen.rounds(instruction)
             step = structured(self, instruction)
             self._rounds = outer
             return step
@@ -243,7 +243,7 @@ def _drop(slots):
 # -- structured operations ------------------------------------------------------------------
 
 
-def _emitted(loop: emission.Emitted) -> Step:
+def _emitted(loop: codegen.Emitted) -> Step:
     run = loop.run
 
     def step(f):

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from pallas_shim import jax_compat
-from pallas_shim.evaluator import memory
+from pallas_shim.evaluator import memory, refs
+from pallas_shim.evaluator.checked_blocks import Windows
 from pallas_shim.evaluator.lower import Kernel
 from pallas_shim.evaluator.program import (
     PURE,
@@ -26,9 +27,7 @@ from pallas_shim.evaluator.program import (
     Region,
     Value,
 )
-from pallas_shim.evaluator.rules import refs
-from pallas_shim.evaluator.rules.registry import Unsupported
-from pallas_shim.evaluator.windows import Windows
+from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.jax_compat import CheckedMemory
 from pallas_shim.jax_compat.pallas import Block, BlockDim, PallasCall
 

@@ -31,8 +31,8 @@ from pallas_shim.evaluator.program import (
     Value,
     make_instruction,
 )
-from pallas_shim.evaluator.rules.refused import refusal
-from pallas_shim.evaluator.rules.registry import LOWERING_RULES, RULES, Unsupported
+from pallas_shim.evaluator.refused import refusal
+from pallas_shim.evaluator.registry import LOWERING_RULES, RULES, Unsupported
 
 
 def lower(

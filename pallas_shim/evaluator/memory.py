@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from pallas_shim.evaluator.rules.scalar_types import bit_width, recast
+from pallas_shim.evaluator.scalar_types import bit_width, recast
 from pallas_shim.jax_compat import CheckedMemory
 from pallas_shim.jax_compat.state import Bitcast, Index, Reshape, Slice, Step, Transpose
 

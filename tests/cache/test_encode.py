@@ -17,7 +17,7 @@ from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.passes import optimise
 from pallas_shim.evaluator.program import ArrayType
-from tests.evaluator.emission.emitting import emit_all
+from tests.evaluator.codegen.emitting import emit_all
 from tests.kernels import blocks, control, numeric, refs, transforms
 from tests.kernels import memory as memory_kernels
 from tests.kernels.harness import cases

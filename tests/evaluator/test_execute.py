@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from pallas_shim.evaluator import progress
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
-from tests.evaluator.emission.emitting import WAYS, use
+from tests.evaluator.codegen.emitting import WAYS, use
 from tests.oracle import check_kernel, compare
 
 

@@ -10,7 +10,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_shim.evaluator import passes
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
-from pallas_shim.evaluator.rules.registry import Unsupported
+from pallas_shim.evaluator.registry import Unsupported
 from tests.oracle import compare
 
 CHECKED = pltpu.InterpretParams()

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_shim.evaluator import memory
-from pallas_shim.evaluator.cut import Cut
-from pallas_shim.evaluator.rules.scalar_types import bit_width
+from pallas_shim.evaluator.dynamic_slices import Cut
+from pallas_shim.evaluator.scalar_types import bit_width
 from pallas_shim.jax_compat.state import Bitcast, Index, Reshape, Slice, Transpose
 
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from jax.errors import JaxRuntimeError
 from jax.extend.core import jaxpr_as_fun
 
-from pallas_shim.evaluator import emission
+from pallas_shim.evaluator import codegen
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.passes import NAMES, optimise
-from pallas_shim.evaluator.rules.registry import Unsupported
+from pallas_shim.evaluator.registry import Unsupported
 from tests.fuzz.cells import ManyCells
 from tests.fuzz.copies import Copying
 from tests.fuzz.empty import Empty
@@ -42,9 +42,9 @@ quiet = settings(
 
 # Which passes are left out, and which loops become functions.
 WAYS: dict[str, tuple[Collection[str], Callable[[Any], bool]]] = {
-    "without passes": (NAMES, emission.choice(NAMES)),
-    "with all passes": ((), emission.pays),
-    **{f"without {name}": ((name,), emission.choice((name,))) for name in sorted(NAMES)},
+    "without passes": (NAMES, codegen.choice(NAMES)),
+    "with all passes": ((), codegen.pays),
+    **{f"without {name}": ((name,), codegen.choice((name,))) for name in sorted(NAMES)},
     "without passes, all loops functions": (NAMES, lambda loop: True),
     "with all passes, all loops functions": ((), lambda loop: True),
 }

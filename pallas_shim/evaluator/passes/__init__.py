@@ -8,22 +8,22 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from pallas_shim.evaluator.passes.batching import batch
-from pallas_shim.evaluator.passes.carried_rows import compute_in_rows
 from pallas_shim.evaluator.passes.common_subexpressions import share_common_subexpressions
 from pallas_shim.evaluator.passes.constant_folding import fold_constants
+from pallas_shim.evaluator.passes.copy_elision import view_loads
 from pallas_shim.evaluator.passes.dead_code import remove_dead_code
-from pallas_shim.evaluator.passes.direct_stores import store_directly
-from pallas_shim.evaluator.passes.extrema import Extrema
 from pallas_shim.evaluator.passes.floor_division import FloorDivision
-from pallas_shim.evaluator.passes.grid_batching import batch_grids
+from pallas_shim.evaluator.passes.gather_to_slice import slice_index_arrays
+from pallas_shim.evaluator.passes.grid.grid_batching import batch_grids
 from pallas_shim.evaluator.passes.hoisting import hoist_invariants
 from pallas_shim.evaluator.passes.in_place import write_in_place
-from pallas_shim.evaluator.passes.index_arrays import slice_index_arrays
-from pallas_shim.evaluator.passes.load_views import view_loads
+from pallas_shim.evaluator.passes.in_place_recurrences import compute_in_rows
+from pallas_shim.evaluator.passes.mask_narrowing import TruthValues
 from pallas_shim.evaluator.passes.movements import Movements
+from pallas_shim.evaluator.passes.select_to_minmax import Extrema
 from pallas_shim.evaluator.passes.store_forwarding import forward_stores
-from pallas_shim.evaluator.passes.truth_values import TruthValues
-from pallas_shim.evaluator.passes.walks import walk_along_loops
+from pallas_shim.evaluator.passes.store_fusion import store_directly
+from pallas_shim.evaluator.passes.strength_reduction import walk_along_loops
 from pallas_shim.evaluator.program import Program
 
 Pass = Callable[[Program], Program]

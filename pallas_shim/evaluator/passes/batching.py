@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pallas_shim.evaluator import rules
-from pallas_shim.evaluator.passes.forms import array_type, over_stack, stacked
+from pallas_shim.evaluator.batching_rules import array_type, over_stack, stacked
 from pallas_shim.evaluator.passes.rewrite import with_regions
 from pallas_shim.evaluator.passes.stacks import (
     CALL,
@@ -34,7 +34,7 @@ from pallas_shim.evaluator.program import (
     Value,
     make_instruction,
 )
-from pallas_shim.evaluator.rules.registry import BATCH_FORMS, Stack
+from pallas_shim.evaluator.registry import BATCH_FORMS, Stack
 
 # Stacks of more bytes than this would leave the second-level cache between two instructions,
 # and the work on them outweighs the calls that they save.

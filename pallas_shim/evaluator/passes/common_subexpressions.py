@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pallas_shim.evaluator.passes.effects import Epochs, Memory, only_reads
+from pallas_shim.evaluator.analysis.alias import Epochs, Memory, only_reads
 from pallas_shim.evaluator.passes.rewrite import (
     ScopedTable,
     Substitution,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from pallas_shim.evaluator.passes.effects import Memory, store_address
+from pallas_shim.evaluator.analysis.alias import Memory, store_address
 from pallas_shim.evaluator.passes.rewrite import with_regions
 from pallas_shim.evaluator.program import PURE, Instruction, Program, Region, Value
 

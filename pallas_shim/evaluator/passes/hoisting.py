@@ -6,7 +6,7 @@ for leaving the outer one. Branches of a switch keep what they have: it may not 
 
 from __future__ import annotations
 
-from pallas_shim.evaluator.passes.effects import Memory, only_reads
+from pallas_shim.evaluator.analysis.alias import Memory, only_reads
 from pallas_shim.evaluator.passes.rewrite import with_regions
 from pallas_shim.evaluator.program import (
     PURE,

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pallas_shim.evaluator.batching_rules import stacked
 from pallas_shim.evaluator.lower import specialise
-from pallas_shim.evaluator.passes.forms import stacked
 from pallas_shim.evaluator.program import (
     ArrayType,
     Instruction,

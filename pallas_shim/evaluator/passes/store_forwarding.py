@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pallas_shim.evaluator.passes.effects import Epochs, Memory, load_address, store_address
+from pallas_shim.evaluator.analysis.alias import Epochs, Memory, load_address, store_address
 from pallas_shim.evaluator.passes.rewrite import (
     ScopedTable,
     Substitution,

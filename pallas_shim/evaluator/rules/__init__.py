@@ -11,7 +11,7 @@ import functools
 import importlib
 
 from pallas_shim.discovery import installed
-from pallas_shim.evaluator.rules.registry import (
+from pallas_shim.evaluator.registry import (
     LOWERING_RULES,
     RULES,
     Rule,
@@ -56,7 +56,6 @@ FAMILIES = (
     "hardware_random",
     "triton",
     "callbacks",
-    "cells",
 )
 
 
@@ -64,6 +63,7 @@ def load_own() -> None:
     """Registers our rules. Idempotent."""
     for family in FAMILIES:
         importlib.import_module(f"{__name__}.{family}")
+    importlib.import_module("pallas_shim.evaluator.batched_ops")
 
 
 @functools.cache

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax import lax
 
+from pallas_shim.evaluator import refs
 from pallas_shim.evaluator.program import ArrayType, Value
-from pallas_shim.evaluator.rules import refs
 from pallas_shim.jax_compat import state
 
 _INT32, _BOOL = np.dtype(np.int32), np.dtype(np.bool_)

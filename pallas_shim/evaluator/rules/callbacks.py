@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from pallas_shim.evaluator import refs
 from pallas_shim.evaluator.program import Effects, RefType
-from pallas_shim.evaluator.rules import refs
-from pallas_shim.evaluator.rules.registry import lowering_rule
+from pallas_shim.evaluator.registry import lowering_rule
 from pallas_shim.jax_compat import callbacks
 
 

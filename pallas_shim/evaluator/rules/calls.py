@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pallas_shim import jax_compat
-from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule
+from pallas_shim.evaluator.registry import Unsupported, lowering_rule
 from pallas_shim.jax_compat import definitions
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import ml_dtypes
 import numpy as np
 
-from pallas_shim.evaluator.rules.scalar_types import is_float, unsigned
+from pallas_shim.evaluator.scalar_types import is_float, unsigned
 
 Function = Callable[[np.ndarray], np.ndarray]
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator.program import ArrayType, Value
-from pallas_shim.evaluator.rules.registry import lowering_rule
+from pallas_shim.evaluator.registry import lowering_rule
 
 
 @lowering_rule("scan")

@@ -9,9 +9,9 @@ import ml_dtypes
 import numpy as np
 
 from pallas_shim.evaluator.memory import same
+from pallas_shim.evaluator.registry import Unsupported, batch_form, lowering_rule, rule
 from pallas_shim.evaluator.rules.casts import cast
-from pallas_shim.evaluator.rules.registry import Unsupported, batch_form, lowering_rule, rule
-from pallas_shim.evaluator.rules.scalar_types import (
+from pallas_shim.evaluator.scalar_types import (
     bit_width,
     is_float,
     is_integer,

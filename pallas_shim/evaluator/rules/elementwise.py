@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from pallas_shim.evaluator.registry import Unsupported, batch_form, lowering_rule, rule
 from pallas_shim.evaluator.rules import complex_math, float32_functions
 from pallas_shim.evaluator.rules import elementwise_math as math
 from pallas_shim.evaluator.rules.casts import cast
-from pallas_shim.evaluator.rules.registry import Unsupported, batch_form, lowering_rule, rule
-from pallas_shim.evaluator.rules.scalar_types import is_float, is_integer, wide
+from pallas_shim.evaluator.scalar_types import is_float, is_integer, wide
 from pallas_shim.jax_compat.special import COMPOSED, composition
 
 Function = Callable[..., Any] | math.ByDtype

@@ -9,7 +9,7 @@ import numpy as np
 import scipy  # imports its parts at their first use, which keeps them out of most first calls
 
 from pallas_shim.evaluator.program import ArrayType
-from pallas_shim.evaluator.rules.scalar_types import bit_width, is_signed, signed, unsigned, wide
+from pallas_shim.evaluator.scalar_types import bit_width, is_signed, signed, unsigned, wide
 
 Function = Callable[..., Any]
 

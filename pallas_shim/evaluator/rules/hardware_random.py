@@ -11,8 +11,8 @@ import math
 import numpy as np
 
 from pallas_shim.evaluator.program import Effects, RefType, Value
+from pallas_shim.evaluator.registry import lowering_rule, rule
 from pallas_shim.evaluator.rules.random import threefry2x32
-from pallas_shim.evaluator.rules.registry import lowering_rule, rule
 
 # Two words of key, two of counter, the low one first.
 _STATE = RefType((4,), np.dtype(np.uint32), "smem")

@@ -10,7 +10,7 @@ import numpy as np
 
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
-from pallas_shim.evaluator.rules.registry import Unsupported, batch_form, rule
+from pallas_shim.evaluator.registry import Unsupported, batch_form, rule
 from pallas_shim.evaluator.rules.sort import order_bits, sortable
 
 Shape = tuple[int, ...]

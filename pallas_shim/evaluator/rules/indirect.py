@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pallas_shim.evaluator import memory
-from pallas_shim.evaluator.cut import Cut
+from pallas_shim.evaluator import memory, refs
+from pallas_shim.evaluator.dynamic_slices import Cut
 from pallas_shim.evaluator.program import ArrayType, Effects, RefType, Value
-from pallas_shim.evaluator.rules import refs
-from pallas_shim.evaluator.rules.registry import Unsupported
+from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.jax_compat import state
 
 

@@ -11,12 +11,11 @@ import ml_dtypes
 import numpy as np
 import scipy  # imports its parts at their first use, which keeps them out of most first calls
 
-from pallas_shim.evaluator import blas
+from pallas_shim.evaluator import blas, scalar_types
 from pallas_shim.evaluator.memory import same
 from pallas_shim.evaluator.program import ArrayType, Value
-from pallas_shim.evaluator.rules import scalar_types
+from pallas_shim.evaluator.registry import Unsupported, batch_form, lowering_rule, rule
 from pallas_shim.evaluator.rules.casts import cast
-from pallas_shim.evaluator.rules.registry import Unsupported, batch_form, lowering_rule, rule
 from pallas_shim.jax_compat import definitions
 
 Function = Callable[..., Any]

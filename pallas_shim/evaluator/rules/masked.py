@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pallas_shim.evaluator import memory
+from pallas_shim.evaluator import memory, refs
 from pallas_shim.evaluator.program import Value
-from pallas_shim.evaluator.rules import array_indices, refs, state
-from pallas_shim.evaluator.rules.registry import batch_form, lowering_rule, rule
+from pallas_shim.evaluator.registry import batch_form, lowering_rule, rule
+from pallas_shim.evaluator.rules import array_indices, state
 from pallas_shim.jax_compat import state as jax_state
 
 # -- slices that may stick out ----------------------------------------------------------------

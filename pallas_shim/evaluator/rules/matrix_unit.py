@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from pallas_shim.evaluator import refs, scalar_types
 from pallas_shim.evaluator.program import ArrayType, RefType, Type, Value
-from pallas_shim.evaluator.rules import refs, scalar_types
-from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule
+from pallas_shim.evaluator.registry import Unsupported, lowering_rule
 from pallas_shim.jax_compat import state
 
 

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from pallas_shim import jax_compat
-from pallas_shim.evaluator import grid
+from pallas_shim.evaluator import grid, refs
 from pallas_shim.evaluator.program import RefType, Value
-from pallas_shim.evaluator.rules import refs
-from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule
+from pallas_shim.evaluator.registry import Unsupported, lowering_rule
 
 # Scratch memory in other spaces may belong to several cores.
 _CORES_OWN = ("any", "vmem", "smem", "semaphore", "semaphore_mem")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 
-from pallas_shim.evaluator.rules.registry import Unsupported, rule
+from pallas_shim.evaluator.registry import Unsupported, rule
 
 
 def bits(dtype: np.dtype) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import grid
+from pallas_shim.evaluator.registry import Unsupported, lowering_rule
 from pallas_shim.evaluator.rules.mesh import require_no_waiting
-from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule
 
 
 @lowering_rule("pallas_call")

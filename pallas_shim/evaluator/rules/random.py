@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from pallas_shim.evaluator.program import ArrayType
-from pallas_shim.evaluator.rules.registry import Unsupported, batch_form, lowering_rule, rule
+from pallas_shim.evaluator.registry import Unsupported, batch_form, lowering_rule, rule
 from pallas_shim.jax_compat import definitions
 
 

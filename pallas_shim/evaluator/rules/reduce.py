@@ -8,11 +8,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from pallas_shim.evaluator import scalar_types
 from pallas_shim.evaluator.memory import same
 from pallas_shim.evaluator.program import ArrayType
-from pallas_shim.evaluator.rules import scalar_types
+from pallas_shim.evaluator.registry import Unsupported, batch_form, lowering_rule, rule
 from pallas_shim.evaluator.rules.casts import cast
-from pallas_shim.evaluator.rules.registry import Unsupported, batch_form, lowering_rule, rule
 from pallas_shim.jax_compat import definitions
 
 Apply = Callable[[np.ufunc, np.ndarray, Any], np.ndarray]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pallas_shim.evaluator.program import RefType
-from pallas_shim.evaluator.rules.registry import Unsupported, batch_form, lowering_rule, rule
+from pallas_shim.evaluator.registry import Unsupported, batch_form, lowering_rule, rule
 
 # A broadcast result up to this many bytes is filled in rather than viewed: that takes a
 # third of the time of making the view, and contiguous operands make the users faster.

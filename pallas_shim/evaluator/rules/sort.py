@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pallas_shim.evaluator.rules.registry import Unsupported, batch_form, rule
+from pallas_shim.evaluator.registry import Unsupported, batch_form, rule
 
 
 def order_bits(x: np.ndarray) -> np.ndarray:

@@ -10,11 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pallas_shim.evaluator import memory
+from pallas_shim.evaluator import memory, refs
 from pallas_shim.evaluator.program import ArrayType, Value
-from pallas_shim.evaluator.rules import refs
-from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule, rule
-from pallas_shim.evaluator.rules.scalar_types import is_integer
+from pallas_shim.evaluator.registry import Unsupported, lowering_rule, rule
+from pallas_shim.evaluator.scalar_types import is_integer
 from pallas_shim.jax_compat import state
 
 # -- scans and sorts under a mask -------------------------------------------------------------

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from pallas_shim import jax_compat
-from pallas_shim.evaluator import bounds, memory
+from pallas_shim.evaluator import checked_memory, memory, refs
 from pallas_shim.evaluator.program import ArrayType, Effects, KeyType, RefType, Value
-from pallas_shim.evaluator.rules import array_indices, refs
-from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule
+from pallas_shim.evaluator.registry import Unsupported, lowering_rule
+from pallas_shim.evaluator.rules import array_indices
 from pallas_shim.jax_compat import state
 
 
@@ -138,7 +138,7 @@ def _checked_masked_swap(lowering, access: state.Store, out: ArrayType | KeyType
             pass
         case _:
             raise refs.NotBasic
-    swap = bounds.masked_swap(ref.type.shape, dims, refs.outside("masked swap", ref))
+    swap = checked_memory.masked_swap(ref.type.shape, dims, refs.outside("masked swap", ref))
     (before,) = lowering.memory(
         "masked_swap", [ref, access.value, access.mask, *leaves], [out], swap,
         Effects(reads=(0,), writes=(0,), io=True), key=path,

@@ -14,13 +14,13 @@ import ml_dtypes
 import numpy as np
 
 from pallas_shim import jax_compat
-from pallas_shim.evaluator import memory
-from pallas_shim.evaluator.cut import Cut
+from pallas_shim.evaluator import memory, refs
+from pallas_shim.evaluator.dynamic_slices import Cut
 from pallas_shim.evaluator.program import PURE, ArrayType, Effects, Value
-from pallas_shim.evaluator.rules import indirect, refs
+from pallas_shim.evaluator.registry import Unsupported, lowering_rule, rule
+from pallas_shim.evaluator.rules import indirect
 from pallas_shim.evaluator.rules.mesh import is_alone
-from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule, rule
-from pallas_shim.evaluator.rules.scalar_types import bit_width, recast
+from pallas_shim.evaluator.scalar_types import bit_width, recast
 from pallas_shim.jax_compat import state
 
 # Semaphores of JAX's interpreter are 16 bits wide, so that is how far a DMA counts.

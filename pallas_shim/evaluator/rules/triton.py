@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pallas_shim.evaluator.rules import refs
-from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule
+from pallas_shim.evaluator import refs
+from pallas_shim.evaluator.registry import Unsupported, lowering_rule
 from pallas_shim.evaluator.rules.state import by_discharge, inside
 from pallas_shim.jax_compat import state
 

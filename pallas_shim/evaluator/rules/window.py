@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from pallas_shim.evaluator import blas
-from pallas_shim.evaluator.rules import scalar_types
+from pallas_shim.evaluator import blas, scalar_types
+from pallas_shim.evaluator.registry import lowering_rule, rule
 from pallas_shim.evaluator.rules.linalg import multiplication
 from pallas_shim.evaluator.rules.reduce import accumulation, extremum, highest, lowest
-from pallas_shim.evaluator.rules.registry import lowering_rule, rule
 from pallas_shim.jax_compat import definitions
 
 Padder = Callable[[np.ndarray, Any], np.ndarray]

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from hypothesis import strategies as st
 
-from pallas_shim.evaluator import emission, memory, rules
+from pallas_shim.evaluator import codegen, memory, refs, rules
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import Lowering, lower
 from pallas_shim.evaluator.passes.dead_code import remove_dead_code
@@ -29,7 +29,6 @@ from pallas_shim.evaluator.program import (
     Region,
     Value,
 )
-from pallas_shim.evaluator.rules import refs
 from pallas_shim.jax_compat.state import Index, Slice
 
 INT = np.dtype(np.int32)
@@ -217,7 +216,7 @@ def names(program: Program) -> list[str]:
     return [i.name for i in instructions(program)]
 
 
-def outcome(program: Program, log: list, emits=emission.pays) -> tuple:
+def outcome(program: Program, log: list, emits=codegen.pays) -> tuple:
     """All that can be seen of a run: the results' bytes, the caller's buffers, the log."""
     args = [_argument(position, v.type) for position, v in enumerate(program.top.params)]
     log.clear()

@@ -10,10 +10,10 @@ from jax import lax
 
 from pallas_shim.evaluator.passes.batching import batch
 from pallas_shim.evaluator.passes.constant_folding import fold_constants
+from pallas_shim.evaluator.passes.mask_narrowing import TruthValues
 from pallas_shim.evaluator.passes.movements import Movements
-from pallas_shim.evaluator.passes.truth_values import TruthValues
+from pallas_shim.evaluator.registry import BATCH_FORMS, RULES
 from pallas_shim.evaluator.rules import load
-from pallas_shim.evaluator.rules.registry import BATCH_FORMS, RULES
 
 from .programs import INT, ROW, SCALAR, ArrayType, Builder, check_pass, make, names, outcome
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pallas_shim.evaluator import passes
+from pallas_shim.evaluator import analysis, passes
 from pallas_shim.evaluator.passes import PIPELINE, optimise
 
 from .programs import INTS, MATRIX, ROW, SCALAR, make, names
@@ -64,13 +64,14 @@ def cells(rounds):
 
 
 def lines_run(run, *args):
-    """How many lines of the passes a call runs; unlike time, the same on every machine."""
-    home = str(Path(passes.__file__).parent)
+    """How many lines of the passes, and of what they ask, a call runs; unlike time, the same on
+    every machine."""
+    homes = tuple(str(Path(package.__file__).parent) for package in (analysis, passes))
     count = 0
 
     def trace(frame, event, _):
         nonlocal count
-        if not frame.f_code.co_filename.startswith(home):
+        if not frame.f_code.co_filename.startswith(homes):
             return None
         count += event == "line"
         return trace

@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 from pallas_shim.evaluator.lower import lower
-from pallas_shim.evaluator.rules.registry import Unsupported
+from pallas_shim.evaluator.registry import Unsupported
 from tests import samples
 from tests.oracle import check_rule, x64
 

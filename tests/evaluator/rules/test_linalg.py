@@ -13,7 +13,7 @@ from jax import lax
 
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
-from pallas_shim.evaluator.rules.registry import Unsupported
+from pallas_shim.evaluator.registry import Unsupported
 from tests.evaluator.rules.bounds import both, check_sums
 from tests.oracle import check_rule
 

@@ -11,7 +11,7 @@ from jax.experimental.pallas import tpu_sc as plsc
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.rules import Unsupported
-from pallas_shim.evaluator.rules.scalar_types import bit_width
+from pallas_shim.evaluator.scalar_types import bit_width
 from pallas_shim.jax_compat import primitive_name
 from tests.oracle import check_kernel, compare
 

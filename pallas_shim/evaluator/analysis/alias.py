@@ -1,0 +1,184 @@
+"""What instructions do to memory: buffers, who reads and writes them, and at what address."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+from pallas_shim.evaluator.program import (
+    PURE,
+    Instruction,
+    Operation,
+    Program,
+    RefType,
+    Region,
+    Value,
+)
+from pallas_shim.evaluator.registry import Unsupported
+
+
+class Touched:
+    """The buffers that some instructions read and write, and whether the world sees them."""
+
+    __slots__ = ("reads", "writes", "io")
+
+    def __init__(self) -> None:
+        self.reads: set[Value] = set()
+        self.writes: set[Value] = set()
+        self.io = False
+
+    def add(self, other: Touched) -> None:
+        self.reads |= other.reads
+        self.writes |= other.writes
+        self.io |= other.io
+
+
+class Memory:
+    """Where each ref of a program points, and what each region does to memory.
+
+    A buffer is named by its *root*: the value of the allocation, or of the parameter,
+    that all refs into it are views of. Distinct roots never overlap.
+
+    Raises:
+      Unsupported: a structured operation takes or returns a ref, so that roots can't be
+        told. (Regions close over refs; JAX has no loop that carries one. What `walks` has
+        loops take is told.)
+    """
+
+    def __init__(self, program: Program):
+        self.allocated: set[Value] = set()  # roots that no one outside the program sees
+        self._roots: dict[Value, Value] = {}
+        self._touched: dict[Region, Touched] = {}
+        self._visit(program.top)
+
+    def root(self, ref: Value) -> Value:
+        return self._roots.get(ref, ref)
+
+    def roots(self, instruction: Instruction, positions: Iterable[int]) -> list[Value]:
+        """The roots of an instruction's operands at the given positions."""
+        return [self._roots.get(ref, ref) for ref in (instruction.ins[p] for p in positions)]
+
+    def within(self, instruction: Instruction) -> Touched:
+        """What the regions of a structured instruction touch."""
+        touched = Touched()
+        for region in instruction.regions:
+            touched.add(self._touched[region])
+        return touched
+
+    def only_users(self, region: Region) -> dict[Value, int]:
+        """The buffers that a region makes and only one of its instructions uses, and which."""
+        users: dict[Value, int] = {}
+        shared = set(region.results)
+        for at, instruction in enumerate(region.body):
+            operation, ins, outs, regions, _ = instruction
+            if operation.effects.allocates:
+                users.update(dict.fromkeys(outs, -1))
+                continue
+            used = {self.root(value) for value in ins if type(value.type) is RefType}
+            if regions:
+                within = self.within(instruction)
+                used |= within.reads | within.writes
+            for root in used:
+                if users.get(root, -1) != -1:
+                    shared.add(root)
+                if root in users:
+                    users[root] = at
+        return {root: at for root, at in users.items() if at != -1 and root not in shared}
+
+    def _walks(self, instruction: Instruction, touched: Touched) -> None:
+        """Notes the memory that a loop walks along; a row that is read needs no instruction."""
+        operation, ins, outs, regions, _ = instruction
+        first = operation.params["num_carry"] if operation.name == "scan" else len(ins)
+        if any(type(value.type) is RefType for value in (*ins[:first], *outs)):
+            raise Unsupported(operation.name, "a ref is passed through its operands")
+        for at in range(first, len(ins)):
+            if type(ins[at].type) is not RefType:
+                continue
+            root = self.root(ins[at])
+            self._roots[regions[0].params[at]] = root
+            touched.reads.add(root)
+
+    def _visit(self, region: Region) -> None:
+        touched = self._touched[region] = Touched()
+        roots = self._roots
+        local: list[Value] = []
+        for instruction in region.body:
+            operation, ins, outs, regions, _ = instruction
+            effects = operation.effects
+            if regions:
+                self._walks(instruction, touched)
+                for inner in regions:
+                    self._visit(inner)
+                    touched.add(self._touched[inner])
+            if effects is not PURE:
+                touched.reads.update(self.roots(instruction, effects.reads))
+                touched.writes.update(self.roots(instruction, effects.writes))
+                touched.io |= effects.io
+                if effects.allocates:
+                    local += outs
+                    continue
+            for out in outs:
+                if type(out.type) is RefType and ins and type(ins[0].type) is RefType:
+                    roots[out] = roots.get(ins[0], ins[0])
+        # Each run of the region has its own, so what it does to them can't be told outside.
+        self.allocated.update(local)
+        touched.reads.difference_update(local)
+        touched.writes.difference_update(local)
+
+
+def only_reads(operation: Operation) -> bool:
+    """Whether all it does is to return a copy of memory, so equal ones are one and it may move."""
+    _, writes, allocates, io = operation.effects
+    return not (writes or allocates or io or operation.view) and operation.fn is not None
+
+
+class Epochs:
+    """Counts, along a walk in program order, the states of each buffer.
+
+    A read of a buffer in one epoch sees what any other read in that epoch sees.
+    """
+
+    def __init__(self, memory: Memory):
+        self._memory = memory
+        self._now: dict[Value, int] = {}
+        self._count = itertools.count(1)
+
+    def of(self, instruction: Instruction, positions: Iterable[int]) -> tuple[int, ...]:
+        roots = self._memory.roots(instruction, positions)
+        return tuple([self._now.get(root, 0) for root in roots])
+
+    def write(self, roots: Iterable[Value]) -> None:
+        for root in roots:
+            self._now[root] = next(self._count)
+
+    def inside(self, instruction: Instruction) -> Iterable[Region]:
+        """The regions of an instruction, each to be walked while it is the current one."""
+        writes = self._memory.within(instruction).writes
+        if instruction.name == "switch":
+            before = {root: self._now.get(root, 0) for root in writes}
+            for region in instruction.regions:
+                self._now.update(before)
+                yield region
+        else:
+            # Any run of a loop's region may follow a run that wrote.
+            self.write(writes)
+            yield from instruction.regions
+        self.write(writes)
+
+
+def load_address(instruction: Instruction) -> Any:
+    """What a load reads, None if it isn't a load: equal addresses are the same memory."""
+    operation = instruction.operation
+    if operation.name != "get" or not only_reads(operation):
+        return None
+    ref, *leaves = instruction.ins
+    return (operation.params["path"], ref, *leaves)
+
+
+def store_address(instruction: Instruction) -> Any:
+    """What a store overwrites with its second operand, None if it isn't a store."""
+    if instruction.operation.name != "store":
+        return None
+    ref, _, *leaves = instruction.ins
+    return (instruction.operation.params["path"], ref, *leaves)

@@ -1,0 +1,351 @@
+"""What the batching of grid cells needs beside primitives: tables of what each cell knows, views
+of many blocks at once, and doing for one cell after the other what nothing does for all.
+
+A stack has axes in front, its *lead*; a lead's sizes are 1 where the stack's members don't
+differ. A ref of many blocks is a NumPy view where the blocks lie evenly. Elsewhere it is a
+list of views, in the order of its lead, which only the operations here take.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from pallas_shim.evaluator import grid, memory
+from pallas_shim.evaluator.lower import specialise
+from pallas_shim.evaluator.program import PURE, ArrayType, Operation, RefType, Type
+from pallas_shim.evaluator.refs import READS_FIRST, UPDATES_FIRST, WRITES_FIRST
+from pallas_shim.evaluator.registry import rule
+from pallas_shim.jax_compat.state import Index, Slice
+
+Lead = tuple[int, ...] | None
+
+
+@rule("lookup")
+def _lookup(ins, outs, *, table, **_):
+    """What a table has at the given indices: an array over the table's other axes."""
+    return lambda *at: table[at]
+
+
+@rule("blocks", view=True)
+def _blocks(ins, outs, *, starts, steps, kept, **_):
+    """A view of blocks that lie evenly in an array.
+
+    Args:
+      starts: for each dimension of the array, where the first block starts: a table over the
+        further operands.
+      steps: for each axis of the lead how far it goes along each dimension.
+      kept: the dimensions of the array that are the blocks'.
+    """
+    array, (shape, dtype) = ins[0], outs[0]
+    strides = _strides(array)
+    offsets = sum(
+        start * stride for start, stride in zip(starts, strides, strict=True)
+    ) + np.zeros((1,) * (len(ins) - 1), np.int64)
+    lead_strides = [sum(map(int.__mul__, step, strides)) for step in steps]
+    out_strides = (*lead_strides, *(strides[d] for d in kept))
+
+    def view(array, *at):
+        if not array.flags.c_contiguous:
+            first = [int(start.item(at)) for start in starts]
+            return _strided(array, first, steps, kept, shape)
+        return np.ndarray(shape, dtype, array, offsets.item(at), out_strides)
+
+    return view
+
+
+def _strides(array: ArrayType) -> tuple[int, ...]:
+    sizes = itertools.accumulate(array.shape[:0:-1], int.__mul__, initial=array.dtype.itemsize)
+    return tuple(sizes)[::-1] if array.shape else ()
+
+
+def _strided(array, first, steps, kept, shape):
+    if not steps:  # as_strided is slow
+        length = dict(zip(kept, shape, strict=True))
+        return array[
+            (*[slice(at, at + length[d]) if d in length else at for d, at in enumerate(first)], ...)
+        ]
+    lead = [sum(map(int.__mul__, step, array.strides)) for step in steps]
+    corner = array[tuple(slice(at, None) for at in first)]
+    strides = (*lead, *(array.strides[d] for d in kept))
+    return _as_strided(corner, shape, strides)
+
+
+def _as_strided(array, shape, strides):
+    """NumPy's function can't be given float8_e5m2, which it takes for a float of its own."""
+    bits = array.view(np.uint8) if array.dtype == _E5M2 else array
+    return np.lib.stride_tricks.as_strided(bits, shape, strides).view(array.dtype)
+
+
+_E5M2 = np.dtype(ml_dtypes.float8_e5m2)
+
+
+# -- one cell after the other -----------------------------------------------------------------
+
+
+def _members(leads: Sequence[Lead]) -> list[tuple[Any, ...]]:
+    """For each cell of the leads' common one, what to index each operand with."""
+    lead = [max(sizes) for sizes in zip(*[one for one in leads if one is not None], strict=True)]
+    return [
+        tuple(
+            [
+                None if one is None else (*map(min, at, [n - 1 for n in one]), ...)
+                for one in leads
+            ]
+        )
+        for at in np.ndindex(*lead)
+    ]
+
+
+@rule("each")
+def _each(ins, outs, *, primitive, of, members, leads, multiple):
+    """A primitive with the parameters ``of``, on operands of the types ``members``."""
+    cells = _members(leads)
+    rank = len(next(lead for lead in leads if lead is not None))
+    types = tuple(ArrayType(out.shape[rank:], out.dtype) for out in outs)
+    fn = specialise(primitive, members, types, of, multiple).fn
+    assert fn is not None
+
+    def run(*operands):
+        results = [np.empty((len(cells), *t.shape), t.dtype) for t in types]
+        for position, keys in enumerate(cells):
+            member = [x if key is None else x[key] for x, key in zip(operands, keys, strict=True)]
+            values = fn(*member)
+            for result, value in zip(results, values if multiple else (values,), strict=True):
+                result[position] = value
+        stacks = [r.reshape(out.shape) for r, out in zip(results, outs, strict=True)]
+        return tuple(stacks) if multiple else stacks[0]
+
+    return run
+
+
+def _picker(leads: Sequence[Lead], listed: bool) -> Callable[[Sequence[Any]], list[list[Any]]]:
+    """What gives each cell's operands. The first of them is a ref, ``listed`` if it is a list."""
+    cells = _members(leads)
+    if not listed:
+        return lambda operands: [
+            [x if key is None else x[key] for x, key in zip(operands, keys, strict=True)]
+            for keys in cells
+        ]
+    assert leads[0] is not None
+    numbers = np.arange(np.prod(leads[0])).reshape(leads[0])
+    places = [(int(numbers[ref]), rest) for ref, *rest in cells]
+
+    def pick(operands):
+        refs, *others = operands
+        return [
+            [refs[at], *[x if k is None else x[k] for x, k in zip(others, keys, strict=True)]]
+            for at, keys in places
+        ]
+
+    return pick
+
+
+def each_block(block: Any, ins: tuple[Type, ...], out: RefType, leads: Sequence[Lead]) -> Operation:
+    """A list of the blocks of an array, one a cell. Operands: the array, leaves."""
+    view, pick = grid.block_viewer(block), _picker(leads, False)
+
+    def run(*operands):
+        return [view(*member) for member in pick(operands)]
+
+    params = {"block": block, "leads": tuple(leads)}
+    return Operation("each_block", params, ins, (out,), run, PURE, view=True)
+
+
+def clamped(starts: np.ndarray, scale: int, dim: int, size: int) -> np.ndarray:
+    """`memory.clamped` of ``start * scale`` for each of many starts of any integer type."""
+    starts = from_the_start(starts, scale, dim)
+    return np.minimum(np.maximum(starts, 0), dim - size)
+
+
+def from_the_start(starts: np.ndarray, scale: int, dim: int) -> np.ndarray:
+    """Where blocks start, which JAX counts from the end if they are negative."""
+    if dim < 1 << 31:
+        starts = starts.astype(np.int32, copy=False)
+        if scale != 1:
+            starts = (starts.astype(np.int64) * scale).astype(np.int32)
+    else:
+        starts = starts.astype(np.int64) * scale
+    return starts + (starts < 0) * starts.dtype.type(dim)
+
+
+def _copier(block: Any) -> Callable[..., np.ndarray]:
+    """The function ``(array, *leaves)`` -> a stack of the blocks at the leaves, which are
+    stacks. ``block`` is as of `grid.block_viewer`."""
+    key = tuple([slice(None) if isinstance(entry, tuple) else entry for entry in block])
+    key = tuple([slice(k, k + 1) if isinstance(k, int) else k for k in key])
+    moving = [(d, *entry) for d, entry in enumerate(block) if isinstance(entry, tuple)]
+    kept = [
+        not isinstance(entry, int) and not (isinstance(entry, tuple) and entry[-1])
+        for entry in block
+    ]
+
+    if len(moving) == len(block) == 1 and not kept[0]:
+        ((_, leaf, scale, dim, _, _),) = moving
+
+        def take(array, *leaves):
+            at = from_the_start(np.asarray(leaves[leaf]), scale, dim)
+            return array.take(at, mode="clip")
+
+        return take
+
+    def copy(array, *leaves):
+        array = array[key]
+        shape, starts = list(array.shape), []
+        for d, leaf, scale, dim, size, _ in moving:
+            shape[d] = size
+            starts.append(clamped(np.asarray(leaves[leaf]), scale, dim, size))
+        # An array of the blocks at all places, of which those at the starts are taken.
+        counts = [dim - size + 1 for _, _, _, dim, size, _ in moving]
+        strides = [array.strides[d] for d, *_ in moving]
+        everywhere = _as_strided(array, (*counts, *shape), (*strides, *array.strides))
+        blocks = everywhere[tuple(starts)]
+        lead = blocks.shape[: blocks.ndim - len(shape)]
+        return blocks.reshape(*lead, *[n for n, keep in zip(shape, kept, strict=True) if keep])
+
+    return copy
+
+
+def copied_blocks(
+    block: Any, ins: tuple[Type, ...], out: RefType, leads: Sequence[Lead]
+) -> Operation:
+    """A copy of the blocks of an array that nobody writes to. Operands: the array, leaves."""
+    params = {"block": block, "leads": tuple(leads)}
+    return Operation("copied_blocks", params, ins, (out,), _copier(block), READS_FIRST)
+
+
+def _as_block(path: memory.Path, shape: tuple[int, ...]) -> Any:
+    """A path of one index in the form of a block, None if it is none."""
+    if len(path) != 1 or not isinstance(path[0], Index):
+        return None
+    entries: list[Any] = []
+    for dim, at in zip(shape, path[0].dims, strict=True):
+        if isinstance(at, memory.Dynamic):
+            entries.append((at.leaf, 1, dim, 1, True))
+        elif not isinstance(at, Slice):
+            entries.append(at)
+        elif at.stride == 0:
+            return None
+        elif isinstance(at.start, memory.Dynamic):
+            entries.append((at.start.leaf, 1, dim, at.size, False))
+        else:
+            entries.append(slice(at.start, at.start + at.size * at.stride, at.stride))
+    return tuple(entries)
+
+
+def block_of_all(member: RefType, path: memory.Path, leads: Sequence[Lead]) -> Any:
+    """What one index takes all cells' parts with, as of `grid.block_viewer`; None if nothing."""
+    return _as_block(path, member.shape) if leads[0] is None else None
+
+
+def each_load(
+    member: RefType, path: memory.Path, ins: tuple[Type, ...], out: ArrayType,
+    leads: Sequence[Lead], listed: bool,
+) -> Operation:  # fmt: skip
+    """A load of each cell's own ref, or at each cell's own place. Operands: ref, leaves."""
+    params = {"path": path, "leads": tuple(leads), "listed": listed}
+    block = block_of_all(member, path, leads)
+    if block is not None:
+        return Operation("each_get", params, ins, (out,), _copier(block), READS_FIRST)
+    view = memory.viewer(member.shape, member.dtype, path)
+    pick = _picker(leads, listed)
+    shape, dtype = out
+    part, _ = memory.viewed_type(member.shape, member.dtype, path)
+
+    def run(*operands):
+        members = pick(operands)
+        result = np.empty((len(members), *part), dtype)
+        for at, one in enumerate(members):
+            result[at] = view(*one)
+        return result.reshape(shape)
+
+    return Operation("each_get", params, ins, (out,), run, READS_FIRST)
+
+
+def each_store(
+    member: RefType, path: memory.Path, ins: tuple[Type, ...], leads: Sequence[Lead], listed: bool
+) -> Operation:
+    """A store to each cell's own ref, or at each cell's own place. Operands: ref, value,
+    leaves."""
+    write = memory.writer(member.shape, member.dtype, path)
+    pick = _picker(leads, listed)
+
+    def run(*operands):
+        for one in pick(operands):
+            write(*one)
+        return ()
+
+    params = {"path": path, "leads": tuple(leads), "listed": listed}
+    return Operation("each_store", params, ins, (), run, WRITES_FIRST, multiple=True)
+
+
+def accumulate(
+    ufunc: np.ufunc, path: memory.Path, ins: tuple[Type, ...], rounds: int
+) -> Operation:
+    """For one round after the other ``ref[at] = ufunc(ref[at], value)``, in place. Operands: ref,
+    values, the places' leaves; each one for all rounds, or as many as there are."""
+    shape = ins[0].shape
+    dims: tuple[Any, ...] = tuple([Slice(0, size, 1) for size in shape])
+    for step in path:  # one at most
+        assert isinstance(step, Index)
+        dims = step.dims
+    moving = [(d, at.leaf) for d, at in enumerate(dims) if isinstance(at, memory.Dynamic)]
+    key = tuple(
+        [
+            slice(None) if isinstance(at, memory.Dynamic)
+            else slice(at.start, at.start + at.size * at.stride, at.stride)
+            if isinstance(at, Slice) else at
+            for at in dims
+        ]
+    )  # fmt: skip
+    kept = [d for d, at in enumerate(key) if isinstance(at, slice)]
+    front = [kept.index(d) for d, _ in moving]
+    order = (*front, *[d for d in range(len(kept)) if d not in front], len(kept))
+    part = tuple([dim.size for dim in dims if isinstance(dim, Slice)])
+    at_once = all(size == 1 for size in part)
+
+    def run(ref, values, *leaves):
+        # A dimension more, so that there is one to index even in a single element.
+        array = ref[(*key, ..., None)].transpose(order)
+        values = np.broadcast_to(values, (rounds, *part))
+        at = [clamped(np.asarray(leaves[leaf]), 1, shape[d], 1) for d, leaf in moving]
+        at = [np.full(rounds, place) if place.ndim == 0 else place for place in at]
+        if at_once:
+            places = tuple(at) or (np.zeros(rounds, np.intp),)
+            # NumPy is several times as fast on one dimension.
+            array = array.reshape(array.shape[: len(at)] or (1,))
+            ufunc.at(array, places, values.reshape(rounds))
+            return ()
+        array = array[..., 0]
+        for value, *place in zip(values, *at, strict=True):
+            target = array[(*place, ...)]
+            ufunc(target, value, out=target)
+        return ()
+
+    params = {"ufunc": ufunc.__name__, "path": path, "rounds": rounds}
+    return Operation("accumulate", params, ins, (), run, UPDATES_FIRST, multiple=True)
+
+
+def load(ref: RefType, path: memory.Path, ins: tuple[Type, ...], out: ArrayType) -> Operation:
+    """A load of a ref's part at once. Operands: ref, leaves."""
+    view = memory.viewer(ref.shape, ref.dtype, path)
+
+    def copy(*args):
+        return view(*args).copy()
+
+    return Operation("get", {"path": path, "as_view": view}, ins, (out,), copy, READS_FIRST)
+
+
+def store(ref: RefType, path: memory.Path, ins: tuple[Type, ...]) -> Operation:
+    """A store to a ref's part at once. Operands: ref, a value that may broadcast, leaves."""
+    write = memory.writer(ref.shape, ref.dtype, path)
+
+    def run(*args):
+        write(*args)
+        return ()
+
+    return Operation("store", {"path": path}, ins, (), run, WRITES_FIRST, multiple=True)

@@ -1,0 +1,102 @@
+"""Operations over axes in front: what one instruction does, done on stacks of its operands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pallas_shim.evaluator.lower import specialise
+from pallas_shim.evaluator.program import ArrayType, Operation, Type
+from pallas_shim.evaluator.registry import BATCH_FORMS, RULES, Stack, Unsupported
+
+# The sizes of the axes in front of a stack, 1 along those that its members don't differ along;
+# None for a value that is the same for all.
+Lead = tuple[int, ...] | None
+
+
+def array_type(type: Type) -> ArrayType:
+    """The type of what only arrays get to."""
+    assert isinstance(type, ArrayType), type
+    return type
+
+
+def stacked(type: Type, size: int) -> ArrayType:
+    return ArrayType((size, *type.shape), type.dtype)
+
+
+def over_stack(operation: Operation, stack: Stack) -> Operation | None:
+    """The operation that does on stacks what the given one does on each member."""
+    form = BATCH_FORMS.get(operation.name)
+    if form is None:
+        return None
+    params = form.params(stack, **operation.params)
+    if params is None:
+        return None
+    # Where operands broadcast, the rule is asked as if none had to.
+    ins = tuple(
+        t if is_shared and position in form.unstacked else stacked(t, stack.size)
+        for position, (t, is_shared) in enumerate(zip(stack.ins, stack.shared, strict=True))
+    )
+    outs = tuple([stacked(t, stack.size) for t in operation.outs])
+    try:
+        return specialise(operation.name, ins, outs, params, operation.multiple)
+    except Unsupported:
+        return None
+
+
+def common(leads: Sequence[Lead]) -> Lead:
+    """The axes of what is made of operands with the given ones."""
+    some = [lead for lead in leads if lead is not None]
+    return tuple(map(max, *some)) if len(some) > 1 else some[0] if some else None
+
+
+def over_leads(operation: Operation, leads: Sequence[Lead]) -> Operation | None:
+    """The operation on stacks with several axes in front, of which ``leads`` tells for each
+    operand; each operand's are the same, but where the form says otherwise."""
+    form = BATCH_FORMS.get(operation.name)
+    lead = common(leads)
+    if form is None or lead is None:
+        return None
+    params = operation.params
+    ins = tuple(map(array_type, operation.ins))
+    outs = tuple(map(array_type, operation.outs))
+    shared = tuple([one is None for one in leads])
+
+    def grown(position: int, type: ArrayType, level: int) -> ArrayType:
+        own = leads[position]
+        if form.ones:
+            return stacked(type, 1 if own is None else own[level])
+        return type if own is None and position in form.unstacked else stacked(type, lead[level])
+
+    for level in reversed(range(len(lead))):
+        changed = form.params(Stack(lead[level], ins, shared), **params)
+        if changed is None:
+            return None
+        params = changed
+        ins = tuple([grown(i, t, level) for i, t in enumerate(ins)])
+        outs = tuple([stacked(t, lead[level]) for t in outs])
+    try:
+        return specialise(operation.name, ins, outs, params, operation.multiple)
+    except Unsupported:
+        return None
+
+
+def each(operation: Operation, leads: Sequence[Lead]) -> Operation | None:
+    """The operation that does the same one member after the other."""
+    lead = common(leads)
+    if lead is None or operation.name not in RULES:
+        return None
+    ins = tuple(
+        [
+            array_type(t) if one is None else ArrayType((*one, *t.shape), t.dtype)
+            for t, one in zip(operation.ins, leads, strict=True)
+        ]
+    )
+    outs = tuple([ArrayType((*lead, *t.shape), t.dtype) for t in operation.outs])
+    params = {
+        "primitive": operation.name,
+        "of": dict(operation.params),
+        "members": tuple(map(array_type, operation.ins)),
+        "leads": tuple(leads),
+        "multiple": operation.multiple,
+    }
+    return specialise("each", ins, outs, params, operation.multiple)

@@ -1,0 +1,322 @@
+"""The blocks of a pallas_call whose memory is checked, as under pltpu.InterpretParams().
+
+There each block has memory of its own: an input's is filled when the index map moves on, an
+output's is written back when it does. A view of the array is as good for an input that the
+kernel doesn't write to and for an output that no block is visited twice of, which is most; but
+not where an input and an output share an array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pallas_shim.evaluator import checked_memory, memory
+from pallas_shim.evaluator.program import PURE, Effects, RefType, Value
+from pallas_shim.evaluator.registry import Unsupported
+from pallas_shim.jax_compat import CheckedMemory
+from pallas_shim.jax_compat.pallas import BlockDim, PallasCall
+from pallas_shim.jax_compat.state import Slice
+
+Starts = tuple[int, ...]
+
+
+class _Visits:
+    """Where a block lies, and when it first and last lay where. Changed while a program runs."""
+
+    def __init__(self) -> None:
+        self.now: Starts | None = None
+        self.past: dict[Starts, tuple[Starts, Starts]] = {}
+
+
+class _Place(NamedTuple):
+    """Where one block lies: for each dimension, a known element offset or the position of a
+    leaf and what to multiply it by."""
+
+    dims: tuple[BlockDim, ...]
+    shape: tuple[int, ...]
+    offsets: tuple[int | tuple[int, int], ...]
+    known_inside: bool
+    never_revisited: bool
+
+    def starts(self, leaves: Sequence[Any]) -> Starts:
+        return tuple(
+            o if isinstance(o, int) else int(leaves[o[0]]) * o[1] for o in self.offsets
+        )
+
+    def window_index(self, starts: Starts) -> tuple[Any, ...]:
+        """The index of the block as `bounds.window` takes it."""
+        own = tuple(
+            start if dim.kind == "squeezed" else Slice(start, dim.size, 1)
+            for start, dim in zip(starts, self.dims, strict=True)
+        )
+        rest = self.shape[len(self.dims) :]
+        return own + tuple(Slice(0, size, 1) for size in rest)
+
+    def key(self, starts: Starts) -> tuple[Any, ...]:
+        return (*[
+            start if dim.kind == "squeezed" else slice(start, start + dim.size)
+            for start, dim in zip(starts, self.dims, strict=True)
+        ], ...)
+
+    def is_inside(self, starts: Starts) -> bool:
+        return all(
+            0 <= start <= size - dim.size
+            for start, size, dim in zip(starts, self.shape, self.dims, strict=False)
+        )
+
+
+class Windows:
+    """The blocks of one call.
+
+    Args:
+      buffers: for each input and output, the ref of its array.
+      types: the types of the kernel's refs for them.
+
+    Attributes:
+      made: refs that must exist before the first cell, and how to make them.
+
+    Raises:
+      Unsupported: an array in HBM is cut into blocks.
+    """
+
+    def __init__(
+        self,
+        lowering,
+        call: PallasCall,
+        checked: CheckedMemory,
+        sizes: Sequence[Value],
+        buffers: Sequence[Value],
+        types: Sequence[RefType],
+    ):
+        self.lowering, self.call, self.checked, self.sizes = lowering, call, checked, sizes
+        self.buffers = buffers
+        self.types = types
+        self.made: list[tuple[Value, Callable[[], Any]]] = []
+        self._written_back: list[tuple[Value, Value, Value, _Place]] = []
+        self._shared = {
+            position
+            for given, out in call.aliases
+            if given >= call.num_prefetch
+            for position in (given - call.num_prefetch, call.num_inputs + out)
+        }
+        for block, buffer, type in zip(call.blocks, buffers, types, strict=True):
+            if block.in_hbm and buffer.type.shape != type.shape:
+                raise Unsupported("pallas_call", f"blocks of {block.origin}, which is in HBM")
+
+    def refs(self) -> list[Value]:
+        """The refs that the kernel of one cell is lowered with; `define` tells what they are."""
+        return [
+            buffer if block.in_hbm else Value(type)
+            for buffer, block, type in zip(
+                self.buffers, self.call.blocks, self.types, strict=True
+            )
+        ]
+
+    def define(
+        self,
+        refs: Sequence[Value],
+        indices: Sequence[Value],
+        starts: Sequence[Sequence[Value]],
+        written: set[Value],
+    ) -> None:
+        """Emits what gives one cell its blocks.
+
+        Args:
+          refs: as `refs` gave them.
+          written: those that the kernel writes to.
+        """
+        num_inputs = self.call.num_inputs
+        # What the cell before wrote comes first: an input may read it.
+        for position in [*range(num_inputs, len(refs)), *range(num_inputs)]:
+            if self.call.blocks[position].in_hbm:
+                continue
+            place, leaves = self._place(position, starts[position], indices)
+            ref, is_output = refs[position], position >= num_inputs
+            if position in self._shared or not is_output and ref in written:
+                self._own(position, ref, place, leaves, indices)
+                continue
+            if not place.known_inside and (is_output or self.checked.raises):
+                self._emit("check_block", (), leaves, indices, self._check(position, place))
+            if is_output and not place.never_revisited:
+                visits = self._make_visits()
+                fn = self._check_revisit(position - num_inputs, place)
+                self._emit("check_revisit", (visits,), leaves, indices, fn, writes=(0,))
+            self._view(position, ref, place, leaves)
+
+    def _view(self, position: int, ref: Value, place: _Place, leaves: Sequence[Value]) -> None:
+        copies = not place.known_inside and not self.checked.raises
+        copies = copies and position < self.call.num_inputs
+        fill = memory.filler(self.types[position].dtype, self.checked)
+        block_shape = self.types[position].shape
+
+        def view(buffer, *values):
+            starts = place.starts(values)
+            if copies and not place.is_inside(starts):
+                return _read(buffer, place, starts, block_shape, fill)
+            return buffer[place.key(starts)]
+
+        self.lowering.define("block", ref, [self.buffers[position], *leaves], view, PURE, view=True)
+
+    def _own(
+        self,
+        position: int,
+        ref: Value,
+        place: _Place,
+        leaves: Sequence[Value],
+        indices: Sequence[Value],
+    ) -> None:
+        """A block with memory of its own, which it keeps from cell to cell."""
+        buffer, type = self.buffers[position], self.types[position]
+        fill = memory.filler(type.dtype, self.checked)
+        self.made.append((ref, lambda: np.full(type.shape, fill, type.dtype)))
+        visits = self._make_visits()
+        check = self._check(position, place)
+        is_output = position >= self.call.num_inputs
+        strict = is_output or self.checked.raises
+
+        def move(visits, buffer, block, *values):
+            starts = place.starts(values)
+            if starts == visits.now:
+                return ()
+            if strict:
+                check(*values)
+            if not is_output:
+                block[...] = _read(buffer, place, starts, type.shape, fill)
+            elif visits.now is not None:
+                buffer[place.key(visits.now)] = block
+            visits.now = starts
+            return ()
+
+        writes = (0, 1) if is_output else (0, 2)
+        refs = (visits, buffer, ref)
+        self._emit("move_block", refs, leaves, indices, move, reads=(1, 2), writes=writes)
+        if is_output:
+            self._written_back.append((visits, buffer, ref, place))
+
+    def write_back(self) -> None:
+        """Emits, after the last cell, what writes the last blocks."""
+        for visits, buffer, ref, place in self._written_back:
+
+            def write(visits, buffer, block, place=place):
+                if visits.now is not None:
+                    buffer[place.key(visits.now)] = block
+                return ()
+
+            self.lowering.memory(
+                "write_back", [visits, buffer, ref], [], write, Effects((0, 2), (1,))
+            )
+
+    # -- where blocks lie -------------------------------------------------------------------
+
+    def _place(
+        self, position: int, starts: Sequence[Value], indices: Sequence[Value]
+    ) -> tuple[_Place, list[Value]]:
+        """Where the block lies, and the values that this depends on."""
+        dims = self.call.blocks[position].dims
+        shape = self.buffers[position].ref.shape
+        leaves: list[Value] = []
+        offsets: list[int | tuple[int, int]] = []
+        axes: set[int] | None = set()
+        inside = True
+        for size, dim, start in zip(shape, dims, starts, strict=False):
+            scale = dim.size if dim.kind == "blocked" else 1
+            if start.const is not None:
+                last = first = int(start.const) * scale
+                offsets.append(first)
+            else:
+                offsets.append((len(leaves), scale))
+                leaves.append(start)
+                axis = indices.index(start) if start in indices else None
+                count = None if axis is None else self.sizes[axis].const
+                axes = None if axes is None or axis is None else axes | {axis}
+                first, last = (-1, 0) if count is None else (0, (int(count) - 1) * scale)
+            inside = inside and 0 <= first and last <= size - dim.size
+        return _Place(dims, shape, tuple(offsets), inside, self._all_different(axes)), leaves
+
+    def _all_different(self, axes: set[int] | None) -> bool:
+        """Whether a block that goes by these axes of the grid alone never comes back."""
+        if axes is None:
+            return False
+        passed = range(max(axes, default=-1) + 1)
+        sizes = [self.sizes[axis].const for axis in passed if axis not in axes]
+        return all(size is not None and int(size) == 1 for size in sizes)
+
+    def _check(self, position: int, place: _Place) -> Callable[..., tuple]:
+        num_inputs = self.call.num_inputs
+        kind = "input" if position < num_inputs else "output"
+        origin = self.call.blocks[position].origin
+        dims, grid_ndim = place.dims, len(self.sizes)
+
+        def check(*values):
+            starts = place.starts(values)
+            if not place.is_inside(starts):
+                numbers = tuple(
+                    s // d.size if d.kind == "blocked" else s
+                    for s, d in zip(starts, dims, strict=True)
+                )
+                raise IndexError(
+                    f'Out-of-bounds block index {numbers} for {kind} "{origin}" in iteration '
+                    f"{_iteration(values, grid_ndim)}: the block of {tuple(d.size for d in dims)} "
+                    f"elements leaves the array, of {place.shape}. Keep the index map inside it"
+                )
+            return ()
+
+        return check
+
+    def _check_revisit(self, output: int, place: _Place) -> Callable[..., tuple]:
+        grid_ndim = len(self.sizes)
+
+        def check(visits, *values):
+            starts, iteration = place.starts(values), _iteration(values, grid_ndim)
+            if starts != visits.now and starts in visits.past:
+                first, last = visits.past[starts]
+                raise RuntimeError(
+                    f"Revisited block {place.key(starts)[:-1]} of output {output} in iteration "
+                    f"{iteration}. The block was previously visited in iterations {first} "
+                    f"through {last}. Order the grid so that visits of a block follow each other"
+                )
+            first, _ = visits.past.get(starts, (iteration, iteration))
+            visits.past[starts] = first, iteration
+            visits.now = starts
+            return ()
+
+        return check
+
+    # -- emitting ---------------------------------------------------------------------------
+
+    def _make_visits(self) -> Value:
+        visits = Value(RefType((), np.dtype(object), "visits"))
+        self.made.append((visits, _Visits))
+        return visits
+
+    def _emit(
+        self,
+        name: str,
+        refs: Sequence[Value],
+        leaves: Sequence[Value],
+        indices: Sequence[Value],
+        fn: Callable[..., tuple],
+        reads: tuple[int, ...] = (),
+        writes: tuple[int, ...] = (),
+    ) -> None:
+        effects = Effects(reads=reads, writes=writes, io=True)
+        self.lowering.memory(name, [*refs, *leaves, *indices], [], fn, effects)
+
+
+def _iteration(values: Sequence[Any], grid_ndim: int) -> Starts:
+    """The indices of the cell, which are the last operands."""
+    return tuple(map(int, values[len(values) - grid_ndim :]))
+
+
+def _read(
+    buffer: np.ndarray, place: _Place, starts: Starts, shape: tuple[int, ...], fill: Any
+) -> np.ndarray:
+    """A copy of a block; what of it is outside its array is ``fill``."""
+    block = np.full(shape, fill, buffer.dtype)
+    inside = checked_memory.window(place.shape, place.window_index(starts), ())
+    if inside is not None:
+        block[inside.outer] = buffer[inside.inner]
+    return block

@@ -1,0 +1,71 @@
+"""Emission: a loop that turns often becomes one Python function.
+
+A closure for each instruction is made sooner than source is compiled, but where there is a loop,
+its rounds pay for that: values are local variables, loops and branches are Python's own, scalar
+integers and booleans are Python's numbers, and memory is indexed where it is used. Whatever has no
+shorter form is called as the closures would call it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+
+from pallas_shim.evaluator.codegen.instructions import is_written_out
+from pallas_shim.evaluator.codegen.loops import Loops
+from pallas_shim.evaluator.codegen.source import Emitted
+from pallas_shim.evaluator.program import Instruction, Value
+
+# In seconds: what a line takes to be compiled; what a round saves for an instruction that is
+# written out, and for another one.
+_LINE, _WRITTEN_OUT, _CALLED = 1.2e-5, 5e-7, 1e-7
+# How often a loop of unknown length is taken to turn, and a program to be called.
+_ROUNDS, _CALLS = 10, 3
+# Python has a limit of 20 loops inside one another, and one of 100 levels of indentation.
+DEEPEST = 12
+
+
+def choice(skip: Collection[str]) -> Callable[[Instruction], bool]:
+    """Which loops become functions, where the passes named in ``skip`` are left out."""
+    return (lambda loop: False) if "emission" in skip else pays
+
+
+def pays(loop: Instruction) -> bool:
+    """Whether what a loop saves as a function is more than what it takes to make one."""
+    lines, saved, _ = _worth(loop)
+    return saved * _CALLS > lines * _LINE
+
+
+def emit(loop: Instruction, slot: Callable[[Value], int]) -> Emitted | None:
+    """A scan, while or grid as a function; None if it is too deep for one.
+
+    ``slot`` gives the place in the frame of a value that is defined outside the loop, or is one
+    of the loop's own results.
+    """
+    *_, depth = _worth(loop)
+    return None if depth > DEEPEST else Loops(slot).function(loop)
+
+
+def _worth(instruction: Instruction) -> tuple[int, float, int]:
+    """How many lines an instruction becomes, what these save when they run, and how many loops
+    and branches are inside one another."""
+    lines, saved, depth = 1, _WRITTEN_OUT if is_written_out(instruction) else _CALLED, 0
+    for region in instruction.regions:
+        for inner in region.body:
+            inner_lines, inner_saved, inner_depth = _worth(inner)
+            lines += inner_lines
+            saved += inner_saved * rounds(instruction)
+            depth = max(depth, inner_depth)
+    return lines, saved, depth + bool(instruction.regions)
+
+
+def rounds(instruction: Instruction) -> float:
+    """How often each region of an instruction is taken to run when it does."""
+    if instruction.name == "switch":
+        return 1 / len(instruction.regions)
+    if instruction.name == "scan":
+        return instruction.operation.params["length"]
+    if instruction.name == "grid":
+        known = [int(v.const) for v in instruction.ins if v.const is not None]
+        return math.prod(known) if len(known) == len(instruction.ins) else _ROUNDS
+    return _ROUNDS

@@ -1,0 +1,137 @@
+"""The source of one function that is being written: its lines, and what values are called there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from pallas_shim.evaluator.codegen import numbers
+from pallas_shim.evaluator.codegen.numbers import Number
+from pallas_shim.evaluator.program import ArrayType, Instruction, Value
+
+# What the source is said to be from. Tools that look for files pass over names in such brackets;
+# JAX is told to leave what is in HOME out of the tracebacks that it shows.
+HOME = "<pallas_shim"
+_FILE = f"{HOME}/loop>"
+
+
+class Emitted(NamedTuple):
+    """A loop as a function of the frame, and the instruction that each of its lines is of."""
+
+    run: Callable[[list[Any]], None]
+    lines: tuple[Instruction, ...]
+
+    def source_of(self, error: BaseException) -> Instruction:
+        """The instruction that an error which ``run`` raised comes from."""
+        traceback = error.__traceback__
+        while traceback is not None and traceback.tb_frame.f_code is not self.run.__code__:
+            traceback = traceback.tb_next
+        return self.lines[traceback.tb_lineno - 1 if traceback is not None else 0]
+
+
+class Source:
+    """A value is a variable, a literal, or a global of the function: constants, and the functions
+    that it calls. One from outside the loop is loaded from the frame at the start."""
+
+    def __init__(self, slot: Callable[[Value], int]):
+        self._slot = slot
+        self._body: list[tuple[int, str, Instruction]] = []  # indentation, line, what it is of
+        self._loads: list[tuple[int, str, Instruction]] = []
+        self._globals: dict[str, Any] = {}
+        self._global_names: dict[int, str] = {}
+        self._count = 0
+        self._outside: set[Value] = set()  # what is there before the loop begins
+        self._buffers: dict[Value, str] = {}  # the memoryviews of memory from outside
+        self.names: dict[Value, str] = {}
+        self.known_limits: dict[Value, tuple[int, int]] = {}
+        self.indent = 1
+        self.at: Instruction  # what lines are of
+
+    def compiled(self, loop: Instruction) -> Emitted:
+        """The function, whose lines have been written."""
+        for out in loop.outs:
+            self.line(f"f[{self._slot(out)}] = {self.array(out)}")
+        lines = [*self._loads, *self._body]
+        source = "\n".join(["def loop(f):", *[" " * indent + text for indent, text, _ in lines]])
+        namespace = dict(self._globals)
+        exec(compile(source, _FILE, "exec"), namespace)
+        return Emitted(namespace["loop"], (loop, *[owner for _, _, owner in lines]))
+
+    def line(self, text: str) -> None:
+        self._body.append((self.indent, text, self.at))
+
+    def fresh(self, value: Value | None = None) -> str:
+        """A new variable, which from now on holds the value."""
+        self._count += 1
+        name = f"v{self._count}"
+        if value is not None:
+            self.names[value] = name
+        return name
+
+    def given(self, thing: Any) -> str:
+        """The name of something that is there before the function is."""
+        name = self._global_names.get(id(thing))
+        if name is None:
+            name = self._global_names[id(thing)] = f"g{len(self._globals)}"
+            self._globals[name] = thing
+        return name
+
+    def text(self, value: Value) -> str:
+        """A value: a variable or a literal, which is a number of Python's if `numbers.kind` says
+        so."""
+        if value.const is not None:
+            if numbers.kind(value.type):
+                return repr(value.const.item())
+            return self.constant(value)
+        name = self.names.get(value)
+        if name is None:
+            source = f"f[{self._slot(value)}]"
+            name = self.fresh(value)
+            self._outside.add(value)
+            convert = {"integer": "int", "boolean": "bool", None: ""}[numbers.kind(value.type)]
+            load = f"{name} = {convert}({source})" if convert else f"{name} = {source}"
+            self._loads.append((1, load, self.at))
+        return name
+
+    def array(self, value: Value) -> str:
+        """A value as NumPy has it."""
+        text = self.text(value)
+        if numbers.kind(value.type) is None:
+            return text
+        if value.const is not None:
+            return self.constant(value)
+        return f"{self.given(value.type.dtype.type)}({text})"
+
+    def constant(self, value: Value) -> str:
+        name = self.names.get(value)
+        if name is None:
+            assert value.const is not None
+            # Of rank 0 this gives a scalar, of any other rank the array.
+            name = self.names[value] = self.given(value.const[()])
+        return name
+
+    def number(self, value: Value) -> Number:
+        """A value that is a number of Python's."""
+        text = self.text(value)
+        if value.const is not None:
+            return Number(text, int(value.const), int(value.const))
+        return Number(text, *self.limits(value))
+
+    def limits(self, value: Value) -> tuple[int, int]:
+        if value.const is not None:
+            return int(value.const), int(value.const)
+        assert isinstance(value.type, ArrayType)
+        return self.known_limits.get(value) or numbers.limits(value.type.dtype)
+
+    def buffer(self, ref: Value) -> str | None:
+        """The memoryview of a ref from outside, whose elements are Python's numbers, and are sooner
+        had than from NumPy."""
+        text = self.text(ref)
+        if ref not in self._outside:
+            return None
+        name = self._buffers.get(ref)
+        if name is None:
+            name = self._buffers[ref] = self.fresh()
+            load = f"{name} = {self.given(memoryview)}({text})"
+            self._loads.append((1, load, self.at))
+        return name

@@ -1,0 +1,297 @@
+"""Grid batching: cells of a grid that are proven independent run at once.
+
+Running at once means that each instruction is done for all of these cells before the next.
+The cells of a grid run in lexicographic order of its axes; here they run at once along some,
+the *parallel* axes, and one after the other along the rest. That gives the same results if
+
+1. no two cells that differ along a parallel axis meet in memory that either writes to
+   (footprints.py), whatever they are along the others, so that none sees what another did;
+2. but for scratch, of which each cell gets its own: that changes nothing where nobody else
+   looks at it and a cell only reads what it has stored there itself, or what the first of the
+   cells that run one after another has, if the grid goes through all of these before it goes
+   on to any that differs along a parallel axis (scratch.py);
+3. all cells that run at once do the same instructions: whether a branch is taken, and how
+   often a loop runs, may not differ between them (`Varies`), but where a cell may also do what
+   is not its own (cell_loops.py);
+4. nothing in a cell is seen outside in the order in which cells run.
+
+What `dimension_semantics` says is not looked at. An axis for which one of these isn't proven
+is not parallel. Along the parallel ones cells are taken in chunks, so that stacks stay in the
+cache and take memory that doesn't grow with the grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from pallas_shim.evaluator import refs, rules
+from pallas_shim.evaluator.analysis.alias import Memory
+from pallas_shim.evaluator.analysis.cell_tables import Table, constants, table_of, tables
+from pallas_shim.evaluator.analysis.dependence import Footprints
+from pallas_shim.evaluator.passes.grid.layout import Layout
+from pallas_shim.evaluator.passes.grid.privatisation import carries_nothing
+from pallas_shim.evaluator.passes.grid.scan_as_grid import Loop, accumulations, as_grid
+from pallas_shim.evaluator.passes.grid.vectorise import Varies
+from pallas_shim.evaluator.passes.grid.vectorise_control import Emission
+from pallas_shim.evaluator.passes.rewrite import with_regions
+from pallas_shim.evaluator.program import (
+    PURE,
+    ArrayType,
+    Instruction,
+    Operation,
+    Program,
+    Region,
+    Value,
+    make_instruction,
+)
+
+# A stack of more bytes than this leaves the cache between two instructions.
+_LARGEST_STACK = 1 << 20
+# Grids of more cells times instructions than this are not looked at.
+_LARGEST_PROOF = 1 << 26
+# What doing an instruction cell by cell costs more than doing it in each cell, as a part of
+# what a call costs.
+_ONE_BY_ONE = 0.5
+
+
+def batch_grids(program: Program) -> Program:
+    rules.load()
+    return Program(program.name, _Grids(program).region(program.top))
+
+
+class _Grids:
+    def __init__(self, program: Program):
+        self.memory = Memory(program)
+        self.held = constants(program, self.memory)
+
+    def region(self, region: Region) -> Region:
+        body: list[Instruction] = []
+        private = self.memory.only_users(region)
+        for at, instruction in enumerate(region.body):
+            if instruction.regions:
+                batched = None
+                own = {root for root, user in private.items() if user == at}
+                if instruction.name == "grid":
+                    batched = _Grid(self.memory, self.held, instruction, own).batched()
+                elif instruction.name == "scan":
+                    batched = self._loop(instruction, own)
+                if batched is not None:
+                    body += batched
+                    continue
+                instruction = with_regions(instruction, list(map(self.region, instruction.regions)))
+            body.append(instruction)
+        return Region(region.params, tuple(body), region.results)
+
+    def _loop(self, scan: Instruction, own: set[Value]) -> list[Instruction] | None:
+        loop = as_grid(scan)
+        batched = loop and _Grid(self.memory, self.held, loop.grid, own, loop).batched()
+        return [*batched, *loop.after] if loop and batched is not None else None
+
+
+class _Proven(NamedTuple):
+    """Axes along which cells may run at once, and the buffers that each then needs its own of."""
+
+    axes: tuple[int, ...]
+    private: tuple[Value, ...]
+
+
+class _Grid:
+    """One grid. ``held``: the contents of buffers that are known. ``own``: the buffers that only
+    it uses. ``loop``: the loop that it is."""
+
+    def __init__(
+        self,
+        memory: Memory,
+        held: Mapping[Value, np.ndarray],
+        instruction: Instruction,
+        own: set[Value],
+        loop: Loop | None = None,
+    ):
+        self.memory = memory
+        self.held = held
+        self.instruction = instruction
+        self.own = own
+        self.loop = loop
+        (self.region,) = instruction.regions
+
+    def batched(self) -> list[Instruction] | None:
+        """What does the same as the grid with cells at once, None if that isn't proven or
+        doesn't pay."""
+        if any(size.const is None for size in self.instruction.ins) or not self._tractable():
+            return None
+        self.sizes = [int(size.const) for size in self.instruction.ins if size.const is not None]
+        axes = tuple([axis for axis, size in enumerate(self.sizes) if size > 1])
+        cells, instructions = math.prod(self.sizes), sum(1 for _ in self.region.walk())
+        if not axes or not 0 < cells * instructions <= _LARGEST_PROOF:
+            return None
+        given = self.loop.known if self.loop else {}
+        self.known: Mapping[Value, Table] = tables(self.sizes, self.region, given, self.held)
+        self.footprints = Footprints(self.memory, len(self.sizes), self.region, self.known)
+        self.accumulated = accumulations(self.region, self.footprints) if self.loop else {}
+        for switch in self.region.body:  # an attempt would only find the same
+            if switch.name == "switch" and switch.ins[0] in self.known:
+                which = self.known[switch.ins[0]]
+                axes = tuple([axis for axis in axes if which.shape[axis] == 1])
+        while True:
+            proven = self._proven(axes)
+            if not proven.axes:
+                return None
+            try:
+                return self._emitted(proven)
+            except Varies as difference:
+                assert difference.axes, "cells that aren't at once can't differ"
+                axes = tuple([axis for axis in proven.axes if axis not in difference.axes])
+
+    def _tractable(self) -> bool:
+        """Whether there is nothing in the region that no proof here speaks of."""
+        for instruction in self.region.walk():
+            operation, ins, outs, _, _ = instruction
+            if operation.effects.io:
+                return False
+            for type in (*operation.ins, *operation.outs):
+                if type.key_ndim or 0 in type.shape:
+                    return False
+        return True
+
+    # -- the proof --------------------------------------------------------------------------
+
+    def _proven(self, axes: tuple[int, ...]) -> _Proven:
+        """The most of the given axes for which the conditions on memory hold."""
+        while axes:
+            private: list[Value] = []
+            accumulated = {accumulation.root for accumulation in self.accumulated.values()}
+            for root in self.footprints.written:
+                if root in accumulated:
+                    continue
+                refused = self.footprints.apart(root, axes)
+                if refused and root in self.own:
+                    refused = self._left_to_others(root, axes)
+                    if not refused:
+                        private.append(root)
+                if refused:
+                    axes = tuple([axis for axis in axes if axis not in refused])
+                    break
+            else:
+                return _Proven(axes, tuple(private))
+        return _Proven((), ())
+
+    def _left_to_others(self, root: Value, axes: tuple[int, ...]) -> tuple[int, ...]:
+        """The axes among the given ones along which cells may see what others left in scratch:
+        none if each cell may have its own."""
+        rest = [a for a, size in enumerate(self.sizes) if size > 1 and a not in axes]
+
+        def taken(switch: Instruction) -> int | None:
+            return self._taken(switch, ())
+
+        def taken_first(switch: Instruction) -> int | None:
+            return self._taken(switch, rest)
+
+        if carries_nothing(self.memory, root, self.region, None, taken):
+            return ()
+        late = tuple([axis for axis in axes if rest and axis > min(rest)])
+        if late:
+            return late
+        if carries_nothing(self.memory, root, self.region, taken_first, taken):
+            return ()
+        return axes[-1:]
+
+    def _taken(self, switch: Instruction, first: Sequence[int]) -> int | None:
+        """The branch that all cells take that are the first along some axes."""
+        table = table_of(switch.ins[0], self.known, len(self.sizes))
+        if table is None:
+            return None
+        found = table[tuple(slice(1) if a in first else slice(None) for a in range(table.ndim))]
+        which = np.unique(np.clip(found.astype(np.int64), 0, len(switch.regions) - 1))
+        return int(which[0]) if len(which) == 1 else None
+
+    # -- chunks -----------------------------------------------------------------------------
+
+    def _emitted(self, proven: _Proven) -> list[Instruction] | None:
+        chunks, cut = self._chunks(proven.axes)
+        if math.prod(chunks) == 1:
+            return None
+        ranges = [(0, size) for size in self.sizes]
+        whole = self.sizes[cut] // chunks[cut] * chunks[cut]
+        ranges[cut] = (0, whole)
+        emission, body = self._on(ranges, chunks, proven)
+        cells = math.prod(chunks)
+        if emission.calls * (cells - 1) <= emission.single * cells * _ONE_BY_ONE:
+            return None
+        if whole < self.sizes[cut]:
+            ranges[cut], chunks[cut] = (whole, self.sizes[cut]), self.sizes[cut] - whole
+            body += self._on(ranges, chunks, proven)[1]
+        return body
+
+    def _chunks(self, axes: Sequence[int]) -> tuple[list[int], int]:
+        """How many cells along each axis run at once, and the axis on which a chunk may be
+        left over."""
+        largest = max(
+            [
+                type.nbytes
+                for instruction in self.region.walk()
+                for type in instruction.operation.outs
+                if isinstance(type, ArrayType)
+            ],
+            default=1,
+        )
+        room = max(1, _LARGEST_STACK // max(1, largest))
+        chunks = [1] * len(self.sizes)
+        for axis in reversed(axes):
+            size = self.sizes[axis]
+            if size <= room:
+                chunks[axis] = size
+                room //= size
+                continue
+            number = -(-size // room)
+            even = next((n for n in range(number, 2 * number + 1) if size % n == 0), number)
+            chunks[axis] = -(-size // even)
+            return chunks, axis
+        return chunks, axes[0]
+
+    def _on(
+        self, ranges: Sequence[tuple[int, int]], chunks: Sequence[int], proven: _Proven
+    ) -> tuple[Emission, list[Instruction]]:
+        """The instructions for a part of the grid."""
+        layout = Layout(self.region.params, list(ranges), list(chunks))
+        before: list[Instruction] = []
+        private: dict[Value, Value] = {}
+        source = self.instruction.source
+        for root in proven.private:
+            type = root.ref._replace(shape=(*layout.sizes, *root.ref.shape))
+            private[root] = Value(type)
+            made = refs.allocation(type, 0)  # each cell stores before it reads
+            before.append(make_instruction((made, (), (private[root],), (), source)))
+        written = set(self.footprints.written)
+        emission = Emission(
+            layout, self.known, private, lambda ref: self.memory.root(ref) in written,
+            self.accumulated,
+        )  # fmt: skip
+        emission.run(self.region.body)
+        body = tuple(emission.entry + emission.body)
+        # What doesn't depend on the rest of the axes can then leave the inner loop.
+        rest = [axis for axis in range(len(self.sizes)) if axis not in proven.axes]
+        for axes in (rest, proven.axes):
+            params = [layout.params[axis] for axis in axes]
+            if any(params):
+                body = (self._loop(body, layout, axes),)
+        return emission, [*before, *body]
+
+    def _loop(
+        self, body: tuple[Instruction, ...], layout: Layout, axes: Sequence[int]
+    ) -> Instruction:
+        params, sizes = [], []
+        for axis in axes:
+            param = layout.params[axis]
+            if param is not None:
+                params.append(param)
+                sizes.append(Value(param.type, np.asarray(layout.steps[axis], param.type.dtype)))
+        types = tuple([size.type for size in sizes])
+        operation = Operation(
+            "grid", self.instruction.operation.params, types, (), None, PURE, multiple=True
+        )
+        region = Region(tuple(params), body, ())
+        return make_instruction((operation, tuple(sizes), (), (region,), self.instruction.source))

@@ -1,0 +1,463 @@
+"""A grid's body for many cells at once: each instruction over axes in front of its operands.
+
+Every value is either shared, the same for all cells that run at once, or a stack with one axis
+in front for each axis of the grid along which cells run at once. That axis is 1 where the value
+doesn't depend on it: a block that all cells of a row have in common is neither copied nor
+computed on twice.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pallas_shim.evaluator import batched_ops as cell_rules
+from pallas_shim.evaluator import refs
+from pallas_shim.evaluator.analysis.cell_tables import Table
+from pallas_shim.evaluator.analysis.dependence import Span, block_spans, index_spans
+from pallas_shim.evaluator.batching_rules import Lead, array_type, common, each, over_leads
+from pallas_shim.evaluator.lower import specialise
+from pallas_shim.evaluator.passes.grid.layout import Layout
+from pallas_shim.evaluator.passes.grid.scan_as_grid import Accumulation
+from pallas_shim.evaluator.program import (
+    PURE,
+    ArrayType,
+    Instruction,
+    Operation,
+    RefType,
+    Type,
+    Value,
+    make_instruction,
+)
+from pallas_shim.evaluator.registry import BATCH_FORMS
+from pallas_shim.jax_compat.state import Index, Reshape, Slice, Transpose
+
+# Blocks that lie unevenly are copied if they take no more bytes than this.
+_LARGEST_COPY = 1 << 21
+
+
+class Varies(Exception):
+    """Cells can't run at once along these axes of the grid: they don't all do the same."""
+
+    def __init__(self, axes: Sequence[int]):
+        super().__init__(axes)
+        self.axes = tuple(axes)
+
+
+class Cell(NamedTuple):
+    """What stands for a value: ``lead`` is None if it is shared. ``listed``: it is a ref that
+    is a list of views."""
+
+    value: Value
+    lead: Lead = None
+    listed: bool = False
+
+
+class StraightLine(abc.ABC):
+    """What emits instructions without regions for the cells of a layout.
+
+    ``calls`` and ``single`` count the instructions that do their work in one call, and those
+    that do it cell by cell.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        known: Mapping[Value, Table],
+        private: Mapping[Value, Value],
+        written: Callable[[Value], bool],
+        accumulated: Mapping[Value, Accumulation],
+    ):
+        """
+        Args:
+          known: the tables of scalars.
+          written: whether the grid writes to what a ref leads to.
+          private: for each buffer that is to be one for each cell, the one that is.
+          accumulated: what is accumulated, by what would be stored.
+        """
+        self.layout = layout
+        self.known = known
+        self.written = written
+        self.accumulated = accumulated
+        self._within = {value for a in accumulated.values() for value in a.replaced}
+        self.cells: dict[Value, Cell] = {
+            root: Cell(stack, layout.lead) for root, stack in private.items()
+        }
+        self.entry: list[Instruction] = []  # before the body: what any part of it may use
+        self.body: list[Instruction] = []
+        self.source: Any = None
+        self.calls = 0
+        self.single = 0
+        self._operations: dict[Any, Any] = {}
+
+    # -- values -----------------------------------------------------------------------------
+
+    def cell(self, value: Value) -> Cell:
+        """What stands for a value. One from outside the grid is itself."""
+        found = self.cells.get(value)
+        if found is None:
+            table = self.known.get(value)
+            if table is None:
+                return Cell(value)
+            found = self.cells[value] = self._looked_up(value, table)
+        return found
+
+    def _looked_up(self, value: Value, table: Table) -> Cell:
+        step = self.layout.step_of(value)
+        if step is not None:
+            return Cell(step)
+        at, rest, lead = self.layout.split(table)
+        if lead is None:
+            rest = rest.reshape(rest.shape[: len(at)])
+        type = ArrayType(lead or (), value.type.dtype)
+        if not at:
+            return Cell(Value(type, rest), lead)
+        ins = tuple([step.type for step in at])
+        lookup = specialise("lookup", ins, (type,), {"table": rest}, False)
+        out = Value(type)
+        self.entry.append(make_instruction((lookup, tuple(at), (out,), (), self.source)))
+        return Cell(out, lead)
+
+    def emit(self, operation: Operation, ins: Sequence[Value]) -> tuple[Value, ...]:
+        outs = tuple(map(Value, operation.outs))
+        self.body.append(make_instruction((operation, tuple(ins), outs, (), self.source)))
+        self.calls += 1
+        return outs
+
+    def _counted_singly(self) -> None:
+        """What is emitted next does its work cell by cell."""
+        self.single += 1
+        self.calls -= 1
+
+    def primitive(self, name: str, value: Value, shape: tuple[int, ...], **params: Any) -> Value:
+        type = ArrayType(shape, value.type.dtype)
+        if value.type == type and name != "transpose":
+            return value
+        key = (name, value.type, type, *params.items())
+        if key not in self._operations:
+            self._operations[key] = specialise(name, (value.type,), (type,), params, False)
+        return self.emit(self._operations[key], (value,))[0]
+
+    def spread(self, cell: Cell, lead: Lead) -> Value:
+        """A value as a stack over just these axes."""
+        if cell.lead == lead or lead is None:
+            return cell.value
+        shape = cell.value.type.shape[len(cell.lead or ()) :]
+        return self.primitive("broadcast_to", cell.value, (*lead, *shape))
+
+    def require_shared(self, cell: Cell) -> Value:
+        if cell.lead is not None:
+            raise Varies(self.layout.differing(cell.lead))
+        return cell.value
+
+    def give_up(self) -> Varies:
+        return Varies(self.layout.axes)
+
+    # -- instructions -----------------------------------------------------------------------
+
+    def run(self, body: Sequence[Instruction]) -> None:
+        for instruction in body:
+            operation, ins, outs, regions, self.source = instruction
+            if outs and outs[0] in self._within:
+                continue  # part of an accumulation
+            if outs and outs[0] in self.known:
+                continue  # looked up where it is used
+            if regions:
+                self.structured(instruction)
+            elif operation.effects is PURE:
+                if outs and type(outs[0].type) is RefType:
+                    self._view(instruction)
+                else:
+                    self._pure(instruction)
+            elif operation.effects.allocates:
+                self._allocate(instruction)
+            elif operation.name == "get":
+                self._load(instruction)
+            elif operation.name == "store":
+                self._store(instruction)
+            else:
+                self._other(instruction)
+
+    def _set(self, outs: Sequence[Value], values: Sequence[Value], lead: Lead) -> None:
+        for out, value in zip(outs, values, strict=True):
+            self.cells[out] = Cell(value, lead)
+
+    def _pure(self, instruction: Instruction) -> None:
+        operation, ins, outs, _, _ = instruction
+        cells = list(map(self.cell, ins))
+        leads = tuple([cell.lead for cell in cells])
+        lead = common(leads)
+        if lead is None:
+            self._set(outs, self.emit(operation, [cell.value for cell in cells]), None)
+            return
+        if not all(type(t) is ArrayType for t in (*operation.ins, *operation.outs)):
+            raise self.give_up()
+        operation = self._with_predicates_of_elements(operation)
+        form = BATCH_FORMS.get(operation.name)
+        many = None
+        if form is not None:
+            if not (form.broadcasts or form.ones):
+                leads = tuple(
+                    [None if one is None and i in form.unstacked else lead
+                     for i, one in enumerate(leads)]
+                )  # fmt: skip
+            key = (operation, leads)
+            if key not in self._operations:
+                self._operations[key] = over_leads(operation, leads)
+            many = self._operations[key]
+        if form is None or many is None:
+            self._set(outs, self._one_by_one(operation, cells), lead)
+            return
+        if form.broadcasts:
+            rank = max([len(t.shape) for t in operation.ins])
+            values = [self._aligned(cell, rank) for cell in cells]
+        elif form.ones:
+            ones = (1,) * len(lead)
+            values = [
+                cell.value if cell.lead else
+                self.primitive("reshape", cell.value, (*ones, *cell.value.type.shape),
+                                dimensions=None)
+                for cell in cells
+            ]  # fmt: skip
+        else:
+            values = [self.spread(cell, to) for cell, to in zip(cells, leads, strict=True)]
+        self._set(outs, self.emit(many, values), lead)
+
+    def _with_predicates_of_elements(self, operation: Operation) -> Operation:
+        """A selection by one predicate as one by a predicate for each element, which the
+        operands then broadcast to."""
+        if operation.name != "select_n" or operation.ins[0].shape == operation.ins[1].shape:
+            return operation
+        if operation not in self._operations:
+            which, *cases = map(array_type, operation.ins)
+            ins = (ArrayType(cases[0].shape, which.dtype), *cases)
+            params = operation.params
+            self._operations[operation] = specialise("select_n", ins, operation.outs, params, False)
+        return self._operations[operation]
+
+    def _aligned(self, cell: Cell, rank: int) -> Value:
+        """A stack that broadcasts against stacks of values of the given rank."""
+        if cell.lead is None:
+            return cell.value
+        shape = cell.value.type.shape[len(cell.lead) :]
+        shape = (*cell.lead, *(1,) * (rank - len(shape)), *shape)
+        return self.primitive("reshape", cell.value, shape, dimensions=None)
+
+    def _one_by_one(self, operation: Operation, cells: Sequence[Cell]) -> tuple[Value, ...]:
+        leads = tuple([cell.lead for cell in cells])
+        key = ("each", operation, leads)
+        if key not in self._operations:
+            self._operations[key] = each(operation, leads)
+        single = self._operations[key]
+        if single is None:
+            raise self.give_up()
+        self._counted_singly()
+        return self.emit(single, [cell.value for cell in cells])
+
+    def _other(self, instruction: Instruction) -> None:
+        """An effect that isn't known here: nothing for many cells can be made of it."""
+        operation, ins, outs, _, _ = instruction
+        cells = list(map(self.cell, ins))
+        effects = operation.effects
+        if effects.writes or effects.io or common([cell.lead for cell in cells]) is not None:
+            raise self.give_up()
+        self._set(outs, self.emit(operation, [cell.value for cell in cells]), None)
+
+    # -- memory -----------------------------------------------------------------------------
+
+    def _ref_type(self, type: Type, lead: Lead) -> RefType:
+        assert isinstance(type, RefType), type
+        return type._replace(shape=(*(lead or ()), *type.shape))
+
+    def _allocate(self, instruction: Instruction) -> None:
+        operation, ins, (out,), _, _ = instruction
+        if ins or "fill" not in operation.params:
+            raise self.give_up()
+        lead = self.layout.lead
+        made = refs.allocation(self._ref_type(out.type, lead), operation.params["fill"])
+        self._set((out,), self.emit(made, ()), lead)
+
+    def _view(self, instruction: Instruction) -> None:
+        operation, ins, (out,), _, _ = instruction
+        cells = list(map(self.cell, ins))
+        leads = [cell.lead for cell in cells]
+        spans = block_spans(instruction, self.known, self.layout.rank)
+        if spans is None or cells[0].lead is not None:
+            if common(leads) is not None:
+                raise self.give_up()
+            self._set((out,), self.emit(operation, [cell.value for cell in cells]), None)
+            return
+        found = self._evenly(cells[0].value, spans, out.type)
+        if found is None:
+            lead = common(leads)
+            if lead is None:
+                self._set((out,), self.emit(operation, [cell.value for cell in cells]), None)
+                return
+            types = tuple([cell.value.type for cell in cells])
+            type = self._ref_type(out.type, lead)
+            nbytes = math.prod(type.shape) * type.dtype.itemsize
+            listed = nbytes > _LARGEST_COPY or self.written(ins[0])
+            make = cell_rules.each_block if listed else cell_rules.copied_blocks
+            if listed:
+                self._counted_singly()
+            made = make(operation.params["block"], types, type, leads)
+            (value,) = self.emit(made, [cell.value for cell in cells])
+            found = Cell(value, lead, listed)
+        self.cells[out] = found
+
+    def _evenly(self, ref: Value, spans: Sequence[Span], type: Type) -> Cell | None:
+        """The parts of a shared ref that the cells see, as one view, if they lie evenly."""
+        placed = self.layout.evenly(spans)
+        if placed is None:
+            return None
+        at, starts, steps, lead = placed
+        kept = tuple([d for d, span in enumerate(spans) if span.kept])
+        out = self._ref_type(type, lead)
+        if not at and lead is None and ref.type == out:
+            return Cell(ref)
+        ins = (ref.type, *[step.type for step in at])
+        params = {"starts": starts, "steps": steps, "kept": kept}
+        view = specialise("blocks", ins, (out,), params, False)
+        (value,) = self.emit(view, (ref, *at))
+        return Cell(value, lead)
+
+    def _access(
+        self, ref: Value, path: tuple[Any, ...], leaves: Sequence[Value]
+    ) -> tuple[Cell, RefType, tuple[Any, ...], list[Cell]]:
+        """A ref and the path in it, as a stacked ref and the path in each member if the path
+        starts at a place that depends on the cell. The type is a member's."""
+        cell, places = self.cell(ref), list(map(self.cell, leaves))
+        if cell.lead is None and common([place.lead for place in places]) is not None:
+            first, *rest = path
+            if isinstance(first, Index):
+                spans = index_spans(first, ref.ref.shape, leaves, self.known, self.layout.rank)
+                shape = tuple([dim.size for dim in first.dims if isinstance(dim, Slice)])
+                type = ref.ref._replace(shape=shape)
+                moved = self._evenly(cell.value, spans, type)
+                used = leaves_of(rest)
+                if moved is not None and all(places[leaf].lead is None for leaf in used):
+                    order = {leaf: i for i, leaf in enumerate(used)}
+                    return moved, type, renumbered(rest, order), [places[leaf] for leaf in used]
+        return cell, ref.ref, path, places
+
+    def _load(self, instruction: Instruction) -> None:
+        operation, (ref, *leaves), (out,), _, _ = instruction
+        if type(out.type) is not ArrayType:
+            raise self.give_up()
+        cell, member, path, places = self._access(ref, operation.params["path"], leaves)
+        leads = [cell.lead, *[place.lead for place in places]]
+        lead = common(leads)
+        values = [cell.value, *[place.value for place in places]]
+        types = tuple([value.type for value in values])
+        shape = ArrayType((*(lead or ()), *out.type.shape), out.type.dtype)
+        if cell.listed or common(leads[1:]) is not None:
+            made = cell_rules.each_load(member, path, types, shape, leads, cell.listed)
+            if cell_rules.block_of_all(member, path, leads) is None:
+                self._counted_singly()
+        else:
+            if path == operation.params["path"] and lead is None:
+                made = operation
+            else:
+                path = behind(path, cell.lead)
+                made = self._known_once(
+                    ("get", types, path),
+                    lambda: cell_rules.load(cell.value.ref, path, types, shape),
+                )
+        self._set((out,), self.emit(made, values), lead)
+
+    def _store(self, instruction: Instruction) -> None:
+        operation, (ref, stored, *leaves), _, _, _ = instruction
+        if type(stored.type) is not ArrayType:
+            raise self.give_up()
+        if stored in self.accumulated:
+            self._accumulate(instruction, self.accumulated[stored])
+            return
+        cell, member, path, places = self._access(ref, operation.params["path"], leaves)
+        value = self.cell(stored)
+        leads = [cell.lead, value.lead, *[place.lead for place in places]]
+        values = [cell.value, value.value, *[place.value for place in places]]
+        types = tuple([v.type for v in values])
+        if common([cell.lead, *leads[2:]]) != self.layout.lead:
+            raise self.give_up()  # cells that write to the same place
+        if cell.listed or common(leads[2:]) is not None:
+            made = cell_rules.each_store(member, path, types, leads, cell.listed)
+            self._counted_singly()
+        else:
+            path = behind(path, cell.lead)
+            made = self._known_once(
+                ("store", types, path), lambda: cell_rules.store(cell.value.ref, path, types)
+            )
+        self.emit(made, values)
+
+    def _accumulate(self, instruction: Instruction, accumulation: Accumulation) -> None:
+        operation, (ref, stored, *leaves), _, _, _ = instruction
+        target, value, *places = map(self.cell, (ref, accumulation.value, *leaves))
+        if target.lead is not None:
+            raise self.give_up()
+        rank = len(array_type(stored.type).shape)
+        values = [target.value, self._aligned(value, rank), *[place.value for place in places]]
+        types = tuple([v.type for v in values])
+        rounds = math.prod(self.layout.sizes)
+        path = operation.params["path"]
+        self.emit(cell_rules.accumulate(accumulation.ufunc, path, types, rounds), values)
+
+    def _known_once(self, key: Any, make: Callable[[], Operation]) -> Operation:
+        if key not in self._operations:
+            self._operations[key] = make()
+        return self._operations[key]
+
+    @abc.abstractmethod
+    def structured(self, instruction: Instruction) -> None:
+        """Emits an instruction with regions."""
+
+
+# -- paths ------------------------------------------------------------------------------------
+
+
+
+def behind(path: tuple[Any, ...], lead: Lead) -> tuple[Any, ...]:
+    """A path in each member of a stacked ref."""
+    if not lead:
+        return path
+    k = len(lead)
+    steps: list[Any] = []
+    for step in path:
+        if isinstance(step, Index):
+            step = Index((*[Slice(0, size, 1) for size in lead], *step.dims))
+        elif isinstance(step, Reshape):
+            step = Reshape((*lead, *step.shape))
+        elif isinstance(step, Transpose):
+            step = Transpose((*range(k), *[d + k for d in step.permutation]))
+        steps.append(step)
+    return tuple(steps)
+
+
+def leaves_of(path: Sequence[Any]) -> list[int]:
+    found: list[int] = []
+    renumbered(path, _Noted(found))
+    return sorted(set(found))
+
+
+class _Noted(dict):
+    def __init__(self, found: list[int]):
+        super().__init__()
+        self.found = found
+
+    def __missing__(self, leaf: int) -> int:
+        self.found.append(leaf)
+        return leaf
+
+
+def renumbered(path: Sequence[Any], order: Mapping[int, int]) -> tuple[Any, ...]:
+    """A path whose dynamic indices have other positions among its leaves."""
+
+    def index(i: Any) -> Any:
+        if isinstance(i, Slice):
+            return i._replace(start=index(i.start))
+        return i._replace(leaf=order[i.leaf]) if hasattr(i, "leaf") else i
+
+    return tuple(
+        [Index(tuple(map(index, s.dims))) if isinstance(s, Index) else s for s in path]
+    )

@@ -1,0 +1,147 @@
+"""Direct stores: an elementwise result that is only stored is computed where it is stored.
+
+The computation moves down to its store, past nothing that writes to what it reads. NumPy gives
+the same if its operands overlap with where the result goes. Memory that is stored to as a whole
+before anything reads it is not filled first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from pallas_shim.evaluator import memory as memory_paths
+from pallas_shim.evaluator.analysis.alias import Memory
+from pallas_shim.evaluator.passes.rewrite import is_ufunc, with_regions
+from pallas_shim.evaluator.program import (
+    PURE,
+    Effects,
+    Instruction,
+    Operation,
+    Program,
+    Region,
+    Value,
+    make_instruction,
+)
+
+
+def store_directly(program: Program) -> Program:
+    uses = Counter(program.top.uses())
+    return Program(program.name, _Walk(Memory(program), uses).region(program.top))
+
+
+class _Walk:
+    def __init__(self, memory: Memory, uses: Counter[Value]):
+        self.memory = memory
+        self.uses = uses
+
+    def region(self, region: Region) -> Region:
+        body: list[Instruction | None] = list(region.body)
+        made: dict[Value, int] = {}  # where the result of a ufunc is made
+        viewed: dict[Value, Value] = {}  # the roots of values that are views of memory
+        written: dict[Value, int] = {}  # where roots were last written to
+        untouched: dict[Value, int] = {}  # where roots that nothing has used yet are allocated
+        blocks: dict[Value, Instruction] = {}  # what made a ref of blocks
+        for at, instruction in enumerate(region.body):
+            operation, ins, outs, regions, _ = instruction
+            if is_ufunc(operation):
+                made[outs[0]] = at
+                continue
+            if operation.effects is PURE and not regions:
+                if operation.name == "blocks":
+                    blocks[outs[0]] = instruction
+                elif operation.view and ins[0] in viewed:
+                    viewed[outs[0]] = viewed[ins[0]]
+                continue
+            writes = self.memory.roots(instruction, operation.effects.writes)
+            reads = self.memory.roots(instruction, operation.effects.reads)
+            if regions:
+                body[at] = with_regions(instruction, list(map(self.region, regions)))
+                touched = self.memory.within(instruction)
+                writes += touched.writes
+                reads += touched.reads
+            elif operation.name == "buffer" and not ins:
+                untouched[outs[0]] = at
+            elif operation.name == "store":
+                start = untouched.get(writes[0])
+                if start is not None and _covers(instruction, writes[0], blocks.get(ins[0])):
+                    body[start] = _unfilled(region.body[start])
+                before = made.get(ins[1])
+                if before is not None and self.uses[ins[1]] == 1:
+                    source = region.body[before]
+                    seen = map(viewed.get, source.ins)
+                    if all(root is None or written.get(root, -1) < before for root in seen):
+                        direct = _direct(source, instruction)
+                        if direct is not None:
+                            body[before], body[at] = None, direct
+            elif operation.view and reads:
+                viewed[outs[0]] = reads[0]
+            for root in (*reads, *writes):
+                untouched.pop(root, None)
+            written.update(dict.fromkeys(writes, at))
+        kept = tuple([instruction for instruction in body if instruction is not None])
+        return Region(region.params, kept, region.results)
+
+
+def _direct(source: Instruction, store: Instruction) -> Instruction | None:
+    """A ufunc's instruction that writes to where its result is stored, None if that isn't a
+    view of the whole result's shape."""
+    operation, operands = source.operation, source.ins
+    ref, value, *leaves = store.ins
+    shape, dtype, *_ = ref.ref
+    path = store.operation.params["path"]
+    view = memory_paths.direct_viewer(shape, dtype, path)
+    whole = memory_paths.viewed_type(shape, dtype, path) == value.type
+    if view is None or not whole or not value.type.shape:
+        return None
+    ufunc, count = operation.fn, len(operands)
+    assert ufunc is not None
+
+    def run(ref, *args):
+        ufunc(*args[:count], out=view(ref, *args[count:]))
+        return ()
+
+    params = {**operation.params, "path": path, "direct": ufunc}
+    ins = (ref, *operands, *leaves)
+    types = tuple([v.type for v in ins])
+    direct = Operation(operation.name, params, types, (), run, Effects(writes=(0,)), multiple=True)
+    return make_instruction((direct, ins, (), (), source.source))
+
+
+def _unfilled(buffer: Instruction) -> Instruction:
+    """The same allocation, with any contents."""
+    operation, ins, outs, regions, source = buffer
+    shape, dtype, *_ = outs[0].ref
+
+    def empty():
+        return np.empty(shape, dtype)
+
+    unfilled = Operation("empty", operation.params, (), operation.outs, empty, operation.effects)
+    return make_instruction((unfilled, ins, outs, regions, source))
+
+
+def _covers(store: Instruction, root: Value, blocks: Instruction | None) -> bool:
+    """Whether a store is to all of a buffer. ``blocks``: what made its ref, if that is blocks."""
+    if store.operation.params["path"]:
+        return False
+    if blocks is None:
+        return store.ins[0] is root
+    return blocks.ins == (root,) and _is_whole(blocks.operation)
+
+
+def _is_whole(blocks: Operation) -> bool:
+    """Whether blocks that lie evenly in an array are all of it."""
+    (array,), (out,) = blocks.ins, blocks.outs
+    starts, steps, kept = (blocks.params[name] for name in ("starts", "steps", "kept"))
+    lengths = dict(zip(kept, out.shape[len(steps) :], strict=True))
+    covered = [lengths.get(d, 1) for d in range(len(array.shape))]
+    if any(start.any() for start in starts) or any(sum(map(bool, step)) > 1 for step in steps):
+        return False
+    # The shorter steps first: each continues where those before it end.
+    for step, count in sorted(zip(steps, out.shape, strict=False), key=lambda x: sum(x[0])):
+        for d, length in enumerate(step):
+            if length and length != covered[d]:
+                return False
+            covered[d] *= count if length else 1
+    return tuple(covered) == array.shape

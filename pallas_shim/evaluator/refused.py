@@ -1,0 +1,69 @@
+"""Primitives that have no rule, and why.
+
+Outside a kernel such a primitive leaves the outer function to XLA, and its kernels still run
+in the evaluator; inside a kernel it leaves the kernel to JAX.
+"""
+
+from __future__ import annotations
+
+from pallas_shim.evaluator.registry import Unsupported
+
+# Families that XLA runs, for functions around a kernel.
+_BY_XLA = {
+    "it runs on several devices": (
+        "shard_map xla_pmap full_to_shard shard_to_full ppermute ppermute_start ppermute_done "
+        "psend precv pgather ragged_all_to_all psum_start psum_done psum_invariant_start "
+        "all_gather_start all_gather_done all_gather_reduced all_gather_reduced_start "
+        "all_to_all_start all_to_all_done reduce_scatter_start reduce_scatter_done "
+        "pbroadcast_start pbroadcast_done pbroadcast_dynamic unreduced_psum "
+        "unreduced_psum_start unreduced_pmax unreduced_pmin unreduced_reduce_scatter "
+        "unreduced_reduce_scatter_start inspect_sharding"
+    ),
+    "it calls compiled code": "ffi_call call_exported tpu_custom_call",
+    "it orders effects of a compiled program": "after_all create_token",
+    "its sizes are known when XLA compiles": "dim_as_value dimension_size shape_assertion",
+    "its numbers come from a state of XLA's that each call changes": "rng_uniform",
+    "Jacobi's method is XLA's own": "eigh_jacobi",
+}
+
+_NOWHERE = {
+    "it is cuDNN's, on a GPU": (
+        "cudnn_fusion scaled_matmul scaled_matmul_wrapper dot_product_attention_fwd "
+        "dot_product_attention_fwd_wrapper dot_product_attention_bwd "
+        "dot_product_attention_bwd_wrapper dot_product_attention_fp8_fwd "
+        "dot_product_attention_fp8_fwd_wrapper dot_product_attention_fp8_bwd "
+        "dot_product_attention_fp8_bwd_wrapper"
+    ),
+    "it is code for a GPU": "elementwise_inline_asm elementwise_inline_asm_p",
+    "how many results the queue of a TPU's matrix unit holds isn't documented": (
+        "matmul_lhs_fifo matmul_pop_fifo"
+    ),
+    "it reaches the memory of another subcore of a SparseCore": "sc_fetch_and_add",
+    "it is Mosaic GPU's": "jaxpr_call",
+    "the shim has emit_pipeline emit what it stands for": "emit_pipeline pipeline_body",
+    "it is the fuser's, which takes it away before the kernel is called": (
+        "custom_fusion pack_dtype unpack_dtype"
+    ),
+    "JAX takes it away before anything is compiled": (
+        "new_box box_get box_set new_log log_read log_extend accum_grad_in_ref "
+        "call_hi_primitive_linearized custom_jvp_call_jaxpr custom_lin custom_transpose_call "
+        "vmap remove_memory_space zeros_like bias_fwd bias_bwd"
+    ),
+    "it belongs to an extended dtype other than PRNG keys": "to_edtype from_edtype",
+    "what it makes has undefined contents and a linear type": "create_linear",
+    "it stands for code that must not run": "unreachable",
+}
+
+
+def _by_name(table: dict[str, str]) -> dict[str, str]:
+    return {name: reason for reason, names in table.items() for name in names.split()}
+
+
+BY_XLA = _by_name(_BY_XLA)
+NOWHERE = _by_name(_NOWHERE)
+
+
+def refusal(primitive: str) -> Unsupported:
+    """The error for a primitive without a rule."""
+    reason = BY_XLA.get(primitive) or NOWHERE.get(primitive) or "the evaluator has no rule for it"
+    return Unsupported(primitive, reason)
