@@ -93,7 +93,7 @@ UNROLLED: dict[str, Callable[[int], Kernel]] = {
 
 
 def first_calls(sizes: Sequence[int]) -> str:
-    header = ["kernel", "instructions", "JAX's tracing", "lowering", "passes", "emission",
+    header = ["kernel", "instructions", "JAX's tracing", "lowering", "passes", "codegen",
               "a µs an instruction", "power", "slowest passes"]
     rows = []
     x = jnp.asarray(np.random.default_rng(0).standard_normal((8, 128)), jnp.float32)
@@ -106,12 +106,12 @@ def first_calls(sizes: Sequence[int]) -> str:
             found = stages(jax.jit(call), (x,))
             count = int(found.pop("instructions_lowered"))
             del found["instructions_left"], found["run"], found["loading rules"]
-            tracing, lowering, emission = map(found.pop, ("tracing", "lowering", "emission"))
+            tracing, lowering, codegen = map(found.pop, ("tracing", "lowering", "codegen"))
             passes = sum(found.values())
-            ours = lowering + passes + emission
+            ours = lowering + passes + codegen
             slowest = sorted(found, key=lambda step: -found[step])[:3]
             rows.append([
-                name, f"{count:,}", *map(seconds, (tracing, lowering, passes, emission)),
+                name, f"{count:,}", *map(seconds, (tracing, lowering, passes, codegen)),
                 figure(ours / count * 1e6), power(before, (count, ours)),
                 ", ".join(f"{step} {seconds(found[step])}" for step in slowest),
             ])

@@ -38,7 +38,7 @@ def stages(f: Any, args: tuple[Any, ...]) -> dict[str, float]:
     lowered = sum(1 for _ in program.top.walk())
     for name, run in passes.PIPELINE:
         program = timed(name, functools.partial(run, program))
-    executable = timed("emission", lambda: Executable(program))
+    executable = timed("codegen", lambda: Executable(program))
     values = [np.asarray(x) for x in args]
     timed("run", lambda: executable(*values))
     gc.enable()

@@ -26,7 +26,7 @@ from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.program import Program
 from pallas_shim.evaluator.registry import Unsupported
-from pallas_shim.gc_pause import undisturbed
+from pallas_shim.gc_pause import gc_paused
 from pallas_shim.jax_compat import arrays, hooks, jit_calls
 from pallas_shim.report import REPORT, Use
 
@@ -128,7 +128,7 @@ class Answers:
             return None
         start = time.perf_counter()
         keep = _keeping.keep = Keep(call, directory)
-        known = undisturbed(_known, call, keep)
+        known = gc_paused(_known, call, keep)
         if known is not None:
             known.plan.use.prepared(time.perf_counter() - start)
         return known
@@ -157,7 +157,7 @@ def _known(call: jit_calls.Call, keep: Any) -> jit_calls.Known | None:
 
 def _kept_plan(call: jit_calls.Call, program: Program, facts: Any) -> Plan:
     """The plan of a call whose program an earlier process kept."""
-    kernels = tuple(hooks.Kernel(*kernel) for kernel in facts.kernels)
+    kernels = tuple(hooks.KernelInfo(*kernel) for kernel in facts.kernels)
     use = REPORT.use(facts.function, kernels, "numpy", _IN_NUMPY)
     use.cache = "read"
     avals = [arrays.result_aval(*result) for result in facts.results]
@@ -234,7 +234,7 @@ def _plan(jaxpr: Any, params: dict[str, Any], args: Sequence[Any]) -> Plan | Non
             return known
         key = hooks.call_key(params)
         try:
-            plan = undisturbed(_make_plan, jaxpr, key, hooks.describe_call(params), args)
+            plan = gc_paused(_make_plan, jaxpr, key, hooks.describe_call(params), args)
         except arrays.Elsewhere as elsewhere:
             return Plan(key, str(elsewhere))  # other arguments may be elsewhere
         _plans[jaxpr] = (*_plans.get(jaxpr, ()), plan)
@@ -434,10 +434,10 @@ def choose_kernel(kernel: hooks.KernelLowering) -> tuple[hooks.Callback, bool] |
     return run, seen
 
 
-_warned: set[tuple[hooks.Kernel, str]] = set()
+_warned: set[tuple[hooks.KernelInfo, str]] = set()
 
 
-def _leave_to_jax(function: str, kernel: hooks.Kernel, unsupported: Unsupported) -> Use:
+def _leave_to_jax(function: str, kernel: hooks.KernelInfo, unsupported: Unsupported) -> Use:
     """Records that JAX interprets a kernel, and tells the user once.
 
     Raises:
@@ -466,7 +466,7 @@ def _blame(error: Exception, use: Use) -> None:
     error.add_note(f"in {_names(use.kernels)}, run in NumPy by pallas_shim")
 
 
-def _names(kernels: Sequence[hooks.Kernel]) -> str:
+def _names(kernels: Sequence[hooks.KernelInfo]) -> str:
     return ", ".join(
         f"the Pallas kernel {k.name}" + (f" ({k.source})" if k.source else "") for k in kernels
     )

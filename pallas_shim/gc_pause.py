@@ -11,7 +11,7 @@ from pallas_shim.evaluator.call_stack import with_room
 R = TypeVar("R")
 
 
-def undisturbed(call: Callable[..., R], *args: object, **kwargs: object) -> R:
+def gc_paused(call: Callable[..., R], *args: object, **kwargs: object) -> R:
     """What a call gives, made with room on the stack and without garbage collection.
 
     A full collection walks all that JAX holds, which takes as long as planning a small kernel, and

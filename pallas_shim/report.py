@@ -12,7 +12,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pallas_shim.jax_compat.hooks import Kernel
+    from pallas_shim.jax_compat.hooks import KernelInfo
 
 log = logging.getLogger("pallas_shim")
 
@@ -30,7 +30,7 @@ class Use:
     """
 
     function: str
-    kernels: tuple[Kernel, ...]
+    kernels: tuple[KernelInfo, ...]
     rung: str
     reason: str
     calls: int = 0
@@ -65,7 +65,7 @@ class Report:
         self._lock = threading.Lock()
         self._uses: dict[Any, Use] = {}
 
-    def use(self, function: str, kernels: tuple[Kernel, ...], rung: str, reason: str) -> Use:
+    def use(self, function: str, kernels: tuple[KernelInfo, ...], rung: str, reason: str) -> Use:
         """The use with this description; the first time, it is logged."""
         key = (function, kernels, rung, reason)
         with self._lock:
@@ -154,7 +154,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(text)
 
 
-def _titled(kernel: Kernel) -> str:
+def _titled(kernel: KernelInfo) -> str:
     return f"kernel {kernel.name}" + (f" ({kernel.source})" if kernel.source else "")
 
 

@@ -70,6 +70,12 @@ def _passes(value: str) -> dict[str, Any]:
     names = value.split(",")
     if not all(name.startswith("-") for name in names):
         raise KeyError(value)
+    for name in names:
+        if name[1:] in _RENAMED_PASSES:
+            raise SettingError(
+                f"PALLAS_NUMPY_PASSES={value!r} isn't allowed; the pass {name[1:]} is called "
+                f"{_RENAMED_PASSES[name[1:]]} now"
+            )
     return {"disabled_passes": frozenset(_PASSES[name[1:]] for name in names)}
 
 
@@ -77,11 +83,21 @@ TPUS = ("v4", "v5e", "v5p", "v6e", "v7x")
 
 # What the evaluator, which knows nothing of settings, has passes for.
 PASSES = (
-    "batching", "carried_rows", "common_subexpressions", "constant_folding", "dead_code",
-    "direct_stores", "emission", "extrema", "floor_division", "grid_batching", "hoisting",
-    "in_place", "index_arrays", "load_views", "movements", "store_forwarding", "truth_values",
-    "walks",
+    "batching", "codegen", "common_subexpressions", "constant_folding", "copy_elision",
+    "dead_code", "floor_division", "gather_to_slice", "grid_batching", "hoisting", "in_place",
+    "in_place_recurrences", "mask_narrowing", "movements", "select_to_minmax",
+    "store_forwarding", "store_fusion", "strength_reduction",
 )  # fmt: skip
+_RENAMED_PASSES = {
+    "carried_rows": "in_place_recurrences",
+    "direct_stores": "store_fusion",
+    "emission": "codegen",
+    "extrema": "select_to_minmax",
+    "index_arrays": "gather_to_slice",
+    "load_views": "copy_elision",
+    "truth_values": "mask_narrowing",
+    "walks": "strength_reduction",
+}
 _PASSES = {name: name for name in PASSES}
 
 # variable: (what is allowed, value -> fields of Settings; KeyError for a value that isn't allowed)
@@ -93,7 +109,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
     "PALLAS_NUMPY_TPU": (f"0 or one of {', '.join(TPUS)}", _tpu),
     "PALLAS_NUMPY_SCOPE": ("kernels or all", _scope),
     "PALLAS_NUMPY_PASSES": (
-        f"passes to leave out, as in -hoisting,-load_views, of {', '.join(PASSES)}",
+        f"passes to leave out, as in -hoisting,-copy_elision, of {', '.join(PASSES)}",
         _passes,
     ),
     "PALLAS_NUMPY_CACHE": ("0 or the path of a directory", _cache),

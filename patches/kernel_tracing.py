@@ -1,4 +1,4 @@
-"""Has JAX trace a kernel undisturbed by garbage collection, and with room on the stack."""
+"""Has JAX trace a kernel with garbage collection paused, and with room on the stack."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import wrapt
 
-from pallas_shim.gc_pause import undisturbed
+from pallas_shim.gc_pause import gc_paused
 from pallas_shim.jax_compat import hooks
 
 
@@ -22,4 +22,4 @@ def patch(pallas: ModuleType) -> Callable[[], None]:
 
 
 def _trace(stock: Callable[..., Any], instance: None, args: Any, kwargs: Any) -> Any:
-    return undisturbed(stock, *args, **kwargs)
+    return gc_paused(stock, *args, **kwargs)

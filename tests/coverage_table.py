@@ -87,7 +87,7 @@ def outcome(primitive: str) -> str:
       KeyError: it has neither a rule nor a reason to have none.
     """
     note = next((f" ({note})" for note, names in NOTES.items() if primitive in names.split()), "")
-    if primitive in rules.RULES:
+    if primitive in rules.IMPL_RULES:
         return f"rule{note}"
     if primitive in rules.LOWERING_RULES:
         return f"composed{note}"

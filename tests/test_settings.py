@@ -34,7 +34,7 @@ def test_empty_is_unset(name):
         ("_CACHE", "0", {}),
         ("_CACHE", "a b/c", {"cache": "a b/c"}),
         ("_PASSES", "-hoisting", {"disabled_passes": frozenset({"hoisting"})}),
-        ("_PASSES", "-in_place,-walks", {"disabled_passes": frozenset({"in_place", "walks"})}),
+        ("_PASSES", "-in_place,-movements", {"disabled_passes": {"in_place", "movements"}}),
     ],
 )
 def test_values(name, value, fields):
@@ -50,9 +50,10 @@ def test_values(name, value, fields):
         ("_LOG", "debug", "0 or 1"),
         ("_CACHE", "1", "a directory"),
         ("_PASSES", "hoisting", "-hoisting"),
-        ("_PASSES", "-hoisting,walks", "-hoisting"),
+        ("_PASSES", "-hoisting,movements", "-hoisting"),
         ("_PASSES", "-hoisting,", "-hoisting"),
         ("_PASSES", "-hosting", "in_place"),
+        ("_PASSES", "-hoisting,-walks", "walks is called strength_reduction now"),
     ],
 )
 def test_bad_values(name, value, allowed):

@@ -16,13 +16,12 @@ import ml_dtypes
 import numpy as np
 
 from pallas_shim.evaluator import grid, memory
+from pallas_shim.evaluator.batching_rules import LeadingAxes
 from pallas_shim.evaluator.lower import specialise
 from pallas_shim.evaluator.program import PURE, ArrayType, Operation, RefType, Type
 from pallas_shim.evaluator.refs import READS_FIRST, UPDATES_FIRST, WRITES_FIRST
 from pallas_shim.evaluator.registry import rule
 from pallas_shim.jax_compat.state import Index, Slice
-
-Lead = tuple[int, ...] | None
 
 
 @rule("lookup")
@@ -87,7 +86,7 @@ _E5M2 = np.dtype(ml_dtypes.float8_e5m2)
 # -- one cell after the other -----------------------------------------------------------------
 
 
-def _members(leads: Sequence[Lead]) -> list[tuple[Any, ...]]:
+def _members(leads: Sequence[LeadingAxes]) -> list[tuple[Any, ...]]:
     """For each cell of the leads' common one, what to index each operand with."""
     lead = [max(sizes) for sizes in zip(*[one for one in leads if one is not None], strict=True)]
     return [
@@ -123,7 +122,9 @@ def _each(ins, outs, *, primitive, of, members, leads, multiple):
     return run
 
 
-def _picker(leads: Sequence[Lead], listed: bool) -> Callable[[Sequence[Any]], list[list[Any]]]:
+def _picker(
+    leads: Sequence[LeadingAxes], listed: bool
+) -> Callable[[Sequence[Any]], list[list[Any]]]:
     """What gives each cell's operands. The first of them is a ref, ``listed`` if it is a list."""
     cells = _members(leads)
     if not listed:
@@ -145,7 +146,9 @@ def _picker(leads: Sequence[Lead], listed: bool) -> Callable[[Sequence[Any]], li
     return pick
 
 
-def each_block(block: Any, ins: tuple[Type, ...], out: RefType, leads: Sequence[Lead]) -> Operation:
+def each_block(
+    block: Any, ins: tuple[Type, ...], out: RefType, leads: Sequence[LeadingAxes]
+) -> Operation:
     """A list of the blocks of an array, one a cell. Operands: the array, leaves."""
     view, pick = grid.block_viewer(block), _picker(leads, False)
 
@@ -211,7 +214,7 @@ def _copier(block: Any) -> Callable[..., np.ndarray]:
 
 
 def copied_blocks(
-    block: Any, ins: tuple[Type, ...], out: RefType, leads: Sequence[Lead]
+    block: Any, ins: tuple[Type, ...], out: RefType, leads: Sequence[LeadingAxes]
 ) -> Operation:
     """A copy of the blocks of an array that nobody writes to. Operands: the array, leaves."""
     params = {"block": block, "leads": tuple(leads)}
@@ -237,14 +240,14 @@ def _as_block(path: memory.Path, shape: tuple[int, ...]) -> Any:
     return tuple(entries)
 
 
-def block_of_all(member: RefType, path: memory.Path, leads: Sequence[Lead]) -> Any:
+def block_of_all(member: RefType, path: memory.Path, leads: Sequence[LeadingAxes]) -> Any:
     """What one index takes all cells' parts with, as of `grid.block_viewer`; None if nothing."""
     return _as_block(path, member.shape) if leads[0] is None else None
 
 
 def each_load(
     member: RefType, path: memory.Path, ins: tuple[Type, ...], out: ArrayType,
-    leads: Sequence[Lead], listed: bool,
+    leads: Sequence[LeadingAxes], listed: bool,
 ) -> Operation:  # fmt: skip
     """A load of each cell's own ref, or at each cell's own place. Operands: ref, leaves."""
     params = {"path": path, "leads": tuple(leads), "listed": listed}
@@ -267,8 +270,9 @@ def each_load(
 
 
 def each_store(
-    member: RefType, path: memory.Path, ins: tuple[Type, ...], leads: Sequence[Lead], listed: bool
-) -> Operation:
+    member: RefType, path: memory.Path, ins: tuple[Type, ...], leads: Sequence[LeadingAxes],
+    listed: bool,
+) -> Operation:  # fmt: skip
     """A store to each cell's own ref, or at each cell's own place. Operands: ref, value,
     leaves."""
     write = memory.writer(member.shape, member.dtype, path)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from pallas_shim.evaluator.lower import specialise
 from pallas_shim.evaluator.program import ArrayType, Operation, Type
-from pallas_shim.evaluator.registry import BATCH_FORMS, RULES, Stack, Unsupported
+from pallas_shim.evaluator.registry import BATCHING_RULES, IMPL_RULES, Stack, Unsupported
 
 # The sizes of the axes in front of a stack, 1 along those that its members don't differ along;
 # None for a value that is the same for all.
-Lead = tuple[int, ...] | None
+LeadingAxes = tuple[int, ...] | None
 
 
 def array_type(type: Type) -> ArrayType:
@@ -25,7 +25,7 @@ def stacked(type: Type, size: int) -> ArrayType:
 
 def over_stack(operation: Operation, stack: Stack) -> Operation | None:
     """The operation that does on stacks what the given one does on each member."""
-    form = BATCH_FORMS.get(operation.name)
+    form = BATCHING_RULES.get(operation.name)
     if form is None:
         return None
     params = form.params(stack, **operation.params)
@@ -43,16 +43,16 @@ def over_stack(operation: Operation, stack: Stack) -> Operation | None:
         return None
 
 
-def common(leads: Sequence[Lead]) -> Lead:
+def common(leads: Sequence[LeadingAxes]) -> LeadingAxes:
     """The axes of what is made of operands with the given ones."""
     some = [lead for lead in leads if lead is not None]
     return tuple(map(max, *some)) if len(some) > 1 else some[0] if some else None
 
 
-def over_leads(operation: Operation, leads: Sequence[Lead]) -> Operation | None:
+def over_leads(operation: Operation, leads: Sequence[LeadingAxes]) -> Operation | None:
     """The operation on stacks with several axes in front, of which ``leads`` tells for each
     operand; each operand's are the same, but where the form says otherwise."""
-    form = BATCH_FORMS.get(operation.name)
+    form = BATCHING_RULES.get(operation.name)
     lead = common(leads)
     if form is None or lead is None:
         return None
@@ -80,10 +80,10 @@ def over_leads(operation: Operation, leads: Sequence[Lead]) -> Operation | None:
         return None
 
 
-def each(operation: Operation, leads: Sequence[Lead]) -> Operation | None:
+def each(operation: Operation, leads: Sequence[LeadingAxes]) -> Operation | None:
     """The operation that does the same one member after the other."""
     lead = common(leads)
-    if lead is None or operation.name not in RULES:
+    if lead is None or operation.name not in IMPL_RULES:
         return None
     ins = tuple(
         [

@@ -31,7 +31,7 @@ class _Visits:
         self.past: dict[Starts, tuple[Starts, Starts]] = {}
 
 
-class _Place(NamedTuple):
+class _BlockPlace(NamedTuple):
     """Where one block lies: for each dimension, a known element offset or the position of a
     leaf and what to multiply it by."""
 
@@ -47,7 +47,7 @@ class _Place(NamedTuple):
         )
 
     def window_index(self, starts: Starts) -> tuple[Any, ...]:
-        """The index of the block as `bounds.window` takes it."""
+        """The index of the block as `checked_memory.window` takes it."""
         own = tuple(
             start if dim.kind == "squeezed" else Slice(start, dim.size, 1)
             for start, dim in zip(starts, self.dims, strict=True)
@@ -68,7 +68,7 @@ class _Place(NamedTuple):
         )
 
 
-class Windows:
+class CheckedBlocks:
     """The blocks of one call.
 
     Args:
@@ -95,7 +95,7 @@ class Windows:
         self.buffers = buffers
         self.types = types
         self.made: list[tuple[Value, Callable[[], Any]]] = []
-        self._written_back: list[tuple[Value, Value, Value, _Place]] = []
+        self._written_back: list[tuple[Value, Value, Value, _BlockPlace]] = []
         self._shared = {
             position
             for given, out in call.aliases
@@ -146,7 +146,7 @@ class Windows:
                 self._emit("check_revisit", (visits,), leaves, indices, fn, writes=(0,))
             self._view(position, ref, place, leaves)
 
-    def _view(self, position: int, ref: Value, place: _Place, leaves: Sequence[Value]) -> None:
+    def _view(self, position: int, ref: Value, place: _BlockPlace, leaves: Sequence[Value]) -> None:
         copies = not place.known_inside and not self.checked.raises
         copies = copies and position < self.call.num_inputs
         fill = memory.filler(self.types[position].dtype, self.checked)
@@ -164,7 +164,7 @@ class Windows:
         self,
         position: int,
         ref: Value,
-        place: _Place,
+        place: _BlockPlace,
         leaves: Sequence[Value],
         indices: Sequence[Value],
     ) -> None:
@@ -213,7 +213,7 @@ class Windows:
 
     def _place(
         self, position: int, starts: Sequence[Value], indices: Sequence[Value]
-    ) -> tuple[_Place, list[Value]]:
+    ) -> tuple[_BlockPlace, list[Value]]:
         """Where the block lies, and the values that this depends on."""
         dims = self.call.blocks[position].dims
         shape = self.buffers[position].ref.shape
@@ -234,7 +234,7 @@ class Windows:
                 axes = None if axes is None or axis is None else axes | {axis}
                 first, last = (-1, 0) if count is None else (0, (int(count) - 1) * scale)
             inside = inside and 0 <= first and last <= size - dim.size
-        return _Place(dims, shape, tuple(offsets), inside, self._all_different(axes)), leaves
+        return _BlockPlace(dims, shape, tuple(offsets), inside, self._all_different(axes)), leaves
 
     def _all_different(self, axes: set[int] | None) -> bool:
         """Whether a block that goes by these axes of the grid alone never comes back."""
@@ -244,7 +244,7 @@ class Windows:
         sizes = [self.sizes[axis].const for axis in passed if axis not in axes]
         return all(size is not None and int(size) == 1 for size in sizes)
 
-    def _check(self, position: int, place: _Place) -> Callable[..., tuple]:
+    def _check(self, position: int, place: _BlockPlace) -> Callable[..., tuple]:
         num_inputs = self.call.num_inputs
         kind = "input" if position < num_inputs else "output"
         origin = self.call.blocks[position].origin
@@ -266,7 +266,7 @@ class Windows:
 
         return check
 
-    def _check_revisit(self, output: int, place: _Place) -> Callable[..., tuple]:
+    def _check_revisit(self, output: int, place: _BlockPlace) -> Callable[..., tuple]:
         grid_ndim = len(self.sizes)
 
         def check(visits, *values):
@@ -312,7 +312,7 @@ def _iteration(values: Sequence[Any], grid_ndim: int) -> Starts:
 
 
 def _read(
-    buffer: np.ndarray, place: _Place, starts: Starts, shape: tuple[int, ...], fill: Any
+    buffer: np.ndarray, place: _BlockPlace, starts: Starts, shape: tuple[int, ...], fill: Any
 ) -> np.ndarray:
     """A copy of a block; what of it is outside its array is ``fill``."""
     block = np.full(shape, fill, buffer.dtype)

@@ -16,7 +16,7 @@ from pallas_shim.evaluator.memory import Dynamic, Path
 from pallas_shim.jax_compat.state import Index, Slice
 
 
-class Reach(NamedTuple):
+class IndexSpan(NamedTuple):
     """The ``extent`` elements from ``start`` on that an index spans, of a dimension's ``size``."""
 
     start: int | Dynamic
@@ -24,7 +24,7 @@ class Reach(NamedTuple):
     size: int
 
 
-def unproven(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> list[Reach]:
+def unproven(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> list[IndexSpan]:
     """The indices of a path that aren't known to stay inside."""
     found = []
     for position, step in enumerate(path):
@@ -32,34 +32,34 @@ def unproven(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> list[Reach]
             continue
         inside, _ = memory.viewed_type(shape, dtype, path[:position])
         for size, index in zip(inside, step.dims, strict=True):
-            reach = _reach(index, size)
-            known = not isinstance(reach.start, Dynamic)
-            if reach.extent and not (known and _is_inside(reach.start, reach)):
-                found.append(reach)
+            span = _span(index, size)
+            known = not isinstance(span.start, Dynamic)
+            if span.extent and not (known and _is_inside(span.start, span)):
+                found.append(span)
     return found
 
 
-def _reach(index: Any, size: int) -> Reach:
+def _span(index: Any, size: int) -> IndexSpan:
     if isinstance(index, Slice):
         extent = (index.size - 1) * index.stride + 1 if index.size else 0
-        return Reach(index.start, extent, size)
-    return Reach(index, 1, size)
+        return IndexSpan(index.start, extent, size)
+    return IndexSpan(index, 1, size)
 
 
-def _is_inside(start: Any, reach: Reach) -> bool:
-    return 0 <= start <= reach.size - reach.extent
+def _is_inside(start: Any, span: IndexSpan) -> bool:
+    return 0 <= start <= span.size - span.extent
 
 
-def check(reaches: Sequence[Reach], message: str, error: type[Exception]) -> Callable[..., tuple]:
+def check(spans: Sequence[IndexSpan], message: str, error: type[Exception]) -> Callable[..., tuple]:
     """The function of a path's leaves that raises ``error`` if one of them leads outside."""
 
     def run(*leaves):
-        for reach in reaches:
-            start = _at(reach.start, leaves)
-            if not _is_inside(start, reach):
+        for span in spans:
+            start = _at(span.start, leaves)
+            if not _is_inside(start, span):
                 raise error(
-                    f"{message}: {reach.extent} elements from {start} on of a dimension of "
-                    f"{reach.size}. Keep its indices inside it"
+                    f"{message}: {span.extent} elements from {start} on of a dimension of "
+                    f"{span.size}. Keep its indices inside it"
                 )
         return ()
 

@@ -11,7 +11,7 @@ from pallas_shim.evaluator import memory
 from pallas_shim.jax_compat.state import Bitcast, Index, Slice
 
 
-class Cut:
+class DynamicSlices:
     """What a path with slices of dynamic size leads to, cut off where the ref ends: on a TPU an
     array is padded to whole tiles. Before these slices the path may have any steps, after them
     only indices. So it is with arrays of indices in the last step: an index outside is moved

@@ -2,7 +2,7 @@
 
 Values are those of JAX's interpreter: each operand and result is one buffer, padded to whole
 blocks with uninitialised elements, and a cell sees views of it. An operand is copied only if
-it has to be padded or is written to. Where memory is checked, windows.py makes the blocks.
+it has to be padded or is written to. Where memory is checked, checked_blocks.py makes the blocks.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import memory, refs
-from pallas_shim.evaluator.checked_blocks import Windows
-from pallas_shim.evaluator.lower import Kernel
+from pallas_shim.evaluator.checked_blocks import CheckedBlocks
+from pallas_shim.evaluator.lower import KernelScope
 from pallas_shim.evaluator.program import (
     PURE,
     ArrayType,
@@ -53,19 +53,19 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
     ]
     scratch_types = ref_types[call.num_prefetch + num_blocks :]
     scratch = [Value(t) for t in scratch_types]
-    windows = None
+    checked_blocks = None
     _share_aliased(call, buffers)
     if call.checked is not None:
-        windows = Windows(lowering, call, call.checked, sizes, buffers, block_types)
+        checked_blocks = CheckedBlocks(lowering, call, call.checked, sizes, buffers, block_types)
 
     def cell(indices: Sequence[Value]) -> None:
         cell_start = len(lowering.body)
         starts = [lowering.inline(b.index_map, [*indices, *prefetch]) for b in call.blocks]
-        if windows is not None:
-            blocks = windows.refs()
+        if checked_blocks is not None:
+            blocks = checked_blocks.refs()
             with lowering.block() as body:
                 lowering.inline(call.jaxpr, [*prefetch, *blocks, *scratch], closed_over)
-            windows.define(blocks, indices, starts, written_roots(body, blocks))
+            checked_blocks.define(blocks, indices, starts, written_roots(body, blocks))
             lowering.body.extend(body)
             return
         views = [
@@ -112,11 +112,11 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
             _allocate(lowering, ref, call.checked)
     for ref in scratch:
         _allocate(lowering, ref, call.checked)
-    for ref, make in windows.made if windows is not None else ():
+    for ref, make in checked_blocks.made if checked_blocks is not None else ():
         lowering.define("buffer", ref, (), make, Effects(allocates=True))
     lowering.body.extend(cells)
-    if windows is not None:
-        windows.write_back()
+    if checked_blocks is not None:
+        checked_blocks.write_back()
     return [
         _contents(lowering, ref, block, _array_shape(lowering, block))
         for ref, block in zip(
@@ -157,7 +157,7 @@ def lower_cells(
     def in_kernel(indices: Sequence[Value]) -> Sequence[Value]:
         named = dict(zip(names, zip(indices, sizes, strict=True), strict=True)) if names else {}
         own = ([indices[i] for i in local], [sizes[i] for i in local])
-        lowering.kernels.append(Kernel(*own, named, shared, checked, for_device))
+        lowering.kernels.append(KernelScope(*own, named, shared, checked, for_device))
         cell(indices)
         lowering.kernels.pop()
         return ()

@@ -32,7 +32,7 @@ from pallas_shim.evaluator.program import (
     make_instruction,
 )
 from pallas_shim.evaluator.refused import refusal
-from pallas_shim.evaluator.registry import LOWERING_RULES, RULES, Unsupported
+from pallas_shim.evaluator.registry import IMPL_RULES, LOWERING_RULES, Unsupported
 
 
 def lower(
@@ -77,7 +77,7 @@ def type_of(aval: Any) -> Type:
     return KeyType(shape, dtype, key_ndim) if key_ndim else ArrayType(shape, dtype)
 
 
-class Kernel(NamedTuple):
+class KernelScope(NamedTuple):
     """The kernel that is being lowered.
 
     ``indices`` and ``sizes`` are its program ids and its grid's sizes; ``names`` gives the
@@ -104,7 +104,7 @@ class Lowering:
         self.axes = axes
         self.body: list[Instruction] = []
         self.source: Any = None
-        self.kernels: list[Kernel] = []
+        self.kernels: list[KernelScope] = []
         self._operations: dict[Any, Operation] = {}
         self._consts: dict[Any, Value] = {}
         self._types: dict[Any, Type] = {}
@@ -303,7 +303,7 @@ def specialise(
     Raises:
       Unsupported: no rule, or the rule refuses.
     """
-    rule = RULES.get(primitive)
+    rule = IMPL_RULES.get(primitive)
     if rule is None:
         raise refusal(primitive)
     if not rule.keys and any(t.key_ndim for t in (*ins, *outs)):

@@ -1,6 +1,6 @@
 """What rules emit for a ref: its allocation, and loads and stores by a path into it.
 
-Where memory is checked, see bounds.py; elsewhere indices are clamped as XLA does.
+Where memory is checked, see checked_memory.py; elsewhere indices are clamped as XLA does.
 """
 
 from __future__ import annotations
@@ -210,9 +210,9 @@ def guard(
     """Emits the check that a path stays inside its ref, if memory is checked."""
     if lowering.checked is None:
         return
-    reaches = checked_memory.unproven(ref.type.shape, ref.type.dtype, path)
-    if reaches:
-        check = checked_memory.check(reaches, outside(access, ref), error)
+    spans = checked_memory.unproven(ref.type.shape, ref.type.dtype, path)
+    if spans:
+        check = checked_memory.check(spans, outside(access, ref), error)
         lowering.memory(
             "check_bounds", leaves, [], check, Effects(io=True), key=(access, ref.type, path)
         )

@@ -1,6 +1,6 @@
 """Where rules are registered and found.
 
-There are two kinds. A *rule* turns a primitive, once its parameters and types are
+There are two kinds. An *impl rule* turns a primitive, once its parameters and types are
 known, into the NumPy callable for exactly that case. A *lowering rule* emits
 instructions itself: for primitives that hold jaxprs, touch memory, or are
 composed of other primitives. Where a primitive has both, the lowering rule decides, and
@@ -33,7 +33,7 @@ class Unsupported(Exception):
         return f"{self.primitive}: {self.reason}{where}"
 
 
-class Rule(NamedTuple):
+class ImplRule(NamedTuple):
     """``make(ins, outs, **params)`` gets the operands' and results' ArrayTypes (tuples)
     and returns ``fn(*arrays)``, which returns the array, or a tuple of arrays if the
     primitive has several results. It raises `Unsupported` for a case it can't do.
@@ -47,7 +47,7 @@ class Rule(NamedTuple):
 
 
 class Stack(NamedTuple):
-    """What a batch form has to know of the instructions that are to run as one.
+    """What a batching rule has to know of the instructions that are to run as one.
 
     ``size`` is their number, ``ins`` the types of one's operands, and ``shared`` says which
     of those are the same value for all.
@@ -58,7 +58,7 @@ class Stack(NamedTuple):
     shared: tuple[bool, ...]
 
 
-class BatchForm(NamedTuple):
+class BatchRule(NamedTuple):
     """How a primitive runs when its operands and results get an axis in front.
 
     ``params(stack, **params)`` gives the parameters of the primitive that does so, None if
@@ -75,9 +75,12 @@ class BatchForm(NamedTuple):
     reorders: bool = False
 
 
-RULES: dict[str, Rule] = {}
-BATCH_FORMS: dict[str, BatchForm] = {}
-LOWERING_RULES: dict[str, Callable[..., Any]] = {}
+# ``(lowering, eqn, ins) -> outs``: see `lowering_rule`.
+LoweringRule = Callable[..., Any]
+
+IMPL_RULES: dict[str, ImplRule] = {}
+BATCHING_RULES: dict[str, BatchRule] = {}
+LOWERING_RULES: dict[str, LoweringRule] = {}
 
 
 def _require_unclaimed(primitive: str, *tables: dict[str, Any]) -> None:
@@ -92,8 +95,8 @@ def rule(
 
     def register(make: Callable) -> Callable:
         for name in primitives:
-            _require_unclaimed(name, RULES)
-            RULES[name] = Rule(make, view, keys)
+            _require_unclaimed(name, IMPL_RULES)
+            IMPL_RULES[name] = ImplRule(make, view, keys)
         return make
 
     return register
@@ -111,14 +114,14 @@ def lowering_rule(*primitives: str) -> Callable[[Callable], Callable]:
     return register
 
 
-def batch_form(*primitives: str, **traits: Any) -> Callable[[Callable], Callable]:
-    """Registers ``params(stack, **params)`` as the named primitives' `BatchForm`, which has
+def batch_rule(*primitives: str, **traits: Any) -> Callable[[Callable], Callable]:
+    """Registers ``params(stack, **params)`` as the named primitives' `BatchRule`, which has
     the given traits."""
 
     def register(params: Callable) -> Callable:
         for name in primitives:
-            _require_unclaimed(name, BATCH_FORMS)
-            BATCH_FORMS[name] = BatchForm(params, **traits)
+            _require_unclaimed(name, BATCHING_RULES)
+            BATCHING_RULES[name] = BatchRule(params, **traits)
         return params
 
     return register
@@ -137,5 +140,5 @@ def register_rule(primitive: str, make: Callable[..., Callable[..., Any]], *, vi
     Raises:
       ValueError: the primitive has a rule already.
     """
-    _require_unclaimed(primitive, RULES, LOWERING_RULES)
-    RULES[primitive] = Rule(make, view)
+    _require_unclaimed(primitive, IMPL_RULES, LOWERING_RULES)
+    IMPL_RULES[primitive] = ImplRule(make, view)

@@ -44,7 +44,7 @@ TRACE_EVENT = "/jax/core/compile/jaxpr_trace_duration"
 # -- jaxprs that hold kernels -----------------------------------------------------------------
 
 
-class Kernel(NamedTuple):
+class KernelInfo(NamedTuple):
     """What names one kernel to the user."""
 
     name: str
@@ -77,13 +77,13 @@ def inner_jaxprs(eqn: Any) -> Iterator[Any]:
     return core.jaxprs_in_params(eqn.params)
 
 
-def describe_kernel(eqn: Any) -> Kernel:
+def describe_kernel(eqn: Any) -> KernelInfo:
     """The name, definition and grid of the kernel that an equation calls."""
     if eqn.primitive.name != "pallas_call":
-        return Kernel(kernel_name(eqn), kernel_source(eqn), "")
+        return KernelInfo(kernel_name(eqn), kernel_source(eqn), "")
     grid = eqn.params["grid_mapping"].grid
     sizes = (str(size) if isinstance(size, int) else "?" for size in grid)
-    return Kernel(kernel_name(eqn), kernel_source(eqn), f"({', '.join(sizes)})")
+    return KernelInfo(kernel_name(eqn), kernel_source(eqn), f"({', '.join(sizes)})")
 
 
 # -- the interpret parameter ------------------------------------------------------------------

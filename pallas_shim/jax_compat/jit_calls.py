@@ -30,14 +30,14 @@ class Call(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What `Answers.load` knows of a call: see there."""
+    """What `CallHandler.load` knows of a call: see there."""
 
     plan: Any
     out_tree: Any
     consts: list[Any]
 
 
-class Answers(Protocol):
+class CallHandler(Protocol):
     """What calls are answered with."""
 
     def plan(self, params: dict[str, Any]) -> Any | None:
@@ -64,7 +64,7 @@ _NO_JAXPR = SimpleNamespace(effects=(), consts=())
 _REGISTRY = getattr(tree_util, "tracing_registry", None) or tree_util.default_registry
 
 
-def answer_calls(answers: Answers) -> Callable[[], None]:
+def answer_calls(answers: CallHandler) -> Callable[[], None]:
     """Has jitted calls that jit's C++ cache doesn't serve answered; returns the undoing.
 
     ``answers`` isn't asked while another function is traced, or while JAX debugs. Nor is it at all

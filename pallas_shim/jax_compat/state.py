@@ -142,35 +142,35 @@ def _extended(view: Any, steps: tuple[Step, ...]) -> Any:
 # -- primitives -----------------------------------------------------------------------------
 
 
-class Load(NamedTuple):
+class LoadInfo(NamedTuple):
     view: RefView
     mask: Any
     other: Any
 
 
-class Store(NamedTuple):
+class StoreInfo(NamedTuple):
     view: RefView
     value: Any
     mask: Any
 
 
-def load(eqn: Any, ins: Sequence[Any]) -> Load:
+def load(eqn: Any, ins: Sequence[Any]) -> LoadInfo:
     """`get` and `masked_load`."""
     if "args_tree" in eqn.params:
         ref, transforms, mask, other = eqn.params["args_tree"].unflatten(ins)
-        return Load(_view(ref, transforms), mask, other)
+        return LoadInfo(_view(ref, transforms), mask, other)
     ref, *leaves = ins
-    return Load(_view(ref, tree_util.tree_unflatten(eqn.params["tree"], leaves)), None, None)
+    return LoadInfo(_view(ref, tree_util.tree_unflatten(eqn.params["tree"], leaves)), None, None)
 
 
-def store(eqn: Any, ins: Sequence[Any]) -> Store:
+def store(eqn: Any, ins: Sequence[Any]) -> StoreInfo:
     """`swap`, `addupdate` and `masked_swap`."""
     if "args_tree" in eqn.params:
         ref, transforms, value, mask = eqn.params["args_tree"].unflatten(ins)
-        return Store(_view(ref, transforms), value, mask)
+        return StoreInfo(_view(ref, transforms), value, mask)
     ref, value, *leaves = ins
     view = _view(ref, tree_util.tree_unflatten(eqn.params["tree"], leaves))
-    return Store(view, value, None)
+    return StoreInfo(view, value, None)
 
 
 class Dma(NamedTuple):

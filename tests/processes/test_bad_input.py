@@ -10,7 +10,7 @@ import pytest
     [
         ("PALLAS_NUMPY", "yes", "0, 1 or force"),
         ("PALLAS_NUMPY_STRICT", "2", "0 or 1"),
-        ("PALLAS_NUMPY_PASSES", "fold", "-hoisting,-load_views"),
+        ("PALLAS_NUMPY_PASSES", "fold", "-hoisting,-copy_elision"),
         ("PALLAS_NUMPY_PASSES", "-hosting", "hoisting"),
         ("PALLAS_NUMPY_STICT", "1", "PALLAS_NUMPY_STRICT"),
     ],

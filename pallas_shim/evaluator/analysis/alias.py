@@ -18,7 +18,7 @@ from pallas_shim.evaluator.program import (
 from pallas_shim.evaluator.registry import Unsupported
 
 
-class Touched:
+class ModRef:
     """The buffers that some instructions read and write, and whether the world sees them."""
 
     __slots__ = ("reads", "writes", "io")
@@ -28,13 +28,13 @@ class Touched:
         self.writes: set[Value] = set()
         self.io = False
 
-    def add(self, other: Touched) -> None:
+    def add(self, other: ModRef) -> None:
         self.reads |= other.reads
         self.writes |= other.writes
         self.io |= other.io
 
 
-class Memory:
+class AliasAnalysis:
     """Where each ref of a program points, and what each region does to memory.
 
     A buffer is named by its *root*: the value of the allocation, or of the parameter,
@@ -42,14 +42,14 @@ class Memory:
 
     Raises:
       Unsupported: a structured operation takes or returns a ref, so that roots can't be
-        told. (Regions close over refs; JAX has no loop that carries one. What `walks` has
-        loops take is told.)
+        told. (Regions close over refs; JAX has no loop that carries one. What strength
+        reduction has loops take is told.)
     """
 
     def __init__(self, program: Program):
         self.allocated: set[Value] = set()  # roots that no one outside the program sees
         self._roots: dict[Value, Value] = {}
-        self._touched: dict[Region, Touched] = {}
+        self._touched: dict[Region, ModRef] = {}
         self._visit(program.top)
 
     def root(self, ref: Value) -> Value:
@@ -59,9 +59,9 @@ class Memory:
         """The roots of an instruction's operands at the given positions."""
         return [self._roots.get(ref, ref) for ref in (instruction.ins[p] for p in positions)]
 
-    def within(self, instruction: Instruction) -> Touched:
+    def within(self, instruction: Instruction) -> ModRef:
         """What the regions of a structured instruction touch."""
-        touched = Touched()
+        touched = ModRef()
         for region in instruction.regions:
             touched.add(self._touched[region])
         return touched
@@ -86,7 +86,7 @@ class Memory:
                     users[root] = at
         return {root: at for root, at in users.items() if at != -1 and root not in shared}
 
-    def _walks(self, instruction: Instruction, touched: Touched) -> None:
+    def _note_rows(self, instruction: Instruction, touched: ModRef) -> None:
         """Notes the memory that a loop walks along; a row that is read needs no instruction."""
         operation, ins, outs, regions, _ = instruction
         first = operation.params["num_carry"] if operation.name == "scan" else len(ins)
@@ -100,14 +100,14 @@ class Memory:
             touched.reads.add(root)
 
     def _visit(self, region: Region) -> None:
-        touched = self._touched[region] = Touched()
+        touched = self._touched[region] = ModRef()
         roots = self._roots
         local: list[Value] = []
         for instruction in region.body:
             operation, ins, outs, regions, _ = instruction
             effects = operation.effects
             if regions:
-                self._walks(instruction, touched)
+                self._note_rows(instruction, touched)
                 for inner in regions:
                     self._visit(inner)
                     touched.add(self._touched[inner])
@@ -133,19 +133,19 @@ def only_reads(operation: Operation) -> bool:
     return not (writes or allocates or io or operation.view) and operation.fn is not None
 
 
-class Epochs:
+class MemoryVersions:
     """Counts, along a walk in program order, the states of each buffer.
 
-    A read of a buffer in one epoch sees what any other read in that epoch sees.
+    A read of a buffer in one version sees what any other read in that version sees.
     """
 
-    def __init__(self, memory: Memory):
-        self._memory = memory
+    def __init__(self, aliases: AliasAnalysis):
+        self._aliases = aliases
         self._now: dict[Value, int] = {}
         self._count = itertools.count(1)
 
     def of(self, instruction: Instruction, positions: Iterable[int]) -> tuple[int, ...]:
-        roots = self._memory.roots(instruction, positions)
+        roots = self._aliases.roots(instruction, positions)
         return tuple([self._now.get(root, 0) for root in roots])
 
     def write(self, roots: Iterable[Value]) -> None:
@@ -154,7 +154,7 @@ class Epochs:
 
     def inside(self, instruction: Instruction) -> Iterable[Region]:
         """The regions of an instruction, each to be walked while it is the current one."""
-        writes = self._memory.within(instruction).writes
+        writes = self._aliases.within(instruction).writes
         if instruction.name == "switch":
             before = {root: self._now.get(root, 0) for root in writes}
             for region in instruction.regions:

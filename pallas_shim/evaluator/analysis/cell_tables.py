@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pallas_shim.evaluator.analysis.alias import Memory
+from pallas_shim.evaluator.analysis.alias import AliasAnalysis
 from pallas_shim.evaluator.batched_ops import clamped
 from pallas_shim.evaluator.batching_rules import over_stack
 from pallas_shim.evaluator.floating import as_xla
@@ -36,7 +36,7 @@ _LARGEST_TABLE = 1 << 20
 Table = np.ndarray
 
 
-def constants(program: Program, memory: Memory) -> dict[Value, np.ndarray]:
+def constants(program: Program, aliases: AliasAnalysis) -> dict[Value, np.ndarray]:
     """What is in the buffers of constants that nothing writes to."""
     held, written = {}, set()
     for instruction in program.top.walk():
@@ -45,7 +45,7 @@ def constants(program: Program, memory: Memory) -> dict[Value, np.ndarray]:
             if ins[0].const.shape == outs[0].ref.shape:  # no padding
                 held[outs[0]] = ins[0].const
         if operation.effects.writes:
-            written.update(memory.roots(instruction, operation.effects.writes))
+            written.update(aliases.roots(instruction, operation.effects.writes))
     return {root: array for root, array in held.items() if root not in written}
 
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pallas_shim.evaluator import memory
-from pallas_shim.evaluator.analysis.alias import Memory
+from pallas_shim.evaluator.analysis.alias import AliasAnalysis
 from pallas_shim.evaluator.analysis.cell_tables import Table, table_of
 from pallas_shim.evaluator.batched_ops import clamped
 from pallas_shim.evaluator.program import PURE, Instruction, RefType, Region, Value
@@ -129,8 +129,10 @@ class Footprints:
     cell makes anew.
     """
 
-    def __init__(self, memory: Memory, axes: int, region: Region, known: Mapping[Value, Table]):
-        self.memory = memory
+    def __init__(
+        self, aliases: AliasAnalysis, axes: int, region: Region, known: Mapping[Value, Table]
+    ):
+        self.aliases = aliases
         self.axes = axes
         self.known = known
         self.accesses: dict[Value, list[Access]] = {}
@@ -150,7 +152,7 @@ class Footprints:
         """What a ref covers of its buffer: all of it, if the ref comes from outside."""
         known = self._boxes.get(ref)
         if known is None:
-            root = self.memory.root(ref)
+            root = self.aliases.root(ref)
             shape = root.ref.shape
             starts = (_constant(0, self.axes),) * len(shape)
             dims = tuple(range(len(shape))) if root is ref else (None,) * ref.ref.ndim

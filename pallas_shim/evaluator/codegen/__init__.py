@@ -1,4 +1,4 @@
-"""Emission: a loop that turns often becomes one Python function.
+"""Code generation: a loop that turns often becomes one Python function.
 
 A closure for each instruction is made sooner than source is compiled, but where there is a loop,
 its rounds pay for that: values are local variables, loops and branches are Python's own, scalar
@@ -27,7 +27,7 @@ DEEPEST = 12
 
 def choice(skip: Collection[str]) -> Callable[[Instruction], bool]:
     """Which loops become functions, where the passes named in ``skip`` are left out."""
-    return (lambda loop: False) if "emission" in skip else pays
+    return (lambda loop: False) if "codegen" in skip else pays
 
 
 def pays(loop: Instruction) -> bool:

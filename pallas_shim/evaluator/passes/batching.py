@@ -34,7 +34,7 @@ from pallas_shim.evaluator.program import (
     Value,
     make_instruction,
 )
-from pallas_shim.evaluator.registry import BATCH_FORMS, Stack
+from pallas_shim.evaluator.registry import BATCHING_RULES, Stack
 
 # Stacks of more bytes than this would leave the second-level cache between two instructions,
 # and the work on them outweighs the calls that they save.
@@ -84,8 +84,8 @@ class _Batching:
             types = outs if name == "slice" else (*ins, *outs)
             known = self._stackable[operation] = (
                 operation.effects is PURE
-                and name in BATCH_FORMS
-                and not (BATCH_FORMS[name].reorders and ins[0].dtype.kind not in "iub")
+                and name in BATCHING_RULES
+                and not (BATCHING_RULES[name].reorders and ins[0].dtype.kind not in "iub")
                 and all(isinstance(t, ArrayType) and t.nbytes <= _LARGEST_MEMBER for t in types)
                 and all(isinstance(t, ArrayType) and t.size for t in outs)
                 # What scalars' own operators do costs less than getting one out of a stack.
@@ -282,7 +282,7 @@ class _Agenda:
     def together(self, members: list[Instruction]) -> bool:
         """Emits instructions with one operation as one, if that pays."""
         operation, size = members[0].operation, len(members)
-        form = BATCH_FORMS[operation.name]
+        form = BATCHING_RULES[operation.name]
         columns = list(zip(*[member.ins for member in members], strict=True))
         shared = tuple([column.count(column[0]) == size for column in columns])
         if all(shared):

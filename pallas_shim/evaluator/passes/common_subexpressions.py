@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pallas_shim.evaluator.analysis.alias import Epochs, Memory, only_reads
+from pallas_shim.evaluator.analysis.alias import AliasAnalysis, MemoryVersions, only_reads
 from pallas_shim.evaluator.passes.rewrite import (
     ScopedTable,
     Substitution,
@@ -19,13 +19,13 @@ from pallas_shim.evaluator.program import PURE, Instruction, Program, Region
 
 
 def share_common_subexpressions(program: Program) -> Program:
-    return Program(program.name, _Sharing(Memory(program)).region(program.top))
+    return Program(program.name, _Sharing(AliasAnalysis(program)).region(program.top))
 
 
 class _Sharing:
-    def __init__(self, memory: Memory):
-        self.memory = memory
-        self.epochs = Epochs(memory)
+    def __init__(self, aliases: AliasAnalysis):
+        self.aliases = aliases
+        self.versions = MemoryVersions(aliases)
         self.results = ScopedTable()
         self.replaced: Substitution = {}
 
@@ -41,9 +41,9 @@ class _Sharing:
             if operation.effects is PURE:
                 key = (operation, ins)
             elif only_reads(operation):
-                key = (operation, ins, self.epochs.of(instruction, operation.effects.reads))
+                key = (operation, ins, self.versions.of(instruction, operation.effects.reads))
             else:
-                self.epochs.write(self.memory.roots(instruction, operation.effects.writes))
+                self.versions.write(self.aliases.roots(instruction, operation.effects.writes))
                 kept.append(instruction)
                 continue
             earlier = results.setdefault(key, outs)
@@ -56,7 +56,7 @@ class _Sharing:
 
     def structured(self, instruction: Instruction) -> Instruction:
         regions = []
-        for region in self.epochs.inside(instruction):
+        for region in self.versions.inside(instruction):
             with self.results.scope():
                 regions.append(self.region(region))
         return with_regions(instruction, regions)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
-from pallas_shim.evaluator.analysis.alias import Memory, only_reads
+from pallas_shim.evaluator.analysis.alias import AliasAnalysis, only_reads
 from pallas_shim.evaluator.passes.rewrite import with_regions
 from pallas_shim.evaluator.program import (
     PURE,
@@ -22,8 +22,8 @@ from pallas_shim.evaluator.program import (
 )
 
 
-def view_loads(program: Program) -> Program:
-    walk = _Walk(Memory(program))
+def elide_copies(program: Program) -> Program:
+    walk = _CopyElision(AliasAnalysis(program))
     return Program(program.name, walk.region(program.top, top=True))
 
 
@@ -45,9 +45,9 @@ class _Load:
         self.last = float("inf")
 
 
-class _Walk:
-    def __init__(self, memory: Memory):
-        self.memory = memory
+class _CopyElision:
+    def __init__(self, aliases: AliasAnalysis):
+        self.aliases = aliases
         self.loads: dict[Value, _Load] = {}  # also under the values that are views of them
         self.at: list[int] = []  # the instruction we are at, of each enclosing region
         self.viewing: dict[Operation, Operation] = {}
@@ -65,10 +65,10 @@ class _Walk:
                 self.use(instruction)
             if regions:
                 body[at] = with_regions(instruction, [self.region(r) for r in regions])
-                for root in self.memory.within(instruction).writes:
+                for root in self.aliases.within(instruction).writes:
                     writes.setdefault(root, []).append(at)
             elif operation.effects is not PURE:
-                for root in self.memory.roots(instruction, operation.effects.writes):
+                for root in self.aliases.roots(instruction, operation.effects.writes):
                     writes.setdefault(root, []).append(at)
                 if only_reads(operation) and "as_view" in operation.params:
                     load = self.loads[outs[0]] = _Load(depth, at)
@@ -79,14 +79,14 @@ class _Walk:
             if returned is None:
                 continue
             # What the program returns lives on after it, while the caller's memory may change.
-            if top and self.memory.root(body[returned.at].ins[0]) in self.memory.allocated:
+            if top and self.aliases.root(body[returned.at].ins[0]) in self.aliases.allocated:
                 returned.last = max(returned.last, len(body))
             else:
                 returned.escapes()
         self.at.pop()
         for load in loads:
             instruction = body[load.at]
-            written = writes.get(self.memory.root(instruction.ins[0]), ())
+            written = writes.get(self.aliases.root(instruction.ins[0]), ())
             following = bisect_right(written, load.at)
             if load.last < (written[following] if following < len(written) else float("inf")):
                 body[load.at] = self.as_view(instruction)

@@ -10,23 +10,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from pallas_shim.evaluator.analysis.alias import Memory, store_address
+from pallas_shim.evaluator.analysis.alias import AliasAnalysis, store_address
 from pallas_shim.evaluator.passes.rewrite import with_regions
 from pallas_shim.evaluator.program import PURE, Instruction, Program, Region, Value
 
 
 def remove_dead_code(program: Program) -> Program:
-    return Program(program.name, _Sweep(Memory(program)).region(program.top))
+    return Program(program.name, _Sweep(AliasAnalysis(program)).region(program.top))
 
 
 class _Sweep:
-    def __init__(self, memory: Memory):
-        self.memory = memory
+    def __init__(self, aliases: AliasAnalysis):
+        self.aliases = aliases
         self.used: set[Value] = set()
         self.observed: set[Value] = set()  # roots that are read later
 
     def region(self, region: Region) -> Region:
-        used, observed, memory = self.used, self.observed, self.memory
+        used, observed, aliases = self.used, self.observed, self.aliases
         used.update(region.results)
         overwritten: dict[Value, set[Any]] = {}  # by root, addresses stored to before a read
         kept: list[Instruction] = []
@@ -38,7 +38,7 @@ class _Sweep:
                 if unused:
                     continue
             elif regions:
-                touched = memory.within(instruction)
+                touched = aliases.within(instruction)
                 if unused and not touched.io and self.unseen(touched.writes):
                     continue
                 # A loop's region may run again after what follows it in the text.
@@ -47,14 +47,14 @@ class _Sweep:
                     overwritten.pop(root, None)
                 instruction = with_regions(instruction, [self.region(r) for r in regions])
             else:
-                writes = memory.roots(instruction, effects.writes)
+                writes = aliases.roots(instruction, effects.writes)
                 if unused and not effects.io:
                     if self.unseen(writes):
                         continue
                     address = store_address(instruction)
                     if address is not None and address in overwritten.get(writes[0], ()):
                         continue
-                reads = memory.roots(instruction, effects.reads)
+                reads = aliases.roots(instruction, effects.reads)
                 observed.update(reads)
                 address = store_address(instruction)
                 if address is not None:
@@ -66,4 +66,4 @@ class _Sweep:
         return Region(region.params, tuple(reversed(kept)), region.results)
 
     def unseen(self, roots: Iterable[Value]) -> bool:
-        return all(r in self.memory.allocated and r not in self.observed for r in roots)
+        return all(r in self.aliases.allocated and r not in self.observed for r in roots)

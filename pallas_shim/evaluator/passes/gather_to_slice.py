@@ -61,7 +61,7 @@ class Affine(NamedTuple):
         return self.high + int(self.offsets.max())
 
 
-class _Place(NamedTuple):
+class _SlicePlace(NamedTuple):
     """A slice of a ref: its path, and the scalars at which it starts."""
 
     path: tuple[Any, ...]
@@ -73,16 +73,16 @@ class _Scatter(NamedTuple):
     """What a scatter makes of all that a ref held: ``updates`` at a place."""
 
     before: Value
-    place: _Place
+    place: _SlicePlace
     updates: Value
 
 
-def slice_index_arrays(program: Program) -> Program:
+def turn_gathers_into_slices(program: Program) -> Program:
     with as_xla():
-        return Program(program.name, _Walk().region(program.top))
+        return Program(program.name, _GatherToSlice().region(program.top))
 
 
-class _Walk:
+class _GatherToSlice:
     def __init__(self) -> None:
         self.replaced: Substitution = {}
         self.affine: dict[Value, Affine] = {}
@@ -303,7 +303,9 @@ class _Walk:
         self.wholes = {}
         return ()
 
-    def place(self, type: Type, indices: Value, windows: tuple[Any, Any, Any]) -> _Place | None:
+    def place(
+        self, type: Type, indices: Value, windows: tuple[Any, Any, Any]
+    ) -> _SlicePlace | None:
         """The slice that index vectors lead to, None if they aren't proven to lie inside one
         after the other, each component along an axis of its own."""
         dropped, index_map, window_dims = map(tuple, windows)
@@ -348,7 +350,7 @@ class _Walk:
         shape = (*[dim.size for dim in dims], *trailing)
         dims += [Slice(0, dim, 1) for dim in trailing]
         path = (Index(tuple(dims)),) if leaves or shape != type.shape else ()
-        return _Place(path, tuple(leaves), shape)
+        return _SlicePlace(path, tuple(leaves), shape)
 
     def plus(self, scalar: Value, number: int) -> Value:
         """A scalar plus a number, which stays inside the scalar's type."""
@@ -425,16 +427,18 @@ _ARITHMETIC: dict[str, Callable[[int, int], int]] = {
     "min": min,
 }
 
-_METHODS: dict[str, Callable[[_Walk, Instruction], tuple[Value, ...] | None]] = {
-    "add": _Walk.add,
-    **dict.fromkeys(("sub", "mul", "max", "min"), _Walk.arithmetic),
-    **dict.fromkeys(_DECIDED, _Walk.compare),
-    **dict.fromkeys(("and", "or"), _Walk.combine),
-    **dict.fromkeys(("broadcast_in_dim", "broadcast_to", "reshape", "squeeze"), _Walk.move),
-    "select_n": _Walk.select,
-    "concatenate": _Walk.concatenate,
-    "get": _Walk.load,
-    "gather": _Walk.gather,
-    "scatter": _Walk.scatter,
-    "store": _Walk.store,
+_METHODS: dict[str, Callable[[_GatherToSlice, Instruction], tuple[Value, ...] | None]] = {
+    "add": _GatherToSlice.add,
+    **dict.fromkeys(("sub", "mul", "max", "min"), _GatherToSlice.arithmetic),
+    **dict.fromkeys(_DECIDED, _GatherToSlice.compare),
+    **dict.fromkeys(("and", "or"), _GatherToSlice.combine),
+    **dict.fromkeys(
+        ("broadcast_in_dim", "broadcast_to", "reshape", "squeeze"), _GatherToSlice.move
+    ),
+    "select_n": _GatherToSlice.select,
+    "concatenate": _GatherToSlice.concatenate,
+    "get": _GatherToSlice.load,
+    "gather": _GatherToSlice.gather,
+    "scatter": _GatherToSlice.scatter,
+    "store": _GatherToSlice.store,
 }

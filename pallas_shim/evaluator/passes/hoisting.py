@@ -6,7 +6,7 @@ for leaving the outer one. Branches of a switch keep what they have: it may not 
 
 from __future__ import annotations
 
-from pallas_shim.evaluator.analysis.alias import Memory, only_reads
+from pallas_shim.evaluator.analysis.alias import AliasAnalysis, only_reads
 from pallas_shim.evaluator.passes.rewrite import with_regions
 from pallas_shim.evaluator.program import (
     PURE,
@@ -23,13 +23,13 @@ _LARGEST_RESULT = 1 << 24
 
 
 def hoist_invariants(program: Program) -> Program:
-    top, _ = _Hoisting(Memory(program)).region(program.top, writes=None)
+    top, _ = _Hoisting(AliasAnalysis(program)).region(program.top, writes=None)
     return Program(program.name, top)
 
 
 class _Hoisting:
-    def __init__(self, memory: Memory):
-        self.memory = memory
+    def __init__(self, aliases: AliasAnalysis):
+        self.aliases = aliases
         self.small: dict[Operation, bool] = {}
 
     def region(self, region: Region, writes: set[Value] | None) -> tuple[Region, list[Instruction]]:
@@ -60,7 +60,7 @@ class _Hoisting:
     def structured(self, instruction: Instruction) -> tuple[Instruction, list[Instruction]]:
         """The instruction with smaller regions, and what now goes before it."""
         is_loop = instruction.name != "switch"
-        writes = self.memory.within(instruction).writes if is_loop else None
+        writes = self.aliases.within(instruction).writes if is_loop else None
         walked = [self.region(region, writes) for region in instruction.regions]
         freed = [inner for _, hoisted in walked for inner in hoisted]
         return with_regions(instruction, [region for region, _ in walked]), freed
@@ -80,5 +80,5 @@ class _Hoisting:
         if operation.effects is PURE:
             return True
         return only_reads(operation) and writes.isdisjoint(
-            self.memory.roots(instruction, operation.effects.reads)
+            self.aliases.roots(instruction, operation.effects.reads)
         )

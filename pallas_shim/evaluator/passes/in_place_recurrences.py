@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pallas_shim.evaluator.analysis.alias import Memory
+from pallas_shim.evaluator.analysis.alias import AliasAnalysis
 from pallas_shim.evaluator.passes.rewrite import is_ufunc, with_regions, writing_over
 from pallas_shim.evaluator.program import (
     Effects,
@@ -27,21 +27,21 @@ from pallas_shim.evaluator.program import (
 )
 
 
-def compute_in_rows(program: Program) -> Program:
+def compute_recurrences_in_place(program: Program) -> Program:
     if not any(i.name == "rows" for i in program.top.walk()):
         return program
-    return Program(program.name, _Walk(program).region(program.top))
+    return Program(program.name, _Recurrences(program).region(program.top))
 
 
-class _Walk:
+class _Recurrences:
     def __init__(self, program: Program):
-        self.memory = Memory(program)
+        self.aliases = AliasAnalysis(program)
         self.uses = Counter(program.top.uses())
 
     def region(self, region: Region) -> Region:
         body: list[Instruction] = []
         for instruction in region.body:
-            # From the outside in: `Memory` knows the regions as they were.
+            # From the outside in: `AliasAnalysis` knows the regions as they were.
             for each in self.scan(instruction) if instruction.name == "scan" else [instruction]:
                 if each.regions:
                     each = with_regions(each, list(map(self.region, each.regions)))
@@ -64,7 +64,7 @@ class _Walk:
             if value not in made or self.uses[value] == 1 or row.ref.contents != value.type:
                 continue
             # The walk and the store.
-            if users[self.memory.root(row)] > 2:
+            if users[self.aliases.root(row)] > 2:
                 continue
             within = _same_memory(value, region, count)
             if within is None:
@@ -86,10 +86,10 @@ class _Walk:
     def users(self, scan: Instruction) -> Counter[Value]:
         """By how many walks and instructions of a loop each memory is touched."""
         walks = scan.ins[scan.operation.params["num_carry"] :]
-        users = Counter([self.memory.root(v) for v in walks if isinstance(v.type, RefType)])
+        users = Counter([self.aliases.root(v) for v in walks if isinstance(v.type, RefType)])
         for instruction in scan.regions[0].body:
-            effects, within = instruction.operation.effects, self.memory.within(instruction)
-            touched = self.memory.roots(instruction, (*effects.reads, *effects.writes))
+            effects, within = instruction.operation.effects, self.aliases.within(instruction)
+            touched = self.aliases.roots(instruction, (*effects.reads, *effects.writes))
             users.update({*touched, *within.reads, *within.writes})
         return users
 

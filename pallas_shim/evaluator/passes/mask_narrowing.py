@@ -20,7 +20,7 @@ _BOOL = np.dtype(np.bool_)
 _EXACT = {np.dtype(np.float32): 1 << 24, np.dtype(np.float64): 1 << 53}
 
 
-class TruthValues(Peephole):
+class MaskNarrowing(Peephole):
     def __init__(self) -> None:
         super().__init__()
         self.truths: dict[Value, Value | None] = {}  # of integers that are 0 or 1: the boolean

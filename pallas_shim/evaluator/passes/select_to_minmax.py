@@ -13,7 +13,7 @@ _EXTREMUM = {"gt": "max", "ge": "max", "lt": "min", "le": "min"}
 _OTHER = {"max": "min", "min": "max"}
 
 
-class Extrema(Peephole):
+class SelectToMinMax(Peephole):
     def __init__(self) -> None:
         super().__init__()
         self.comparisons: dict[Value, Instruction] = {}

@@ -53,7 +53,7 @@ class Piece(NamedTuple):
         return slice(self.start, stop if stop >= 0 else None, self.step)
 
 
-class Plan(NamedTuple):
+class StackPlan(NamedTuple):
     """How to stack some values, and what that costs."""
 
     cost: float
@@ -146,12 +146,12 @@ class Stacks:
 
     # -- stacking values --------------------------------------------------------------------
 
-    def plan(self, values: tuple[Value, ...]) -> Plan:
+    def plan(self, values: tuple[Value, ...]) -> StackPlan:
         """How values, not all the same one, are best stacked."""
         if values in self._made:
-            return Plan(0)
+            return StackPlan(0)
         if values[0].const is not None and all([value.const is not None for value in values]):
-            return Plan(0)
+            return StackPlan(0)
         pieces: list[Piece] = []
         get = self.places.get
         current: Any = None  # the stack of the piece that is being made
@@ -176,11 +176,11 @@ class Stacks:
             pieces.append(Piece(current, start, step, length))
         if len(pieces) == 1:
             whole = pieces[0].start == 0 and len(values) == current.type.shape[0]
-            return Plan(0 if whole else VIEW, pieces)
+            return StackPlan(0 if whole else VIEW, pieces)
         moved = stacked(values[0].type, len(values)).nbytes * BYTE
         if all([piece.source is current for piece in pieces]):  # a stack is no single value
-            return Plan(CALL + moved, pieces)
-        return Plan(CALL + PIECE * len(pieces) + moved, pieces)
+            return StackPlan(CALL + moved, pieces)
+        return StackPlan(CALL + PIECE * len(pieces) + moved, pieces)
 
     def stack(self, values: tuple[Value, ...], pieces: Sequence[Piece], source: Any) -> Value:
         """A stack of values, as planned."""

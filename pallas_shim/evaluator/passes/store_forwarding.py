@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from pallas_shim.evaluator.analysis.alias import Epochs, Memory, load_address, store_address
+from pallas_shim.evaluator.analysis.alias import (
+    AliasAnalysis,
+    MemoryVersions,
+    load_address,
+    store_address,
+)
 from pallas_shim.evaluator.passes.rewrite import (
     ScopedTable,
     Substitution,
@@ -14,18 +19,18 @@ from pallas_shim.evaluator.program import PURE, Instruction, Program, Region
 
 
 def forward_stores(program: Program) -> Program:
-    return Program(program.name, _Forwarding(Memory(program)).region(program.top))
+    return Program(program.name, _Forwarding(AliasAnalysis(program)).region(program.top))
 
 
 class _Forwarding:
-    def __init__(self, memory: Memory):
-        self.memory = memory
-        self.epochs = Epochs(memory)
+    def __init__(self, aliases: AliasAnalysis):
+        self.aliases = aliases
+        self.versions = MemoryVersions(aliases)
         self.stored = ScopedTable()
         self.replaced: Substitution = {}
 
     def region(self, region: Region) -> Region:
-        replaced, epochs = self.replaced, self.epochs
+        replaced, versions = self.replaced, self.versions
         kept: list[Instruction] = []
         for instruction in with_operands(region.body, replaced):
             operation, ins, outs, regions, _ = instruction
@@ -34,20 +39,20 @@ class _Forwarding:
             elif operation.effects is not PURE:
                 address = load_address(instruction)
                 if address is not None:
-                    stored = self.stored.get((address, epochs.of(instruction, (0,))))
+                    stored = self.stored.get((address, versions.of(instruction, (0,))))
                     if stored is not None and stored.type == outs[0].type:
                         replaced[outs[0]] = stored
                         continue
-                epochs.write(self.memory.roots(instruction, operation.effects.writes))
+                versions.write(self.aliases.roots(instruction, operation.effects.writes))
                 address = store_address(instruction)
                 if address is not None:
-                    self.stored.set((address, epochs.of(instruction, (0,))), ins[1])
+                    self.stored.set((address, versions.of(instruction, (0,))), ins[1])
             kept.append(instruction)
         return Region(region.params, tuple(kept), substitute(region.results, replaced))
 
     def structured(self, instruction: Instruction) -> Instruction:
         regions = []
-        for region in self.epochs.inside(instruction):
+        for region in self.versions.inside(instruction):
             with self.stored.scope():
                 regions.append(self.region(region))
         return with_regions(instruction, regions)

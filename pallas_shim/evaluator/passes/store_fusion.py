@@ -11,8 +11,8 @@ from collections import Counter
 
 import numpy as np
 
-from pallas_shim.evaluator import memory as memory_paths
-from pallas_shim.evaluator.analysis.alias import Memory
+from pallas_shim.evaluator import memory
+from pallas_shim.evaluator.analysis.alias import AliasAnalysis
 from pallas_shim.evaluator.passes.rewrite import is_ufunc, with_regions
 from pallas_shim.evaluator.program import (
     PURE,
@@ -26,14 +26,14 @@ from pallas_shim.evaluator.program import (
 )
 
 
-def store_directly(program: Program) -> Program:
+def fuse_stores(program: Program) -> Program:
     uses = Counter(program.top.uses())
-    return Program(program.name, _Walk(Memory(program), uses).region(program.top))
+    return Program(program.name, _StoreFusion(AliasAnalysis(program), uses).region(program.top))
 
 
-class _Walk:
-    def __init__(self, memory: Memory, uses: Counter[Value]):
-        self.memory = memory
+class _StoreFusion:
+    def __init__(self, aliases: AliasAnalysis, uses: Counter[Value]):
+        self.aliases = aliases
         self.uses = uses
 
     def region(self, region: Region) -> Region:
@@ -54,11 +54,11 @@ class _Walk:
                 elif operation.view and ins[0] in viewed:
                     viewed[outs[0]] = viewed[ins[0]]
                 continue
-            writes = self.memory.roots(instruction, operation.effects.writes)
-            reads = self.memory.roots(instruction, operation.effects.reads)
+            writes = self.aliases.roots(instruction, operation.effects.writes)
+            reads = self.aliases.roots(instruction, operation.effects.reads)
             if regions:
                 body[at] = with_regions(instruction, list(map(self.region, regions)))
-                touched = self.memory.within(instruction)
+                touched = self.aliases.within(instruction)
                 writes += touched.writes
                 reads += touched.reads
             elif operation.name == "buffer" and not ins:
@@ -91,8 +91,8 @@ def _direct(source: Instruction, store: Instruction) -> Instruction | None:
     ref, value, *leaves = store.ins
     shape, dtype, *_ = ref.ref
     path = store.operation.params["path"]
-    view = memory_paths.direct_viewer(shape, dtype, path)
-    whole = memory_paths.viewed_type(shape, dtype, path) == value.type
+    view = memory.direct_viewer(shape, dtype, path)
+    whole = memory.viewed_type(shape, dtype, path) == value.type
     if view is None or not whole or not value.type.shape:
         return None
     ufunc, count = operation.fn, len(operands)

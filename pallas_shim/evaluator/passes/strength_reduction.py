@@ -33,13 +33,13 @@ from pallas_shim.jax_compat.state import Index, Slice
 _FEWEST_ROUNDS = 3
 
 
-def walk_along_loops(program: Program) -> Program:
+def reduce_strength(program: Program) -> Program:
     if not any(i.name == "scan" for i in program.top.walk()):
         return program
-    return Program(program.name, _Walk(program).region(program.top))
+    return Program(program.name, _StrengthReduction(program).region(program.top))
 
 
-class _Walk:
+class _StrengthReduction:
     def __init__(self, program: Program):
         self.uses = Counter(program.top.uses())
 

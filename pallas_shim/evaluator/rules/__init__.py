@@ -12,9 +12,9 @@ import importlib
 
 from pallas_shim.discovery import installed
 from pallas_shim.evaluator.registry import (
+    IMPL_RULES,
     LOWERING_RULES,
-    RULES,
-    Rule,
+    ImplRule,
     Unsupported,
     lowering_rule,
     register_rule,
@@ -23,8 +23,8 @@ from pallas_shim.evaluator.registry import (
 
 __all__ = [
     "LOWERING_RULES",
-    "RULES",
-    "Rule",
+    "IMPL_RULES",
+    "ImplRule",
     "Unsupported",
     "load",
     "load_own",

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from pallas_shim.evaluator.memory import same
-from pallas_shim.evaluator.registry import Unsupported, batch_form, lowering_rule, rule
+from pallas_shim.evaluator.registry import Unsupported, batch_rule, lowering_rule, rule
 from pallas_shim.evaluator.rules.casts import cast
 from pallas_shim.evaluator.scalar_types import (
     bit_width,
@@ -60,7 +60,7 @@ def _of_scalar(source: np.dtype, target: np.dtype) -> Function | None:
     return target.type if source.kind in "iu" and exact else None
 
 
-@batch_form("convert_element_type", "bitcast_convert_type", "reduce_precision")
+@batch_rule("convert_element_type", "bitcast_convert_type", "reduce_precision")
 def _batch(stack, **params):
     return params
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from pallas_shim.evaluator.registry import Unsupported, batch_form, lowering_rule, rule
+from pallas_shim.evaluator.registry import Unsupported, batch_rule, lowering_rule, rule
 from pallas_shim.evaluator.rules import complex_math, float32_functions
 from pallas_shim.evaluator.rules import elementwise_math as math
 from pallas_shim.evaluator.rules.casts import cast
@@ -274,13 +274,13 @@ def _select_n(ins, outs, **_):
     return math.select_many
 
 
-@batch_form("select_n", broadcasts=True)
+@batch_rule("select_n", broadcasts=True)
 def _select_batch(stack, **params):
     # One predicate for a whole array chooses the array.
     return params if stack.ins[0].shape == stack.ins[1].shape else None
 
 
-@batch_form(
+@batch_rule(
     *TABLE, "round", "pow", "integer_pow", "clamp", "real", "imag", "complex", "floor_divide",
     "floor_remainder", broadcasts=True,
 )

@@ -10,7 +10,7 @@ import numpy as np
 
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
-from pallas_shim.evaluator.registry import Unsupported, batch_form, rule
+from pallas_shim.evaluator.registry import Unsupported, batch_rule, rule
 from pallas_shim.evaluator.rules.sort import order_bits, sortable
 
 Shape = tuple[int, ...]
@@ -246,12 +246,12 @@ def _take(ins, outs, *, indices, axis, **_):
     return lambda x: x.reshape(parted).take(rows, axis).reshape(outs[0].shape)
 
 
-@batch_form("take")
+@batch_rule("take")
 def _take_batch(stack, *, indices, axis, **_):
     return {"indices": indices, "axis": axis + 1}
 
 
-@batch_form("gather", unstacked=(1,))
+@batch_rule("gather", unstacked=(1,))
 def _gather_batch(stack, *, dimension_numbers, slice_sizes, **params):
     dnums = dimension_numbers
     shifted = dnums._replace(
@@ -401,7 +401,7 @@ _scatter_extremum("scatter-max", np.maximum, "max")
 _scatter_extremum("scatter-min", np.minimum, "min")
 
 
-@batch_form(
+@batch_rule(
     "scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-max", "scatter-min",
     unstacked=(1,),
 )

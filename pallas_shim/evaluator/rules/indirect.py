@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pallas_shim.evaluator import memory, refs
-from pallas_shim.evaluator.dynamic_slices import Cut
+from pallas_shim.evaluator.dynamic_slices import DynamicSlices
 from pallas_shim.evaluator.program import ArrayType, Effects, RefType, Value
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.jax_compat import state
@@ -137,7 +137,7 @@ def _operands(lowering, view: state.RefView) -> _Operands:
             dims[axis] = memory.Chosen(leaf)
         path = (*before, state.Index(tuple(dims)))
     leaves = [*leaves, *(_loaded(lowering, index) for index in indices)]
-    cut = Cut(view.ref.type.shape, view.ref.type.dtype, path)
+    cut = DynamicSlices(view.ref.type.shape, view.ref.type.dtype, path)
     rank = len(_indices_type(indices[0])[0]) if indices else 0
     side = _Side(cut, len(indices), rank, _place(axes) if axes else 0, ignored)
     return _Operands(side, (path, ignored), type, view.ref, leaves)
@@ -147,7 +147,7 @@ class _Side(NamedTuple):
     """How one side of the DMA is written to: the last ``arrays`` leaves are indices of ``rank``
     dimensions, which are at ``place`` in what they choose."""
 
-    cut: Cut
+    cut: DynamicSlices
     arrays: int
     rank: int
     place: int

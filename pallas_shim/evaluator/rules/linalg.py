@@ -14,7 +14,7 @@ import scipy  # imports its parts at their first use, which keeps them out of mo
 from pallas_shim.evaluator import blas, scalar_types
 from pallas_shim.evaluator.memory import same
 from pallas_shim.evaluator.program import ArrayType, Value
-from pallas_shim.evaluator.registry import Unsupported, batch_form, lowering_rule, rule
+from pallas_shim.evaluator.registry import Unsupported, batch_rule, lowering_rule, rule
 from pallas_shim.evaluator.rules.casts import cast
 from pallas_shim.jax_compat import definitions
 
@@ -124,7 +124,7 @@ def _dot_general(ins, outs, *, dimension_numbers, precision=None, **_):
     return run
 
 
-@batch_form("dot_general", ones=True)
+@batch_rule("dot_general", ones=True)
 def _dot_general_batch(stack, *, dimension_numbers, **params):
     def behind(pair):
         return tuple(tuple(d + 1 for d in dims) for dims in pair)

@@ -15,7 +15,7 @@ import numpy as np
 
 from pallas_shim.evaluator import memory, refs
 from pallas_shim.evaluator.program import Value
-from pallas_shim.evaluator.registry import batch_form, lowering_rule, rule
+from pallas_shim.evaluator.registry import batch_rule, lowering_rule, rule
 from pallas_shim.evaluator.rules import array_indices, state
 from pallas_shim.jax_compat import state as jax_state
 
@@ -85,12 +85,12 @@ def _at_shared_starts(stack, first, starts, sizes, **params):
 _STARTS = tuple(range(1, 33))
 
 
-@batch_form("slice_sticking_out", unstacked=_STARTS)
+@batch_rule("slice_sticking_out", unstacked=_STARTS)
 def _slice_batch(stack, **params):
     return _at_shared_starts(stack, 1, **params)
 
 
-@batch_form("update_sticking_out", unstacked=_STARTS[1:])
+@batch_rule("update_sticking_out", unstacked=_STARTS[1:])
 def _update_batch(stack, **params):
     return _at_shared_starts(stack, 2, **params)
 
@@ -98,7 +98,7 @@ def _update_batch(stack, **params):
 # -- the primitives ---------------------------------------------------------------------------
 
 
-class _Place(NamedTuple):
+class _MaskedPlace(NamedTuple):
     """Where an access goes: dynamic starts are ``leaves``. ``known``: it stays inside; else it is
     a slice of what ``around`` leads to, whose dynamic starts are the first ``outer`` leaves."""
 
@@ -120,8 +120,8 @@ class _Elements(NamedTuple):
 
 
 def _place(
-    lowering, access: jax_state.Load | jax_state.Store, shape
-) -> _Place | _Elements | None:
+    lowering, access: jax_state.LoadInfo | jax_state.StoreInfo, shape
+) -> _MaskedPlace | _Elements | None:
     """None for what is left to `state`: arrays beside slices, strides, checked memory, keys."""
     ref = access.view.ref
     if lowering.checked is not None or ref.type.key_ndim:
@@ -147,10 +147,10 @@ def _place(
         return None
     starts, sizes = tuple(d.start for d in slices), tuple(d.size for d in slices)
     known = state.inside(access)
-    return _Place(ref, starts, sizes, leaves, path, around, len(outer), known)
+    return _MaskedPlace(ref, starts, sizes, leaves, path, around, len(outer), known)
 
 
-def _read(lowering, place: _Place | _Elements, out) -> Value:
+def _read(lowering, place: _MaskedPlace | _Elements, out) -> Value:
     if isinstance(place, _Elements):
         return array_indices.load(lowering, place.ref, place.indices, out)
     if place.known:
@@ -163,7 +163,7 @@ def _read(lowering, place: _Place | _Elements, out) -> Value:
     return _reshaped(lowering, part, out)
 
 
-def _write(lowering, place: _Place | _Elements, value: Value) -> None:
+def _write(lowering, place: _MaskedPlace | _Elements, value: Value) -> None:
     if isinstance(place, _Elements):
         array_indices.store(lowering, place.ref, place.indices, value)
         return
@@ -179,7 +179,7 @@ def _write(lowering, place: _Place | _Elements, value: Value) -> None:
     refs.store(lowering, place.ref, place.around, place.leaves[: place.outer], changed)
 
 
-def _whole(lowering, place: _Place) -> Value:
+def _whole(lowering, place: _MaskedPlace) -> Value:
     contents = place.ref.ref.contents
     shape, dtype = memory.viewed_type(contents.shape, contents.dtype, place.around)
     type = contents._replace(shape=shape, dtype=dtype)

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from pallas_shim.evaluator.program import ArrayType
-from pallas_shim.evaluator.registry import Unsupported, batch_form, lowering_rule, rule
+from pallas_shim.evaluator.registry import Unsupported, batch_rule, lowering_rule, rule
 from pallas_shim.jax_compat import definitions
 
 
@@ -59,7 +59,7 @@ def _threefry2x32(ins, outs, **_):
     return threefry2x32
 
 
-@batch_form("threefry2x32", broadcasts=True)
+@batch_rule("threefry2x32", broadcasts=True)
 def _batch(stack, **params):
     return params
 

@@ -11,7 +11,7 @@ import numpy as np
 from pallas_shim.evaluator import scalar_types
 from pallas_shim.evaluator.memory import same
 from pallas_shim.evaluator.program import ArrayType
-from pallas_shim.evaluator.registry import Unsupported, batch_form, lowering_rule, rule
+from pallas_shim.evaluator.registry import Unsupported, batch_rule, lowering_rule, rule
 from pallas_shim.evaluator.rules.casts import cast
 from pallas_shim.jax_compat import definitions
 
@@ -179,9 +179,9 @@ rule("argmax")(_arg(np.argmax))
 rule("argmin")(_arg(np.argmin))
 
 
-@batch_form("reduce_max", "reduce_min", "reduce_and", "reduce_or", "reduce_xor", "argmax", "argmin")
-@batch_form("count")
-@batch_form("reduce_sum", "reduce_prod", reorders=True)
+@batch_rule("reduce_max", "reduce_min", "reduce_and", "reduce_or", "reduce_xor", "argmax", "argmin")
+@batch_rule("count")
+@batch_rule("reduce_sum", "reduce_prod", reorders=True)
 def _batch(stack, *, axes, **params):
     return {"axes": tuple(axis + 1 for axis in axes), **params}
 
@@ -275,6 +275,6 @@ rule("cummax")(_cumulative(extremum, np.maximum))
 rule("cummin")(_cumulative(extremum, np.minimum))
 
 
-@batch_form("cumsum", "cumprod", "cumlogsumexp", "cummax", "cummin")
+@batch_rule("cumsum", "cumprod", "cumlogsumexp", "cummax", "cummin")
 def _running_batch(stack, *, axis, **params):
     return {"axis": axis + 1, **params}

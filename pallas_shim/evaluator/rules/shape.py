@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pallas_shim.evaluator.program import RefType
-from pallas_shim.evaluator.registry import Unsupported, batch_form, lowering_rule, rule
+from pallas_shim.evaluator.registry import Unsupported, batch_rule, lowering_rule, rule
 
 # A broadcast result up to this many bytes is filled in rather than viewed: that takes a
 # third of the time of making the view, and contiguous operands make the users faster.
@@ -193,10 +193,10 @@ _SHIFTED: dict[str, Callable[..., dict[str, Any]]] = {
     "tile": lambda stack, *, reps, **_: {"reps": (1, *reps)},
 }
 for _name, _params in _SHIFTED.items():
-    batch_form(_name)(_params)
+    batch_rule(_name)(_params)
 
 
-@batch_form("pad", unstacked=(1,))
+@batch_rule("pad", unstacked=(1,))
 def _pad_batch(stack, *, padding_config, **_):
     return {"padding_config": ((0, 0, 0), *padding_config)} if stack.shared[1] else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pallas_shim.evaluator.registry import Unsupported, batch_form, rule
+from pallas_shim.evaluator.registry import Unsupported, batch_rule, rule
 
 
 def order_bits(x: np.ndarray) -> np.ndarray:
@@ -130,12 +130,12 @@ def _parts(x):
     return [x.astype(sortable(x.dtype), copy=False)]
 
 
-@batch_form("sort")
+@batch_rule("sort")
 def _sort_batch(stack, *, dimension, **params):
     return {"dimension": dimension + 1, **params}
 
 
-@batch_form("top_k")
+@batch_rule("top_k")
 def _top_k_batch(stack, *, axis=-1, **params):
     return {"axis": axis if axis < 0 else axis + 1, **params}
 

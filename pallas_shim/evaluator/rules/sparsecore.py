@@ -182,7 +182,7 @@ def _scatter_elements(ins, outs, *, masked, add):
     return scatter
 
 
-class _Place(NamedTuple):
+class _LanePlace(NamedTuple):
     """What an access goes to, and the type of what lies there."""
 
     ref: Value
@@ -197,7 +197,7 @@ class _Place(NamedTuple):
         refs.store(lowering, self.ref, self.path, self.leaves, value)
 
 
-def _access(lowering, eqn, ins) -> tuple[state.SparseAccess, _Place]:
+def _access(lowering, eqn, ins) -> tuple[state.SparseAccess, _LanePlace]:
     try:
         access = state.sparse_access(eqn, ins)
         path, leaves = refs.path_of(access.view)
@@ -207,7 +207,7 @@ def _access(lowering, eqn, ins) -> tuple[state.SparseAccess, _Place]:
         raise Unsupported(eqn.primitive.name, str(error)) from error
     ref = access.view.ref
     type = ArrayType(*memory.viewed_type(ref.type.shape, ref.type.dtype, path))
-    return access, _Place(ref, path, leaves, type)
+    return access, _LanePlace(ref, path, leaves, type)
 
 
 def _apply(lowering, name: str, ins, out: ArrayType, **params) -> Value:

@@ -122,13 +122,13 @@ def _require_near(lowering, eqn) -> None:
         )
 
 
-def _may_stick_out(lowering, eqn, access: state.Load | state.Store) -> bool:
+def _may_stick_out(lowering, eqn, access: state.LoadInfo | state.StoreInfo) -> bool:
     """Whether an unmasked pl.load or pl.store needs other than clamped indices."""
     unclamped = lowering.checked is None and eqn.primitive.name in ("masked_load", "masked_swap")
     return unclamped and not inside(access)
 
 
-def _checked_masked_swap(lowering, access: state.Store, out: ArrayType | KeyType) -> Value:
+def _checked_masked_swap(lowering, access: state.StoreInfo, out: ArrayType | KeyType) -> Value:
     ref, path, leaves = _basic(lowering, access.view)
     dims = tuple(state.Slice(0, dim, 1) for dim in ref.type.shape)
     match path:
@@ -146,7 +146,7 @@ def _checked_masked_swap(lowering, access: state.Store, out: ArrayType | KeyType
     return before
 
 
-def inside(access: state.Load | state.Store) -> bool:
+def inside(access: state.LoadInfo | state.StoreInfo) -> bool:
     """Whether an unmasked pl.load or pl.store can't leave its ref. Unlike a ref's own
     indexing, these don't move a slice that sticks out."""
     shape, dtype = access.view.ref.type.shape, access.view.ref.type.dtype

@@ -15,7 +15,7 @@ import numpy as np
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import memory, refs
-from pallas_shim.evaluator.dynamic_slices import Cut
+from pallas_shim.evaluator.dynamic_slices import DynamicSlices
 from pallas_shim.evaluator.program import PURE, ArrayType, Effects, Value
 from pallas_shim.evaluator.registry import Unsupported, lowering_rule, rule
 from pallas_shim.evaluator.rules import indirect
@@ -160,8 +160,8 @@ def _copy_cut_off(lowering, dma: state.Dma) -> None:
     of the array to whole tiles, which its owners multiply with zeros and want finite."""
     (src_path, src_leaves), (dst_path, dst_leaves) = map(_path_of_any_size, (dma.src, dma.dst))
     src, dst = dma.src.ref, dma.dst.ref
-    source = Cut(src.type.shape, src.type.dtype, src_path)
-    target = Cut(dst.type.shape, dst.type.dtype, dst_path)
+    source = DynamicSlices(src.type.shape, src.type.dtype, src_path)
+    target = DynamicSlices(dst.type.shape, dst.type.dtype, dst_path)
     if source.dtype != target.dtype:
         raise Unsupported("dma_start", f"a DMA from {source.dtype} to {target.dtype}")
     count, add = len(src_leaves), dma.add

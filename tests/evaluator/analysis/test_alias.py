@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pallas_shim.evaluator.analysis.alias import Epochs, Memory
+from pallas_shim.evaluator.analysis.alias import AliasAnalysis, MemoryVersions
 from pallas_shim.evaluator.registry import Unsupported
 
 from ..passes.programs import INTS, MATRIX, ROW, SCALAR, make
@@ -18,10 +18,10 @@ def test_views_of_views_have_the_root_of_what_they_view():
         return []
 
     program = make([MATRIX], build).program
-    memory = Memory(program)
-    assert memory.root(refs["row"]) is program.top.params[0]
-    assert memory.root(refs["own_row"]) is refs["own"]
-    assert memory.allocated == {refs["own"]}
+    aliases = AliasAnalysis(program)
+    assert aliases.root(refs["row"]) is program.top.params[0]
+    assert aliases.root(refs["own_row"]) is refs["own"]
+    assert aliases.allocated == {refs["own"]}
 
 
 def test_what_a_loop_touches_leaves_out_its_own_buffers():
@@ -37,7 +37,7 @@ def test_what_a_loop_touches_leaves_out_its_own_buffers():
     program = make([ROW, ROW], build).program
     row, other = program.top.params
     (grid,) = program.top.body
-    touched = Memory(program).within(grid)
+    touched = AliasAnalysis(program).within(grid)
     assert (touched.reads, touched.writes, touched.io) == ({row}, {other}, False)
 
 
@@ -51,7 +51,7 @@ def test_output_inside_a_branch_is_seen_outside():
         return []
 
     program = make([SCALAR, INTS], build).program
-    assert Memory(program).within(program.top.body[0]).io
+    assert AliasAnalysis(program).within(program.top.body[0]).io
 
 
 def test_a_ref_that_a_loop_carries_is_refused():
@@ -61,10 +61,10 @@ def test_a_ref_that_a_loop_carries_is_refused():
         return []
 
     with pytest.raises(Unsupported, match="a ref is passed through its operands"):
-        Memory(make([ROW], build).program)
+        AliasAnalysis(make([ROW], build).program)
 
 
-def test_a_branch_does_not_see_the_epochs_of_its_sibling():
+def test_a_branch_does_not_see_the_versions_of_its_sibling():
     def build(b, index, row):
         def writes():
             b.store(row, b.load(row))
@@ -75,12 +75,12 @@ def test_a_branch_does_not_see_the_epochs_of_its_sibling():
 
     program = make([SCALAR, ROW], build).program
     switch, last = program.top.body
-    epochs = Epochs(Memory(program))
-    before = epochs.of(last, (0,))
+    versions = MemoryVersions(AliasAnalysis(program))
+    before = versions.of(last, (0,))
     seen = []
-    for region in epochs.inside(switch):
-        seen.append(epochs.of(last, (0,)))
+    for region in versions.inside(switch):
+        seen.append(versions.of(last, (0,)))
         if len(region.body) == 2:
-            epochs.write([program.top.params[1]])
+            versions.write([program.top.params[1]])
     assert seen == [before, before]
-    assert epochs.of(last, (0,)) != before
+    assert versions.of(last, (0,)) != before

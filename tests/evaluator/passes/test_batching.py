@@ -10,9 +10,9 @@ from jax import lax
 
 from pallas_shim.evaluator.passes.batching import batch
 from pallas_shim.evaluator.passes.constant_folding import fold_constants
-from pallas_shim.evaluator.passes.mask_narrowing import TruthValues
+from pallas_shim.evaluator.passes.mask_narrowing import MaskNarrowing
 from pallas_shim.evaluator.passes.movements import Movements
-from pallas_shim.evaluator.registry import BATCH_FORMS, RULES
+from pallas_shim.evaluator.registry import BATCHING_RULES, IMPL_RULES
 from pallas_shim.evaluator.rules import load
 
 from .programs import INT, ROW, SCALAR, ArrayType, Builder, check_pass, make, names, outcome
@@ -103,11 +103,11 @@ def test_a_primitive_runs_once_for_all(name):
 
 def test_there_is_a_sample_of_every_form():
     load()
-    elementwise = {name for name, form in BATCH_FORMS.items() if form.broadcasts}
-    assert set(BATCH_FORMS) - elementwise <= {
+    elementwise = {name for name, form in BATCHING_RULES.items() if form.broadcasts}
+    assert set(BATCHING_RULES) - elementwise <= {
         *SAMPLES, *NEWER, "take", "count", "slice_sticking_out", "update_sticking_out"
     }
-    assert set(BATCH_FORMS) <= set(RULES)
+    assert set(BATCHING_RULES) <= set(IMPL_RULES)
 
 
 def test_takes():
@@ -118,7 +118,7 @@ def test_takes():
 
 
 def test_counts():
-    run = lambda program: batch(TruthValues.run(program))  # noqa: E731
+    run = lambda program: batch(MaskNarrowing.run(program))  # noqa: E731
     of_masks = lambda *xs: [jnp.sum(x > 0, 1) for x in xs]  # noqa: E731
     assert Counter(check_pass(run, of_masks, *TILES))["count"] == 1
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from pallas_shim.evaluator.passes.copy_elision import view_loads
+from pallas_shim.evaluator.passes.copy_elision import elide_copies
 
 from .programs import INTS, MATRIX, ROW, SCALAR, instructions, make, outcome
 
@@ -8,7 +8,7 @@ from .programs import INTS, MATRIX, ROW, SCALAR, instructions, make, outcome
 def viewed(param_types, build):
     """For each load, in order, whether it became a view."""
     made = make(param_types, build)
-    program = view_loads(made.program)
+    program = elide_copies(made.program)
     assert outcome(program, made.log) == outcome(made.program, made.log)
     return [i.operation.view for i in instructions(program) if i.name == "get"]
 
@@ -113,6 +113,6 @@ def test_equal_loads_still_share_an_operation():
     def build(b, row):
         return [b.binary("add", b.load(row), b.load(row))]
 
-    program = view_loads(make([ROW], build).program)
+    program = elide_copies(make([ROW], build).program)
     first, second = (i.operation for i in instructions(program) if i.name == "get")
     assert first is second

@@ -17,7 +17,7 @@ from pallas_shim.evaluator.passes import optimise
 from pallas_shim.evaluator.passes.common_subexpressions import share_common_subexpressions
 from pallas_shim.evaluator.passes.constant_folding import fold_constants
 from pallas_shim.evaluator.passes.dead_code import remove_dead_code
-from pallas_shim.evaluator.passes.gather_to_slice import slice_index_arrays
+from pallas_shim.evaluator.passes.gather_to_slice import turn_gathers_into_slices
 
 from .programs import names
 
@@ -31,9 +31,9 @@ def run(kernel, *arrays, grid=(4,), shape=(64,), expect=None):
     f = pl.pallas_call(kernel, jax.ShapeDtypeStruct(shape, np.int32), grid=grid, interpret=True)
     program = lower(jax.make_jaxpr(f)(*arrays))
     program = share_common_subexpressions(fold_constants(remove_dead_code(program)))
-    after = remove_dead_code(slice_index_arrays(program))
+    after = remove_dead_code(turn_gathers_into_slices(program))
     want = np.asarray(f(*arrays))
-    for other in (after, optimise(program), optimise(program, skip={"index_arrays"})):
+    for other in (after, optimise(program), optimise(program, skip={"gather_to_slice"})):
         (got,) = Executable(other)(*arrays)
         np.testing.assert_array_equal(got, want)
     kinds = {"gather", "scatter"} & set(names(after))

@@ -10,9 +10,9 @@ from jax.experimental import pallas as pl
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.passes import optimise
-from pallas_shim.evaluator.passes.copy_elision import view_loads
-from pallas_shim.evaluator.passes.in_place_recurrences import compute_in_rows
-from pallas_shim.evaluator.passes.strength_reduction import walk_along_loops
+from pallas_shim.evaluator.passes.copy_elision import elide_copies
+from pallas_shim.evaluator.passes.in_place_recurrences import compute_recurrences_in_place
+from pallas_shim.evaluator.passes.strength_reduction import reduce_strength
 from pallas_shim.evaluator.program import RefType
 
 from .programs import INT, INTS, instructions, make, outcome
@@ -23,8 +23,8 @@ TALL = RefType((9, 4), INT, "vmem")
 def left(build):
     """The names of the instructions; asserts that the pass changes nothing that can be seen."""
     made = make([INTS, TALL, TALL], build)
-    before = walk_along_loops(view_loads(made.program))
-    program = compute_in_rows(before)
+    before = reduce_strength(elide_copies(made.program))
+    program = compute_recurrences_in_place(before)
     for emits in (lambda loop: False, lambda loop: True):
         assert outcome(program, made.log, emits) == outcome(before, made.log, emits)
     return [i.name for i in instructions(program) if i.name not in ("rows", "scan")]
@@ -218,7 +218,7 @@ def test_kernels(dtype):
     f = pl.pallas_call(kernel, shapes, interpret=True)
     program = lower(jax.make_jaxpr(f)(x, x))
     results = [
-        Executable(optimise(program, skip=skip))(x, x) for skip in ((), {"carried_rows"})
+        Executable(optimise(program, skip=skip))(x, x) for skip in ((), {"in_place_recurrences"})
     ]
     for got, expected in zip(*results, strict=True):
         assert np.asarray(got).tobytes() == np.asarray(expected).tobytes()

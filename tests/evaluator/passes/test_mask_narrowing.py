@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pallas_shim.evaluator.passes.constant_folding import fold_constants
-from pallas_shim.evaluator.passes.mask_narrowing import TruthValues
+from pallas_shim.evaluator.passes.mask_narrowing import MaskNarrowing
 
 from .programs import check_pass
 
@@ -17,11 +17,11 @@ G = np.array([np.nan, 1.0, 0.0, -0.0, 2.0], np.float32)
 
 
 def simplified(f, *args):
-    return check_pass(TruthValues.run, f, *args)
+    return check_pass(MaskNarrowing.run, f, *args)
 
 
 def simplified_with_constants(f, *args):
-    return check_pass(lambda program: TruthValues.run(fold_constants(program)), f, *args)
+    return check_pass(lambda program: MaskNarrowing.run(fold_constants(program)), f, *args)
 
 
 def test_a_boolean_that_is_widened_and_compared_with_zero_stays_one():

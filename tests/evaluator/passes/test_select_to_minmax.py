@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_shim.evaluator.passes.select_to_minmax import Extrema
+from pallas_shim.evaluator.passes.select_to_minmax import SelectToMinMax
 
 from .programs import check_pass
 
@@ -15,7 +15,7 @@ G = np.array([np.nan, 1.0, 0.0, -0.0, 2.0], np.float32)
 
 
 def simplified(f, *args):
-    return check_pass(Extrema.run, f, *args)
+    return check_pass(SelectToMinMax.run, f, *args)
 
 
 @pytest.mark.parametrize("compare", [jnp.greater, jnp.greater_equal, jnp.less, jnp.less_equal])

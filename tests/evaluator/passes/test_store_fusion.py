@@ -9,8 +9,8 @@ from jax.experimental import pallas as pl
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.passes import optimise
-from pallas_shim.evaluator.passes.copy_elision import view_loads
-from pallas_shim.evaluator.passes.store_fusion import store_directly
+from pallas_shim.evaluator.passes.copy_elision import elide_copies
+from pallas_shim.evaluator.passes.store_fusion import fuse_stores
 
 from .programs import INTS, MATRIX, ROW, instructions, make, names, outcome
 
@@ -18,8 +18,8 @@ from .programs import INTS, MATRIX, ROW, instructions, make, names, outcome
 def direct(param_types, build):
     """The names of the instructions that write to memory."""
     made = make(param_types, build)
-    viewed = view_loads(made.program)
-    program = store_directly(viewed)
+    viewed = elide_copies(made.program)
+    program = fuse_stores(viewed)
     assert outcome(program, made.log) == outcome(viewed, made.log)
     return [i.name for i in instructions(program) if i.operation.effects.writes]
 
@@ -96,7 +96,7 @@ def filled(kernel, **options):
     result is what it is without the pass."""
     call = pl.pallas_call(kernel, jax.ShapeDtypeStruct(X.shape, X.dtype), interpret=True, **options)
     program = lower(jax.make_jaxpr(call)(X))
-    after, before = optimise(program), optimise(program, skip={"direct_stores"})
+    after, before = optimise(program), optimise(program, skip={"store_fusion"})
     (got,), (want,) = Executable(after)(X), Executable(before)(X)
     np.testing.assert_array_equal(got, want)
     made = [n for i, n in zip(instructions(after), names(after), strict=True) if not i.ins]

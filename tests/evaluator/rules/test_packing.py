@@ -31,7 +31,7 @@ PAIRS = [
 
 def make(primitive, ins, out, **params):
     types = [ArrayType(x.shape, x.dtype) for x in ins]
-    return rules.RULES[primitive].make(types, [out], **params)(*ins)
+    return rules.IMPL_RULES[primitive].make(types, [out], **params)(*ins)
 
 
 def dtype(name):

@@ -5,14 +5,14 @@ The cells of a grid run in lexicographic order of its axes; here they run at onc
 the *parallel* axes, and one after the other along the rest. That gives the same results if
 
 1. no two cells that differ along a parallel axis meet in memory that either writes to
-   (footprints.py), whatever they are along the others, so that none sees what another did;
+   (analysis/dependence.py), whatever they are along the others, so that none sees what another did;
 2. but for scratch, of which each cell gets its own: that changes nothing where nobody else
    looks at it and a cell only reads what it has stored there itself, or what the first of the
    cells that run one after another has, if the grid goes through all of these before it goes
-   on to any that differs along a parallel axis (scratch.py);
+   on to any that differs along a parallel axis (privatisation.py);
 3. all cells that run at once do the same instructions: whether a branch is taken, and how
    often a loop runs, may not differ between them (`Varies`), but where a cell may also do what
-   is not its own (cell_loops.py);
+   is not its own (vectorise_control.py);
 4. nothing in a cell is seen outside in the order in which cells run.
 
 What `dimension_semantics` says is not looked at. An axis for which one of these isn't proven
@@ -29,14 +29,14 @@ from typing import NamedTuple
 import numpy as np
 
 from pallas_shim.evaluator import refs, rules
-from pallas_shim.evaluator.analysis.alias import Memory
+from pallas_shim.evaluator.analysis.alias import AliasAnalysis
 from pallas_shim.evaluator.analysis.cell_tables import Table, constants, table_of, tables
 from pallas_shim.evaluator.analysis.dependence import Footprints
 from pallas_shim.evaluator.passes.grid.layout import Layout
 from pallas_shim.evaluator.passes.grid.privatisation import carries_nothing
 from pallas_shim.evaluator.passes.grid.scan_as_grid import Loop, accumulations, as_grid
 from pallas_shim.evaluator.passes.grid.vectorise import Varies
-from pallas_shim.evaluator.passes.grid.vectorise_control import Emission
+from pallas_shim.evaluator.passes.grid.vectorise_control import ControlVectoriser
 from pallas_shim.evaluator.passes.rewrite import with_regions
 from pallas_shim.evaluator.program import (
     PURE,
@@ -65,18 +65,18 @@ def batch_grids(program: Program) -> Program:
 
 class _Grids:
     def __init__(self, program: Program):
-        self.memory = Memory(program)
-        self.held = constants(program, self.memory)
+        self.aliases = AliasAnalysis(program)
+        self.held = constants(program, self.aliases)
 
     def region(self, region: Region) -> Region:
         body: list[Instruction] = []
-        private = self.memory.only_users(region)
+        private = self.aliases.only_users(region)
         for at, instruction in enumerate(region.body):
             if instruction.regions:
                 batched = None
                 own = {root for root, user in private.items() if user == at}
                 if instruction.name == "grid":
-                    batched = _Grid(self.memory, self.held, instruction, own).batched()
+                    batched = _Grid(self.aliases, self.held, instruction, own).batched()
                 elif instruction.name == "scan":
                     batched = self._loop(instruction, own)
                 if batched is not None:
@@ -88,7 +88,7 @@ class _Grids:
 
     def _loop(self, scan: Instruction, own: set[Value]) -> list[Instruction] | None:
         loop = as_grid(scan)
-        batched = loop and _Grid(self.memory, self.held, loop.grid, own, loop).batched()
+        batched = loop and _Grid(self.aliases, self.held, loop.grid, own, loop).batched()
         return [*batched, *loop.after] if loop and batched is not None else None
 
 
@@ -105,13 +105,13 @@ class _Grid:
 
     def __init__(
         self,
-        memory: Memory,
+        aliases: AliasAnalysis,
         held: Mapping[Value, np.ndarray],
         instruction: Instruction,
         own: set[Value],
         loop: Loop | None = None,
     ):
-        self.memory = memory
+        self.aliases = aliases
         self.held = held
         self.instruction = instruction
         self.own = own
@@ -130,7 +130,7 @@ class _Grid:
             return None
         given = self.loop.known if self.loop else {}
         self.known: Mapping[Value, Table] = tables(self.sizes, self.region, given, self.held)
-        self.footprints = Footprints(self.memory, len(self.sizes), self.region, self.known)
+        self.footprints = Footprints(self.aliases, len(self.sizes), self.region, self.known)
         self.accumulated = accumulations(self.region, self.footprints) if self.loop else {}
         for switch in self.region.body:  # an attempt would only find the same
             if switch.name == "switch" and switch.ins[0] in self.known:
@@ -190,12 +190,12 @@ class _Grid:
         def taken_first(switch: Instruction) -> int | None:
             return self._taken(switch, rest)
 
-        if carries_nothing(self.memory, root, self.region, None, taken):
+        if carries_nothing(self.aliases, root, self.region, None, taken):
             return ()
         late = tuple([axis for axis in axes if rest and axis > min(rest)])
         if late:
             return late
-        if carries_nothing(self.memory, root, self.region, taken_first, taken):
+        if carries_nothing(self.aliases, root, self.region, taken_first, taken):
             return ()
         return axes[-1:]
 
@@ -217,9 +217,9 @@ class _Grid:
         ranges = [(0, size) for size in self.sizes]
         whole = self.sizes[cut] // chunks[cut] * chunks[cut]
         ranges[cut] = (0, whole)
-        emission, body = self._on(ranges, chunks, proven)
+        vectorised, body = self._on(ranges, chunks, proven)
         cells = math.prod(chunks)
-        if emission.calls * (cells - 1) <= emission.single * cells * _ONE_BY_ONE:
+        if vectorised.calls * (cells - 1) <= vectorised.single * cells * _ONE_BY_ONE:
             return None
         if whole < self.sizes[cut]:
             ranges[cut], chunks[cut] = (whole, self.sizes[cut]), self.sizes[cut] - whole
@@ -254,7 +254,7 @@ class _Grid:
 
     def _on(
         self, ranges: Sequence[tuple[int, int]], chunks: Sequence[int], proven: _Proven
-    ) -> tuple[Emission, list[Instruction]]:
+    ) -> tuple[ControlVectoriser, list[Instruction]]:
         """The instructions for a part of the grid."""
         layout = Layout(self.region.params, list(ranges), list(chunks))
         before: list[Instruction] = []
@@ -266,19 +266,19 @@ class _Grid:
             made = refs.allocation(type, 0)  # each cell stores before it reads
             before.append(make_instruction((made, (), (private[root],), (), source)))
         written = set(self.footprints.written)
-        emission = Emission(
-            layout, self.known, private, lambda ref: self.memory.root(ref) in written,
+        vectorised = ControlVectoriser(
+            layout, self.known, private, lambda ref: self.aliases.root(ref) in written,
             self.accumulated,
         )  # fmt: skip
-        emission.run(self.region.body)
-        body = tuple(emission.entry + emission.body)
+        vectorised.run(self.region.body)
+        body = tuple(vectorised.entry + vectorised.body)
         # What doesn't depend on the rest of the axes can then leave the inner loop.
         rest = [axis for axis in range(len(self.sizes)) if axis not in proven.axes]
         for axes in (rest, proven.axes):
             params = [layout.params[axis] for axis in axes]
             if any(params):
                 body = (self._loop(body, layout, axes),)
-        return emission, [*before, *body]
+        return vectorised, [*before, *body]
 
     def _loop(
         self, body: tuple[Instruction, ...], layout: Layout, axes: Sequence[int]

@@ -9,7 +9,7 @@ import numpy as np
 
 from pallas_shim.evaluator.analysis.cell_tables import Table
 from pallas_shim.evaluator.analysis.dependence import Span
-from pallas_shim.evaluator.batching_rules import Lead
+from pallas_shim.evaluator.batching_rules import LeadingAxes
 from pallas_shim.evaluator.program import Value
 
 
@@ -21,7 +21,7 @@ class Evenly(NamedTuple):
     at: list[Value]
     starts: tuple[Table, ...]
     steps: tuple[tuple[int, ...], ...]
-    lead: Lead
+    lead: LeadingAxes
 
 
 class Layout:
@@ -42,7 +42,7 @@ class Layout:
         self.rank = len(chunks)
         self.axes = tuple([axis for axis, size in enumerate(chunks) if size > 1])
         self.sizes = tuple([chunks[axis] for axis in self.axes])
-        self.lead: Lead = self.sizes or None
+        self.lead: LeadingAxes = self.sizes or None
         self.params = [
             Value(index.type) if n > 1 else None
             for index, n in zip(indices, self.steps, strict=True)
@@ -60,7 +60,7 @@ class Layout:
         """The axes of the grid along which a stack's members differ."""
         return [axis for axis, size in zip(self.axes, lead, strict=True) if size > 1]
 
-    def split(self, table: Table) -> tuple[list[Value], Table, Lead]:
+    def split(self, table: Table) -> tuple[list[Value], Table, LeadingAxes]:
         """The steps that a table depends on, and itself by these and the axes of the lead,
         which is None if it is 1 all along."""
         parts = self._parts(table)

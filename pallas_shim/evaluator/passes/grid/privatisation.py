@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pallas_shim.evaluator import memory
-from pallas_shim.evaluator.analysis.alias import Memory
+from pallas_shim.evaluator.analysis.alias import AliasAnalysis
 from pallas_shim.evaluator.program import PURE, Instruction, Region, Value
 from pallas_shim.jax_compat.state import Index, Slice
 
@@ -28,7 +28,7 @@ _LARGEST = 1 << 22
 
 
 def carries_nothing(
-    effects: Memory, root: Value, region: Region, first: Taken | None, any_cell: Taken
+    aliases: AliasAnalysis, root: Value, region: Region, first: Taken | None, any_cell: Taken
 ) -> bool:
     """Whether runs of a region read of a buffer only what they have stored there.
 
@@ -43,8 +43,8 @@ def carries_nothing(
     stored = np.zeros(shape, np.bool_)
     try:
         if first is not None:
-            _Walk(effects, root, first).region(region, stored)
-        _Walk(effects, root, any_cell).region(region, stored)
+            _StoredElements(aliases, root, first).region(region, stored)
+        _StoredElements(aliases, root, any_cell).region(region, stored)
     except _ReadsMore:
         return False
     return True
@@ -54,9 +54,9 @@ class _ReadsMore(Exception):
     """Something is read that may not have been stored to."""
 
 
-class _Walk:
-    def __init__(self, effects: Memory, root: Value, taken: Taken):
-        self.effects = effects
+class _StoredElements:
+    def __init__(self, aliases: AliasAnalysis, root: Value, taken: Taken):
+        self.aliases = aliases
         self.root = root
         self.taken = taken
 
@@ -73,7 +73,7 @@ class _Walk:
                 self.access(instruction, stored)
 
     def structured(self, instruction: Instruction, stored: np.ndarray) -> None:
-        within = self.effects.within(instruction)
+        within = self.aliases.within(instruction)
         if self.root not in within.reads and self.root not in within.writes:
             return
         if instruction.name == "scan":
@@ -99,7 +99,7 @@ class _Walk:
         part = None
         if operation.name in ("get", "store") and ins[0] is self.root:
             part = _part(stored, operation.params["path"])
-        if self.root in self.effects.roots(instruction, effects.reads):
+        if self.root in self.aliases.roots(instruction, effects.reads):
             if not (stored if part is None else part).all():
                 raise _ReadsMore
         if operation.name == "store" and part is not None:

@@ -110,7 +110,7 @@ def accumulations(region: Region, footprints: Footprints) -> dict[Value, Accumul
             continue
         for old, value in _orders(update):
             load = made.get(old)
-            root = footprints.memory.root(store.ins[0])
+            root = footprints.aliases.root(store.ins[0])
             if (
                 load is not None
                 and load_address(load) == address

@@ -17,7 +17,7 @@ from pallas_shim.evaluator import batched_ops as cell_rules
 from pallas_shim.evaluator import refs
 from pallas_shim.evaluator.analysis.cell_tables import Table
 from pallas_shim.evaluator.analysis.dependence import Span, block_spans, index_spans
-from pallas_shim.evaluator.batching_rules import Lead, array_type, common, each, over_leads
+from pallas_shim.evaluator.batching_rules import LeadingAxes, array_type, common, each, over_leads
 from pallas_shim.evaluator.lower import specialise
 from pallas_shim.evaluator.passes.grid.layout import Layout
 from pallas_shim.evaluator.passes.grid.scan_as_grid import Accumulation
@@ -31,7 +31,7 @@ from pallas_shim.evaluator.program import (
     Value,
     make_instruction,
 )
-from pallas_shim.evaluator.registry import BATCH_FORMS
+from pallas_shim.evaluator.registry import BATCHING_RULES
 from pallas_shim.jax_compat.state import Index, Reshape, Slice, Transpose
 
 # Blocks that lie unevenly are copied if they take no more bytes than this.
@@ -51,11 +51,11 @@ class Cell(NamedTuple):
     is a list of views."""
 
     value: Value
-    lead: Lead = None
+    lead: LeadingAxes = None
     listed: bool = False
 
 
-class StraightLine(abc.ABC):
+class Vectoriser(abc.ABC):
     """What emits instructions without regions for the cells of a layout.
 
     ``calls`` and ``single`` count the instructions that do their work in one call, and those
@@ -140,7 +140,7 @@ class StraightLine(abc.ABC):
             self._operations[key] = specialise(name, (value.type,), (type,), params, False)
         return self.emit(self._operations[key], (value,))[0]
 
-    def spread(self, cell: Cell, lead: Lead) -> Value:
+    def spread(self, cell: Cell, lead: LeadingAxes) -> Value:
         """A value as a stack over just these axes."""
         if cell.lead == lead or lead is None:
             return cell.value
@@ -180,7 +180,7 @@ class StraightLine(abc.ABC):
             else:
                 self._other(instruction)
 
-    def _set(self, outs: Sequence[Value], values: Sequence[Value], lead: Lead) -> None:
+    def _set(self, outs: Sequence[Value], values: Sequence[Value], lead: LeadingAxes) -> None:
         for out, value in zip(outs, values, strict=True):
             self.cells[out] = Cell(value, lead)
 
@@ -195,7 +195,7 @@ class StraightLine(abc.ABC):
         if not all(type(t) is ArrayType for t in (*operation.ins, *operation.outs)):
             raise self.give_up()
         operation = self._with_predicates_of_elements(operation)
-        form = BATCH_FORMS.get(operation.name)
+        form = BATCHING_RULES.get(operation.name)
         many = None
         if form is not None:
             if not (form.broadcasts or form.ones):
@@ -267,7 +267,7 @@ class StraightLine(abc.ABC):
 
     # -- memory -----------------------------------------------------------------------------
 
-    def _ref_type(self, type: Type, lead: Lead) -> RefType:
+    def _ref_type(self, type: Type, lead: LeadingAxes) -> RefType:
         assert isinstance(type, RefType), type
         return type._replace(shape=(*(lead or ()), *type.shape))
 
@@ -417,7 +417,7 @@ class StraightLine(abc.ABC):
 
 
 
-def behind(path: tuple[Any, ...], lead: Lead) -> tuple[Any, ...]:
+def behind(path: tuple[Any, ...], lead: LeadingAxes) -> tuple[Any, ...]:
     """A path in each member of a stacked ref."""
     if not lead:
         return path

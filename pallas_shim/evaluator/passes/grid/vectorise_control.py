@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pallas_shim.evaluator.batching_rules import Lead, array_type, common
+from pallas_shim.evaluator.batching_rules import LeadingAxes, array_type, common
 from pallas_shim.evaluator.lower import specialise
-from pallas_shim.evaluator.passes.grid.vectorise import Cell, StraightLine
+from pallas_shim.evaluator.passes.grid.vectorise import Cell, Vectoriser
 from pallas_shim.evaluator.program import (
     PURE,
     ArrayType,
@@ -27,7 +27,7 @@ from pallas_shim.evaluator.program import (
 )
 
 
-class Emission(StraightLine):
+class ControlVectoriser(Vectoriser):
     """One attempt to run a grid's region on the cells of a layout."""
 
     def structured(self, instruction: Instruction) -> None:
@@ -81,7 +81,7 @@ class Emission(StraightLine):
             self.run(taken.body)
             self.cells.update(zip(outs, map(self.cell, taken.results), strict=True))
             return
-        leads: list[Lead] = [None] * len(outs)
+        leads: list[LeadingAxes] = [None] * len(outs)
 
         def note(results: list[Cell]) -> list[Value]:
             for i, cell in enumerate(results):
@@ -110,7 +110,7 @@ class Emission(StraightLine):
             self.cells[out] = self._selected(switch.ins[0], cases)
 
     def _carried(
-        self, carry: list[Cell], regions: Callable[[list[Cell], list[Lead]], list[Region]]
+        self, carry: list[Cell], regions: Callable[[list[Cell], list[LeadingAxes]], list[Region]]
     ) -> tuple[list[Cell], list[Region]]:
         """A loop's initial values and its regions, which are made again while its results
         differ along axes along which what it starts with doesn't."""
@@ -121,7 +121,7 @@ class Emission(StraightLine):
                 Cell(Value(_under(lead, cell)), lead)
                 for cell, lead in zip(carry, leads, strict=True)
             ]
-            after: list[Lead] = list(leads)
+            after: list[LeadingAxes] = list(leads)
             made = regions(shaped, after)
             if after == leads:
                 start = [
@@ -140,9 +140,9 @@ class Emission(StraightLine):
         rows = [
             Cell(Value(ArrayType(x.value.type.shape[1:], x.value.type.dtype)), x.lead) for x in xs
         ]
-        ys_leads: list[Lead] = []
+        ys_leads: list[LeadingAxes] = []
 
-        def regions(shaped: list[Cell], after: list[Lead]) -> list[Region]:
+        def regions(shaped: list[Cell], after: list[LeadingAxes]) -> list[Region]:
             def finish(results: list[Cell]) -> list[Value]:
                 ys_leads[:] = [cell.lead for cell in results[count:]]
                 for i, cell in enumerate(results[:count]):
@@ -184,7 +184,7 @@ class Emission(StraightLine):
         condition, body = instruction.regions
         wanted: list[Cell] = []
 
-        def regions(shaped: list[Cell], after: list[Lead]) -> list[Region]:
+        def regions(shaped: list[Cell], after: list[LeadingAxes]) -> list[Region]:
             def finish(results: list[Cell]) -> list[Value]:
                 for i, cell in enumerate(results):
                     after[i] = common([after[i], cell.lead])
@@ -209,7 +209,7 @@ class Emission(StraightLine):
 
     def _until_none_is_left(
         self, condition: Region, body: Region, carry: list[Cell]
-    ) -> tuple[list[Cell], Callable[[list[Cell], list[Lead]], list[Region]]]:
+    ) -> tuple[list[Cell], Callable[[list[Cell], list[LeadingAxes]], list[Region]]]:
         """A loop that cells leave one by one: it carries who is left, too. As for `_carried`."""
         left = Value(condition.results[0].type)
 
@@ -218,7 +218,7 @@ class Emission(StraightLine):
             self.run(condition.body)
             return self.cell(condition.results[0])
 
-        def regions(shaped: list[Cell], after: list[Lead]) -> list[Region]:
+        def regions(shaped: list[Cell], after: list[LeadingAxes]) -> list[Region]:
             def any_left(results: list[Cell]) -> list[Value]:
                 (cell,) = results
                 axes = tuple(range(len(cell.lead or ())))
@@ -277,7 +277,7 @@ def _may_run_for_nothing(instruction: Instruction) -> bool:
     return True
 
 
-def _under(lead: Lead, cell: Cell) -> ArrayType:
+def _under(lead: LeadingAxes, cell: Cell) -> ArrayType:
     """The type of a stack with a lead of what another is a stack of."""
     shape, dtype = array_type(cell.value.type)
     return ArrayType((*(lead or ()), *shape[len(cell.lead or ()) :]), dtype)
