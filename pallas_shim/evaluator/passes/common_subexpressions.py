@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pallas_shim.evaluator.analysis.alias import AliasAnalysis, MemoryVersions, only_reads
+from pallas_shim.evaluator.analysis.alias import AliasAnalysis, only_reads
+from pallas_shim.evaluator.analysis.memory_versions import MemoryVersions
 from pallas_shim.evaluator.passes.rewrite import (
     ScopedTable,
     Substitution,

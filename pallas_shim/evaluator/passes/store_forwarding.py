@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from pallas_shim.evaluator.analysis.alias import (
-    AliasAnalysis,
-    MemoryVersions,
-    load_address,
-    store_address,
-)
+from pallas_shim.evaluator.analysis.alias import AliasAnalysis, load_address, store_address
+from pallas_shim.evaluator.analysis.memory_versions import MemoryVersions
 from pallas_shim.evaluator.passes.rewrite import (
     ScopedTable,
     Substitution,

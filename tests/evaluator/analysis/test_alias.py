@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pallas_shim.evaluator.analysis.alias import AliasAnalysis, MemoryVersions
+from pallas_shim.evaluator.analysis.alias import AliasAnalysis
 from pallas_shim.evaluator.registry import Unsupported
 
 from ..passes.programs import INTS, MATRIX, ROW, SCALAR, make
@@ -62,25 +62,3 @@ def test_a_ref_that_a_loop_carries_is_refused():
 
     with pytest.raises(Unsupported, match="a ref is passed through its operands"):
         AliasAnalysis(make([ROW], build).program)
-
-
-def test_a_branch_does_not_see_the_versions_of_its_sibling():
-    def build(b, index, row):
-        def writes():
-            b.store(row, b.load(row))
-            return []
-
-        b.switch(index, [], [writes, lambda: [b.load(row)][:0]])
-        return [b.load(row)]
-
-    program = make([SCALAR, ROW], build).program
-    switch, last = program.top.body
-    versions = MemoryVersions(AliasAnalysis(program))
-    before = versions.of(last, (0,))
-    seen = []
-    for region in versions.inside(switch):
-        seen.append(versions.of(last, (0,)))
-        if len(region.body) == 2:
-            versions.write([program.top.params[1]])
-    assert seen == [before, before]
-    assert versions.of(last, (0,)) != before

@@ -34,7 +34,8 @@ from pallas_shim.evaluator.analysis.cell_tables import Table, constants, table_o
 from pallas_shim.evaluator.analysis.dependence import Footprints
 from pallas_shim.evaluator.passes.grid.layout import Layout
 from pallas_shim.evaluator.passes.grid.privatisation import carries_nothing
-from pallas_shim.evaluator.passes.grid.scan_as_grid import Loop, accumulations, as_grid
+from pallas_shim.evaluator.passes.grid.reductions import accumulations
+from pallas_shim.evaluator.passes.grid.scan_as_grid import Loop, as_grid
 from pallas_shim.evaluator.passes.grid.vectorise import Varies
 from pallas_shim.evaluator.passes.grid.vectorise_control import ControlVectoriser
 from pallas_shim.evaluator.passes.rewrite import with_regions

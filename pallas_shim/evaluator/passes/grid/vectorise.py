@@ -20,7 +20,7 @@ from pallas_shim.evaluator.analysis.dependence import Span, block_spans, index_s
 from pallas_shim.evaluator.batching_rules import LeadingAxes, array_type, common, each, over_leads
 from pallas_shim.evaluator.lower import specialise
 from pallas_shim.evaluator.passes.grid.layout import Layout
-from pallas_shim.evaluator.passes.grid.scan_as_grid import Accumulation
+from pallas_shim.evaluator.passes.grid.reductions import Accumulation
 from pallas_shim.evaluator.program import (
     PURE,
     ArrayType,
