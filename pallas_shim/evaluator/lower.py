@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pallas_shim import jax_compat
-from pallas_shim.evaluator import rules
+from pallas_shim.evaluator import registry
 from pallas_shim.evaluator.program import (
     PURE,
     ArrayType,
@@ -53,7 +53,7 @@ def lower(
       Unsupported: some primitive has no rule, or its rule refuses this case. The
         error names the primitive and the user's source line.
     """
-    rules.load()
+    registry.load()
     lowering = Lowering(axes)
     opened, _ = jax_compat.open_jaxpr(jaxpr)
     params = tuple(Value(lowering.type(v.aval)) for v in opened.invars)

@@ -9,6 +9,8 @@ may apply the rule.
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -142,3 +144,15 @@ def register_rule(primitive: str, make: Callable[..., Callable[..., Any]], *, vi
     """
     _require_unclaimed(primitive, IMPL_RULES, LOWERING_RULES)
     IMPL_RULES[primitive] = ImplRule(make, view)
+
+
+@functools.cache
+def load() -> None:
+    """Registers every rule: ours, and those that other packages offer under the entry-point group
+    ``pallas_shim.rules``. Idempotent."""
+    from pallas_shim.discovery import installed
+
+    # By name: rules import what lowers, and that has them loaded.
+    importlib.import_module("pallas_shim.evaluator.rules").load_own()
+    for entry_point in installed("pallas_shim.rules"):
+        entry_point.load()

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pallas_shim.evaluator import rules
+from pallas_shim.evaluator import registry
 from pallas_shim.evaluator.batching_rules import array_type, over_stack, stacked
 from pallas_shim.evaluator.passes.rewrite import with_regions
 from pallas_shim.evaluator.passes.stacks import (
@@ -47,7 +47,7 @@ _FEWEST_SLICES = 4
 
 
 def batch(program: Program) -> Program:
-    rules.load()
+    registry.load()
     return Program(program.name, _Batching().region(program.top))
 
 

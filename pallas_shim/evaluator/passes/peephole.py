@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from pallas_shim.evaluator import rules
+from pallas_shim.evaluator import registry
 from pallas_shim.evaluator.lower import specialise
 from pallas_shim.evaluator.passes.rewrite import (
     Substitution,
@@ -35,7 +35,7 @@ class Peephole:
     methods: ClassVar[Mapping[str, Callable[[Any, Instruction], Value | None]]]
 
     def __init__(self) -> None:
-        rules.load()
+        registry.load()
         self.replaced: Substitution = {}
         self.operations: dict[Any, Operation] = {}
         self.body: list[Instruction] = []

@@ -1,21 +1,19 @@
 """The rules: one module per family of primitives.
 
-`load_own` imports them all: with Pallas, so that no first call waits for it. `load` adds
-those that other packages offer under the entry-point group ``pallas_shim.rules``, before the
-first lowering.
+`load_own` imports them all: with Pallas, so that no first call waits for it. `registry.load` adds
+those of other packages, before the first lowering.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
 
-from pallas_shim.discovery import installed
 from pallas_shim.evaluator.registry import (
     IMPL_RULES,
     LOWERING_RULES,
     ImplRule,
     Unsupported,
+    load,
     lowering_rule,
     register_rule,
     rule,
@@ -64,11 +62,3 @@ def load_own() -> None:
     for family in FAMILIES:
         importlib.import_module(f"{__name__}.{family}")
     importlib.import_module("pallas_shim.evaluator.batched_ops")
-
-
-@functools.cache
-def load() -> None:
-    """Registers every rule, ours and other packages'. Idempotent."""
-    load_own()
-    for entry_point in installed("pallas_shim.rules"):
-        entry_point.load()

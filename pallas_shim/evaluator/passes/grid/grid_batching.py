@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pallas_shim.evaluator import refs, rules
+from pallas_shim.evaluator import refs, registry
 from pallas_shim.evaluator.analysis.alias import AliasAnalysis
 from pallas_shim.evaluator.analysis.cell_tables import Table, constants, table_of, tables
 from pallas_shim.evaluator.analysis.dependence import Footprints
@@ -60,7 +60,7 @@ _ONE_BY_ONE = 0.5
 
 
 def batch_grids(program: Program) -> Program:
-    rules.load()
+    registry.load()
     return Program(program.name, _Grids(program).region(program.top))
 
 
