@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_shim.evaluator import memory
-from pallas_shim.evaluator.dynamic_slices import Cut
+from pallas_shim.evaluator.dynamic_slices import DynamicSlices
 from pallas_shim.evaluator.scalar_types import bit_width
 from pallas_shim.jax_compat.state import Bitcast, Index, Reshape, Slice, Transpose
 
@@ -177,7 +177,7 @@ def test_an_index_of_a_narrowing_bitcast_needs_no_memory_for_the_rest():
 
 
 def _cut(shape, dtype, path):
-    cut = Cut(shape, dtype, path)
+    cut = DynamicSlices(shape, dtype, path)
     return lambda ref, *leaves: cut.read(ref, leaves)
 
 
