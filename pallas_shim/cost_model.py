@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pallas_shim.jax_compat import hooks
+from pallas_shim.jax_compat.hooks import kernel_lowering as hooks
 
 # What XLA takes to compile a function, and each equation in it, in seconds on one core.
 _COMPILING = 0.02

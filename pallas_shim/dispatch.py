@@ -27,7 +27,9 @@ from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.program import Program
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.gc_pause import gc_paused
-from pallas_shim.jax_compat import arrays, hooks, jit_calls
+from pallas_shim.jax_compat import arrays
+from pallas_shim.jax_compat.hooks import jit_calls
+from pallas_shim.jax_compat.hooks import kernel_lowering as hooks
 from pallas_shim.report import REPORT, Use
 
 

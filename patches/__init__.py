@@ -15,7 +15,7 @@ def patch_pallas(pallas: ModuleType) -> Callable[[], None]:
     import pallas_shim
     from pallas_shim.evaluator import rules
     from pallas_shim.evaluator.codegen.source import HOME
-    from pallas_shim.jax_compat import hooks
+    from pallas_shim.jax_compat.hooks import kernel_lowering as hooks
 
     from . import (
         jax_jit,

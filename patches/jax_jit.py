@@ -15,7 +15,8 @@ from typing import Any
 import wrapt
 
 from pallas_shim import dispatch, report, settings
-from pallas_shim.jax_compat import hooks, jit_calls
+from pallas_shim.jax_compat.hooks import jit_calls
+from pallas_shim.jax_compat.hooks import kernel_lowering as hooks
 
 
 def patch(pallas: ModuleType) -> Callable[[], None]:

@@ -9,7 +9,7 @@ from typing import Any
 import wrapt
 
 from pallas_shim.gc_pause import gc_paused
-from pallas_shim.jax_compat import hooks
+from pallas_shim.jax_compat.hooks import kernel_lowering as hooks
 
 
 def patch(pallas: ModuleType) -> Callable[[], None]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import ModuleType
 
 from pallas_shim import dispatch
-from pallas_shim.jax_compat import hooks
+from pallas_shim.jax_compat.hooks import kernel_lowering as hooks
 
 
 def patch(pallas: ModuleType) -> Callable[[], None]:

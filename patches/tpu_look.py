@@ -72,7 +72,8 @@ def patch_tpu_info(pltpu: ModuleType) -> Callable[[], None]:
     That is get_tpu_info, which JAX has from 0.8.1 on, and the tiling by which emit_pipeline cuts
     its last block; the tiling even if no TPU is named. A pipeline is no primitive.
     """
-    from pallas_shim.jax_compat import checked, tpu_info
+    from pallas_shim.jax_compat import checked
+    from pallas_shim.jax_compat.hooks import tpu_info
 
     checked.remember_interpreter()
     undoings = [tpu_info.emit_pipelines_at_once()]

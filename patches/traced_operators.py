@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import ModuleType
 
-from pallas_shim.jax_compat import operators
+from pallas_shim.jax_compat.hooks import operators
 
 
 def patch(pallas: ModuleType) -> Callable[[], None]:

@@ -20,7 +20,7 @@ from jax.interpreters import mlir
 
 import pallas_shim
 from pallas_shim import dispatch
-from pallas_shim.jax_compat import hooks
+from pallas_shim.jax_compat.hooks import kernel_lowering as hooks
 from tests.shimmed import double, only_row, rungs, setting, shim
 
 __all__ = ["setting", "shim"]

@@ -15,7 +15,9 @@ from pallas_shim.cache.key import key
 from pallas_shim.cache.reach import Unkeyable
 from pallas_shim.cache.store import Refused, Store
 from pallas_shim.evaluator.program import Program
-from pallas_shim.jax_compat import hooks, inputs, jit_calls
+from pallas_shim.jax_compat import inputs
+from pallas_shim.jax_compat.hooks import jit_calls
+from pallas_shim.jax_compat.hooks import kernel_lowering as hooks
 from pallas_shim.report import Use
 
 log = logging.getLogger("pallas_shim")

@@ -14,7 +14,8 @@ import numpy as np
 import pallas_shim
 from pallas_shim import settings
 from pallas_shim.cache.reach import Reach, Unkeyable
-from pallas_shim.jax_compat import inputs, jit_calls
+from pallas_shim.jax_compat import inputs
+from pallas_shim.jax_compat.hooks import jit_calls
 
 
 def key(call: jit_calls.Call) -> str:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_shim.evaluator import memory
-from pallas_shim.jax_compat import hooks, state
+from pallas_shim.jax_compat import state
+from pallas_shim.jax_compat.hooks import kernel_lowering as hooks
 from tests.oracle import x64
 
 

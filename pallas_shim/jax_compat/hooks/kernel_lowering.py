@@ -20,7 +20,7 @@ from jax._src.pallas import pallas_call as jax_pallas_call
 from jax._src.sharding_impls import GSPMDSharding, ShardingContext, UnspecifiedValue
 
 from pallas_shim.jax_compat.checked import refused_grid, replaced_in_interpreter
-from pallas_shim.jax_compat.communication import ASKED_FOR_HERE
+from pallas_shim.jax_compat.hooks.communication import ASKED_FOR_HERE
 from pallas_shim.jax_compat.pallas import kernel_jaxpr, kernel_name, kernel_source
 
 try:

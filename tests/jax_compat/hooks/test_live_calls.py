@@ -8,8 +8,8 @@ import pytest
 from jax import lax
 from jax.experimental import pallas as pl
 
-from pallas_shim.jax_compat import live_calls
-from tests.jax_compat.test_operators import described
+from pallas_shim.jax_compat.hooks import live_calls
+from tests.jax_compat.hooks.test_operators import described
 from tests.shimmed import shim as shim
 
 

@@ -18,7 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_shim import jax_compat
-from pallas_shim.jax_compat import operators
+from pallas_shim.jax_compat.hooks import operators
 from tests.shimmed import shim as shim
 
 NAMES = ("add", "sub", "mul", "truediv", "and_", "or_", "xor", "lshift", "rshift",

@@ -15,8 +15,9 @@ import pytest
 from jax import lax
 from jax.experimental import pallas as pl
 
-from pallas_shim.jax_compat import jaxprs, staging
-from tests.jax_compat.test_operators import described
+from pallas_shim.jax_compat import jaxprs
+from pallas_shim.jax_compat.hooks import staging
+from tests.jax_compat.hooks.test_operators import described
 from tests.shimmed import shim as shim
 
 
