@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pallas_shim.jax_compat.hooks import kernel_lowering as hooks
+from pallas_shim.jax_compat import kernel_info
 
 # What XLA takes to compile a function, and each equation in it, in seconds on one core.
 _COMPILING = 0.02
@@ -37,10 +37,10 @@ def _outside(jaxpr: Any, times: int) -> tuple[float, int]:
     seconds, count = 0.0, 0
     for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         name = eqn.primitive.name
-        if name in hooks.KERNEL_PRIMITIVES:
+        if name in kernel_info.KERNEL_PRIMITIVES:
             continue
         count += 1
-        inner = list(hooks.inner_jaxprs(eqn))
+        inner = list(kernel_info.inner_jaxprs(eqn))
         if inner:
             repeats = {"scan": eqn.params.get("length", 1), "while": _LOOP}.get(name, 1)
             for each in inner:

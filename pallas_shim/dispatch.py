@@ -27,9 +27,8 @@ from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.program import Program
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.gc_pause import gc_paused
-from pallas_shim.jax_compat import arrays
-from pallas_shim.jax_compat.hooks import jit_calls
-from pallas_shim.jax_compat.hooks import kernel_lowering as hooks
+from pallas_shim.jax_compat import arrays, call_info, kernel_info
+from pallas_shim.jax_compat.hooks import jit_calls, kernel_lowering
 from pallas_shim.report import REPORT, Use
 
 
@@ -86,7 +85,7 @@ def call_jit(stock: Callable[..., Any], args: Sequence[Any], params: dict[str, A
     call, which is nothing if the call ran here.
     """
     plan = _plan(params["jaxpr"], params, args)
-    if plan is None or hooks.execution_is_off():
+    if plan is None or call_info.execution_is_off():
         return stock(*args, **params)
     if plan.executable is None:
         return _call_stock(stock, args, params, plan, plan.reason)
@@ -95,7 +94,7 @@ def call_jit(stock: Callable[..., Any], args: Sequence[Any], params: dict[str, A
     except arrays.Elsewhere as elsewhere:
         return _call_stock(stock, args, params, plan, str(elsewhere))
     assert plan.use is not None
-    hooks.check_nans(plan.use.function, out)
+    call_info.check_nans(plan.use.function, out)
     _delete(args, plan.deleted)
     return out, None, None, []
 
@@ -141,8 +140,8 @@ class Answers:
         keep, _keeping.keep = _keeping.keep, None
         plan = _known_plan(params["jaxpr"], params)
         if keep is not None and plan is not None and plan.use is not None and not plan.trial:
-            jit_call = hooks.describe_call(params)
-            results = hooks.out_avals(params["jaxpr"])
+            jit_call = call_info.describe_call(params)
+            results = call_info.out_avals(params["jaxpr"])
             plan.use.cache = keep.write(
                 plan.use, jit_call, plan.deleted, results, out_tree, consts
             )
@@ -159,7 +158,7 @@ def _known(call: jit_calls.Call, keep: Any) -> jit_calls.Known | None:
 
 def _kept_plan(call: jit_calls.Call, program: Program, facts: Any) -> Plan:
     """The plan of a call whose program an earlier process kept."""
-    kernels = tuple(hooks.KernelInfo(*kernel) for kernel in facts.kernels)
+    kernels = tuple(kernel_info.KernelInfo(*kernel) for kernel in facts.kernels)
     use = REPORT.use(facts.function, kernels, "numpy", _IN_NUMPY)
     use.cache = "read"
     avals = [arrays.result_aval(*result) for result in facts.results]
@@ -214,7 +213,7 @@ def _known_plan(jaxpr: Any, params: dict[str, Any]) -> Plan | None:
     known = _plans.get(jaxpr)
     if known is None:
         return None
-    key = hooks.call_key(params)
+    key = call_info.call_key(params)
     for plan in known:
         if plan.key == key:
             if plan.trial is not None and plan.trial.is_over():
@@ -228,15 +227,15 @@ def _plan(jaxpr: Any, params: dict[str, Any], args: Sequence[Any]) -> Plan | Non
     known = _known_plan(jaxpr, params)
     if known is not None:
         return known
-    if not hooks.kernel_equations(jaxpr) and not settings.current().everything:
+    if not kernel_info.kernel_equations(jaxpr) and not settings.current().everything:
         return None
     with _planning:
         known = _known_plan(jaxpr, params)
         if known is not None:
             return known
-        key = hooks.call_key(params)
+        key = call_info.call_key(params)
         try:
-            plan = gc_paused(_make_plan, jaxpr, key, hooks.describe_call(params), args)
+            plan = gc_paused(_make_plan, jaxpr, key, call_info.describe_call(params), args)
         except arrays.Elsewhere as elsewhere:
             return Plan(key, str(elsewhere))  # other arguments may be elsewhere
         _plans[jaxpr] = (*_plans.get(jaxpr, ()), plan)
@@ -244,16 +243,16 @@ def _plan(jaxpr: Any, params: dict[str, Any], args: Sequence[Any]) -> Plan | Non
 
 
 def _make_plan(
-    jaxpr: Any, key: tuple[Any, ...], call: hooks.JitCall, args: Sequence[Any]
+    jaxpr: Any, key: tuple[Any, ...], call: call_info.JitCall, args: Sequence[Any]
 ) -> Plan:
-    equations = hooks.kernel_equations(jaxpr)
-    kernels = tuple(map(hooks.describe_kernel, equations))
+    equations = kernel_info.kernel_equations(jaxpr)
+    kernels = tuple(map(kernel_info.describe_kernel, equations))
     tracing = _last_tracing(call.name)
     try:
         reason = _obstacle(jaxpr, call, equations)
         if reason is not None:
             return Plan(key, reason)
-        in_dtypes = arrays.argument_dtypes(hooks.in_avals(jaxpr))
+        in_dtypes = arrays.argument_dtypes(call_info.in_avals(jaxpr))
         _read(args, in_dtypes)  # waits for what XLA still computes
         start = time.perf_counter()
         program = _program(jaxpr, call.name)
@@ -272,9 +271,9 @@ def _make_plan(
         use,
         _event(call.name),
         in_dtypes,
-        arrays.result_types(hooks.out_avals(jaxpr)),
+        arrays.result_types(call_info.out_avals(jaxpr)),
         _deleted(jaxpr, call),
-        hooks.is_ordered(jaxpr),
+        call_info.is_ordered(jaxpr),
         None if kernels else Trial(cost_model.outside_kernels(jaxpr).compiling),
     )
 
@@ -287,7 +286,7 @@ def _event(function: str) -> str:
     return "jit_" + "".join([c if c.isalnum() or c == "_" else "_" for c in function])
 
 
-def _obstacle(jaxpr: Any, call: hooks.JitCall, equations: Sequence[Any]) -> str | None:
+def _obstacle(jaxpr: Any, call: call_info.JitCall, equations: Sequence[Any]) -> str | None:
     """Why XLA has to run this function, or None.
 
     Raises:
@@ -296,10 +295,10 @@ def _obstacle(jaxpr: Any, call: hooks.JitCall, equations: Sequence[Any]) -> str 
     if call.obstacle is not None:
         return call.obstacle
     for eqn in equations:
-        asked = hooks.unhonoured(eqn)
+        asked = kernel_info.unhonoured(eqn)
         if asked is not None:
             raise Unsupported(eqn.primitive.name, asked)
-    for aval in (*hooks.in_avals(jaxpr), *hooks.out_avals(jaxpr)):
+    for aval in (*call_info.in_avals(jaxpr), *call_info.out_avals(jaxpr)):
         if not arrays.is_plain(aval):
             return f"it takes or returns a {aval}"
     outside = cost_model.outside_kernels(jaxpr)
@@ -332,15 +331,15 @@ def _executable(program: Program) -> Executable:
     return Executable(program, codegen.choice(settings.current().disabled_passes))
 
 
-def _deleted(jaxpr: Any, call: hooks.JitCall) -> tuple[int, ...]:
+def _deleted(jaxpr: Any, call: call_info.JitCall) -> tuple[int, ...]:
     """The donated arguments that jit deletes: those it has a result of the same size for.
 
     The others it keeps, and warns about.
     """
-    avals = hooks.in_avals(jaxpr)
-    kept = range(len(avals)) if call.keep_unused else hooks.used_arguments(jaxpr)
+    avals = call_info.in_avals(jaxpr)
+    kept = range(len(avals)) if call.keep_unused else call_info.used_arguments(jaxpr)
     given = [i for i in sorted(kept) if call.donated[i]]
-    results = list(hooks.out_avals(jaxpr))
+    results = list(call_info.out_avals(jaxpr))
     deleted: list[int] = []
     for same in (lambda a: (a.shape, a.dtype), lambda a: a.size * a.dtype.itemsize):
         for position in [i for i in given if i not in deleted]:
@@ -397,16 +396,18 @@ def _call_stock(
     return out, None, profiler, consts
 
 
-def choose_kernel(kernel: hooks.KernelLowering) -> tuple[hooks.Callback, bool] | None:
+def choose_kernel(
+    kernel: kernel_lowering.KernelLowering,
+) -> tuple[kernel_lowering.Callback, bool] | None:
     """How a kernel in a program that XLA compiles runs: what to call back for it, and whether
     that has effects; None for JAX's interpreter."""
-    described = hooks.describe_kernel(kernel.equation)
+    described = kernel_info.describe_kernel(kernel.equation)
     compilation = _compilation.get()
     start = time.perf_counter()
     try:
         if kernel.obstacle is not None:
             raise Unsupported("pallas_call", kernel.obstacle)
-        asked = hooks.unhonoured(kernel.equation)
+        asked = kernel_info.unhonoured(kernel.equation)
         if asked is not None:
             raise Unsupported("pallas_call", asked)
         program = _program(kernel.jaxpr, described.name, kernel.axes)
@@ -436,10 +437,10 @@ def choose_kernel(kernel: hooks.KernelLowering) -> tuple[hooks.Callback, bool] |
     return run, seen
 
 
-_warned: set[tuple[hooks.KernelInfo, str]] = set()
+_warned: set[tuple[kernel_info.KernelInfo, str]] = set()
 
 
-def _leave_to_jax(function: str, kernel: hooks.KernelInfo, unsupported: Unsupported) -> Use:
+def _leave_to_jax(function: str, kernel: kernel_info.KernelInfo, unsupported: Unsupported) -> Use:
     """Records that JAX interprets a kernel, and tells the user once.
 
     Raises:
@@ -468,7 +469,7 @@ def _blame(error: Exception, use: Use) -> None:
     error.add_note(f"in {_names(use.kernels)}, run in NumPy by pallas_shim")
 
 
-def _names(kernels: Sequence[hooks.KernelInfo]) -> str:
+def _names(kernels: Sequence[kernel_info.KernelInfo]) -> str:
     return ", ".join(
         f"the Pallas kernel {k.name}" + (f" ({k.source})" if k.source else "") for k in kernels
     )

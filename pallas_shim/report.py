@@ -12,7 +12,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pallas_shim.jax_compat.hooks.kernel_lowering import KernelInfo
+    from pallas_shim.jax_compat.kernel_info import KernelInfo
 
 log = logging.getLogger("pallas_shim")
 

@@ -15,7 +15,7 @@ def patch_pallas(pallas: ModuleType) -> Callable[[], None]:
     import pallas_shim
     from pallas_shim.evaluator import rules
     from pallas_shim.evaluator.codegen.source import HOME
-    from pallas_shim.jax_compat.hooks import kernel_lowering as hooks
+    from pallas_shim.jax_compat.hooks import tracebacks
 
     from . import (
         jax_jit,
@@ -29,7 +29,7 @@ def patch_pallas(pallas: ModuleType) -> Callable[[], None]:
 
     rules.load_own()
     for directory in (pallas_shim.__path__[0], __path__[0], HOME):
-        hooks.hide_frames(directory)
+        tracebacks.hide_frames(directory)
     modules = (
         jax_jit, kernel_tracing, pallas_call, remote_kernels, traced_calls, traced_operators,
         traced_primitives,

@@ -15,8 +15,7 @@ from typing import Any
 import wrapt
 
 from pallas_shim import dispatch, report, settings
-from pallas_shim.jax_compat.hooks import jit_calls
-from pallas_shim.jax_compat.hooks import kernel_lowering as hooks
+from pallas_shim.jax_compat.hooks import jit_calls, jit_entry, tracing
 
 
 def patch(pallas: ModuleType) -> Callable[[], None]:
@@ -26,18 +25,18 @@ def patch(pallas: ModuleType) -> Callable[[], None]:
     if chosen.log:
         report.log_to_stderr()
     report.write_at_exit(chosen.report)
-    module, name = hooks.JIT_CALL
+    module, name = jit_entry.JIT_CALL
     stock = getattr(module, name)
-    hooks.forget_calls()
+    jit_entry.forget_calls()
     setattr(module, name, wrapt.FunctionWrapper(stock, _call))
     stop_answering = jit_calls.answer_calls(dispatch.Answers())
-    deafen = hooks.listen_to_tracing(dispatch.note_tracing)
+    deafen = tracing.listen_to_tracing(dispatch.note_tracing)
 
     def undo() -> None:
         stop_answering()
         setattr(module, name, stock)
         deafen()
-        hooks.forget_calls()
+        jit_entry.forget_calls()
 
     return undo
 

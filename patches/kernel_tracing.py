@@ -9,13 +9,13 @@ from typing import Any
 import wrapt
 
 from pallas_shim.gc_pause import gc_paused
-from pallas_shim.jax_compat.hooks import kernel_lowering as hooks
+from pallas_shim.jax_compat.hooks import tracing
 
 
 def patch(pallas: ModuleType) -> Callable[[], None]:
     """Called when jax.experimental.pallas is imported."""
     del pallas
-    module, name = hooks.KERNEL_TRACING
+    module, name = tracing.KERNEL_TRACING
     stock = getattr(module, name)
     setattr(module, name, wrapt.FunctionWrapper(stock, _trace))
     return lambda: setattr(module, name, stock)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from types import ModuleType
 
 from pallas_shim import dispatch
-from pallas_shim.jax_compat.hooks import kernel_lowering as hooks
+from pallas_shim.jax_compat.hooks import kernel_lowering
 
 
 def patch(pallas: ModuleType) -> Callable[[], None]:
     """Called when jax.experimental.pallas is imported."""
     del pallas
-    return hooks.register_kernel_lowering(dispatch.choose_kernel)
+    return kernel_lowering.register_kernel_lowering(dispatch.choose_kernel)

@@ -20,7 +20,7 @@ from jax.interpreters import mlir
 
 import pallas_shim
 from pallas_shim import dispatch
-from pallas_shim.jax_compat.hooks import kernel_lowering as hooks
+from pallas_shim.jax_compat.hooks import jit_entry
 from tests.shimmed import double, only_row, rungs, setting, shim
 
 __all__ = ["setting", "shim"]
@@ -508,7 +508,7 @@ def test_functions_from_before_follow_the_switch():
 
 
 def test_deactivating_puts_jax_back():
-    module, name = hooks.JIT_CALL
+    module, name = jit_entry.JIT_CALL
     before = getattr(module, name)
     with pallas_shim.active():
         assert getattr(module, name) is not before

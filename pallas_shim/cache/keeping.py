@@ -15,9 +15,8 @@ from pallas_shim.cache.key import key
 from pallas_shim.cache.reach import Unkeyable
 from pallas_shim.cache.store import Refused, Store
 from pallas_shim.evaluator.program import Program
-from pallas_shim.jax_compat import inputs
+from pallas_shim.jax_compat import call_info, inputs
 from pallas_shim.jax_compat.hooks import jit_calls
-from pallas_shim.jax_compat.hooks import kernel_lowering as hooks
 from pallas_shim.report import Use
 
 log = logging.getLogger("pallas_shim")
@@ -92,7 +91,7 @@ class Keep:
     def write(
         self,
         use: Use,
-        call: hooks.JitCall,
+        call: call_info.JitCall,
         deleted: tuple[int, ...],
         results: Sequence[Any],
         out_tree: Any,

@@ -7,6 +7,9 @@ import sys
 from types import FunctionType
 from typing import Any, NamedTuple
 
+# The type of what `hooks.communication` asks of the TPU interpreter, and not the user.
+ASKED_FOR_HERE = "InterpretParamsOfRemoteKernels"
+
 
 class CheckedMemory(NamedTuple):
     """Memory as a TPU has it: an index that leaves its ref is an error, not moved inside.

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_shim.evaluator import memory
-from pallas_shim.jax_compat import state
-from pallas_shim.jax_compat.hooks import kernel_lowering as hooks
+from pallas_shim.jax_compat import kernel_info, state
 from tests.oracle import x64
 
 
@@ -26,7 +25,7 @@ def test_equal_equations_are_discharged_once_under_equal_settings():
         out_ref[...] = x_ref[at] + x_ref[at + 1] + x_ref[at[:1]]
 
     call = pl.pallas_call(kernel, jax.ShapeDtypeStruct((3,), jnp.float32))
-    (eqn,) = hooks.kernel_equations(jax.make_jaxpr(call)(jnp.ones(8, jnp.float32)))
+    (eqn,) = kernel_info.kernel_equations(jax.make_jaxpr(call)(jnp.ones(8, jnp.float32)))
     loads = [e for e in eqn.params["jaxpr"].eqns if e.primitive.name == "get"]
     first, second, other = map(state.discharge, loads)
     assert first is second

@@ -10,6 +10,7 @@ from jax._src import core
 from jax._src.pallas import pallas_call as jax_pallas_call
 
 from pallas_shim.jax_compat import state
+from pallas_shim.jax_compat.checked import ASKED_FOR_HERE
 from pallas_shim.jax_compat.jaxprs import equations
 
 try:
@@ -44,10 +45,6 @@ def _binding(stock_bind: Callable[..., Any]) -> Callable[..., Any]:
         return stock_bind(*args, **params)
 
     return bind
-
-
-# The type of what is asked of the TPU interpreter here, and not by the user.
-ASKED_FOR_HERE = "InterpretParamsOfRemoteKernels"
 
 
 @functools.cache

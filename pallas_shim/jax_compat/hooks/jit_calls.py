@@ -42,7 +42,7 @@ class CallHandler(Protocol):
 
     def plan(self, params: dict[str, Any]) -> Any | None:
         """The plan, if there is one, for calls of a function that JAX has traced. ``params`` are
-        those that `hooks.JIT_CALL` gets."""
+        those that `jit_entry.JIT_CALL` gets."""
 
     def run(self, args: Sequence[Any], plan: Any) -> Sequence[Any] | None:
         """The results of a call; None: JAX is to go on.
@@ -68,7 +68,7 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
     """Has jitted calls that jit's C++ cache doesn't serve answered; returns the undoing.
 
     ``answers`` isn't asked while another function is traced, or while JAX debugs. Nor is it at all
-    on JAX 0.9.0, which has no such entries: there calls go JAX's whole way to `hooks.JIT_CALL`.
+    on JAX 0.9.0, which has no such entries: there calls go JAX's whole way to `jit_entry.JIT_CALL`.
     """
     if not hasattr(pjit, "_infer_params"):
         return lambda: None

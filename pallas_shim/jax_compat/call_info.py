@@ -1,0 +1,80 @@
+"""A jitted call as JAX describes it: what it was compiled for, and what its jaxpr needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from jax._src import config, core, effects
+from jax._src import dispatch as jax_dispatch
+from jax._src.sharding_impls import UnspecifiedValue
+
+
+class JitCall(NamedTuple):
+    """What a jitted call was compiled for, apart from its jaxpr: a key, and what it forbids.
+
+    ``obstacle``: why the call needs XLA whatever its arguments, or None.
+    """
+
+    name: str
+    donated: tuple[bool, ...]
+    keep_unused: bool
+    obstacle: str | None
+
+
+def describe_call(params: dict[str, Any]) -> JitCall:
+    """Reads the parameters that `hooks.jit_entry.JIT_CALL` is given beside the arguments."""
+    obstacle = None
+    for key in ("in_shardings", "out_shardings"):
+        if not all(isinstance(s, UnspecifiedValue) for s in params[key]):
+            obstacle = f"the user gave {key}"
+    for key in ("in_layouts", "out_layouts"):
+        if not all(layout is None for layout in params[key]):
+            obstacle = f"the user gave {key}"
+    if params["ctx_mesh"] is not None and not params["ctx_mesh"].empty:
+        obstacle = "it runs under a mesh"
+    donated = tuple(params["donated_invars"])
+    return JitCall(params["name"], donated, params["keep_unused"], obstacle)
+
+
+def call_key(params: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells calls of one jaxpr apart; cheap to make and to compare."""
+    return (
+        params["donated_invars"],
+        params["in_shardings"],
+        params["out_shardings"],
+        params["in_layouts"],
+        params["out_layouts"],
+        params["ctx_mesh"],
+        params["keep_unused"],
+    )
+
+
+def in_avals(jaxpr: Any) -> Sequence[Any]:
+    return jaxpr.in_avals
+
+
+def out_avals(jaxpr: Any) -> Sequence[Any]:
+    return jaxpr.out_avals
+
+
+def used_arguments(jaxpr: Any) -> set[int]:
+    """The positions of a jaxpr's inputs that its results or effects depend on."""
+    inner = getattr(jaxpr, "jaxpr", jaxpr)
+    used = {v for eqn in inner.eqns for v in eqn.invars if not isinstance(v, core.Literal)}
+    used.update(v for v in inner.outvars if not isinstance(v, core.Literal))
+    return {i for i, v in enumerate(inner.invars) if v in used}
+
+
+def is_ordered(jaxpr: Any) -> bool:
+    """Whether a jaxpr has effects that must wait for those of earlier calls."""
+    return bool(effects.ordered_effects.filter_in(jaxpr.effects))
+
+
+def execution_is_off() -> bool:
+    return bool(config.no_execution.value)
+
+
+def check_nans(name: str, results: Sequence[Any]) -> None:
+    """Raises what jit does if jax_debug_nans or jax_debug_infs is set and there are some."""
+    jax_dispatch.check_special(name, results)

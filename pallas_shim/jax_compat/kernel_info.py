@@ -1,0 +1,89 @@
+"""Which kernels a jaxpr holds, what names them, and what their user asked the interpreter for."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from jax._src import core
+
+from pallas_shim.jax_compat.checked import ASKED_FOR_HERE, refused_grid, replaced_in_interpreter
+from pallas_shim.jax_compat.pallas import kernel_name, kernel_source
+
+# Primitives whose jaxpr is a Pallas kernel.
+KERNEL_PRIMITIVES = frozenset({"pallas_call", "core_map", "mpmd_map"})
+
+
+class KernelInfo(NamedTuple):
+    """What names one kernel to the user."""
+
+    name: str
+    source: str | None
+    grid: str
+
+
+_kernels: weakref.WeakKeyDictionary[Any, tuple[Any, ...]] = weakref.WeakKeyDictionary()
+
+
+def kernel_equations(jaxpr: Any) -> tuple[Any, ...]:
+    """The equations of a jaxpr, and of those inside it, that call a kernel."""
+    found = _kernels.get(jaxpr)
+    if found is None:
+        found = _kernels[jaxpr] = tuple(_find_kernels(getattr(jaxpr, "jaxpr", jaxpr)))
+    return found
+
+
+def _find_kernels(jaxpr: Any) -> Iterator[Any]:
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in KERNEL_PRIMITIVES:
+            yield eqn
+        else:
+            for inner in core.jaxprs_in_params(eqn.params):
+                yield from kernel_equations(inner)
+
+
+def inner_jaxprs(eqn: Any) -> Iterator[Any]:
+    """The jaxprs that an equation holds."""
+    return core.jaxprs_in_params(eqn.params)
+
+
+def describe_kernel(eqn: Any) -> KernelInfo:
+    """The name, definition and grid of the kernel that an equation calls."""
+    if eqn.primitive.name != "pallas_call":
+        return KernelInfo(kernel_name(eqn), kernel_source(eqn), "")
+    grid = eqn.params["grid_mapping"].grid
+    sizes = (str(size) if isinstance(size, int) else "?" for size in grid)
+    return KernelInfo(kernel_name(eqn), kernel_source(eqn), f"({', '.join(sizes)})")
+
+
+# -- the interpret parameter ------------------------------------------------------------------
+
+# Fields of InterpretParams that `checked_memory` hands on.
+_HONOURED = frozenset(
+    {"allow_hbm_allocation_in_run_scoped", "out_of_bounds_reads", "uninitialized_memory"}
+)
+# Fields that don't change what a correct kernel computes.
+_WITHOUT_CONSEQUENCE = frozenset({"dma_execution_mode", "vector_clock_size"})
+
+
+def unhonoured(eqn: Any) -> str | None:
+    """What the user's ``interpret=`` asks for that only JAX's own interpreter does."""
+    interpret = eqn.params.get("interpret", False)
+    if isinstance(interpret, bool):
+        return None
+    name = type(interpret).__name__
+    if name == ASKED_FOR_HERE:
+        return "its devices talk to one another, as in JAX's TPU interpreter"
+    if name != "InterpretParams":
+        return f"interpret={name}(...) isn't for this evaluator"
+    for field in dataclasses.fields(interpret):
+        value = getattr(interpret, field.name)
+        if field.name not in _HONOURED | _WITHOUT_CONSEQUENCE and value != field.default:
+            return f"interpret=InterpretParams({field.name}={value!r}) isn't honoured here"
+    replaced = replaced_in_interpreter()
+    if replaced is not None:
+        return f"somebody has replaced `{replaced}` in the interpreter of InterpretParams"
+    refused = refused_grid(eqn) if eqn.primitive.name == "pallas_call" else None
+    return None if refused is None else f"InterpretParams refuses it: {refused}"
