@@ -8,7 +8,7 @@ import os
 import sys
 from typing import NoReturn
 
-from pallas_shim import settings, startup
+from pallas_shim import environment, settings
 
 _USAGE = """\
 python -m pallas_shim [options] script.py [args]
@@ -90,8 +90,8 @@ def main(arguments: list[str]) -> None:
 
 
 def _run(parser: argparse.ArgumentParser, target: list[str]) -> NoReturn:
-    environment = startup.environment(os.environ)
-    if "PYTHONPATH" in environment and (sys.flags.ignore_environment or sys.flags.no_site):
+    variables = environment.variables(os.environ)
+    if "PYTHONPATH" in variables and (sys.flags.ignore_environment or sys.flags.no_site):
         parser.error(
             "under -E, -I or -S Python starts the shim only from its start-up files; "
             "pip install pallas_shim in this environment, or leave these flags out"
@@ -99,7 +99,7 @@ def _run(parser: argparse.ArgumentParser, target: list[str]) -> NoReturn:
     # Another Python in place of this one: then sys.argv, sys.path, __main__, tracebacks, signals
     # and the exit status are Python's own.
     command = [sys.executable, *_interpreter_flags(), *target]
-    os.execve(sys.executable, command, {**os.environ, **environment})
+    os.execve(sys.executable, command, {**os.environ, **variables})
 
 
 def _interpreter_flags() -> list[str]:

@@ -8,7 +8,7 @@ import platform
 import sys
 
 import pallas_shim
-from pallas_shim import discovery, patching, settings, startup
+from pallas_shim import discovery, environment, patching, settings
 
 _PACKAGES = ("jax", "jaxlib", "numpy", "wrapt", "importlib-metadata")
 
@@ -44,7 +44,7 @@ def _startup_files() -> list[str]:
         for path in sorted(pathlib.Path(directory).glob("pallas_shim.*"))
         if path.suffix in (".pth", ".start")
     ]
-    if startup.starts_with_python():
+    if environment.starts_with_python():
         how = "active: PALLAS_NUMPY=1 python script.py is enough here"
     elif found:
         how = "not active in this process (another pallas_shim's, or Python ran with -S)"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from pallas_shim import settings, startup
+from pallas_shim import environment, settings
 from pallas_shim.discovery import entry_points
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class _Patch:
             deactivate()
             if settings.current().strict or isinstance(error, settings.SettingError):
                 raise
-            startup.say_off(f"{_what(error)} (in the patch {self.entry_point.value})")
+            environment.say_off(f"{_what(error)} (in the patch {self.entry_point.value})")
         else:
             _applied.append(self)
 
@@ -80,7 +80,7 @@ def activate() -> None:
 
         found = entry_points(GROUP)
         _active = True
-        changes = startup.environment(os.environ)
+        changes = environment.variables(os.environ)
         _environment.update({name: os.environ.get(name) for name in changes})
         os.environ.update(changes)
         for entry_point in found:

@@ -1,16 +1,11 @@
-"""How Python processes start with the shim on."""
+"""Starts the shim in a Python process that begins."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
-from collections.abc import Mapping
 
-
-def say_off(reason: str) -> None:
-    """Tells the user why the shim is off though it was asked for."""
-    print(f"pallas_shim is off, this process runs on stock JAX: {reason}", file=sys.stderr)
+from pallas_shim import environment, patching, settings
 
 
 def run() -> None:
@@ -19,8 +14,6 @@ def run() -> None:
     A bad setting ends the process with status 1, as a bad PYTHON* variable does: what the user
     asked for is unknown. So does anything missing under PALLAS_NUMPY_STRICT=1.
     """
-    from pallas_shim import patching, settings
-
     try:
         strict = settings.current().strict
     except settings.SettingError as error:
@@ -33,37 +26,10 @@ def run() -> None:
             reason = f"{error}; install it in this environment ({sys.prefix})"
         if strict:
             _stop(reason)
-        say_off(reason)
+        environment.say_off(reason)
 
 
 def _stop(reason: str) -> None:
     # SystemExit would end Python's start-up with a traceback through site.
     print(f"pallas_shim: {reason}", file=sys.stderr, flush=True)
     os._exit(1)
-
-
-def environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables to set, beside ``environ``, for a Python process to start with the shim on."""
-    changes = {}
-    if environ.get("PALLAS_NUMPY", "") in ("", "0"):
-        changes["PALLAS_NUMPY"] = "1"
-    if not starts_with_python():
-        path = [sitecustomize_directory(), environ.get("PYTHONPATH")]
-        changes["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-    return changes
-
-
-def starts_with_python() -> bool:
-    """Whether start-up files of this very package ran when this process started."""
-    module = sys.modules.get("_pallas_shim_start")
-    if module is None or module.__file__ is None:
-        return False
-    root = os.path.dirname(os.path.dirname(__file__))
-    return os.path.dirname(module.__file__) in (root, sitecustomize_directory())
-
-
-def sitecustomize_directory() -> str:
-    """The directory that starts the shim when it is on PYTHONPATH."""
-    spec = importlib.util.find_spec("pallas_shim.sitecustomize_pkg")
-    assert spec is not None and spec.submodule_search_locations is not None
-    return os.path.abspath(next(iter(spec.submodule_search_locations)))

@@ -1,0 +1,40 @@
+"""What Python processes need in their environment to start with the shim on."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping
+
+
+def say_off(reason: str) -> None:
+    """Tells the user why the shim is off though it was asked for."""
+    print(f"pallas_shim is off, this process runs on stock JAX: {reason}", file=sys.stderr)
+
+
+def variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables to set, beside ``environ``, for a Python process to start with the shim on."""
+    changes = {}
+    if environ.get("PALLAS_NUMPY", "") in ("", "0"):
+        changes["PALLAS_NUMPY"] = "1"
+    if not starts_with_python():
+        path = [sitecustomize_directory(), environ.get("PYTHONPATH")]
+        changes["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    return changes
+
+
+def starts_with_python() -> bool:
+    """Whether start-up files of this very package ran when this process started."""
+    module = sys.modules.get("_pallas_shim_start")
+    if module is None or module.__file__ is None:
+        return False
+    root = os.path.dirname(os.path.dirname(__file__))
+    return os.path.dirname(module.__file__) in (root, sitecustomize_directory())
+
+
+def sitecustomize_directory() -> str:
+    """The directory that starts the shim when it is on PYTHONPATH."""
+    spec = importlib.util.find_spec("pallas_shim.sitecustomize_pkg")
+    assert spec is not None and spec.submodule_search_locations is not None
+    return os.path.abspath(next(iter(spec.submodule_search_locations)))
