@@ -17,7 +17,7 @@ import numpy as np
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import codegen, progress, scalars
-from pallas_shim.evaluator.analysis.liveness import last_uses
+from pallas_shim.evaluator.analysis.liveness import dead_after
 from pallas_shim.evaluator.call_stack import with_room
 from pallas_shim.evaluator.floating import as_xla
 from pallas_shim.evaluator.heap import keep_freed_memory
@@ -124,15 +124,14 @@ class _Preparation:
 
     def steps(self, body: Sequence[Instruction], keep: Sequence[Value] = ()) -> Steps:
         pairs: list[tuple[Step, Instruction]] = []
-        dead_after = last_uses(body, keep)
+        dead = dead_after(body, keep)
         for index, instruction in enumerate(body):
             if instruction.operation.fn is same:
                 self._slots[instruction.outs[0]] = self.slot(instruction.ins[0])
             else:
                 pairs.append((self.step(instruction), instruction))
-            dead = dead_after.get(index)
-            if dead:
-                pairs.append((_drop([self.slot(v) for v in dead]), instruction))
+            if index in dead:
+                pairs.append((_drop([self.slot(v) for v in dead[index]]), instruction))
         return Steps(pairs)
 
     def region(self, region: Region) -> tuple[list[int], Steps, list[int]]:
@@ -351,7 +350,7 @@ def _switch(prepare: _Preparation, instruction: Instruction) -> Step:
     for region in instruction.regions:
         _, steps, results = prepare.region(region)
         branches.append((steps, tuple(zip(outs, results, strict=True))))
-    last = len(branches) - 1
+    last = len(branches) - 1  # what `branch_taken` does, without a call
 
     def step(f: Frame) -> None:
         steps, results = branches[min(max(int(f[index]), 0), last)]

@@ -15,6 +15,7 @@ import numpy as np
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import memory, refs
+from pallas_shim.evaluator.analysis import alias
 from pallas_shim.evaluator.checked_blocks import CheckedBlocks
 from pallas_shim.evaluator.lower import KernelScope
 from pallas_shim.evaluator.program import (
@@ -24,7 +25,6 @@ from pallas_shim.evaluator.program import (
     Instruction,
     Operation,
     RefType,
-    Region,
     Value,
 )
 from pallas_shim.evaluator.registry import Unsupported
@@ -65,7 +65,7 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
             blocks = checked_blocks.refs()
             with lowering.block() as body:
                 lowering.inline(call.jaxpr, [*prefetch, *blocks, *scratch], closed_over)
-            checked_blocks.define(blocks, indices, starts, written_roots(body, blocks))
+            checked_blocks.define(blocks, indices, starts, alias.written(body, blocks))
             lowering.body.extend(body)
             return
         views = [
@@ -77,11 +77,11 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
         body_start = len(lowering.body)
         lowering.inline(call.jaxpr, [*prefetch, *views, *scratch], closed_over)
         if call.synchronised_aliases:
-            written = written_roots(lowering.body[body_start:], views)
+            written = alias.written(lowering.body[body_start:], views)
             axes = list(zip(indices, sizes, strict=True))
             _synchronise(lowering, call, buffers, views, starts, written, axes)
         if not call.keeps_scalars:
-            changed = written_roots(lowering.body[body_start:], prefetch)
+            changed = alias.written(lowering.body[body_start:], prefetch)
             with lowering.block() as first:
                 for ref in changed:
                     refs.store(lowering, ref, (), (), arrays[prefetch.index(ref)])
@@ -92,7 +92,7 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
     cells = lower_cells(
         lowering, call.name, sizes, call.axis_names, local, cell, call.checked, call.for_device
     )
-    written = written_roots(cells, [*prefetch, *buffers])
+    written = alias.written(cells, [*prefetch, *buffers])
 
     for ref, array in zip(prefetch, arrays, strict=False):
         define_operand(lowering, ref, array, None, ref in written)
@@ -176,22 +176,6 @@ def lower_cells(
         for ref in shared.values():
             _allocate(lowering, ref, checked)
     return first + cells
-
-
-def written_roots(body: Sequence[Instruction], roots: Sequence[Value]) -> set[Value]:
-    """Which of some refs are written, directly or through views, by these instructions."""
-    root: dict[Value, Value] = {ref: ref for ref in roots}
-    written = set()
-    for instruction in Region((), tuple(body), ()).walk():
-        if instruction.outs and isinstance(instruction.outs[0].type, RefType) and instruction.ins:
-            source = instruction.ins[0]
-            if source in root:
-                root[instruction.outs[0]] = root[source]
-        for position in instruction.operation.effects.writes:
-            target = instruction.ins[position]
-            if target in root:
-                written.add(root[target])
-    return written
 
 
 def _synchronise(

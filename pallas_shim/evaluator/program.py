@@ -191,6 +191,11 @@ make_instruction: Callable[[Sequence[Any]], Instruction] = functools.partial(
 )
 
 
+def branch_taken(index: int, branches: int) -> int:
+    """Which of its branches a `switch` takes: its index is clamped to them."""
+    return min(max(index, 0), branches - 1)
+
+
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class Region:
     """Instructions that a structured operation runs, any number of times.

@@ -208,6 +208,14 @@ def device_id(eqn: Any, ins: Sequence[Any]) -> Any:
     return _copied(eqn, ins)[1]
 
 
+def device_axes(device_id: Any) -> frozenset[Any] | None:
+    """The axes along which a device id gives places; None for one that numbers devices."""
+    if not isinstance(device_id, dict):
+        return None
+    keys = (key if isinstance(key, tuple) else (key,) for key in device_id)
+    return frozenset(name for key in keys for name in key)
+
+
 def _choices(refs: Sequence[Any], device_id: Any, add: bool) -> Dma | Choice:
     for position, ref in enumerate(refs):
         if isinstance(ref, Choice):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pallas_shim.evaluator.program import (
@@ -57,6 +57,10 @@ class AliasAnalysis:
     def roots(self, instruction: Instruction, positions: Iterable[int]) -> list[Value]:
         """The roots of an instruction's operands at the given positions."""
         return [self._roots.get(ref, ref) for ref in (instruction.ins[p] for p in positions)]
+
+    def touched(self, region: Region) -> ModRef:
+        """What a region touches of the memory that is there before it runs."""
+        return self._touched[region]
 
     def within(self, instruction: Instruction) -> ModRef:
         """What the regions of a structured instruction touch."""
@@ -124,6 +128,16 @@ class AliasAnalysis:
         self.allocated.update(local)
         touched.reads.difference_update(local)
         touched.writes.difference_update(local)
+
+
+def written(body: Sequence[Instruction], refs: Iterable[Value]) -> set[Value]:
+    """Which of some refs, that these instructions don't make, they write to.
+
+    Raises:
+      Unsupported: as `AliasAnalysis` does.
+    """
+    top = Region((), tuple(body), ())
+    return AliasAnalysis(Program("", top)).touched(top).writes.intersection(refs)
 
 
 def only_reads(operation: Operation) -> bool:

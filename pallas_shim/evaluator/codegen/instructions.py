@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from pallas_shim.evaluator import memory, scalars
-from pallas_shim.evaluator.analysis.liveness import last_uses
+from pallas_shim.evaluator.analysis import ranges
+from pallas_shim.evaluator.analysis.liveness import dead_after
 from pallas_shim.evaluator.codegen import numbers, places
 from pallas_shim.evaluator.codegen.numbers import Number
 from pallas_shim.evaluator.codegen.source import Source
@@ -61,7 +62,7 @@ class Instructions(Source, abc.ABC):
         """Writes out a loop or a branch."""
 
     def region(self, region: Region) -> None:
-        dead = last_uses(region.body, region.results)
+        dead = dead_after(region.body, region.results)
         for position, instruction in enumerate(region.body):
             self.at = instruction
             self.instruction(instruction)
@@ -107,10 +108,10 @@ class Instructions(Source, abc.ABC):
 
     def _assign(self, out: Value, number: Number) -> None:
         assert isinstance(out.type, ArrayType)
-        low, high = numbers.limits(out.type.dtype)
+        low, high = whole = ranges.of_dtype(out.type.dtype)
         text = number.text
-        if low <= number.low and number.high <= high:
-            self.known_limits[out] = number.low, number.high
+        if number.range.within(whole):
+            self.known_limits[out] = number.range
             self.line(f"{self.fresh(out)} = {text}")
         elif low == 0:
             self.line(f"{self.fresh(out)} = {numbers.wrapped(text, out.type.dtype)}")

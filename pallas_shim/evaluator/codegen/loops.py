@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from pallas_shim.evaluator import progress
+from pallas_shim.evaluator.analysis import induction, ranges
+from pallas_shim.evaluator.analysis.ranges import Range
 from pallas_shim.evaluator.codegen import numbers
 from pallas_shim.evaluator.codegen.instructions import Instructions
 from pallas_shim.evaluator.codegen.source import Emitted
@@ -51,8 +53,10 @@ class Loops(Instructions):
         length, reverse, count = params["length"], params["reverse"], params["num_carry"]
         carried, rows = region.params[:count], region.params[count:]
         self._move(scan.ins[:count], carried)
-        for start, param, result in zip(scan.ins, carried, region.results, strict=False):
-            self._limit_counter(region, start, param, result, length - 1)
+        for param, counter in induction.of_scan(scan).items():
+            found = counter.range(self.limits(counter.start), length)
+            if found is not None:
+                self.known_limits[param] = found
         order = f"range({length - 1}, -1, -1)" if reverse else f"range({length})"
         stacks = [
             (self.fresh(out), out.type, result)
@@ -129,13 +133,12 @@ class Loops(Instructions):
         for position, out in enumerate(switch.outs):
             if numbers.kind(out.type):
                 of_each = [self.limits(region.results[position]) for region in switch.regions]
-                lows, highs = zip(*of_each, strict=True)
-                self.known_limits[out] = min(lows), max(highs)
+                self.known_limits[out] = functools.reduce(Range.union, of_each)
 
     def _grid(self, grid: Instruction) -> None:
         (region,) = grid.regions
         for size, param in zip(grid.ins, region.params, strict=True):
-            self.known_limits[param] = 0, max(self.limits(size)[1] - 1, 0)
+            self.known_limits[param] = Range(0, max(self.limits(size).high - 1, 0))
         bounds = "".join([f"{self.text(size)}, " for size in grid.ins])
         cells = functools.partial(progress.over_grid, grid.operation.params["name"], number=int)
         over = f"{self.given(cells)}(({bounds}))"
@@ -143,44 +146,15 @@ class Loops(Instructions):
         self.line(f"for {', '.join(variables)}, in {over}:" if variables else f"for _ in {over}:")
         self._inside(region, lambda: None)
 
-    # -- limits of what loops carry --------------------------------------------------------------
-
-    def _limit_counter(
-        self, region: Region, start: Value, param: Value, result: Value, turns: int
-    ) -> None:
-        """The limits of what a loop carries from its start, ``turns`` times, by known steps."""
-        step = _step(region, param, result)
-        if step is not None and numbers.kind(start.type):
-            low, high = self.limits(start)
-            most = max(turns, 0) * step
-            first, last = numbers.limits(param.type.dtype)
-            low, high = low + min(most, 0), high + max(most, 0)
-            if first <= low and high <= last:
-                self.known_limits[param] = low, high
-
     def _limit_compared(self, loop: Instruction) -> None:
         """The limits in the body of what grows from its start as long as it is below a bound."""
         condition, body = loop.regions
         going = next((i for i in condition.body if condition.results[0] in i.outs), None)
         if going is None or going.name != "lt" or going.ins[0] not in condition.params:
             return
-        position = condition.params.index(going.ins[0])
-        param, start = body.params[position], loop.ins[position]
-        step = _step(body, param, body.results[position])
-        if step is not None and step >= 0 and numbers.kind(param.type) == "integer":
-            low, _ = self.limits(start)
-            high = self.limits(going.ins[1])[1] - 1
-            if low <= high and high + step <= numbers.limits(param.type.dtype)[1]:
-                self.known_limits[param] = low, high
-
-
-def _step(region: Region, param: Value, result: Value) -> int | None:
-    """By how much a round of a loop changes what it carries, if that is known."""
-    if result is param:
-        return 0
-    for i in region.body:
-        if result in i.outs and i.name == "add" and param in i.ins and len(i.ins) == 2:
-            (other,) = [v for v in i.ins if v is not param] or [param]
-            if other.const is not None and numbers.kind(other.type) == "integer":
-                return int(other.const)
-    return None
+        param = body.params[condition.params.index(going.ins[0])]
+        counter = induction.of_loop(loop.ins, body).get(param)
+        if counter is not None and counter.step >= 0:
+            low, high = self.limits(counter.start).low, self.limits(going.ins[1]).high - 1
+            if low <= high and high + counter.step <= ranges.of_dtype(param.type.dtype).high:
+                self.known_limits[param] = Range(low, high)

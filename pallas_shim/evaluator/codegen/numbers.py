@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pallas_shim.evaluator.analysis import ranges
+from pallas_shim.evaluator.analysis.ranges import Range
 from pallas_shim.evaluator.program import ArrayType, Type
 
 
@@ -22,20 +24,16 @@ class Number(NamedTuple):
     low: int = 0
     high: int = 1
 
+    @property
+    def range(self) -> Range:
+        return Range(self.low, self.high)
+
 
 def kind(type: Type) -> str | None:
     """What a value of this type is in source: "integer", "boolean", or None: NumPy's."""
     if not isinstance(type, ArrayType) or type.shape:
         return None
     return {"i": "integer", "u": "integer", "b": "boolean"}.get(type.dtype.kind)
-
-
-def limits(dtype: np.dtype) -> tuple[int, int]:
-    """The least and the largest number of an integer or boolean dtype."""
-    if dtype.kind == "b":
-        return 0, 1
-    info = np.iinfo(dtype)
-    return int(info.min), int(info.max)
 
 
 def expression(
@@ -53,17 +51,22 @@ def expression(
         return _select(operands) if kinds[0] == "boolean" and len(operands) == 3 else None
     if name == "convert_element_type" and len(operands) == 1:
         return _convert(kinds[0], dtype, *operands)
-    table = _OF_BOOLEANS if set(kinds) == {"boolean"} else _OF_INTEGERS
-    entry = table.get(name)
+    of_booleans = set(kinds) == {"boolean"}
+    entry = (_OF_BOOLEANS if of_booleans else _OF_INTEGERS).get(name)
     if entry is None or any(type.dtype != dtype for type in ins):
         return None
-    count, make = entry
-    return make(dtype, *operands) if len(operands) == count else None
+    count, text = entry
+    if len(operands) != count:
+        return None
+    if of_booleans:
+        return Number(text(dtype, *operands))
+    found = ranges.result(name, dtype, [x.range for x in operands])
+    return None if found is None else Number(text(dtype, *operands), *found)
 
 
 def wrapped(text: str, dtype: np.dtype) -> str:
     """An integer that may lie outside its type, brought back into it."""
-    low, high = limits(dtype)
+    low, high = ranges.of_dtype(dtype)
     if low == 0:
         return f"({text}) & {high}"
     return f"(({text}) + {-low} & {high - low}) - {-low}"
@@ -75,7 +78,7 @@ _COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": 
 def _select(operands: Sequence[Number]) -> Number:
     which, no, yes = operands
     text = f"{yes.text} if {which.text} else {no.text}"
-    return Number(text, min(no.low, yes.low), max(no.high, yes.high))
+    return Number(text, *no.range.union(yes.range))
 
 
 def _convert(source: str | None, dtype: np.dtype, x: Number) -> Number:
@@ -89,152 +92,66 @@ def _convert(source: str | None, dtype: np.dtype, x: Number) -> Number:
 # -- integers -----------------------------------------------------------------------------------
 
 
-def _add(dtype: np.dtype, x: Number, y: Number) -> Number:
-    return Number(f"{x.text} + {y.text}", x.low + y.low, x.high + y.high)
+def _infix(symbol: str) -> Callable[..., str]:
+    return lambda dtype, x, y: f"{x.text} {symbol} {y.text}"
 
 
-def _sub(dtype: np.dtype, x: Number, y: Number) -> Number:
-    return Number(f"{x.text} - {y.text}", x.low - y.high, x.high - y.low)
-
-
-def _mul(dtype: np.dtype, x: Number, y: Number) -> Number:
-    corners = [a * b for a in (x.low, x.high) for b in (y.low, y.high)]
-    return Number(f"{x.text} * {y.text}", min(corners), max(corners))
-
-
-def _div(dtype: np.dtype, x: Number, y: Number) -> Number | None:
-    if y.low <= 0:
-        return None
-    most = max(abs(x.low), abs(x.high)) // y.low
+def _div(dtype: np.dtype, x: Number, y: Number) -> str:
     if x.low >= 0:
-        return Number(f"{x.text} // {y.text}", 0, most)
-    text = f"{x.text} // {y.text} if {x.text} >= 0 else -(-{x.text} // {y.text})"
-    return Number(text, -most, most)
+        return f"{x.text} // {y.text}"
+    return f"{x.text} // {y.text} if {x.text} >= 0 else -(-{x.text} // {y.text})"
 
 
-def _rem(dtype: np.dtype, x: Number, y: Number) -> Number | None:
-    if y.low <= 0:
-        return None
+def _rem(dtype: np.dtype, x: Number, y: Number) -> str:
     if x.low >= 0:
-        return Number(f"{x.text} % {y.text}", 0, min(x.high, y.high - 1))
-    text = f"{x.text} % {y.text} if {x.text} >= 0 else -(-{x.text} % {y.text})"
-    return Number(text, 1 - y.high, y.high - 1)
+        return f"{x.text} % {y.text}"
+    return f"{x.text} % {y.text} if {x.text} >= 0 else -(-{x.text} % {y.text})"
 
 
-def _floor_divide(dtype: np.dtype, x: Number, y: Number) -> Number:
-    corners = [a // b for a in (x.low, x.high) for b in (y.low, y.high)]
-    return Number(f"{x.text} // {y.text}", min(corners), max(corners))
+def _choice(symbol: str) -> Callable[..., str]:
+    return lambda dtype, x, y: f"{x.text} if {x.text} {symbol} {y.text} else {y.text}"
 
 
-def _floor_remainder(dtype: np.dtype, x: Number, y: Number) -> Number:
-    return Number(f"{x.text} % {y.text}", 0, y.high - 1)
-
-
-def _neg(dtype: np.dtype, x: Number) -> Number:
-    return Number(f"-{x.text}", -x.high, -x.low)
-
-
-def _abs(dtype: np.dtype, x: Number) -> Number:
-    return Number(f"abs({x.text})", 0, max(abs(x.low), abs(x.high)))
-
-
-def _sign(dtype: np.dtype, x: Number) -> Number:
-    return Number(f"({x.text} > 0) - ({x.text} < 0)", -(x.low < 0), 1)
-
-
-def _max(dtype: np.dtype, x: Number, y: Number) -> Number:
-    text = f"{x.text} if {x.text} >= {y.text} else {y.text}"
-    return Number(text, max(x.low, y.low), max(x.high, y.high))
-
-
-def _min(dtype: np.dtype, x: Number, y: Number) -> Number:
-    text = f"{x.text} if {x.text} <= {y.text} else {y.text}"
-    return Number(text, min(x.low, y.low), min(x.high, y.high))
-
-
-def _clamp(dtype: np.dtype, low: Number, x: Number, high: Number) -> Number:
+def _clamp(dtype: np.dtype, low: Number, x: Number, high: Number) -> str:
     bounded = f"({low.text} if {x.text} < {low.text} else {x.text})"
-    text = f"{bounded} if {bounded} <= {high.text} else {high.text}"
-    return Number(text, min(max(x.low, low.low), high.low), min(max(x.high, low.high), high.high))
+    return f"{bounded} if {bounded} <= {high.text} else {high.text}"
 
 
-def _and(dtype: np.dtype, x: Number, y: Number) -> Number:
-    text = f"{x.text} & {y.text}"
-    highs = [number.high for number in (x, y) if number.low >= 0]
-    return Number(text, 0, min(highs)) if highs else Number(text, *limits(dtype))
+def _not(dtype: np.dtype, x: Number) -> str:
+    low, high = ranges.of_dtype(dtype)
+    return f"{x.text} ^ {high}" if low == 0 else f"~{x.text}"
 
 
-def _any_bit(symbol: str) -> Callable[..., Number]:
-    def make(dtype: np.dtype, x: Number, y: Number) -> Number:
-        text = f"{x.text} {symbol} {y.text}"
-        if min(x.low, y.low) < 0:
-            return Number(text, *limits(dtype))
-        return Number(text, 0, (1 << max(x.high.bit_length(), y.high.bit_length())) - 1)
-
-    return make
+def _shift(symbol: str) -> Callable[..., str]:
+    return lambda dtype, x, by: f"{x.text} {symbol} {by.low}"
 
 
-def _not(dtype: np.dtype, x: Number) -> Number:
-    low, high = limits(dtype)
-    if low == 0:
-        return Number(f"{x.text} ^ {high}", high - x.high, high - x.low)
-    return Number(f"~{x.text}", ~x.high, ~x.low)
-
-
-def _amount(dtype: np.dtype, by: Number) -> int | None:
-    """By how many bits to shift, if that is known and fewer than there are."""
-    return by.low if by.low == by.high and 0 <= by.low < 8 * dtype.itemsize else None
-
-
-def _shift_left(dtype: np.dtype, x: Number, by: Number) -> Number | None:
-    amount = _amount(dtype, by)
-    return None if amount is None else Number(
-        f"{x.text} << {amount}", x.low << amount, x.high << amount
-    )
-
-
-def _shift_right(dtype: np.dtype, x: Number, by: Number) -> Number | None:
-    amount = _amount(dtype, by)
-    return None if amount is None else Number(
-        f"{x.text} >> {amount}", x.low >> amount, x.high >> amount
-    )
-
-
-def _shift_right_arithmetic(dtype: np.dtype, x: Number, by: Number) -> Number | None:
-    # The highest bit of an unsigned number is a sign, too.
-    return _shift_right(dtype, x, by) if dtype.kind == "i" else None
-
-
-def _shift_right_logical(dtype: np.dtype, x: Number, by: Number) -> Number | None:
-    return _shift_right(dtype, x, by) if x.low >= 0 else None
-
-
-_OF_INTEGERS: dict[str, tuple[int, Callable[..., Number | None]]] = {
-    "add": (2, _add),
-    "sub": (2, _sub),
-    "mul": (2, _mul),
+_OF_INTEGERS: dict[str, tuple[int, Callable[..., str]]] = {
+    "add": (2, _infix("+")),
+    "sub": (2, _infix("-")),
+    "mul": (2, _infix("*")),
     "div": (2, _div),
     "rem": (2, _rem),
-    "floor_divide": (2, _floor_divide),
-    "floor_remainder": (2, _floor_remainder),
-    "neg": (1, _neg),
-    "abs": (1, _abs),
-    "sign": (1, _sign),
-    "max": (2, _max),
-    "min": (2, _min),
+    "floor_divide": (2, _infix("//")),
+    "floor_remainder": (2, _infix("%")),
+    "neg": (1, lambda dtype, x: f"-{x.text}"),
+    "abs": (1, lambda dtype, x: f"abs({x.text})"),
+    "sign": (1, lambda dtype, x: f"({x.text} > 0) - ({x.text} < 0)"),
+    "max": (2, _choice(">=")),
+    "min": (2, _choice("<=")),
     "clamp": (3, _clamp),
-    "and": (2, _and),
-    "or": (2, _any_bit("|")),
-    "xor": (2, _any_bit("^")),
+    "and": (2, _infix("&")),
+    "or": (2, _infix("|")),
+    "xor": (2, _infix("^")),
     "not": (1, _not),
-    "shift_left": (2, _shift_left),
-    "shift_right_arithmetic": (2, _shift_right_arithmetic),
-    "shift_right_logical": (2, _shift_right_logical),
+    "shift_left": (2, _shift("<<")),
+    "shift_right_arithmetic": (2, _shift(">>")),
+    "shift_right_logical": (2, _shift(">>")),
 }
 
-_OF_BOOLEANS: dict[str, tuple[int, Callable[..., Number | None]]] = {
-    "and": (2, lambda dtype, x, y: Number(f"{x.text} & {y.text}")),
-    "or": (2, lambda dtype, x, y: Number(f"{x.text} | {y.text}")),
-    "xor": (2, lambda dtype, x, y: Number(f"{x.text} ^ {y.text}")),
-    "not": (1, lambda dtype, x: Number(f"not {x.text}")),
+_OF_BOOLEANS: dict[str, tuple[int, Callable[..., str]]] = {
+    "and": (2, lambda dtype, x, y: f"{x.text} & {y.text}"),
+    "or": (2, lambda dtype, x, y: f"{x.text} | {y.text}"),
+    "xor": (2, lambda dtype, x, y: f"{x.text} ^ {y.text}"),
+    "not": (1, lambda dtype, x: f"not {x.text}"),
 }

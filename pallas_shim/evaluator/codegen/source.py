@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from pallas_shim.evaluator.analysis import ranges
+from pallas_shim.evaluator.analysis.ranges import Range
 from pallas_shim.evaluator.codegen import numbers
 from pallas_shim.evaluator.codegen.numbers import Number
 from pallas_shim.evaluator.program import ArrayType, Instruction, Value
@@ -43,7 +45,7 @@ class Source:
         self._outside: set[Value] = set()  # what is there before the loop begins
         self._buffers: dict[Value, str] = {}  # the memoryviews of memory from outside
         self.names: dict[Value, str] = {}
-        self.known_limits: dict[Value, tuple[int, int]] = {}
+        self.known_limits: dict[Value, Range] = {}
         self.indent = 1
         self.at: Instruction  # what lines are of
 
@@ -117,11 +119,11 @@ class Source:
             return Number(text, int(value.const), int(value.const))
         return Number(text, *self.limits(value))
 
-    def limits(self, value: Value) -> tuple[int, int]:
+    def limits(self, value: Value) -> Range:
         if value.const is not None:
-            return int(value.const), int(value.const)
+            return Range(int(value.const), int(value.const))
         assert isinstance(value.type, ArrayType)
-        return self.known_limits.get(value) or numbers.limits(value.type.dtype)
+        return self.known_limits.get(value) or ranges.of_dtype(value.type.dtype)
 
     def buffer(self, ref: Value) -> str | None:
         """The memoryview of a ref from outside, whose elements are Python's numbers, and are sooner

@@ -28,6 +28,7 @@ from pallas_shim.evaluator.program import (
     Region,
     Type,
     Value,
+    branch_taken,
 )
 
 # Results of more bytes than this are left to the run, so that programs stay small.
@@ -81,7 +82,7 @@ class _Folding:
     def structured(self, instruction: Instruction, body: list[Instruction]) -> None:
         operation, ins, outs, regions, _ = instruction
         if operation.name == "switch" and ins[0].const is not None:
-            taken = regions[min(max(int(ins[0].const), 0), len(regions) - 1)]
+            taken = regions[branch_taken(int(ins[0].const), len(regions))]
             self.block(taken, body)
             results = substitute(taken.results, self.replaced)
             self.replaced.update(zip(outs, results, strict=True))

@@ -10,13 +10,14 @@ scatter into it is a store to that slice.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pallas_shim.evaluator import batched_ops as cell_rules
+from pallas_shim.evaluator import batched_ops
+from pallas_shim.evaluator.analysis import induction, ranges
+from pallas_shim.evaluator.analysis.ranges import Range
 from pallas_shim.evaluator.floating import as_xla
 from pallas_shim.evaluator.lower import specialise
 from pallas_shim.evaluator.memory import Dynamic
@@ -59,6 +60,10 @@ class Affine(NamedTuple):
     @property
     def most(self) -> int:
         return self.high + int(self.offsets.max())
+
+    @property
+    def range(self) -> Range:
+        return Range(self.least, self.most)
 
 
 class _SlicePlace(NamedTuple):
@@ -123,26 +128,19 @@ class _GatherToSlice:
         if operation.name == "grid":
             for index, size in zip(regions[0].params, ins, strict=True):
                 if size.const is not None and int(size.const) > 0:
-                    self.bound(index, 0, int(size.const) - 1)
-        elif operation.name == "scan" and operation.params["length"] > 0:
-            (region,), count = regions, operation.params["num_carry"]
-            made = {out: i for i in region.body if i.name == "add" for out in i.outs}
-            for start, param, result in zip(
-                ins[:count], region.params[:count], region.results[:count], strict=True
-            ):
-                if result in made and start.const is not None and _is_integer(param.type, ()):
-                    left, right = made[result].ins
-                    step = right if left is param else left if right is param else None
-                    if step is not None and step.const is not None:
-                        first = int(start.const)
-                        last = first + int(step.const) * (operation.params["length"] - 1)
-                        self.bound(param, min(first, last), max(first, last))
+                    self.bound(index, Range(0, int(size.const) - 1))
+        elif operation.name == "scan":
+            for param, counter in induction.of_scan(instruction).items():
+                found = counter.known_range(operation.params["length"])
+                if found is not None:
+                    self.bound(param, found)
 
     # -- what is known ------------------------------------------------------------------------
 
-    def bound(self, scalar: Value, low: int, high: int) -> None:
-        if _holds(scalar.type.dtype, low, high):
-            self.affine[scalar] = Affine(scalar, low, high, np.zeros((), scalar.type.dtype))
+    def bound(self, scalar: Value, found: Range) -> None:
+        dtype = scalar.type.dtype
+        if found.within(ranges.of_dtype(dtype)):
+            self.affine[scalar] = Affine(scalar, *found, np.zeros((), dtype))
 
     def form(self, value: Value) -> Affine | None:
         if value.const is not None and _is_integer(value.type):
@@ -150,7 +148,7 @@ class _GatherToSlice:
         return self.affine.get(value)
 
     def note(self, value: Value, form: Affine) -> None:
-        if _holds(value.type.dtype, form.least, form.most):
+        if form.range.within(ranges.of_dtype(value.type.dtype)):
             self.affine[value] = form
 
     def scalar_result(self, instruction: Instruction) -> bool:
@@ -159,11 +157,11 @@ class _GatherToSlice:
         if out.type.shape != ():
             return False
         forms = list(map(self.form, instruction.ins))
-        ends = [(f.least, f.most) for f in forms if f is not None]
-        if len(ends) == len(forms) and _is_integer(out.type):
-            compute = _ARITHMETIC[instruction.name]
-            corners = [compute(x, y) for x in ends[0] for y in ends[-1]]
-            self.bound(out, min(corners), max(corners))
+        known = [form.range for form in forms if form is not None]
+        if len(known) == len(forms) and _is_integer(out.type):
+            found = ranges.result(instruction.name, out.type.dtype, known)
+            if found is not None:
+                self.bound(out, found)
         return True
 
     def arithmetic(self, instruction: Instruction) -> None:
@@ -177,12 +175,13 @@ class _GatherToSlice:
             return
         if x.scalar is not None and y.scalar is not None:
             return
-        if not _holds(out.type.dtype, x.least + y.least, x.most + y.most):
+        whole = ranges.of_dtype(out.type.dtype)
+        if not Range(x.least + y.least, x.most + y.most).within(whole):
             return
         # Offsets alone may be too large for the type where the scalar is negative.
         least = int(x.offsets.min()) + int(y.offsets.min())
         most = int(x.offsets.max()) + int(y.offsets.max())
-        if _holds(out.type.dtype, least, most):
+        if Range(least, most).within(whole):
             offsets = np.broadcast_to(x.offsets + y.offsets, out.type.shape)
             moving = x if x.scalar is not None else y
             self.note(out, Affine(moving.scalar, moving.low, moving.high, offsets))
@@ -259,7 +258,7 @@ class _GatherToSlice:
         part = ArrayType(place.shape, out.type.dtype)
         load = self.operation(
             ("get", types, place.path),
-            lambda: cell_rules.load(ref.ref, place.path, types, part),
+            lambda: batched_ops.load(ref.ref, place.path, types, part),
         )
         loaded = Value(part)
         self.body.append(make_instruction((load, ins, (loaded,), (), self.source)))
@@ -297,7 +296,7 @@ class _GatherToSlice:
         ins = (ref, part, *place.leaves)
         types = tuple([value.type for value in ins])
         store = self.operation(
-            ("store", types, place.path), lambda: cell_rules.store(ref.ref, place.path, types)
+            ("store", types, place.path), lambda: batched_ops.store(ref.ref, place.path, types)
         )
         self.body.append(make_instruction((store, ins, (), (), self.source)))
         self.wholes = {}
@@ -398,11 +397,6 @@ def _is_integer(type: Type, shape: tuple[int, ...] | None = None) -> bool:
     return 0 < type.size <= _LARGEST and shape in (None, type.shape)
 
 
-def _holds(dtype: np.dtype, low: int, high: int) -> bool:
-    limits = np.iinfo(dtype)
-    return bool(limits.min <= low and high <= limits.max)
-
-
 def _less(x: Affine, y: Affine) -> bool | None:
     return True if x.most < y.least else False if x.least >= y.most else None
 
@@ -416,15 +410,6 @@ _DECIDED: dict[str, Callable[[Affine, Affine], bool | None]] = {
     "ge": lambda x, y: _not(_less(x, y)),
     "gt": lambda x, y: _less(y, x),
     "le": lambda x, y: _not(_less(y, x)),
-}
-
-# Of two intervals the ends of the result are among the results of their ends.
-_ARITHMETIC: dict[str, Callable[[int, int], int]] = {
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "max": max,
-    "min": min,
 }
 
 _METHODS: dict[str, Callable[[_GatherToSlice, Instruction], tuple[Value, ...] | None]] = {

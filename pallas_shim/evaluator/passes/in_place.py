@@ -7,12 +7,10 @@ other value may be a view of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+from pallas_shim.evaluator.analysis.liveness import last_uses
 from pallas_shim.evaluator.passes.rewrite import is_ufunc, with_regions, writing_over
 from pallas_shim.evaluator.program import (
     ArrayType,
-    Instruction,
     Operation,
     Program,
     Region,
@@ -40,7 +38,7 @@ class _InPlace:
 
     def region(self, region: Region) -> Region:
         body = list(region.body)
-        last = _last_uses(body, region.results)
+        last = _last_reads(region)
         own: set[Value] = set()
         waiting: dict[Type, list[tuple[int, Value]]] = {}
         for at, instruction in enumerate(body):
@@ -74,22 +72,19 @@ class _InPlace:
         return self.operations[key]
 
 
-def _last_uses(body: Sequence[Instruction], results: Sequence[Value]) -> dict[Value, int]:
+def _last_reads(region: Region) -> dict[Value, int]:
     """Where values are last used; without those that are used otherwise than by being read."""
-    last: dict[Value, int] = {}
-    kept = set(results)
-    for at, instruction in enumerate(body):
-        operation, ins, _, regions, _ = instruction
+    last = last_uses(region.body)
+    kept = set(region.results)
+    for operation, ins, _, regions, _ in region.body:
         if regions:
             kept.update(ins)
-            for region in regions:
-                kept.update(region.uses())
+            for inner in regions:
+                kept.update(inner.uses())
         elif operation.effects.io or operation.fn is None:
             kept.update(ins)
         elif operation.view:
             kept.add(ins[0])
-        for value in ins:
-            last[value] = at
     for value in kept:
         last.pop(value, None)
     return last

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from pallas_shim.evaluator.analysis import induction
+from pallas_shim.evaluator.analysis.induction import Induction
+from pallas_shim.evaluator.analysis.ranges import Range
 from pallas_shim.evaluator.memory import Dynamic, as_slice
 from pallas_shim.evaluator.passes.rewrite import with_regions
 from pallas_shim.evaluator.program import (
@@ -59,7 +62,8 @@ class _StrengthReduction:
         """The instructions that do the same as a loop."""
         params, (region,) = scan.operation.params, scan.regions
         length, count = params["length"], params["num_carry"]
-        counters = _counters(scan) if length >= _FEWEST_ROUNDS else {}
+        counters = induction.of_scan(scan) if length >= _FEWEST_ROUNDS else {}
+        counters = {param: counter for param, counter in counters.items() if counter.step > 0}
         inside = {out for i in region.body for out in i.outs}
         body: list[Instruction] = []
         rows: list[Value] = []  # parameters of the region, each with the memory it walks along
@@ -113,31 +117,8 @@ class _StrengthReduction:
         yield make_instruction((operation, ins, outs, (inner,), scan.source))
 
 
-class _Counter(NamedTuple):
-    start: int
-    step: int
-
-
-def _counters(scan: Instruction) -> dict[Value, _Counter]:
-    """The counters that a loop carries from known numbers on by known steps, forwards."""
-    (region,), count = scan.regions, scan.operation.params["num_carry"]
-    made = {i.outs[0]: i for i in region.body if i.name == "add" and len(i.outs) == 1}
-    counters = {}
-    carries = (scan.ins[:count], region.params[:count], region.results[:count])
-    for start, param, result in zip(*carries, strict=True):
-        addition = made.get(result)
-        if addition is None or start.const is None or param.type.shape:
-            continue
-        others = [v for v in addition.ins if v is not param]
-        if len(others) != 1 or others[0].const is None or start.const.dtype.kind not in "iu":
-            continue
-        if others[0].type == param.type and others[0].const > 0:
-            counters[param] = _Counter(int(start.const), int(others[0].const))
-    return counters
-
-
 def _access(
-    instruction: Instruction, counters: dict[Value, _Counter], length: int, inside: set[Value]
+    instruction: Instruction, counters: dict[Value, Induction], length: int, inside: set[Value]
 ) -> tuple[Instruction, Value, Instruction | None] | None:
     """For an access to a row by a counter: what makes all rows, the row of a round, and what is
     done to it, None if it is just used."""
@@ -157,11 +138,10 @@ def _access(
     counter = counters.get(ins[count])
     if leaf != 0 or counter is None:
         return None
-    last = counter.start + (length - 1) * counter.step
-    limit = min(ins[0].ref.shape[axis] - 1, np.iinfo(ins[count].type.dtype).max)
-    if not 0 <= counter.start <= last <= limit:
+    places = counter.known_range(length)
+    if places is None or not places.within(Range(0, ins[0].ref.shape[axis] - 1)):
         return None
-    rows = _rows(path[0].dims, axis, slice(counter.start, last + 1, counter.step))
+    rows = _rows(path[0].dims, axis, slice(places.low, places.high + 1, counter.step))
     shape = tuple([d.size for d in path[0].dims if isinstance(d, Slice)])
     if not shape:
         return None  # an element is read when it is asked for

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pallas_shim import jax_compat
-from pallas_shim.evaluator.program import ArrayType, Value
+from pallas_shim.evaluator.program import ArrayType, Value, branch_taken
 from pallas_shim.evaluator.registry import lowering_rule
 
 
@@ -83,7 +83,7 @@ def _cond(lowering, eqn, ins):
     index, *operands = ins
     branches = jax_compat.branches(eqn)
     if index.const is not None:
-        taken = min(max(int(index.const), 0), len(branches) - 1)
+        taken = branch_taken(int(index.const), len(branches))
         return lowering.inline(branches[taken], operands)
     regions = [
         lowering.region((), lambda _, branch=branch: lowering.inline(branch, operands))

@@ -14,6 +14,7 @@ import numpy as np
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import grid, refs
+from pallas_shim.evaluator.analysis import alias
 from pallas_shim.evaluator.program import RefType, Value
 from pallas_shim.evaluator.registry import Unsupported, lowering_rule
 
@@ -66,7 +67,7 @@ def _mpmd_map(lowering, eqn, ins):
                 lowering.inline(function.jaxpr, [*operands, *outs, *scratch])
 
             _on_cores(lowering, call.name, function, body)
-    written = grid.written_roots(cores, operands)
+    written = alias.written(cores, operands)
     for ref, value in zip(operands, ins, strict=True):
         if ref is not value:
             grid.define_operand(lowering, ref, value, None, ref in written)

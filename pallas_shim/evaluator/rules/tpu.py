@@ -41,10 +41,10 @@ def _is_here(lowering, primitive: str, device_id) -> bool:
     they are places along axes of one."""
     if device_id is None:
         return True
-    if not isinstance(device_id, dict):
+    named = state.device_axes(device_id)
+    if named is None:
         return bool(lowering.axes) and all(size == 1 for size in lowering.axes.values())
-    names = [n for key in device_id for n in (key if isinstance(key, tuple) else (key,))]
-    return all(is_alone(lowering, primitive, name) for name in names)
+    return all(is_alone(lowering, primitive, name) for name in named)
 
 
 def _each_choice(lowering, eqn, ins, emit: Callable[[Any, str, state.Dma], None]) -> None:

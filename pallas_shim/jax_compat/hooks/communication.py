@@ -65,10 +65,8 @@ def _reaches_devices(params: dict[str, Any]) -> bool:
 
 
 def _on_devices(device_id: Any, axes: set[Any]) -> bool:
-    if not isinstance(device_id, dict):
-        return True
-    names = {n for key in device_id for n in (key if isinstance(key, tuple) else (key,))}
-    return not names.isdisjoint(axes)
+    named = state.device_axes(device_id)
+    return named is None or not named.isdisjoint(axes)
 
 
 def _device_ids(jaxpr: Any) -> Iterator[Any]:

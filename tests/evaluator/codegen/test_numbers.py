@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from pallas_shim.evaluator.analysis import ranges
 from pallas_shim.evaluator.codegen import numbers
 from pallas_shim.evaluator.codegen.numbers import Number
 from pallas_shim.evaluator.program import ArrayType
@@ -176,7 +177,7 @@ def test_limits(name, operands, want):
 
 @pytest.mark.parametrize("dtype", INTEGERS, ids=str)
 def test_wrapping(dtype):
-    low, high = numbers.limits(dtype)
+    low, high = ranges.of_dtype(dtype)
     for number in (low - 1, high + 1, low, high, 3 * high + 5, 3 * low - 5, 0):
         got = eval(numbers.wrapped("x", dtype), {"x": number})
         assert got == np.array(number % (1 << 8 * dtype.itemsize), f"u{dtype.itemsize}").view(dtype)

@@ -47,6 +47,7 @@ from pallas_shim.evaluator.program import (
     Program,
     Region,
     Value,
+    branch_taken,
     make_instruction,
 )
 
@@ -206,8 +207,8 @@ class _Grid:
         if table is None:
             return None
         found = table[tuple(slice(1) if a in first else slice(None) for a in range(table.ndim))]
-        which = np.unique(np.clip(found.astype(np.int64), 0, len(switch.regions) - 1))
-        return int(which[0]) if len(which) == 1 else None
+        which = {branch_taken(int(index), len(switch.regions)) for index in np.unique(found)}
+        return which.pop() if len(which) == 1 else None
 
     # -- chunks -----------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pallas_shim.evaluator.analysis import induction
 from pallas_shim.evaluator.analysis.cell_tables import Table
 from pallas_shim.evaluator.lower import specialise
 from pallas_shim.evaluator.program import (
@@ -44,23 +45,17 @@ def as_grid(scan: Instruction) -> Loop | None:
         return None
     if len(region.body) > _LARGEST_BODY:
         return None
-    steps = {
-        out: i.ins for i in region.body if i.name == "add" and not i.regions for out in i.outs
-    }
+    counters = induction.of_scan(scan)
     known: dict[Value, Table] = {}
     after = []
-    for start, param, result, out in zip(
-        scan.ins, region.params, region.results, scan.outs, strict=True
-    ):
-        step = next((v for v in steps.get(result, ()) if v is not param), None)
-        if start.const is None or step is None or step.const is None:
+    for param, out in zip(region.params, scan.outs, strict=True):
+        counter = counters.get(param)
+        if counter is None or counter.start.const is None:
             return None
-        if param not in steps[result] or param.type != step.type or param.type.shape:
-            return None
-        if param.type.dtype.kind not in "iu":
-            return None
-        rounds = np.arange(length + 1).astype(param.type.dtype)
-        counts = start.const + rounds * step.const  # wraps around, as the additions would
+        dtype = param.type.dtype
+        step = np.asarray(counter.step, dtype)
+        # Wraps around, as the additions would.
+        counts = counter.start.const + np.arange(length + 1).astype(dtype) * step
         known[param] = counts[:-1]
         last = specialise("lookup", (), (out.type,), {"table": counts[-1:].reshape(())}, False)
         after.append(make_instruction((last, (), (out,), (), scan.source)))

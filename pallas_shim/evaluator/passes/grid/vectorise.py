@@ -13,8 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pallas_shim.evaluator import batched_ops as cell_rules
-from pallas_shim.evaluator import refs
+from pallas_shim.evaluator import batched_ops, refs
 from pallas_shim.evaluator.analysis.cell_tables import Table
 from pallas_shim.evaluator.analysis.dependence import Span, block_spans, index_spans
 from pallas_shim.evaluator.batching_rules import LeadingAxes, array_type, common, each, over_leads
@@ -299,7 +298,7 @@ class Vectoriser(abc.ABC):
             type = self._ref_type(out.type, lead)
             nbytes = math.prod(type.shape) * type.dtype.itemsize
             listed = nbytes > _LARGEST_COPY or self.written(ins[0])
-            make = cell_rules.each_block if listed else cell_rules.copied_blocks
+            make = batched_ops.each_block if listed else batched_ops.copied_blocks
             if listed:
                 self._counted_singly()
             made = make(operation.params["block"], types, type, leads)
@@ -353,8 +352,8 @@ class Vectoriser(abc.ABC):
         types = tuple([value.type for value in values])
         shape = ArrayType((*(lead or ()), *out.type.shape), out.type.dtype)
         if cell.listed or common(leads[1:]) is not None:
-            made = cell_rules.each_load(member, path, types, shape, leads, cell.listed)
-            if cell_rules.block_of_all(member, path, leads) is None:
+            made = batched_ops.each_load(member, path, types, shape, leads, cell.listed)
+            if batched_ops.block_of_all(member, path, leads) is None:
                 self._counted_singly()
         else:
             if path == operation.params["path"] and lead is None:
@@ -363,7 +362,7 @@ class Vectoriser(abc.ABC):
                 path = behind(path, cell.lead)
                 made = self._known_once(
                     ("get", types, path),
-                    lambda: cell_rules.load(cell.value.ref, path, types, shape),
+                    lambda: batched_ops.load(cell.value.ref, path, types, shape),
                 )
         self._set((out,), self.emit(made, values), lead)
 
@@ -382,12 +381,12 @@ class Vectoriser(abc.ABC):
         if common([cell.lead, *leads[2:]]) != self.layout.lead:
             raise self.give_up()  # cells that write to the same place
         if cell.listed or common(leads[2:]) is not None:
-            made = cell_rules.each_store(member, path, types, leads, cell.listed)
+            made = batched_ops.each_store(member, path, types, leads, cell.listed)
             self._counted_singly()
         else:
             path = behind(path, cell.lead)
             made = self._known_once(
-                ("store", types, path), lambda: cell_rules.store(cell.value.ref, path, types)
+                ("store", types, path), lambda: batched_ops.store(cell.value.ref, path, types)
             )
         self.emit(made, values)
 
@@ -401,7 +400,7 @@ class Vectoriser(abc.ABC):
         types = tuple([v.type for v in values])
         rounds = math.prod(self.layout.sizes)
         path = operation.params["path"]
-        self.emit(cell_rules.accumulate(accumulation.ufunc, path, types, rounds), values)
+        self.emit(batched_ops.accumulate(accumulation.ufunc, path, types, rounds), values)
 
     def _known_once(self, key: Any, make: Callable[[], Operation]) -> Operation:
         if key not in self._operations:

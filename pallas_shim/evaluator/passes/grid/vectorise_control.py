@@ -23,6 +23,7 @@ from pallas_shim.evaluator.program import (
     Operation,
     Region,
     Value,
+    branch_taken,
     make_instruction,
 )
 
@@ -77,7 +78,7 @@ class ControlVectoriser(Vectoriser):
             return
         which = self.require_shared(self.cell(index))
         if which.const is not None:
-            taken = instruction.regions[min(max(int(which.const), 0), len(instruction.regions) - 1)]
+            taken = instruction.regions[branch_taken(int(which.const), len(instruction.regions))]
             self.run(taken.body)
             self.cells.update(zip(outs, map(self.cell, taken.results), strict=True))
             return
