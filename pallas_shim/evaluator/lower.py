@@ -33,6 +33,7 @@ from pallas_shim.evaluator.program import (
 )
 from pallas_shim.evaluator.refused import refusal
 from pallas_shim.evaluator.registry import IMPL_RULES, LOWERING_RULES, Unsupported
+from pallas_shim.refusal import Refusal
 
 
 def lower(
@@ -56,9 +57,14 @@ def lower(
     registry.load()
     lowering = Lowering(axes)
     opened, _ = jax_compat.open_jaxpr(jaxpr)
-    params = tuple(Value(lowering.type(v.aval)) for v in opened.invars)
-    with lowering.block() as body:
-        results = lowering.inline(jaxpr, params, consts)
+    try:
+        params = tuple(Value(lowering.type(v.aval)) for v in opened.invars)
+        with lowering.block() as body:
+            results = lowering.inline(jaxpr, params, consts)
+    except Unsupported:
+        raise
+    except Refusal as refused:  # of an input, or of a captured value
+        raise Unsupported("type", str(refused)) from refused
     return Program(name, Region(params, tuple(body), tuple(results)))
 
 
@@ -66,12 +72,9 @@ def type_of(aval: Any) -> Type:
     """The evaluator's type of a JAX abstract value.
 
     Raises:
-      Unsupported: it has none.
+      UnsupportedType: it has none.
     """
-    try:
-        shape, dtype, space, key_ndim = jax_compat.describe_aval(aval)
-    except jax_compat.UnsupportedType as error:
-        raise Unsupported("type", str(error)) from error
+    shape, dtype, space, key_ndim = jax_compat.describe_aval(aval)
     if space is not None:
         return RefType(shape, dtype, space, key_ndim)
     return KeyType(shape, dtype, key_ndim) if key_ndim else ArrayType(shape, dtype)
@@ -129,10 +132,13 @@ class Lowering:
             ins = [self._read(env, atom) for atom in eqn.invars]
             try:
                 outs = self.eqn(eqn, ins)
-            except Unsupported as error:
-                if error.source is None:
-                    error.source = jax_compat.user_source(source)
+            except Unsupported as unsupported:
+                if unsupported.source is None:
+                    unsupported.source = jax_compat.user_source(source)
                 raise
+            except Refusal as refused:
+                name = jax_compat.primitive_name(eqn.primitive)
+                raise Unsupported(name, str(refused), jax_compat.user_source(source)) from refused
             env.update(zip(eqn.outvars, outs, strict=True))
         self.source = outer
         return [self._read(env, atom) for atom in jaxpr.outvars]

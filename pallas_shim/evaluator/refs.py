@@ -14,6 +14,7 @@ from pallas_shim.evaluator import checked_memory, memory
 from pallas_shim.evaluator.program import ArrayType, Effects, KeyType, Operation, RefType, Value
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.jax_compat import state
+from pallas_shim.refusal import Refusal
 
 READS_FIRST = Effects(reads=(0,))
 WRITES_FIRST = Effects(writes=(0,))
@@ -23,7 +24,7 @@ UPDATES_FIRST = Effects(reads=(0,), writes=(0,))
 # -- paths ------------------------------------------------------------------------------------
 
 
-class NotBasic(Exception):
+class NotBasic(Refusal):
     """A path that NumPy's basic indexing can't express."""
 
 
@@ -39,15 +40,15 @@ def path_of(view: state.RefView, *, sized: bool = True) -> tuple[memory.Path, li
 
     def resolve(index: Any, stride: int = 1) -> Any:
         if isinstance(index, (state.RefView, state.Marked)):
-            raise NotBasic
+            raise NotBasic("array indices in its ref")
         if not isinstance(index, Value):
             return index
         if index.type.shape:
-            raise NotBasic
+            raise NotBasic("array indices in its ref")
         if index.const is not None:
             return int(index.const)
         if stride not in (0, 1):
-            raise NotBasic
+            raise NotBasic("a strided slice of its ref from a place that only the run knows")
         leaves.append(index)
         return memory.Dynamic(len(leaves) - 1)
 
@@ -65,7 +66,7 @@ def path_of(view: state.RefView, *, sized: bool = True) -> tuple[memory.Path, li
                 )
             )
             if any(map(_sticks_out, shape, step.dims)):
-                raise NotBasic
+                raise NotBasic("a strided slice that leaves its ref")
             if sized and has_dynamic_size((step,)):
                 raise Unsupported("ref", "a slice of dynamic size")
         elif key_ndim:

@@ -14,11 +14,13 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pallas_shim.refusal import Refusal
+
 if TYPE_CHECKING:  # the start of a process imports this module, and is to import no NumPy
     from pallas_shim.evaluator.program import ArrayType
 
 
-class Unsupported(Exception):
+class Unsupported(Refusal):
     """The evaluator can't do this. ``primitive`` and ``reason`` say what and why.
 
     ``source`` (the user's file and line) is filled in by the lowering.

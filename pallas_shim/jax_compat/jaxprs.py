@@ -12,6 +12,8 @@ from jax._src import dtypes as jax_dtypes
 from jax._src.pallas import core as pallas_core
 from jax._src.state import types as state_types
 
+from pallas_shim.refusal import Refusal
+
 # Primitives that do nothing but call the jaxpr in one of their parameters.
 CALL_PRIMITIVES = (
     "jit",
@@ -65,7 +67,7 @@ class WhileLoop(NamedTuple):
     num_body_consts: int
 
 
-class UnsupportedType(Exception):
+class UnsupportedType(Refusal):
     """A JAX type that has no NumPy form here; the message names it."""
 
 

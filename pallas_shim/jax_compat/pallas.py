@@ -17,6 +17,7 @@ from jax._src.state import indexing
 
 from pallas_shim.jax_compat.checked import CheckedMemory, checked_memory, in_hbm
 from pallas_shim.jax_compat.jaxprs import equations, user_source
+from pallas_shim.refusal import Refusal
 
 # Whether JAX's interpreters take pltpu.repeat for a repetition of each element; a TPU, and later
 # versions, repeat the whole.
@@ -81,7 +82,7 @@ class PallasCall(NamedTuple):
     checked: CheckedMemory | None
 
 
-class UnsupportedCall(Exception):
+class UnsupportedCall(Refusal):
     """A pallas_call with something that has no normal form; the message names it."""
 
 

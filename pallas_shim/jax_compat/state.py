@@ -12,6 +12,8 @@ from jax._src.state import discharge as state_discharge
 from jax._src.state import indexing
 from jax._src.state import types as state_types
 
+from pallas_shim.refusal import Refusal
+
 # -- transforms -----------------------------------------------------------------------------
 # Where JAX's form holds an array, ours holds the leaf that the caller gave for it. Tuples are equal
 # if what they hold is, so each kind of step holds its name as well.
@@ -59,7 +61,7 @@ class Transpose(NamedTuple):
 Step = Index | Bitcast | Reshape | Transpose
 
 
-class UnsupportedTransform(Exception):
+class UnsupportedTransform(Refusal):
     """A transform of a ref that has no normal form; the message names it."""
 
 

@@ -52,13 +52,6 @@ def rows(view: state.RefView) -> Rows:
     return Rows(whole_view, axes, values, marked.pop() if marked else None)
 
 
-def _path(view: state.RefView) -> tuple[memory.Path, list[Value]]:
-    try:
-        return refs.path_of(view)
-    except refs.NotBasic:
-        raise Unsupported("dma_start", "array indices beside others in its ref") from None
-
-
 def _is_array(index: Any) -> bool:
     if isinstance(index, (state.RefView, state.Marked)):
         return True
@@ -68,7 +61,7 @@ def _is_array(index: Any) -> bool:
 def type_of(chosen: Rows) -> ArrayType:
     """The type of what one side leads to."""
     view, axes, indices, _ = chosen
-    path, _ = _path(view)
+    path, _ = refs.path_of(view)
     shape, dtype = memory.viewed_type(view.ref.type.shape, view.ref.type.dtype, path)
     if indices:
         counts = {_indices_type(index)[0] for index in indices}
@@ -87,7 +80,7 @@ def _place(axes: tuple[int, ...]) -> int:
 def _indices_type(indices: Value | state.RefView) -> tuple[tuple[int, ...], np.dtype]:
     if isinstance(indices, Value):
         return indices.type.shape, indices.type.dtype
-    path, _ = _path(indices)
+    path, _ = refs.path_of(indices)
     return memory.viewed_type(indices.ref.type.shape, indices.ref.type.dtype, path)
 
 
@@ -128,7 +121,7 @@ class _Operands(NamedTuple):
 def _operands(lowering, view: state.RefView) -> _Operands:
     chosen = rows(view)
     type, (view, axes, indices, ignored) = type_of(chosen), chosen
-    path, leaves = _path(view)
+    path, leaves = refs.path_of(view)
     if indices:
         (*before, last) = path
         assert isinstance(last, state.Index)
@@ -189,6 +182,6 @@ def _loaded(lowering, indices: Value | state.RefView) -> Value:
         if not isinstance(indices.type, RefType):
             return indices
         indices = state.RefView(indices, ())
-    path, leaves = _path(indices)
+    path, leaves = refs.path_of(indices)
     type = ArrayType(*_indices_type(indices))
     return refs.load(lowering, indices.ref, path, leaves, type)

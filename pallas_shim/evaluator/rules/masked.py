@@ -223,14 +223,10 @@ def _choose(lowering, mask: Value, otherwise: Value, value: Value) -> Value:
 
 
 def _access(lowering, eqn, ins, read):
-    """What ``read`` makes of the equation, and its place; both None for what is left to `state`."""
+    """What ``read`` makes of the equation, and its place, None for what is left to `state`."""
     shape = lowering.type(eqn.outvars[0].aval).shape
-    try:
-        access = read(eqn, ins)
-        place = _place(lowering, access, shape)
-    except jax_state.UnsupportedTransform:
-        return None, None
-    return access, place
+    access = read(eqn, ins)
+    return access, _place(lowering, access, shape)
 
 
 @lowering_rule("masked_load")

@@ -105,13 +105,8 @@ def _sums(lowering, primitive: str, params: Mapping[str, Any], type: Type) -> Va
 
 
 def _accumulator(lowering, eqn, ins):
-    try:
-        view, lhs = state.accumulator(eqn, ins)
-        path, leaves = refs.path_of(view)
-    except refs.NotBasic:
-        raise Unsupported(eqn.primitive.name, "at array indices") from None
-    except state.UnsupportedTransform as error:
-        raise Unsupported(eqn.primitive.name, str(error)) from error
+    view, lhs = state.accumulator(eqn, ins)
+    path, leaves = refs.path_of(view)
     return view.ref, path, leaves, lhs
 
 

@@ -10,10 +10,7 @@ from pallas_shim.evaluator.rules.mesh import require_no_waiting
 
 @lowering_rule("pallas_call")
 def _pallas_call(lowering, eqn, ins):
-    try:
-        call = jax_compat.pallas_call(eqn)
-    except jax_compat.UnsupportedCall as error:
-        raise Unsupported("pallas_call", str(error)) from error
+    call = jax_compat.pallas_call(eqn)
     if call.cores is not None:
         require_no_waiting("pallas_call", [call.cores])
     return grid.lower_call(lowering, call, ins)

@@ -198,13 +198,8 @@ class _LanePlace(NamedTuple):
 
 
 def _access(lowering, eqn, ins) -> tuple[state.SparseAccess, _LanePlace]:
-    try:
-        access = state.sparse_access(eqn, ins)
-        path, leaves = refs.path_of(access.view)
-    except refs.NotBasic:
-        raise Unsupported(eqn.primitive.name, "at array indices in its ref") from None
-    except state.UnsupportedTransform as error:
-        raise Unsupported(eqn.primitive.name, str(error)) from error
+    access = state.sparse_access(eqn, ins)
+    path, leaves = refs.path_of(access.view)
     ref = access.view.ref
     type = ArrayType(*memory.viewed_type(ref.type.shape, ref.type.dtype, path))
     return access, _LanePlace(ref, path, leaves, type)

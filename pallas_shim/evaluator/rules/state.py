@@ -23,10 +23,7 @@ def by_discharge(lowering, eqn, ins: Sequence[Value]) -> list[Value]:
         )
     if any(v.type.key_ndim for v in ins):
         raise Unsupported(eqn.primitive.name, "array indices or a mask on PRNG keys")
-    try:
-        discharged = state.discharge(eqn)
-    except state.UnsupportedTransform as error:
-        raise Unsupported(eqn.primitive.name, str(error)) from error
+    discharged = state.discharge(eqn)
     if discharged is None:
         raise Unsupported(eqn.primitive.name, "JAX has no discharge rule for it")
     wholes = [
@@ -80,12 +77,10 @@ def get(lowering, eqn, ins):
         if elements and access.mask is None:
             return [array_indices.load(lowering, access.view.ref, elements, out)]
         if access.mask is not None or _may_stick_out(lowering, eqn, access):
-            raise refs.NotBasic
+            raise refs.NotBasic("a mask, or a slice that may leave its ref")
         return [refs.load(lowering, *_basic(lowering, access.view), out)]
     except refs.NotBasic:
         return by_discharge(lowering, eqn, ins)
-    except state.UnsupportedTransform as error:
-        raise Unsupported(eqn.primitive.name, str(error)) from error
 
 
 @lowering_rule("swap")
@@ -102,7 +97,7 @@ def swap(lowering, eqn, ins):
             array_indices.store(lowering, access.view.ref, elements, access.value)
             return [before]
         if access.mask is not None or _may_stick_out(lowering, eqn, access):
-            raise refs.NotBasic
+            raise refs.NotBasic("a mask, or a slice that may leave its ref")
         ref, path, leaves = _basic(lowering, access.view)
         refs.guard(lowering, ref, path, leaves, "swap", ValueError)
         before = refs.load_inside(lowering, ref, path, leaves, out)
@@ -110,8 +105,6 @@ def swap(lowering, eqn, ins):
         return [before]
     except refs.NotBasic:
         return by_discharge(lowering, eqn, ins)
-    except state.UnsupportedTransform as error:
-        raise Unsupported(eqn.primitive.name, str(error)) from error
 
 
 def _require_near(lowering, eqn) -> None:
@@ -137,7 +130,7 @@ def _checked_masked_swap(lowering, access: state.StoreInfo, out: ArrayType | Key
         case (state.Index(dims),):
             pass
         case _:
-            raise refs.NotBasic
+            raise refs.NotBasic("a mask, or a slice that may leave its ref")
     swap = checked_memory.masked_swap(ref.type.shape, dims, refs.outside("masked swap", ref))
     (before,) = lowering.memory(
         "masked_swap", [ref, access.value, access.mask, *leaves], [out], swap,
@@ -175,8 +168,6 @@ def _addupdate(lowering, eqn, ins):
         ref, path, leaves = _basic(lowering, access.view)
     except refs.NotBasic:
         return by_discharge(lowering, eqn, ins)
-    except state.UnsupportedTransform as error:
-        raise Unsupported("addupdate", str(error)) from error
     value = access.value
     refs.guard(lowering, ref, path, leaves, "write", ValueError)
     before = refs.load_inside(lowering, ref, path, leaves, value.type)

@@ -28,10 +28,7 @@ _MOST_COUNTED = np.iinfo(np.int16).max
 
 
 def _access(lowering, view: state.RefView):
-    try:
-        path, leaves = refs.path_of(view)
-    except refs.NotBasic:
-        raise Unsupported("DMA or semaphore", "array indices in its ref") from None
+    path, leaves = refs.path_of(view)
     probe = memory.viewed_type(view.ref.type.shape, view.ref.type.dtype, path)
     return view.ref, path, leaves, ArrayType(*probe)
 
@@ -73,10 +70,7 @@ def _each_choice(lowering, eqn, ins, emit: Callable[[Any, str, state.Dma], None]
 
         lowering.structured("switch", [index], [], [region(case) for case in cases], {})
 
-    try:
-        choose(state.dma(eqn, ins))
-    except state.UnsupportedTransform as error:
-        raise Unsupported(primitive, str(error)) from error
+    choose(state.dma(eqn, ins))
 
 
 @lowering_rule("dma_start")
@@ -128,21 +122,16 @@ def _counted(lowering, size: int):
     return lowering.const(np.int32(min(size, _MOST_COUNTED)))
 
 
-def _path_of_any_size(view: state.RefView):
-    try:
-        return refs.path_of(view, sized=False)
-    except refs.NotBasic:
-        raise Unsupported("dma_start", "array indices in its ref") from None
-
-
 def _dynamic_size(lowering, view: state.RefView):
     """The number of elements of a view that has slices of dynamic size, or None."""
-    path, leaves = _path_of_any_size(view)
+    path, leaves = refs.path_of(view, sized=False)
     if not refs.has_dynamic_size(path):
         return None
     if lowering.checked is not None:
         raise Unsupported("dma_start", "a slice of dynamic size in checked memory")
-    sizes = [dim.size for dim in path[-1].dims if isinstance(dim, state.Slice)]
+    last = path[-1]
+    assert isinstance(last, state.Index)  # nothing else follows such a slice
+    sizes = [dim.size for dim in last.dims if isinstance(dim, state.Slice)]
     known = math.prod(size for size in sizes if isinstance(size, int))
     places = [size.leaf for size in sizes if not isinstance(size, int)]
 
@@ -158,7 +147,9 @@ def _dynamic_size(lowering, view: state.RefView):
 def _copy_cut_off(lowering, dma: state.Dma) -> None:
     """Copies what lies inside both refs. What the source lacks is zero: on a TPU it is the padding
     of the array to whole tiles, which its owners multiply with zeros and want finite."""
-    (src_path, src_leaves), (dst_path, dst_leaves) = map(_path_of_any_size, (dma.src, dma.dst))
+    (src_path, src_leaves), (dst_path, dst_leaves) = [
+        refs.path_of(view, sized=False) for view in (dma.src, dma.dst)
+    ]
     src, dst = dma.src.ref, dma.dst.ref
     source = DynamicSlices(src.type.shape, src.type.dtype, src_path)
     target = DynamicSlices(dst.type.shape, dst.type.dtype, dst_path)
@@ -206,10 +197,7 @@ def _count(lowering, sem: state.RefView, value, combine: np.ufunc) -> None:
 
 
 def _semaphore(lowering, eqn, ins) -> state.Semaphore:
-    try:
-        semaphore = state.semaphore(eqn, ins)
-    except state.UnsupportedTransform as error:
-        raise Unsupported(eqn.primitive.name, str(error)) from error
+    semaphore = state.semaphore(eqn, ins)
     if not _is_here(lowering, eqn.primitive.name, semaphore.device_id):
         raise Unsupported(eqn.primitive.name, "a semaphore of another device")
     if semaphore.core_index is not None:

@@ -12,15 +12,13 @@ _COMBINED = ("add", "max", "min", "and", "or", "xor")
 
 @lowering_rule("atomic_rmw")
 def _read_modify_write(lowering, eqn, ins):
+    access = state.store(eqn, ins)
+    ref = access.view.ref
     try:
-        access = state.store(eqn, ins)
-        ref = access.view.ref
         path, leaves = refs.path_of(access.view)
     except refs.NotBasic:
         reason = "at array indices: where they meet, JAX's interpreter differs from a GPU"
         raise Unsupported("atomic_rmw", reason) from None
-    except state.UnsupportedTransform as error:
-        raise Unsupported("atomic_rmw", str(error)) from error
     if access.mask is not None and not inside(access):
         raise Unsupported("atomic_rmw", "masked, at a place that may be outside its ref")
     new = access.value
