@@ -1,4 +1,4 @@
-"""Footprints: where the cells of a grid touch memory, and the proof that they don't meet.
+"""Dependence: where the cells of a grid touch memory, and the proof that they don't meet.
 
 A *box* bounds what a ref or an access covers of its buffer: along each of the buffer's
 dimensions a start, which may be a table over the cells, and a length. What isn't known makes

@@ -28,26 +28,63 @@ from pallas_shim.evaluator.program import Program
 
 Pass = Callable[[Program], Program]
 
-# In this order: what is folded leaves much dead, where JAX has already removed what was; a load is
-# a view only where no later pass moves it or uses it for longer.
+# The order is an argument. Of each pass it is said what it needs of those before it, what it makes
+# of the program, and what those after it may no longer take for granted.
 PIPELINE: tuple[tuple[str, Pass], ...] = (
+    # Needs: nothing. Makes: constants of all that is known, branches taken and loops of one round
+    # inline. After it: nothing changes for others.
     ("constant_folding", fold_constants),
+    # Needs: what folding left without a use. Makes: less of the same.
     ("dead_code", remove_dead_code),
+    # Needs: no dead values, which would keep others. Makes: equal values one Value, so that later
+    # passes compare by `is`. After it: a value may be used in regions inside its own.
     ("common_subexpressions", share_common_subexpressions),
+    # Needs: equal operands are one Value. Makes: `floor_divide` and `floor_remainder`, which no JAX
+    # primitive is. After it: divisions by known numbers aren't jnp's composition any more.
     ("floor_division", FloorDivision.run),
+    # Needs: known sizes of grids and loops, and whole loads and stores beside the gathers and
+    # scatters. Makes: loads and stores of slices at a scalar plus a number, and masks constant.
     ("gather_to_slice", turn_gathers_into_slices),
+    # Needs: what masks are constant is so. Makes: booleans in the place of integers and floats that
+    # are 0 or 1. After it: `count` is one more reduction.
     ("mask_narrowing", MaskNarrowing.run),
+    # Needs: constant indices and masks. Makes: `take` and `join` of gathers, rolls, slices and
+    # choices. After it: these two have no JAX primitive behind them.
     ("movements", Movements.run),
+    # Needs: every access by its ref, path and block, and memory that only loads and stores touch.
+    # Makes: stacks over cells, grids with fewer axes or none, `blocks`, `lookup`, `each_*`,
+    # `accumulate`. After it: a ref may be a list of views, scratch may have axes in front, and
+    # what a cell does is no longer in one region.
     ("grid_batching", batch_grids),
+    # Needs: loops and grids as they stay, since what leaves one is out of reach of batching by
+    # cells. Makes: invariants before their loops. After it: a value may be live through a loop.
     ("hoisting", hoist_invariants),
+    # Needs: addresses that don't change in a loop are one Value outside it. Makes: stored values in
+    # the place of loads.
     ("store_forwarding", forward_stores),
+    # Needs: chains from value to value, without memory between. Makes: one operation on a stack
+    # of many. After it: what is pure is in another order, and an operand may be part of a stack.
     ("batching", batch),
+    # Needs: batches made, since a choice batches with others and an extremum wouldn't. Makes: `min`
+    # and `max` of selects.
     ("select_to_minmax", SelectToMinMax.run),
+    # Needs: no pass after it moves an instruction past a write. Makes: loads that are views of
+    # memory. After it: the value of a load changes with the memory, so that it may be used no
+    # later than the last use that there is, and nothing may write there before that.
     ("copy_elision", elide_copies),
+    # Needs: nothing. Makes: what batching and forwarding left unused is gone.
     ("dead_code", remove_dead_code),
+    # Needs: loads that are views, since only of those it is known how long they hold. Makes:
+    # elementwise operations that write to memory (`direct`), buffers that start unfilled (`empty`).
+    # After it: an elementwise operation may have an effect and no result.
     ("store_fusion", fuse_stores),
+    # Needs: loads and stores in their last form. Makes: `rows` before a scan, which takes refs
+    # beside arrays. After it: where such a row lies is told nowhere, and a counter may be gone.
     ("strength_reduction", reduce_strength),
+    # Needs: rows. Makes: what a loop carries in its rows. After it: a carried value may be memory.
     ("in_place_recurrences", compute_recurrences_in_place),
+    # Needs: last uses that stay the last, so it is itself last. Makes: results over operands that
+    # are used no more (`into`). After it: a value's array may hold another value.
     ("in_place", write_in_place),
 )
 

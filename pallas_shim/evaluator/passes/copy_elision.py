@@ -1,4 +1,4 @@
-"""Load views: a load is a view of memory if nothing overwrites it while the value is in use.
+"""Copy elision: a load is a view of memory if nothing overwrites it while the value is in use.
 
 That holds if every use of the value, and of what are views of it, comes before the next
 write to its buffer, and none lets it leave the round of the region that loaded it.

@@ -1,4 +1,4 @@
-"""Index arrays: loads and stores at ``start + arange(size)`` become those of slices.
+"""Gathers to slices: loads and stores at ``start + arange(size)`` become those of slices.
 
 Kernels for GPUs give their places as arrays of indices, masked where these leave the array. What
 an integer scalar can be is known from the grid's and the loops' sizes, as an interval, and so it

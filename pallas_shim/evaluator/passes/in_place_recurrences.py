@@ -1,4 +1,4 @@
-"""Carried rows: what a round of a loop stores in a row, and goes on with, is computed there.
+"""Recurrences in place: what a round stores in a row, and goes on with, is computed there.
 
 A loop that walks along memory has a row of its own in each round. A result that is stored there
 and used otherwise, most often by the next round, as in a recurrence, needs no array beside that

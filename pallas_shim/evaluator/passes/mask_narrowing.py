@@ -1,4 +1,4 @@
-"""Truth values: booleans that code widens to numbers stay booleans.
+"""Mask narrowing: booleans that code widens to numbers stay booleans.
 
 Vector units combine few masks, so kernels widen booleans to integers, combine those, and
 compare the result with zero. What was widened is remembered, combined as booleans too, and

@@ -1,4 +1,4 @@
-"""Extrema: a select between the two sides of their own comparison is a minimum or maximum.
+"""Selects to extrema: a choice between the two sides of a comparison is their minimum or maximum.
 
 On integers only: on floats it isn't, because of NaN and signed zeros.
 """

@@ -1,4 +1,4 @@
-"""Direct stores: an elementwise result that is only stored is computed where it is stored.
+"""Store fusion: an elementwise result that is only stored is computed where it is stored.
 
 The computation moves down to its store, past nothing that writes to what it reads. NumPy gives
 the same if its operands overlap with where the result goes. Memory that is stored to as a whole

@@ -1,4 +1,4 @@
-"""Walks: a loop that goes along an axis of memory by its counter takes the rows one by one.
+"""Strength reduction: a loop that goes along memory by its counter takes the rows one by one.
 
 A row ``ref[..., counter, ...]`` of each round is a view that the loop gets as it gets the rows of
 an array that it scans, in place of an address that each round computes. It is the same memory,

@@ -1,4 +1,4 @@
-"""Scratch: the proof that cells read of a buffer only what they themselves have stored there.
+"""Privatisation: the proof that cells read of a buffer only what they themselves have stored there.
 
 Then each of the cells that run at once can have such a buffer of its own. Which elements a
 cell has stored to is followed along its instructions, as a mask over the buffer: what a store
