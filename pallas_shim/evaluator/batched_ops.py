@@ -15,12 +15,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from pallas_shim.evaluator import grid, memory
+from pallas_shim.evaluator import memory
 from pallas_shim.evaluator.batching_rules import LeadingAxes
-from pallas_shim.evaluator.lower import specialise
+from pallas_shim.evaluator.blocks import block_viewer, clamped, from_the_start
 from pallas_shim.evaluator.program import PURE, ArrayType, Operation, RefType, Type
 from pallas_shim.evaluator.refs import READS_FIRST, UPDATES_FIRST, WRITES_FIRST
 from pallas_shim.evaluator.registry import rule
+from pallas_shim.evaluator.specialise import specialise
 from pallas_shim.jax_compat.state import Index, Slice
 
 
@@ -150,7 +151,7 @@ def each_block(
     block: Any, ins: tuple[Type, ...], out: RefType, leads: Sequence[LeadingAxes]
 ) -> Operation:
     """A list of the blocks of an array, one a cell. Operands: the array, leaves."""
-    view, pick = grid.block_viewer(block), _picker(leads, False)
+    view, pick = block_viewer(block), _picker(leads, False)
 
     def run(*operands):
         return [view(*member) for member in pick(operands)]
@@ -159,26 +160,9 @@ def each_block(
     return Operation("each_block", params, ins, (out,), run, PURE, view=True)
 
 
-def clamped(starts: np.ndarray, scale: int, dim: int, size: int) -> np.ndarray:
-    """`memory.clamped` of ``start * scale`` for each of many starts of any integer type."""
-    starts = from_the_start(starts, scale, dim)
-    return np.minimum(np.maximum(starts, 0), dim - size)
-
-
-def from_the_start(starts: np.ndarray, scale: int, dim: int) -> np.ndarray:
-    """Where blocks start, which JAX counts from the end if they are negative."""
-    if dim < 1 << 31:
-        starts = starts.astype(np.int32, copy=False)
-        if scale != 1:
-            starts = (starts.astype(np.int64) * scale).astype(np.int32)
-    else:
-        starts = starts.astype(np.int64) * scale
-    return starts + (starts < 0) * starts.dtype.type(dim)
-
-
 def _copier(block: Any) -> Callable[..., np.ndarray]:
     """The function ``(array, *leaves)`` -> a stack of the blocks at the leaves, which are
-    stacks. ``block`` is as of `grid.block_viewer`."""
+    stacks. ``block`` is as of `blocks.block_viewer`."""
     key = tuple([slice(None) if isinstance(entry, tuple) else entry for entry in block])
     key = tuple([slice(k, k + 1) if isinstance(k, int) else k for k in key])
     moving = [(d, *entry) for d, entry in enumerate(block) if isinstance(entry, tuple)]
@@ -241,7 +225,7 @@ def _as_block(path: memory.Path, shape: tuple[int, ...]) -> Any:
 
 
 def block_of_all(member: RefType, path: memory.Path, leads: Sequence[LeadingAxes]) -> Any:
-    """What one index takes all cells' parts with, as of `grid.block_viewer`; None if nothing."""
+    """What one index takes all cells' parts with, as of `blocks.block_viewer`; None if nothing."""
     return _as_block(path, member.shape) if leads[0] is None else None
 
 

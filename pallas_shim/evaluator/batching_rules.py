@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pallas_shim.evaluator.lower import specialise
 from pallas_shim.evaluator.program import ArrayType, Operation, Type
 from pallas_shim.evaluator.registry import BATCHING_RULES, IMPL_RULES, Stack, Unsupported
+from pallas_shim.evaluator.specialise import specialise
 
 # The sizes of the axes in front of a stack, 1 along those that its members don't differ along;
 # None for a value that is the same for all.

@@ -16,6 +16,7 @@ import numpy as np
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import memory, refs
 from pallas_shim.evaluator.analysis import alias
+from pallas_shim.evaluator.blocks import block_viewer
 from pallas_shim.evaluator.checked_blocks import CheckedBlocks
 from pallas_shim.evaluator.lower import KernelScope
 from pallas_shim.evaluator.program import (
@@ -357,23 +358,3 @@ def _block(
         key=("block", tuple((f.start, f.stop) if isinstance(f, slice) else f for f in fixed)),
     )
     return ref
-
-
-def block_viewer(fixed: Sequence[Any]) -> Callable[..., np.ndarray]:
-    """The function ``(buffer, *leaves)`` -> the view of a block. ``fixed`` has for each
-    dimension of the buffer a slice, an index, or for a start that is a leaf: the leaf's position,
-    by what it is multiplied, the sizes of dimension and block, and whether it is an index."""
-    moving = [(position, *f) for position, f in enumerate(fixed) if isinstance(f, tuple)]
-    if not moving:
-        key = (*fixed, ...)
-        return lambda buffer: buffer[key]
-    template = [None if isinstance(f, tuple) else f for f in fixed] + [...]
-
-    def view(buffer, *starts):
-        key = template.copy()
-        for position, leaf, scale, dim, size, squeezed in moving:
-            at = memory.clamped(int(starts[leaf]) * scale, dim, size)
-            key[position] = at if squeezed else slice(at, at + size)
-        return buffer[tuple(key)]
-
-    return view

@@ -31,8 +31,8 @@ from pallas_shim.evaluator.program import (
     Value,
     make_instruction,
 )
-from pallas_shim.evaluator.refused import refusal
-from pallas_shim.evaluator.registry import IMPL_RULES, LOWERING_RULES, Unsupported
+from pallas_shim.evaluator.registry import LOWERING_RULES, Unsupported
+from pallas_shim.evaluator.specialise import specialise
 from pallas_shim.refusal import Refusal
 
 
@@ -295,28 +295,6 @@ class Lowering:
         with self.block() as body:
             results = tuple(build(values))
         return Region(values, tuple(body), results)
-
-
-def specialise(
-    primitive: str,
-    ins: tuple[Type, ...],
-    outs: tuple[Type, ...],
-    params: Mapping[str, Any],
-    multiple: bool,
-) -> Operation:
-    """Asks the primitive's rule for its callable.
-
-    Raises:
-      Unsupported: no rule, or the rule refuses.
-    """
-    rule = IMPL_RULES.get(primitive)
-    if rule is None:
-        raise refusal(primitive)
-    if not rule.keys and any(t.key_ndim for t in (*ins, *outs)):
-        raise Unsupported(primitive, "on an array of PRNG keys")
-    arrays = [tuple(ArrayType(t.shape, t.dtype) for t in types) for types in (ins, outs)]
-    fn = rule.make(*arrays, **params)
-    return Operation(primitive, params, ins, outs, fn, PURE, rule.view, multiple)
 
 
 def scalar(value: int) -> np.ndarray:

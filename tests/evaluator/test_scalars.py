@@ -11,8 +11,8 @@ import pytest
 
 from pallas_shim.evaluator import rules, scalars
 from pallas_shim.evaluator.floating import as_xla
-from pallas_shim.evaluator.lower import specialise
 from pallas_shim.evaluator.program import ArrayType, Operation
+from pallas_shim.evaluator.specialise import specialise
 from tests.oracle import check_kernel
 
 rules.load()

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pallas_shim.evaluator.analysis.alias import AliasAnalysis
-from pallas_shim.evaluator.batched_ops import clamped
 from pallas_shim.evaluator.batching_rules import over_stack
+from pallas_shim.evaluator.blocks import clamped
 from pallas_shim.evaluator.floating import as_xla
 from pallas_shim.evaluator.memory import Dynamic
 from pallas_shim.evaluator.program import (

@@ -23,7 +23,7 @@ import numpy as np
 from pallas_shim.evaluator import memory
 from pallas_shim.evaluator.analysis.alias import AliasAnalysis
 from pallas_shim.evaluator.analysis.cell_tables import Table, table_of
-from pallas_shim.evaluator.batched_ops import clamped
+from pallas_shim.evaluator.blocks import clamped
 from pallas_shim.evaluator.program import PURE, Instruction, RefType, Region, Value
 from pallas_shim.jax_compat.state import Index, Slice, Transpose
 

@@ -76,7 +76,7 @@ def key_of_path(ref: RefType, path: Path, leaves: Sequence[Number], clamped: Cla
 def key_of_block(
     ref: RefType, block: Sequence[Any], leaves: Sequence[Number], clamped: Clamped
 ) -> Key:
-    """Where a block lies; ``block`` is as of `grid.block_viewer`."""
+    """Where a block lies; ``block`` is as of `blocks.block_viewer`."""
     parts: list[str] = []
     for dim, at in zip(ref.shape, block, strict=True):
         if isinstance(at, slice):

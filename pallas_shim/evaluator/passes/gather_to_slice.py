@@ -19,7 +19,6 @@ from pallas_shim.evaluator import batched_ops
 from pallas_shim.evaluator.analysis import induction, ranges
 from pallas_shim.evaluator.analysis.ranges import Range
 from pallas_shim.evaluator.floating import as_xla
-from pallas_shim.evaluator.lower import specialise
 from pallas_shim.evaluator.memory import Dynamic
 from pallas_shim.evaluator.passes.identities import uniform
 from pallas_shim.evaluator.passes.rewrite import (
@@ -38,6 +37,7 @@ from pallas_shim.evaluator.program import (
     Value,
     make_instruction,
 )
+from pallas_shim.evaluator.specialise import specialise
 from pallas_shim.jax_compat.state import Index, Slice
 
 # Index arrays of more elements than this are not looked at.

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pallas_shim.evaluator.lower import specialise
 from pallas_shim.evaluator.passes.peephole import Peephole
 from pallas_shim.evaluator.program import (
     ArrayType,
@@ -23,6 +22,7 @@ from pallas_shim.evaluator.program import (
     Value,
     make_instruction,
 )
+from pallas_shim.evaluator.specialise import specialise
 
 # Where elements come from is found by gathering positions, so larger arrays are not tried.
 _LARGEST_TRIED = 1 << 16

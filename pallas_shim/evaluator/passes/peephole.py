@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from pallas_shim.evaluator import registry
-from pallas_shim.evaluator.lower import specialise
 from pallas_shim.evaluator.passes.rewrite import (
     Substitution,
     substitute,
@@ -23,6 +22,7 @@ from pallas_shim.evaluator.program import (
     Value,
     make_instruction,
 )
+from pallas_shim.evaluator.specialise import specialise
 
 
 class Peephole:

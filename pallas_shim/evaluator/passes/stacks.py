@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pallas_shim.evaluator.batching_rules import stacked
-from pallas_shim.evaluator.lower import specialise
 from pallas_shim.evaluator.program import (
     ArrayType,
     Instruction,
@@ -22,6 +21,7 @@ from pallas_shim.evaluator.program import (
     Value,
     make_instruction,
 )
+from pallas_shim.evaluator.specialise import specialise
 
 # What things cost, in microseconds as measured on a 2020s server. Only the ratios count:
 # what a call costs beside its work, making a view (a call too), each further array of a

@@ -13,7 +13,6 @@ import numpy as np
 
 from pallas_shim.evaluator.analysis import induction
 from pallas_shim.evaluator.analysis.cell_tables import Table
-from pallas_shim.evaluator.lower import specialise
 from pallas_shim.evaluator.program import (
     PURE,
     ArrayType,
@@ -23,6 +22,7 @@ from pallas_shim.evaluator.program import (
     Value,
     make_instruction,
 )
+from pallas_shim.evaluator.specialise import specialise
 
 # Longer loops, and those with more instructions, are not looked at.
 _MOST_ROUNDS = 1 << 20

@@ -17,7 +17,6 @@ from pallas_shim.evaluator import batched_ops, refs
 from pallas_shim.evaluator.analysis.cell_tables import Table
 from pallas_shim.evaluator.analysis.dependence import Span, block_spans, index_spans
 from pallas_shim.evaluator.batching_rules import LeadingAxes, array_type, common, each, over_leads
-from pallas_shim.evaluator.lower import specialise
 from pallas_shim.evaluator.passes.grid.layout import Layout
 from pallas_shim.evaluator.passes.grid.reductions import Accumulation
 from pallas_shim.evaluator.program import (
@@ -31,6 +30,7 @@ from pallas_shim.evaluator.program import (
     make_instruction,
 )
 from pallas_shim.evaluator.registry import BATCHING_RULES
+from pallas_shim.evaluator.specialise import specialise
 from pallas_shim.jax_compat.state import Index, Reshape, Slice, Transpose
 
 # Blocks that lie unevenly are copied if they take no more bytes than this.

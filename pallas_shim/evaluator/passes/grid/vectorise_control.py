@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from pallas_shim.evaluator.batching_rules import LeadingAxes, array_type, common
-from pallas_shim.evaluator.lower import specialise
 from pallas_shim.evaluator.passes.grid.vectorise import Cell, Vectoriser
 from pallas_shim.evaluator.program import (
     PURE,
@@ -26,6 +25,7 @@ from pallas_shim.evaluator.program import (
     branch_taken,
     make_instruction,
 )
+from pallas_shim.evaluator.specialise import specialise
 
 
 class ControlVectoriser(Vectoriser):

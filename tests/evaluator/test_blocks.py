@@ -1,4 +1,4 @@
-"""What the batching of cells needs beside primitives."""
+"""Where blocks start."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pallas_shim.evaluator import memory
-from pallas_shim.evaluator.batched_ops import clamped
+from pallas_shim.evaluator.blocks import clamped
 
 INTEGERS = (np.int8, np.int32, np.int64, np.uint8, np.uint32, np.uint64)
 
