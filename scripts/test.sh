@@ -2,8 +2,8 @@
 # Runs the checks and the tests on every supported JAX, each in an environment of its own, which
 # is made once in ${PALLAS_SHIM_VENVS:-~/.cache/pallas_shim}/jax-VERSION.
 #
-#   scripts/test.sh                      ruff, mypy, all tests on three versions, and whether the
-#                                        shim works on some of those between them
+#   scripts/test.sh                      ruff, mypy, the floors of imports, all tests on three versions,
+#                                        and whether the shim works on some of those between them
 #   scripts/test.sh 0.10.2 [arguments]   the tests on any version; arguments go to pytest
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -84,6 +84,7 @@ check() { # WHAT COMMAND...: runs the command, and remembers what failed
 bin=$venvs/jax-$checks_on/bin
 check ruff "$bin/ruff" check .
 check mypy "$bin/mypy"
+check "imports that point down (.importlinter)" "$bin/lint-imports" --no-cache
 for version in $between; do
     check "a kernel on JAX $version" "$venvs/jax-$version/bin/python" -m pallas_shim doctor
 done
