@@ -1,7 +1,7 @@
 """What the tests of rules compare with: JAX itself.
 
 `check_rule` runs a function both ways, through the evaluator and through ``jax.jit``, and
-`compare` says whether two arrays are equal in the sense of the design's "Meaning".
+`compare` says whether two arrays are equal in the sense of docs/how-it-works.md.
 """
 
 from __future__ import annotations

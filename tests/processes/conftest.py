@@ -33,15 +33,17 @@ class Python:
         return {**inherited, **self.variables, **variables}
 
     def run(self, *arguments, cwd=None, **variables: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [self.executable, *map(str, arguments)],
-            env=self.environment(**variables),
-            cwd=cwd or tempfile.gettempdir(),  # not the checkout: -m finds what lies there
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        # In the checkout, or beside a folder that is named like a package, -m and -c find that.
+        with tempfile.TemporaryDirectory() as empty:
+            return subprocess.run(
+                [self.executable, *map(str, arguments)],
+                env=self.environment(**variables),
+                cwd=cwd or empty,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
 
     def stock(self) -> Python:
         return Python(self.executable, {})
