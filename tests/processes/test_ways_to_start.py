@@ -151,8 +151,8 @@ def test_command_line_errors(python):
 
 
 def test_isolated_python(bare, from_wheel, place):
-    want = bare.run("-I", "-c", LOOK)
-    got = from_wheel.run("-I", "-m", "pallas_shim", "-c", LOOK)
+    want = bare.run("-I", "-c", LOOK, cwd=place)
+    got = from_wheel.run("-I", "-m", "pallas_shim", "-c", LOOK, cwd=place)
     assert (got.returncode, got.stdout, got.stderr) == (0, want.stdout, "True\n")
 
 
