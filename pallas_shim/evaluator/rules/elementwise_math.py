@@ -156,13 +156,15 @@ def clz(dtype: np.dtype) -> Function:
 # -- floats ---------------------------------------------------------------------------------
 
 
-# From so many elements on, looking for zeros costs less than another two comparisons.
-_MANY = 1 << 13
+# From so many elements on, looking for zeros costs less than another two comparisons. A minimum
+# counts them, which is sooner done than finding the lowest.
+_LOOK_AT_MAXIMA = 1 << 12
+_LOOK_AT_MINIMA = 1 << 8
 
 
-def _extremum(pick: np.ufunc, is_sure: Callable[[np.ndarray], bool]) -> ByDtype:
-    """``is_sure`` says of results as integers that no -0 among them should be 0, or the other
-    way round."""
+def _extremum(pick: np.ufunc, many: int, is_sure: Callable[[np.ndarray], bool]) -> ByDtype:
+    """``is_sure`` says of ``many`` results, as integers, that no -0 among them should be 0, or
+    the other way round."""
 
     def of(dtype: np.dtype) -> Function:
         bits = signed(dtype)
@@ -172,7 +174,7 @@ def _extremum(pick: np.ufunc, is_sure: Callable[[np.ndarray], bool]) -> ByDtype:
             if y.ndim == 0 and y:
                 return result
             one = result.view(bits)
-            if result.size >= _MANY and is_sure(one):
+            if result.size >= many and is_sure(one):
                 return result
             # Of equal operands NumPy returns either, but -0 is less than 0. In the other
             # order it returns the other one, and as integers -0 is the lowest of all.
@@ -183,8 +185,12 @@ def _extremum(pick: np.ufunc, is_sure: Callable[[np.ndarray], bool]) -> ByDtype:
     return ByDtype(of)
 
 
-maximum = _extremum(np.maximum, lambda bits: bits.min() > np.iinfo(bits.dtype).min)
-minimum = _extremum(np.minimum, lambda bits: np.count_nonzero(bits) == bits.size)
+maximum = _extremum(
+    np.maximum, _LOOK_AT_MAXIMA, lambda bits: bits.min() > np.iinfo(bits.dtype).min
+)
+minimum = _extremum(
+    np.minimum, _LOOK_AT_MINIMA, lambda bits: np.count_nonzero(bits) == bits.size
+)
 
 
 def to_complex(x):
@@ -220,9 +226,11 @@ def exp2(dtype: np.dtype) -> Function:
 @_in_place
 def log2(dtype: np.dtype) -> Function:
     scale = np.asarray(1 / np.log(2)).astype(dtype)[()]
-    # Narrow types are widened: C's logarithm, which theirs is, is wrong of a flushed subnormal.
     computed = wide(dtype)
-    return lambda x: np.log(x.astype(computed, copy=False)).astype(dtype, copy=False) * scale
+    if computed == dtype:
+        return lambda x: np.log(x) * scale
+    # C's logarithm, which the narrow types' own is, is wrong of a subnormal that is flushed.
+    return lambda x: np.log(x.astype(computed)).astype(dtype) * scale
 
 
 @_in_place
@@ -266,7 +274,7 @@ def _exactly(x: np.ndarray) -> np.ndarray:
 
 @ByDtype
 def power(dtype: np.dtype) -> Function:
-    """Subnormal operands aren't zeros here to XLA, either."""
+    """A subnormal operand isn't a zero to XLA here."""
     bits = signed(dtype)
 
     def is_subnormal(x):
@@ -274,12 +282,12 @@ def power(dtype: np.dtype) -> Function:
 
     def power(x, y):
         result = np.power(x, y)
-        if dtype == np.float64:
+        if dtype == np.float64 and np.count_nonzero(zero := result == 0):
             # With AVX-512, NumPy gives 0 for some results that are too small and negative.
-            negative = (result == 0) & (x < 0) & (np.abs(np.fmod(y, 2)) == 1)
-            result = np.where(negative, -0.0, result) if negative.any() else result
-        # Subnormals are equal to zero where programs run, and seldom there.
-        if not (np.any(x == 0) or np.any(y == 0)):
+            negative = zero & (x < 0) & (np.abs(np.fmod(y, 2)) == 1)
+            result = np.where(negative, -0.0, result)
+        # Subnormals are equal to zero where programs run.
+        if not np.count_nonzero((x == 0) | (y == 0)):
             return result
         subnormal = is_subnormal(x) | is_subnormal(y)
         if not subnormal.any():
@@ -291,18 +299,8 @@ def power(dtype: np.dtype) -> Function:
 
 @ByDtype
 def rsqrt(dtype: np.dtype) -> Function:
-    """Of the reciprocal, whose error the root halves: at most 0.86 ulp, and 1.5 the other way
-    round."""
     one = dtype.type(1)
-
-    def rsqrt(x):
-        result = np.sqrt(one / x)
-        if np.min(result, initial=one) > 0:
-            return result
-        # The reciprocal of a large number is flushed to zero, and that of -0 has no root.
-        return np.where(result > 0, result, one / np.sqrt(x))
-
-    return rsqrt
+    return lambda x: one / np.sqrt(x)
 
 
 def cbrt(x):
@@ -349,14 +347,18 @@ def integer_pow(y: int, dtype: np.dtype) -> Function:
 
 # -- choices --------------------------------------------------------------------------------
 
-# From this size on, bit operations beat np.where on masks without a pattern, and equal it on
-# those with one.
-_MANY = 1 << 11
+# From so many elements on, bit operations beat np.where on masks without a pattern, and cost at
+# most 1.5 times as much on those with one. Numbers of 64 bits take twice as long, and np.where
+# doesn't.
+_SELECT_BY_BITS = 1 << 11
+_SELECT_64_BY_BITS = 1 << 13
 
 
 def select(type: ArrayType) -> Function:
     """The second case where the predicate is true, elsewhere the first."""
-    if type.size < _MANY or type.dtype.itemsize > 8:
+    itemsize = type.dtype.itemsize
+    many = _SELECT_BY_BITS if itemsize < 8 else _SELECT_64_BY_BITS
+    if type.size < many or itemsize > 8:
         return lambda which, no, yes: np.where(which, yes, no)
     return select_by_bits(type.dtype)
 
