@@ -14,6 +14,9 @@ COMPOSED = {
     "regularized_incomplete_beta": special.regularized_incomplete_beta_impl,
 }
 
+# The value of digamma at zero, whichever its sign.
+DIGAMMA_AT_ZERO = float("nan") if jax.__version_info__ < (0, 11) else -float("inf")
+
 
 def composition(eqn: Any) -> Any:
     """The jaxpr that JAX lowers an equation of one of the `COMPOSED` primitives to."""

@@ -94,7 +94,7 @@ TABLE: dict[str, Row] = {
     "logistic": inexact(math.logistic, complex_math.logistic),
     "sqrt": inexact(np.sqrt, complex_math.sqrt),
     "rsqrt": inexact(math.rsqrt, complex_math.rsqrt),
-    "cbrt": reals(np.cbrt),
+    "cbrt": reals(math.cbrt),
     # trigonometry
     "sin": inexact(np.sin, complex_math.sin),
     "cos": inexact(np.cos, complex_math.cos),

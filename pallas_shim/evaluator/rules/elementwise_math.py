@@ -10,6 +10,7 @@ import scipy  # imports its parts at their first use, which keeps them out of mo
 
 from pallas_shim.evaluator.program import ArrayType
 from pallas_shim.evaluator.scalar_types import bit_width, is_signed, signed, unsigned, wide
+from pallas_shim.jax_compat.special import DIGAMMA_AT_ZERO
 
 Function = Callable[..., Any]
 
@@ -155,13 +156,15 @@ def clz(dtype: np.dtype) -> Function:
 # -- floats ---------------------------------------------------------------------------------
 
 
-# From so many elements on, looking for zeros costs less than another two comparisons.
-_MANY = 1 << 13
+# From so many elements on, looking for zeros costs less than another two comparisons. A minimum
+# counts them, which is sooner done than finding the lowest.
+_LOOK_AT_MAXIMA = 1 << 12
+_LOOK_AT_MINIMA = 1 << 8
 
 
-def _extremum(pick: np.ufunc, is_sure: Callable[[np.ndarray], bool]) -> ByDtype:
-    """``is_sure`` says of results as integers that no -0 among them should be 0, or the other
-    way round."""
+def _extremum(pick: np.ufunc, many: int, is_sure: Callable[[np.ndarray], bool]) -> ByDtype:
+    """``is_sure`` says of ``many`` results, as integers, that no -0 among them should be 0, or
+    the other way round."""
 
     def of(dtype: np.dtype) -> Function:
         bits = signed(dtype)
@@ -171,7 +174,7 @@ def _extremum(pick: np.ufunc, is_sure: Callable[[np.ndarray], bool]) -> ByDtype:
             if y.ndim == 0 and y:
                 return result
             one = result.view(bits)
-            if result.size >= _MANY and is_sure(one):
+            if result.size >= many and is_sure(one):
                 return result
             # Of equal operands NumPy returns either, but -0 is less than 0. In the other
             # order it returns the other one, and as integers -0 is the lowest of all.
@@ -182,8 +185,12 @@ def _extremum(pick: np.ufunc, is_sure: Callable[[np.ndarray], bool]) -> ByDtype:
     return ByDtype(of)
 
 
-maximum = _extremum(np.maximum, lambda bits: bits.min() > np.iinfo(bits.dtype).min)
-minimum = _extremum(np.minimum, lambda bits: np.count_nonzero(bits) == bits.size)
+maximum = _extremum(
+    np.maximum, _LOOK_AT_MAXIMA, lambda bits: bits.min() > np.iinfo(bits.dtype).min
+)
+minimum = _extremum(
+    np.minimum, _LOOK_AT_MINIMA, lambda bits: np.count_nonzero(bits) == bits.size
+)
 
 
 def to_complex(x):
@@ -219,7 +226,11 @@ def exp2(dtype: np.dtype) -> Function:
 @_in_place
 def log2(dtype: np.dtype) -> Function:
     scale = np.asarray(1 / np.log(2)).astype(dtype)[()]
-    return lambda x: np.log(x) * scale
+    computed = wide(dtype)
+    if computed == dtype:
+        return lambda x: np.log(x) * scale
+    # C's logarithm, which the narrow types' own is, is wrong of a subnormal that is flushed.
+    return lambda x: np.log(x.astype(computed)).astype(dtype) * scale
 
 
 @_in_place
@@ -253,24 +264,49 @@ def atan2(dtype: np.dtype) -> Function:
     return angle
 
 
+def _exactly(x: np.ndarray) -> np.ndarray:
+    """Floats with more digits, of which the subnormal ones aren't zeros."""
+    bits, info = signed(x.dtype), np.finfo(x.dtype)
+    mantissa = (x.view(bits) & bits.type((1 << info.nmant) - 1)).astype(np.longdouble)
+    subnormal = np.copysign(np.ldexp(mantissa, info.minexp - info.nmant), x)
+    return np.where(x == 0, subnormal, x.astype(np.longdouble))
+
+
 @ByDtype
 def power(dtype: np.dtype) -> Function:
-    if dtype != np.float64:
-        return np.power
+    """A subnormal operand isn't a zero to XLA here."""
+    bits = signed(dtype)
 
-    def of_float64(x, y):
-        # With AVX-512, NumPy gives 0 for some results that are too small and negative.
+    def is_subnormal(x):
+        return (x == 0) & (x.view(bits) << bits.type(1) != 0)
+
+    def power(x, y):
         result = np.power(x, y)
-        negative = (result == 0) & (x < 0) & (np.abs(np.fmod(y, 2)) == 1)
-        return np.where(negative, -0.0, result) if negative.any() else result
+        if dtype == np.float64 and np.count_nonzero(zero := result == 0):
+            # With AVX-512, NumPy gives 0 for some results that are too small and negative.
+            negative = zero & (x < 0) & (np.abs(np.fmod(y, 2)) == 1)
+            result = np.where(negative, -0.0, result)
+        # Subnormals are equal to zero where programs run.
+        if not np.count_nonzero((x == 0) | (y == 0)):
+            return result
+        subnormal = is_subnormal(x) | is_subnormal(y)
+        if not subnormal.any():
+            return result
+        return np.where(subnormal, np.power(_exactly(x), _exactly(y)).astype(dtype), result)
 
-    return of_float64
+    return power
 
 
 @ByDtype
 def rsqrt(dtype: np.dtype) -> Function:
     one = dtype.type(1)
     return lambda x: one / np.sqrt(x)
+
+
+def cbrt(x):
+    # C's function, which NumPy's is without AVX-512, is wrong of a flushed subnormal, so that
+    # the product flushes it before.
+    return np.cbrt(x * x.dtype.type(1))
 
 
 def total_order(compare: np.ufunc) -> ByDtype:
@@ -311,14 +347,18 @@ def integer_pow(y: int, dtype: np.dtype) -> Function:
 
 # -- choices --------------------------------------------------------------------------------
 
-# From this size on, bit operations beat np.where on masks without a pattern, and equal it on
-# those with one.
-_MANY = 1 << 11
+# From so many elements on, bit operations beat np.where on masks without a pattern, and cost at
+# most 1.5 times as much on those with one. Numbers of 64 bits take twice as long, and np.where
+# doesn't.
+_SELECT_BY_BITS = 1 << 11
+_SELECT_64_BY_BITS = 1 << 13
 
 
 def select(type: ArrayType) -> Function:
     """The second case where the predicate is true, elsewhere the first."""
-    if type.size < _MANY or type.dtype.itemsize > 8:
+    itemsize = type.dtype.itemsize
+    many = _SELECT_BY_BITS if itemsize < 8 else _SELECT_64_BY_BITS
+    if type.size < many or itemsize > 8:
         return lambda which, no, yes: np.where(which, yes, no)
     return select_by_bits(type.dtype)
 
@@ -363,18 +403,30 @@ def lgamma(x):
 
 
 def digamma(x):
-    return scipy.special.psi(x)
+    """At zero, SciPy has the infinity on the side of zero's sign."""
+    return np.where(x == 0, x.dtype.type(DIGAMMA_AT_ZERO), scipy.special.psi(x))
 
 
 def zeta(x, q):
-    return scipy.special.zeta(x, q)
+    """At its poles, and where it isn't defined, what XLA has and not SciPy."""
+    inf, nan = x.dtype.type(np.inf), x.dtype.type(np.nan)
+    result = scipy.special.zeta(x, q)
+    # SciPy's powers are so small there that it divides zero by zero.
+    result = np.where(np.isnan(result) & (x > 1) & (q > 1), x.dtype.type(0), result)
+    result = np.where(x < 1, nan, result)
+    pole = np.where(np.fmod(x, 2) == 0, inf, nan)
+    result = np.where((q <= 0) & (np.floor(q) == q), pole, result)
+    return np.where(x == 1, inf, result)
 
 
 def polygamma(m, x):
-    special = scipy.special
-    return np.where(
-        m == 0, special.psi(x), -np.cos(np.pi * m) * special.gamma(m + 1) * special.zeta(m + 1, x)
-    ).astype(x.dtype)
+    """Of float64 inside, where m! goes up to m = 170."""
+    order = (m + m.dtype.type(1)).astype(np.float64)  # rounded as JAX does, or even numbers are odd
+    sign = np.where(np.fmod(m, 2) == 0, -1.0, 1.0)
+    result = sign * scipy.special.gamma(order) * zeta(order, x.astype(np.float64))
+    result = np.where(m == 0, digamma(x), result)
+    natural = (m >= 0) & (np.floor(m) == m) & (m < np.inf)
+    return np.where(natural, result, np.nan).astype(x.dtype)
 
 
 def bessel_i1e(x):

@@ -118,10 +118,6 @@ def _philox4x32(counters, key):
     return a, b, c, d
 
 
-def _halves(x):
-    return x & np.uint64(0xFFFFFFFF), x >> np.uint64(32)
-
-
 def _split(words):
     return words & np.uint64(0xFFFFFFFF), words >> np.uint64(32)
 
