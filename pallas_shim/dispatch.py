@@ -7,15 +7,14 @@ with JAX's interpreter. The function's plan is made at its first call and kept w
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import dataclasses
 import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -29,6 +28,8 @@ from pallas_shim.evaluator.rules.registry import Unsupported
 from pallas_shim.jax_compat import arrays, hooks, jit_calls
 from pallas_shim.report import REPORT, Use
 from pallas_shim.undisturbed import undisturbed
+
+R = TypeVar("R")
 
 
 class FallbackWarning(UserWarning):
@@ -370,21 +371,25 @@ _compilation: contextvars.ContextVar[_Compilation | None] = contextvars.ContextV
 )
 
 
-@contextlib.contextmanager
-def _compiling(compilation: _Compilation) -> Iterator[None]:
-    token = _compilation.set(compilation)
+def _compiling(compilation: _Compilation, call: Callable[..., R], *args: Any, **kwargs: Any) -> R:
+    """What a call gives, during which that is what JAX compiles. No context manager, and restored
+    twice, for the reasons that `as_xla` gives."""
+    outer = _compilation.get()
     try:
-        yield
+        try:
+            _compilation.set(compilation)
+            return call(*args, **kwargs)
+        finally:
+            _compilation.set(outer)
     finally:
-        _compilation.reset(token)
+        _compilation.set(outer)
 
 
 def _call_stock(
     stock: Callable[..., Any], args: Sequence[Any], params: dict[str, Any], plan: Plan, reason: str
 ) -> Any:
     start = time.perf_counter()
-    with _compiling(_Compilation(reason, plan.jax_uses)):
-        returned = stock(*args, **params)
+    returned = _compiling(_Compilation(reason, plan.jax_uses), stock, *args, **params)
     if settings.current().report is None or not plan.jax_uses:
         return returned
     # To count the calls, keep jit's C++ cache from serving the next one.

@@ -78,8 +78,7 @@ class _Scatter(NamedTuple):
 
 
 def slice_index_arrays(program: Program) -> Program:
-    with as_xla():
-        return Program(program.name, _Walk().region(program.top))
+    return Program(program.name, as_xla(_Walk().region, program.top))
 
 
 class _Walk:
