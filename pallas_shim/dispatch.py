@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import dataclasses
+import os
 import threading
 import time
 import warnings
@@ -76,6 +77,16 @@ class Trial:
 
 _plans: weakref.WeakKeyDictionary[Any, tuple[Plan, ...]] = weakref.WeakKeyDictionary()
 _planning = threading.RLock()
+
+
+def _start_over() -> None:
+    """In a forked process nobody is left to release what another thread held."""
+    global _planning
+    _planning = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_start_over)
 
 
 def call_jit(stock: Callable[..., Any], args: Sequence[Any], params: dict[str, Any]) -> Any:
