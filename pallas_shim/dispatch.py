@@ -7,15 +7,15 @@ with JAX's interpreter. The function's plan is made at its first call and kept w
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import dataclasses
+import os
 import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -30,6 +30,8 @@ from pallas_shim.gc_pause import gc_paused
 from pallas_shim.jax_compat import arrays, call_info, kernel_info
 from pallas_shim.jax_compat.hooks import jit_calls, kernel_lowering
 from pallas_shim.report import REPORT, Use
+
+R = TypeVar("R")
 
 
 class FallbackWarning(UserWarning):
@@ -76,6 +78,16 @@ class Trial:
 
 _plans: weakref.WeakKeyDictionary[Any, tuple[Plan, ...]] = weakref.WeakKeyDictionary()
 _planning = threading.RLock()
+
+
+def _start_over() -> None:
+    """In a forked process nobody is left to release what another thread held."""
+    global _planning
+    _planning = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_start_over)
 
 
 def call_jit(stock: Callable[..., Any], args: Sequence[Any], params: dict[str, Any]) -> Any:
@@ -371,21 +383,25 @@ _compilation: contextvars.ContextVar[_Compilation | None] = contextvars.ContextV
 )
 
 
-@contextlib.contextmanager
-def _compiling(compilation: _Compilation) -> Iterator[None]:
-    token = _compilation.set(compilation)
+def _compiling(compilation: _Compilation, call: Callable[..., R], *args: Any, **kwargs: Any) -> R:
+    """What a call gives, during which that is what JAX compiles. No context manager, and restored
+    twice, for the reasons that `as_xla` gives."""
+    outer = _compilation.get()
     try:
-        yield
+        try:
+            _compilation.set(compilation)
+            return call(*args, **kwargs)
+        finally:
+            _compilation.set(outer)
     finally:
-        _compilation.reset(token)
+        _compilation.set(outer)
 
 
 def _call_stock(
     stock: Callable[..., Any], args: Sequence[Any], params: dict[str, Any], plan: Plan, reason: str
 ) -> Any:
     start = time.perf_counter()
-    with _compiling(_Compilation(reason, plan.jax_uses)):
-        returned = stock(*args, **params)
+    returned = _compiling(_Compilation(reason, plan.jax_uses), stock, *args, **params)
     if settings.current().report is None or not plan.jax_uses:
         return returned
     # To count the calls, keep jit's C++ cache from serving the next one.

@@ -30,6 +30,16 @@ _applied: list[_Patch] = []
 _environment: dict[str, str | None] = {}  # what activate() changed: the values before
 
 
+def _start_over() -> None:
+    """In a forked process nobody is left to release what another thread held."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_start_over)
+
+
 class _Patch:
     """A post-import hook: applies its entry point's function while the shim is active."""
 
@@ -42,13 +52,15 @@ class _Patch:
             return
         try:
             self.undo = self.entry_point.load()(module)
+            _applied.append(self)
         except Exception as error:
             deactivate()
             if settings.current().strict or isinstance(error, settings.SettingError):
                 raise
             environment.say_off(f"{_what(error)} (in the patch {self.entry_point.value})")
-        else:
-            _applied.append(self)
+        except BaseException:  # Ctrl-C: half a shim is worse than none
+            deactivate()
+            raise
 
 
 def _what(error: Exception) -> str:
@@ -79,16 +91,21 @@ def activate() -> None:
         import wrapt
 
         found = entry_points(GROUP)
-        _active = True
-        changes = environment.variables(os.environ)
-        _environment.update({name: os.environ.get(name) for name in changes})
-        os.environ.update(changes)
-        for entry_point in found:
-            if entry_point not in _patches:
-                _patches[entry_point] = _Patch(entry_point)
-                wrapt.register_post_import_hook(_patches[entry_point], entry_point.name)
-            elif entry_point.name in sys.modules:
-                _patches[entry_point](sys.modules[entry_point.name])
+        try:
+            _active = True
+            changes = environment.variables(os.environ)
+            _environment.update({name: os.environ.get(name) for name in changes})
+            os.environ.update(changes)
+            for entry_point in found:
+                if entry_point not in _patches:
+                    patch = _Patch(entry_point)
+                    wrapt.register_post_import_hook(patch, entry_point.name)
+                    _patches[entry_point] = patch
+                elif entry_point.name in sys.modules:
+                    _patches[entry_point](sys.modules[entry_point.name])
+        except BaseException:
+            deactivate()
+            raise
 
 
 def deactivate() -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pallas_shim")
 
+_lock = threading.Lock()  # of all that is counted
+
 
 @dataclasses.dataclass(eq=False)
 class Use:
@@ -40,19 +42,16 @@ class Use:
     happened: bool = False
     cache: str | None = None
 
-    def __post_init__(self) -> None:
-        self._lock = threading.Lock()
-
     def ran(self, seconds: float) -> None:
         """Counts one call."""
-        with self._lock:
+        with _lock:
             self.happened = True
             self.calls += 1
             self.running += seconds
 
     def prepared(self, lowering: float, tracing: float | None = None) -> None:
         """Adds what it took to get ready to run."""
-        with self._lock:
+        with _lock:
             self.lowering += lowering
             if tracing is not None:
                 self.tracing = (self.tracing or 0.0) + tracing
@@ -62,13 +61,12 @@ class Report:
     """The uses of a process, in the order in which they were first seen."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._uses: dict[Any, Use] = {}
 
     def use(self, function: str, kernels: tuple[KernelInfo, ...], rung: str, reason: str) -> Use:
         """The use with this description; the first time, it is logged."""
         key = (function, kernels, rung, reason)
-        with self._lock:
+        with _lock:
             found = self._uses.get(key)
             if found is None:
                 found = self._uses[key] = Use(function, kernels, rung, reason)
@@ -78,7 +76,7 @@ class Report:
 
     def clear(self) -> None:
         """Forgets what happened; plans that are kept go on counting from nothing."""
-        with self._lock:
+        with _lock:
             for use in self._uses.values():
                 use.calls, use.tracing, use.lowering, use.running = 0, None, 0.0, 0.0
                 use.happened = False
@@ -91,7 +89,7 @@ class Report:
         that ran as one program are of that program: ``shared_with`` counts the function's other
         kernels.
         """
-        with self._lock:
+        with _lock:
             uses = [use for use in self._uses.values() if use.happened]
         return [
             {
@@ -159,7 +157,17 @@ def _titled(kernel: KernelInfo) -> str:
 
 
 REPORT = Report()
-os.register_at_fork(after_in_child=REPORT.clear)
+
+
+def _start_over() -> None:
+    """In a forked process, where nobody is left to release the lock, and nothing has run."""
+    global _lock
+    _lock = threading.Lock()
+    REPORT.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_start_over)
 
 
 def write(destination: str) -> None:

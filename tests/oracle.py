@@ -1,12 +1,14 @@
 """What the tests of rules compare with: JAX itself.
 
 `check_rule` runs a function both ways, through the evaluator and through ``jax.jit``, and
-`compare` says whether two arrays are equal in the sense of docs/how-it-works.md.
+`compare` says whether two arrays are equal in the sense of docs/how-it-works.md, "What results
+mean".
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +18,18 @@ import numpy as np
 from jax.experimental import pallas as pl
 
 from pallas_shim.evaluator.execute import Executable
+from pallas_shim.evaluator.floating import as_xla
 from pallas_shim.evaluator.lower import lower
+
+
+def as_xla_computes(test: Callable[..., None]) -> Callable[..., None]:
+    """The test, run in the floating-point environment that programs run in."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        as_xla(lambda: test(*args, **kwargs))
+
+    return run
 
 
 def check_rule(

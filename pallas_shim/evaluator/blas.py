@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -30,39 +29,42 @@ def product(rows: int, terms: int, columns: int) -> Callable[..., Any]:
     return _by_this_thread if is_shared and count <= _WORTH_SHARING else np.matmul
 
 
-_lock = threading.Lock()
-_inside = 0  # threads that are in `_by_this_thread`
+_inside: dict[object, None] = {}  # one mark for each call of `_by_this_thread` under way
 _before = 0  # how many threads BLAS had before the first of them
 
 
 def _by_this_thread(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """np.matmul, while BLAS uses one thread: a setting of the process, which has its value back
-    when the last thread leaves."""
-    global _inside, _before
+    when the last call ends.
+
+    There is no lock, which a signal could keep from being taken at the end. Python runs another
+    thread or a signal's handler only after a call has returned, so what stands below before a call
+    and that call itself are one step.
+    """
+    global _before
     if _threads is None:
         return np.matmul(x, y)
     get, set_ = _threads
-    with _lock:
+    mark = object()
+    try:
         if not _inside:
             _before = get()
-            set_(1)
-        _inside += 1
-    try:
-        return np.matmul(x, y)
+        _inside[mark] = None
+        set_(1)
+        result = np.matmul(x, y)
     finally:
-        with _lock:
-            _inside -= 1
+        if mark in _inside:
+            del _inside[mark]
             if not _inside:
                 set_(_before)
+    return result
 
 
 def _start_over() -> None:
-    """In a forked process no other thread is left: none that holds the lock or is to leave."""
-    global _lock, _inside
-    _lock = threading.Lock()
+    """In a forked process no other thread is left that is to leave."""
     if _inside and _threads is not None:
         _threads[1](_before)
-    _inside = 0
+    _inside.clear()
 
 
 def _find() -> tuple[Callable[[], int], Callable[[int], None]] | None:

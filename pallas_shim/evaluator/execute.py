@@ -52,8 +52,7 @@ class Executable:
         frame = self._frame.copy()
         for slot, arg in zip(self._params, args, strict=True):
             frame[slot] = arg
-        with as_xla():
-            self._run(self._steps, frame)
+        as_xla(self._run, self._steps, frame)
         return [frame[slot] for slot in self._results]
 
 

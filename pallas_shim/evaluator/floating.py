@@ -7,10 +7,15 @@ unless the thread's control register says otherwise. C's ``fesetenv`` sets that 
 from __future__ import annotations
 
 import ctypes
+import operator
 import platform
-from typing import Any
+from collections.abc import Callable
+from contextvars import Context, ContextVar
+from typing import Any, TypeVar
 
 import numpy as np
+
+R = TypeVar("R")
 
 _Environment = ctypes.c_uint32 * 16  # no platform's fenv_t is larger
 
@@ -23,27 +28,39 @@ _FLUSH = {
 }
 
 
-class as_xla:
-    """Inside the with-statement this thread computes as XLA's do: subnormals are zeros, and
+def as_xla(call: Callable[..., R], *args: object) -> R:
+    """What a call gives, made while this thread computes as XLA's do: subnormals are zeros, and
     overflow and division by zero have results instead of warnings.
 
     On a machine that `_FLUSH` doesn't know, subnormals stay what they are.
+
+    Whatever ends the call, the thread computes afterwards as it did before, even if a signal
+    raises while it enters or leaves. Python looks for signals after a call has returned, and where
+    a function begins. So this is no context manager, whose methods are functions, and what changes
+    or restores something is one call into C. One that is skipped, since the one before it ended
+    with an exception, is made first thing in the outer block.
     """
+    outer, errors = _Environment(), _errors.get()
+    _read(outer)
+    try:
+        try:
+            _errors.set(_IGNORED)
+            _write(_flushing)
+            return call(*args)
+        finally:
+            _write(outer)
+            _errors.set(errors)
+    finally:
+        _errors.set(errors)
+        _write(outer)
 
-    __slots__ = ("_errors", "_outer")
 
-    def __enter__(self) -> None:
-        self._errors = np.errstate(all="ignore")
-        self._errors.__enter__()
-        if _flushing is not None:
-            self._outer = _Environment()
-            _libc.fegetenv(self._outer)
-            _libc.fesetenv(_flushing)
-
-    def __exit__(self, *exception: Any) -> None:
-        if _flushing is not None:
-            _libc.fesetenv(self._outer)
-        self._errors.__exit__(*exception)
+def _ignored_errors() -> tuple[ContextVar[Any], Any]:
+    """Where NumPy keeps what is done about floating-point errors, and its value for nothing."""
+    context = Context()
+    context.run(np.seterr, all="ignore")
+    ((variable, value),) = context.items()
+    return variable, value
 
 
 def _flushing_environment() -> ctypes.Array | None:
@@ -59,3 +76,9 @@ def _flushing_environment() -> ctypes.Array | None:
 
 _libc: Any = ctypes.PyDLL(None) if platform.system() != "Windows" else None
 _flushing = _flushing_environment()
+_read: Any = operator.truth  # which does nothing
+_write: Any = operator.truth
+if _flushing is not None:
+    _read, _write = _libc.fegetenv, _libc.fesetenv
+    _read.restype = _write.restype = None  # a result would be made a Python integer
+_errors, _IGNORED = _ignored_errors()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -65,11 +66,23 @@ def test_numpys_own_library_is_found_and_set():
     assert get() == before >= 1
 
 
-def test_after_a_fork():
+def test_after_a_fork(settings):
     """Whatever another thread was doing when the process forked."""
     x = np.ones((128, 128), np.float32)
-    with blas._lock:
-        child = os.fork()
-        if not child:
-            os._exit(not (blas.product(*MIDDLING)(x, x) == 128).all())
+    entered, leave = threading.Event(), threading.Event()
+
+    class Slow(np.ndarray):
+        def __array_ufunc__(self, *args, **kwargs):
+            entered.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=blas.product(*MIDDLING), args=(x.view(Slow), x))
+    thread.start()
+    entered.wait(10)
+    child = os.fork()
+    if not child:
+        right = (blas.product(*MIDDLING)(x, x) == 128).all()
+        os._exit(not (right and settings == [3, 1, 3, 1, 3]))
+    leave.set()
+    thread.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

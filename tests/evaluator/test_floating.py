@@ -20,28 +20,38 @@ HALF = np.float32(0.5)
 @pytest.mark.parametrize("dtype", (np.float32, np.float64))
 def test_subnormals_are_zeros_inside(dtype):
     tiny = np.finfo(dtype).tiny
-    with as_xla():
-        assert tiny * dtype(0.5) == 0
+    assert as_xla(lambda: tiny * dtype(0.5)) == 0
     assert tiny * dtype(0.5) > 0
 
 
 def test_an_error_restores_the_environment():
-    with pytest.raises(KeyError), as_xla():
+    def fail():
         raise KeyError
+
+    with pytest.raises(KeyError):
+        as_xla(fail)
     assert SMALL[0] * HALF > 0
 
 
 def test_runs_nest():
-    with as_xla():
-        with as_xla():
-            pass
+    def nest():
+        as_xla(lambda: None)
         assert SMALL[0] * HALF == 0
+
+    as_xla(nest)
 
 
 def test_nothing_warns_inside():
-    with warnings.catch_warnings(), as_xla():
+    with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert np.isinf(np.float32(1) / np.float32(0))
+        assert np.isinf(as_xla(lambda: np.float32(1) / np.float32(0)))
+
+
+def test_the_users_error_state_comes_back():
+    with np.errstate(divide="raise", under="call"):
+        before = np.geterr()
+        as_xla(lambda: None)
+        assert np.geterr() == before
 
 
 def test_programs_compute_as_jax_does():

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from pallas_shim.evaluator import rules, scalars
-from pallas_shim.evaluator.floating import as_xla
 from pallas_shim.evaluator.program import ArrayType, Operation
 from pallas_shim.evaluator.specialise import specialise
-from tests.oracle import check_kernel
+from tests.oracle import as_xla_computes, check_kernel
 
 rules.load()
 
@@ -39,6 +38,7 @@ def operation(name: str, ins: list[np.dtype], out: np.dtype, shape: Any = ()) ->
     return specialise(name, types, (ArrayType(shape, out),), {}, multiple=False)
 
 
+@as_xla_computes
 def agree(name: str, out: np.dtype, *args: np.generic) -> None:
     """What runs for scalars does what the rule has for arrays, whichever way it gets them."""
     ins = [x.dtype for x in args]
@@ -46,12 +46,11 @@ def agree(name: str, out: np.dtype, *args: np.generic) -> None:
     run = scalars.function(of_scalars)
     assert run is not None and of_arrays.fn is not None
     assert run is not of_arrays.fn, "no faster form"
-    with as_xla():
-        want = of_arrays.fn(*[np.asarray(x).reshape(1) for x in args])
-        for got in (run(*args), run(*map(np.asarray, args))):
-            assert isinstance(got, np.generic) and got.dtype == want.dtype, (args, got)
-            same_bits = got.tobytes() == want.tobytes()
-            assert same_bits or got != got and want[0] != want[0], (name, args, got, want)
+    want = of_arrays.fn(*[np.asarray(x).reshape(1) for x in args])
+    for got in (run(*args), run(*map(np.asarray, args))):
+        assert isinstance(got, np.generic) and got.dtype == want.dtype, (args, got)
+        same_bits = got.tobytes() == want.tobytes()
+        assert same_bits or got != got and want[0] != want[0], (name, args, got, want)
 
 
 # What has a faster form: the names, and the kinds of dtype.
@@ -74,14 +73,14 @@ def test_two_operands(name, dtype):
 
 @pytest.mark.parametrize("name", ["div", "rem"])
 @pytest.mark.parametrize("dtype", [t for t in TYPES if t.kind in "iu"], ids=str)
+@as_xla_computes
 def test_division_of_integers(name, dtype):
     """The rule itself has a way for scalars."""
     of_scalars, of_arrays = (operation(name, [dtype] * 2, dtype, shape) for shape in ((), (1,)))
-    with as_xla():
-        for x, y in itertools.product(values(dtype), repeat=2):
-            (want,) = of_arrays.fn(x.reshape(1), y.reshape(1))
-            got = of_scalars.fn(x, y)
-            assert (got.dtype, got) == (want.dtype, want), (x, y)
+    for x, y in itertools.product(values(dtype), repeat=2):
+        (want,) = of_arrays.fn(x.reshape(1), y.reshape(1))
+        got = of_scalars.fn(x, y)
+        assert (got.dtype, got) == (want.dtype, want), (x, y)
 
 
 @pytest.mark.parametrize("name,kinds", [("neg", "iuf"), ("abs", "if"), ("not", "biu")])

@@ -61,13 +61,18 @@ def tables(
     for axis, (index, size) in enumerate(zip(region.params, sizes, strict=True)):
         line = np.arange(size, dtype=index.type.dtype)
         known[index] = line.reshape([-1 if a == axis else 1 for a in range(len(sizes))])
-    with as_xla():
-        for instruction in region.walk():
-            if instruction.operation.name == "get" and instruction.ins[0] in held:
-                _look_up(known, len(sizes), instruction, held[instruction.ins[0]])
-            else:
-                _learn(known, len(sizes), instruction)
+    as_xla(_learn_all, known, len(sizes), region, held)
     return known
+
+
+def _learn_all(
+    known: dict[Value, Table], axes: int, region: Region, held: Mapping[Value, np.ndarray]
+) -> None:
+    for instruction in region.walk():
+        if instruction.operation.name == "get" and instruction.ins[0] in held:
+            _look_up(known, axes, instruction, held[instruction.ins[0]])
+        else:
+            _learn(known, axes, instruction)
 
 
 def table_of(value: Value, known: Mapping[Value, Table], axes: int) -> Table | None:

@@ -38,8 +38,7 @@ _LARGEST_COMPARED = 1 << 16
 
 
 def fold_constants(program: Program) -> Program:
-    with as_xla():
-        return Program(program.name, _Folding().region(program.top))
+    return Program(program.name, as_xla(_Folding().region, program.top))
 
 
 class _Folding:

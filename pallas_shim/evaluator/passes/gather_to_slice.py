@@ -83,8 +83,7 @@ class _Scatter(NamedTuple):
 
 
 def turn_gathers_into_slices(program: Program) -> Program:
-    with as_xla():
-        return Program(program.name, _GatherToSlice().region(program.top))
+    return Program(program.name, as_xla(_GatherToSlice().region, program.top))
 
 
 class _GatherToSlice:

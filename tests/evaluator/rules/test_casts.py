@@ -6,9 +6,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pallas_shim.evaluator.floating import as_xla
 from pallas_shim.evaluator.rules.casts import cast
 from tests import samples
+from tests.oracle import as_xla_computes
 
 FLOAT32, FLOAT16 = np.dtype(np.float32), np.dtype(np.float16)
 FLOAT8S = [
@@ -23,21 +23,21 @@ def bits(x: np.ndarray) -> np.ndarray:
     return np.atleast_1d(x).view(f"u{x.itemsize}")
 
 
+@as_xla_computes
 def check(x: np.ndarray, target: np.dtype) -> None:
     fn = cast(x.dtype, target)
-    with as_xla():
-        want = x.astype(target)
-        for got, expected in (
-            (fn(x), want),
-            (fn(x[::-2]), want[::-2]),
-            (fn(x[:20]), want[:20]),
-            (fn(x[0]), want[0]),
-            (fn(x.reshape(2, -1).T), want.reshape(2, -1).T),
-        ):
-            assert got.dtype == target and got.shape == expected.shape
-            same = bits(got) == bits(expected)
-            both_nan = np.isnan(got.astype(FLOAT32)) & np.isnan(expected.astype(FLOAT32))
-            assert (same | both_nan).all()
+    want = x.astype(target)
+    for got, expected in (
+        (fn(x), want),
+        (fn(x[::-2]), want[::-2]),
+        (fn(x[:20]), want[:20]),
+        (fn(x[0]), want[0]),
+        (fn(x.reshape(2, -1).T), want.reshape(2, -1).T),
+    ):
+        assert got.dtype == target and got.shape == expected.shape
+        same = bits(got) == bits(expected)
+        both_nan = np.isnan(got.astype(FLOAT32)) & np.isnan(expected.astype(FLOAT32))
+        assert (same | both_nan).all()
 
 
 def float32s() -> np.ndarray:
