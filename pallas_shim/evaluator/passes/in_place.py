@@ -86,8 +86,8 @@ def _last_uses(body: Sequence[Instruction], results: Sequence[Value]) -> dict[Va
                 kept.update(region.uses())
         elif operation.effects.io or operation.fn is None:
             kept.update(ins)
-        elif operation.view:
-            kept.add(ins[0])
+        elif operation.view or operation.effects.allocates:
+            kept.update(ins[:1])  # a buffer may be its operand's own memory
         for value in ins:
             last[value] = at
     for value in kept:
