@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pallas_shim.evaluator.ops import MAKES_ARRAYS
 from pallas_shim.evaluator.passes.rewrite import is_ufunc, with_regions, writing_over
 from pallas_shim.evaluator.program import (
     ArrayType,
@@ -20,10 +21,6 @@ from pallas_shim.evaluator.program import (
     Value,
     make_instruction,
 )
-
-# Beside the ufuncs, the operations whose result is always an array of its own.
-_MAKES = frozenset({"concatenate", "convert_element_type", "dot_general", "join", "select_n",
-                    "take"})  # fmt: skip
 
 # How many instructions an array waits to be used again: so long it may be in a cache, and the
 # memory that waits is little. A smaller one is made faster than it is found.
@@ -63,7 +60,7 @@ class _InPlace:
             for value in dying:
                 if isinstance(value.type, ArrayType) and value.type.nbytes >= _AT_LEAST:
                     waiting.setdefault(value.type, []).append((at, value))
-            if is_ufunc(operation) or operation.name in _MAKES:
+            if is_ufunc(operation) or operation.name in MAKES_ARRAYS:
                 own.update(value for value in outs if value in last)
         return Region(region.params, tuple(body), region.results)
 
