@@ -25,16 +25,17 @@ _REGIONS = {"while": ("condition ", "body ")}
 _LONGEST = 60  # of a parameter, in characters
 
 
-def program(program: Program) -> str:
-    """The whole program."""
-    printer = _Printer(names(program))
+def program(program: Program, known: Names | None = None) -> str:
+    """The whole program. ``known``: the names of its values, as of `names`."""
+    printer = _Printer(names(program) if known is None else known)
     printer.region(program.top, f"program {program.name} ", "")
     return "\n".join(printer.lines) + "\n"
 
 
-def names(program: Program) -> Names:
-    """The name of each value that isn't a constant, in the order of the text."""
-    found: Names = {}
+def names(program: Program, known: Names | None = None) -> Names:
+    """The name of each value that isn't a constant, in the order of the text. What has a name in
+    ``known``, from before a pass, keeps it."""
+    found: Names = dict(known or {})
 
     def note(values: tuple[Value, ...]) -> None:
         for value in values:
