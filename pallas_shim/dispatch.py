@@ -7,6 +7,7 @@ with JAX's interpreter. The function's plan is made at its first call and kept w
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import dataclasses
 import os
@@ -14,18 +15,19 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
 
-from pallas_shim import cost_model, settings
+from pallas_shim import cost_model, dump, settings
 from pallas_shim.evaluator import codegen, passes
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.program import Program
 from pallas_shim.evaluator.registry import Unsupported
+from pallas_shim.evaluator.verify import InvalidProgram, Verifier
 from pallas_shim.gc_pause import gc_paused
 from pallas_shim.jax_compat import arrays, call_info, kernel_info
 from pallas_shim.jax_compat.hooks import jit_calls, kernel_lowering
@@ -40,6 +42,41 @@ class FallbackWarning(UserWarning):
 
 class StrictError(RuntimeError):
     """Under PALLAS_NUMPY_STRICT=1: a kernel would have run in JAX's own interpreter."""
+
+
+class Observer(Protocol):
+    """Is told of each program and of each of its runs: `bisect` compares them."""
+
+    def planned(
+        self, executable: Executable, name: str, jaxpr: Any, axes: Mapping[Any, int]
+    ) -> None: ...
+
+    def ran(
+        self,
+        executable: Executable,
+        values: Sequence[np.ndarray],
+        results: Sequence[np.ndarray] | Exception,
+        inside_xla: bool,
+    ) -> None:
+        """``inside_xla``: XLA's thread waits, and JAX must not be called."""
+
+
+observer: Observer | None = None
+
+_left_to_jax: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "pallas_shim_left_to_jax", default=False
+)
+
+
+@contextlib.contextmanager
+def left_to_jax() -> Iterator[None]:
+    """Inside, functions that are compiled now run as if the shim weren't there: on a CPU, their
+    kernels in JAX's interpreter."""
+    token = _left_to_jax.set(True)
+    try:
+        yield
+    finally:
+        _left_to_jax.reset(token)
 
 
 # -- jitted functions -------------------------------------------------------------------------
@@ -96,7 +133,7 @@ def call_jit(stock: Callable[..., Any], args: Sequence[Any], params: dict[str, A
     Returns what ``stock`` does: the results, and what jit's C++ cache is to keep for the next
     call, which is nothing if the call ran here.
     """
-    plan = _plan(params["jaxpr"], params, args)
+    plan = None if _left_to_jax.get() else _plan(params["jaxpr"], params, args)
     if plan is None or call_info.execution_is_off():
         return stock(*args, **params)
     if plan.executable is None:
@@ -116,7 +153,7 @@ class Answers:
     kept the program: see `jit_calls`."""
 
     def plan(self, params: dict[str, Any]) -> Plan | None:
-        plan = _known_plan(params["jaxpr"], params)
+        plan = None if _left_to_jax.get() else _known_plan(params["jaxpr"], params)
         return None if plan is None or plan.executable is None else plan
 
     def run(self, args: Sequence[Any], plan: Plan) -> Sequence[Any] | None:
@@ -132,7 +169,7 @@ class Answers:
     def load(self, call: jit_calls.Call) -> jit_calls.Known | None:
         _keeping.keep = None
         directory = settings.current().cache
-        if directory is None:
+        if directory is None or _left_to_jax.get():
             return None
         from pallas_shim.cache.keeping import Keep
         from pallas_shim.jax_compat.inputs import is_jaxs_own
@@ -174,10 +211,14 @@ def _kept_plan(call: jit_calls.Call, program: Program, facts: Any) -> Plan:
     use = REPORT.use(facts.function, kernels, "numpy", _IN_NUMPY)
     use.cache = "read"
     avals = [arrays.result_aval(*result) for result in facts.results]
+    directory = settings.current().dump
+    folder = None if directory is None else dump.Folder(directory, facts.function)
+    if folder is not None:
+        folder.program(program, "cache")
     return Plan(
         (),
         use.reason,
-        _executable(program),
+        _executable(program, folder),
         use,
         _event(facts.function),
         arrays.argument_dtypes([*map(jax.typeof, facts.consts), *call.avals]),
@@ -202,12 +243,16 @@ def _run(plan: Plan, args: Sequence[Any]) -> list[Any]:
         try:
             results = executable(*values)
         except Exception as error:
+            if observer is not None:
+                observer.ran(executable, values, error, inside_xla=False)
             _blame(error, use)
             raise
         took = time.perf_counter() - start
         use.ran(took)
         if plan.trial is not None:
             plan.trial.left -= took
+        if observer is not None:
+            observer.ran(executable, values, results, inside_xla=False)
         return arrays.write(results, plan.out_types, place)
 
 
@@ -267,11 +312,13 @@ def _make_plan(
         in_dtypes = arrays.argument_dtypes(call_info.in_avals(jaxpr))
         _read(args, in_dtypes)  # waits for what XLA still computes
         start = time.perf_counter()
-        program = _program(jaxpr, call.name)
+        program, folder = _program(jaxpr, call.name)
         keep = getattr(_keeping, "keep", None)
         if keep is not None:
             keep.encode(program)
-        executable = _executable(program)
+        executable = _executable(program, folder)
+        if observer is not None:
+            observer.planned(executable, call.name, jaxpr, {})
     except Unsupported as unsupported:
         return Plan(key, str(unsupported))
     use = REPORT.use(call.name, kernels, "numpy", _IN_NUMPY)
@@ -320,16 +367,27 @@ def _obstacle(jaxpr: Any, call: call_info.JitCall, equations: Sequence[Any]) -> 
     return None
 
 
-def _program(jaxpr: Any, name: str, axes: Mapping[Any, int] | None = None) -> Program:
-    """The optimised program of a jaxpr; ``axes`` are those of the devices that it is for.
+def _program(
+    jaxpr: Any, name: str, axes: Mapping[Any, int] | None = None
+) -> tuple[Program, dump.Folder | None]:
+    """The optimised program of a jaxpr, and the folder that it is written to, if it is; ``axes``
+    are those of the devices that it is for.
 
     Raises:
       Unsupported: some part of it has none.
+      InvalidProgram: the user has programs checked, and this one is wrong.
+      OSError: the user has programs written, and that failed.
     """
+    asked = settings.current()
+    folder = None if asked.dump is None else dump.Folder(asked.dump, name)
+    watchers: list[passes.Watcher] = [Verifier()] if asked.verify else []
+    if folder is not None:
+        folder.jaxpr(jaxpr)
+        watchers.append(folder)
     try:
         program = lower(jaxpr, name=name, axes=axes or {})
-        return passes.optimise(program, skip=settings.current().disabled_passes)
-    except Unsupported:
+        return passes.optimise(program, asked.disabled_passes, watchers), folder
+    except (Unsupported, InvalidProgram, OSError):
         raise
     except Exception as error:
         # A wrong rule must not cost the user the call, but it must be seen.
@@ -339,8 +397,9 @@ def _program(jaxpr: Any, name: str, axes: Mapping[Any, int] | None = None) -> Pr
         ) from error
 
 
-def _executable(program: Program) -> Executable:
-    return Executable(program, codegen.choice(settings.current().disabled_passes))
+def _executable(program: Program, folder: dump.Folder | None) -> Executable:
+    emits = codegen.choice(settings.current().disabled_passes)
+    return Executable(program, emits, None if folder is None else folder.code)
 
 
 def _deleted(jaxpr: Any, call: call_info.JitCall) -> tuple[int, ...]:
@@ -417,6 +476,8 @@ def choose_kernel(
 ) -> tuple[kernel_lowering.Callback, bool] | None:
     """How a kernel in a program that XLA compiles runs: what to call back for it, and whether
     that has effects; None for JAX's interpreter."""
+    if _left_to_jax.get():
+        return None
     described = kernel_info.describe_kernel(kernel.equation)
     compilation = _compilation.get()
     start = time.perf_counter()
@@ -426,7 +487,7 @@ def choose_kernel(
         asked = kernel_info.unhonoured(kernel.equation)
         if asked is not None:
             raise Unsupported("pallas_call", asked)
-        program = _program(kernel.jaxpr, described.name, kernel.axes)
+        program, folder = _program(kernel.jaxpr, described.name, kernel.axes)
     except Unsupported as unsupported:
         use = _leave_to_jax(kernel.function, described, unsupported)
         if compilation is not None:
@@ -434,19 +495,25 @@ def choose_kernel(
         return None
     reason = "XLA compiles the function" if compilation is None else compilation.reason
     use = REPORT.use(kernel.function, (described,), "callback", reason)
-    executable = _executable(program)
+    executable = _executable(program, folder)
     use.prepared(time.perf_counter() - start)
+    if observer is not None:
+        observer.planned(executable, described.name, kernel.jaxpr, kernel.axes)
 
     def run(*values: np.ndarray) -> tuple[np.ndarray, ...]:
         begun = time.perf_counter()
         try:
             results = executable(*values)
         except Exception as error:
+            if observer is not None:
+                observer.ran(executable, values, error, inside_xla=True)
             _blame(error, use)
             # XLA passes on the text of an error, without its notes.
             notes = "; ".join(error.__notes__)
             raise RuntimeError(f"{type(error).__name__}: {error} ({notes})") from error
         use.ran(time.perf_counter() - begun)
+        if observer is not None:
+            observer.ran(executable, values, results, inside_xla=True)
         return tuple(map(np.asarray, results))
 
     seen = any(i.operation.effects.io for i in program.top.walk())

@@ -27,6 +27,8 @@ class Settings:
     everything: jitted functions without a kernel are run here too, until they have earned XLA's
       compilation.
     cache: the directory that keeps programs for later processes, or None.
+    verify: check the program of each function after lowering and after each pass.
+    dump: the directory to write the programs and the generated code of each function to, or None.
     """
 
     force: bool = False
@@ -37,6 +39,8 @@ class Settings:
     tpu: str | None = None
     everything: bool = False
     cache: str | None = None
+    verify: bool = False
+    dump: str | None = None
 
 
 def _switch(field: str) -> Callable[[str], dict[str, Any]]:
@@ -60,10 +64,13 @@ def _scope(value: str) -> dict[str, Any]:
     return {"everything": {"kernels": False, "all": True}[value]}
 
 
-def _cache(value: str) -> dict[str, Any]:
-    if value == "1":
-        raise KeyError(value)
-    return {"cache": None if value == "0" else value}
+def _directory(field: str) -> Callable[[str], dict[str, Any]]:
+    def parse(value: str) -> dict[str, Any]:
+        if value == "1":
+            raise KeyError(value)
+        return {field: None if value == "0" else value}
+
+    return parse
 
 
 def _passes(value: str) -> dict[str, Any]:
@@ -112,7 +119,9 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
         f"passes to leave out, as in -hoisting,-copy_elision, of {', '.join(PASSES)}",
         _passes,
     ),
-    "PALLAS_NUMPY_CACHE": ("0 or the path of a directory", _cache),
+    "PALLAS_NUMPY_CACHE": ("0 or the path of a directory", _directory("cache")),
+    "PALLAS_NUMPY_VERIFY": ("0 or 1", _switch("verify")),
+    "PALLAS_NUMPY_DUMP": ("0 or the path of a directory", _directory("dump")),
 }
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from pallas_shim import jax_compat
 from pallas_shim.cache import libraries
-from pallas_shim.evaluator.codegen.instructions import EMITTED
+from pallas_shim.evaluator.ops import READ_BY_CODEGEN
 from pallas_shim.evaluator.program import (
     PURE,
     Effects,
@@ -253,7 +253,7 @@ class _Encoder:
             params = {
                 name: value
                 for name, value in operation.params.items()
-                if operation.fn is None or name in EMITTED
+                if operation.fn is None or name in READ_BY_CODEGEN
             }
             try:
                 content = [

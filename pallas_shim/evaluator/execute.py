@@ -34,13 +34,19 @@ class Executable:
     The results may share memory with the arguments or with each other; they must not
     be written to. Safe to call from several threads at once.
 
-    ``emits`` says which loops become functions of their own.
+    ``emits`` says which loops become functions of their own; ``emitted`` is told the source of
+    each.
     """
 
-    def __init__(self, program: Program, emits: Callable[[Instruction], bool] = codegen.pays):
+    def __init__(
+        self,
+        program: Program,
+        emits: Callable[[Instruction], bool] = codegen.pays,
+        emitted: Callable[[Instruction, str], None] | None = None,
+    ):
         keep_freed_memory()
         self.program = program
-        prepare = _Preparation(emits)
+        prepare = _Preparation(emits, emitted)
         top = program.top
         self._params = [prepare.slot(v) for v in top.params]
         self._steps = prepare.steps(top.body, keep=top.results)
@@ -105,11 +111,16 @@ class _Preparation:
     """Assigns slots and makes closures. ``frame`` is the initial frame, constants set;
     ``steps_run``, about how many closures a run calls."""
 
-    def __init__(self, emits: Callable[[Instruction], bool]) -> None:
+    def __init__(
+        self,
+        emits: Callable[[Instruction], bool],
+        emitted: Callable[[Instruction, str], None] | None,
+    ) -> None:
         self.frame: Frame = []
         self.steps_run = 0.0
         self._rounds = 1.0  # of what is being prepared, in a run
         self._emits = emits
+        self._emitted = emitted
         self._slots: dict[Value, int] = {}
 
     def slot(self, value: Value) -> int:
@@ -148,6 +159,8 @@ class _Preparation:
             wanted = instruction.name != "switch" and self._emits(instruction)
             emitted = codegen.emit(instruction, self.slot) if wanted else None
             if emitted is not None:
+                if self._emitted is not None:
+                    self._emitted(instruction, emitted.source)
                 return _emitted(emitted)
             outer = self._rounds
             self._rounds *= codegen.rounds(instruction)

@@ -232,38 +232,6 @@ class Program:
     top: Region
 
     def __str__(self) -> str:
-        return _Printer().program(self)
+        from pallas_shim.evaluator import printer  # which needs all that a program is made of
 
-
-class _Printer:
-    def __init__(self) -> None:
-        self.names: dict[Value, str] = {}
-
-    def name(self, value: Value) -> str:
-        if value.const is not None:
-            text = np.array2string(value.const, threshold=4, edgeitems=1).replace("\n", " ")
-            return f"{text}:{value.type}"
-        if value not in self.names:
-            self.names[value] = f"%{len(self.names)}"
-        return self.names[value]
-
-    def typed(self, value: Value) -> str:
-        return f"{self.name(value)}:{value.type}"
-
-    def region(self, region: Region, indent: str) -> list[str]:
-        lines = [f"{indent}({', '.join(map(self.typed, region.params))}) {{"]
-        for i in region.body:
-            left = ", ".join(map(self.typed, i.outs))
-            params = " ".join(f"{k}={v}" for k, v in i.operation.params.items())
-            head = f"{left} = " if left else ""
-            operands = ", ".join(map(self.name, i.ins))
-            lines.append(
-                f"{indent}  {head}{i.name}{f'[{params}]' if params else ''} {operands}".rstrip()
-            )
-            for inner in i.regions:
-                lines += self.region(inner, indent + "    ")
-        lines.append(f"{indent}}} -> {', '.join(map(self.name, region.results))}")
-        return lines
-
-    def program(self, program: Program) -> str:
-        return "\n".join([f"program {program.name}", *self.region(program.top, "")])
+        return printer.program(self)

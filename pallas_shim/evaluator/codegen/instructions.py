@@ -17,10 +17,6 @@ from pallas_shim.evaluator.codegen.numbers import Number
 from pallas_shim.evaluator.codegen.source import Source
 from pallas_shim.evaluator.program import PURE, ArrayType, Instruction, Region, Value
 
-# The parameters that are looked at: where a load or store leads, where a block lies, the ufunc
-# whose result a store takes, and the one whose result is written over an operand.
-EMITTED = frozenset({"path", "block", "direct", "into", "ufunc"})
-
 # These operands come as the leaves of a path, which any kind of number can be.
 _FIRST_LEAF = {"get": 1, "store": 2, "view": 1}
 

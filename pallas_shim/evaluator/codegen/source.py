@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import linecache
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,14 +17,16 @@ from pallas_shim.evaluator.program import ArrayType, Instruction, Value
 # What the source is said to be from. Tools that look for files pass over names in such brackets;
 # JAX is told to leave what is in HOME out of the tracebacks that it shows.
 HOME = "<pallas_shim"
-_FILE = f"{HOME}/loop>"
+_numbers = itertools.count(1)
 
 
 class Emitted(NamedTuple):
-    """A loop as a function of the frame, and the instruction that each of its lines is of."""
+    """A loop as a function of the frame, the instruction that each of its lines is of, and its
+    source."""
 
     run: Callable[[list[Any]], None]
     lines: tuple[Instruction, ...]
+    source: str
 
     def source_of(self, error: BaseException) -> Instruction:
         """The instruction that an error which ``run`` raised comes from."""
@@ -56,8 +61,13 @@ class Source:
         lines = [*self._loads, *self._body]
         source = "\n".join(["def loop(f):", *[" " * indent + text for indent, text, _ in lines]])
         namespace = dict(self._globals)
-        exec(compile(source, _FILE, "exec"), namespace)
-        return Emitted(namespace["loop"], (loop, *[owner for _, _, owner in lines]))
+        file = f"{HOME}/loop {next(_numbers)}>"
+        exec(compile(source, file, "exec"), namespace)
+        run = namespace["loop"]
+        # Tracebacks and debuggers show the lines, as long as the function is there.
+        linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+        weakref.finalize(run, linecache.cache.pop, file, None).atexit = False
+        return Emitted(run, (loop, *[owner for _, _, owner in lines]), source)
 
     def line(self, text: str) -> None:
         self._body.append((self.indent, text, self.at))

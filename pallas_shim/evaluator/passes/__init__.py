@@ -6,6 +6,7 @@ They can be left out by name, so that a wrong result can be bisected to one of t
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import Protocol
 
 from pallas_shim.evaluator.passes.batching import batch
 from pallas_shim.evaluator.passes.common_subexpressions import share_common_subexpressions
@@ -93,7 +94,19 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
 NAMES = frozenset(name for name, _ in PIPELINE) | {"codegen"}
 
 
-def optimise(program: Program, skip: Collection[str] = frozenset()) -> Program:
+class Watcher(Protocol):
+    """Sees the programs of a pipeline: the one that lowering made, and that of each pass."""
+
+    def program(self, program: Program, after: str) -> None: ...
+
+
+# What makes a watcher for each pipeline, beside those that are given: the tests set it.
+watch_all: Callable[[], Watcher] | None = None
+
+
+def optimise(
+    program: Program, skip: Collection[str] = frozenset(), watchers: Collection[Watcher] = ()
+) -> Program:
     """Runs the pipeline, but for the passes named in ``skip``.
 
     Raises:
@@ -105,7 +118,13 @@ def optimise(program: Program, skip: Collection[str] = frozenset()) -> Program:
             f"there is no pass named {', '.join(sorted(unknown))}; "
             f"the passes are {', '.join(sorted(NAMES))}"
         )
+    if watch_all is not None:
+        watchers = (watch_all(), *watchers)
+    for watcher in watchers:
+        watcher.program(program, "lowering")
     for name, run in PIPELINE:
         if name not in skip:
             program = run(program)
+            for watcher in watchers:
+                watcher.program(program, name)
     return program

@@ -8,6 +8,7 @@ other value may be a view of it.
 from __future__ import annotations
 
 from pallas_shim.evaluator.analysis.liveness import last_uses
+from pallas_shim.evaluator.ops import MAKES_ARRAYS
 from pallas_shim.evaluator.passes.rewrite import is_ufunc, with_regions, writing_over
 from pallas_shim.evaluator.program import (
     ArrayType,
@@ -18,10 +19,6 @@ from pallas_shim.evaluator.program import (
     Value,
     make_instruction,
 )
-
-# Beside the ufuncs, the operations whose result is always an array of its own.
-_MAKES = frozenset({"concatenate", "convert_element_type", "dot_general", "join", "select_n",
-                    "take"})  # fmt: skip
 
 # How many instructions an array waits to be used again: so long it may be in a cache, and the
 # memory that waits is little. A smaller one is made faster than it is found.
@@ -61,7 +58,7 @@ class _InPlace:
             for value in dying:
                 if isinstance(value.type, ArrayType) and value.type.nbytes >= _AT_LEAST:
                     waiting.setdefault(value.type, []).append((at, value))
-            if is_ufunc(operation) or operation.name in _MAKES:
+            if is_ufunc(operation) or operation.name in MAKES_ARRAYS:
                 own.update(value for value in outs if value in last)
         return Region(region.params, tuple(body), region.results)
 
@@ -83,8 +80,8 @@ def _last_reads(region: Region) -> dict[Value, int]:
                 kept.update(inner.uses())
         elif operation.effects.io or operation.fn is None:
             kept.update(ins)
-        elif operation.view:
-            kept.add(ins[0])
+        elif operation.view or operation.effects.allocates:
+            kept.update(ins[:1])  # a buffer may be its operand's own memory
     for value in kept:
         last.pop(value, None)
     return last

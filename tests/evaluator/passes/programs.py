@@ -154,7 +154,7 @@ class Builder(Lowering):
         return (Index((row, _WHOLE_ROW)),), []
 
     def print(self, value):
-        self.memory("print", [value], [], self._print, Effects(io=True))
+        self.memory("debug_callback", [value], [], self._print, Effects(io=True))
 
     def _print(self, value):
         self.log.append(np.array(value))

@@ -93,4 +93,4 @@ def test_allocations_and_output_are_never_shared():
         return [b.load(first), b.load(second)]
 
     assert shared([INTS], build).count("allocate") == 2
-    assert shared([INTS], build).count("print") == 2
+    assert shared([INTS], build).count("debug_callback") == 2

@@ -110,7 +110,7 @@ def test_a_loop_that_prints_or_writes_to_the_callers_memory_stays():
         b.over_grid([b.int(2)], lambda i: b.print(x))
         return []
 
-    assert swept([INTS, ROW], build) == ["grid", "store", "grid", "print"]
+    assert swept([INTS, ROW], build) == ["grid", "store", "grid", "debug_callback"]
 
 
 def test_a_kept_instruction_is_the_same_object():

@@ -33,7 +33,7 @@ def test_what_does_not_change_moves_out_of_all_loops_that_it_can():
         b.over_grid([b.int(2), b.int(2)], cell)
         return []
 
-    inner = ["broadcast_in_dim", "add", ("scan", ["mul", "sub"]), "print"]
+    inner = ["broadcast_in_dim", "add", ("scan", ["mul", "sub"]), "debug_callback"]
     assert hoisted([INTS], build) == ["rev", ("grid", inner)]
 
 
@@ -94,7 +94,7 @@ def test_branches_allocations_and_output_stay():
         b.over_grid([b.int(2)], cell)
         return []
 
-    body = ["allocate", ("switch", ["rev"], []), "store", "get", "print"]
+    body = ["allocate", ("switch", ["rev"], []), "store", "get", "debug_callback"]
     assert hoisted([SCALAR, INTS], build) == [("grid", body)]
 
 

@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import pallas as pl
 
+from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
+from pallas_shim.evaluator.passes import optimise
 from pallas_shim.evaluator.passes.dead_code import remove_dead_code
 from pallas_shim.evaluator.passes.in_place import write_in_place
 
@@ -147,3 +150,25 @@ def test_another_type_is_not_written_over():
         return x.astype(jnp.int32) * 2, b
 
     assert written(f, LARGE) == [("mul", 0)]
+
+
+def test_what_a_kernel_reads_is_not_written_over():
+    """A buffer of an operand that no cell writes to is the operand's own memory. What leaves the
+    grid comes between the two."""
+
+    def kernel(x_ref, y_ref, o_ref):
+        o_ref[...] = (y_ref[...] * 2)[:8] + x_ref[...]
+
+    def f(x, y):
+        block = pl.BlockSpec((8, x.shape[1]), lambda i: (i, 0))
+        return pl.pallas_call(
+            kernel, out_shape=x, grid=(len(x) // 8,), interpret=True,
+            in_specs=[block, pl.BlockSpec(y.shape, lambda i: (0, 0))], out_specs=block,
+        )(x + 1, y)  # fmt: skip
+
+    before = lower(jax.make_jaxpr(f)(LARGE, LARGE))
+    after = optimise(before)
+    hoisted = [i for i in after.top.body if i.name == "mul"]
+    assert hoisted and hoisted[0].outs[0].type == hoisted[0].ins[0].type
+    (got,), (want,) = Executable(after)(LARGE, LARGE), Executable(before)(LARGE, LARGE)
+    assert np.array_equal(got, want)
