@@ -14,6 +14,7 @@ _USAGE = """\
 python -m pallas_shim [options] script.py [args]
        python -m pallas_shim [options] -m module [args]
        python -m pallas_shim [options] -c code [args]
+       python -m pallas_shim [options] bisect script.py [args]
        python -m pallas_shim doctor
        python -m pallas_shim report FILE"""
 
@@ -31,6 +32,8 @@ _OPTIONS = {
     "--tpu": ("PALLAS_NUMPY_TPU", None, "NAME", f"look like a TPU: {', '.join(settings.TPUS)}"),
     "--scope": ("PALLAS_NUMPY_SCOPE", None, "all", "also run functions without a kernel"),
     "--cache": ("PALLAS_NUMPY_CACHE", None, "DIRECTORY", "keep programs for later processes"),
+    "--verify": ("PALLAS_NUMPY_VERIFY", "1", None, "check each program after each pass"),
+    "--dump": ("PALLAS_NUMPY_DUMP", None, "DIRECTORY", "write programs and generated code there"),
     "--passes": ("PALLAS_NUMPY_PASSES", None, "-NAME,-NAME", "leave these passes out"),
 }
 
@@ -84,7 +87,11 @@ def main(arguments: list[str]) -> None:
             from pallas_shim import report
 
             sys.exit(report.show(path))
-        case ["doctor" | "report" as name, *_]:
+        case ["bisect", _, *_]:
+            from pallas_shim import bisect
+
+            sys.exit(bisect.main(target[1:]))
+        case ["doctor" | "report" | "bisect" as name, *_]:
             parser.error(f"{name} takes other arguments; a script of this name is ./{name}")
     _run(parser, target)
 

@@ -78,6 +78,13 @@ def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     return jaxpr, getattr(jaxpr, "consts", ())
 
 
+def closed(jaxpr: Any) -> Any:
+    """A jaxpr without constants of its own as one that can be evaluated."""
+    if _CLOSED is None or isinstance(jaxpr, _CLOSED):
+        return jaxpr
+    return _CLOSED(jaxpr, ())
+
+
 def equations(jaxpr: Any) -> Iterator[Any]:
     """The equations of a jaxpr, each followed by those of the jaxprs inside it."""
     for eqn in open_jaxpr(jaxpr)[0].eqns:
