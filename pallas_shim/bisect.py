@@ -24,20 +24,19 @@ import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
 from pallas_shim import dispatch, jax_compat, patching, settings
-from pallas_shim.evaluator import emission, ops, passes, printer
+from pallas_shim.evaluator import codegen, ops, passes, printer
+from pallas_shim.evaluator.analysis.alias import AliasAnalysis
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
-from pallas_shim.evaluator.passes.effects import Memory
 from pallas_shim.evaluator.program import (
     ArrayType,
     Instruction,
     Operation,
     Program,
     Region,
-    Value,
     make_instruction,
 )
-from pallas_shim.evaluator.rules.registry import Unsupported
+from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.jax_compat import jaxprs
 from pallas_shim.jax_compat.callbacks import CALLBACK_PRIMITIVES
 
@@ -276,11 +275,11 @@ def _in_passes(
                 f"  PALLAS_NUMPY_PASSES=-{name} leaves it out",
             ]
         before = program
-    emits = emission.choice(settings.current().disabled_passes)
+    emits = codegen.choice(settings.current().disabled_passes)
     found = _outcome(before, values, emits)
     if agree(found, plain):
         return ["its result was another one than now, with the same program and arguments"]
-    lines = [f"emission changes what it gives: {_difference(found, plain)}"]
+    lines = [f"code generation changes what it gives: {_difference(found, plain)}"]
     for loop in before.top.walk():
         if not loop.regions or loop.name == "switch" or not emits(loop):
             continue
@@ -291,7 +290,7 @@ def _in_passes(
             lines += [f"  the function of this loop is wrong: {_shown(loop, before)}"]
             lines += ["    " + line for source in sources for line in source.splitlines()]
             break
-    return [*lines, "  PALLAS_NUMPY_PASSES=-emission leaves it out"]
+    return [*lines, "  PALLAS_NUMPY_PASSES=-codegen leaves it out"]
 
 
 def _difference(got: Results, want: Results) -> str:
@@ -355,7 +354,7 @@ def _made_of(program: Program, last: Instruction) -> list[Instruction]:
     memory that they read or that others write over."""
     everything = list(program.top.walk())
     try:
-        memory: Memory | None = Memory(program)
+        memory: AliasAnalysis | None = AliasAnalysis(program)
     except Unsupported:
         memory = None
     values, roots, chosen = {*last.ins, *last.outs}, set(), {id(last)}
