@@ -26,7 +26,8 @@ class Facts(NamedTuple):
 
     ``kernels``: name, source and grid of each. ``results``: shape, dtype and weak type of each;
     ``out_tree``: the results' containers, with their positions in the place of the results.
-    ``deleted``: the donated arguments. ``consts``: the arrays that the function captured.
+    ``deleted``: the donated arguments. ``unused``: those that nothing depends on. Both count what
+    the function captured first. ``consts``: the arrays that it captured.
     """
 
     function: str
@@ -34,6 +35,7 @@ class Facts(NamedTuple):
     results: tuple[tuple[tuple[int, ...], np.dtype, bool], ...]
     out_tree: Any
     deleted: tuple[int, ...]
+    unused: tuple[int, ...]
     consts: tuple[np.ndarray, ...]
 
 
@@ -92,6 +94,7 @@ class Keep:
         use: Use,
         call: hooks.JitCall,
         deleted: tuple[int, ...],
+        unused: tuple[int, ...],
         results: Sequence[Any],
         out_tree: Any,
         consts: Sequence[Any],
@@ -110,6 +113,7 @@ class Keep:
                 tuple(map(_result, results)),
                 _out_tree(out_tree),
                 deleted,
+                unused,
                 tuple(map(_const, consts)),
             )
             data = encode.encode_data(tuple(facts))

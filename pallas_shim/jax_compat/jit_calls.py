@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 
 from jax._src import config, core, pjit, tree_util
@@ -77,10 +77,11 @@ def answer_calls(answers: Answers) -> Callable[[], None]:
     run_name = "_python_pjit_helper" if old else "_run_python_pjit"
     stock_run: Any = getattr(pjit, run_name)
     calling = _inner_code(pjit._cpp_pjit, "cache_miss")
+    own_config = _Config(calling)
 
     def infer(fun: Any, info: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """In the place of _infer_params, which others than calls ask too."""
-        if not old and sys._getframe(1).f_code is calling and _ordinary():
+        if not old and sys._getframe(1).f_code is calling:
             found = answered(fun, info, args, kwargs)
             if found is not None:
                 return found
@@ -93,8 +94,11 @@ def answer_calls(answers: Answers) -> Callable[[], None]:
         return stock_infer(fun, info, args, kwargs)
 
     def answered(fun: Any, info: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        entry, dynamic, avals = _entry(fun, info, args, kwargs)
+        entry = None
+        if _ordinary():
+            entry, dynamic, avals = _entry(fun, info, args, kwargs)
         if entry is None:
+            _may_be_traced(info)
             return None
         inferred = entry.pjit_params
         call = None
@@ -102,6 +106,7 @@ def answer_calls(answers: Answers) -> Callable[[], None]:
             call = Call(fun, info, args, kwargs, avals)
             known = answers.load(call)
             if known is None:
+                _may_be_traced(info)
                 inferred, args_flat = stock_infer(fun, info, args, kwargs)
                 return _Loading(call, inferred), args_flat
             inferred = entry.pjit_params = pjit.PjitParams(
@@ -112,6 +117,7 @@ def answer_calls(answers: Answers) -> Callable[[], None]:
         if type(params) is dict:
             plan = answers.plan(params)
             if plan is None:
+                _may_be_traced(info)
                 return inferred, args_flat
             params = _Planned(params)
             params.plan = plan
@@ -138,8 +144,6 @@ def answer_calls(answers: Answers) -> Callable[[], None]:
 
     def infer_and_run(fun: Any, info: Any, *args: Any, **kwargs: Any) -> Any:
         """In the place of _python_pjit_helper."""
-        if not _ordinary():
-            return stock_run(fun, info, *args, **kwargs)
         found = answered(fun, info, args, kwargs)
         if found is not None and type(found[0]) is _Answered:
             return run(*found, fun, args, kwargs)
@@ -149,8 +153,9 @@ def answer_calls(answers: Answers) -> Callable[[], None]:
             answers.ran(call, inferred.params, inferred.out_tree, inferred.consts)
         return returned
 
-    stock = {"_infer_params": stock_infer, run_name: stock_run}
-    ours = {"_infer_params": infer, run_name: infer_and_run if old else run}
+    stock = {"_infer_params": stock_infer, run_name: stock_run, "config": config}
+    our_run = infer_and_run if old else run
+    ours = {"_infer_params": infer, run_name: our_run, "config": own_config}
 
     def undo() -> None:
         vars(pjit).update(stock)
@@ -158,6 +163,35 @@ def answer_calls(answers: Answers) -> Callable[[], None]:
 
     vars(pjit).update(ours)
     return undo
+
+
+class _Config(ModuleType):
+    """JAX's configuration, but that code which takes each call without an answer in C++ for one
+    that is to be traced may go on: `_may_be_traced` asks instead."""
+
+    def __init__(self, code: Any):
+        super().__init__(config.__name__)
+        self.no_tracing = _NoTracing(code)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(config, name)
+
+
+class _NoTracing:
+    def __init__(self, code: Any):
+        self._code = code
+
+    @property
+    def value(self) -> bool:
+        return config.no_tracing.value and sys._getframe(1).f_code is not self._code
+
+
+def _may_be_traced(info: Any) -> None:
+    """Raises what JAX does if the user has forbidden tracing."""
+    if config.no_tracing.value:
+        raise RuntimeError(
+            f"re-tracing function {info.fun_sourceinfo} for `jit`, but 'no_tracing' is set"
+        )
 
 
 class _Planned(dict):

@@ -23,7 +23,9 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "debug_key_reuse",
         "debug_nans",
         "no_execution",
+        "no_tracing",
         "trace_context",
+        "transfer_guard_host_to_device",
         "use_shardy_partitioner",
     ),
     "jax._src.core": (
@@ -59,6 +61,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.ffi": ("build_ffi_lowering_function",),
     "jax._src.interpreters.mlir": (
         "_platform_specific_lowerings",
+        "lower_jaxpr_to_module",
         "register_lowering",
         "set_sharding",
         "wrap_with_sharding_op",
