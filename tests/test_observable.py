@@ -387,19 +387,47 @@ def what_is_kept_alive(work):
 
 @observed
 def what_goes_without_collecting_garbage(work):
-    captured = jnp.full(8, 3.0)
-    g = jax.jit((lambda captured: lambda: work(captured))(captured))
-    ref = weakref.ref(captured)
-    del captured
-    g()
-    g()
-    alive = ref() is not None
-    gc.disable()
-    try:
-        del g
-        return alive, ref() is not None
-    finally:
-        gc.enable()
+    results = []
+    for function in (
+        lambda captured: lambda: work(captured),
+        lambda captured: lambda: captured,
+        lambda captured: lambda: (captured, work(eight())),
+        lambda captured: lambda: work(eight() + captured[0]),
+    ):
+        captured = jnp.full(8, 3.0)
+        g = jax.jit(function(captured))
+        ref = weakref.ref(captured)
+        del captured
+        g()
+        g()
+        alive = ref() is not None
+        gc.disable()
+        try:
+            del g
+            results.append((alive, ref() is not None))
+        finally:
+            gc.enable()
+    return results
+
+
+@observed
+def what_goes_at_once_of_arguments_and_results(work):
+    results = []
+    for function in (lambda x: work(x), lambda x: x, lambda x: (x, x[1:], work(x))):
+        f = jax.jit(function)
+        f(eight())
+        gc.disable()
+        try:
+            x = eight()
+            out = f(x)
+            refs = weakref.ref(x), *map(weakref.ref, jax.tree.leaves(out))
+            del x
+            results.append([ref() is not None for ref in refs])
+            del out
+            results.append([ref() is not None for ref in refs])
+        finally:
+            gc.enable()
+    return results
 
 
 @observed

@@ -12,7 +12,7 @@ from jax._src import config, core
 from jax._src import dtypes as jax_dtypes
 from jax._src.array import ArrayImpl
 from jax._src.interpreters import pxla
-from jax._src.lib import xla_client
+from jax._src.lib import _jax, xla_client
 from jax._src.random import prng
 from jax.sharding import SingleDeviceSharding
 
@@ -167,11 +167,13 @@ def write(results: list[Any], types: Sequence[ResultType], place: Place) -> list
     """
     sharding, committed, devices = place
     out = []
+    any_shared = False
     for result, (aval, key_type) in zip(results, types, strict=True):
         shared = (
             type(result) is np.ndarray
             and (result.base is not None or sys.getrefcount(result) > _OWN_REFERENCES)
         )
+        any_shared |= shared
         try:
             array = xla_client.batched_device_put(
                 aval, sharding, [result], devices, committed, force_copy=shared
@@ -183,4 +185,7 @@ def write(results: list[Any], types: Sequence[ResultType], place: Place) -> list
                     aval, sharding, [result], devices, committed, force_copy=shared
                 )
         out.append(array if key_type is None else prng.PRNGKeyArray(key_type._impl, array))
+    if any_shared:
+        # XLA lets go of what it has copied at the next call of its own, or here.
+        _jax.collect_garbage()
     return out

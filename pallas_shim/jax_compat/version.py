@@ -96,6 +96,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "igammac_impl",
         "regularized_incomplete_beta_impl",
     ),
+    "jax._src.lib._jax": ("collect_garbage",),
     "jax._src.lib.jax_jit": ("parse_arguments",),
     "jax._src.lib.xla_client": ("batched_device_put",),
     "jax._src.mesh": (
