@@ -11,6 +11,7 @@ import copy
 import enum
 import functools
 import gc
+import logging
 import pickle
 import re
 import threading
@@ -660,6 +661,51 @@ def numpys_own_errors(work):
         return np.geterr()
 
 
+@observed
+def configurations_that_refuse(work):
+    f = jax.jit(lambda x, y: work(x) + y)
+    wide = jnp.arange(8, dtype=jnp.int16)
+    results = [came_of(lambda: f(eight(), wide)), came_of(lambda: f(eight()[None], wide))]
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        results += [came_of(lambda: f(eight(), wide)), came_of(lambda: f(eight()[None], eight()))]
+    return [*results, came_of(lambda: f(eight(), wide))]
+
+
+@observed
+def explanations_of_what_is_traced(work):
+    f = jax.jit(lambda x: work(x))
+    logger = logging.getLogger("jax")
+    heard: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    try:
+        with jax.explain_cache_misses(True):
+            for x in (eight(), eight(), eight()[:2], eight()):
+                f(x)
+                heard.append("called")
+    finally:
+        logger.removeHandler(handler)
+    return [text == "called" or text.partition(" at ")[0] for text in heard
+            if text == "called" or "<lambda>" in text and "TRACING" in text]  # fmt: skip
+
+
+@observed
+def events_of_a_warm_call(work):
+    f = jax.jit(lambda x: work(x))
+    x = eight()
+    f(x)
+    f(x)
+    heard: list[str] = []
+    jax.monitoring.register_event_listener(lambda event, **_: heard.append(event))
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: heard.append(event))
+    try:
+        f(x)
+        return heard
+    finally:
+        jax.monitoring.clear_event_listeners()
+
+
 # -- effects and errors -----------------------------------------------------------------------
 
 
@@ -711,6 +757,71 @@ def what_callbacks_get(work):
 def a_shape_that_is_wrong(work):
     f = jax.jit(lambda x, y: work(x) + y)
     return came_of(lambda: f(eight(), jnp.ones(3))), came_of(lambda: f(eight(), y=eight(), z=1))
+
+
+@observed
+def errors_while_it_is_traced(work):
+    traces = []
+
+    def function(x, n):
+        traces.append(n)
+        if n == 2:
+            raise OwnError("two")
+        return work(x) if x[0] > n else x
+
+    f = jax.jit(function, static_argnums=1)
+    g = jax.jit(lambda x: work(x)[jnp.where(x > 1)])
+    said = [came_of(lambda: f(eight(), n)) for n in (1, 2, 2)]  # noqa: B023
+    return said, traces, came_of(lambda: g(eight())), came_of(lambda: f(eight(), 3))
+
+
+@observed
+def an_argument_that_could_not_be_computed(work):
+    def fail(x):
+        raise OwnError("no")
+
+    shape = jax.ShapeDtypeStruct((8,), np.float32)
+    bad = jax.jit(lambda x: jax.pure_callback(fail, shape, x))
+    f = jax.jit(lambda x: work(x))
+    f(eight())
+    kind, *_ = came_of(lambda: f(bad(eight())))[0]
+    return kind if work is plain else isinstance(kind, str)
+
+
+@observed
+def a_ref_that_is_written_to(work):
+    @jax.jit
+    def f(ref, x):
+        ref[...] = ref[...] + work(x)
+        return ref[0]
+
+    ref = jax.new_ref(eight())
+    return [came_of(lambda: f(ref, eight())) for _ in range(2)], told(ref[...])
+
+
+@observed
+def what_a_captured_array_becomes_later(work):
+    captured, scale = np.arange(8, dtype=np.float32), np.ones((), np.float32)
+    functions = [
+        jax.jit(lambda x: work(x) + captured * scale),
+        jax.jit(lambda x: (captured, captured[::2], work(captured))),
+        jax.jit(lambda x: work(x) + lax.fori_loop(0, 2, lambda i, c: c + jnp.asarray(captured)[i], x)),
+    ]
+    before = [told(f(eight())) for f in functions]
+    captured[:] = 100
+    scale[...] = 7
+    return before, [told(f(eight())) for f in functions]
+
+
+@observed
+def donated_within_transformations(work):
+    f = jax.jit(work, donate_argnums=0)
+    x, y, z = eight(), eight(), eight()[None]
+    out = [told(jax.jvp(f, (x,), (y,))), told(jax.vmap(f)(z))]
+    with jax.ensure_compile_time_eval():
+        w = eight()
+        out.append(came_of(lambda: f(w)))
+    return out, [each.is_deleted() for each in (x, y, z, w)]
 
 
 @observed
