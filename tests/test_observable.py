@@ -11,6 +11,7 @@ import copy
 import enum
 import functools
 import gc
+import inspect
 import logging
 import pickle
 import re
@@ -52,8 +53,7 @@ def plain(x):
 @pytest.mark.parametrize("name", OBSERVATIONS)
 def test_what_a_user_sees_is_as_under_jit(name, work, setting):
     observation = OBSERVATIONS[name]
-    with jax.disable_jit(False):
-        want = observation(work)
+    want = observation(work)
     jax.clear_caches()
     setting(everything=work is plain)
     with pallas_shim.active():
@@ -697,8 +697,12 @@ def events_of_a_warm_call(work):
     f(x)
     f(x)
     heard: list[str] = []
-    jax.monitoring.register_event_listener(lambda event, **_: heard.append(event))
-    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: heard.append(event))
+
+    def hear(event, *_, **__):
+        heard.append(event)
+
+    jax.monitoring.register_event_listener(hear)
+    jax.monitoring.register_event_duration_secs_listener(hear)
     try:
         f(x)
         return heard
@@ -776,6 +780,26 @@ def errors_while_it_is_traced(work):
 
 
 @observed
+def how_deep_the_stack_is_while_it_is_traced(work):
+    depths = []
+
+    def function(x):
+        depths.append(len(inspect.stack()) - here)
+        return work(x)
+
+    here = len(inspect.stack())
+    f = jax.jit(function)
+    f(eight())
+    f(eight()[:2])
+    f.trace(eight()[:3])
+    jax.jit(lambda x: f(x[None]))(eight())
+    jax.grad(lambda x: f(x.reshape(2, 4)).sum() if work is plain else x.sum())(eight())
+    with jax.debug_nans(True):
+        f(eight()[:4])
+    return depths
+
+
+@observed
 def an_argument_that_could_not_be_computed(work):
     def fail(x):
         raise OwnError("no")
@@ -801,11 +825,14 @@ def a_ref_that_is_written_to(work):
 
 @observed
 def what_a_captured_array_becomes_later(work):
+    def step(i, carry):
+        return carry + jnp.asarray(captured)[i]
+
     captured, scale = np.arange(8, dtype=np.float32), np.ones((), np.float32)
     functions = [
         jax.jit(lambda x: work(x) + captured * scale),
         jax.jit(lambda x: (captured, captured[::2], work(captured))),
-        jax.jit(lambda x: work(x) + lax.fori_loop(0, 2, lambda i, c: c + jnp.asarray(captured)[i], x)),
+        jax.jit(lambda x: work(x) + lax.fori_loop(0, 2, step, x)),
     ]
     before = [told(f(eight())) for f in functions]
     captured[:] = 100
@@ -852,7 +879,8 @@ def derivatives(work):
     if work is double:
         return told(jax.jvp(f, (x,), (x,)))
     g = jax.jit(lambda x: (f(x) * x).sum())
-    return told([*jax.value_and_grad(g)(x), jax.vmap(f)(x), jax.jvp(g, (x,), (x,)), *jax.vjp(f, x)[1](x)])
+    made = jax.value_and_grad(g)(x), jax.vmap(f)(x), jax.jvp(g, (x,), (x,)), jax.vjp(f, x)[1](x)
+    return told(made)
 
 
 @observed
@@ -862,7 +890,7 @@ def in_64_bits(work):
     x, wide = eight(), np.arange(8.0)
     first = came_of(lambda: f(wide, 2))
     with enable(True):
-        second = [came_of(lambda: f(x, 2)), came_of(lambda: f(wide, 2**40)), came_of(lambda: f(x, wide))]
+        second = [came_of(lambda: f(*args)) for args in ((x, 2), (wide, 2**40), (x, wide))]  # noqa: B023
     return first, second, came_of(lambda: f(wide, 2)), came_of(lambda: f(x, wide))
 
 

@@ -129,6 +129,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "_pjit_call_impl_python",
         "_pjit_lower",
         "_run_python_pjit|_python_pjit_helper",
+        "_trace_for_jit|_python_pjit_helper",
         "jit_p",
     ),
     "jax._src.random.core|jax._src.random": ("_gamma_impl",),
