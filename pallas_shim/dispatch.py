@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 import jax
 import numpy as np
 
-from pallas_shim import cost_model, dump, settings
+from pallas_shim import cost_model, donation, dump, settings
 from pallas_shim.evaluator import codegen, passes
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
@@ -95,7 +95,7 @@ class Plan:
     executable: Executable | None = None
     use: Use | None = None
     event: str = ""
-    in_dtypes: tuple[np.dtype, ...] = ()
+    in_dtypes: tuple[np.dtype | np.ndarray, ...] = ()
     out_types: Sequence[arrays.ResultType] = ()
     deleted: tuple[int, ...] = ()
     ordered: bool = False
@@ -144,7 +144,7 @@ def call_jit(stock: Callable[..., Any], args: Sequence[Any], params: dict[str, A
         return _call_stock(stock, args, params, plan, str(elsewhere))
     assert plan.use is not None
     call_info.check_nans(plan.use.function, out)
-    _delete(args, plan.deleted)
+    donation.delete(args, plan.deleted)
     return out, None, None, []
 
 
@@ -163,7 +163,7 @@ class Answers:
             out = _run(plan, args)
         except arrays.Elsewhere:
             return None
-        _delete(args, plan.deleted)
+        donation.delete(args, plan.deleted)
         return out
 
     def load(self, call: jit_calls.Call) -> jit_calls.Known | None:
@@ -191,8 +191,9 @@ class Answers:
         if keep is not None and plan is not None and plan.use is not None and not plan.trial:
             jit_call = call_info.describe_call(params)
             results = call_info.out_avals(params["jaxpr"])
+            unused = arrays.unused(plan.in_dtypes)
             plan.use.cache = keep.write(
-                plan.use, jit_call, plan.deleted, results, out_tree, consts
+                plan.use, jit_call, plan.deleted, unused, results, out_tree, consts
             )
 
 
@@ -215,13 +216,15 @@ def _kept_plan(call: jit_calls.Call, program: Program, facts: Any) -> Plan:
     folder = None if directory is None else dump.Folder(directory, facts.function)
     if folder is not None:
         folder.program(program, "cache")
+    arguments = [*map(jax.typeof, facts.consts), *call.avals]
+    used = [position not in facts.unused for position in range(len(arguments))]
     return Plan(
         (),
         use.reason,
         _executable(program, folder),
         use,
         _event(facts.function),
-        arrays.argument_dtypes([*map(jax.typeof, facts.consts), *call.avals]),
+        arrays.argument_dtypes(arguments, used),
         arrays.result_types(avals),
         facts.deleted,
     )
@@ -236,6 +239,8 @@ def _run(plan: Plan, args: Sequence[Any]) -> list[Any]:
     use, executable = plan.use, plan.executable
     assert use is not None and executable is not None
     values, place = _read(args, plan.in_dtypes)
+    if plan.deleted:
+        donation.check(values, plan.deleted)
     if plan.ordered:
         jax.effects_barrier()
     with jax.profiler.TraceAnnotation(plan.event):
@@ -256,13 +261,9 @@ def _run(plan: Plan, args: Sequence[Any]) -> list[Any]:
         return arrays.write(results, plan.out_types, place)
 
 
-def _delete(args: Sequence[Any], positions: Sequence[int]) -> None:
-    for position in positions:
-        if isinstance(args[position], jax.Array):
-            args[position].delete()
-
-
-def _read(args: Sequence[Any], dtypes: Sequence[np.dtype]) -> tuple[list[np.ndarray], arrays.Place]:
+def _read(
+    args: Sequence[Any], dtypes: Sequence[np.dtype | np.ndarray]
+) -> tuple[list[np.ndarray], arrays.Place]:
     return arrays.read(args, dtypes, any_platform=settings.current().force)
 
 
@@ -309,7 +310,8 @@ def _make_plan(
         reason = _obstacle(jaxpr, call, equations)
         if reason is not None:
             return Plan(key, reason)
-        in_dtypes = arrays.argument_dtypes(call_info.in_avals(jaxpr))
+        used = call_info.used_arguments(jaxpr, keep_unused=call.keep_unused)
+        in_dtypes = arrays.argument_dtypes(call_info.in_avals(jaxpr), used)
         _read(args, in_dtypes)  # waits for what XLA still computes
         start = time.perf_counter()
         program, folder = _program(jaxpr, call.name)
@@ -331,7 +333,7 @@ def _make_plan(
         _event(call.name),
         in_dtypes,
         arrays.result_types(call_info.out_avals(jaxpr)),
-        _deleted(jaxpr, call),
+        donation.deleted(jaxpr, call, used),
         call_info.is_ordered(jaxpr),
         None if kernels else Trial(cost_model.outside_kernels(jaxpr).compiling),
     )
@@ -360,6 +362,8 @@ def _obstacle(jaxpr: Any, call: call_info.JitCall, equations: Sequence[Any]) -> 
     for aval in (*call_info.in_avals(jaxpr), *call_info.out_avals(jaxpr)):
         if not arrays.is_plain(aval):
             return f"it takes or returns a {aval}"
+    if not equations and call_info.calls_back(jaxpr):
+        return "it calls back, and XLA says when and how errors come out"
     outside = cost_model.outside_kernels(jaxpr)
     if outside.numpy > outside.compiling:
         seconds = f"{outside.numpy:.2g} s"
@@ -400,30 +404,6 @@ def _program(
 def _executable(program: Program, folder: dump.Folder | None) -> Executable:
     emits = codegen.choice(settings.current().disabled_passes)
     return Executable(program, emits, None if folder is None else folder.code)
-
-
-def _deleted(jaxpr: Any, call: call_info.JitCall) -> tuple[int, ...]:
-    """The donated arguments that jit deletes: those it has a result of the same size for.
-
-    The others it keeps, and warns about.
-    """
-    avals = call_info.in_avals(jaxpr)
-    kept = range(len(avals)) if call.keep_unused else call_info.used_arguments(jaxpr)
-    given = [i for i in sorted(kept) if call.donated[i]]
-    results = list(call_info.out_avals(jaxpr))
-    deleted: list[int] = []
-    for same in (lambda a: (a.shape, a.dtype), lambda a: a.size * a.dtype.itemsize):
-        for position in [i for i in given if i not in deleted]:
-            match = next((r for r in results if same(r) == same(avals[position])), None)
-            if match is not None:
-                results.remove(match)
-                deleted.append(position)
-    unusable = [str(avals[i].str_short()) for i in given if i not in deleted]
-    if unusable:
-        warnings.warn(
-            f"Some donated buffers were not usable: {', '.join(unusable)}.", stacklevel=2
-        )
-    return tuple(sorted(deleted))
 
 
 # -- what JAX runs ----------------------------------------------------------------------------

@@ -27,7 +27,8 @@ class Facts(NamedTuple):
 
     ``kernels``: name, source and grid of each. ``results``: shape, dtype and weak type of each;
     ``out_tree``: the results' containers, with their positions in the place of the results.
-    ``deleted``: the donated arguments. ``consts``: the arrays that the function captured.
+    ``deleted``: the donated arguments. ``unused``: those that nothing depends on. Both count what
+    the function captured first. ``consts``: the arrays that it captured.
     """
 
     function: str
@@ -35,6 +36,7 @@ class Facts(NamedTuple):
     results: tuple[tuple[tuple[int, ...], np.dtype, bool], ...]
     out_tree: Any
     deleted: tuple[int, ...]
+    unused: tuple[int, ...]
     consts: tuple[np.ndarray, ...]
 
 
@@ -93,6 +95,7 @@ class Keep:
         use: Use,
         call: call_info.JitCall,
         deleted: tuple[int, ...],
+        unused: tuple[int, ...],
         results: Sequence[Any],
         out_tree: Any,
         consts: Sequence[Any],
@@ -111,6 +114,7 @@ class Keep:
                 tuple(map(_result, results)),
                 _out_tree(out_tree),
                 deleted,
+                unused,
                 tuple(map(_const, consts)),
             )
             data = encode.encode_data(tuple(facts))

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax._src import core
+from jax._src import config, core
 from jax._src import dtypes as jax_dtypes
 from jax._src.array import ArrayImpl
 from jax._src.interpreters import pxla
-from jax._src.lib import xla_client
+from jax._src.lib import _jax, xla_client
 from jax._src.random import prng
 from jax.sharding import SingleDeviceSharding
 
@@ -50,9 +50,23 @@ def is_plain(aval: Any) -> bool:
     )
 
 
-def argument_dtypes(avals: Sequence[Any]) -> tuple[np.dtype, ...]:
-    """The NumPy dtypes that `read` makes of arguments of these types."""
-    return tuple(np.dtype(core.physical_aval(aval).dtype) for aval in avals)
+def argument_dtypes(
+    avals: Sequence[Any], used: Sequence[bool] | None = None
+) -> tuple[np.dtype | np.ndarray, ...]:
+    """The NumPy dtypes that `read` makes of arguments of these types.
+
+    In the place of those that aren't ``used`` (None: all are) are zeros of their types.
+    """
+    physical = [core.physical_aval(aval) for aval in avals]
+    return tuple(
+        np.dtype(aval.dtype) if is_used else np.broadcast_to(np.zeros((), aval.dtype), aval.shape)
+        for aval, is_used in zip(physical, used or (True,) * len(physical), strict=True)
+    )
+
+
+def unused(dtypes: Sequence[np.dtype | np.ndarray]) -> tuple[int, ...]:
+    """The positions of the arguments that `argument_dtypes` was told aren't used."""
+    return tuple(i for i, dtype in enumerate(dtypes) if type(dtype) is np.ndarray)
 
 
 def result_aval(shape: tuple[int, ...], dtype: np.dtype, weak_type: bool) -> Any:
@@ -71,22 +85,26 @@ def result_types(avals: Sequence[Any]) -> tuple[ResultType, ...]:
 
 
 def read(
-    args: Sequence[Any], dtypes: Sequence[np.dtype], *, any_platform: bool
+    args: Sequence[Any], dtypes: Sequence[np.dtype | np.ndarray], *, any_platform: bool
 ) -> tuple[list[np.ndarray], Place]:
     """The arguments of a jitted call as NumPy arrays, and where its results belong.
 
     Arrays on a CPU are not copied; a key array becomes its integers. The arrays must not
-    be written to.
+    be written to. An argument that isn't used, whose dtype is an array, is that array: jit looks
+    neither at its value nor at where it is.
 
     Raises:
       Elsewhere: an array lies on several devices, on another than the rest, or (unless
-        ``any_platform``) not on a CPU; or a value is of a kind that jit must look at.
-      RuntimeError: an array was deleted or donated.
+        ``any_platform``) not on a CPU; or jit must look at a value: it was deleted, computing it
+        failed, it is of an unknown kind, or the user guards transfers.
       OverflowError: a Python integer doesn't fit the dtype.
     """
     arrays = []
     home: Any = None
     for arg, dtype in zip(args, dtypes, strict=True):
+        if type(dtype) is np.ndarray:
+            arrays.append(dtype)
+            continue
         if type(arg) is prng.PRNGKeyArray:
             arg = arg._base_array
         if type(arg) is ArrayImpl:
@@ -96,7 +114,12 @@ def read(
                     home = sharding
                 elif sharding is not home and sharding != home:
                     raise Elsewhere("its arguments are committed to different devices")
-            arrays.append(np.asarray(arg))
+            try:
+                arrays.append(np.asarray(arg))
+            except RuntimeError as error:
+                raise Elsewhere(f"an argument has no value: {error}") from error
+        elif config.transfer_guard_host_to_device.value not in (None, "allow"):
+            raise Elsewhere("transfers to the device are guarded")
         elif isinstance(arg, (np.ndarray, np.generic)):
             arrays.append(np.asarray(arg).astype(dtype, copy=False))
         elif isinstance(arg, (bool, int, float, complex)):
@@ -144,11 +167,13 @@ def write(results: list[Any], types: Sequence[ResultType], place: Place) -> list
     """
     sharding, committed, devices = place
     out = []
+    any_shared = False
     for result, (aval, key_type) in zip(results, types, strict=True):
         shared = (
             type(result) is np.ndarray
             and (result.base is not None or sys.getrefcount(result) > _OWN_REFERENCES)
         )
+        any_shared |= shared
         try:
             array = xla_client.batched_device_put(
                 aval, sharding, [result], devices, committed, force_copy=shared
@@ -160,4 +185,7 @@ def write(results: list[Any], types: Sequence[ResultType], place: Place) -> list
                     aval, sharding, [result], devices, committed, force_copy=shared
                 )
         out.append(array if key_type is None else prng.PRNGKeyArray(key_type._impl, array))
+    if any_shared:
+        # XLA lets go of what it has copied at the next call of its own, or here.
+        _jax.collect_garbage()
     return out

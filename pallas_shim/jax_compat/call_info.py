@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 
 from jax._src import config, core, effects
 from jax._src import dispatch as jax_dispatch
+from jax._src.interpreters import mlir, partial_eval
 from jax._src.sharding_impls import UnspecifiedValue
+
+from pallas_shim.jax_compat.callbacks import CALLBACK_PRIMITIVES
 
 
 class JitCall(NamedTuple):
@@ -33,6 +36,8 @@ def describe_call(params: dict[str, Any]) -> JitCall:
             obstacle = f"the user gave {key}"
     if params["ctx_mesh"] is not None and not params["ctx_mesh"].empty:
         obstacle = "it runs under a mesh"
+    if params["compiler_options_kvs"]:
+        obstacle = "the user gave compiler_options"
     donated = tuple(params["donated_invars"])
     return JitCall(params["name"], donated, params["keep_unused"], obstacle)
 
@@ -47,6 +52,7 @@ def call_key(params: dict[str, Any]) -> tuple[Any, ...]:
         params["out_layouts"],
         params["ctx_mesh"],
         params["keep_unused"],
+        params["compiler_options_kvs"],
     )
 
 
@@ -58,12 +64,28 @@ def out_avals(jaxpr: Any) -> Sequence[Any]:
     return jaxpr.out_avals
 
 
-def used_arguments(jaxpr: Any) -> set[int]:
-    """The positions of a jaxpr's inputs that its results or effects depend on."""
+def used_arguments(jaxpr: Any, *, keep_unused: bool) -> tuple[bool, ...]:
+    """Which of a jaxpr's inputs jit hands to XLA: those that results or effects depend on."""
     inner = getattr(jaxpr, "jaxpr", jaxpr)
-    used = {v for eqn in inner.eqns for v in eqn.invars if not isinstance(v, core.Literal)}
-    used.update(v for v in inner.outvars if not isinstance(v, core.Literal))
-    return {i for i, v in enumerate(inner.invars) if v in used}
+    if keep_unused:
+        return (True,) * len(inner.invars)
+    _, used = partial_eval.dce_jaxpr(inner, [True] * len(inner.outvars))
+    return tuple(used)
+
+
+def calls_back(jaxpr: Any) -> bool:
+    """Whether a jaxpr calls functions of the user's when it runs, or prints."""
+    return any(
+        eqn.primitive.name in CALLBACK_PRIMITIVES
+        or any(map(calls_back, core.jaxprs_in_params(eqn.params)))
+        for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns
+    )
+
+
+def on_donation() -> str:
+    """Where JAX explains donation, as it says when it warns of it."""
+    constants = mlir.lower_jaxpr_to_module.__code__.co_consts
+    return next(c for c in constants if isinstance(c, str) and c.startswith("See an expl"))
 
 
 def is_ordered(jaxpr: Any) -> bool:

@@ -23,7 +23,9 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "debug_key_reuse",
         "debug_nans",
         "no_execution",
+        "no_tracing",
         "trace_context",
+        "transfer_guard_host_to_device",
         "use_shardy_partitioner",
     ),
     "jax._src.core": (
@@ -59,6 +61,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.ffi": ("build_ffi_lowering_function",),
     "jax._src.interpreters.mlir": (
         "_platform_specific_lowerings",
+        "lower_jaxpr_to_module",
         "register_lowering",
         "set_sharding",
         "wrap_with_sharding_op",
@@ -93,6 +96,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "igammac_impl",
         "regularized_incomplete_beta_impl",
     ),
+    "jax._src.lib._jax": ("collect_garbage",),
     "jax._src.lib.jax_jit": ("parse_arguments",),
     "jax._src.lib.xla_client": ("batched_device_put",),
     "jax._src.mesh": (
@@ -125,6 +129,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "_pjit_call_impl_python",
         "_pjit_lower",
         "_run_python_pjit|_python_pjit_helper",
+        "_trace_for_jit|_python_pjit_helper",
         "jit_p",
     ),
     "jax._src.random.core|jax._src.random": ("_gamma_impl",),

@@ -1,7 +1,10 @@
-"""Runs JAX's tests/pallas on stock JAX and under the shim, and writes docs/conformance.md.
+"""Runs JAX's tests on stock JAX and under the shim, and writes docs/conformance.md.
 
-    python -m tests.conformance CHECKOUT [--as-tpu | --scope all] [--only FILE ...]
+    python -m tests.conformance CHECKOUT [--as-tpu | --general] [--scope all] [--only FILE ...]
                                 [--rerun failed] [--no-stock]
+
+The tests are those of Pallas, in tests/pallas, or with --general some that have nothing to do with
+it, which are to be the same with Pallas imported.
 
 CHECKOUT is JAX's repository at the tag of the installed version. Each file runs in processes of
 its own, each test with a time limit. Every result is kept as it comes in (--keep DIR), and the
@@ -57,6 +60,8 @@ AS_TPU = (
     "tpu_paged_attention_kernel_test",
     "tpu_ragged_paged_attention_test",
 )
+# Of JAX's general tests, which are many: one test in so many of each file.
+GENERAL = {"api_test": 1, "lax_test": 2, "random_test": 2}
 
 
 def run_file(
@@ -65,7 +70,7 @@ def run_file(
     results: pathlib.Path,
     *,
     shim: bool,
-    as_tpu: bool,
+    mode: str,
     scope: str,
     seconds: int,
     jobs: int,
@@ -80,11 +85,12 @@ def run_file(
             "CONFORMANCE_RESULTS": str(results),
             "CONFORMANCE_DONE": str(done),
             "CONFORMANCE_COMMIT": commit() if shim else "",
-            "CONFORMANCE_AS_TPU": "1" if as_tpu else "0",
+            "CONFORMANCE_MODE": mode,
+            "CONFORMANCE_EVERY": str(GENERAL[path.stem] if mode == kept.GENERAL else 1),
             "CONFORMANCE_SECONDS": str(seconds),
             "PALLAS_NUMPY": "1" if shim else "0",
             "PALLAS_NUMPY_SCOPE": scope,
-            "PALLAS_NUMPY_TPU": TPU if as_tpu else "0",
+            "PALLAS_NUMPY_TPU": TPU if mode == kept.AS_TPU else "0",
             "PYTHONPATH": os.pathsep.join([str(ROOT / "sitecustomize_pkg"), str(ROOT)]),
             "JAX_ENABLE_CHECKS": "0",
         }
@@ -119,7 +125,21 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkout", type=pathlib.Path)
-    parser.add_argument("--as-tpu", action="store_true", help="tell the tests they are on a TPU")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--as-tpu",
+        action="store_const",
+        const=kept.AS_TPU,
+        dest="mode",
+        help="tell the tests they are on a TPU",
+    )
+    which.add_argument(
+        "--general",
+        action="store_const",
+        const=kept.GENERAL,
+        dest="mode",
+        help=f"run, with Pallas imported, a part of {', '.join(GENERAL)}",
+    )
     parser.add_argument(
         "--scope",
         choices=("kernels", "all"),
@@ -142,18 +162,17 @@ def main() -> int:
     if not (options.checkout / "tests/pallas").is_dir():
         parser.error(f"{options.checkout} is no checkout of JAX: it has no tests/pallas")
     checkout = options.checkout.resolve()
-    names = AS_TPU if options.as_tpu else AS_IS
-    results = kept.Results(
-        options.keep, as_tpu=options.as_tpu, all_functions=options.scope == "all"
-    )
+    mode = options.mode or kept.AS_IS
+    names = {kept.AS_IS: AS_IS, kept.AS_TPU: AS_TPU, kept.GENERAL: tuple(GENERAL)}[mode]
+    folder = checkout / ("tests" if mode == kept.GENERAL else "tests/pallas")
+    results = kept.Results(options.keep, mode=mode, all_functions=options.scope == "all")
     for name in options.only or names:
-        path = checkout / "tests/pallas" / f"{name}.py"
+        path = folder / f"{name}.py"
         if not path.exists():
             print(f"{name}: not in this version of JAX", file=sys.stderr)
             continue
-        limits = {
-            name: getattr(options, name) for name in ("as_tpu", "scope", "seconds", "jobs")
-        }
+        limits = {"mode": mode, "scope": options.scope, "seconds": options.seconds,
+                  "jobs": options.jobs}
         if not options.no_stock:
             run_file(path, checkout, results.path(name, shim=False), shim=False, **limits)
         if options.rerun != "nothing":

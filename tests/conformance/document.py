@@ -9,7 +9,7 @@ import re
 from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
-from tests.conformance.kept import Outcomes, Results
+from tests.conformance.kept import AS_IS, AS_TPU, GENERAL, Outcomes, Results
 from tests.conformance.reasons import explained
 
 HEAD = """\
@@ -24,6 +24,8 @@ ran in the evaluator; **callback**, XLA ran the function and the evaluator its k
 was left to JAX.
 """
 
+_TITLES = {AS_IS: "as they are", AS_TPU: "as on a TPU v5e", GENERAL: "general tests"}
+
 OUTCOMES = ("passed", "failed", "skipped")
 RUNGS = ("numpy", "callback", "jax")
 
@@ -34,7 +36,7 @@ def write(path: pathlib.Path, names: Sequence[str], results: Results) -> None:
     if path.exists():
         for text in re.split(r"^(?=## )", path.read_text(encoding="utf-8"), flags=re.M)[1:]:
             sections[text.partition("\n")[0]] = text.rstrip() + "\n"
-    title = f"## JAX {results.version}, {'as on a TPU v5e' if results.as_tpu else 'as they are'}"
+    title = f"## JAX {results.version}, {_TITLES[results.mode]}"
     if results.all_functions:
         title += ", PALLAS_NUMPY_SCOPE=all"
     sections[title] = "\n".join([title, "", *_section(names, results)]) + "\n"
@@ -53,7 +55,7 @@ def _section(names: Sequence[str], results: Results) -> Iterator[str]:
     stock = {name: results.of(name, shim=False) for name in names}
     shim = {name: results.of(name, shim=True) for name in names}
     dates = [test["date"] for name in names for test in shim[name].values()]
-    mode = " --as-tpu" * results.as_tpu + " --scope all" * results.all_functions
+    mode = f" --{results.mode}" * (results.mode != AS_IS) + " --scope all" * results.all_functions
     yield f"Python {platform.python_version()}, {max(dates, default='no results')}."
     yield f"`python -m tests.conformance CHECKOUT{mode}` writes it."
     yield ""

@@ -10,6 +10,10 @@ from typing import Any
 
 HOME = pathlib.Path("~/.cache/pallas_shim/conformance").expanduser()
 
+# Which of JAX's tests run: those of Pallas as they are, those told that they are on a TPU, or some
+# that have nothing to do with Pallas.
+AS_IS, AS_TPU, GENERAL = "as-is", "as-tpu", "general"
+
 # By test: its outcome, message, seconds, kernels, and the commit and date of the run.
 Outcomes = Mapping[str, Mapping[str, Any]]
 
@@ -18,11 +22,11 @@ class Results:
     """What is kept of the installed JAX, in one mode. ``all_functions``: of the shim with
     PALLAS_NUMPY_SCOPE=all, which stock has nothing to do with."""
 
-    def __init__(self, home: pathlib.Path, *, as_tpu: bool, all_functions: bool) -> None:
+    def __init__(self, home: pathlib.Path, *, mode: str, all_functions: bool) -> None:
         self.version = importlib.metadata.version("jax")
-        self.as_tpu = as_tpu
+        self.mode = mode
         self.all_functions = all_functions
-        self._home = home / f"jax-{self.version}{'-as-tpu' if as_tpu else ''}"
+        self._home = home / f"jax-{self.version}{'' if mode == AS_IS else f'-{mode}'}"
 
     def path(self, name: str, *, shim: bool) -> pathlib.Path:
         ours = "shim-scope-all" if self.all_functions else "shim"

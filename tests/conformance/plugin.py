@@ -5,7 +5,9 @@ Environment (set by ``python -m tests.conformance``):
   CONFORMANCE_RESULTS: a file that gets one JSON line a test.
   CONFORMANCE_DONE: a file with the tests not to run, one a line.
   CONFORMANCE_COMMIT: the commit of the project, for the results.
-  CONFORMANCE_AS_TPU: "1" has the tests' own helpers say that the device is a TPU v5e.
+  CONFORMANCE_MODE: "as-tpu" has the tests' own helpers say that the device is a TPU v5e; "general"
+    has Pallas imported before the tests, which don't.
+  CONFORMANCE_EVERY: one test in so many is run.
   CONFORMANCE_SECONDS: the time limit of a test, after which its process ends: what it would leave
     behind may fail the tests after it.
 """
@@ -22,11 +24,14 @@ from typing import Any
 
 import pytest
 
+from tests.conformance import kept
+
 CHECKOUT = pathlib.Path(os.environ["CONFORMANCE_CHECKOUT"])
 RESULTS = pathlib.Path(os.environ["CONFORMANCE_RESULTS"])
 DONE = pathlib.Path(os.environ["CONFORMANCE_DONE"])
 COMMIT = os.environ["CONFORMANCE_COMMIT"]
-AS_TPU = os.environ["CONFORMANCE_AS_TPU"] == "1"
+MODE = os.environ["CONFORMANCE_MODE"]
+EVERY = int(os.environ["CONFORMANCE_EVERY"])
 SECONDS = int(os.environ["CONFORMANCE_SECONDS"])
 
 # Packages whose test helpers are in the repository and not in the wheel. The wheel's own
@@ -38,15 +43,17 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in _PACKAGES:
         package = importlib.import_module(name)
         package.__path__.append(str(CHECKOUT / name.replace(".", "/")))
-    if AS_TPU:
+    if MODE == kept.AS_TPU:
         from tests.conformance import as_tpu
 
         as_tpu.pretend()
+    if MODE == kept.GENERAL:
+        importlib.import_module("jax.experimental.pallas")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     done = set(DONE.read_text().splitlines())
-    items[:] = [item for item in items if item.nodeid.partition("::")[2] not in done]
+    items[:] = [item for item in items[::EVERY] if item.nodeid.partition("::")[2] not in done]
 
 
 @pytest.hookimpl(hookwrapper=True)

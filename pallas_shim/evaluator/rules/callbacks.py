@@ -1,6 +1,6 @@
 """Callbacks to the host: printing, and Python functions of the user's.
 
-They run where the program runs, in order, and get NumPy arrays.
+They run where the program runs, in order, and get JAX's arrays.
 """
 
 from __future__ import annotations

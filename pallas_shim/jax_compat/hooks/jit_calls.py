@@ -8,8 +8,9 @@ here goes by those entries, so that whatever makes JAX forget makes us forget.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 
 from jax._src import config, core, pjit, tree_util
@@ -77,24 +78,53 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
     run_name = "_python_pjit_helper" if old else "_run_python_pjit"
     stock_run: Any = getattr(pjit, run_name)
     calling = _inner_code(pjit._cpp_pjit, "cache_miss")
+    stock_trace = None if old else pjit._trace_for_jit
+    traced = threading.local()
+    own_config = _Config(calling)
 
     def infer(fun: Any, info: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """In the place of _infer_params, which others than calls ask too."""
-        if not old and sys._getframe(1).f_code is calling and _ordinary():
+        call = None
+        if not old and sys._getframe(1).f_code is calling:
             found = answered(fun, info, args, kwargs)
-            if found is not None:
+            if type(found) is Call:
+                call = found
+            elif found is not None:
                 return found
-        inferred, args_flat = stock_infer(fun, info, args, kwargs)
+        try:
+            inferred, args_flat = stock_infer(fun, info, args, kwargs)
+        except _ToTrace as error:
+            to_trace = error.args
+        else:
+            to_trace = None
+        if to_trace is not None:
+            # It is traced with no frame of ours more than under stock JAX, which user code can
+            # count.
+            traced.params = stock_trace(*to_trace)
+            inferred, args_flat = stock_infer(fun, info, args, kwargs)
+        if call is not None:
+            return _Loading(call, inferred), args_flat
         if isinstance(inferred.params, dict):
             return inferred, args_flat
         # Known without a trace, which is what is asked for.
         entry, _, _ = _entry(fun, info, args, kwargs)
         entry.pjit_params = None
-        return stock_infer(fun, info, args, kwargs)
+        return infer(fun, info, args, kwargs)
 
-    def answered(fun: Any, info: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        entry, dynamic, avals = _entry(fun, info, args, kwargs)
+    def trace(*args: Any) -> Any:
+        """In the place of _trace_for_jit."""
+        params, traced.params = getattr(traced, "params", None), None
+        if params is None:
+            raise _ToTrace(*args)
+        return params
+
+    def answered(fun: Any, info: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | Call | None:
+        """The answer, as _infer_params returns it; a `Call` that is to be traced; None."""
+        entry = None
+        if _ordinary():
+            entry, dynamic, avals = _entry(fun, info, args, kwargs)
         if entry is None:
+            _may_be_traced(info)
             return None
         inferred = entry.pjit_params
         call = None
@@ -102,8 +132,8 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
             call = Call(fun, info, args, kwargs, avals)
             known = answers.load(call)
             if known is None:
-                inferred, args_flat = stock_infer(fun, info, args, kwargs)
-                return _Loading(call, inferred), args_flat
+                _may_be_traced(info)
+                return call
             inferred = entry.pjit_params = pjit.PjitParams(
                 known.consts, known.plan, avals, None, known.out_tree, ()
             )
@@ -123,7 +153,7 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
         if traced:
             return inferred, args_flat
         entry.pjit_params = None
-        return stock_infer(fun, info, args, kwargs)
+        return None
 
     def run(inferred: Any, args_flat: Any, fun: Any, args: Any, kwargs: Any) -> Any:
         """In the place of _run_python_pjit."""
@@ -138,19 +168,20 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
 
     def infer_and_run(fun: Any, info: Any, *args: Any, **kwargs: Any) -> Any:
         """In the place of _python_pjit_helper."""
-        if not _ordinary():
-            return stock_run(fun, info, *args, **kwargs)
         found = answered(fun, info, args, kwargs)
-        if found is not None and type(found[0]) is _Answered:
+        if type(found) is tuple and type(found[0]) is _Answered:
             return run(*found, fun, args, kwargs)
         returned = stock_run(fun, info, *args, **kwargs)
-        if found is not None and type(found[0]) is _Loading:
-            call, inferred = found[0]
-            answers.ran(call, inferred.params, inferred.out_tree, inferred.consts)
+        if type(found) is Call:
+            inferred, _ = stock_infer(fun, info, args, kwargs)
+            answers.ran(found, inferred.params, inferred.out_tree, inferred.consts)
         return returned
 
-    stock = {"_infer_params": stock_infer, run_name: stock_run}
-    ours = {"_infer_params": infer, run_name: infer_and_run if old else run}
+    stock: dict[str, Any] = {"_infer_params": stock_infer, run_name: stock_run, "config": config}
+    our_run = infer_and_run if old else run
+    ours: dict[str, Any] = {"_infer_params": infer, run_name: our_run, "config": own_config}
+    if not old:
+        stock["_trace_for_jit"], ours["_trace_for_jit"] = stock_trace, trace
 
     def undo() -> None:
         vars(pjit).update(stock)
@@ -158,6 +189,39 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
 
     vars(pjit).update(ours)
     return undo
+
+
+class _Config(ModuleType):
+    """JAX's configuration, but that code which takes each call without an answer in C++ for one
+    that is to be traced may go on: `_may_be_traced` asks instead."""
+
+    def __init__(self, code: Any):
+        super().__init__("config")
+        self.no_tracing = _NoTracing(code)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(config, name)
+
+
+class _NoTracing:
+    def __init__(self, code: Any):
+        self._code = code
+
+    @property
+    def value(self) -> bool:
+        return config.no_tracing.value and sys._getframe(1).f_code is not self._code
+
+
+def _may_be_traced(info: Any) -> None:
+    """Raises what JAX does if the user has forbidden tracing."""
+    if config.no_tracing.value:
+        raise RuntimeError(
+            f"re-tracing function {info.fun_sourceinfo} for `jit`, but 'no_tracing' is set"
+        )
+
+
+class _ToTrace(Exception):
+    """What JAX was going to trace."""
 
 
 class _Planned(dict):

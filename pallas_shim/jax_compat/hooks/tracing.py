@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -26,4 +27,9 @@ def listen_to_tracing(listener: Callable[[str, float], None]) -> Callable[[], No
     old = "_unregister_event_duration_listener_by_callback"  # before JAX 0.8.1
     names = ("unregister_event_duration_listener", old)
     unregister = next(getattr(monitoring, name) for name in names if hasattr(monitoring, name))
-    return lambda: unregister(on_event)
+
+    def undo() -> None:
+        with contextlib.suppress(AssertionError, ValueError):  # somebody has removed all listeners
+            unregister(on_event)
+
+    return undo

@@ -1,0 +1,68 @@
+"""Donated arguments: which of them jit deletes, and which calls it refuses for them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from pallas_shim.jax_compat import arrays, call_info
+
+
+def deleted(jaxpr: Any, call: call_info.JitCall, used: Sequence[bool]) -> tuple[int, ...]:
+    """The donated arguments that jit deletes: those whose memory a result can have.
+
+    Warns of those that no result has as many elements as. ``used``: which arguments the results
+    depend on; the others are as if they hadn't been donated.
+    """
+    avals = call_info.in_avals(jaxpr)
+    given = [i for i, donated in enumerate(call.donated) if donated and used[i]]
+    results = list(call_info.out_avals(jaxpr))
+    same_type = _matches(given, avals, results, lambda a: (a.shape, a.dtype))
+    others = [i for i in given if i not in same_type]
+    same_size = _matches(others, avals, list(results), lambda a: a.size)
+    same_bytes = _matches(same_size, avals, results, lambda a: a.size * a.dtype.itemsize)
+    unusable = [str(avals[i]) for i in others if i not in same_size]
+    if unusable:
+        warnings.warn(
+            f"Some donated buffers were not usable: {', '.join(unusable)}.\n"
+            f"{call_info.on_donation()}",
+            stacklevel=2,
+        )
+    return tuple(sorted(same_type + same_bytes))
+
+
+def _matches(
+    positions: Sequence[int], avals: Sequence[Any], results: list[Any], property_of: Any
+) -> list[int]:
+    """The positions whose types have a property in common with a result, each with one of its
+    own; these are taken from ``results``."""
+    matched = []
+    for position in positions:
+        wanted = property_of(avals[position])
+        match = next((i for i, r in enumerate(results) if property_of(r) == wanted), None)
+        if match is not None:
+            del results[match]
+            matched.append(position)
+    return matched
+
+
+def check(values: Sequence[np.ndarray], positions: Sequence[int]) -> None:
+    """Looks at the arguments of a call that deletes those at some positions.
+
+    Raises:
+      arrays.Elsewhere: one of these is passed twice, which XLA refuses.
+    """
+    addresses = [value.__array_interface__["data"][0] if value.nbytes else 0 for value in values]
+    for position in positions:
+        if addresses[position] and addresses.count(addresses[position]) > 1:
+            raise arrays.Elsewhere("an argument that is donated is passed twice")
+
+
+def delete(args: Sequence[Any], positions: Sequence[int]) -> None:
+    for position in positions:
+        if isinstance(args[position], jax.Array):
+            args[position].delete()
