@@ -136,8 +136,10 @@ def inside_zeta(x: np.ndarray, q: np.ndarray) -> np.ndarray:
 def loses_digits(x: np.ndarray, q: np.ndarray) -> np.ndarray:
     """Where zeta's sum is small beside its terms, or subnormal, or that of its late terms is
     forgotten."""
-    tiny = (q > 1) & (x * np.log10(np.abs(q)) > 280)
-    return tiny & (x.dtype == np.float64) | (q < 0) & (x % 2 == 1) & (x < 2**24) | (x - 1 < 1e-12) & (q < 1e-10)
+    subnormal = (x.dtype == np.float64) & (q > 1) & (x * np.log10(np.abs(q)) > 280)
+    cancels = (q < 0) & (np.floor(q) != q) & (x > 1) & (x % 2 == 1)
+    forgotten = (x > 1) & (x < 1 + 1e-12) & (q > 0) & (q < 1e-10)
+    return subnormal | cancels | forgotten
 
 
 @np.errstate(all="ignore")
@@ -174,7 +176,8 @@ def undecided(name: str, *xs: np.ndarray) -> np.ndarray | bool:
     if name == "polygamma":
         # The order is even, and the number negative.
         m, x = xs
-        return (x < 0) & (m > 0) & ((m % 2 == 0) | (m > 170)) | (m > LARGEST)
+        cancels = (x < 0) & (np.floor(x) != x) & (m > 0)
+        return cancels & ((m % 2 == 0) | (m > 170)) | (m > LARGEST)
     return False
 
 
