@@ -420,13 +420,31 @@ def zeta(x, q):
 
 
 def polygamma(m, x):
-    """Of float64 inside, where m! goes up to m = 170."""
-    order = (m + m.dtype.type(1)).astype(np.float64)  # rounded as JAX does, or even numbers are odd
-    sign = np.where(np.fmod(m, 2) == 0, -1.0, 1.0)
-    result = sign * scipy.special.gamma(order) * zeta(order, x.astype(np.float64))
-    result = np.where(m == 0, digamma(x), result)
     natural = (m >= 0) & (np.floor(m) == m) & (m < np.inf)
+    # Rounded as JAX does, or large even numbers would be odd.
+    order, wide_x = (m + m.dtype.type(1)).astype(np.float64), x.astype(np.float64)
+    factor, rest = scipy.special.gamma(order), zeta(order, wide_x)
+    magnitude = np.asarray(factor * rest)
+    no_floats = natural & (m > 0) & (x > 0) & (np.isinf(factor) | (rest < 1e-280))
+    if no_floats.any():
+        magnitude[no_floats] = _scaled_zeta(order[no_floats], wide_x[no_floats])
+    result = np.where(np.fmod(m, 2) == 0, -1.0, 1.0) * magnitude
+    result = np.where(m == 0, digamma(x), result)
     return np.where(natural, result, np.nan).astype(x.dtype)
+
+
+def _scaled_zeta(order, x):
+    """gamma(order) * zeta(order, x), by their logarithms: either may be no float. The first terms
+    of zeta's sum, and the rest by Euler and Maclaurin, are parts of its very first."""
+    count = 64
+    total = sum(np.exp(-order * np.log1p(k / x)) for k in range(count))
+    end = x + count
+    rest = end / (order - 1) + 0.5 + order / (12 * end)
+    rest -= order * (order + 1) * (order + 2) / (720 * end**3)
+    last = np.exp(-order * np.log1p(count / x))
+    total += np.where(last == 0, 0, last * rest)
+    exponent = scipy.special.gammaln(order) - order * np.log(x) + np.log(total)
+    return np.where(np.isinf(x), 0, np.exp(exponent))
 
 
 def bessel_i1e(x):

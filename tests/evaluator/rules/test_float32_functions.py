@@ -8,7 +8,9 @@ import pytest
 from scipy import special
 
 from pallas_shim.evaluator.floating import as_xla
+from pallas_shim.evaluator.rules import elementwise_math as math
 from pallas_shim.evaluator.rules import float32_functions as functions
+from pallas_shim.evaluator.rules.elementwise import cell, specialised
 from tests.oracle import as_xla_computes, ulps
 
 FLOAT32 = np.dtype(np.float32)
@@ -75,3 +77,20 @@ def test_a_number_does_not_depend_on_others(name):
     function = getattr(functions, name).of(FLOAT32)
     together = function(np.concatenate((x, SPECIAL)))
     np.testing.assert_array_equal(together[: x.size], function(x))
+
+
+@pytest.mark.parametrize("name", ["exp", "log", "sin", "cos", "tanh", "logistic", "rsqrt", "pow"])
+@as_xla_computes
+def test_bits_do_not_depend_on_the_array_around(name):
+    """NumPy computes many at once, the last few apart, and strided ones in another loop."""
+    x = np.random.default_rng(0).uniform(0.01, 60, (37, 41)).astype(np.float32)
+    fn = specialised(math.power, FLOAT32, FLOAT32) if name == "pow" else (
+        specialised(cell(name, FLOAT32), FLOAT32, FLOAT32)
+    )  # fmt: skip
+    args = (x, np.ascontiguousarray(x[::-1]) / 30) if name == "pow" else (x,)
+    whole = fn(*args)
+    np.testing.assert_array_equal(fn(*[a[::2, 1::3] for a in args]), whole[::2, 1::3])
+    np.testing.assert_array_equal(fn(*[a.T for a in args]), whole.T)
+    np.testing.assert_array_equal(fn(*[a.reshape(-1)[3:] for a in args]), whole.reshape(-1)[3:])
+    for i in np.ndindex(5, 41):
+        assert fn(*[a[i] for a in args]) == whole[i]

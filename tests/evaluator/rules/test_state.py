@@ -2,10 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.rules import Unsupported
 from tests.oracle import check_kernel
@@ -73,3 +76,20 @@ def test_an_index_of_booleans_is_refused_as_jax_refuses_it():
     x = jnp.ones((8, 128))
     with pytest.raises(Unsupported, match="get: JAX's own rule raises .*(indices|BooleanIndex)"):
         lower(jax.make_jaxpr(pl.pallas_call(kernel, out_shape=x))(x))
+
+
+def test_a_condition_sees_what_the_body_before_it_wrote():
+    """JAX's interpreter does not: it reads the ref once, before the loop, and counts to 100 where
+    a TPU, and this, stops at ten."""
+
+    def kernel(x, o):
+        def add_one(count):
+            x[0] += 1.0
+            return count + 1
+
+        count = lax.while_loop(lambda count: (x[0] < 10) & (count < 100), add_one, 0)
+        o[0] = count.astype(jnp.float32)
+
+    x = np.zeros(1, np.float32)
+    call = pl.pallas_call(kernel, out_shape=jax.ShapeDtypeStruct((1,), np.float32))
+    assert Executable(lower(jax.make_jaxpr(call)(x)))(x)[0] == 10
