@@ -7,6 +7,7 @@ with JAX's interpreter. The function's plan is made at its first call and kept w
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import dataclasses
 import os
@@ -21,7 +22,7 @@ import jax
 import numpy as np
 
 from pallas_shim import estimate, settings
-from pallas_shim.evaluator import emission, passes
+from pallas_shim.evaluator import emission, passes, stack
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.program import Program
@@ -238,6 +239,13 @@ def _plan(jaxpr: Any, params: dict[str, Any], args: Sequence[Any]) -> Plan | Non
     known = _known_plan(jaxpr, params)
     if known is not None:
         return known
+    try:
+        return _nested(jaxpr, params["name"], _new_plan, jaxpr, params, args)
+    except Unsupported as unsupported:
+        return Plan(hooks.call_key(params), str(unsupported))
+
+
+def _new_plan(jaxpr: Any, params: dict[str, Any], args: Sequence[Any]) -> Plan | None:
     if not hooks.kernel_equations(jaxpr) and not settings.current().everything:
         return None
     with _planning:
@@ -251,6 +259,27 @@ def _plan(jaxpr: Any, params: dict[str, Any], args: Sequence[Any]) -> Plan | Non
             return Plan(key, str(elsewhere))  # other arguments may be elsewhere
         _plans[jaxpr] = (*_plans.get(jaxpr, ()), plan)
         return plan
+
+
+def _nested(jaxpr: Any, name: str, call: Callable[..., R], *args: Any) -> R:
+    """What a call gives that goes through a jaxpr; made again with room for its nesting, if that
+    is more than Python's recursion limit lets through.
+
+    Raises:
+      Unsupported: there is no room for so much.
+    """
+    try:
+        return call(*args)
+    except RecursionError:
+        levels = hooks.nesting(jaxpr)
+    if levels <= stack.DEEPEST:
+        with contextlib.suppress(RecursionError):
+            return stack.with_depth(levels, call, *args)
+    raise Unsupported(
+        name,
+        f"its loops, branches and calls are {levels} deep inside one another, for which there is "
+        "no room on the stack",
+    )
 
 
 def _make_plan(
@@ -328,7 +357,7 @@ def _program(jaxpr: Any, name: str, axes: Mapping[Any, int] | None = None) -> Pr
     try:
         program = lower(jaxpr, name=name, axes=axes or {})
         return passes.optimise(program, skip=settings.current().disabled_passes)
-    except Unsupported:
+    except (Unsupported, RecursionError):
         raise
     except Exception as error:
         # A wrong rule must not cost the user the call, but it must be seen.
@@ -423,7 +452,11 @@ def choose_kernel(kernel: hooks.KernelLowering) -> tuple[hooks.Callback, bool] |
         asked = hooks.unhonoured(kernel.equation)
         if asked is not None:
             raise Unsupported("pallas_call", asked)
-        program = _program(kernel.jaxpr, described.name, kernel.axes)
+        executable = _nested(
+            kernel.jaxpr,
+            described.name,
+            lambda: _executable(_program(kernel.jaxpr, described.name, kernel.axes)),
+        )
     except Unsupported as unsupported:
         use = _leave_to_jax(kernel.function, described, unsupported)
         if compilation is not None:
@@ -431,7 +464,6 @@ def choose_kernel(kernel: hooks.KernelLowering) -> tuple[hooks.Callback, bool] |
         return None
     reason = "XLA compiles the function" if compilation is None else compilation.reason
     use = REPORT.use(kernel.function, (described,), "callback", reason)
-    executable = _executable(program)
     use.prepared(time.perf_counter() - start)
 
     def run(*values: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -446,7 +478,7 @@ def choose_kernel(kernel: hooks.KernelLowering) -> tuple[hooks.Callback, bool] |
         use.ran(time.perf_counter() - begun)
         return tuple(map(np.asarray, results))
 
-    seen = any(i.operation.effects.io for i in program.top.walk())
+    seen = any(i.operation.effects.io for i in executable.program.top.walk())
     return run, seen
 
 

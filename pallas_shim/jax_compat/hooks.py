@@ -77,6 +77,19 @@ def inner_jaxprs(eqn: Any) -> Iterator[Any]:
     return core.jaxprs_in_params(eqn.params)
 
 
+def nesting(jaxpr: Any) -> int:
+    """How many jaxprs are inside one another. It takes no more of Python's stack for many."""
+    deepest: dict[int, int] = {}  # by the jaxpr's id, at which depth it was met
+    waiting = [(getattr(jaxpr, "jaxpr", jaxpr), 0)]
+    while waiting:
+        jaxpr, depth = waiting.pop()
+        if deepest.get(id(jaxpr), -1) < depth:
+            deepest[id(jaxpr)] = depth
+            inner = [j for eqn in jaxpr.eqns for j in core.jaxprs_in_params(eqn.params)]
+            waiting += [(getattr(j, "jaxpr", j), depth + 1) for j in inner]
+    return max(deepest.values())
+
+
 def describe_kernel(eqn: Any) -> Kernel:
     """The name, definition and grid of the kernel that an equation calls."""
     if eqn.primitive.name != "pallas_call":
