@@ -201,7 +201,8 @@ def _run(plan: Plan, args: Sequence[Any]) -> list[Any]:
         start = time.perf_counter()
         try:
             results = executable(*values)
-        except Exception as error:
+        except BaseException as error:
+            use.ran(time.perf_counter() - start, error)
             _blame(error, use)
             raise
         took = time.perf_counter() - start
@@ -471,6 +472,7 @@ def choose_kernel(kernel: hooks.KernelLowering) -> tuple[hooks.Callback, bool] |
         try:
             results = executable(*values)
         except Exception as error:
+            use.ran(time.perf_counter() - begun, error)
             _blame(error, use)
             # XLA passes on the text of an error, without its notes.
             notes = "; ".join(error.__notes__)
@@ -510,7 +512,7 @@ def _leave_to_jax(function: str, kernel: hooks.Kernel, unsupported: Unsupported)
     return use
 
 
-def _blame(error: Exception, use: Use) -> None:
+def _blame(error: BaseException, use: Use) -> None:
     error.add_note(f"in {_names(use.kernels)}, run in NumPy by pallas_shim")
 
 

@@ -19,7 +19,9 @@ from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.jax_compat import hooks
 from tests.interrupts import Interrupt, at_every_bytecode
-from tests.shimmed import only_row, rungs, setting, shim  # noqa: F401
+from tests.shimmed import only_row, rungs, setting, shim
+
+__all__ = ["setting", "shim"]
 
 X = np.zeros((4, 8), np.float32)
 
@@ -52,8 +54,8 @@ def nest(kind, levels):
     for number in reversed(range(levels)):
         closed = jax.make_jaxpr(around(kind, function, number))(X)
 
-        def function(x, call=jax.extend.core.jaxpr_as_fun(closed)):
-            return call(x)[0]
+        def function(x, closed=closed):
+            return jax.extend.core.jaxpr_as_fun(closed)(x)[0]
 
     return function
 
