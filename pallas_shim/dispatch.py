@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from pallas_shim import cost_model, donation, dump, settings
-from pallas_shim.evaluator import codegen, passes
+from pallas_shim.evaluator import call_stack, codegen, passes
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.program import Program
@@ -247,8 +247,9 @@ def _run(plan: Plan, args: Sequence[Any]) -> list[Any]:
         start = time.perf_counter()
         try:
             results = executable(*values)
-        except Exception as error:
-            if observer is not None:
+        except BaseException as error:
+            use.ran(time.perf_counter() - start, error)
+            if observer is not None and isinstance(error, Exception):
                 observer.ran(executable, values, error, inside_xla=False)
             _blame(error, use)
             raise
@@ -285,6 +286,13 @@ def _plan(jaxpr: Any, params: dict[str, Any], args: Sequence[Any]) -> Plan | Non
     known = _known_plan(jaxpr, params)
     if known is not None:
         return known
+    try:
+        return _nested(jaxpr, params["name"], _new_plan, jaxpr, params, args)
+    except Unsupported as unsupported:
+        return Plan(call_info.call_key(params), str(unsupported))
+
+
+def _new_plan(jaxpr: Any, params: dict[str, Any], args: Sequence[Any]) -> Plan | None:
     if not kernel_info.kernel_equations(jaxpr) and not settings.current().everything:
         return None
     with _planning:
@@ -298,6 +306,27 @@ def _plan(jaxpr: Any, params: dict[str, Any], args: Sequence[Any]) -> Plan | Non
             return Plan(key, str(elsewhere))  # other arguments may be elsewhere
         _plans[jaxpr] = (*_plans.get(jaxpr, ()), plan)
         return plan
+
+
+def _nested(jaxpr: Any, name: str, call: Callable[..., R], *args: Any) -> R:
+    """What a call gives that goes through a jaxpr; made again with room for its nesting, if that
+    is more than Python's recursion limit lets through.
+
+    Raises:
+      Unsupported: there is no room for so much.
+    """
+    try:
+        return call(*args)
+    except RecursionError:
+        levels = kernel_info.nesting(jaxpr)
+    if levels <= call_stack.DEEPEST:
+        with contextlib.suppress(RecursionError):
+            return call_stack.with_depth(levels, call, *args)
+    raise Unsupported(
+        name,
+        f"its loops, branches and calls are {levels} deep inside one another, for which there is "
+        "no room on the stack",
+    )
 
 
 def _make_plan(
@@ -391,7 +420,7 @@ def _program(
     try:
         program = lower(jaxpr, name=name, axes=axes or {})
         return passes.optimise(program, asked.disabled_passes, watchers), folder
-    except (Unsupported, InvalidProgram, OSError):
+    except (Unsupported, InvalidProgram, OSError, RecursionError):
         raise
     except Exception as error:
         # A wrong rule must not cost the user the call, but it must be seen.
@@ -467,7 +496,11 @@ def choose_kernel(
         asked = kernel_info.unhonoured(kernel.equation)
         if asked is not None:
             raise Unsupported("pallas_call", asked)
-        program, folder = _program(kernel.jaxpr, described.name, kernel.axes)
+        executable = _nested(
+            kernel.jaxpr,
+            described.name,
+            lambda: _executable(*_program(kernel.jaxpr, described.name, kernel.axes)),
+        )
     except Unsupported as unsupported:
         use = _leave_to_jax(kernel.function, described, unsupported)
         if compilation is not None:
@@ -475,7 +508,6 @@ def choose_kernel(
         return None
     reason = "XLA compiles the function" if compilation is None else compilation.reason
     use = REPORT.use(kernel.function, (described,), "callback", reason)
-    executable = _executable(program, folder)
     use.prepared(time.perf_counter() - start)
     if observer is not None:
         observer.planned(executable, described.name, kernel.jaxpr, kernel.axes)
@@ -485,6 +517,7 @@ def choose_kernel(
         try:
             results = executable(*values)
         except Exception as error:
+            use.ran(time.perf_counter() - begun, error)
             if observer is not None:
                 observer.ran(executable, values, error, inside_xla=True)
             _blame(error, use)
@@ -496,7 +529,7 @@ def choose_kernel(
             observer.ran(executable, values, results, inside_xla=True)
         return tuple(map(np.asarray, results))
 
-    seen = any(i.operation.effects.io for i in program.top.walk())
+    seen = any(i.operation.effects.io for i in executable.program.top.walk())
     return run, seen
 
 
@@ -528,7 +561,7 @@ def _leave_to_jax(function: str, kernel: kernel_info.KernelInfo, unsupported: Un
     return use
 
 
-def _blame(error: Exception, use: Use) -> None:
+def _blame(error: BaseException, use: Use) -> None:
     error.add_note(f"in {_names(use.kernels)}, run in NumPy by pallas_shim")
 
 

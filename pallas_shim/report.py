@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Use:
     of the function (None: it can't be told), ``lowering`` making the NumPy program of it,
     ``running`` the calls. ``happened``: it is in the report. ``cache``: what became of the
     program on disk: "read", "written", or why it isn't kept; None: there is no cache.
+    ``raised``: how many of the calls ended with an exception, ``error`` the last one's type.
     """
 
     function: str
@@ -41,13 +43,18 @@ class Use:
     running: float = 0.0
     happened: bool = False
     cache: str | None = None
+    raised: int = 0
+    error: str | None = None
 
-    def ran(self, seconds: float) -> None:
-        """Counts one call."""
+    def ran(self, seconds: float, error: BaseException | None = None) -> None:
+        """Counts one call, and with which exception it ended."""
         with _lock:
             self.happened = True
             self.calls += 1
             self.running += seconds
+            if error is not None:
+                self.raised += 1
+                self.error = type(error).__name__
 
     def prepared(self, lowering: float, tracing: float | None = None) -> None:
         """Adds what it took to get ready to run."""
@@ -79,15 +86,15 @@ class Report:
         with _lock:
             for use in self._uses.values():
                 use.calls, use.tracing, use.lowering, use.running = 0, None, 0.0, 0.0
-                use.happened = False
+                use.happened, use.raised, use.error = False, 0, None
 
     def rows(self) -> list[dict[str, Any]]:
         """One row for each kernel, or each function without one: the JSON form.
 
         The keys: name, source, grid, function, calls, rung, reason, tracing_s, lowering_s,
-        running_s, shared_with, cache. The calls and seconds of kernels of one jitted function
-        that ran as one program are of that program: ``shared_with`` counts the function's other
-        kernels.
+        running_s, shared_with, cache, raised, error. The calls and seconds of kernels of one jitted
+        function that ran as one program are of that program: ``shared_with`` counts the function's
+        other kernels.
         """
         with _lock:
             uses = [use for use in self._uses.values() if use.happened]
@@ -105,6 +112,8 @@ class Report:
                 "running_s": use.running,
                 "shared_with": max(len(use.kernels) - 1, 0),
                 "cache": use.cache,
+                "raised": use.raised,
+                "error": use.error,
             }
             for use in uses
             for kernel in use.kernels or (None,)
@@ -138,7 +147,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"{tracing}{shared}",
                 f"{row['lowering_s']:.3f}{shared}",
                 f"{row['running_s']:.3f}{shared}",
-                row["reason"] + (f"; cache: {row['cache']}" if row["cache"] else ""),
+                "; ".join(_remarks(row)),
             )
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -150,6 +159,14 @@ def table(rows: list[dict[str, Any]]) -> str:
     if any(row["shared_with"] for row in rows):
         text.append("* of the whole jitted function, which holds other kernels too")
     return "\n".join(text)
+
+
+def _remarks(row: dict[str, Any]) -> Iterator[str]:
+    yield row["reason"]
+    if row["cache"]:
+        yield f"cache: {row['cache']}"
+    if row.get("raised"):
+        yield f"{row['raised']} of {row['calls']} calls raised, the last one {row['error']}"
 
 
 def _titled(kernel: KernelInfo) -> str:

@@ -64,11 +64,14 @@ def check_rule(
     return got
 
 
-def check_kernel(kernel: Callable[..., None], out: Any, *args: Any, **kwargs: Any) -> None:
+def check_kernel(
+    kernel: Callable[..., None], out: Any, *args: Any, interpret: bool = False, **kwargs: Any
+) -> None:
     """Asserts that the evaluator and JAX's interpreter agree on a Pallas kernel.
 
     Args:
       kernel: the kernel function. out: pallas_call's out_shape.
+      interpret: what the evaluator's kernel asks for.
       args: its operands; kwargs: what else pallas_call takes.
     """
 
@@ -76,7 +79,7 @@ def check_kernel(kernel: Callable[..., None], out: Any, *args: Any, **kwargs: An
         return pl.pallas_call(kernel, out_shape=out, interpret=interpret, **kwargs)
 
     want = jax.tree.leaves(jax.jit(call(True))(*args))
-    got = Executable(lower(jax.make_jaxpr(call(False))(*args)))(*map(np.asarray, args))
+    got = Executable(lower(jax.make_jaxpr(call(interpret))(*args)))(*map(np.asarray, args))
     for a, b in zip(got, want, strict=True):
         compare(a, np.asarray(b))
 

@@ -15,7 +15,9 @@ import pytest
 from jax.experimental import pallas as pl
 
 from pallas_shim import dispatch, patching, report
-from tests.shimmed import double, shim  # noqa: F401
+from tests.shimmed import double, shim
+
+__all__ = ["shim"]
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork"),

@@ -51,6 +51,33 @@ def test_a_row_says_what_ran_and_what_it_cost(shim):
     assert 0 < row["running_s"] < 60
 
 
+@pytest.mark.parametrize("rung", ("numpy", "callback"))
+def test_a_kernel_that_raised_is_in_it(shim, rung):
+    def host(x):
+        if x[0] == 0:
+            raise ValueError("a zero")
+        return x
+
+    def kernel(x_ref, o_ref):
+        shape = jax.ShapeDtypeStruct(X.shape, X.dtype)
+        o_ref[...] = jax.pure_callback(host, shape, x_ref[...])
+
+    out = jax.ShapeDtypeStruct(X.shape, X.dtype)
+    call = jax.jit(lambda x: pl.pallas_call(kernel, out_shape=out, interpret=True)(x))
+    if rung == "callback":
+        call = call.lower(X).compile()
+    with pytest.raises(Exception, match="a zero"):
+        jax.block_until_ready(call(X))
+    row = only_row()
+    assert (row["rung"], row["calls"], row["raised"]) == (rung, 1, 1)
+    np.testing.assert_array_equal(call(X + 1), X + 1)
+    row = only_row()
+    assert (row["calls"], row["raised"], row["error"]) == (2, 1, "ValueError")
+    assert "1 of 2 calls raised, the last one ValueError" in report.REPORT.table()
+    report.REPORT.clear()
+    assert not report.REPORT.rows()
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_kernel_on_cores_is_the_users(shim):
     """Where XLA compiles the function around it, JAX has wrapped it in a function of its own."""

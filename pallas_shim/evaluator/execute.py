@@ -8,6 +8,7 @@ run their regions as Python loops and branches.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import codegen, progress, scalars
 from pallas_shim.evaluator.analysis.liveness import dead_after
-from pallas_shim.evaluator.call_stack import with_room
+from pallas_shim.evaluator.call_stack import with_depth, with_room
 from pallas_shim.evaluator.floating import as_xla
 from pallas_shim.evaluator.heap import keep_freed_memory
 from pallas_shim.evaluator.memory import same
@@ -53,6 +54,8 @@ class Executable:
         self._results = [prepare.slot(v) for v in top.results]
         self._frame = prepare.frame
         self._run = _run_with_room if prepare.steps_run >= _MANY_STEPS else _run
+        if prepare.deepest > _MANY_LEVELS:
+            self._run = functools.partial(with_depth, prepare.deepest, self._run)
 
     def __call__(self, *args: np.ndarray) -> list[np.ndarray]:
         frame = self._frame.copy()
@@ -93,6 +96,8 @@ def _run_with_room(steps: Steps, frame: Frame) -> None:
 # Of so many steps it is worth the 30 to 50 microseconds that room takes beside threads: one run in
 # some thirty would stand at the end of a piece of the stack, and each of its steps take 10 more.
 _MANY_STEPS = 200
+# Regions inside one another, each of which has two or three frames on Python's stack.
+_MANY_LEVELS = 50
 
 
 def _blame(error: Exception, instruction: Instruction) -> None:
@@ -109,7 +114,8 @@ def _blame(error: Exception, instruction: Instruction) -> None:
 
 class _Preparation:
     """Assigns slots and makes closures. ``frame`` is the initial frame, constants set;
-    ``steps_run``, about how many closures a run calls."""
+    ``steps_run``, about how many closures a run calls; ``deepest``, how many regions are inside
+    one another."""
 
     def __init__(
         self,
@@ -118,6 +124,8 @@ class _Preparation:
     ) -> None:
         self.frame: Frame = []
         self.steps_run = 0.0
+        self.deepest = 0
+        self._depth = 0
         self._rounds = 1.0  # of what is being prepared, in a run
         self._emits = emits
         self._emitted = emitted
@@ -149,7 +157,10 @@ class _Preparation:
         params = list(range(len(self.frame), len(self.frame) + len(region.params)))
         self.frame += [None] * len(params)
         self._slots.update(zip(region.params, params, strict=True))
+        self._depth += 1
+        self.deepest = max(self.deepest, self._depth)
         steps = self.steps(region.body, keep=region.results)
+        self._depth -= 1
         return params, steps, [self.slot(v) for v in region.results]
 
     def step(self, instruction: Instruction) -> Step:

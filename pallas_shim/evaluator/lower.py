@@ -276,6 +276,11 @@ class Lowering:
         """How the memory of the kernel that is being lowered is checked, if it is."""
         return self.kernels[-1].checked if self.kernels else None
 
+    @property
+    def for_device(self) -> bool:
+        """Whether this is inside a kernel for which the user asked for no interpreter."""
+        return bool(self.kernels) and self.kernels[-1].for_device
+
     # -- regions --------------------------------------------------------------------------
 
     @contextmanager

@@ -104,7 +104,7 @@ def same(array: np.ndarray) -> np.ndarray:
 
 class _Stage(NamedTuple):
     """One step for known shapes. ``forward(array, *leaves)`` gives the array after the step;
-    ``back(after)`` undoes it, where ``forward`` may have copied, else it is None."""
+    ``back(after)`` undoes it, where ``forward`` may have copied."""
 
     forward: Callable[..., np.ndarray]
     back: Callable[[np.ndarray], np.ndarray] | None

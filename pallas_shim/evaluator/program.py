@@ -210,10 +210,16 @@ class Region:
 
     def walk(self) -> Iterator[Instruction]:
         """Every instruction, inner ones after the one that holds them."""
-        for instruction in self.body:
-            yield instruction
-            for region in instruction.regions:
-                yield from region.walk()
+        # Not by recursion, which would pass each instruction on through all that it is inside.
+        bodies = [iter(self.body)]
+        while bodies:
+            for instruction in bodies[-1]:
+                yield instruction
+                if instruction.regions:
+                    bodies += [iter(region.body) for region in reversed(instruction.regions)]
+                    break
+            else:
+                bodies.pop()
 
     def uses(self) -> Iterator[Value]:
         """Every value that an instruction or an end of a region uses, as often as it does."""

@@ -49,6 +49,19 @@ def inner_jaxprs(eqn: Any) -> Iterator[Any]:
     return core.jaxprs_in_params(eqn.params)
 
 
+def nesting(jaxpr: Any) -> int:
+    """How many jaxprs are inside one another. It takes no more of Python's stack for many."""
+    deepest: dict[int, int] = {}  # by the jaxpr's id, at which depth it was met
+    waiting = [(getattr(jaxpr, "jaxpr", jaxpr), 0)]
+    while waiting:
+        jaxpr, depth = waiting.pop()
+        if deepest.get(id(jaxpr), -1) < depth:
+            deepest[id(jaxpr)] = depth
+            inner = [j for eqn in jaxpr.eqns for j in core.jaxprs_in_params(eqn.params)]
+            waiting += [(getattr(j, "jaxpr", j), depth + 1) for j in inner]
+    return max(deepest.values())
+
+
 def describe_kernel(eqn: Any) -> KernelInfo:
     """The name, definition and grid of the kernel that an equation calls."""
     if eqn.primitive.name != "pallas_call":
@@ -71,7 +84,7 @@ _WITHOUT_CONSEQUENCE = frozenset({"dma_execution_mode", "vector_clock_size"})
 def unhonoured(eqn: Any) -> str | None:
     """What the user's ``interpret=`` asks for that only JAX's own interpreter does."""
     interpret = eqn.params.get("interpret", False)
-    if isinstance(interpret, bool):
+    if interpret is None or isinstance(interpret, bool):  # Mosaic GPU's kernels have None
         return None
     name = type(interpret).__name__
     if name == ASKED_FOR_HERE:

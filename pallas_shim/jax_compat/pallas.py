@@ -102,6 +102,13 @@ def pallas_call(eqn: Any) -> PallasCall:
     """
     p = eqn.params
     mapping = p["grid_mapping"]
+    refs = len(p["jaxpr"].invars) - mapping.num_index_operands
+    if refs < len(mapping.block_mappings):
+        raise UnsupportedCall(
+            f"JAX made a kernel of {refs} refs with {len(mapping.block_mappings)} block mappings, "
+            "as its rule for jvp does where some operands have no tangent; differentiate by all "
+            "of them, or give the kernel a rule with jax.custom_jvp or jax.custom_vjp"
+        )
     mesh = p.get("mesh")
     cores = None if mesh is None else _core_function(eqn, mesh, p["jaxpr"])
     return PallasCall(

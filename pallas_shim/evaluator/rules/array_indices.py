@@ -56,6 +56,41 @@ def indices(lowering, view: state.RefView, shape: tuple[int, ...]) -> Indices | 
     return found
 
 
+def of_slices(lowering, view: state.RefView) -> Indices | None:
+    """The places of slices with any strides, and of single indices; None for any other view."""
+    type = view.ref.type
+    if len(view.steps) != 1 or not isinstance(view.steps[0], state.Index) or 0 in type.shape:
+        return None
+    found, axis = [], 0
+    for dim in view.steps[0].dims:
+        if isinstance(dim, state.Slice):
+            steps = lowering.const(dim.stride * np.arange(dim.size, dtype=np.int32))
+            start, axes = dim.start, (axis,)
+            axis += 1
+        else:
+            steps, start, axes = lowering.const(np.int32(0)), dim, ()
+        start = lowering.const(np.int32(start)) if isinstance(start, int) else start
+        if start.type != ArrayType((), _INT32):
+            return None
+        (place,) = lowering.apply("add", [steps, start], [steps.type], {})
+        found.append(Along(place, axes, True))
+    return found
+
+
+def masked(lowering, indices: Indices, dims: Sequence[int], mask: Value) -> Indices:
+    """The places with those that are masked out moved out of the array, where nothing is stored."""
+    (index, axes, known), *others = indices
+    shape = mask.type.shape
+    spread = {"shape": shape, "broadcast_dimensions": axes, "sharding": None}
+    full = ArrayType(shape, _INT32)
+    (index,) = lowering.apply("broadcast_in_dim", [index], [full], spread)
+    outside = {"shape": shape, "broadcast_dimensions": (), "sharding": None}
+    size = lowering.const(np.int32(dims[0]))
+    (nowhere,) = lowering.apply("broadcast_in_dim", [size], [full], outside)
+    (index,) = lowering.apply("select_n", [mask, nowhere, index], [full], {})
+    return [Along(index, tuple(range(len(shape))), known), *others]
+
+
 def _is_array(dim: Any, shape: tuple[int, ...]) -> bool:
     return isinstance(dim, Value) and dim.type == ArrayType(shape, _INT32)
 

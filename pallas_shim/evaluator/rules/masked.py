@@ -3,6 +3,9 @@ stick out of their refs.
 
 Unlike a ref's own indexing these don't move such a slice. JAX's interpreter lengthens the
 array for them: what lies outside is uninitialised when it is read, and lost when it is stored.
+There a slice that starts before the array is one of its lengthened end. With a mask, and where the
+user asked for no interpreter, it starts where it does on a device, and elements that are masked
+out touch no memory.
 Here they are composed of whole loads and stores, and of slices that know how far they reach.
 """
 
@@ -25,7 +28,7 @@ Starts = tuple[int | memory.Dynamic, ...]
 
 
 def _overlap(
-    shape: Sequence[int], starts: Starts, sizes: Sequence[int]
+    shape: Sequence[int], starts: Starts, sizes: Sequence[int], lengthened: bool
 ) -> Callable[..., tuple[tuple[slice, ...], tuple[slice, ...]]]:
     """The function of the dynamic starts that says where array and slice overlap: in either."""
 
@@ -33,21 +36,20 @@ def _overlap(
         inside, within = [], []
         for dim, start, size in zip(shape, starts, sizes, strict=True):
             at = int(leaves[start.leaf]) if isinstance(start, memory.Dynamic) else start
-            if at < 0:
-                at += dim + size  # of the array that JAX has lengthened by the slice's size
-            at = min(max(at, 0), dim)
-            count = min(size, dim - at)
-            inside.append(slice(at, at + count))
-            within.append(slice(0, count))
+            if at < 0 and lengthened:
+                at = max(at + dim + size, 0)  # of what JAX has lengthened by the slice's size
+            first, last = min(max(at, 0), dim), min(max(at + size, 0), dim)
+            inside.append(slice(first, last))
+            within.append(slice(max(first - at, 0), max(last - at, 0)))
         return tuple(inside), tuple(within)
 
     return overlap
 
 
 @rule("slice_sticking_out", view=True)
-def _slice_sticking_out(ins, outs, *, starts, sizes, fill, **_):
+def _slice_sticking_out(ins, outs, *, starts, sizes, fill, lengthened, **_):
     """Operands: an array, the dynamic starts. The dimensions of the slice are the array's."""
-    overlap, dtype = _overlap(ins[0].shape, starts, sizes), outs[0].dtype
+    overlap, dtype = _overlap(ins[0].shape, starts, sizes, lengthened), outs[0].dtype
 
     def read(array, *leaves):
         inside, within = overlap(*leaves)
@@ -62,9 +64,9 @@ def _slice_sticking_out(ins, outs, *, starts, sizes, fill, **_):
 
 
 @rule("update_sticking_out")
-def _update_sticking_out(ins, outs, *, starts, sizes, **_):
+def _update_sticking_out(ins, outs, *, starts, sizes, lengthened, **_):
     """Operands: an array, what its slice becomes, the dynamic starts."""
-    overlap = _overlap(ins[0].shape, starts, sizes)
+    overlap = _overlap(ins[0].shape, starts, sizes, lengthened)
 
     def write(array, value, *leaves):
         inside, within = overlap(*leaves)
@@ -100,7 +102,8 @@ def _update_batch(stack, **params):
 
 class _MaskedPlace(NamedTuple):
     """Where an access goes: dynamic starts are ``leaves``. ``known``: it stays inside; else it is
-    a slice of what ``around`` leads to, whose dynamic starts are the first ``outer`` leaves."""
+    a slice of what ``around`` leads to, whose dynamic starts are the first ``outer`` leaves.
+    ``lengthened``: from before the start of that it reaches the end of what JAX lengthens."""
 
     ref: Value
     starts: Starts
@@ -110,6 +113,7 @@ class _MaskedPlace(NamedTuple):
     around: memory.Path
     outer: int
     known: bool
+    lengthened: bool
 
 
 class _Elements(NamedTuple):
@@ -137,17 +141,26 @@ def _place(
         if path and isinstance(path[-1], jax_state.Index):
             around, outer = refs.path_of(access.view._replace(steps=access.view.steps[:-1]))
     except refs.NotBasic:
-        return None
+        return _of_slices(lowering, access)
     whole, _ = memory.viewed_type(ref.type.shape, ref.type.dtype, around)
     dims = tuple(jax_state.Slice(0, dim, 1) for dim in whole)
     if path != around and isinstance(path[-1], jax_state.Index):
         dims = path[-1].dims
     slices = [d if isinstance(d, jax_state.Slice) else jax_state.Slice(d, 1, 1) for d in dims]
     if any(d.stride != 1 for d in slices):
-        return None
+        return _of_slices(lowering, access)
     starts, sizes = tuple(d.start for d in slices), tuple(d.size for d in slices)
     known = state.inside(access)
-    return _MaskedPlace(ref, starts, sizes, leaves, path, around, len(outer), known)
+    lengthened = access.mask is None or not lowering.for_device
+    return _MaskedPlace(ref, starts, sizes, leaves, path, around, len(outer), known, lengthened)
+
+
+def _of_slices(lowering, access: jax_state.LoadInfo | jax_state.StoreInfo) -> _Elements | None:
+    """A masked access as an array of indices, where that is more exact than what JAX does."""
+    if access.mask is None or not lowering.for_device:
+        return None
+    indices = array_indices.of_slices(lowering, access.view)
+    return None if indices is None else _Elements(access.view.ref, indices)
 
 
 def _read(lowering, place: _MaskedPlace | _Elements, out) -> Value:
@@ -157,7 +170,10 @@ def _read(lowering, place: _MaskedPlace | _Elements, out) -> Value:
         return refs.load(lowering, place.ref, place.path, place.leaves, out)
     whole = _whole(lowering, place)
     fill = memory.filler(out.dtype)
-    params = {"starts": place.starts, "sizes": place.sizes, "fill": fill}
+    params = {
+        "starts": place.starts, "sizes": place.sizes, "fill": fill,
+        "lengthened": place.lengthened,
+    }  # fmt: skip
     full = out._replace(shape=place.sizes)
     (part,) = lowering.apply("slice_sticking_out", [whole, *place.leaves], [full], params)
     return _reshaped(lowering, part, out)
@@ -171,7 +187,9 @@ def _write(lowering, place: _MaskedPlace | _Elements, value: Value) -> None:
         refs.store(lowering, place.ref, place.path, place.leaves, value)
         return
     whole = _whole(lowering, place)
-    params = {"starts": place.starts, "sizes": place.sizes}
+    params = {
+        "starts": place.starts, "sizes": place.sizes, "lengthened": place.lengthened
+    }  # fmt: skip
     part = _reshaped(lowering, value, value.type._replace(shape=place.sizes))
     (changed,) = lowering.apply(
         "update_sticking_out", [whole, part, *place.leaves], [whole.type], params
@@ -242,6 +260,21 @@ def _masked_load(lowering, eqn, ins):
     return [value]
 
 
+def update_slice(
+    lowering, access: jax_state.StoreInfo, new: Callable[[Value], Value]
+) -> Value | None:
+    """Emits a masked store, of what ``new`` makes of the elements before, to a slice that may
+    stick out; gives those elements. None if the access isn't one, or is to be as in JAX."""
+    shape = access.value.type.shape
+    place = _place(lowering, access, shape)
+    if not isinstance(place, _MaskedPlace) or place.lengthened:
+        return None
+    before = _read(lowering, place, access.value.type)
+    mask = _spread(lowering, access.mask, shape)
+    _write(lowering, place, _choose(lowering, mask, before, new(before)))
+    return before
+
+
 @lowering_rule("masked_swap")
 def _masked_swap(lowering, eqn, ins):
     out = lowering.type(eqn.outvars[0].aval)
@@ -253,5 +286,10 @@ def _masked_swap(lowering, eqn, ins):
         _write(lowering, place, value)
         return [before]
     mask = _spread(lowering, access.mask, out.shape)
-    _write(lowering, place, _choose(lowering, mask, before, value))
+    if isinstance(place, _Elements) and lowering.for_device:
+        # An index that is masked out may equal one that isn't.
+        kept = array_indices.masked(lowering, place.indices, place.ref.type.shape, mask)
+        _write(lowering, place._replace(indices=kept), value)
+    else:
+        _write(lowering, place, _choose(lowering, mask, before, value))
     return [_choose(lowering, mask, value, before)]

@@ -62,12 +62,14 @@ def _scan_count(ins, outs, **_):
 
 @rule("masked_sort")
 def _masked_sort(ins, outs, *, descending, **_):
-    """Stable; what the mask leaves out comes last."""
+    """Stable; what the mask leaves out comes last, in its old order."""
     wide = np.int64 if is_integer(ins[0].dtype) else np.float64
 
     def sort(keys, values, *masks):
-        by = keys.astype(wide)
-        order = np.lexsort((-by if descending else by, *(~mask for mask in masks)))
+        by = -keys.astype(wide) if descending else keys.astype(wide)
+        for mask in masks:
+            by[~mask] = 0
+        order = np.lexsort((by, *(~mask for mask in masks)))
         return tuple(x[order] for x in (keys, values, *masks))
 
     return sort

@@ -17,10 +17,7 @@ from pallas_shim.jax_compat import state
 def by_discharge(lowering, eqn, ins: Sequence[Value]) -> list[Value]:
     """Any memory primitive as JAX itself discharges it: whole refs in, changed refs out."""
     if lowering.checked is not None:
-        raise Unsupported(
-            eqn.primitive.name,
-            "an array index, a dynamic start of a strided slice, or a mask, in checked memory",
-        )
+        raise Unsupported(eqn.primitive.name, f"{_not_basic(eqn, ins)}, in checked memory")
     if any(v.type.key_ndim for v in ins):
         raise Unsupported(eqn.primitive.name, "array indices or a mask on PRNG keys")
     discharged = state.discharge(eqn)
@@ -39,6 +36,23 @@ def by_discharge(lowering, eqn, ins: Sequence[Value]) -> list[Value]:
                 raise Unsupported(eqn.primitive.name, f"JAX's rule makes a {value.type} of its ref")
             refs.store(lowering, ins[position], (), (), value)
     return results[len(discharged.changed) :]
+
+
+def _not_basic(eqn, ins: Sequence[Value]) -> str:
+    """What it is about an access that no basic index does."""
+    if eqn.primitive.name == "atomic_cas":
+        return "an atomic operation"
+    try:
+        access = (state.load if "load" in eqn.primitive.name or eqn.primitive.name == "get"
+                  else state.store)(eqn, ins)  # fmt: skip
+    except state.UnsupportedTransform as error:
+        return str(error)
+    if access.mask is not None:
+        return "a mask"
+    dims = [d for s in access.view.steps if isinstance(s, state.Index) for d in s.dims]
+    if any(isinstance(d, Value) and d.type.shape for d in dims):
+        return "an array index"
+    return "a dynamic start of a strided slice"
 
 
 def _basic(lowering, view: state.RefView) -> tuple[Value, memory.Path, list[Value]]:

@@ -258,8 +258,7 @@ def _repeat(ins, outs, *, repeats, axis, **_):
 @lowering_rule("repeat")
 def _repeat_or_tile(lowering, eqn, ins):
     outs = [lowering.type(eqn.outvars[0].aval)]
-    for_device = lowering.kernels and lowering.kernels[-1].for_device
-    if jax_compat.REPEATS_ELEMENTS and not for_device:
+    if jax_compat.REPEATS_ELEMENTS and not lowering.for_device:
         return lowering.apply("repeat", ins, outs, eqn.params)
     reps = [1] * len(outs[0].shape)
     reps[eqn.params["axis"]] = eqn.params["repeats"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pallas_shim.evaluator import refs
+from pallas_shim.evaluator.program import Value
 from pallas_shim.evaluator.registry import Unsupported, lowering_rule
+from pallas_shim.evaluator.rules import masked
 from pallas_shim.evaluator.rules.state import by_discharge, inside
 from pallas_shim.jax_compat import state
 
@@ -19,16 +21,24 @@ def _read_modify_write(lowering, eqn, ins):
     except refs.NotBasic:
         reason = "at array indices: where they meet, JAX's interpreter differs from a GPU"
         raise Unsupported("atomic_rmw", reason) from None
-    if access.mask is not None and not inside(access):
-        raise Unsupported("atomic_rmw", "masked, at a place that may be outside its ref")
-    new = access.value
-    type = new.type
-    before = refs.load(lowering, ref, path, leaves, type)
     kind = eqn.params["atomic_type"].value
-    if kind in _COMBINED:
-        (new,) = lowering.apply(kind, [before, new], [type], {})
-    elif kind != "xchg":
+    if kind not in (*_COMBINED, "xchg"):
         raise Unsupported("atomic_rmw", f"the operation {kind}")
+
+    def combined(before: Value) -> Value:
+        if kind == "xchg":
+            return access.value
+        (new,) = lowering.apply(kind, [before, access.value], [before.type], {})
+        return new
+
+    if access.mask is not None and not inside(access):
+        elements = masked.update_slice(lowering, access, combined)
+        if elements is None:
+            raise Unsupported("atomic_rmw", "masked, at a place that may be outside its ref")
+        return [elements]
+    type = access.value.type
+    before = refs.load(lowering, ref, path, leaves, type)
+    new = combined(before)
     if access.mask is not None:
         (new,) = lowering.apply("select_n", [access.mask, before, new], [type], {})
     refs.store(lowering, ref, path, leaves, new)

@@ -83,6 +83,12 @@ def _interpreter(primitive: Any, params: dict[str, Any]) -> bool:
         traces the kernel.
     """
     if primitive is not jax_pallas_call.pallas_call_p or params.get("mesh") is not None:
+        meshes = (params.get("mesh"), *params.get("meshes", ()))
+        if any("mosaic_gpu" in type(mesh).__module__ for mesh in meshes):
+            raise NotImplementedError(
+                "a kernel for Mosaic GPU that pallas_shim can't run needs a GPU: JAX has no "
+                "interpreter for it"
+            )
         raise NotImplementedError(
             "a kernel on the cores of a mesh that pallas_shim can't run needs JAX's TPU "
             "interpreter: pass interpret=pltpu.InterpretParams()"

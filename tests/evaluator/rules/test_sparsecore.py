@@ -102,7 +102,8 @@ if hasattr(plsc, "sort_key_val"):  # JAX >= 0.9
 
         def order(mask):
             sign = -1 if descending else 1
-            return sorted(range(LANES), key=lambda i: (not mask[i], sign * keys[i].item()))
+            by = [(not m, sign * k.item() * m) for m, k in zip(mask, keys, strict=True)]
+            return sorted(range(LANES), key=by.__getitem__)
 
         def kernel(keys, values, out, moved):
             pair = plsc.sort_key_val(keys[...], values[...], descending=descending)
