@@ -11,6 +11,8 @@ Results agree as in `agree`: integers are equal, floats within the rounding that
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 import os
 import runpy
 import sys
@@ -34,6 +36,7 @@ from pallas_shim.evaluator.program import (
     Operation,
     Program,
     Region,
+    Value,
     make_instruction,
 )
 from pallas_shim.evaluator.registry import Unsupported
@@ -233,7 +236,9 @@ class Recorder:
 
 
 def _outcome(
-    program: Program, values: Sequence[np.ndarray], emits: Callable[[Instruction], bool] | None = None
+    program: Program,
+    values: Sequence[np.ndarray],
+    emits: Callable[[Instruction], bool] | None = None,
 ) -> Results:
     """What a program gives; none of its loops are functions, if nothing says which are."""
     try:
@@ -283,14 +288,25 @@ def _in_passes(
     for loop in before.top.walk():
         if not loop.regions or loop.name == "switch" or not emits(loop):
             continue
-        if not agree(_outcome(before, values, lambda other, loop=loop: other is loop), plain):
-            sources: list[str] = []
-            Executable(before, lambda other, loop=loop: other is loop,
-                       lambda _, source, sources=sources: sources.append(source))  # fmt: skip
-            lines += [f"  the function of this loop is wrong: {_shown(loop, before)}"]
-            lines += ["    " + line for source in sources for line in source.splitlines()]
+        alone = functools.partial(operator.is_, loop)
+        if not agree(_outcome(before, values, alone), plain):
+            lines += [
+                f"  the function of this loop is wrong: {_shown(loop, before)}",
+                *_code(before, alone),
+            ]
             break
     return [*lines, "  PALLAS_NUMPY_PASSES=-codegen leaves it out"]
+
+
+def _code(program: Program, emits: Callable[[Instruction], bool]) -> list[str]:
+    """The source of the functions that loops become."""
+    lines: list[str] = []
+
+    def note(loop: Instruction, source: str) -> None:
+        lines.extend(["    " + line for line in source.splitlines()])
+
+    Executable(program, emits, note)
+    return lines
 
 
 def _difference(got: Results, want: Results) -> str:
@@ -301,10 +317,9 @@ def _difference(got: Results, want: Results) -> str:
             for r in (got, want)
         )
         return f"{one}, where it was {other}"
-    for position, (a, b) in enumerate(zip(got, want, strict=True)):
-        if not _agree(a, b):
-            break
-    a, b = np.asarray(a), np.asarray(b)
+    pairs = list(zip(got, want, strict=True))
+    position = next(n for n, pair in enumerate(pairs) if not _agree(*pair))
+    a, b = map(np.asarray, pairs[position])
     if (a.shape, a.dtype) != (b.shape, b.dtype):
         return f"result {position} is {a.dtype}{a.shape}, where it was {b.dtype}{b.shape}"
     with np.errstate(all="ignore"):
@@ -357,7 +372,8 @@ def _made_of(program: Program, last: Instruction) -> list[Instruction]:
         memory: AliasAnalysis | None = AliasAnalysis(program)
     except Unsupported:
         memory = None
-    values, roots, chosen = {*last.ins, *last.outs}, set(), {id(last)}
+    values, chosen = {*last.ins, *last.outs}, {id(last)}
+    roots: set[Value] = set()
     results = {
         out: result
         for i in everything for region in i.regions

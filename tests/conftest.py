@@ -1,13 +1,7 @@
-"""What holds for all tests: every program is held to the contract of the IR, after lowering and
-after each pass, also in the processes that tests start."""
+"""What holds for all tests: each program is held to the contract of the IR, as lowered and after
+each pass."""
 
-from __future__ import annotations
+from pallas_shim.evaluator import passes
+from pallas_shim.evaluator.verify import Verifier
 
-pass
-
-
-def pytest_configure() -> None:
-    from pallas_shim.evaluator import passes
-    from pallas_shim.evaluator.verify import Verifier
-
-    passes.watch_all = Verifier
+passes.watch_all = Verifier

@@ -20,6 +20,7 @@ from jax.experimental import pallas as pl
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.floating import as_xla
 from pallas_shim.evaluator.lower import lower
+from pallas_shim.evaluator.verify import verify
 
 
 def as_xla_computes(test: Callable[..., None]) -> Callable[..., None]:
@@ -53,6 +54,7 @@ def check_rule(
         program = lower(jax.make_jaxpr(f)(*args), name="check_rule")
         want = [np.asarray(leaf) for leaf in jax.tree.leaves(jax.jit(f)(*args))]
     truth = None if exact is None else exact(*args)
+    verify(program)
     executable = Executable(program)
     got = [np.asarray(result) for result in executable(*map(_read_only, args))]
     assert len(got) == len(want)
@@ -79,7 +81,9 @@ def check_kernel(
         return pl.pallas_call(kernel, out_shape=out, interpret=interpret, **kwargs)
 
     want = jax.tree.leaves(jax.jit(call(True))(*args))
-    got = Executable(lower(jax.make_jaxpr(call(interpret))(*args)))(*map(np.asarray, args))
+    program = lower(jax.make_jaxpr(call(interpret))(*args))
+    verify(program)
+    got = Executable(program)(*map(np.asarray, args))
     for a, b in zip(got, want, strict=True):
         compare(a, np.asarray(b))
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from pallas_shim import jax_compat
 from pallas_shim.cache import libraries
-from pallas_shim.evaluator.ops import READ_BY_CODEGEN
+from pallas_shim.evaluator.op_types import READ_BY_CODEGEN
 from pallas_shim.evaluator.program import (
     PURE,
     Effects,

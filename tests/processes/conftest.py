@@ -30,7 +30,7 @@ class Python:
         path = [v["PYTHONPATH"] for v in (self.variables, variables) if "PYTHONPATH" in v]
         if path:
             variables["PYTHONPATH"] = os.pathsep.join(path)
-        return {**inherited, **self.variables, **variables}
+        return {**inherited, "PALLAS_NUMPY_VERIFY": "1", **self.variables, **variables}
 
     def run(self, *arguments, cwd=None, **variables: str) -> subprocess.CompletedProcess[str]:
         # In the checkout, or beside a folder that is named like a package, -m and -c find that.

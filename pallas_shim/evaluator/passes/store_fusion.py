@@ -117,7 +117,7 @@ def _unfilled(buffer: Instruction) -> Instruction:
     def empty():
         return np.empty(shape, dtype)
 
-    unfilled = Operation("empty", operation.params, (), operation.outs, empty, operation.effects)
+    unfilled = Operation("unfilled", operation.params, (), operation.outs, empty, operation.effects)
     return make_instruction((unfilled, ins, outs, regions, source))
 
 

@@ -29,6 +29,7 @@ from pallas_shim.evaluator.program import (
     Region,
     Value,
 )
+from pallas_shim.evaluator.verify import verify
 from pallas_shim.jax_compat.state import Index, Slice
 
 INT = np.dtype(np.int32)
@@ -218,6 +219,7 @@ def names(program: Program) -> list[str]:
 
 def outcome(program: Program, log: list, emits=codegen.pays) -> tuple:
     """All that can be seen of a run: the results' bytes, the caller's buffers, the log."""
+    verify(program)
     args = [_argument(position, v.type) for position, v in enumerate(program.top.params)]
     log.clear()
     results = Executable(program, emits)(*args)
@@ -228,7 +230,9 @@ def check_pass(run, f, *args) -> list[str]:
     """The names of the instructions of ``f`` after a pass and dead code; asserts that it does
     what it did before, bit for bit."""
     before = lower(jax.make_jaxpr(f)(*args))
-    after = remove_dead_code(run(before))
+    after = run(before)
+    verify(after)
+    after = remove_dead_code(after)
     results = (Executable(program)(*args) for program in (before, after))
     assert list(map(_seen, next(results))) == list(map(_seen, next(results)))
     return names(after)

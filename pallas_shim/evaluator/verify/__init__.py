@@ -1,0 +1,66 @@
+"""Holds programs to the contract of the IR (`ops`), and passes to what they may change.
+
+`verify` looks at one program: each value is defined once, before it is used and around it; types,
+parameters, effects and regions are what the operations' rows say; an array that an instruction
+writes over isn't used afterwards, and what a load views isn't overwritten while it is.
+
+`verify_pass` looks at a program before and after a pass: all that the outside sees is still there.
+A pass may leave out a store only if it proves that nobody reads it, which is checked again here in
+another way; and a load that is still there still sees the same stores.
+
+`Verifier` does both along the pipeline. It is off in ordinary runs: `optimise` takes one.
+"""
+
+from __future__ import annotations
+
+from pallas_shim.evaluator.program import Operation, Program
+from pallas_shim.evaluator.verify.errors import InvalidProgram
+from pallas_shim.evaluator.verify.kept import Comparison, ProgramEffects, effects_of
+from pallas_shim.evaluator.verify.program import Check
+
+__all__ = ["InvalidProgram", "Verifier", "verify", "verify_pass"]
+
+
+def verify(program: Program, after: str = "lowering") -> None:
+    """Checks one program. ``after``: what made it, for the message.
+
+    Raises:
+      InvalidProgram: something is wrong.
+    """
+    Verifier().program(program, after)
+
+
+def verify_pass(before: Program, after: Program, name: str) -> None:
+    """Checks that a pass has kept what it must keep; both programs must be valid.
+
+    Args:
+      name: the pass. Those that may leave out or multiply stores are known by it.
+
+    Raises:
+      InvalidProgram: something that can be seen is gone, or new, or in another order.
+    """
+    Comparison(effects_of(before), effects_of(after), name).check()
+
+
+class Verifier:
+    """Checks the programs of one pipeline, one after the other. Each operation is looked at once,
+    however many passes and instructions it lives through."""
+
+    def __init__(self) -> None:
+        self._right: set[Operation] = set()
+        self._last: Program | None = None
+        self._effects: ProgramEffects | None = None
+
+    def program(self, program: Program, after: str) -> None:
+        """Checks a program, and what has changed since the one before.
+
+        Raises:
+          InvalidProgram: something is wrong.
+        """
+        if program is self._last:
+            return
+        memory = Check(program, after, self._right).run()
+        effects = None if memory is None else ProgramEffects(program, memory)
+        if effects is not None and self._effects is not None:
+            Comparison(self._effects, effects, after).check()
+        self._last, self._effects = program, effects
