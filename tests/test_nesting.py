@@ -14,10 +14,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from pallas_shim import dispatch
-from pallas_shim.evaluator import stack
+from pallas_shim.evaluator import call_stack
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
-from pallas_shim.jax_compat import hooks
+from pallas_shim.jax_compat import kernel_info
 from tests.interrupts import Interrupt, at_every_bytecode
 from tests.shimmed import only_row, rungs, setting, shim
 
@@ -99,7 +99,7 @@ def test_without_a_kernel(kind, shim, setting):
 
 def test_too_deep(shim, setting, monkeypatch):
     """JAX is to run it, and the user is told why."""
-    monkeypatch.setattr(stack, "DEEPEST", 70)
+    monkeypatch.setattr(call_stack, "DEEPEST", 70)
     function = nest("cond", 72)
 
     def kernel(x_ref, o_ref):
@@ -119,7 +119,7 @@ def test_too_deep(shim, setting, monkeypatch):
 def test_how_deep(levels):
     inner = 1 if levels == 0 else 2  # a loop has its condition and its body
     jaxpr = jax.make_jaxpr(nest("while", levels))(X)
-    assert hooks.nesting(jaxpr) in range(levels, inner * levels + 2)
+    assert kernel_info.nesting(jaxpr) in range(levels, inner * levels + 2)
 
 
 def test_what_is_shared_is_walked_once():
@@ -134,7 +134,7 @@ def test_what_is_shared_is_walked_once():
         def function(x, closed=closed):
             return jax.extend.core.jaxpr_as_fun(closed)(x)[0]
 
-    assert hooks.nesting(jax.make_jaxpr(function)(X)) >= 40
+    assert kernel_info.nesting(jax.make_jaxpr(function)(X)) >= 40
 
 
 def test_the_recursion_limit_comes_back():
@@ -145,9 +145,9 @@ def test_the_recursion_limit_comes_back():
         assert sys.getrecursionlimit() > limit
 
     def nested():
-        stack.with_depth(100, stack.with_depth, 100, inner)
+        call_stack.with_depth(100, call_stack.with_depth, 100, inner)
 
-    codes = {stack.with_depth.__code__, inner.__code__}
+    codes = {call_stack.with_depth.__code__, inner.__code__}
     for raised in at_every_bytecode(nested, codes, possible=True):
         ends += 1
         assert isinstance(raised, Interrupt)

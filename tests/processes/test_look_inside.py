@@ -39,7 +39,7 @@ WRONG = {
             methods = {"mul": mul}
 
         passes.PIPELINE = tuple(
-            (name, Wrong.run if name == "extrema" else run) for name, run in passes.PIPELINE
+            (name, Wrong.run if name == "select_to_minmax" else run) for name, run in passes.PIPELINE
         )
         """,
     "store": """
@@ -60,17 +60,17 @@ WRONG = {
     "rule": """
         import numpy as np
         from pallas_shim.evaluator import rules
-        from pallas_shim.evaluator.rules.registry import RULES, Rule
+        from pallas_shim.evaluator.registry import IMPL_RULES, ImplRule
 
         rules.load()
-        RULES["exp"] = Rule(lambda ins, outs, **_: lambda x: np.exp(x) * np.float32(1.01))
+        IMPL_RULES["exp"] = ImplRule(lambda ins, outs, **_: lambda x: np.exp(x) * np.float32(1.01))
         """,
     "function": """
-        from pallas_shim.evaluator import emission
-        from pallas_shim.evaluator.emission import loops
+        from pallas_shim.evaluator import codegen
+        from pallas_shim.evaluator.codegen import loops
 
-        emission.pays = lambda loop: True
-        emission.choice = lambda skip: emission.pays
+        codegen.pays = lambda loop: True
+        codegen.choice = lambda skip: codegen.pays
         called = loops.Loops._call
 
         def wrong(self, instruction):
@@ -120,10 +120,10 @@ def test_verify(python, script):
 @pytest.mark.parametrize(
     "wrong, said",
     [
-        ("pass", ["the pass extrema changes", "= mul %", "= add %", "script.py:"]),
+        ("pass", ["the pass select_to_minmax changes", "= mul %", "= add %", "script.py:"]),
         ("store", ["the pass hoisting changes", "first in   %", "was      store[path="]),
         ("rule", ["the rule of exp gives another result than JAX", "= exp %", "script.py:"]),
-        ("function", ["emission changes", "function of this loop is wrong", "def loop(f)", "*= 2"]),
+        ("function", ["codegen changes", "function of this loop is wrong", "def loop(f)", "*= 2"]),
     ],
 )
 def test_bisect_finds(python, script, wrong, said):
