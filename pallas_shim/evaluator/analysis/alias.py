@@ -106,6 +106,7 @@ class AliasAnalysis:
         touched = self._touched[region] = ModRef()
         roots = self._roots
         local: list[Value] = []
+        reads, writes = touched.reads, touched.writes
         for instruction in region.body:
             operation, ins, outs, regions, _ = instruction
             effects = operation.effects
@@ -115,15 +116,18 @@ class AliasAnalysis:
                     self._visit(inner)
                     touched.add(self._touched[inner])
             if effects is not PURE:
-                touched.reads.update(self.roots(instruction, effects.reads))
-                touched.writes.update(self.roots(instruction, effects.writes))
+                for position in effects.reads:
+                    reads.add(roots.get(ins[position], ins[position]))
+                for position in effects.writes:
+                    writes.add(roots.get(ins[position], ins[position]))
                 touched.io |= effects.io
                 if effects.allocates:
                     local += outs
                     continue
-            for out in outs:
-                if type(out.type) is RefType and ins and type(ins[0].type) is RefType:
-                    roots[out] = roots.get(ins[0], ins[0])
+            if ins and type(ins[0].type) is RefType:
+                for out in outs:
+                    if type(out.type) is RefType:
+                        roots[out] = roots.get(ins[0], ins[0])
         # Each run of the region has its own, so what it does to them can't be told outside.
         self.allocated.update(local)
         touched.reads.difference_update(local)
