@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import linecache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -223,3 +226,25 @@ def test_only_loops_that_turn_often_become_functions():
         return [i for i in lower(jax.make_jaxpr(f(n))(0)).top.body if i.regions]
 
     assert [codegen.pays(*loops(n)) for n in (2, 1000)] == [False, True]
+
+
+def test_tracebacks_show_the_source_as_long_as_the_function_is_there():
+    def f(x):
+        return lax.fori_loop(0, 5, lambda i, c: c * 2 + i, x)
+
+    sources = []
+    run = Executable(
+        lower(jax.make_jaxpr(f)(jnp.int32(1))), lambda loop: True,
+        lambda loop, source: sources.append(source),
+    )  # fmt: skip
+    (source,) = sources
+
+    def files():
+        return [f for f, entry in linecache.cache.items() if "".join(entry[2]) == source]
+
+    (file,) = files()
+    linecache.checkcache()
+    assert linecache.getline(file, 1) == "def loop(f):\n" and file.startswith("<pallas_shim/loop")
+    del run
+    gc.collect()
+    assert files() == []
