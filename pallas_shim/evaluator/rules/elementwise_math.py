@@ -286,7 +286,10 @@ def power(dtype: np.dtype) -> Function:
             # With AVX-512, NumPy gives 0 for some results that are too small and negative.
             negative = zero & (x < 0) & (np.abs(np.fmod(y, 2)) == 1)
             result = np.where(negative, -0.0, result)
-        # Subnormals are equal to zero where programs run.
+        # Subnormals are equal to zero where programs run, and what is positive has none.
+        if result.size and np.minimum.reduce(x, axis=None) > 0:
+            if y.ndim == 0 and y or np.minimum.reduce(y, axis=None) > 0:
+                return result
         if not np.count_nonzero((x == 0) | (y == 0)):
             return result
         subnormal = is_subnormal(x) | is_subnormal(y)

@@ -218,6 +218,9 @@ def test_integer_pow(dtype):
 @pytest.mark.parametrize("dtype", samples.FLOATS, ids=str)
 def test_pow_of_integers(dtype):
     x, y = np.meshgrid(samples.specials(dtype), np.arange(-5, 40, dtype=np.int32))
+    # The reciprocal of a large subnormal is a float, which overflows in XLA.
+    kept = (y != -1) | ~((np.abs(x) < ml_dtypes.finfo(dtype).tiny) & (x != 0))
+    x, y = x[kept], y[kept]
     check_rule(lax.pow, x, y, ulp=1)
 
 
