@@ -15,6 +15,7 @@ import venv
 import pytest
 
 CHECKOUT = pathlib.Path(__file__).parents[2]
+_NOTHING = tempfile.TemporaryDirectory(prefix="pallas_shim_tests_")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Python:
         return subprocess.run(
             [self.executable, *map(str, arguments)],
             env=self.environment(**variables),
-            cwd=cwd or tempfile.gettempdir(),  # not the checkout: -m finds what lies there
+            cwd=cwd or _NOTHING.name,  # -m and -c find what lies there
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
