@@ -153,7 +153,7 @@ def test_the_recursion_limit_comes_back():
         ends += 1
         assert isinstance(raised, Interrupt)
         assert sys.getrecursionlimit() == limit, ends
-    assert ends > 5
+    assert ends >= 4
 
 
 def test_a_run_has_room_where_its_caller_has_little():

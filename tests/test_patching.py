@@ -54,7 +54,7 @@ def test_an_exception_at_any_moment(inactive):
             pallas_shim.deactivate()
         assert not patching._applied and getattr(module, name) is stock
         assert dict(os.environ) == environment, ends
-    assert ends > 5
+    assert ends >= 4
     pallas_shim.deactivate()
     with pallas_shim.active():
         got = jax.jit(lambda x: double(x) + ends)(X)
