@@ -45,14 +45,15 @@ class _Patch:
 
     def __init__(self, entry_point: EntryPoint):
         self.entry_point = entry_point
-        self.undo: Callable[[], object] | None = None
+        self.undoings: list[Callable[[], object]] = []
 
     def __call__(self, module: ModuleType) -> None:
-        if not _active or self.undo is not None:
+        if not _active or self.undoings:
             return
         try:
-            self.undo = self.entry_point.load()(module)
             _applied.append(self)
+            # In one call, after which a signal may raise: what is done can be undone.
+            self.undoings.extend(map(self.entry_point.load(), (module,)))
         except Exception as error:
             deactivate()
             if settings.current().strict or isinstance(error, settings.SettingError):
@@ -115,9 +116,8 @@ def deactivate() -> None:
         _active = False
         while _applied:
             patch = _applied.pop()
-            undo, patch.undo = patch.undo, None
-            assert undo is not None
-            undo()
+            while patch.undoings:
+                patch.undoings.pop()()
         for name, value in _environment.items():
             if value is None:
                 os.environ.pop(name, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import sys
 
@@ -152,15 +153,12 @@ def test_the_recursion_limit_comes_back():
         ends += 1
         assert isinstance(raised, Interrupt)
         assert sys.getrecursionlimit() == limit, ends
-    assert ends > 5
+    assert ends >= 4
 
 
 def test_a_run_has_room_where_its_caller_has_little():
     executable = Executable(lower(jax.make_jaxpr(nest("scan", 150))(X)))
-    used = 0
-    frame = sys._getframe()
-    while frame is not None:
-        used, frame = used + 1, frame.f_back
+    used = len(inspect.stack(0))
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(used + 60)
     try:

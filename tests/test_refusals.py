@@ -19,6 +19,9 @@ mosaic_gpu = pytest.importorskip("jax.experimental.pallas.mosaic_gpu")
 
 __all__ = ["setting", "shim"]
 
+# JAX 0.12 has another name for it, and 0.8 only the old one.
+NAMED = "out_type" if jax.__version_info__ >= (0, 12) else "out_shape"
+
 X = np.arange(8, dtype=np.float32)
 OUT = jax.ShapeDtypeStruct(X.shape, X.dtype)
 
@@ -47,7 +50,7 @@ def test_what_jax_makes_of_a_kernel_with_an_operand_that_has_no_tangent(shim, se
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_kernel_for_mosaic_gpu_that_asks_for_no_interpreter(shim, setting):
     setting(strict=True)
-    np.testing.assert_array_equal(mosaic_gpu.kernel(double_kernel, out_shape=OUT)(X), 2 * X)
+    np.testing.assert_array_equal(mosaic_gpu.kernel(double_kernel, **{NAMED: OUT})(X), 2 * X)
     assert rungs() == {"numpy"}
 
 
@@ -59,7 +62,7 @@ def test_a_kernel_for_mosaic_gpu_that_cant_run_here(shim, monkeypatch):
 
     monkeypatch.setattr(dispatch, "lower", refuse)
     with pytest.raises(NotImplementedError, match="for Mosaic GPU .* needs a GPU"):
-        mosaic_gpu.kernel(double_kernel, out_shape=OUT)(X)
+        mosaic_gpu.kernel(double_kernel, **{NAMED: OUT})(X)
 
 
 def test_an_atomic_operation_in_checked_memory():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -63,9 +64,10 @@ def test_a_kernel_that_raised_is_in_it(shim, rung):
         o_ref[...] = jax.pure_callback(host, shape, x_ref[...])
 
     out = jax.ShapeDtypeStruct(X.shape, X.dtype)
-    call = jax.jit(lambda x: pl.pallas_call(kernel, out_shape=out, interpret=True)(x))
+    jitted = jax.jit(lambda x: pl.pallas_call(kernel, out_shape=out, interpret=True)(x))
+    call: Callable[..., jax.Array] = jitted
     if rung == "callback":
-        call = call.lower(X).compile()
+        call = jitted.lower(X).compile()
     with pytest.raises(Exception, match="a zero"):
         jax.block_until_ready(call(X))
     row = only_row()

@@ -62,6 +62,7 @@ def of_slices(lowering, view: state.RefView) -> Indices | None:
     if len(view.steps) != 1 or not isinstance(view.steps[0], state.Index) or 0 in type.shape:
         return None
     found, axis = [], 0
+    axes: tuple[int, ...]
     for dim in view.steps[0].dims:
         if isinstance(dim, state.Slice):
             steps = lowering.const(dim.stride * np.arange(dim.size, dtype=np.int32))
