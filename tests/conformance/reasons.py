@@ -37,8 +37,8 @@ REASONS = (
         """,
     ),
     Reason(
-        "numeric: compares a derivative with a finite difference of float32, which is as far off as "
-        "the function's last bits; XLA's are others",
+        "numeric: compares a derivative with a finite difference of float32, which is as far off "
+        "as the function's last bits; XLA's are others",
         r"Not equal to tolerance rtol=0\.001",
         "api_test::APITest::test_jit_forwarding_correctness*",
     ),
