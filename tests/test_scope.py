@@ -33,6 +33,11 @@ def test_by_default_only_kernels_are_run(shim):
     lambda: jax.random.permutation(jax.random.key(7), 20),
     lambda: jax.grad(lambda x: (x * x).sum())(jnp.asarray(X)),
     lambda: jax.vmap(jnp.linalg.norm)(X),
+    # The initial value isn't in the padding, nor in the holes, for XLA.
+    lambda: jax.lax.reduce_window(X, np.float32(1), lambda a, b: a + b, (2, 1), (1, 1), "SAME"),
+    lambda: jax.lax.reduce_window(
+        X, np.float32(1), lambda a, b: a + b, (2, 2), (1, 1), ((1, 1), (0, 1)), (2, 1)
+    ),
 ])  # fmt: skip
 def test_with_all_functions_without_kernels_are_run_as_jax_would(shim, setting, run):
     want = np.asarray(run())

@@ -185,7 +185,8 @@ def _reduce_window(
     base_dilation: Sequence[int],
     window_dilation: Sequence[int],
 ) -> Function:
-    """One step for each place in the window, over the whole output."""
+    """One step for each place in the window, over the whole output. As in XLA, what lies in the
+    padding takes no part, even if the initial value changes what it is combined with."""
     combine = _combination(jaxpr, consts, len(window_dimensions))
     config = [
         (int(low), int(high), step - 1)
@@ -201,8 +202,16 @@ def _reduce_window(
             for n, r, stride in zip(xs[0].shape, reach, window_strides, strict=True)
         ]
         result = [jnp.broadcast_to(init, out) for init in inits]
+        padded = any(each != (0, 0, 0) for each in config)
+        inside = lax.pad(jnp.ones(operands[0].shape, bool), False, config) if padded else None
         for place in _places(out, window_dimensions, window_strides, window_dilation):
-            result = combine(result, [x[place] for x in xs])
+            combined = combine(result, [x[place] for x in xs])
+            if inside is not None:
+                combined = [
+                    jnp.where(inside[place], new, old)
+                    for new, old in zip(combined, result, strict=True)
+                ]
+            result = combined
         return result
 
     return function

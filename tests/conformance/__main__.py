@@ -61,7 +61,7 @@ AS_TPU = (
     "tpu_ragged_paged_attention_test",
 )
 # Of JAX's general tests, which are many: one test in so many of each file.
-GENERAL = {"api_test": 1, "lax_test": 2, "random_test": 2}
+GENERAL = {"api_test": 1, "lax_test": 2}
 
 
 def run_file(

@@ -15,7 +15,8 @@ from tests.conformance.reasons import explained
 HEAD = """\
 # Conformance
 
-What JAX's own tests of Pallas do under the shim, and on stock JAX in the same environment. Each
+What JAX's own tests do under the shim, and on stock JAX in the same environment: those of Pallas,
+and, with Pallas imported, a part of those that have nothing to do with it ("general tests"). Each
 section is written by the command in it, from the results of the tests; `CHECKOUT` is JAX's
 repository at the tag of the version.
 
