@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import contextlib
 import dataclasses
 import threading
 import time
@@ -132,6 +133,10 @@ class Answers:
         if known is not None:
             known.plan.use.prepared(time.perf_counter() - start)
         return known
+
+    def tracing(self, call: jit_calls.Call) -> contextlib.AbstractContextManager[Any]:
+        keep = getattr(_keeping, "keep", None)
+        return contextlib.nullcontext() if keep is None else keep.tracing()
 
     def ran(
         self, call: jit_calls.Call, params: dict[str, Any], out_tree: Any, consts: list[Any]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 
@@ -53,6 +54,9 @@ class Answers(Protocol):
 
     def load(self, call: Call) -> Known | None:
         """What is known of a call that JAX has not traced, if anything."""
+
+    def tracing(self, call: Call) -> AbstractContextManager[Any]:
+        """Is entered around JAX's tracing of a call that `load` had nothing for."""
 
     def ran(self, call: Call, params: dict[str, Any], out_tree: Any, consts: list[Any]) -> None:
         """Hears of each call that `load` had nothing for, when JAX has traced and run it."""
@@ -102,7 +106,8 @@ def answer_calls(answers: Answers) -> Callable[[], None]:
             call = Call(fun, info, args, kwargs, avals)
             known = answers.load(call)
             if known is None:
-                inferred, args_flat = stock_infer(fun, info, args, kwargs)
+                with answers.tracing(call):
+                    inferred, args_flat = stock_infer(fun, info, args, kwargs)
                 return _Loading(call, inferred), args_flat
             inferred = entry.pjit_params = pjit.PjitParams(
                 known.consts, known.plan, avals, None, known.out_tree, ()
