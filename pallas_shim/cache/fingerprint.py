@@ -173,8 +173,8 @@ class Fingerprint:
             self.emit(name)
             self.add(value, f"{what}.{name}")
 
-    def add_jitted(self, function: Any, jit_info: Any) -> None:
-        """Adds a function and what jit was told of it.
+    def add_jitted(self, function: Any, jit_info: Any, called: bool = False) -> None:
+        """Adds a function and what jit was told of it; ``called``: it is just being called.
 
         Raises:
           Unkeyable: it can't be read, or see `add_traced`.
@@ -185,7 +185,7 @@ class Fingerprint:
             raise self.refusal(f"jit was told where the arguments of {name} lie")
         self.emit("jitted")
         self.add(options)
-        self.add_traced(function, inputs.REFERENCES_OF_JIT)
+        self.add_traced(function, inputs.REFERENCES_OF_JIT + called)
 
     def add_traced(self, function: Any, references: int = 0) -> bool:
         """Adds a function that JAX may remember the traced form of, in which case it has at least

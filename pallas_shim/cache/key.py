@@ -62,7 +62,7 @@ def _fingerprint(call: jit_calls.Call, after: bool) -> Fingerprint:
     fingerprint = Fingerprint(after)
     fingerprint.add(_process(), "the process")
     fingerprint.add(list(inputs.configuration()), "JAX's configuration")
-    fingerprint.add_jitted(call.function, call.jit_info)
+    fingerprint.add_jitted(call.function, call.jit_info, called=True)
     static, dynamic = inputs.split_arguments(call.jit_info, call.args, call.kwargs)
     fingerprint.add(static, "a static argument")
     fingerprint.add(inputs.tree_parts(jax.tree.structure(dynamic)), "an argument's container")

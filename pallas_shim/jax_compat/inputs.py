@@ -48,7 +48,7 @@ def jitted(value: Any) -> tuple[Callable[..., Any], Any] | None:
     return value._fun, value._jit_info
 
 
-# How many weak references jit itself has to a function that was not traced.
+# How many weak references jit itself has to a function that was not traced; a call makes one more.
 REFERENCES_OF_JIT = 1
 
 
