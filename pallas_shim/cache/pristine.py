@@ -106,9 +106,7 @@ def _change() -> str | None:
                 change = _change_of(owner, held)
                 if change is not None:
                     return change
-                # There is no need to look at its state again.
-                kept = {k: v for k, v in held.items() if callable(v) or type(v) in _PLAIN}
-                _noted.held[at] = {**vars(owner), **kept}
+                _noted.held[at] = dict(vars(owner))  # its state, which need not be looked at again
     for part, get in _PARTS.items():
         if not _same(list(map(get, _noted.functions)), _noted.parts[part]):
             for function, value in zip(_noted.functions, _noted.parts[part], strict=True):
