@@ -21,6 +21,9 @@ _TIMES = re.compile(r"[<>=|]?[mM]8|datetime64|timedelta64")
 # Nothing that a kept function computes comes from these: nobody may ask for texts and hashes.
 _UNSEEN = frozenset({"__repr__", "__str__", "__format__", "__hash__"})
 
+# Methods that `dataclasses` has made from fields, which are read.
+_OF_DATACLASSES = "__create_fn__.<locals>.__"
+
 
 def audit(found: Found) -> None:
     """Looks at all that a fingerprint met.
@@ -31,7 +34,7 @@ def audit(found: Found) -> None:
     attributes, defined = set(found.attributes), set(found.defined)
     texts, percent = list(found.texts), False
     for code, namespace, modules in found.codes:
-        if code.co_name in _UNSEEN:
+        if code.co_name in _UNSEEN or code.co_qualname.startswith(_OF_DATACLASSES):
             continue
         look = rules.look(code, namespace, modules)
         where = f"{namespace.get('__name__', '')}.{code.co_qualname}"
@@ -48,7 +51,8 @@ def audit(found: Found) -> None:
                 raise Unkeyable(f"{where}: it names {const!r}, a type of times")
     for module, name, value in found.library:
         if module == "builtins":
-            if not rules.is_pure_builtin(name.partition(".")[0]):
+            name, passed_on, _ = name.partition(", passed on")
+            if not rules.is_pure_builtin(name.partition(".")[0], bool(passed_on)):
                 raise Unkeyable(f"it reaches {name}")
         elif not libraries.is_pure(module, name, value):
             raise Unkeyable(f"it reaches {module}.{name}, which isn't known to be pure")

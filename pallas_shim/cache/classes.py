@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _abc
 import collections
 import enum
 import functools
@@ -35,8 +34,6 @@ def _read_class(fingerprint: Fingerprint, kind: type) -> None:
                 fingerprint.emit(identity)
             else:
                 fingerprint.add(function)
-    if "_abc_impl" in vars(kind):
-        _read_registered(fingerprint, kind)
     if libraries.is_library(module):
         fingerprint.owned(module, name, kind)
         if "<locals>" not in name:
@@ -50,7 +47,12 @@ def _read_class(fingerprint: Fingerprint, kind: type) -> None:
     fingerprint.emit("class", module, name, kind.__name__)
     fingerprint.path.append(name)
     fingerprint.add(type(kind))
-    fingerprint.add_all(kind.__bases__)
+    fingerprint.add_registered(kind)
+    for base in kind.__bases__:
+        if libraries.is_library(base.__module__) and libraries.home(base) is not None:
+            fingerprint.of_library(base)
+        else:
+            fingerprint.add(base)
     fingerprint.found.defined.update(vars(kind))
     for attribute, value in vars(kind).items():
         if attribute == "__dataclass_fields__":
@@ -61,25 +63,12 @@ def _read_class(fingerprint: Fingerprint, kind: type) -> None:
             ])  # fmt: skip
         elif attribute not in _CLASS_ATTRIBUTES:
             fingerprint.emit(attribute)
-            fingerprint.add(value, attribute)
+            if type(value) is types.WrapperDescriptorType and attribute.startswith("__"):
+                fingerprint.emit(value.__name__)  # code can't name it
+                fingerprint.of_library(value.__objclass__)
+            else:
+                fingerprint.add(value, attribute)
     fingerprint.path.pop()
-
-
-def _read_registered(fingerprint: Fingerprint, kind: type) -> None:
-    """The classes that were registered with an abstract one, which has no order of them."""
-    classes = [reference() for reference in _abc._get_dump(kind)[0]]
-    for each in classes:
-        if each is not None and not _is_from_elsewhere(each.__module__):
-            name = f"{each.__module__}.{each.__qualname__}"
-            raise fingerprint.refusal(f"{name} is registered with {kind.__qualname__}")
-    names = sorted(f"{c.__module__}.{c.__qualname__}" for c in classes if c is not None)
-    fingerprint.add(names)
-
-
-def _is_from_elsewhere(module: str) -> bool:
-    return libraries.top(module) in libraries.VERSIONED or (
-        libraries.is_standard(module) and module != "__main__"
-    )
 
 
 @reader_otherwise

@@ -11,6 +11,7 @@ How values of a type are read is said by readers, in `values`, `functions` and `
 
 from __future__ import annotations
 
+import _abc
 import dataclasses
 import hashlib
 import types
@@ -189,7 +190,7 @@ class Fingerprint:
 
     def add_traced(self, function: Any, references: int = 0) -> bool:
         """Adds a function that JAX may remember the traced form of, in which case it has at least
-        as many weak references; False if it doesn't.
+        as many weak references; False if it is still to be read with what reaches it.
 
         Raises:
           Unkeyable: it can't be read, it was traced before it was first met here, or has changed
@@ -218,6 +219,8 @@ class Fingerprint:
             _met[id(function)] = weakref.ref(function), digest
         elif first != digest:
             raise self.refusal(f"what {name} reaches has changed since it was first called")
+        if not references:  # it is read in the same way whether JAX has traced it or not
+            return False
         self.emit("traced", digest)
         return True
 
@@ -230,8 +233,31 @@ class Fingerprint:
         if libraries.is_impure(module):
             raise self.refusal(f"{module}.{name}, whose results differ from run to run")
         self._add_version(module)
-        self.found.library.append((module, name, value))
+        shown = f"{name}, passed on" if module == "builtins" and isinstance(value, type) else name
+        self.found.library.append((module, shown, value))
         self.emit("named", module, name)
+        if isinstance(value, type):
+            self.add_registered(value)
+
+    def add_registered(self, kind: type) -> None:
+        """Adds the classes that were registered with an abstract one, or with those that derive
+        from it.
+
+        Raises:
+          Unkeyable: one is the user's.
+        """
+        found, pending = set(), [kind]
+        while pending:
+            at = pending.pop()
+            if "_abc_impl" in vars(at):
+                found |= {reference() for reference in _abc._get_dump(at)[0]} - {None}
+                pending += type.__subclasses__(at)
+        for each in found:
+            if not libraries.is_from_elsewhere(each.__module__):
+                name = f"{each.__module__}.{each.__qualname__}"
+                raise self.refusal(f"{name} is registered with {kind.__qualname__}")
+        for name in sorted(f"{each.__module__}.{each.__qualname__}" for each in found):
+            self.emit("registered", name)
 
     def of_library(self, kind: type) -> None:
         """Adds that an instance is of a library's class."""

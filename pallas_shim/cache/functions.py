@@ -41,7 +41,8 @@ def _read_function(fingerprint: Fingerprint, function: types.FunctionType) -> No
 
 def _read_users_function(fingerprint: Fingerprint, function: types.FunctionType) -> None:
     code, namespace = function.__code__, function.__globals__
-    if type(namespace) is not dict or function.__builtins__ is not vars(builtins):  # type: ignore[attr-defined]
+    known = function.__builtins__  # type: ignore[attr-defined]
+    if type(namespace) is not dict or (known and known is not vars(builtins)):
         raise fingerprint.refusal("its globals or built-ins are of a kind of their own")
     fingerprint.emit(
         function.__name__, function.__qualname__, repr(function.__module__), repr(function.__doc__)
@@ -112,7 +113,12 @@ def _read_global(
         value = namespace[name]
     elif hasattr(builtins, name):
         value = getattr(builtins, name)
-        fingerprint.found.library.append(("builtins", name, value))
+        identity = libraries.identity(value)
+        if identity is not None:
+            fingerprint.found.library.append(("builtins", name, value))
+            fingerprint.found.attributes.update(attributes)
+            fingerprint.emit(identity)
+            return
     else:
         fingerprint.emit("absent")
         return
@@ -136,6 +142,8 @@ def _read_chain(
         if attribute not in vars(value):
             if "__getattr__" in vars(value):
                 raise fingerprint.refusal(f"{name} is made by the module's __getattr__")
+            if hasattr(types.ModuleType, attribute):
+                raise fingerprint.refusal(f"it asks for {name}")
             fingerprint.emit("absent")
             return
         value = vars(value)[attribute]
@@ -207,7 +215,9 @@ def _read_module(fingerprint: Fingerprint, module: types.ModuleType) -> None:
 def _read_builtin(fingerprint: Fingerprint, function: Any) -> None:
     owner = getattr(function, "__self__", None)
     module = getattr(function, "__module__", None) or ""
-    if owner is not None and not isinstance(owner, types.ModuleType):
+    if owner is builtins:
+        fingerprint.owned("builtins", f"{function.__name__}, passed on", function)
+    elif owner is not None and not isinstance(owner, types.ModuleType):
         fingerprint.found.attributes.add(function.__name__)
         fingerprint.emit(function.__qualname__)
         fingerprint.add(owner)

@@ -56,6 +56,15 @@ class Key:
 
 
 def _fingerprint(call: jit_calls.Call, after: bool) -> Fingerprint:
+    try:
+        return _read(call, after)
+    except Unkeyable:
+        raise
+    except Exception as error:  # of what the user's classes do when they are looked at
+        raise Unkeyable(f"reading it failed with {type(error).__name__}: {error}") from None
+
+
+def _read(call: jit_calls.Call, after: bool) -> Fingerprint:
     change = pristine.changed()
     if change is not None:
         raise Unkeyable(change)

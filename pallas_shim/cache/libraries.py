@@ -80,6 +80,11 @@ def is_standard(module: str) -> bool:
     return top(module) in sys.stdlib_module_names
 
 
+def is_from_elsewhere(module: str) -> bool:
+    """Whether a module is Python's or a library's."""
+    return top(module) in VERSIONED or (is_standard(module) and module != "__main__")
+
+
 def top(module: str) -> str:
     return module.partition(".")[0]
 

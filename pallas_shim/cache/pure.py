@@ -506,6 +506,7 @@ IMPURE: dict[str, str] = {
 # What may be asked of values beside what the user's own classes have: attributes of numbers,
 # texts, containers, arrays, references, blocks and the like that say nothing of where these lie.
 ATTRIBUTES = """
+    match fullmatch search findall newbyteorder
     BARRIER CMEM DMA HBM HOST MMA_ACC MMA_LHS MMA_RHS REGULAR SEMAPHORE SMEM SMEM_GMEM_COPY
     StrongLRUCacheInfo T TCGEN05 TCGEN05_M64_COLLECTIVE TCGEN05_M64_COLLECTIVE_NATIVE
     TCGEN05_TMEM_NATIVE TCGEN05_TRANSPOSED TILED TMA_GATHER_INDICES TMA_INDICES TMA_INDICES_4

@@ -95,12 +95,13 @@ def shows_a_value(text: str) -> bool:
     return _SHOWS_A_VALUE.search(text) is not None
 
 
-def is_pure_builtin(name: str) -> bool:
-    """Whether a built-in's results depend on its arguments only, or `look` watches its uses."""
+def is_pure_builtin(name: str, passed_on: bool = False) -> bool:
+    """Whether a built-in's results depend on its arguments only, or `look` watches its uses,
+    which it can't if it is passed on."""
     value = getattr(builtins, name, None)
     if isinstance(value, type) and issubclass(value, BaseException):
         return name not in _OF_THE_MACHINE
-    return name in _BUILTINS or name in _WATCHED
+    return name in _BUILTINS or (name in _WATCHED and not passed_on)
 
 
 def look(
@@ -340,7 +341,7 @@ class _Looking:
             return (*origin, name)
         if kind not in ("global", "builtin"):
             self.use(origin, "LOAD_ATTR")
-        if kind == "global" or (kind == "chain"):
+        if (kind == "global" or kind == "chain") and name not in ("keys", "items"):
             return ("chain", name)  # the key follows it, or says what it asks for
         self.found.attributes.add(name)
         return ("attribute", name)

@@ -36,7 +36,7 @@ def _choices(expected: str, expression: str, *pairs: tuple[str, str]) -> list[Wa
 
 PLAIN = [
     *_choices(READ, "float(V)", ("1", "2"), ("1.5", "2.5"), ("True", "False"), ("1", "True * 3"),
-              ("0.1", "0.1 + 1e-16"), ("2**70", "2**71"), ("-1", "1")),
+              ("0.1", "0.1001"), ("2**70", "2**71"), ("-1", "1")),
     *_choices(READ, "float(len(V))", ("'a'", "'ab'"), ("b'a'", "b'ab'"), ("[1]", "[1, 2]"),
               ("(1,)", "()"), ("{1: 2}", "{}"), ("range(3)", "range(4)")),
     *_choices(READ, "math.copysign(1.0, V)", ("0.0", "-0.0"), ("math.nan", "-math.nan")),
@@ -49,13 +49,13 @@ PLAIN = [
               ("types.MappingProxyType({0: 1})", "types.MappingProxyType({0: 2})")),
     *_choices(READ, "float(list(V.values())[0])", ("dict(a=1, b=2)", "dict(b=2, a=1)"),
               ("collections.OrderedDict(a=1, b=2)", "collections.OrderedDict(b=2, a=1)")),
-    *_choices(READ, "float(V[9])", ("collections.defaultdict(int)", "collections.defaultdict(float, {9: 3.0})")),
+    *_choices(REFUSED, "float(V[9])", ("collections.defaultdict(int)", "collections.defaultdict(float, {9: 3.0})")),
     *_choices(READ, "float(isinstance(V[9], float)) if 9 in V else float(len(V.copy()))",
               ("collections.defaultdict(int)", "collections.defaultdict(int, {9: 1.0})")),
     *_choices(READ, "float(V.maxlen)", ("collections.deque([], 3)", "collections.deque([], 4)")),
     *_choices(READ, "float(V(2))", ("functools.partial(pow, 2)", "functools.partial(pow, 3)"),
               ("(lambda x: x)", "(lambda x: x + 1)"), ("math.floor", "math.sqrt"),
-              ("jax.jit(lambda x: 2)", "jax.jit(lambda x: 3)") if False else ("abs", "float.__neg__"),
+              ("abs", "operator.neg"),
               ("int(2).__add__", "int(3).__add__")),
     *_choices(READ, "float(V.numerator)", ("fractions.Fraction(1, 3)", "fractions.Fraction(2, 3)")),
     *_choices(READ, "float(V.start)", ("slice(1, 2)", "slice(2, 2)")),
@@ -63,7 +63,6 @@ PLAIN = [
     *_choices(READ, "float(V([4, 5]))", ("operator.itemgetter(0)", "operator.itemgetter(1)")),
     *_choices(READ, "float(V.match('AB') is None)", ("re.compile('ab')", "re.compile('ab', re.I)"),
               ("re.compile('AB')", "re.compile('AC')")),
-    *_choices(READ, "float(V is W)", ("1", "None")) [:0],
     *_read(
         ("A = 10**9\nB = A if CHANGED else int('1' + '0' * 9)", "float(A is B)"),
         ("A = [1]\nB = A if CHANGED else [1]", "float(A is B)"),
@@ -77,7 +76,7 @@ PLAIN = [
         ("g = (lambda: 2) if CHANGED else (lambda: 1)", "float(g())"),
         ("def g(): return 1\ng.k = 2 if CHANGED else 1", "float(g.k)"),
         ("g = functools.wraps(len)(lambda: K)\nK = 2 if CHANGED else 1", "float(g())"),
-        ("if not CHANGED:\n    K = 5", "float(K) if has_k() else 0.0\n\ndef has_k(): return not CHANGED"),
+        ("if not CHANGED:\n    K = 5\ndef g():\n    try: return K\n    except NameError: return 6", "float(g())"),
         ("abs = (lambda x: 7) if CHANGED else abs", "float(abs(-1))"),
         ("def g(): return 1\nif CHANGED: g.__code__ = (lambda: 2).__code__", "float(g())"),
         ("def g(k=1): return k\nif CHANGED: g.__defaults__ = (2,)", "float(g())"),
@@ -145,7 +144,7 @@ CLASSES = [
         ("class C:\n    def __call__(self): return K\nK = 2 if CHANGED else 1\nc = C()", "float(c())"),
         ("class C: k = 1\nc = C()\nif CHANGED: c.k = 2", "float(c.k)"),
         ("class C: k = 1\nif CHANGED: C.k = 2", "float(C.k)"),
-        ("class C: pass\nc = C()\nif CHANGED: c.k = 1", "float(hasattr(c, 'k'))"),
+        ("class C: pass\nc, d = C(), C()\nd.k = 1\nif CHANGED: c.k = 1", "float(hasattr(c, 'k')) + d.k"),
         ("class A: pass\nclass B: pass\nc = (B if CHANGED else A)()", "float(isinstance(c, B))"),
         ("@typing.runtime_checkable\nclass P(typing.Protocol):\n    def m(self): ...\nclass C: pass\nif CHANGED: C.m = lambda self: 1", "float(isinstance(C(), P))"),
         ("class S(type):\n    def __instancecheck__(cls, x): return CHANGED\nclass C(metaclass=S): pass", "float(isinstance(1, C))"),
@@ -194,7 +193,7 @@ METADATA = [
         ("class C: 'a'\nif CHANGED: C.__doc__ = 'ab'", "float(len(C.__doc__))"),
         ("class C: pass\nif CHANGED: C.__name__ = 'CC'", "float(len(C.__name__))"),
         ("class C: pass\nif CHANGED: C.__qualname__ = 'CC'", "float(len(C.__qualname__))"),
-        ("class C: pass\nif CHANGED: C.__module__ = 'CC'", "float(len(C.__module__))"),
+        ("class C: pass\nif CHANGED: C.__module__ = 'switch'", "float(len(C.__module__))"),
         ("g = jax.jit(lambda: 1)\nif CHANGED: g.__name__ = 'gg'", "float(len(g.__name__))"),
         ("__doc__ = 'a' if CHANGED else 'ab'", "float(len(__doc__))"),
         ("T = list[C2] if CHANGED else list[C1]", "float(T is None or isinstance(3, int) and C1.k)"),
@@ -325,7 +324,6 @@ WORLD = [
         ("import sys", "float(len(sys.argv)) + CHANGED"),
         ("import sys", "float(sys.getrecursionlimit()) + CHANGED"),
         ("import sys\nsys.way = 2 if CHANGED else 1", "float(sys.way)"),
-        ("from sys import argv", "float(len(argv)) + CHANGED"),
         ("import gc", "float(gc.isenabled()) + CHANGED"),
         ("import platform", "float(len(platform.node())) + CHANGED"),
         ("import socket", "float(len(socket.gethostname())) + CHANGED"),
@@ -378,11 +376,10 @@ WORLD = [
 
 FILES = _refused(
     ("np.save('w.npy', np.ones(1) + CHANGED)", "float(np.load('w.npy')[0])"),
-    ("np.save('w2.npy', np.ones(1) + CHANGED)", "float(jnp.load('w2.npy')[0])"),
+    ("np.save('w2.npy', np.ones(1) + CHANGED)", "jnp.load('w2.npy')[0]"),
     ("np.savetxt('w.txt', np.ones(1) + CHANGED)", "float(np.loadtxt('w.txt'))"),
     ("np.savetxt('w2.txt', np.ones(1) + CHANGED)", "float(np.genfromtxt('w2.txt'))"),
     ("(np.ones(1) + CHANGED).tofile('w.bin')", "float(np.fromfile('w.bin')[0])"),
-    ("(np.ones(1) + CHANGED).tofile('w2.bin')", "float(jnp.fromfile('w2.bin', dtype='f4')[1])"),
     ("(np.ones(1) + CHANGED).tofile('w3.bin')", "float(np.memmap('w3.bin', 'f8')[0])"),
     ("np.savetxt('w3.txt', np.ones(1) + CHANGED)", "float(np.fromregex('w3.txt', '(.+)', [('a', 'f8')])['a'][0])"),
     ("open('w4.txt', 'w').write(str(1 + CHANGED))", "float(open('w4.txt').read())"),
@@ -425,9 +422,6 @@ MODULES = [
         ("N = 'sin' if CHANGED else 'cos'", "float(vars(np)[N](1.0))"),
         ("N = 'sin' if CHANGED else 'cos'", "float(np.__dict__[N](1.0))"),
         ("N = 'sin' if CHANGED else 'cos'", "float(operator.attrgetter(N)(np)(1.0))"),
-        ("import builtins\nbuiltins.way = 2 if CHANGED else 1", "float(way)"),
-        ("jnp.way = 2 if CHANGED else 1", "float(jnp.way)"),
-        ("jax.way = (lambda: 2) if CHANGED else (lambda: 1)", "float(jax.way())"),
     ),
     *_read(
         ("M = types.ModuleType('users')\nM.k = 2 if CHANGED else 1\nL = [M]", "float(L[0].k)"),
@@ -519,6 +513,15 @@ STATE = _refused(
     ("g = jax.jit(lambda v: v * K)\nK = 1.0\njax.vmap(g)(jnp.ones(3))\nK = 2.0 + CHANGED", "jax.vmap(g)(x)[1]"),
 )  # fmt: skip
 
+# These stay, for whatever comes after them.
+ADDED = [
+    *_read(("builtins.way = 2 if CHANGED else 1", "float(way)")),
+    *_refused(
+        ("jnp.other_way = 2 if CHANGED else 1", "float(jnp.other_way)"),
+        ("jax.other_way = (lambda: 2) if CHANGED else (lambda: 1)", "float(jax.other_way())"),
+    ),
+]
+
 FAMILIES = {
     "plain values": PLAIN,
     "classes": CLASSES,
@@ -530,6 +533,7 @@ FAMILIES = {
     "modules": MODULES,
     "patches": PATCHES,
     "state": STATE,
+    "what is added to others": ADDED,
 }
 WAYS = {
     f"{family} {number}": way
