@@ -205,6 +205,7 @@ def _read_module(fingerprint: Fingerprint, module: types.ModuleType) -> None:
     if "__getattr__" in vars(module):
         raise fingerprint.refusal(f"the module {name} makes attributes by __getattr__")
     fingerprint.emit(name)
+    fingerprint.found.defined.update(vars(module))
     for attribute, value in vars(module).items():
         if attribute not in _MODULE_ATTRIBUTES:
             fingerprint.emit(attribute)

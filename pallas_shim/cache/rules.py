@@ -23,7 +23,7 @@ _BUILTINS = frozenset(
     """abs all any bin bool bytearray bytes callable chr classmethod complex dict divmod enumerate
     filter float hex int isinstance issubclass iter len list map max min next object oct ord pow
     property range reversed round slice sorted staticmethod sum super tuple type zip
-    Ellipsis NotImplemented __debug__ __name__ __build_class__""".split()
+    Ellipsis NotImplemented NoneType ellipsis __debug__ __name__ __build_class__""".split()
 )
 # These are as well, by what is done with what they give: see `_Look`.
 _WATCHED = frozenset("ascii format frozenset getattr hasattr repr set str".split())
