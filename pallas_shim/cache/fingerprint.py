@@ -186,6 +186,9 @@ class Fingerprint:
             raise self.refusal(f"jit was told where the arguments of {name} lie")
         self.emit("jitted")
         self.add(options)
+        if isinstance(function, types.FunctionType) and libraries.owns_function(function):
+            self.add(function)  # whatever JAX remembers of it is right
+            return
         self.add_traced(function, inputs.REFERENCES_OF_JIT + called)
 
     def add_traced(self, function: Any, references: int = 0) -> bool:

@@ -115,7 +115,6 @@ def _read_global(
         value = getattr(builtins, name)
         identity = libraries.identity(value)
         if identity is not None:
-            fingerprint.found.library.append(("builtins", name, value))
             fingerprint.found.attributes.update(attributes)
             fingerprint.emit(identity)
             return

@@ -274,16 +274,19 @@ class _Looking:
         null = bool(instruction.arg is not None and instruction.arg & 1)
         if null:
             self.push(("null",))
-        name = instruction.argval
-        self.push(("global" if name in self.namespace else "builtin", name))
+        self.name(instruction.argval)
 
     def do_LOAD_DEREF(self, instruction: dis.Instruction) -> None:
         known = instruction.argval in self.closed
         self.push(("global", instruction.argval) if known else _UNKNOWN)
 
     def do_LOAD_NAME(self, instruction: dis.Instruction) -> None:
-        name = instruction.argval
+        self.name(instruction.argval)
+
+    def name(self, name: str) -> None:
         known = name not in self.namespace and hasattr(builtins, name)
+        if known and not is_pure_builtin(name):
+            self.problem(f"it reaches {name}")
         self.push(("builtin" if known else "global", name))
 
     def do_LOAD_ASSERTION_ERROR(self, _: Any) -> None:

@@ -102,10 +102,10 @@ SOURCE = """
         return x + CONSTANT * step * sign
 
     partial = functools.partial(inner, step=4)
-    def more(x, step=1):
-        return x + CONSTANT * step
+    def more(x, stride=1, shift=0):
+        return x + CONSTANT * stride
 
-    jitted = jax.jit(more, static_argnames="step")
+    jitted = jax.jit(more, static_argnames="stride")
     mapped = jax.vmap(inner)
 
     def closing(factor):
@@ -155,8 +155,8 @@ def test_the_same_again_is_the_same():
         ("step=1", "step=2"),
         ("sign=1", "sign=-1"),
         ("step=4", "step=5"),
-        ('static_argnames="step"', 'static_argnames="sign"'),
-        ('static_argnames="step"', 'static_argnames="step", donate_argnums=0'),
+        ('static_argnames="stride"', 'static_argnames="shift"'),
+        ('static_argnames="stride"', 'static_argnames="stride", donate_argnums=0'),
         ("jax.vmap(inner)", "jax.vmap(inner, out_axes=1)"),
         ("closing(3)", "closing(4)"),
         ("x * factor", "factor * x"),
