@@ -56,6 +56,7 @@ def _read_class(fingerprint: Fingerprint, kind: type) -> None:
     fingerprint.found.defined.update(vars(kind))
     for attribute, value in vars(kind).items():
         if attribute == "__dataclass_fields__":
+            fingerprint.found.defined.update(value)
             fingerprint.add_all([
                 (f.name, repr(f.type), f.default, f.default_factory, f.init, f.repr, f.hash,
                  f.compare, f.kw_only, f.metadata)
@@ -63,7 +64,7 @@ def _read_class(fingerprint: Fingerprint, kind: type) -> None:
             ])  # fmt: skip
         elif attribute not in _CLASS_ATTRIBUTES:
             fingerprint.emit(attribute)
-            if type(value) is types.WrapperDescriptorType and attribute.startswith("__"):
+            if type(value) in _METHODS and attribute.startswith("__"):
                 fingerprint.emit(value.__name__)  # code can't name it
                 fingerprint.of_library(value.__objclass__)
             else:
@@ -114,6 +115,7 @@ def _read_instance(fingerprint: Fingerprint, value: Any) -> None:
     fingerprint.add_variables(state)
 
 
+_METHODS = (types.WrapperDescriptorType, types.MethodDescriptorType)
 # Modules of the standard library whose instances have all of their state in variables.
 _READ = ("dataclasses", "enum")
 

@@ -179,7 +179,7 @@ def _matters(old: Any, new: Any, is_class: bool) -> bool:
         return False  # an iterator's class, made when it is first needed
     if callable(old) or callable(new) or type(old) in _DESCRIPTORS or type(new) in _DESCRIPTORS:
         return True
-    return is_class and type(old) in _PLAIN and old != new
+    return is_class and (old is _MISSING or type(old) in _PLAIN and old != new)
 
 
 _DESCRIPTORS = frozenset({property, classmethod, staticmethod})

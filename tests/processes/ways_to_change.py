@@ -2,14 +2,15 @@
 
 Each is a line or more that run first, with ``CHANGED`` true in the second process, and the
 expression that the function then computes while it is traced. ``READ``: the key reads it, so
-that the second process writes a program of its own; ``REFUSED``: the function isn't kept.
+that the second process writes a program of its own; ``REFUSED``: the function isn't kept;
+``REFUSED_CHANGED``: not once it has changed.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-READ, REFUSED = "read", "refused"
+READ, REFUSED, REFUSED_CHANGED = "read", "refused", "refused once changed"
 
 
 class Way(NamedTuple):
@@ -49,7 +50,6 @@ PLAIN = [
               ("types.MappingProxyType({0: 1})", "types.MappingProxyType({0: 2})")),
     *_choices(READ, "float(list(V.values())[0])", ("dict(a=1, b=2)", "dict(b=2, a=1)"),
               ("collections.OrderedDict(a=1, b=2)", "collections.OrderedDict(b=2, a=1)")),
-    *_choices(REFUSED, "float(V[9])", ("collections.defaultdict(int)", "collections.defaultdict(float, {9: 3.0})")),
     *_choices(READ, "float(isinstance(V[9], float)) if 9 in V else float(len(V.copy()))",
               ("collections.defaultdict(int)", "collections.defaultdict(int, {9: 1.0})")),
     *_choices(READ, "float(V.maxlen)", ("collections.deque([], 3)", "collections.deque([], 4)")),
@@ -86,7 +86,6 @@ PLAIN = [
         ("g = jax.jit(lambda v: v * 2 if CHANGED else v)", "g(x[1])"),
         ("@jax.custom_jvp\ndef g(v): return v * K\ng.defjvp(lambda p, t: (p[0], t[0]))\nK = 2 if CHANGED else 1", "g(x[1])"),
         ("g = jax.checkpoint(lambda v: v * K)\nK = 2 if CHANGED else 1", "g(x[1])"),
-        ("g = jax.grad(lambda v: v ** K)\nK = 3 if CHANGED else 2", "g(x[2])"),
         ("def body(c, v): return c * K + v, v\nK = 2.0 if CHANGED else 1.0", "jax.lax.scan(body, 0.0, x)[0]"),
         ("def body(i, c): return c + K\nK = 2.0 if CHANGED else 1.0", "jax.lax.fori_loop(0, 3, body, 0.0)"),
         ("M = types.ModuleType('users')\nM.k = 2 if CHANGED else 1", "float(M.k)"),
@@ -196,8 +195,7 @@ METADATA = [
         ("class C: pass\nif CHANGED: C.__module__ = 'switch'", "float(len(C.__module__))"),
         ("g = jax.jit(lambda: 1)\nif CHANGED: g.__name__ = 'gg'", "float(len(g.__name__))"),
         ("__doc__ = 'a' if CHANGED else 'ab'", "float(len(__doc__))"),
-        ("T = list[C2] if CHANGED else list[C1]", "float(T is None or isinstance(3, int) and C1.k)"),
-    )[:10],
+    ),
     *_refused(
         ("def g(): pass\ng.__annotations__ = {'a': 2 if CHANGED else 1}", "float(g.__annotations__['a'])"),
         ("class C:\n    a: (2 if CHANGED else 1)", "float(C.__annotations__['a'])"),
@@ -365,10 +363,10 @@ WORLD = [
         ("K = CHANGED", "float(__import__('os').getpid() * 0) + K"),
         ("class B: pass\nif CHANGED:\n    class C(B): pass", "float(len(B.__subclasses__()))"),
         ("class B: pass\nif CHANGED:\n    class C(B): pass", "float(len(type.__subclasses__(B)))"),
-        ("class C: pass\nif CHANGED: collections.abc.Sequence.register(C)", "float(isinstance(C(), collections.abc.Sequence))"),
-        ("class C: pass\nif CHANGED: numbers.Number.register(C)", "float(isinstance(C(), numbers.Number))"),
-        ("import abc\nclass A(abc.ABC): pass\nclass C: pass\nA.register(C) if CHANGED else None", "float(isinstance(C(), A))"),
     ),
+    Way(REFUSED_CHANGED, "class C: pass\nif CHANGED: collections.abc.Sequence.register(C)", "float(isinstance(C(), collections.abc.Sequence))"),
+    Way(REFUSED_CHANGED, "class C: pass\nif CHANGED: numbers.Number.register(C)", "float(isinstance(C(), numbers.Number))"),
+    Way(REFUSED_CHANGED, "import abc\nclass A(abc.ABC): pass\nclass C: pass\nA.register(C) if CHANGED else None", "float(isinstance(C(), A))"),
     *_read(
         ("np.seterr(divide='ignore')", "float(CHANGED) + 1"),
     ),
@@ -431,7 +429,7 @@ MODULES = [
 
 # What is put into libraries while the function is called.
 PATCHES = [
-    Way(REFUSED, setup, expression, patch)
+    Way(REFUSED_CHANGED, setup, expression, patch)
     for setup, expression, patch in (
         ("", "jnp.sin(x)[1]", "jnp.sin = jnp.cos"),
         ("", "jnp.sin(x)[1]", "jax._src.lax.lax.sin = jax._src.lax.lax.cos"),
@@ -515,8 +513,8 @@ STATE = _refused(
 
 # These stay, for whatever comes after them.
 ADDED = [
-    *_read(("builtins.way = 2 if CHANGED else 1", "float(way)")),
     *_refused(
+        ("builtins.way = 2 if CHANGED else 1", "float(way)"),
         ("jnp.other_way = 2 if CHANGED else 1", "float(jnp.other_way)"),
         ("jax.other_way = (lambda: 2) if CHANGED else (lambda: 1)", "float(jax.other_way())"),
     ),
