@@ -65,7 +65,8 @@ def reader_otherwise(read: _R) -> _R:
 class Found:
     """What a fingerprint met on its way, for a look at it when a program is to be written.
 
-    ``codes``: code, its globals, and the variables that it closes over and that hold modules. ``library``: what was taken from libraries, with the
+    ``codes``: code, its globals, and the variables that it closes over and that hold modules.
+    ``library``: what was taken from libraries, with the
     module and the name. ``attributes``: names that are asked of values; ``defined``: those that
     the user's classes and instances have.
     """

@@ -35,7 +35,7 @@ _STANDARD = {
     "functools": """cached_property cmp_to_key partial partialmethod reduce total_ordering
         update_wrapper wraps""",
     "itertools": "*",
-    "operator": """attrgetter methodcaller abs add and_ concat contains countOf eq floordiv ge getitem gt iadd iand
+    "operator": """abs add and_ concat contains countOf eq floordiv ge getitem gt iadd iand
         iconcat ifloordiv ilshift imatmul imod imul index indexOf inv invert ior ipow irshift isub
         itemgetter itruediv ixor le lt lshift matmul mod mul ne neg not_ or_ pos pow rshift sub
         truediv truth xor""",
@@ -122,8 +122,10 @@ def _tables() -> dict[str, frozenset[str]]:
 
 # Modules whose classes' instances are what is in them: blocks, references, types and the like.
 _PLAIN_HOMES = (
-    _KERNELS, "jax._src.ad_", "jax._src.api.", "jax._src.core.", "jax._src.custom_", "jax._src.dtypes.",
-    "jax._src.frozen_dict.", "jax._src.hijax.", "jax._src.indexing.", "jax._src.lax.", "jax._src.literals.",
+    _KERNELS, "jax._src.ad_", "jax._src.api.", "jax._src.core.",
+    "jax._src.custom_", "jax._src.dtypes.",
+    "jax._src.frozen_dict.", "jax._src.hijax.", "jax._src.indexing.", "jax._src.lax.", "jax._src.layout.",
+    "jax._src.literals.",
     "jax._src.named_sharding.", "jax._src.nn.", "jax._src.numpy.", "jax._src.pallas.",
     "jax._src.partition_spec.", "jax._src.pjit.", "jax._src.sharding_impls.UnspecifiedValue",
     "jax._src.state.", "jax._src.tree_util.", "jax._src.typing.", "jax._src.util.",

@@ -77,7 +77,8 @@ class Look(NamedTuple):
     """What one code object, without those inside it, does.
 
     ``problems``: what isn't allowed, in words. ``attributes``: the names that it asks of values
-    that aren't modules; ``stored``: those that it sets. ``imports``: what it takes from modules that it imports: the module and
+    that aren't modules; ``stored``: those that it sets.
+    ``imports``: what it takes from modules that it imports: the module and
     the attributes in turn. ``shown``: strings that may show a value; ``percent``: whether a
     value that may be such a string is the left side of a ``%``.
     """

@@ -126,7 +126,7 @@ def _read_getter(fingerprint: Fingerprint, getter: Any) -> None:
     if type(getter) is not operator.itemgetter:
         for name in names:
             fingerprint.found.attributes.update(str(name).split("."))
-    fingerprint.add_all((type(getter), made[1]))
+    fingerprint.add(made[1])
     if type(made[0]) is functools.partial:
         fingerprint.add_all((made[0].args, made[0].keywords))
         fingerprint.found.attributes.update(made[0].args[:1])

@@ -285,7 +285,7 @@ PATH_KEYS = (
     "one, other",
     [
         (1, True), (1, 1.0), (0.0, -0.0), ("1", 1), (b"1", "1"), ((1, 2), [1, 2]), (None, "None"),
-        ({"a": 1, "b": 2}, {"b": 2, "a": 1}), ((1, (2, 3)), ((1, 2), 3)), 
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}), ((1, (2, 3)), ((1, 2), 3)),
         (np.zeros(3), np.zeros(3, np.float32)), (np.zeros(4), np.zeros((2, 2))),
         (np.arange(4), np.arange(1, 5)), (np.float32(1), np.float64(1)),
         (jnp.zeros(3), np.zeros(3, np.float32)), (jnp.asarray(2), jnp.asarray(2, jnp.int32)),
