@@ -128,7 +128,9 @@ def _change_of(owner: Any, held: dict[str, Any]) -> str | None:
         if old is new:
             continue
         if not is_module:
-            matters = _matters(old, new, isinstance(owner, type))
+            # Python itself notes the names of slots, say.
+            special = key.startswith("__") and not callable(new) and old is _MISSING
+            matters = not special and _matters(old, new, isinstance(owner, type))
         elif old is _MISSING:
             matters = hasattr(builtins, key) and owner is not builtins and not key.startswith("__")
         else:
