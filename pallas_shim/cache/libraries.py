@@ -124,7 +124,8 @@ def _tables() -> dict[str, frozenset[str]]:
 _PLAIN_HOMES = (
     _KERNELS, "jax._src.ad_", "jax._src.api.", "jax._src.core.",
     "jax._src.custom_", "jax._src.dtypes.",
-    "jax._src.frozen_dict.", "jax._src.hijax.", "jax._src.indexing.", "jax._src.lax.", "jax._src.layout.",
+    "jax._src.frozen_dict.", "jax._src.hijax.", "jax._src.indexing.", "jax._src.lax.",
+    "jax._src.layout.",
     "jax._src.literals.",
     "jax._src.named_sharding.", "jax._src.nn.", "jax._src.numpy.", "jax._src.pallas.",
     "jax._src.partition_spec.", "jax._src.pjit.", "jax._src.sharding_impls.UnspecifiedValue",
