@@ -183,6 +183,10 @@ class Answers:
             known.plan.use.prepared(time.perf_counter() - start)
         return known
 
+    def tracing(self, call: jit_calls.Call) -> contextlib.AbstractContextManager[Any]:
+        keep = getattr(_keeping, "keep", None)
+        return contextlib.nullcontext() if keep is None else keep.tracing()
+
     def ran(
         self, call: jit_calls.Call, params: dict[str, Any], out_tree: Any, consts: list[Any]
     ) -> None:

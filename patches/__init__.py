@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
 
@@ -34,7 +35,24 @@ def patch_pallas(pallas: ModuleType) -> Callable[[], None]:
         jax_jit, kernel_tracing, pallas_call, remote_kernels, traced_calls, traced_operators,
         traced_primitives,
     )  # fmt: skip
-    return undo_all([module.patch(pallas) for module in modules])
+    with noted():
+        return undo_all([module.patch(pallas) for module in modules])
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[None]:
+    """For the function cache: what patches change is as it is to be, whatever else was changed
+    before them is not."""
+    from pallas_shim import settings
+
+    if settings.current().cache is None:
+        yield
+        return
+    from pallas_shim.cache import pristine
+
+    pristine.keep_finding()
+    yield
+    pristine.note()
 
 
 def undo_all(undoings: list[Callable[[], None]]) -> Callable[[], None]:

@@ -15,7 +15,7 @@ import wrapt
 
 from pallas_shim import settings
 
-from . import undo_all
+from . import noted, undo_all
 
 
 class Generation(NamedTuple):
@@ -49,6 +49,11 @@ def _asked_by_user() -> bool:
 
 def patch_devices(jax: ModuleType) -> Callable[[], None]:
     """Called when jax is imported: its devices say that they are TPUs."""
+    with noted():
+        return _patch_devices(jax)
+
+
+def _patch_devices(jax: ModuleType) -> Callable[[], None]:
     asked = settings.current().tpu
     if asked is None:
         return _nothing
@@ -72,6 +77,11 @@ def patch_tpu_info(pltpu: ModuleType) -> Callable[[], None]:
     That is get_tpu_info, which JAX has from 0.8.1 on, and the tiling by which emit_pipeline cuts
     its last block; the tiling even if no TPU is named. A pipeline is no primitive.
     """
+    with noted():
+        return _patch_tpu_info(pltpu)
+
+
+def _patch_tpu_info(pltpu: ModuleType) -> Callable[[], None]:
     from pallas_shim.jax_compat import checked
     from pallas_shim.jax_compat.hooks import tpu_info
 

@@ -1,4 +1,4 @@
-"""How classes, what is in them, and instances are read for a digest."""
+"""How classes, what is in them, and instances are read for a fingerprint."""
 
 from __future__ import annotations
 
@@ -7,86 +7,117 @@ import enum
 import functools
 import sys
 import types
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pallas_shim.cache import libraries
+from pallas_shim.cache.fingerprint import Fingerprint, reader, reader_if, reader_otherwise
 from pallas_shim.cache.values import CONTAINERS
 from pallas_shim.jax_compat import inputs
 
-if TYPE_CHECKING:
-    from pallas_shim.cache.reach import Reach
-
+# Names that code may not ask for, or that say nothing more.
 _CLASS_ATTRIBUTES = frozenset(
     """__abstractmethods__ __annotate__ __annotate_func__ __annotations__ __annotations_cache__
-    __dict__ __doc__ __firstlineno__ __module__ __orig_bases__ __parameters__
-    __static_attributes__ __weakref__ _abc_impl""".split()
+    __dict__ __firstlineno__ __module__ __orig_bases__ __parameters__
+    __static_attributes__ __weakref__ _abc_impl __type_params__""".split()
 )
 
 
-def read_class(reach: Reach, kind: Any) -> bool:
+@reader_if(lambda value: isinstance(value, type))
+def _read_class(fingerprint: Fingerprint, kind: type) -> None:
     """Reads a class: its bases, and all that is in it."""
-    if not isinstance(kind, type):
-        return False
     module, name = kind.__module__, kind.__qualname__
     functions = inputs.pytree_functions(kind)
     if functions is not None:
-        reach.add_all([functions.to_iter, functions.from_iter])
+        for function in (functions.to_iter, functions.from_iter):
+            identity = libraries.identity(function)
+            if identity is not None and libraries.is_library(module):
+                fingerprint.emit(identity)
+            else:
+                fingerprint.add(function)
     if libraries.is_library(module):
-        reach.owned(module, name)
+        fingerprint.owned(module, name, kind)
         if "<locals>" not in name:
-            return True
+            if libraries.home(kind) is None and not libraries.is_public(kind):
+                raise fingerprint.refusal(f"{module}.{name} is another class than {name} there")
+            return
     elif libraries.is_standard(module) and module != "__main__":
-        raise reach.refusal(f"the class {module}.{name} has state that can't be read")
+        raise fingerprint.refusal(f"the class {module}.{name} has state that can't be read")
     elif not _made_in_python(kind):
-        raise reach.refusal(f"the class {module}.{name} isn't written in Python")
-    reach.emit("class", module, name)
-    reach.path.append(name)
-    reach.add(type(kind))
-    reach.add_all(kind.__bases__)
+        raise fingerprint.refusal(f"the class {module}.{name} isn't written in Python")
+    fingerprint.emit("class", module, name, kind.__name__)
+    fingerprint.path.append(name)
+    fingerprint.add(type(kind))
+    fingerprint.add_registered(kind)
+    for base in kind.__bases__:
+        if libraries.is_library(base.__module__) and libraries.home(base) is not None:
+            fingerprint.of_library(base)
+        else:
+            fingerprint.add(base)
+    fingerprint.found.defined.update(vars(kind))
     for attribute, value in vars(kind).items():
         if attribute == "__dataclass_fields__":
-            reach.add_all([
-                (f.name, repr(f.type), f.default, f.default_factory, f.init, f.kw_only)
+            fingerprint.found.defined.update(value)
+            fingerprint.add_all([
+                (f.name, repr(f.type), f.default, f.default_factory, f.init, f.repr, f.hash,
+                 f.compare, f.kw_only, f.metadata)
                 for f in value.values()
             ])  # fmt: skip
         elif attribute not in _CLASS_ATTRIBUTES:
-            reach.emit(attribute)
-            reach.add(value, attribute)
-    reach.path.pop()
-    return True
+            fingerprint.emit(attribute)
+            if type(value) in _METHODS and attribute.startswith("__"):
+                fingerprint.emit(value.__name__)  # code can't name it
+                fingerprint.of_library(value.__objclass__)
+            else:
+                fingerprint.add(value, attribute)
+    fingerprint.path.pop()
 
 
-def read_instance(reach: Reach, value: Any) -> bool:
+@reader_otherwise
+def _read_instance(fingerprint: Fingerprint, value: Any) -> None:
     """Reads an instance of a class that is written in Python: its class, and its state."""
     kind = type(value)
-    if kind.__module__ == "typing" or isinstance(value, (types.UnionType, types.GenericAlias)):
-        reach.emit("typing", repr(value))
-        return True
-    if kind.__name__ == "Primitive" and libraries.is_library(kind.__module__):
-        raise reach.refusal(f"the primitive {value}, of which JAX keeps rules elsewhere")
-    if kind.__module__ == "logging":
-        reach.emit("logger", str(value))
-        return True
-    reach.emit("instance")
-    reach.add(kind)
+    if inputs.is_primitive(value):
+        raise fingerprint.refusal(f"the primitive {value}, of which JAX keeps rules elsewhere")
+    if libraries.is_standard(kind.__module__) and kind.__module__ not in ("__main__", *_READ):
+        raise fingerprint.refusal(f"a {kind.__module__}.{kind.__qualname__} can't be read")
+    fingerprint.emit("instance")
+    if libraries.identity(kind) is not None and libraries.home(kind) is not None:
+        if not libraries.is_plain_class(kind):
+            raise fingerprint.refusal(f"a {kind.__module__}.{kind.__qualname__} can't be read")
+        fingerprint.of_library(kind)
+    else:
+        fingerprint.add(kind)
     for base in kind.__mro__:
         if base in CONTAINERS:
-            CONTAINERS[base](reach, value)
+            CONTAINERS[base](fingerprint, value)
         elif base is not object and not _made_in_python(base):
-            raise reach.refusal(f"a {kind.__module__}.{kind.__qualname__} can't be read")
+            raise fingerprint.refusal(f"a {kind.__module__}.{kind.__qualname__} can't be read")
     for base in kind.__mro__:
         slots = vars(base).get("__slots__", ())
         for slot in (slots,) if isinstance(slots, str) else slots:
             name = f"_{base.__name__.lstrip('_')}{slot}" if slot.startswith("__") else slot
             if slot not in ("__dict__", "__weakref__"):
-                reach.emit(slot)
-                reach.add(getattr(value, name, None), f".{slot}")
-    if isinstance(getattr(value, "__dict__", None), dict):
-        for name, part in vars(value).items():
-            reach.emit(name)
-            reach.add(part, f".{name}")
-    return True
+                fingerprint.emit(slot)
+                member = vars(base).get(name)
+                if isinstance(member, types.MemberDescriptorType):
+                    try:
+                        fingerprint.add(member.__get__(value), f".{slot}")
+                    except AttributeError:
+                        fingerprint.emit("unset")
+                else:
+                    fingerprint.emit("hidden")
+    try:
+        state = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return
+    if type(state) is not dict:
+        raise fingerprint.refusal(f"the variables of a {kind.__qualname__} can't be read")
+    fingerprint.add_variables(state)
+
+
+_METHODS = (types.WrapperDescriptorType, types.MethodDescriptorType)
+# Modules of the standard library whose instances have all of their state in variables.
+_READ = ("dataclasses", "enum")
 
 
 def _made_in_python(kind: type) -> bool:
@@ -106,13 +137,32 @@ def _made_in_python(kind: type) -> bool:
 _IN_C = (types.WrapperDescriptorType, types.MethodDescriptorType, types.BuiltinFunctionType)
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 
-READERS: dict[type, Callable[[Reach, Any], None]] = {
-    property: lambda reach, x: reach.add_all((x.fget, x.fset, x.fdel)),
-    classmethod: lambda reach, x: reach.add(x.__func__),
-    staticmethod: lambda reach, x: reach.add(x.__func__),
-    functools.cached_property: lambda reach, x: reach.add(x.func),
-    enum.property: lambda reach, x: reach.add_all((x.fget, x.fset, x.fdel)),
-    types.MemberDescriptorType: lambda reach, x: reach.emit(x.__name__),
-    types.GetSetDescriptorType: lambda reach, x: reach.emit(x.__name__),
-    type(collections.namedtuple("_", "x").x): lambda reach, x: reach.emit(repr(x)),  # type: ignore[attr-defined]
-}
+
+@reader(property, enum.property)
+def _read_property(fingerprint: Fingerprint, value: Any) -> None:
+    fingerprint.add_all((value.fget, value.fset, value.fdel, value.__doc__))
+
+
+@reader(classmethod, staticmethod)
+def _read_wrapped_method(fingerprint: Fingerprint, value: Any) -> None:
+    fingerprint.add(value.__func__)
+
+
+@reader(functools.cached_property)
+def _read_cached_property(fingerprint: Fingerprint, value: Any) -> None:
+    fingerprint.add_all((value.func, value.attrname))
+
+
+@reader(functools.partialmethod)
+def _read_partial_method(fingerprint: Fingerprint, value: Any) -> None:
+    fingerprint.add_all((value.func, value.args, value.keywords))
+
+
+@reader(types.MemberDescriptorType, types.GetSetDescriptorType)
+def _read_descriptor(fingerprint: Fingerprint, value: Any) -> None:
+    fingerprint.emit(value.__name__)
+
+
+@reader(type(collections.namedtuple("_", "x").x))  # type: ignore[attr-defined]
+def _read_field(fingerprint: Fingerprint, value: Any) -> None:
+    fingerprint.emit(repr(value.__reduce__()[1]), value.__doc__ or "")

@@ -1,69 +1,84 @@
-"""How functions are read for a digest: their code, and the globals that it names."""
+"""How functions are read for a fingerprint: their code, and the globals that it names."""
 
 from __future__ import annotations
 
 import builtins
 import functools
 import types
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from pallas_shim.cache import libraries
 from pallas_shim.cache.bytecode import closure_reads, contents, reads
+from pallas_shim.cache.fingerprint import Fingerprint, reader, reader_if
 from pallas_shim.cache.values import DATA
 from pallas_shim.jax_compat import inputs
 
-if TYPE_CHECKING:
-    from pallas_shim.cache.reach import Reach
-
-# What reads or does more than its arguments say.
-_OPAQUE_BUILTINS = frozenset(
-    "__import__ breakpoint compile eval exec globals input locals open print vars".split()
-)
+# What a module has beside what is in it. A module that is read whole may be asked for any name.
 _MODULE_ATTRIBUTES = frozenset(
     """__annotations__ __builtins__ __cached__ __doc__ __file__ __loader__ __name__ __package__
     __path__ __spec__""".split()
 )
 
 
-def _read_function(reach: Reach, function: types.FunctionType) -> None:
+@reader(types.FunctionType)
+def _read_function(fingerprint: Fingerprint, function: types.FunctionType) -> None:
     name, code = function.__globals__.get("__name__", ""), function.__code__
-    reach.path.append(f"{name}.{code.co_qualname}")
+    fingerprint.path.append(f"{name}.{code.co_qualname}")
     if libraries.owns_function(function):
-        reach.owned(name, code.co_qualname)
-        reach.emit(str(code.co_firstlineno), code.co_code)
+        fingerprint.owned(name, code.co_qualname, function)
+        fingerprint.emit(str(code.co_firstlineno), code.co_code)
         if "<locals>" in code.co_qualname:
-            reach.add_all(map(contents, function.__closure__ or ()))
-            _read_attributes(reach, function)
+            fingerprint.add_all(map(contents, function.__closure__ or ()))
+            _read_attributes(fingerprint, function)
     else:
         if libraries.is_standard(name) and name != "__main__":
-            raise reach.refusal("its results may depend on more than its arguments")
-        _read_code(reach, code, function.__globals__)
-        for variable, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-            _read_closure(reach, code, variable, contents(cell))
-        _read_attributes(reach, function)
-    reach.path.pop()
+            raise fingerprint.refusal("its results may depend on more than its arguments")
+        if not fingerprint.add_traced(function):
+            _read_users_function(fingerprint, function)
+    fingerprint.path.pop()
 
 
-def _read_attributes(reach: Reach, function: types.FunctionType) -> None:
-    reach.add_all([function.__defaults__, function.__kwdefaults__])
-    reach.add_items(function.__dict__)
+def _read_users_function(fingerprint: Fingerprint, function: types.FunctionType) -> None:
+    code, namespace = function.__code__, function.__globals__
+    known = function.__builtins__  # type: ignore[attr-defined]
+    if type(namespace) is not dict or (known and known is not vars(builtins)):
+        raise fingerprint.refusal("its globals or built-ins are of a kind of their own")
+    fingerprint.emit(
+        function.__name__, function.__qualname__, repr(function.__module__), repr(function.__doc__)
+    )
+    closed = dict(zip(code.co_freevars, map(contents, function.__closure__ or ()), strict=True))
+    modules = [name for name, value in closed.items() if isinstance(value, types.ModuleType)]
+    _read_code(fingerprint, code, namespace, frozenset(modules))
+    for variable, value in closed.items():
+        _read_closure(fingerprint, code, variable, value)
+    _read_attributes(fingerprint, function)
 
 
-def _read_closure(reach: Reach, code: types.CodeType, variable: str, value: Any) -> None:
+def _read_attributes(fingerprint: Fingerprint, function: types.FunctionType) -> None:
+    fingerprint.add_all([function.__defaults__, function.__kwdefaults__])
+    fingerprint.add_variables(function.__dict__)
+
+
+def _read_closure(
+    fingerprint: Fingerprint, code: types.CodeType, variable: str, value: Any
+) -> None:
     """Reads what a function closes over: of a module only what it asks of it."""
     chains = closure_reads(code, variable) if isinstance(value, types.ModuleType) else None
-    reach.emit("closure", variable)
+    fingerprint.emit("closure", variable)
     if chains is None:
-        reach.add(value)
+        fingerprint.add(value)
         return
     for attributes in chains:
-        _read_chain(reach, variable, value, attributes)
+        _read_chain(fingerprint, variable, value, attributes)
 
 
-def _read_code(reach: Reach, code: types.CodeType, namespace: dict[str, Any]) -> None:
-    reach.names.update(code.co_names)
-    reach.emit(
+def _read_code(
+    fingerprint: Fingerprint, code: types.CodeType, namespace: dict[str, Any],
+    modules: frozenset[str],
+) -> None:
+    fingerprint.found.codes.append((code, namespace, modules))
+    fingerprint.emit(
         code.co_filename, code.co_qualname, code.co_code, code.co_linetable,
         code.co_exceptiontable,
         repr((
@@ -74,153 +89,206 @@ def _read_code(reach: Reach, code: types.CodeType, namespace: dict[str, Any]) ->
     )  # fmt: skip
     for const in code.co_consts:
         if isinstance(const, types.CodeType):
-            _read_code(reach, const, namespace)
+            _read_code(fingerprint, const, namespace, modules)
+        elif type(const) is str:
+            fingerprint.emit("str", const)
+        elif type(const) is frozenset:  # `rules` sees to it that its order makes no difference
+            fingerprint.emit("frozenset", repr(sorted(map(repr, const))))
         else:
-            reach.add(const)
+            fingerprint.add(const)
     read = reads(code)
     for module in read.imports:
-        reach.imported(module)
+        fingerprint.imported(module)
     for name in read.sets:
-        raise reach.refusal(f"it sets the global {name} while it is traced")
+        raise fingerprint.refusal(f"it sets the global {name} while it is traced")
     for name, *attributes in read.globals:
-        _read_global(reach, name, attributes, namespace)
+        _read_global(fingerprint, name, attributes, namespace)
 
 
 def _read_global(
-    reach: Reach, name: str, attributes: Sequence[str], namespace: dict[str, Any]
+    fingerprint: Fingerprint, name: str, attributes: Sequence[str], namespace: dict[str, Any]
 ) -> None:
-    reach.emit("global", name)
+    fingerprint.emit("global", name)
     if name in namespace:
         value = namespace[name]
     elif hasattr(builtins, name):
         value = getattr(builtins, name)
-        if name in _OPAQUE_BUILTINS:
-            raise reach.refusal(f"it calls {name}")
+        identity = libraries.identity(value)
+        if identity is not None:
+            fingerprint.found.attributes.update(attributes)
+            fingerprint.emit(identity)
+            return
     else:
-        reach.emit("absent")
+        fingerprint.emit("absent")
         return
-    _read_chain(reach, name, value, attributes)
+    _read_chain(fingerprint, name, value, attributes)
 
 
-def _read_chain(reach: Reach, name: str, value: Any, attributes: Sequence[str]) -> None:
+def _read_chain(
+    fingerprint: Fingerprint, name: str, value: Any, attributes: Sequence[str]
+) -> None:
     """Reads attributes that are asked for in turn, from what isn't a module on as a whole."""
     for position, attribute in enumerate(attributes):
         if not isinstance(value, types.ModuleType):
+            fingerprint.found.attributes.update(attributes[position:])
             break
         if libraries.is_library(value.__name__):
-            _read_of_library(reach, value, attributes[position:])
+            _read_of_library(fingerprint, value, attributes[position:])
             return
-        if libraries.is_standard(value.__name__):
-            raise reach.refusal(f"it reaches the module {value.__name__}")
+        _check_users_module(fingerprint, value)
         name = f"{value.__name__}.{attribute}"
-        reach.emit("attribute", name)
+        fingerprint.emit("attribute", name)
         if attribute not in vars(value):
             if "__getattr__" in vars(value):
-                raise reach.refusal(f"{name} is made by the module's __getattr__")
-            reach.emit("absent")
+                raise fingerprint.refusal(f"{name} is made by the module's __getattr__")
+            if hasattr(types.ModuleType, attribute):
+                raise fingerprint.refusal(f"it asks for {name}")
+            fingerprint.emit("absent")
             return
         value = vars(value)[attribute]
-    reach.add(value, name)
+    fingerprint.add(value, name)
+
+
+def _check_users_module(fingerprint: Fingerprint, module: types.ModuleType) -> None:
+    name = module.__name__
+    if libraries.is_impure(name) or libraries.is_standard(name) and name != "__main__":
+        raise fingerprint.refusal(f"it reaches the module {name}")
+    if type(module) is not types.ModuleType:
+        raise fingerprint.refusal(f"the module {name} is of a type of its own")
 
 
 def _read_of_library(
-    reach: Reach, module: types.ModuleType, attributes: Sequence[str]
+    fingerprint: Fingerprint, module: types.ModuleType, attributes: Sequence[str]
 ) -> None:
     """Reads an attribute of a library's module, its own or one that was put there."""
     value: Any = module
-    for attribute in attributes:
+    for position, attribute in enumerate(attributes):
         if not isinstance(value, types.ModuleType):
+            fingerprint.found.attributes.update(attributes[position:])
             break
-        reach.owned(value.__name__, attribute)
+        place = value.__name__
         try:
             value = getattr(value, attribute)
         except AttributeError:
-            reach.emit("absent")
+            fingerprint.owned(place, attribute, None)
+            fingerprint.emit("absent")
             return
-        if isinstance(value, types.ModuleType) and not libraries.is_library(value.__name__):
-            reach.add(value)
+        if not isinstance(value, types.ModuleType):
+            fingerprint.owned(place, attribute, value)
+            break
+        fingerprint.emit("module", place, attribute)
+        if not libraries.is_library(value.__name__):
+            rest = attributes[position + 1 :]
+            _read_chain(fingerprint, value.__name__, value, rest)
             return
+    else:
+        position = len(attributes) - 1
+    fingerprint.found.attributes.update(attributes[position + 1 :])
     if isinstance(value, types.ModuleType):
-        reach.add(value)
+        fingerprint.add(value)
     else:  # it may be in the place of another
         identity = libraries.identity(value)
         if identity is None or type(value) in DATA:
-            reach.add(value, attributes[-1])
+            fingerprint.add(value, attributes[-1])
         else:
-            reach.emit(identity)
+            fingerprint.emit(identity)
 
 
-def _read_module(reach: Reach, module: types.ModuleType) -> None:
+@reader_if(lambda value: isinstance(value, types.ModuleType))
+def _read_module(fingerprint: Fingerprint, module: types.ModuleType) -> None:
     """A module that is not asked for a known attribute."""
     name = module.__name__
     if libraries.is_library(name):
-        reach.imported(name)
-        return
-    if libraries.is_impure(name) or libraries.is_standard(name):
-        raise reach.refusal(f"it reaches the module {name}")
-    reach.emit(name)
+        raise fingerprint.refusal(f"it passes the module {name} on, of which it may ask anything")
+    _check_users_module(fingerprint, module)
+    if "__getattr__" in vars(module):
+        raise fingerprint.refusal(f"the module {name} makes attributes by __getattr__")
+    fingerprint.emit(name)
+    fingerprint.found.defined.update(vars(module))
     for attribute, value in vars(module).items():
         if attribute not in _MODULE_ATTRIBUTES:
-            reach.emit(attribute)
-            reach.add(value, f"{name}.{attribute}")
+            fingerprint.emit(attribute)
+            fingerprint.add(value, f"{name}.{attribute}")
 
 
-def _read_builtin(reach: Reach, function: Any) -> None:
+@reader(types.BuiltinFunctionType)
+def _read_builtin(fingerprint: Fingerprint, function: Any) -> None:
     owner = getattr(function, "__self__", None)
     module = getattr(function, "__module__", None) or ""
-    if owner is not None and not isinstance(owner, types.ModuleType):
-        reach.emit(function.__qualname__)
-        reach.add(owner)
-    elif function.__name__ in _OPAQUE_BUILTINS and module == "builtins":
-        raise reach.refusal(f"it reaches {function.__name__}")
+    if owner is builtins:
+        fingerprint.owned("builtins", f"{function.__name__}, passed on", function)
+    elif owner is not None and not isinstance(owner, types.ModuleType):
+        fingerprint.found.attributes.add(function.__name__)
+        fingerprint.emit(function.__qualname__)
+        fingerprint.add(owner)
     elif module and not libraries.is_library(module):
-        raise reach.refusal(f"it reaches {module}.{function.__name__}")
+        raise fingerprint.refusal(f"it reaches {module}.{function.__name__}")
     else:
-        reach.owned(module or "builtins", function.__qualname__)
+        fingerprint.owned(module or "builtins", function.__qualname__, function)
 
 
-def _read_cached(reach: Reach, function: Any) -> None:
+@reader(types.MethodType)
+def _read_method(fingerprint: Fingerprint, method: Any) -> None:
+    fingerprint.add_all((method.__func__, method.__self__))
+
+
+@reader(
+    types.MethodDescriptorType, types.WrapperDescriptorType, types.ClassMethodDescriptorType
+)
+def _read_method_of_class(fingerprint: Fingerprint, method: Any) -> None:
+    fingerprint.found.attributes.add(method.__name__)
+    fingerprint.add_all((method.__name__, method.__objclass__))
+
+
+@reader(types.MethodWrapperType)
+def _read_bound_wrapper(fingerprint: Fingerprint, method: Any) -> None:
+    fingerprint.found.attributes.add(method.__name__)
+    fingerprint.add_all((method.__name__, method.__self__))
+
+
+@reader(functools.partial)
+def _read_partial(fingerprint: Fingerprint, partial: Any) -> None:
+    fingerprint.add_all((partial.func, partial.args, partial.keywords))
+    fingerprint.add_variables(vars(partial))
+
+
+@reader(type(functools.lru_cache(len)))
+def _read_cached(fingerprint: Fingerprint, function: Any) -> None:
     if function.cache_info().currsize and not libraries.is_library(function.__module__):
-        raise reach.refusal(f"{function.__qualname__} holds results of earlier calls")
-    reach.add(function.__wrapped__)
+        raise fingerprint.refusal(f"{function.__qualname__} holds results of earlier calls")
+    fingerprint.add_all((function.cache_parameters(), function.__wrapped__))
 
 
-def _read_jit_info(reach: Reach, jit_info: Any) -> None:
+@reader(inputs.JIT_INFO)
+def _read_jit_info(fingerprint: Fingerprint, jit_info: Any) -> None:
     """What jit was told, without the function: what wraps a jitted function holds it as well."""
     options = inputs.jit_options(jit_info)
     if options is None:
-        raise reach.refusal("jit was told where the arguments lie")
-    reach.add(options)
+        raise fingerprint.refusal("jit was told where the arguments lie")
+    fingerprint.add(options)
 
 
-def read_known(reach: Reach, value: Any) -> bool:
-    """Reads jitted functions, and what a library's module has under a value's own name."""
-    jitted = inputs.jitted(value)
-    if jitted is not None:
-        reach.emit("jit")
-        reach.add_jitted(*jitted)
-        return True
+@reader_if(lambda value: inputs.jitted(value) is not None)
+def _read_jitted(fingerprint: Fingerprint, value: Any) -> None:
+    found = inputs.jitted(value)
+    assert found is not None
+    fingerprint.add_jitted(*found)
+    fingerprint.add_variables(inputs.variables_of_jitted(value))
+
+
+@reader_if(lambda value: _is_known(value))
+def _read_known(fingerprint: Fingerprint, value: Any) -> None:
+    """Reads what a library's module has under a value's own name."""
+    home, identity = libraries.home(value), libraries.identity(value)
+    assert home is not None and identity is not None
+    fingerprint.owned(*home, value)
+    fingerprint.emit(identity)
+
+
+def _is_known(value: Any) -> bool:
+    if isinstance(value, type):
+        return False
     home = libraries.home(value)
     if home is None or not libraries.is_library(home[0]):
         return False
-    identity = libraries.identity(value)
-    if identity is None:
-        return False
-    reach.owned(*home)
-    reach.emit(identity)
-    return True
-
-
-READERS: dict[type, Callable[[Reach, Any], None]] = {
-    types.FunctionType: _read_function,
-    types.MethodType: lambda reach, x: reach.add_all((x.__func__, x.__self__)),
-    types.BuiltinFunctionType: _read_builtin,
-    types.MethodDescriptorType: lambda reach, x: reach.add_all((x.__name__, x.__objclass__)),
-    types.WrapperDescriptorType: lambda reach, x: reach.add_all((x.__name__, x.__objclass__)),
-    types.ClassMethodDescriptorType: lambda reach, x: reach.add_all((x.__name__, x.__objclass__)),
-    types.MethodWrapperType: lambda reach, x: reach.add_all((x.__name__, x.__self__)),
-    types.ModuleType: _read_module,
-    functools.partial: lambda reach, x: reach.add_all((x.func, x.args, x.keywords, vars(x))),
-    type(functools.lru_cache(len)): _read_cached,
-    inputs.JIT_INFO: _read_jit_info,
-}
+    return libraries.identity(value) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections.abc import Sequence
@@ -11,8 +12,8 @@ import jax
 import numpy as np
 
 from pallas_shim.cache import encode
-from pallas_shim.cache.key import key
-from pallas_shim.cache.reach import Unkeyable
+from pallas_shim.cache.fingerprint import Unkeyable
+from pallas_shim.cache.key import Key
 from pallas_shim.cache.store import Refused, Store
 from pallas_shim.evaluator.program import Program
 from pallas_shim.jax_compat import call_info, inputs
@@ -59,10 +60,9 @@ class Keep:
     def __init__(self, call: jit_calls.Call, directory: str):
         self._program: bytes | None = None
         self._reason: str | None = None
-        self._key = ""
         try:
             self._store = _store(directory)
-            self._key = key(call)
+            self._key = Key(call)
         except (Unkeyable, Refused) as error:
             self._reason = str(error)
 
@@ -70,7 +70,7 @@ class Keep:
         """What an earlier process kept of this call."""
         if self._reason is not None:
             return None
-        data = self._store.read(self._key)
+        data = self._store.read(self._key.digest)
         if data is None:
             return None
         size = int.from_bytes(data[:8], "little")
@@ -81,6 +81,10 @@ class Keep:
             log.warning("a kept program can't be read: %s: %s", type(error).__name__, error)
             return None
         return Kept(program, facts, jax.tree.structure(facts.out_tree), list(facts.consts))
+
+    def tracing(self) -> contextlib.AbstractContextManager[Any]:
+        """To be entered around the tracing of this call."""
+        return contextlib.nullcontext() if self._reason is not None else self._key.watch
 
     def encode(self, program: Program) -> None:
         """Takes the program of this call as it is now."""
@@ -108,6 +112,7 @@ class Keep:
                 raise encode.NotData("it was planned before this call")
             if sum(call.donated) != len(deleted):
                 raise encode.NotData("donated arguments that can't be used")
+            self._key.verify()
             facts = Facts(
                 call.name,
                 tuple((k.name, k.source, k.grid) for k in use.kernels),
@@ -118,11 +123,11 @@ class Keep:
                 tuple(map(_const, consts)),
             )
             data = encode.encode_data(tuple(facts))
-        except encode.NotData as error:
+        except (encode.NotData, Unkeyable) as error:
             self._reason = str(error)
             return self._not_kept(use)
         data = len(data).to_bytes(8, "little") + data
-        if self._store.write(self._key, data + self._program):
+        if self._store.write(self._key.digest, data + self._program):
             return "written"
         self._reason = f"{self._store.directory} can't be written to"
         return self._not_kept(use)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import locale
 import os
 import platform
 import sys
+import warnings
 from typing import Any
 
 import jax
@@ -13,32 +15,76 @@ import numpy as np
 
 import pallas_shim
 from pallas_shim import settings
-from pallas_shim.cache.reach import Reach, Unkeyable
+from pallas_shim.cache import classes, functions, pristine, values  # noqa: F401 (they read)
+from pallas_shim.cache.audit import audit
+from pallas_shim.cache.fingerprint import Fingerprint, Unkeyable
+from pallas_shim.cache.watch import Watch
 from pallas_shim.jax_compat import inputs
 from pallas_shim.jax_compat.hooks import jit_calls
 
 
-def key(call: jit_calls.Call) -> str:
+class Key:
     """What tells the program of a call from all others.
 
-    Raises:
-      Unkeyable: something that it depends on can't be read.
+    ``digest`` finds it. Before a program is written under it, `watch` is entered around tracing,
+    and `verify` called after it.
     """
-    reach = Reach()
-    reach.add(_process(), "the process")
-    reach.add(list(inputs.configuration()), "JAX's configuration")
-    reach.add_jitted(call.function, call.jit_info)
+
+    def __init__(self, call: jit_calls.Call) -> None:
+        """Reads all that the call depends on.
+
+        Raises:
+          Unkeyable: some of it can't be read.
+        """
+        self._call = call
+        fingerprint = _fingerprint(call, after=False)
+        self.digest = fingerprint.digest()
+        self._found = fingerprint.found
+        self.watch = Watch(self._found)
+
+    def verify(self) -> None:
+        """Makes sure that the program that was traced is what this key says.
+
+        Raises:
+          Unkeyable: tracing did something that isn't known to depend on what was read only, or
+            has changed some of that.
+        """
+        audit(self._found)
+        if self.watch.problem is not None:
+            raise Unkeyable(self.watch.problem)
+        if _fingerprint(self._call, after=True).digest() != self.digest:
+            raise Unkeyable("tracing it changes what it reaches")
+
+
+def _fingerprint(call: jit_calls.Call, after: bool) -> Fingerprint:
+    try:
+        return _read(call, after)
+    except Unkeyable:
+        raise
+    except Exception as error:  # of what the user's classes do when they are looked at
+        raise Unkeyable(f"reading it failed with {type(error).__name__}: {error}") from None
+
+
+def _read(call: jit_calls.Call, after: bool) -> Fingerprint:
+    change = pristine.changed()
+    if change is not None:
+        raise Unkeyable(change)
+    fingerprint = Fingerprint(after)
+    fingerprint.add(_process(), "the process")
+    fingerprint.add(list(inputs.configuration()), "JAX's configuration")
+    fingerprint.add_jitted(call.function, call.jit_info, called=True)
     static, dynamic = inputs.split_arguments(call.jit_info, call.args, call.kwargs)
-    reach.add(static, "a static argument")
-    reach.add(inputs.tree_parts(jax.tree.structure(dynamic)), "an argument's container")
+    fingerprint.add(static, "a static argument")
+    fingerprint.add(inputs.tree_parts(jax.tree.structure(dynamic)), "an argument's container")
     for aval in call.avals:
         if not inputs.is_array_type(aval):
             raise Unkeyable(f"an argument is of the type {aval}")
-        reach.add((aval.shape, str(aval.dtype), bool(aval.weak_type), str(aval)))
-    return reach.digest()
+        fingerprint.emit(str(aval.shape), repr(aval.dtype), str(aval.weak_type), str(aval))
+    return fingerprint
 
 
 def _process() -> list[Any]:
+    """What all functions may depend on."""
     chosen = settings.current()
     return [
         pallas_shim.__version__,
@@ -47,13 +93,19 @@ def _process() -> list[Any]:
         chosen.force,
         chosen.tpu,
         sys.version,
-        sys.flags.optimize,
+        repr(sys.flags),
+        sys.getrecursionlimit(),
+        sys.get_int_max_str_digits(),
         platform.machine(),
         sys.byteorder,
         sys.modules["jaxlib"].__version__,
         sys.modules["ml_dtypes"].__version__,
         np.__version__,
         jax.__version__,
+        np.geterr(),
+        repr(np.get_printoptions()),
+        repr(warnings.filters),
+        locale.setlocale(locale.LC_ALL),
     ]
 
 

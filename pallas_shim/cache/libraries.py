@@ -11,20 +11,57 @@ from typing import Any
 
 import numpy as np
 
+from pallas_shim.cache import pure
 from pallas_shim.cache.bytecode import contents
 from pallas_shim.jax_compat import inputs
 
 # Distributions that are known by their versions; their code isn't followed.
 VERSIONED = frozenset({"jax", "jaxlib", "ml_dtypes", "numpy", "opt_einsum", "scipy"})
-# Modules of the standard library whose functions depend on nothing but their arguments, and
-# some whose effects (a warning, a line in a log) don't change what is computed.
-_PURE = frozenset(
-    """__future__ _collections_abc _functools _operator abc bisect builtins cmath collections
-    collections.abc contextlib copy dataclasses enum fractions functools heapq itertools
-    keyword logging math numbers operator re reprlib string textwrap types typing
-    warnings""".split()
-)
+# What of the standard library depends on nothing but its arguments, by module; and a warning,
+# whose effects don't change what is computed.
+_STANDARD = {
+    "_abc": "*", "_collections_abc": "*", "_functools": "*", "_operator": "*",
+    "math": "*", "cmath": "*", "numbers": "*", "bisect": "*", "heapq": "*",
+    "collections.abc": "*",
+    "abc": "ABC ABCMeta abstractmethod",
+    "collections": "ChainMap Counter OrderedDict defaultdict deque namedtuple",
+    "contextlib": """AbstractContextManager ContextDecorator ExitStack _GeneratorContextManager
+        contextmanager nullcontext suppress""",
+    "copy": "copy deepcopy replace",
+    "dataclasses": """FrozenInstanceError InitVar KW_ONLY MISSING _MISSING_TYPE asdict astuple
+        _recursive_repr dataclass field is_dataclass replace""",
+    "enum": "Enum EnumMeta EnumType Flag IntEnum IntFlag ReprEnum StrEnum auto unique",
+    "fractions": "Fraction",
+    "functools": """cached_property cmp_to_key partial partialmethod reduce total_ordering
+        update_wrapper wraps""",
+    "itertools": "*",
+    "operator": """abs add and_ concat contains countOf eq floordiv ge getitem gt iadd iand
+        iconcat ifloordiv ilshift imatmul imod imul index indexOf inv invert ior ipow irshift isub
+        itemgetter itruediv ixor le lt lshift matmul mod mul ne neg not_ or_ pos pow rshift sub
+        truediv truth xor""",
+    "re": "compile escape findall fullmatch match search split sub subn",
+    "string": """ascii_letters ascii_lowercase ascii_uppercase capwords digits hexdigits
+        octdigits punctuation""",
+    "reprlib": "recursive_repr",
+    "types": "EllipsisType MappingProxyType NoneType SimpleNamespace",
+    "typing": """Annotated Any AnyStr Callable _GenericAlias _ProtocolMeta
+        _no_init_or_replace_init _proto_hook ClassVar Dict Final Generic Hashable Iterable
+        Iterator List Literal Mapping NamedTuple NewType Optional ParamSpec Protocol Self Sequence
+        Set TYPE_CHECKING Tuple Type TypeAlias TypeVar Union assert_never assert_type cast final
+        overload runtime_checkable""",
+    "warnings": "warn",
+    "__future__": "annotations",
+}  # fmt: skip
+# Functions that aren't public but make what public ones give.
+_MAKERS = frozenset({
+    ("jax._src.pallas.pallas_call", "_pallas_call"),
+    ("jax._src.traceback_util", "api_boundary"),
+})
+# Modules whose functions are read by their names.
+_PURE = frozenset({*_STANDARD, "builtins", "keyword", "reprlib", "textwrap"})
 _IMPURE = ("numpy.random",)
+# Kernels that come with JAX; all that their modules have is a function of its arguments.
+_KERNELS = "jax.experimental.pallas.ops."
 # Where callables are that don't say what module they are from.
 _UFUNCS = ("numpy", "scipy.special")
 
@@ -43,8 +80,89 @@ def is_standard(module: str) -> bool:
     return top(module) in sys.stdlib_module_names
 
 
+def is_from_elsewhere(module: str) -> bool:
+    """Whether a module is Python's or a library's."""
+    return top(module) in VERSIONED or (is_standard(module) and module != "__main__")
+
+
 def top(module: str) -> str:
     return module.partition(".")[0]
+
+
+def is_pure(module: str, name: str, value: Any) -> bool:
+    """Whether what a library's module has under a name gives the same for the same arguments.
+
+    It is known by that name, or by another one under which it is public; or it is what a public
+    function made.
+    """
+    table = _tables()
+    if isinstance(value, enum.EnumMeta) and top(module) in VERSIONED:
+        return True
+    if name.partition(".")[0] in table.get(module, ()):
+        return True
+    if module.startswith(_KERNELS) or id(value) in _pure_values():
+        return True
+    if module in _STANDARD and _STANDARD[module] == "*":
+        return True
+    if isinstance(value, types.FunctionType) and "<locals>" in value.__code__.co_qualname:
+        home = value.__globals__.get("__name__", "")
+        name = value.__code__.co_qualname.partition(".")[0]
+        maker = vars(sys.modules[home]).get(name)
+        if home.startswith(_KERNELS) or (home, name) in _MAKERS:
+            return True
+        return id(maker) in _pure_values()
+    return False
+
+
+@functools.cache
+def _tables() -> dict[str, frozenset[str]]:
+    named = {**pure.PURE, **_STANDARD}
+    return {module: frozenset(names.split()) for module, names in named.items()}
+
+
+# Modules whose classes' instances are what is in them: blocks, references, types and the like.
+_PLAIN_HOMES = (
+    _KERNELS, "jax._src.ad_", "jax._src.api.", "jax._src.core.",
+    "jax._src.custom_", "jax._src.dtypes.",
+    "jax._src.frozen_dict.", "jax._src.hijax.", "jax._src.indexing.", "jax._src.lax.",
+    "jax._src.layout.",
+    "jax._src.literals.",
+    "jax._src.named_sharding.", "jax._src.nn.", "jax._src.numpy.", "jax._src.pallas.",
+    "jax._src.partition_spec.", "jax._src.pjit.", "jax._src.sharding_impls.UnspecifiedValue",
+    "jax._src.state.", "jax._src.tree_util.", "jax._src.typing.", "jax._src.util.",
+    "jax.experimental.pallas.",
+)  # fmt: skip
+
+
+def is_plain_class(kind: type) -> bool:
+    """Whether an instance of a library's class has nothing but its variables."""
+    if issubclass(kind, enum.Enum) or is_public(kind) or top(kind.__module__) not in VERSIONED:
+        return True
+    return f"{kind.__module__}.{kind.__qualname__}".startswith(_PLAIN_HOMES)
+
+
+def is_public(value: Any) -> bool:
+    """Whether a value is pure by any of its names."""
+    return id(value) in _pure_values()
+
+
+def _pure_values() -> set[int]:
+    """Where the values are that are pure by any of their names."""
+    loaded = tuple(name for name in _tables() if name in sys.modules)
+    return _values_in(loaded)
+
+
+@functools.lru_cache(maxsize=1)
+def _values_in(loaded: tuple[str, ...]) -> set[int]:
+    found = set()
+    for module in loaded:
+        held = vars(sys.modules[module])
+        for name in _tables()[module]:
+            if name in held and type(held[name]) not in _PLAIN:
+                found.add(id(held[name]))
+                wrapped = getattr(held[name], "__wrapped__", None)
+                found.add(id(held[name] if wrapped is None else wrapped))
+    return found
 
 
 @functools.cache

@@ -3,124 +3,248 @@
 from __future__ import annotations
 
 import collections
+import fractions
+import functools
+import itertools
 import operator
 import re
+import struct
 import types
 import typing
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jax import tree_util
 
 from pallas_shim.cache import libraries
+from pallas_shim.cache.fingerprint import Fingerprint, reader, reader_if
 from pallas_shim.jax_compat import inputs
-
-if TYPE_CHECKING:
-    from pallas_shim.cache.reach import Reach
 
 # Arrays of more bytes than this are refused, not read.
 _LARGEST_ARRAY = 64 << 20
 
-PLAIN: dict[type, Callable[[Any], str | bytes]] = {
-    type(None): lambda x: b"",
-    bool: repr,
-    int: repr,
-    float: float.hex,
-    complex: lambda x: f"{x.real.hex()} {x.imag.hex()}",
-    str: lambda x: x,
-    bytes: lambda x: x,
-    range: repr,
-    type(...): repr,
-    type(NotImplemented): repr,
-}
-
-# Whether two of these are the same object makes no difference.
-UNCHANGING = frozenset({tuple, frozenset, slice, types.MethodType, inputs.TREE})
 # What a user could have put into a library's module in the place of what was there.
-DATA = frozenset({*PLAIN, tuple, list, dict, set, frozenset, np.ndarray})
+DATA = frozenset(
+    {bool, int, float, complex, str, bytes, range, type(None), tuple, list, dict, set, frozenset,
+     np.ndarray}
+)  # fmt: skip
 
 
-def _read_set(reach: Reach, values: Any) -> None:
-    digests = []
-    for value in values:
-        if type(value) not in PLAIN:
-            raise reach.refusal(f"a set of {type(value).__name__}")
-        digests.append(f"{type(value).__name__} {value!r}")
-    reach.add_all(sorted(digests))
+@reader(int, range, type(...), type(NotImplemented))
+def _read_plain(fingerprint: Fingerprint, value: Any) -> None:
+    fingerprint.emit(repr(value))
 
 
-def _read_array(reach: Reach, array: np.ndarray) -> None:
+@reader(str)
+def _read_text(fingerprint: Fingerprint, text: str) -> None:
+    fingerprint.emit(text)
+    fingerprint.found.texts.add(text)
+
+
+@reader(bytes, bytearray)
+def _read_bytes(fingerprint: Fingerprint, data: bytes) -> None:
+    fingerprint.emit(bytes(data))
+
+
+@reader(float)
+def _read_float(fingerprint: Fingerprint, value: float) -> None:
+    fingerprint.emit(struct.pack("<d", value))
+
+
+@reader(complex)
+def _read_complex(fingerprint: Fingerprint, value: complex) -> None:
+    fingerprint.emit(struct.pack("<dd", value.real, value.imag))
+
+
+@reader(tuple, list)
+def _read_sequence(fingerprint: Fingerprint, values: Any) -> None:
+    fingerprint.add_all(values)
+
+
+@reader(dict, types.MappingProxyType)
+def _read_mapping(fingerprint: Fingerprint, mapping: Any) -> None:
+    fingerprint.add_items(mapping)
+
+
+@reader(collections.OrderedDict, collections.Counter)
+def _read_mapping_with_variables(fingerprint: Fingerprint, mapping: Any) -> None:
+    fingerprint.add_items(mapping)
+    fingerprint.add_variables(vars(mapping))
+
+
+@reader(collections.defaultdict)
+def _read_default(fingerprint: Fingerprint, mapping: Any) -> None:
+    fingerprint.add(mapping.default_factory)
+    fingerprint.add_items(mapping)
+
+
+@reader(collections.deque)
+def _read_deque(fingerprint: Fingerprint, values: Any) -> None:
+    fingerprint.add(values.maxlen)
+    fingerprint.add_all(values)
+
+
+@reader(collections.ChainMap)
+def _read_chain(fingerprint: Fingerprint, mapping: Any) -> None:
+    fingerprint.add_variables(vars(mapping))
+
+
+@reader(types.SimpleNamespace)
+def _read_namespace(fingerprint: Fingerprint, namespace: Any) -> None:
+    fingerprint.add_variables(vars(namespace))
+
+
+@reader(set, frozenset)
+def _read_set(fingerprint: Fingerprint, values: Any) -> None:
+    """Code may use its own only where their order makes no difference: see `rules`. But others
+    are iterated by anybody."""
+    if len(values) > 1:
+        raise fingerprint.refusal("a set, whose order may differ")
+    fingerprint.add_all(values)
+
+
+@reader(object)
+def _read_object(fingerprint: Fingerprint, value: object) -> None:
+    """It has nothing but its identity."""
+
+
+@reader(slice)
+def _read_slice(fingerprint: Fingerprint, value: slice) -> None:
+    fingerprint.add_all((value.start, value.stop, value.step))
+
+
+@reader(fractions.Fraction)
+def _read_fraction(fingerprint: Fingerprint, value: fractions.Fraction) -> None:
+    fingerprint.add_all((value.numerator, value.denominator))
+
+
+@reader(operator.itemgetter, operator.attrgetter, operator.methodcaller)
+def _read_getter(fingerprint: Fingerprint, getter: Any) -> None:
+    made = getter.__reduce__()  # by a partial where there are keywords
+    names = made[1][:1] if type(getter) is operator.methodcaller else made[1]
+    if type(getter) is not operator.itemgetter:
+        for name in names:
+            fingerprint.found.attributes.update(str(name).split("."))
+    fingerprint.add(made[1])
+    if type(made[0]) is functools.partial:
+        fingerprint.add_all((made[0].args, made[0].keywords))
+        fingerprint.found.attributes.update(made[0].args[:1])
+
+
+@reader(re.Pattern)
+def _read_pattern(fingerprint: Fingerprint, pattern: re.Pattern[str]) -> None:
+    fingerprint.add_all((pattern.pattern, pattern.flags))
+
+
+@reader(typing.TypeVar)
+def _read_type_variable(fingerprint: Fingerprint, variable: Any) -> None:
+    fingerprint.emit(repr(variable))
+    fingerprint.add_all((variable.__bound__, variable.__constraints__))
+
+
+def _is_of_typing(value: Any) -> bool:
+    kind = type(value)
+    if isinstance(value, type):
+        return False
+    return kind.__module__ == "typing" or kind in (types.UnionType, types.GenericAlias)
+
+
+@reader_if(_is_of_typing)
+def _read_of_typing(fingerprint: Fingerprint, value: Any) -> None:
+    fingerprint.emit("typing", type(value).__qualname__, repr(value))
+    fingerprint.add(getattr(value, "__origin__", None))
+    fingerprint.add_all(getattr(value, "__args__", ()))
+
+
+# -- numbers and arrays -----------------------------------------------------------------------
+
+
+def _read_array(fingerprint: Fingerprint, array: np.ndarray) -> None:
     if array.dtype.hasobject or array.nbytes > _LARGEST_ARRAY or type(array) is not np.ndarray:
-        raise reach.refusal(f"a {type(array).__name__} of {array.nbytes} bytes, {array.dtype}")
-    reach.emit("array", str(array.dtype), str(array.shape), array.tobytes())
+        kind = type(array).__name__
+        raise fingerprint.refusal(f"a {kind} of {array.nbytes} bytes, {array.dtype}")
+    fingerprint.add(array.dtype)
+    fingerprint.emit("array", str(array.shape), str(array.strides), repr(array.flags))
+    fingerprint.emit(array.tobytes())
 
 
-def _read_tree(reach: Reach, tree: Any) -> None:
+@reader_if(lambda value: isinstance(value, np.dtype))
+def _read_dtype(fingerprint: Fingerprint, dtype: np.dtype) -> None:
+    if dtype.metadata or (dtype.fields and any(t[0].metadata for t in dtype.fields.values())):
+        raise fingerprint.refusal("a dtype with metadata")
+    if dtype.kind in "mM":
+        raise fingerprint.refusal("a dtype of times")
+    fingerprint.emit("dtype", dtype.str, repr(dtype), dtype.name, repr(dtype.isalignedstruct))
+
+
+@reader_if(lambda value: isinstance(value, np.generic))
+def _read_scalar(fingerprint: Fingerprint, value: np.generic) -> None:
+    if type(value).__module__ not in ("numpy", "ml_dtypes") or value.dtype.hasobject:
+        raise fingerprint.refusal(f"a {type(value).__qualname__}")
+    fingerprint.emit("scalar", type(value).__qualname__)
+    fingerprint.add(value.dtype)
+    fingerprint.emit(value.tobytes())
+
+
+@reader_if(lambda value: isinstance(value, np.ndarray))
+def _read_numpy_array(fingerprint: Fingerprint, array: np.ndarray) -> None:
+    _read_array(fingerprint, array)
+
+
+@reader_if(lambda value: inputs.captured_value(value) is not None)
+def _read_jax_array(fingerprint: Fingerprint, array: Any) -> None:
+    value = inputs.captured_value(array)
+    assert value is not None
+    fingerprint.emit("jax.Array", str(array.aval), str(value.dtype), str(value.shape))
+    if value.nbytes > _LARGEST_ARRAY:
+        raise fingerprint.refusal(f"an array of {value.nbytes} bytes")
+    fingerprint.emit(value.tobytes())
+
+
+@reader_if(lambda value: isinstance(value, np.ufunc))
+def _read_ufunc(fingerprint: Fingerprint, ufunc: np.ufunc) -> None:
+    home = libraries.home(ufunc)
+    if home is None:
+        name = getattr(ufunc, "__name__", None)
+        raise fingerprint.refusal(f"the ufunc {name} isn't one of NumPy's or SciPy's own")
+    fingerprint.owned(*home, ufunc)
+
+
+# -- what JAX makes ---------------------------------------------------------------------------
+
+
+@reader(inputs.TREE)
+def _read_tree(fingerprint: Fingerprint, tree: Any) -> None:
     """What a container's form holds: the types of the containers and what they keep of their
     own, keys above all."""
     if not inputs.is_ordinary_tree(tree):
-        raise reach.refusal("a PyTreeDef of a registry of its own")
-    reach.add(inputs.tree_parts(tree))
+        raise fingerprint.refusal("a PyTreeDef of a registry of its own")
+    fingerprint.add(inputs.tree_parts(tree))
 
 
-def _read_sharding(reach: Reach, sharding: Any) -> None:
+@reader(inputs.SHARDING)
+def _read_sharding(fingerprint: Fingerprint, sharding: Any) -> None:
     """The sharding of a type on no mesh, which is a part of it."""
     parts = inputs.sharding_without_mesh(sharding)
     if parts is None:
-        raise reach.refusal("an array that is to lie on several devices")
-    reach.add(parts)
+        raise fingerprint.refusal("an array that is to lie on several devices")
+    fingerprint.add(parts)
 
 
-def read_number(reach: Reach, value: Any) -> bool:
-    """Reads NumPy's and JAX's numbers and arrays, and NumPy's functions on them."""
-    if isinstance(value, np.dtype):
-        reach.emit("dtype", value.name if value.fields is None else str(value))
-    elif isinstance(value, np.generic):
-        reach.emit("scalar", str(value.dtype), value.tobytes())
-    elif isinstance(value, np.ndarray):
-        _read_array(reach, value)
-    elif (captured := inputs.captured_value(value)) is not None:
-        reach.emit("jax.Array", str(value.aval))
-        _read_array(reach, captured)
-    elif isinstance(value, np.ufunc):
-        home = libraries.home(value)
-        if home is None:
-            name = getattr(value, "__name__", None)
-            raise reach.refusal(f"the ufunc {name} isn't one of NumPy's or SciPy's own")
-        reach.owned(*home)
-    else:
-        return False
-    return True
+for _kind, _part in (
+    (tree_util.DictKey, "key"), (tree_util.FlattenedIndexKey, "key"),
+    (tree_util.GetAttrKey, "name"), (tree_util.SequenceKey, "idx"),
+):  # fmt: skip
+    reader(_kind)(lambda fingerprint, x, _part=_part: fingerprint.add(getattr(x, _part)))
 
-
-# The contents of containers, for types that derive from them too.
-CONTAINERS: dict[type, Callable[[Reach, Any], None]] = {
-    tuple: lambda reach, x: reach.add_all(tuple.__iter__(x)),
-    list: lambda reach, x: reach.add_all(list.__iter__(x)),
-    dict: lambda reach, x: reach.add_items(x),
-    set: _read_set,
-    frozenset: _read_set,
-    int: lambda reach, x: reach.emit(int.__repr__(x)),
-    float: lambda reach, x: reach.emit(float.hex(x)),
-    str: lambda reach, x: reach.emit(str.__str__(x)),
-    bytes: lambda reach, x: reach.emit(bytes(x)),
-}
-
-READERS: dict[type, Callable[[Reach, Any], None]] = {
-    **{kind: CONTAINERS[kind] for kind in (tuple, list, dict, set, frozenset)},
-    types.MappingProxyType: lambda reach, x: reach.add_items(x),
-    collections.OrderedDict: lambda reach, x: reach.add_items(x),
-    slice: lambda reach, x: reach.add_all((x.start, x.stop, x.step)),
-    operator.attrgetter: lambda reach, x: reach.add_all(x.__reduce__()),
-    operator.itemgetter: lambda reach, x: reach.add_all(x.__reduce__()),
-    operator.methodcaller: lambda reach, x: reach.add_all(x.__reduce__()),
-    re.Pattern: lambda reach, x: reach.add_all((x.pattern, x.flags)),
-    typing.TypeVar: lambda reach, x: reach.emit(repr(x)),
-    inputs.TREE: _read_tree,
-    tree_util.DictKey: lambda reach, x: reach.add(x.key),
-    tree_util.FlattenedIndexKey: lambda reach, x: reach.add(x.key),
-    tree_util.GetAttrKey: lambda reach, x: reach.add(x.name),
-    tree_util.SequenceKey: lambda reach, x: reach.add(x.idx),
-    inputs.SHARDING: _read_sharding,
+# The contents of containers, for types that derive from them.
+CONTAINERS: dict[type, Callable[[Fingerprint, Any], None]] = {
+    tuple: lambda fingerprint, x: fingerprint.add_all(tuple.__iter__(x)),
+    list: lambda fingerprint, x: fingerprint.add_all(list.__iter__(x)),
+    dict: lambda fingerprint, x: fingerprint.add_all(itertools.chain.from_iterable(dict.items(x))),
+    int: lambda fingerprint, x: fingerprint.emit(int.__repr__(x)),
+    float: lambda fingerprint, x: fingerprint.emit(struct.pack("<d", float.__float__(x))),
+    str: lambda fingerprint, x: _read_text(fingerprint, str.__str__(x)),
+    bytes: lambda fingerprint, x: fingerprint.emit(bytes.__getitem__(x, slice(None))),
 }

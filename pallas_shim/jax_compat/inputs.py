@@ -48,6 +48,23 @@ def jitted(value: Any) -> tuple[Callable[..., Any], Any] | None:
     return value._fun, value._jit_info
 
 
+# How many weak references jit itself has to a function that was not traced; a call makes one more.
+REFERENCES_OF_JIT = 1
+
+
+def variables_of_jitted(value: Any) -> dict[str, Any]:
+    """What the user set on a jitted function, or on that in it."""
+    return {
+        name: part
+        for name, part in vars(value).items()
+        if name in _NAMES or not name.startswith("__") and name not in _OF_JIT
+    }
+
+
+_NAMES = frozenset({"__name__", "__qualname__", "__module__", "__doc__"})
+_OF_JIT = frozenset(vars(jax.jit(lambda: None)))
+
+
 def pytree_functions(kind: type) -> Any:
     """How JAX takes apart and puts together a container of this type; None if it doesn't."""
     return tree_util._registry.get(kind)
@@ -109,3 +126,8 @@ def is_jaxs_own(function: Any) -> bool:
     """Whether a function is one of JAX's that certainly hold no kernel."""
     module = getattr(function, "__module__", None) or ""
     return module.partition(".")[0] == "jax" and "pallas" not in module
+
+
+def is_primitive(value: Any) -> bool:
+    """Whether a value is a primitive of JAX's or of somebody else's."""
+    return isinstance(value, core.Primitive)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 
@@ -54,6 +55,9 @@ class CallHandler(Protocol):
 
     def load(self, call: Call) -> Known | None:
         """What is known of a call that JAX has not traced, if anything."""
+
+    def tracing(self, call: Call) -> AbstractContextManager[Any]:
+        """Is entered around JAX's tracing of a call that `load` had nothing for."""
 
     def ran(self, call: Call, params: dict[str, Any], out_tree: Any, consts: list[Any]) -> None:
         """Hears of each call that `load` had nothing for, when JAX has traced and run it."""

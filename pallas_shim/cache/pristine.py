@@ -1,0 +1,294 @@
+"""Whether JAX, NumPy and the like are as they were when they were imported.
+
+Their versions say what their functions give only as long as nobody has put something else into
+them: a function in another's place, another rule for a primitive, a method of one's own. What
+they hold is noted when JAX and Pallas have been imported, and compared when a key is made.
+"""
+
+from __future__ import annotations
+
+import builtins
+import collections
+import gc
+import operator
+import sys
+import threading
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from pallas_shim.cache import libraries
+from pallas_shim.jax_compat import inputs
+
+# What the libraries use of Python's own.
+_STANDARD = frozenset(
+    """builtins collections contextlib copy dataclasses enum functools itertools math operator
+    types typing warnings""".split()
+)
+# Bindings that the libraries change themselves.
+_THEIR_OWN: frozenset[tuple[str, str]] = frozenset()
+_PLAIN = frozenset({bool, int, float, complex, str, bytes, tuple, frozenset})
+
+
+class _Noted:
+    """What was noted of the modules that were there, and of what is in them.
+
+    ``owners``: modules, classes and instances, with ``held``, copies of their variables;
+    ``functions``, with the parts that make them what they are; ``tables``: of rules, say.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.found: str | None = None  # what had changed when all was noted anew
+        self.clear()
+
+    def clear(self) -> None:
+        self.modules: dict[str, types.ModuleType] = {}
+        self.seen: set[int] = set()
+        self.owners: list[Any] = []
+        self.held: list[dict[str, Any]] = []
+        self.functions: list[types.FunctionType] = []
+        self.parts: dict[str, list[Any]] = {part: [] for part in _PARTS}
+        self.tables: list[tuple[str, dict[Any, Any], dict[Any, Any]]] = []
+
+
+# What a function's results depend on beside what it names. (Getters, as they are quick.)
+_PARTS = {
+    part: operator.attrgetter(part) for part in ("__code__", "__defaults__", "__kwdefaults__")
+}
+_noted = _Noted()
+
+
+def note() -> None:
+    """Notes what the libraries hold, whatever was noted before."""
+    with _noted.lock:
+        _noted.clear()
+        _note_new()
+
+
+def keep_finding() -> None:
+    """Remembers for good what has changed so far: the caller is about to change more itself."""
+    _noted.found = changed()
+
+
+def forget() -> None:
+    """As if nothing had been noted."""
+    _noted.found = None
+    _noted.clear()
+
+
+def changed() -> str | None:
+    """What isn't as it was, in words; None if all is, or nothing has been noted.
+
+    What was imported since then is noted; of that only what isn't the library's is found.
+    """
+    with _noted.lock:
+        if _noted.found is not None:
+            return _noted.found
+        return _change() or _note_new()
+
+
+def _modules() -> Iterator[tuple[str, types.ModuleType]]:
+    for name, module in list(sys.modules.items()):
+        if libraries.top(name) in libraries.VERSIONED or name in _STANDARD:
+            if isinstance(module, types.ModuleType):
+                yield name, module
+
+
+def _change() -> str | None:
+    for name, module in _noted.modules.items():
+        if sys.modules.get(name) is not module:
+            return f"the module {name} isn't the one that was imported"
+    if not _same(list(map(vars, _noted.owners)), _noted.held):
+        for at, owner in enumerate(_noted.owners):
+            held = _noted.held[at]
+            if not _same(vars(owner), held):
+                change = _change_of(owner, held)
+                if change is not None:
+                    return change
+                _noted.held[at] = dict(vars(owner))  # its state, which need not be looked at again
+    for part, get in _PARTS.items():
+        if not _same(list(map(get, _noted.functions)), _noted.parts[part]):
+            for function, value in zip(_noted.functions, _noted.parts[part], strict=True):
+                if get(function) is not value:
+                    return f"{_name(function)} isn't what was imported"
+    for where, table, before in _noted.tables:
+        if len(table) != len(before) or not _same(table, before):
+            change = _change_of_table(where, table, before)
+            if change is not None:
+                return change
+    return None
+
+
+def _change_of(owner: Any, held: dict[str, Any]) -> str | None:
+    now = vars(owner)
+    is_module = isinstance(owner, types.ModuleType)
+    for key in list(now.keys() | held.keys()):
+        old, new = held.get(key, _MISSING), now.get(key, _MISSING)
+        if old is new:
+            continue
+        if not is_module:
+            # Python itself notes the names of slots, say.
+            special = key.startswith("__") and not callable(new) and old is _MISSING
+            matters = not special and _matters(old, new, isinstance(owner, type))
+        elif old is _MISSING:
+            matters = hasattr(builtins, key) and owner is not builtins and not key.startswith("__")
+        else:
+            matters = not _is_state(owner.__name__, key, old, new)
+        if matters:
+            return f"{_name(owner)}.{key} isn't what was imported"
+    return None
+
+
+def _change_of_table(
+    where: str, table: dict[Any, Any], before: dict[Any, Any]
+) -> str | None:
+    for key, value in list(table.items()):
+        old = before.get(key, _MISSING)
+        if old is _MISSING:
+            if _is_theirs(key) and not _is_theirs(value):
+                return f"{where} has a rule that isn't the library's"
+        elif old is not value and (callable(old) or callable(value)):
+            return f"{where} has another rule than it had"
+    if any(callable(value) and key not in table for key, value in before.items()):
+        return f"{where} has lost a rule"
+    return None
+
+
+_MISSING = object()
+
+
+def _same(now: Any, before: Any) -> bool:
+    try:
+        return bool(now == before)
+    except Exception:  # arrays, say, have no one answer
+        return False
+
+
+def _is_state(module: str, name: str, old: Any, new: Any) -> bool:
+    """Whether a module's variable is one that the module sets while it works."""
+    if (module, name) in _THEIR_OWN or isinstance(new, types.ModuleType):
+        return True
+    if name.startswith("__") or new is _MISSING:
+        return name in ("__warningregistry__", "__annotations__")
+    if type(old) is bool and type(new) is bool:
+        return name.startswith("_")
+    return not (callable(old) or callable(new) or type(old) in _PLAIN)
+
+
+def _matters(old: Any, new: Any, is_class: bool) -> bool:
+    if old is _MISSING and isinstance(new, type) and _is_theirs(new):
+        return False  # an iterator's class, made when it is first needed
+    if callable(old) or callable(new) or type(old) in _DESCRIPTORS or type(new) in _DESCRIPTORS:
+        return True
+    return is_class and (old is _MISSING or type(old) in _PLAIN and old != new)
+
+
+_DESCRIPTORS = frozenset({property, classmethod, staticmethod})
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, types.ModuleType):
+        return value.__name__
+    owner = value if hasattr(value, "__qualname__") else type(value)
+    return f"{owner.__module__}.{owner.__qualname__}"
+
+
+def _is_theirs(value: Any) -> bool:
+    """Whether a value, as far as its type tells, is a library's."""
+    function = inputs.jitted(value)
+    if function is not None:
+        value = function[0]
+    while hasattr(value, "func") and hasattr(value, "keywords"):
+        value = value.func
+    if isinstance(value, types.MethodType):
+        value = value.__func__
+    if isinstance(value, types.FunctionType):
+        module = value.__globals__.get("__name__", "")
+    elif isinstance(value, type):
+        module = value.__module__
+    else:
+        module = type(value).__module__
+    top = libraries.top(module)
+    return top in libraries.VERSIONED or top == "pallas_shim" or top in sys.stdlib_module_names
+
+
+def _note_new() -> str | None:
+    """Notes modules that weren't there; what in them isn't a library's, in words."""
+    strange = None
+    collecting = gc.isenabled()
+    gc.disable()  # there is no garbage, but much that is new
+    try:
+        for name, module in _modules():
+            if name in _noted.modules:
+                continue
+            _noted.modules[name] = module
+            _note_owner(module)
+            for key, value in list(vars(module).items()):
+                _note(name, key, value)
+                if type(value) is types.FunctionType and not _is_theirs(value):
+                    if libraries.top(name) in _CHECKED:
+                        strange = strange or f"{name}.{key} isn't the library's"
+    finally:
+        if collecting:
+            gc.enable()
+    return strange
+
+
+# In these nothing is anybody else's; SciPy makes functions whose module isn't known.
+_CHECKED = frozenset({"jax", "jaxlib", "numpy"})
+
+
+def _note(module: str, key: str, value: Any) -> None:
+    if id(value) in _noted.seen:
+        return
+    kind = type(value)
+    if kind is types.FunctionType:
+        _note_function(value)
+    elif isinstance(value, type):
+        if value.__flags__ & _HEAP_TYPE and _is_versioned(value):
+            _note_owner(value)
+            for part in list(vars(value).values()):
+                _note_method(part)
+    elif kind in _TABLES:
+        if any(map(callable, value.values())) or any(map(inputs.is_primitive, value)):
+            _noted.seen.add(id(value))
+            _noted.tables.append((f"{module}.{key}", value, dict(value)))
+    elif kind not in _PLAIN and kind is not types.ModuleType and _is_versioned(kind):
+        if type(getattr(value, "__dict__", None)) is dict:
+            _note_owner(value)
+            _note_method(vars(value).get("__wrapped__"))
+
+
+def _note_method(part: Any) -> None:
+    kind = type(part)
+    if kind is types.FunctionType:
+        _note_function(part)
+    elif kind is property:
+        _note_method(part.fget)
+        _note_method(part.fset)
+    elif kind in (classmethod, staticmethod):
+        _note_method(part.__func__)
+
+
+def _note_owner(owner: Any) -> None:
+    _noted.seen.add(id(owner))
+    _noted.owners.append(owner)
+    _noted.held.append(dict(vars(owner)))
+
+
+def _note_function(function: types.FunctionType) -> None:
+    if id(function) not in _noted.seen:
+        _noted.seen.add(id(function))
+        _noted.functions.append(function)
+        for part, get in _PARTS.items():
+            _noted.parts[part].append(get(function))
+
+
+def _is_versioned(kind: type) -> bool:
+    module = kind.__module__
+    return isinstance(module, str) and libraries.top(module) in libraries.VERSIONED
+
+
+_TABLES = frozenset({dict, collections.defaultdict})
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE

@@ -1,0 +1,106 @@
+"""What tracing does, watched while it does it, against what was read of it beforehand.
+
+A second line of defence beside `audit`, which looks at code: here is what ran. Whatever runs must
+be a library's or be among what was read, and what the user's code calls that is written in C must
+be known to be pure.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any
+
+import numpy as np
+
+from pallas_shim.cache import libraries, pure, rules
+from pallas_shim.cache.fingerprint import Found
+
+# What the libraries, and we, call.
+_OTHERS = frozenset({"pallas_shim", "wrapt", "absl", "typing_extensions", "importlib_metadata"})
+# What is called of the standard library by what a function may use of it.
+_ALWAYS = ("importlib", "warnings", "contextlib", "functools", "weakref", "linecache", "re")
+_OF_TYPES = (
+    str, bytes, bytearray, list, dict, tuple, int, float, complex, slice, range, enumerate, set,
+    frozenset, type, object, np.ndarray, np.generic, np.dtype, np.ufunc, types.MappingProxyType,
+    types.FunctionType, types.GeneratorType, BaseException, property,
+)  # fmt: skip
+
+
+class Watch:
+    """Watches this thread within ``with``; `problem` says afterwards what wasn't known."""
+
+    def __init__(self, found: Found) -> None:
+        self.problem: str | None = None
+        self._users = {id(code): code for code, _, _ in found.codes}
+        self._anywhere: dict[int, Any] = {}  # code of libraries, by where it lies
+        self._standard: dict[int, Any] = {}
+        self._called: dict[int, Any] = {}
+        self._attributes = frozenset((pure.ATTRIBUTES + pure.SPECIAL_ATTRIBUTES).split())
+
+    def __enter__(self) -> Watch:
+        if sys.getprofile() is not None:
+            self.problem = "a profiler is at work while it is traced"
+        else:
+            sys.setprofile(self._event)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if sys.getprofile() == self._event:
+            sys.setprofile(None)
+        elif self.problem is None:
+            self.problem = "a profiler was started while it was traced"
+
+    def _event(self, frame: types.FrameType, event: str, argument: Any) -> None:
+        if event == "call":
+            at = id(frame.f_code)
+            if at in self._anywhere or at in self._users:
+                return
+            self._entered(frame)
+        elif event == "c_call" and id(frame.f_code) in self._users:
+            if id(argument) not in self._called:
+                self._call(frame, argument)
+
+    def _entered(self, frame: types.FrameType) -> None:
+        code = frame.f_code
+        module = frame.f_globals.get("__name__", "")
+        top = libraries.top(module)
+        if id(code) not in self._standard:
+            if top in libraries.VERSIONED or top in _OTHERS:
+                if libraries.is_impure(module):
+                    self._found(f"{module}.{code.co_qualname}")
+                self._anywhere[id(code)] = code
+                return
+            if top in sys.stdlib_module_names and module != "__main__":
+                self._standard[id(code)] = code
+            elif not module.startswith("namedtuple_"):
+                self._found(f"{module}.{code.co_qualname}, which was not read")
+                return
+        back = frame.f_back
+        if back is not None and id(back.f_code) in self._users:
+            if not libraries.is_library(module) and top not in _ALWAYS:
+                self._found(f"{module}.{code.co_qualname}")
+
+    def _call(self, frame: types.FrameType, function: Any) -> None:
+        name = getattr(function, "__name__", "")
+        owner = getattr(function, "__objclass__", None) or getattr(function, "__self__", None)
+        if owner is None or isinstance(owner, types.ModuleType):
+            module = getattr(function, "__module__", None) or "builtins"
+            if module == "builtins":
+                pure_ = rules.is_pure_builtin(name)
+            elif libraries.top(module) in libraries.VERSIONED:
+                pure_ = libraries.is_pure(module, name, function)
+            else:
+                pure_ = libraries.is_library(module)
+            if not pure_:
+                self._found(f"{module}.{name}")
+        else:
+            kind = owner if isinstance(owner, type) else type(owner)
+            ours = libraries.top(kind.__module__) in libraries.VERSIONED
+            if not ours and not issubclass(kind, _OF_TYPES) or name not in self._attributes:
+                self._found(f"{kind.__qualname__}.{name}")
+        self._called[id(function)] = function
+
+    def _found(self, what: str) -> None:
+        if self.problem is None:
+            self.problem = f"when it was traced it called {what}"
