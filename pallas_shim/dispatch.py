@@ -10,17 +10,19 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import threading
 import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from pallas_shim import estimate, settings
+from pallas_shim.cache.programs import CachedProgram
 from pallas_shim.evaluator import emission, passes
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
@@ -29,6 +31,9 @@ from pallas_shim.evaluator.rules.registry import Unsupported
 from pallas_shim.jax_compat import arrays, hooks, jit_calls
 from pallas_shim.report import REPORT, Use
 from pallas_shim.undisturbed import undisturbed
+
+if TYPE_CHECKING:
+    from pallas_shim.cache.keeping import CachedCall
 
 
 class FallbackWarning(UserWarning):
@@ -116,43 +121,45 @@ class Answers:
         _delete(args, plan.deleted)
         return out
 
-    def load(self, call: jit_calls.Call) -> jit_calls.Known | None:
-        _keeping.keep = None
-        directory = settings.current().cache
-        if directory is None:
+    def load(self, call: jit_calls.Call) -> jit_calls.Known | CachedCall | None:
+        setting = settings.current().cache
+        if setting in (None, "trace"):
             return None
-        from pallas_shim.cache.keeping import Keep
+        from pallas_shim.cache.keeping import CachedCall
         from pallas_shim.jax_compat.inputs import is_jaxs_own
 
         if is_jaxs_own(call.function):
             return None
         start = time.perf_counter()
-        keep = _keeping.keep = Keep(call, directory)
-        known = undisturbed(_known, call, keep)
-        if known is not None:
-            known.plan.use.prepared(time.perf_counter() - start)
+        cached = CachedCall(call, setting)
+        known = undisturbed(_known, call, cached)
+        if known is None:
+            return cached
+        known.plan.use.prepared(time.perf_counter() - start)
         return known
 
     def ran(
-        self, call: jit_calls.Call, params: dict[str, Any], out_tree: Any, consts: list[Any]
+        self, cached: CachedCall, params: dict[str, Any], out_tree: Any, consts: list[Any]
     ) -> None:
-        keep, _keeping.keep = _keeping.keep, None
         plan = _known_plan(params["jaxpr"], params)
-        if keep is not None and plan is not None and plan.use is not None and not plan.trial:
+        if plan is not None and plan.executable is not None and not plan.trial:
+            assert plan.use is not None
             jit_call = hooks.describe_call(params)
             results = hooks.out_avals(params["jaxpr"])
-            plan.use.cache = keep.write(
-                plan.use, jit_call, plan.deleted, results, out_tree, consts
+            program = plan.executable.program
+            cached.traced(
+                plan.use, program, jit_call, plan.deleted, results, out_tree, consts
             )
 
 
-# What is to become of the program that this thread plans next.
-_keeping = threading.local()
-
-
-def _known(call: jit_calls.Call, keep: Any) -> jit_calls.Known | None:
-    kept = keep.read()
+def _known(call: jit_calls.Call, cached: CachedCall) -> jit_calls.Known | None:
+    kept = cached.read(_traced_program)
     return None if kept is None else jit_calls.Known(_kept_plan(call, *kept[:2]), *kept[2:])
+
+
+def _traced_program(params: dict[str, Any]) -> Program:
+    """The program of a call that JAX has traced, made anew."""
+    return _program(params["jaxpr"], hooks.describe_call(params).name)
 
 
 def _kept_plan(call: jit_calls.Call, program: Program, facts: Any) -> Plan:
@@ -254,14 +261,14 @@ def _make_plan(
         in_dtypes = arrays.argument_dtypes(hooks.in_avals(jaxpr))
         _read(args, in_dtypes)  # waits for what XLA still computes
         start = time.perf_counter()
-        program = _program(jaxpr, call.name)
-        keep = getattr(_keeping, "keep", None)
-        if keep is not None:
-            keep.encode(program)
+        cached = _cached_program(jaxpr, call.name) if kernels else None
+        program = _program(jaxpr, call.name) if cached is None else cached.get()
         executable = _executable(program)
     except Unsupported as unsupported:
         return Plan(key, str(unsupported))
     use = REPORT.use(call.name, kernels, "numpy", _IN_NUMPY)
+    if cached is not None:
+        cached.tell(use)
     use.prepared(time.perf_counter() - start, tracing)
     return Plan(
         key,
@@ -324,6 +331,14 @@ def _program(jaxpr: Any, name: str, axes: Mapping[Any, int] | None = None) -> Pr
         raise Unsupported(
             name, f"lowering failed, which is a bug in pallas_shim: {kind}: {error}"
         ) from error
+
+
+def _cached_program(
+    jaxpr: Any, name: str, axes: Mapping[Any, int] | None = None
+) -> CachedProgram:
+    """`_program`, that of an earlier process if it was kept."""
+    make = functools.partial(_program, jaxpr, name, axes)
+    return CachedProgram(jaxpr, name, axes or {}, make)
 
 
 def _executable(program: Program) -> Executable:
@@ -407,7 +422,8 @@ def choose_kernel(kernel: hooks.KernelLowering) -> tuple[hooks.Callback, bool] |
         asked = hooks.unhonoured(kernel.equation)
         if asked is not None:
             raise Unsupported("pallas_call", asked)
-        program = _program(kernel.jaxpr, described.name, kernel.axes)
+        cached = _cached_program(kernel.jaxpr, described.name, kernel.axes)
+        program = cached.get()
     except Unsupported as unsupported:
         use = _leave_to_jax(kernel.function, described, unsupported)
         if compilation is not None:
@@ -415,6 +431,7 @@ def choose_kernel(kernel: hooks.KernelLowering) -> tuple[hooks.Callback, bool] |
         return None
     reason = "XLA compiles the function" if compilation is None else compilation.reason
     use = REPORT.use(kernel.function, (described,), "callback", reason)
+    cached.tell(use)
     executable = _executable(program)
     use.prepared(time.perf_counter() - start)
 

@@ -198,7 +198,7 @@ class _Encoder:
         size = len(head).to_bytes(8, "little")
         return b"".join([size, head, b"\0" * _padding(8 + len(head)), *self.arrays])
 
-    # Terms: plain data and tuples of it as they are, all else a list with the position of an object.
+    # Terms: plain data and tuples of it as they are, all else a list with an object's position.
 
     def term(self, x: Any) -> Any:
         if _is_plain(x):

@@ -104,6 +104,7 @@ class Lowering:
         self.axes = axes
         self.body: list[Instruction] = []
         self.source: Any = None
+        self._defining = False
         self.kernels: list[Kernel] = []
         self._operations: dict[Any, Operation] = {}
         self._consts: dict[Any, Value] = {}
@@ -125,17 +126,27 @@ class Lowering:
         env.update(zip(jaxpr.invars, args, strict=True))
         outer = self.source
         for eqn in jaxpr.eqns:
-            self.source = source = jax_compat.source_of(eqn) or outer
+            if not self._defining:
+                self.source = jax_compat.source_of(eqn) or outer
             ins = [self._read(env, atom) for atom in eqn.invars]
             try:
                 outs = self.eqn(eqn, ins)
             except Unsupported as error:
                 if error.source is None:
-                    error.source = jax_compat.user_source(source)
+                    error.source = jax_compat.user_source(self.source)
                 raise
             env.update(zip(eqn.outvars, outs, strict=True))
         self.source = outer
         return [self._read(env, atom) for atom in jaxpr.outvars]
+
+    def inline_definition(self, jaxpr: Any, args: Sequence[Value]) -> list[Value]:
+        """As `inline`, of a jaxpr that JAX or we made of an equation of the user's: where its own
+        equations come from is nothing to the user."""
+        outer, self._defining = self._defining, True
+        try:
+            return self.inline(jaxpr, args)
+        finally:
+            self._defining = outer
 
     def _read(self, env: dict[Any, Value], atom: Any) -> Value:
         if jax_compat.is_literal(atom):

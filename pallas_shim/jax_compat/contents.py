@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jax._src import core
+from jax._src import config, core
 from jax._src.literals import TypedInt, TypedNdArray
 from jax._src.mesh import AbstractMesh, Mesh
 from jax._src.state import discharge as state_discharge
@@ -57,8 +57,17 @@ class Unreadable(Exception):
     """A jaxpr holds something that can't be read completely; the message says what."""
 
 
+def configuration() -> list[Any]:
+    """JAX's configuration, of the process and of this thread, without meshes and their axes."""
+    kept = (AbstractMesh, core.AxisEnv)
+    context = [value for value in config.trace_context() if not isinstance(value, kept)]
+    return [sorted(jax.config.values.items()), *context]
+
+
 class Contents:
     """What a jaxpr says, and the equations in it and in the jaxprs inside it, in order.
+
+    ``beside`` is what is to be in the digest, too.
 
     ``digest``: equal for two jaxprs if they are equal in all that lowering may look at, bit for
     bit, and the same of their inner jaxprs are one object. ``equations``: those of each jaxpr
@@ -69,7 +78,7 @@ class Contents:
       Unreadable: something in it can't be read completely.
     """
 
-    def __init__(self, jaxpr: Any):
+    def __init__(self, jaxpr: Any, *beside: Any):
         self.equations: list[Any] = []
         self.primitives: dict[Any, str] = {}
         self._table: dict[tuple[Any, ...], int] = {(): 0}  # so that no token is 0
@@ -78,8 +87,8 @@ class Contents:
         self._under_way: set[int] = set()
         self._kept: list[Any] = []  # so that no other object gets its id
         self._bytes = 0
-        top = self._jaxpr(jaxpr)
-        content = repr((top, list(self._table)))
+        tops = [self._jaxpr(jaxpr), *self.values(beside)]
+        content = repr((tops, list(self._table)))
         self.digest = _digest(content.encode("utf-8", "surrogatepass")).hex()
 
     # A token is a number that stands for a value: the place of its description in the table. A
@@ -111,8 +120,8 @@ class Contents:
         return token
 
     def _words(self, jaxpr: Any) -> bytes:
-        """A digest of a jaxpr's variables and equations, as numbers. A variable is its own number, counted from
-        0; a literal is ~ its token.
+        """A digest of a jaxpr's variables and equations, as numbers. A variable is its own number,
+        counted from 0; a literal is ~ its token.
 
         In columns, of the equations' primitives and so on, which takes half of the time of going
         from equation to equation.
@@ -124,10 +133,10 @@ class Contents:
         given = [*jaxpr.constvars, *jaxpr.invars]
         defined = [*given, *itertools.chain.from_iterable(map(_outvars, eqns))]
         used = [*itertools.chain.from_iterable(map(_invars, eqns)), *jaxpr.outvars]
-        number = dict(zip(map(id, defined), itertools.count()))
-        uses = list(map(number.get, map(id, used)))
+        number = dict(zip(map(id, defined), itertools.count(), strict=False))
+        uses: list[Any] = list(map(number.get, map(id, used)))
         avals = list(map(_aval, defined))
-        for aval in dict(zip(map(id, avals), avals)).values():
+        for aval in dict(zip(map(id, avals), avals, strict=True)).values():
             self._aval(aval)
         contexts = dict.fromkeys(map(_ctx, eqns))
         words = [
@@ -320,16 +329,17 @@ class Contents:
 
     def _object(self, value: Any) -> int:
         """An object of a class that JAX defines in Python: its class, and all of its state."""
-        kind = type(value)
+        kind: Any = type(value)
         if not _is_jaxs_class(kind):
             raise Unreadable(f"a {kind.__module__}.{kind.__qualname__}")
         unseen = UNSEEN.get(kind.__name__, ())
         parts: list[Any] = [self.value(kind)]
         if isinstance(value, tuple):
             parts += ["items", *self.values(tuple(value))]
-        for number in (int, float, complex, str):
-            if isinstance(value, number):
-                parts += ["number", self.value(number(value))]
+        plain: Any
+        for plain in (int, float, complex, str):
+            if isinstance(value, plain):
+                parts += ["plain", self.value(plain(value))]
         for name in _slots(kind):
             if name not in unseen:
                 held = getattr(value, name, _UNSET)

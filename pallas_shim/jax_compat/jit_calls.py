@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 
+import jax
 from jax._src import config, core, pjit, tree_util
 from jax._src import mesh as mesh_lib
 from jax._src.array import ArrayImpl
@@ -51,11 +52,13 @@ class Answers(Protocol):
         what `plan` or `load` gave.
         """
 
-    def load(self, call: Call) -> Known | None:
-        """What is known of a call that JAX has not traced, if anything."""
+    def load(self, call: Call) -> Any:
+        """What is `Known` of a call that JAX has not traced. None, or else anything that `ran` is
+        to get: JAX is to trace it."""
 
-    def ran(self, call: Call, params: dict[str, Any], out_tree: Any, consts: list[Any]) -> None:
-        """Hears of each call that `load` had nothing for, when JAX has traced and run it."""
+    def ran(self, given: Any, params: dict[str, Any], out_tree: Any, consts: list[Any]) -> None:
+        """Hears of each call that `load` gave something else for, when JAX has traced and run
+        it."""
 
 
 # What jit looks at to see whether its C++ cache can serve the next call: it can't.
@@ -97,13 +100,11 @@ def answer_calls(answers: Answers) -> Callable[[], None]:
         if entry is None:
             return None
         inferred = entry.pjit_params
-        call = None
         if inferred is None:
-            call = Call(fun, info, args, kwargs, avals)
-            known = answers.load(call)
-            if known is None:
+            known = answers.load(Call(fun, info, args, kwargs, avals))
+            if type(known) is not Known:
                 inferred, args_flat = stock_infer(fun, info, args, kwargs)
-                return _Loading(call, inferred), args_flat
+                return _Loading(known, inferred), args_flat
             inferred = entry.pjit_params = pjit.PjitParams(
                 known.consts, known.plan, avals, None, known.out_tree, ()
             )
@@ -131,9 +132,10 @@ def answer_calls(answers: Answers) -> Callable[[], None]:
             return inferred.outs, (), None, (), _NO_JAXPR, None, None, ()
         if type(inferred) is not _Loading:
             return stock_run(inferred, args_flat, fun, args, kwargs)
-        call, inferred = inferred
+        given, inferred = inferred
         returned = stock_run(inferred, args_flat, fun, args, kwargs)
-        answers.ran(call, inferred.params, inferred.out_tree, inferred.consts)
+        if given is not None:
+            answers.ran(given, inferred.params, inferred.out_tree, inferred.consts)
         return returned
 
     def infer_and_run(fun: Any, info: Any, *args: Any, **kwargs: Any) -> Any:
@@ -145,8 +147,9 @@ def answer_calls(answers: Answers) -> Callable[[], None]:
             return run(*found, fun, args, kwargs)
         returned = stock_run(fun, info, *args, **kwargs)
         if found is not None and type(found[0]) is _Loading:
-            call, inferred = found[0]
-            answers.ran(call, inferred.params, inferred.out_tree, inferred.consts)
+            given, inferred = found[0]
+            if given is not None:
+                answers.ran(given, inferred.params, inferred.out_tree, inferred.consts)
         return returned
 
     stock = {"_infer_params": stock_infer, run_name: stock_run}
@@ -160,6 +163,36 @@ def answer_calls(answers: Answers) -> Callable[[], None]:
     return undo
 
 
+def without_arrays(call: Call) -> Call:
+    """A call whose arguments are types, so that it keeps no array alive."""
+    static, names = {*call.jit_info.static_argnums}, {*call.jit_info.static_argnames}
+    avals = iter(call.avals)
+    count = len(call.args)
+    static |= {n + count for n in static if n < 0}
+
+    def type_of(leaf: Any) -> Any:
+        aval = next(avals)
+        return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
+
+    args = tuple([
+        arg if i in static else tree_util.tree_map(type_of, arg) for i, arg in enumerate(call.args)
+    ])
+    # JAX takes those with a name in the order of their names.
+    kwargs = {
+        name: arg if name in names else tree_util.tree_map(type_of, arg)
+        for name, arg in sorted(call.kwargs.items())
+    }
+    return call._replace(args=args, kwargs=kwargs)
+
+
+def trace_anew(call: Call) -> tuple[dict[str, Any], Any, list[Any]]:
+    """Has JAX trace a call as if for the first time; the parameters that `hooks.JIT_CALL` would
+    get, the tree of the results, and the arrays that the function captured."""
+    pjit._infer_params_cached.cache_clear()
+    inferred, _ = pjit._infer_params(call.function, call.jit_info, call.args, call.kwargs)
+    return inferred.params, inferred.out_tree, inferred.consts
+
+
 class _Planned(dict):
     """The parameters of a function that JAX has traced, with the plan for its calls."""
 
@@ -171,9 +204,9 @@ class _Answered(NamedTuple):
 
 
 class _Loading(NamedTuple):
-    """A call that nothing was known of, and what JAX inferred from it."""
+    """A call that is traced: what `Answers.load` gave for it, and what JAX inferred."""
 
-    call: Call
+    given: Any
     inferred: Any
 
 
