@@ -26,6 +26,7 @@ from jax._src.literals import TypedInt, TypedNdArray
 from jax._src.mesh import AbstractMesh, Mesh
 from jax._src.state import discharge as state_discharge
 
+from pallas_shim.jax_compat.callbacks import CALLBACK_PRIMITIVES
 from pallas_shim.jax_compat.inputs import SHARDING, TREE, sharding_without_mesh
 from pallas_shim.jax_compat.jaxprs import open_jaxpr, primitive_name
 
@@ -164,6 +165,8 @@ class Contents:
         name = self.primitives.get(primitive)
         if name is None:
             name = self.primitives[primitive] = primitive_name(primitive)
+            if name in CALLBACK_PRIMITIVES:
+                raise Unreadable(f"its {name}, which calls back Python")
             _require_jaxs_discharge(primitive, name)
         unseen = UNSEEN.get(name, ())
         parts: list[Any] = [name, primitive.multiple_results]
@@ -429,6 +432,8 @@ _METACLASSES = frozenset({type, abc.ABCMeta, type(Protocol)})
 def _is_jaxs_class(kind: type) -> bool:
     """Whether all of the state of such an object is in its slots and its dictionary (and in what it
     is as a number, text or tuple), by classes of JAX's own."""
+    if kind in _BASES:
+        return False
     for base in kind.__mro__:
         if base in _BASES or base.__module__ in ("abc", "typing", "collections.abc"):
             continue
