@@ -82,10 +82,12 @@ class Check:
 
 def difference(kept: Program, made: Program) -> str:
     """The first difference between two programs that aren't the same."""
-    pairs = itertools.zip_longest(str(kept).splitlines(), str(made).splitlines())
-    for one, other in pairs:
+    lines = [str(program).splitlines()[1:] for program in (kept, made)]
+    for one, other in itertools.zip_longest(*lines):
         if one != other:
             return f"it has {_short(one)}, where {_short(other)} belongs"
+    if kept.name != made.name:
+        return f"it is of {kept.name}"
     return "what its operations hold differs"
 
 
