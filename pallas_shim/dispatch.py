@@ -157,9 +157,10 @@ def _known(call: jit_calls.Call, cached: CachedCall) -> jit_calls.Known | None:
     return None if kept is None else jit_calls.Known(_kept_plan(call, *kept[:2]), *kept[2:])
 
 
-def _traced_program(params: dict[str, Any]) -> Program:
-    """The program of a call that JAX has traced, made anew."""
-    return _program(params["jaxpr"], hooks.describe_call(params).name)
+def _traced_program(params: dict[str, Any]) -> tuple[Program, tuple[int, ...]]:
+    """The program of a call that JAX has traced, made anew; the arguments that it deletes."""
+    jaxpr, call = params["jaxpr"], hooks.describe_call(params)
+    return _program(jaxpr, call.name), _deleted(jaxpr, call)
 
 
 def _kept_plan(call: jit_calls.Call, program: Program, facts: Any) -> Plan:

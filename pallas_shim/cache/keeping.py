@@ -45,6 +45,9 @@ class Kept(NamedTuple):
     consts: list[np.ndarray]
 
 
+Make = Callable[[dict[str, Any]], tuple[Program, tuple[int, ...]]]
+
+
 class CachedCall:
     """One call that JAX has not traced: its program is read, or else, when it is, kept."""
 
@@ -59,11 +62,11 @@ class CachedCall:
         except (Unkeyable, Refused) as error:
             self._reason = str(error)
 
-    def read(self, make: Callable[[dict[str, Any]], Program]) -> Kept | None:
+    def read(self, make: Make) -> Kept | None:
         """What an earlier process kept of this call; None also if JAX is to trace it to verify
         that.
 
-        ``make`` gives a program from the parameters of the traced call.
+        ``make`` gives a program and the deleted arguments from the traced call's parameters.
         """
         if self._reason is not None:
             return None
@@ -136,17 +139,19 @@ class CachedCall:
     def _remove(self) -> None:
         self._store.remove(self._key)
 
-    def _verify_later(self, data: bytes, make: Callable[[dict[str, Any]], Program]) -> None:
+    def _verify_later(self, data: bytes, make: Make) -> None:
         call = jit_calls.without_arrays(self._call)
 
         def difference() -> str | None:
             params, out_tree, consts = jit_calls.trace_anew(call)
-            jaxpr, jit_call = params["jaxpr"], hooks.describe_call(params)
-            kernels = tuple(map(hooks.describe_kernel, hooks.kernel_equations(jaxpr)))
-            kept = _decoded(data).facts
-            results = hooks.out_avals(jaxpr)
-            facts = _facts(kernels, jit_call, kept.deleted, results, out_tree, consts)
-            return _difference(data, encode.encode_data(tuple(facts)), make(params))
+            program, deleted = make(params)
+            jit_call, results = hooks.describe_call(params), hooks.out_avals(params["jaxpr"])
+            try:
+                facts = _facts((), jit_call, deleted, results, out_tree, consts)
+                head = encode.encode_data(tuple(facts))
+            except encode.NotData:
+                head = b""
+            return _difference(data, head, program)
 
         name = getattr(self._call.function, "__name__", "a function")
         later.at_exit(verify.Check(name, 0.0, difference, self._remove).at_exit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from typing import Any
 
 import jax
 import jax.extend.random
@@ -89,7 +90,7 @@ one_bit = captured.copy()
 one_bit.view(np.uint32)[77] ^= 1
 
 # Each family: functions of which no two do the same.
-FAMILIES = {
+FAMILIES: dict[str, list[Any]] = {
     "operations": [lambda x: x + x, lambda x: x - x, lambda x: x * x, lambda x: x],
     "order": [lambda x: (x + 1, x), lambda x: (x, x + 1), lambda x: (x + 1, x + 1)],
     "operands": [lambda x: x - x.T, lambda x: x.T - x, lambda x: x.T - x.T],
@@ -99,10 +100,13 @@ FAMILIES = {
     ],
     "constants": [
         *[lambda x, v=v: v + x[0, 0] for v in (captured, one_bit, captured[::-1], captured[:299])],
-        *[lambda x, v=v: v + x[0, 0] for v in (captured.astype(np.float16), captured.reshape(3, -1))],
+        lambda x: captured.astype(np.float16) + x[0, 0],
+        lambda x: captured.reshape(3, -1) + x[0, 0],
         *[lambda x, v=v: jnp.asarray(v) + x[0, 0] for v in (captured[:5], captured[1:6])],
     ],
-    "dtypes": [lambda x, t=t: x.astype(t) for t in ("int8", "bfloat16", "float16", "int32", "bool")],
+    "dtypes": [
+        lambda x, t=t: x.astype(t) for t in ("int8", "bfloat16", "float16", "int32", "bool")
+    ],
     "weak types": [
         lambda x: jnp.where(x[0, 0] > 0, 1.0, 2.0),
         lambda x: jnp.where(x[0, 0] > 0, np.float32(1), np.float32(2)),
@@ -133,7 +137,8 @@ FAMILIES = {
         call(), call(interpret=False), call(interpret=pltpu.InterpretParams()),
         call(interpret=pltpu.InterpretParams(uninitialized_memory="zero")),
         call(interpret=pltpu.InterpretParams(out_of_bounds_reads="uninitialized")),
-        call(dtype=np.int32), call(shape=(3, 8)), call(shape=(8, 8), body=copying, input_output_aliases={0: 0}), call(shape=(8, 8), body=copying),
+        call(dtype=np.int32), call(shape=(3, 8)),
+        call(copying, (8, 8), input_output_aliases={0: 0}), call(copying, (8, 8)),
         call(name="another"), call(grid=(1,)), call(grid=(2,)), call(grid=(2, 1)),
         *map(storing, (1.0, 2.0, -0.0, 0.0)),
         *map(loading, (0, 1, slice(0, 1), pl.ds(1, 1))),
@@ -170,7 +175,7 @@ FAMILIES = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_whatever_differs_has_another_digest(family):
-    found = {}
+    found: dict[str, int] = {}
     for number, f in enumerate(FAMILIES[family]):
         other = found.setdefault(digest(f), number)
         assert other == number, (family, other, number)

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from pallas_shim.cache.encode import decode_data
+from pallas_shim.cache.keeping import Facts
 from pallas_shim.cache.store import Store
 from tests.processes.conftest import Python
 
@@ -234,16 +236,18 @@ def swapped(project):
     """Puts the program of each of two functions in the place of the other's, with checksums that
     are right; the paths."""
     store = Store(str(project / "cache"))
-    paths = {}
+    found = {}
     for path in (project / "cache").iterdir():
-        data = store.read(path.stem)
-        for name in ("scaled", "donating"):
-            # The facts of a function begin with its name; programs of jaxprs have none.
-            if name.encode() in data[:120]:
-                paths.setdefault(name, []).append((path, data))
-    (scaled, data), (donating, other) = paths["scaled"][0], paths["donating"][0]
-    assert store.write(scaled.stem, other) is None and store.write(donating.stem, data) is None
-    return scaled, donating
+        data = store.read(path.stem) or b""
+        try:
+            facts = Facts(*decode_data(data[8 : 8 + int.from_bytes(data[:8], "little")]))
+        except Exception:  # it is the program of a jaxpr
+            continue
+        if facts.results[0][0] == (8,):
+            found[facts.function] = path, data
+    (scaled, data), (capturing, other) = found["scaled"], found["capturing"]
+    assert store.write(scaled.stem, other) is None and store.write(capturing.stem, data) is None
+    return scaled, capturing
 
 
 def test_verified_programs_are_those_that_are_made(python, kept):
