@@ -30,7 +30,7 @@ _OPTIONS = {
     ),
     "--tpu": ("PALLAS_NUMPY_TPU", None, "NAME", f"look like a TPU: {', '.join(settings.TPUS)}"),
     "--scope": ("PALLAS_NUMPY_SCOPE", None, "all", "also run functions without a kernel"),
-    "--cache": ("PALLAS_NUMPY_CACHE", None, "DIRECTORY", "keep programs for later processes"),
+    "--cache": ("PALLAS_NUMPY_CACHE", None, "WHICH", "programs kept for later processes"),
     "--passes": ("PALLAS_NUMPY_PASSES", None, "-NAME,-NAME", "leave these passes out"),
 }
 
