@@ -305,6 +305,7 @@ def test_not_all_work_is_held(put_off):
     assert done == [0, 1, 2] and len(put_off) == later._MOST
 
 
+@pytest.mark.filterwarnings("ignore:os.fork")
 def test_a_forked_child_does_not_do_its_parents_work(put_off):
     later.at_exit(lambda seconds: None)
     child = os.fork()
