@@ -17,6 +17,7 @@ import sys
 import types
 from array import array
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any, Protocol
 
 import jax
@@ -348,7 +349,8 @@ class Contents:
                 held = getattr(value, name, _UNSET)
                 parts += [name, -1 if held is _UNSET else self.value(held)]
         for name, held in getattr(value, "__dict__", {}).items():
-            if name not in unseen:
+            # What is cached is known by the rest, and only there if somebody asked for it.
+            if name not in unseen and not isinstance(getattr(kind, name, None), cached_property):
                 parts += [self._text(name), self.value(held)]
         return self._token("object", *parts)
 
