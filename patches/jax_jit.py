@@ -15,7 +15,7 @@ from typing import Any
 import wrapt
 
 from pallas_shim import dispatch, report, settings
-from pallas_shim.cache import later
+from pallas_shim.cache import later, process
 from pallas_shim.jax_compat import hooks, jit_calls
 
 
@@ -27,6 +27,8 @@ def patch(pallas: ModuleType) -> Callable[[], None]:
         report.log_to_stderr()
     report.write_at_exit(chosen.report)
     later.register()  # after the report, and so done before it
+    if chosen.cache is not None:
+        process.facts()  # so that no first call waits for it
     module, name = hooks.JIT_CALL
     stock = getattr(module, name)
     hooks.forget_calls()

@@ -63,7 +63,14 @@ def configuration() -> list[Any]:
     """JAX's configuration, of the process and of this thread, without meshes and their axes."""
     kept = (AbstractMesh, core.AxisEnv)
     context = [value for value in config.trace_context() if not isinstance(value, kept)]
-    return [sorted(jax.config.values.items()), *context]
+    values = sorted(jax.config.values.items())
+    if {type(value) for _, value in values} <= _EXACT:
+        return [repr(values), *context]
+    return [values, *context]
+
+
+# What repr tells apart, bit for bit.
+_EXACT = {bool, int, str, type(None)}
 
 
 class Contents:
