@@ -31,7 +31,7 @@ _OPTIONS = {
     ),
     "--tpu": ("PALLAS_NUMPY_TPU", None, "NAME", f"look like a TPU: {', '.join(settings.TPUS)}"),
     "--scope": ("PALLAS_NUMPY_SCOPE", None, "all", "also run functions without a kernel"),
-    "--cache": ("PALLAS_NUMPY_CACHE", None, "DIRECTORY", "keep programs for later processes"),
+    "--cache": ("PALLAS_NUMPY_CACHE", None, "WHICH", "programs kept for later processes"),
     "--verify": ("PALLAS_NUMPY_VERIFY", "1", None, "check each program after each pass"),
     "--dump": ("PALLAS_NUMPY_DUMP", None, "DIRECTORY", "write programs and generated code there"),
     "--passes": ("PALLAS_NUMPY_PASSES", None, "-NAME,-NAME", "leave these passes out"),

@@ -10,18 +10,20 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import os
 import threading
 import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import jax
 import numpy as np
 
 from pallas_shim import cost_model, donation, dump, settings
+from pallas_shim.cache.programs import CachedProgram
 from pallas_shim.evaluator import call_stack, codegen, passes
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
@@ -34,6 +36,9 @@ from pallas_shim.jax_compat.hooks import jit_calls, kernel_lowering
 from pallas_shim.report import REPORT, Use
 
 R = TypeVar("R")
+
+if TYPE_CHECKING:
+    from pallas_shim.cache.keeping import CachedCall
 
 
 class FallbackWarning(UserWarning):
@@ -166,48 +171,53 @@ class Answers:
         donation.delete(args, plan.deleted)
         return out
 
-    def load(self, call: jit_calls.Call) -> jit_calls.Known | None:
-        _keeping.keep = None
-        directory = settings.current().cache
-        if directory is None or _left_to_jax.get():
+    def load(self, call: jit_calls.Call) -> jit_calls.Known | CachedCall | None:
+        setting = settings.current().cache
+        if setting in (None, "trace") or _left_to_jax.get():
             return None
-        from pallas_shim.cache.keeping import Keep
+        from pallas_shim.cache.keeping import CachedCall
         from pallas_shim.jax_compat.inputs import is_jaxs_own
 
         if is_jaxs_own(call.function):
             return None
         start = time.perf_counter()
-        keep = _keeping.keep = Keep(call, directory)
-        known = gc_paused(_known, call, keep)
-        if known is not None:
-            known.plan.use.prepared(time.perf_counter() - start)
+        cached = CachedCall(call, setting)
+        known = gc_paused(_known, call, cached)
+        if known is None:
+            return cached
+        known.plan.use.prepared(time.perf_counter() - start)
         return known
 
-    def tracing(self, call: jit_calls.Call) -> contextlib.AbstractContextManager[Any]:
-        keep = getattr(_keeping, "keep", None)
-        return contextlib.nullcontext() if keep is None else keep.tracing()
+    def tracing(self, cached: CachedCall) -> contextlib.AbstractContextManager[Any]:
+        return cached.tracing()
 
     def ran(
-        self, call: jit_calls.Call, params: dict[str, Any], out_tree: Any, consts: list[Any]
+        self, cached: CachedCall, params: dict[str, Any], out_tree: Any, consts: list[Any]
     ) -> None:
-        keep, _keeping.keep = _keeping.keep, None
         plan = _known_plan(params["jaxpr"], params)
-        if keep is not None and plan is not None and plan.use is not None and not plan.trial:
+        if plan is not None and plan.executable is not None and not plan.trial:
+            assert plan.use is not None
             jit_call = call_info.describe_call(params)
             results = call_info.out_avals(params["jaxpr"])
+            program = plan.executable.program
             unused = arrays.unused(plan.in_dtypes)
-            plan.use.cache = keep.write(
-                plan.use, jit_call, plan.deleted, unused, results, out_tree, consts
+            cached.traced(
+                plan.use, program, jit_call, plan.deleted, unused, results, out_tree, consts
             )
 
 
-# What is to become of the program that this thread plans next.
-_keeping = threading.local()
-
-
-def _known(call: jit_calls.Call, keep: Any) -> jit_calls.Known | None:
-    kept = keep.read()
+def _known(call: jit_calls.Call, cached: CachedCall) -> jit_calls.Known | None:
+    kept = cached.read(_traced_program)
     return None if kept is None else jit_calls.Known(_kept_plan(call, *kept[:2]), *kept[2:])
+
+
+def _traced_program(params: dict[str, Any]) -> tuple[Program, tuple[int, ...], tuple[int, ...]]:
+    """The program of a call that JAX has traced, made anew; the arguments that it deletes, and
+    those that it doesn't use."""
+    jaxpr, call = params["jaxpr"], call_info.describe_call(params)
+    used = call_info.used_arguments(jaxpr, keep_unused=call.keep_unused)
+    unused = arrays.unused(arrays.argument_dtypes(call_info.in_avals(jaxpr), used))
+    return _program(jaxpr, call.name, {}, None), donation.deleted(jaxpr, call, used), unused
 
 
 def _kept_plan(call: jit_calls.Call, program: Program, facts: Any) -> Plan:
@@ -347,16 +357,14 @@ def _make_plan(
         in_dtypes = arrays.argument_dtypes(call_info.in_avals(jaxpr), used)
         _read(args, in_dtypes)  # waits for what XLA still computes
         start = time.perf_counter()
-        program, folder = _program(jaxpr, call.name)
-        keep = getattr(_keeping, "keep", None)
-        if keep is not None:
-            keep.encode(program)
-        executable = _executable(program, folder)
+        cached, executable = _prepared(jaxpr, call.name, {}, keep=bool(kernels))
         if observer is not None:
             observer.planned(executable, call.name, jaxpr, {})
     except Unsupported as unsupported:
         return Plan(key, str(unsupported))
     use = REPORT.use(call.name, kernels, "numpy", _IN_NUMPY)
+    if cached is not None:
+        cached.tell(use)
     use.prepared(time.perf_counter() - start, tracing)
     return Plan(
         key,
@@ -404,26 +412,42 @@ def _obstacle(jaxpr: Any, call: call_info.JitCall, equations: Sequence[Any]) -> 
     return None
 
 
-def _program(
-    jaxpr: Any, name: str, axes: Mapping[Any, int] | None = None
-) -> tuple[Program, dump.Folder | None]:
-    """The optimised program of a jaxpr, and the folder that it is written to, if it is; ``axes``
-    are those of the devices that it is for.
+def _prepared(
+    jaxpr: Any, name: str, axes: Mapping[Any, int], *, keep: bool
+) -> tuple[CachedProgram | None, Executable]:
+    """What runs a jaxpr, and what keeps its program for later processes, if that is wanted;
+    ``axes`` are those of the devices that it is for.
 
     Raises:
-      Unsupported: some part of it has none.
+      Unsupported: some part of it has no program.
       InvalidProgram: the user has programs checked, and this one is wrong.
       OSError: the user has programs written, and that failed.
     """
     asked = settings.current()
     folder = None if asked.dump is None else dump.Folder(asked.dump, name)
+    make = functools.partial(_program, jaxpr, name, axes, folder)
+    # Who looks at a program wants to see it made.
+    seen_made = folder is not None or asked.verify or observer is not None
+    cached = CachedProgram(jaxpr, name, axes, make) if keep and not seen_made else None
+    program = make() if cached is None else cached.get()
+    return cached, _executable(program, folder)
+
+
+def _program(
+    jaxpr: Any, name: str, axes: Mapping[Any, int], folder: dump.Folder | None
+) -> Program:
+    """The optimised program of a jaxpr, whose way there is written to a folder, if there is one.
+
+    Raises: as `_prepared`.
+    """
+    asked = settings.current()
     watchers: list[passes.Watcher] = [Verifier()] if asked.verify else []
     if folder is not None:
         folder.jaxpr(jaxpr)
         watchers.append(folder)
     try:
-        program = lower(jaxpr, name=name, axes=axes or {})
-        return passes.optimise(program, asked.disabled_passes, watchers), folder
+        program = lower(jaxpr, name=name, axes=axes)
+        return passes.optimise(program, asked.disabled_passes, watchers)
     except (Unsupported, InvalidProgram, OSError, RecursionError):
         raise
     except Exception as error:
@@ -500,10 +524,9 @@ def choose_kernel(
         asked = kernel_info.unhonoured(kernel.equation)
         if asked is not None:
             raise Unsupported("pallas_call", asked)
-        executable = _nested(
-            kernel.jaxpr,
-            described.name,
-            lambda: _executable(*_program(kernel.jaxpr, described.name, kernel.axes)),
+        prepare = functools.partial(_prepared, keep=True)
+        cached, executable = _nested(
+            kernel.jaxpr, described.name, prepare, kernel.jaxpr, described.name, kernel.axes
         )
     except Unsupported as unsupported:
         use = _leave_to_jax(kernel.function, described, unsupported)
@@ -512,6 +535,8 @@ def choose_kernel(
         return None
     reason = "XLA compiles the function" if compilation is None else compilation.reason
     use = REPORT.use(kernel.function, (described,), "callback", reason)
+    if cached is not None:
+        cached.tell(use)
     use.prepared(time.perf_counter() - start)
     if observer is not None:
         observer.planned(executable, described.name, kernel.jaxpr, kernel.axes)

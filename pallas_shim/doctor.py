@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 import platform
 import sys
@@ -29,6 +30,7 @@ def main() -> int:
             print(f"{package} is missing")
     for line in [*_startup_files(), *_settings(), *_patches()]:
         print(line)
+    print(f"cache: {_cache()}")
     try:
         works, finding = _try_kernel()
     except Exception as error:
@@ -60,6 +62,26 @@ def _settings() -> list[str]:
         for name, value in fields
     )
     return [f"settings: {values}"]
+
+
+def _cache() -> str:
+    from pallas_shim.cache import store
+
+    setting = settings.current().cache
+    if setting is None:
+        return "off, by PALLAS_NUMPY_CACHE=0"
+    try:
+        found = store.store(setting)
+    except store.Refused as error:
+        return f"no program is kept: {error}"
+    key = f"doctor-{os.getpid()}"
+    failure = found.write(key, key.encode())
+    if failure is not None:
+        return f"programs are read, but none is kept: {failure}"
+    back = found.read(key)
+    found.remove(key)
+    what = "works" if back == key.encode() else "doesn't give back what is written to it"
+    return f"{found.directory} {what}"
 
 
 def _patches() -> list[str]:

@@ -29,7 +29,8 @@ class Use:
     ``calls`` and the seconds are of all the kernels together: ``tracing`` is JAX's tracing
     of the function (None: it can't be told), ``lowering`` making the NumPy program of it,
     ``running`` the calls. ``happened``: it is in the report. ``cache``: what became of the
-    program on disk: "read", "written", or why it isn't kept; None: there is no cache.
+    program on disk that goes by the function: "read", "written", or why it isn't kept; None: there
+    is no such cache. ``traced_cache``: the same of the one that goes by the jaxpr.
     ``raised``: how many of the calls ended with an exception, ``error`` the last one's type.
     """
 
@@ -43,6 +44,7 @@ class Use:
     running: float = 0.0
     happened: bool = False
     cache: str | None = None
+    traced_cache: str | None = None
     raised: int = 0
     error: str | None = None
 
@@ -55,6 +57,13 @@ class Use:
             if error is not None:
                 self.raised += 1
                 self.error = type(error).__name__
+
+    def caches(self) -> str | None:
+        """What became of the program on disk, for people; None if no cache was asked."""
+        if self.cache is None or self.traced_cache is None:
+            return self.cache or self.traced_cache
+        known = not self.cache.startswith("not kept")
+        return self.cache if known else f"{self.cache}; {self.traced_cache}"
 
     def prepared(self, lowering: float, tracing: float | None = None) -> None:
         """Adds what it took to get ready to run."""
@@ -111,7 +120,7 @@ class Report:
                 "lowering_s": use.lowering,
                 "running_s": use.running,
                 "shared_with": max(len(use.kernels) - 1, 0),
-                "cache": use.cache,
+                "cache": use.caches(),
                 "raised": use.raised,
                 "error": use.error,
             }

@@ -26,7 +26,9 @@ class Settings:
     tpu: the TPU generation that user code is told it runs on, or None.
     everything: jitted functions without a kernel are run here too, until they have earned XLA's
       compilation.
-    cache: the directory that keeps programs for later processes, or None.
+    cache: which programs are kept for later processes: "trace", those of jaxprs, in the directory
+      by default; "function", those of functions too; else a directory, for both; None for no cache.
+    cache_verify: check each program that is read from the cache.
     verify: check the program of each function after lowering and after each pass.
     dump: the directory to write the programs and the generated code of each function to, or None.
     """
@@ -38,7 +40,8 @@ class Settings:
     disabled_passes: frozenset[str] = frozenset()
     tpu: str | None = None
     everything: bool = False
-    cache: str | None = None
+    cache: str | None = "trace"
+    cache_verify: bool = False
     verify: bool = False
     dump: str | None = None
 
@@ -119,7 +122,8 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
         f"passes to leave out, as in -hoisting,-copy_elision, of {', '.join(PASSES)}",
         _passes,
     ),
-    "PALLAS_NUMPY_CACHE": ("0 or the path of a directory", _directory("cache")),
+    "PALLAS_NUMPY_CACHE": ("0, trace, function or the path of a directory", _directory("cache")),
+    "PALLAS_NUMPY_CACHE_VERIFY": ("0 or 1", _switch("cache_verify")),
     "PALLAS_NUMPY_VERIFY": ("0 or 1", _switch("verify")),
     "PALLAS_NUMPY_DUMP": ("0 or the path of a directory", _directory("dump")),
 }

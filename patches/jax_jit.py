@@ -15,6 +15,7 @@ from typing import Any
 import wrapt
 
 from pallas_shim import dispatch, report, settings
+from pallas_shim.cache import later
 from pallas_shim.jax_compat.hooks import jit_calls, jit_entry, tracing
 
 
@@ -25,6 +26,7 @@ def patch(pallas: ModuleType) -> Callable[[], None]:
     if chosen.log:
         report.log_to_stderr()
     report.write_at_exit(chosen.report)
+    later.register()  # after the report, and so done before it
     module, name = jit_entry.JIT_CALL
     stock = getattr(module, name)
     jit_entry.forget_calls()

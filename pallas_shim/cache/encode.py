@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import functools
 import importlib
-import json
+import marshal
 import math
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -30,13 +30,16 @@ from pallas_shim.evaluator.program import (
     Program,
     Region,
     Value,
+    make_instruction,
 )
 
 # Where what is kept by its name may be from.
 _NAMED = ("builtins", "functools", "math", "ml_dtypes", "numpy", "operator", "opt_einsum", "scipy")
 _OWN = ("pallas_shim",)
 
-_PLAIN = (bool, int, str, type(None))
+_PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None)})
+# The last version whose bytes depend on nothing but what they say.
+_MARSHAL = 2
 _ALIGNMENT = 64
 
 
@@ -44,19 +47,23 @@ class NotData(Exception):
     """Something in a program can't be kept; says what."""
 
 
-def encode(program: Program) -> bytes:
+def encode(program: Program, sources: Mapping[int, int] | None = None) -> bytes:
     """A program as bytes.
+
+    Args:
+      sources: numbers for the sources of instructions, by their ids. Without it they are kept as
+        text.
 
     Raises:
       NotData: it holds something that isn't data.
     """
-    encoder = _Encoder()
+    encoder = _Encoder(sources)
     return encoder.packed({"name": program.name, "top": encoder.region(program.top)})
 
 
-def decode(data: bytes) -> Program:
-    """The reverse of `encode`."""
-    contents, decoder = _unpacked(data)
+def decode(data: bytes, sources: Sequence[Any] = ()) -> Program:
+    """The reverse of `encode`. ``sources``: those that it had numbers for."""
+    contents, decoder = _unpacked(data, sources)
     return Program(contents["name"], decoder.region(contents["top"]))
 
 
@@ -76,10 +83,11 @@ def decode_data(data: bytes) -> Any:
     return decoder.term(contents["term"])
 
 
-def _unpacked(data: bytes) -> tuple[dict[str, Any], _Decoder]:
+def _unpacked(data: bytes, sources: Sequence[Any] = ()) -> tuple[dict[str, Any], _Decoder]:
     size = int.from_bytes(data[:8], "little")
-    contents = json.loads(data[8 : 8 + size])
-    return contents, _Decoder(contents, memoryview(data)[8 + size + _padding(8 + size) :])
+    contents = marshal.loads(data[8 : 8 + size])
+    arrays = memoryview(data)[8 + size + _padding(8 + size) :]
+    return contents, _Decoder(contents, arrays, sources)
 
 
 def _padding(size: int) -> int:
@@ -89,16 +97,34 @@ def _padding(size: int) -> int:
 # -- where code is -----------------------------------------------------------------------------
 
 
-@functools.cache
-def _code_places(module: str) -> dict[types.CodeType, int]:
-    """The code objects in a module's source, by their place in `_codes`."""
-    return {code: place for place, code in reversed(list(enumerate(_codes(module))))}
+# A place is a text: the name of a function or class at the top of the module, and then positions
+# among the code in its code, and so on. What is in a table, say, is found by its position in the
+# module's own code, which has to be read from a file first.
 
 
 @functools.cache
-def _codes(module: str) -> tuple[types.CodeType, ...]:
+def _code_place(module: str, code: types.CodeType) -> str | None:
+    """Where a function's code lies in a module; None if it isn't there."""
+    name = code.co_qualname.partition(".")[0]
+    path = _path_to(code, _outer_code(module, name))
+    if path is None:
+        name, path = "", next(([i] for i, c in enumerate(_all_code(module)) if c == code), None)
+    return None if path is None else ".".join([name, *map(str, path)])
+
+
+@functools.cache
+def _code_at(module: str, place: str) -> types.CodeType:
+    """The reverse of `_code_place`."""
+    name, first, *rest = place.split(".")
+    code = (_outer_code(module, name) if name else _all_code(module))[int(first)]
+    for position in rest:
+        code = _inner_code(code)[int(position)]
+    return code
+
+
+@functools.cache
+def _all_code(module: str) -> tuple[types.CodeType, ...]:
     """All code objects in a module's source, in order."""
-    importlib.import_module(module)
     loader: Any = getattr(sys.modules[module].__spec__, "loader", None)
     code = loader.get_code(module) if hasattr(loader, "get_code") else None
     return tuple(_nested(code)) if code is not None else ()
@@ -106,9 +132,30 @@ def _codes(module: str) -> tuple[types.CodeType, ...]:
 
 def _nested(code: types.CodeType) -> Iterator[types.CodeType]:
     yield code
-    for const in code.co_consts:
-        if isinstance(const, types.CodeType):
-            yield from _nested(const)
+    for inner in _inner_code(code):
+        yield from _nested(inner)
+
+
+def _path_to(code: types.CodeType, outer: Sequence[types.CodeType]) -> list[int] | None:
+    for position, inner in enumerate(outer):
+        if inner is code:
+            return [position]
+        path = _path_to(code, _inner_code(inner))
+        if path is not None:
+            return [position, *path]
+    return None
+
+
+def _outer_code(module: str, name: str) -> list[types.CodeType]:
+    """The code of a function at the top of a module, or of the functions of a class."""
+    found: Any = vars(importlib.import_module(module)).get(name)
+    members = list(vars(found).values()) if isinstance(found, type) else [found]
+    functions = [getattr(member, "__wrapped__", member) for member in members]
+    return [f.__code__ for f in functions if isinstance(f, types.FunctionType)]
+
+
+def _inner_code(code: types.CodeType) -> list[types.CodeType]:
+    return [const for const in code.co_consts if isinstance(const, types.CodeType)]
 
 
 def _within(module: str, roots: Sequence[str]) -> bool:
@@ -118,13 +165,22 @@ def _within(module: str, roots: Sequence[str]) -> bool:
 # -- encoding ----------------------------------------------------------------------------------
 
 
+def _is_plain(x: Any) -> bool:
+    return type(x) in _PLAIN or (type(x) is tuple and all(map(_is_plain, x)))
+
+
+_UNCHANGING = frozenset({"dtype", "ellipsis", "named", "range", "record", "slice", "tuple"})
+
+
 class _Encoder:
-    def __init__(self) -> None:
+    def __init__(self, sources: Mapping[int, int] | None = None) -> None:
+        self._sources = sources
         self.objects: list[Any] = []
         self.operations: list[Any] = []
         self.values: list[Any] = []
         self.arrays: list[bytes] = []
         self._size = 0
+        self._again: dict[Any, list[int]] = {}
         self._terms: dict[int, Any] = {}  # of objects, by identity: what may change is one
         self._kept: list[Any] = []
         self._under_way: set[int] = set()
@@ -138,14 +194,14 @@ class _Encoder:
             "values": self.values,
             "objects": self.objects,
         }
-        head = json.dumps(contents, separators=(",", ":")).encode()
+        head = marshal.dumps(contents, _MARSHAL)
         size = len(head).to_bytes(8, "little")
         return b"".join([size, head, b"\0" * _padding(8 + len(head)), *self.arrays])
 
-    # Terms: plain data as JSON has it, all else a list with the position of an object.
+    # Terms: plain data and tuples of it as they are, all else a list with an object's position.
 
     def term(self, x: Any) -> Any:
-        if type(x) in _PLAIN:
+        if _is_plain(x):
             return x
         known = self._terms.get(id(x))
         if known is None:
@@ -154,9 +210,16 @@ class _Encoder:
             self._under_way.add(id(x))
             content = self._object(x)
             self._under_way.discard(id(x))
-            known = self._terms[id(x)] = [len(self.objects)]
+            # What can't change may be one object where it was several.
+            again = marshal.dumps(content, _MARSHAL) if content[0] in _UNCHANGING else None
+            known = self._again.get(again)
+            if known is None:
+                known = [len(self.objects)]
+                self.objects.append(content)
+                if again is not None:
+                    self._again[again] = known
+            self._terms[id(x)] = known
             self._kept.append(x)
-            self.objects.append(content)
         return known
 
     def terms(self, xs: Any) -> list[Any]:
@@ -168,10 +231,6 @@ class _Encoder:
             return [kind.__name__, *self.terms(x)]
         if kind is dict:
             return ["dict", *self.terms([part for item in x.items() for part in item])]
-        if kind is float:
-            return ["float", x.hex()]
-        if kind is complex:
-            return ["complex", x.real.hex(), x.imag.hex()]
         if kind is slice:
             return ["slice", *self.terms((x.start, x.stop, x.step))]
         if kind is range:
@@ -219,7 +278,7 @@ class _Encoder:
             return None
         if vars(sys.modules[module]).get(function.__name__) is function:
             return ["named", module, function.__name__]  # it is to be the same one again
-        place = _code_places(module).get(function.__code__)
+        place = _code_place(module, function.__code__)
         if place is None or function.__dict__:
             return None
         cells = [cell.cell_contents for cell in function.__closure__ or ()]
@@ -254,7 +313,7 @@ class _Encoder:
                 name: value
                 for name, value in operation.params.items()
                 if operation.fn is None or name in READ_BY_CODEGEN
-            }
+            } or None
             try:
                 content = [
                     operation.name,
@@ -280,6 +339,8 @@ class _Encoder:
         ]
 
     def source(self, source: Any) -> Any:
+        if self._sources is not None:
+            return self._sources.get(id(source))
         known = self._terms.get(id(source))
         if known is None:
             known = self._terms[id(source)] = self.term(jax_compat.user_source(source))
@@ -309,8 +370,9 @@ def _dtype(name: str) -> np.dtype:
 
 
 class _Decoder:
-    def __init__(self, contents: Any, arrays: memoryview):
+    def __init__(self, contents: Any, arrays: memoryview, sources: Sequence[Any]):
         self._arrays = arrays
+        self._sources = sources
         self._objects: list[Any] = []
         for kind, *parts in contents["objects"]:
             self._objects.append(_MAKERS[kind](self, *parts))
@@ -327,18 +389,19 @@ class _Decoder:
         name, ins, outs, fn, params, effects, view, multiple = self.terms(content)
         effects = Effects(*effects)
         effects = PURE if effects == PURE else effects
-        return Operation(name, params, ins, outs, fn, effects, view, multiple)
+        return Operation(name, params or {}, ins, outs, fn, effects, view, multiple)
 
     def instruction(self, content: Any) -> Instruction:
         operation, ins, outs, regions, source = content
         values = self._values
-        return Instruction(
+        parts = (
             self._operations[operation],
             tuple([values[i] for i in ins]),
             tuple([values[i] for i in outs]),
-            tuple([self.region(region) for region in regions]),
-            self.term(source),
+            tuple([self.region(region) for region in regions]) if regions else (),
+            self._sources[source] if type(source) is int else self.term(source),
         )
+        return make_instruction(parts)
 
     def region(self, content: Any) -> Region:
         params, body, results = content
@@ -364,9 +427,9 @@ class _Decoder:
         array = array.reshape(shape, order=order)
         return array.copy(order="K") if writeable else array
 
-    def function(self, module: str, place: int, *parts: Any) -> Callable[..., Any]:
+    def function(self, module: str, place: str, *parts: Any) -> Callable[..., Any]:
         defaults, keywords, *cells = self.terms(parts)
-        code = _codes(module)[place]
+        code = _code_at(module, place)
         closure = tuple(map(types.CellType, cells))
         made = types.FunctionType(code, vars(sys.modules[module]), code.co_name, defaults, closure)
         made.__kwdefaults__ = keywords
@@ -390,8 +453,6 @@ _MAKERS: dict[str, Callable[..., Any]] = {
     "tuple": lambda decoder, *parts: tuple(decoder.terms(parts)),
     "list": lambda decoder, *parts: decoder.terms(parts),
     "dict": _Decoder.dict,
-    "float": lambda decoder, text: float.fromhex(text),
-    "complex": lambda decoder, *parts: complex(*map(float.fromhex, parts)),
     "slice": lambda decoder, *parts: slice(*decoder.terms(parts)),
     "range": lambda decoder, *parts: range(*parts),
     "ellipsis": lambda decoder: ...,

@@ -11,7 +11,7 @@ How values of a type are read is said by readers, in `values`, `functions` and `
 
 from __future__ import annotations
 
-import _abc
+import _abc  # type: ignore[import-not-found]
 import dataclasses
 import hashlib
 import types
@@ -88,7 +88,7 @@ class Fingerprint:
     """
 
     def __init__(self, after: bool = False, outer: Fingerprint | None = None) -> None:
-        self.after = outer.after if outer else after
+        self.after: bool = outer.after if outer else after
         self.found: Found = outer.found if outer else Found()
         self._under_way: frozenset[int] = outer._under_way if outer else frozenset()
         self._root: Any = None  # a traced function that this is the fingerprint of, until met

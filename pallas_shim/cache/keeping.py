@@ -1,23 +1,25 @@
-"""Keeps the programs of jitted calls for later processes: what beside the program, and where."""
+"""Programs kept by the calls of jitted functions, which then need not be traced."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from pallas_shim.cache import encode
+from pallas_shim import settings
+from pallas_shim.cache import encode, later, verify
 from pallas_shim.cache.fingerprint import Unkeyable
 from pallas_shim.cache.key import Key
-from pallas_shim.cache.store import Refused, Store
+from pallas_shim.cache.store import Refused, Store, store
 from pallas_shim.evaluator.program import Program
 from pallas_shim.jax_compat import call_info, inputs
 from pallas_shim.jax_compat.hooks import jit_calls
+from pallas_shim.jax_compat.kernel_info import KernelInfo
 from pallas_shim.report import Use
 
 log = logging.getLogger("pallas_shim")
@@ -48,93 +50,171 @@ class Kept(NamedTuple):
     consts: list[np.ndarray]
 
 
-_store = functools.cache(Store)
+Make = Callable[[dict[str, Any]], tuple[Program, tuple[int, ...], tuple[int, ...]]]
 
 
-class Keep:
-    """One call that JAX has not traced: its program is read if it is kept, else written.
+class CachedCall:
+    """One call that JAX has not traced: its program is read, or else, when it is, kept."""
 
-    The steps are `read`, then `encode`, before the program first runs, and then `write`.
-    """
-
-    def __init__(self, call: jit_calls.Call, directory: str):
-        self._program: bytes | None = None
+    def __init__(self, call: jit_calls.Call, setting: str):
+        self._call = call
         self._reason: str | None = None
+        self._expected: bytes | None = None  # what JAX's tracing is to give, too
         try:
-            self._store = _store(directory)
+            self._store = store(setting)
             self._key = Key(call)
         except (Unkeyable, Refused) as error:
             self._reason = str(error)
 
-    def read(self) -> Kept | None:
-        """What an earlier process kept of this call."""
+    def read(self, make: Make) -> Kept | None:
+        """What an earlier process kept of this call; None also if JAX is to trace it to verify
+        that.
+
+        ``make`` gives a program, and the deleted and the unused arguments, from the parameters of
+        the traced call.
+        """
         if self._reason is not None:
             return None
         data = self._store.read(self._key.digest)
         if data is None:
             return None
-        size = int.from_bytes(data[:8], "little")
         try:
-            facts = Facts(*encode.decode_data(data[8 : 8 + size]))
-            program = encode.decode(data[8 + size :])
+            kept = _decoded(data)
         except Exception as error:  # it is intact, so this is a bug of ours: it is written anew
             log.warning("a kept program can't be read: %s: %s", type(error).__name__, error)
             return None
-        return Kept(program, facts, jax.tree.structure(facts.out_tree), list(facts.consts))
+        if settings.current().cache_verify:
+            self._expected = data
+            return None
+        if verify.is_sampled():
+            self._verify_later(data, make)
+        return kept
 
     def tracing(self) -> contextlib.AbstractContextManager[Any]:
         """To be entered around the tracing of this call."""
         return contextlib.nullcontext() if self._reason is not None else self._key.watch
 
-    def encode(self, program: Program) -> None:
-        """Takes the program of this call as it is now."""
-        if self._reason is None:
-            try:
-                self._program = encode.encode(program)
-            except encode.NotData as error:
-                self._reason = str(error)
-
-    def write(
+    def traced(
         self,
         use: Use,
+        program: Program,
         call: call_info.JitCall,
         deleted: tuple[int, ...],
         unused: tuple[int, ...],
         results: Sequence[Any],
         out_tree: Any,
         consts: Sequence[Any],
-    ) -> str:
-        """Keeps the program, with what is known of the call. What became of it, for the report."""
+    ) -> None:
+        """Has the program kept, with what is known of the call. Says in the report what became of
+        it.
+
+        Raises:
+          verify.CacheError: it isn't what was read.
+        """
         try:
             if self._reason is not None:
-                return self._not_kept(use)
-            if self._program is None:
-                raise encode.NotData("it was planned before this call")
-            if sum(call.donated) != len(deleted):
-                raise encode.NotData("donated arguments that can't be used")
-            self._key.verify()
-            facts = Facts(
-                call.name,
-                tuple((k.name, k.source, k.grid) for k in use.kernels),
-                tuple(map(_result, results)),
-                _out_tree(out_tree),
-                deleted,
-                unused,
-                tuple(map(_const, consts)),
-            )
-            data = encode.encode_data(tuple(facts))
+                raise encode.NotData(self._reason)
+            facts = _facts(use.kernels, call, deleted, unused, results, out_tree, consts)
+            head = encode.encode_data(tuple(facts))
+            if self._expected is None:
+                self._key.verify()
+                use.cache = "to be written when the process ends"
+                key = self._key.digest  # neither the key nor the call is kept, which hold arrays
+                write = functools.partial(_write, self._store, key, use, head, program)
+                later.at_exit(lambda seconds: write())
+                return
         except (encode.NotData, Unkeyable) as error:
-            self._reason = str(error)
-            return self._not_kept(use)
-        data = len(data).to_bytes(8, "little") + data
-        if self._store.write(self._key.digest, data + self._program):
-            return "written"
-        self._reason = f"{self._store.directory} can't be written to"
-        return self._not_kept(use)
+            if self._expected is None:
+                _not_kept(use, str(error))
+                return
+            head = b""
+        expected = self._expected
+        find = functools.partial(_difference, expected, head, program)
+        remove = functools.partial(self._store.remove, self._key.digest)
+        verify.Check(call.name, 0.0, find, remove).check()
+        use.cache = "read, and verified"
 
-    def _not_kept(self, use: Use) -> str:
-        log.info("the program of %s isn't kept: %s", use.function, self._reason)
-        return f"not kept: {self._reason}"
+    def _verify_later(self, data: bytes, make: Make) -> None:
+        call = jit_calls.without_arrays(self._call)
+
+        def difference() -> str | None:
+            params, out_tree, consts = jit_calls.trace_anew(call)
+            program, deleted, unused = make(params)
+            jit_call = call_info.describe_call(params)
+            results = call_info.out_avals(params["jaxpr"])
+            try:
+                facts = _facts((), jit_call, deleted, unused, results, out_tree, consts)
+                head = encode.encode_data(tuple(facts))
+            except encode.NotData:
+                head = b""
+            return _difference(data, head, program)
+
+        name = getattr(call.function, "__name__", "a function")
+        remove = functools.partial(self._store.remove, self._key.digest)
+        later.at_exit(verify.Check(name, 0.0, difference, remove).at_exit)
+
+
+def _write(store: Store, key: str, use: Use, head: bytes, program: Program) -> None:
+    try:
+        data = len(head).to_bytes(8, "little") + head + encode.encode(program)
+    except encode.NotData as error:
+        _not_kept(use, str(error))
+        return
+    failure = store.write(key, data)
+    if failure is None:
+        use.cache = "written"
+    else:
+        _not_kept(use, failure)
+
+
+def _not_kept(use: Use, reason: str) -> None:
+    log.info("the program of %s isn't kept: %s", use.function, reason)
+    use.cache = f"not kept: {reason}"
+
+
+def _decoded(data: bytes) -> Kept:
+    size = int.from_bytes(data[:8], "little")
+    facts = Facts(*encode.decode_data(data[8 : 8 + size]))
+    program = encode.decode(data[8 + size :])
+    return Kept(program, facts, jax.tree.structure(facts.out_tree), list(facts.consts))
+
+
+def _difference(data: bytes, head: bytes, program: Program) -> str | None:
+    """In what kept facts and a kept program differ from those of the call as it is traced now."""
+    kept = _decoded(data)
+    now = Facts(*encode.decode_data(head)) if head else None
+    if now is None:
+        return "what it returns or captures can't be kept"
+    for name, one, other in zip(Facts._fields, kept.facts, now, strict=True):
+        # Lines move without a change of what is computed.
+        if name != "kernels" and encode.encode_data(one) != encode.encode_data(other):
+            return f"it has other {name.replace('_', ' ')}"
+    made = encode.decode(encode.encode(program))
+    if encode.encode(made, {}) == encode.encode(kept.program, {}):
+        return None
+    return verify.difference(kept.program, program)
+
+
+def _facts(
+    kernels: Sequence[KernelInfo],
+    call: call_info.JitCall,
+    deleted: tuple[int, ...],
+    unused: tuple[int, ...],
+    results: Sequence[Any],
+    out_tree: Any,
+    consts: Sequence[Any],
+) -> Facts:
+    if sum(call.donated) != len(deleted):
+        raise encode.NotData("donated arguments that can't be used")
+    return Facts(
+        call.name,
+        tuple((k.name, k.source, k.grid) for k in kernels),
+        tuple(map(_result, results)),
+        _out_tree(out_tree),
+        deleted,
+        unused,
+        tuple(map(_const, consts)),
+    )
 
 
 def _result(aval: Any) -> tuple[tuple[int, ...], np.dtype, bool]:

@@ -3,22 +3,50 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import stat
+import sys
 import tempfile
+from collections.abc import Mapping
 
-_MAGIC = b"pallas_shim program 1\n"
+_MAGIC = b"pallas_shim program 2\n"
 _SUFFIX = ".program"
 
 # When the files take up more bytes than this, those that were not used for longest go.
 _LARGEST = 256 << 20
+# What is larger than this isn't kept: it would drive out too much else.
+_LARGEST_FILE = 32 << 20
 # Files are counted once in so many that are written.
 _CLEANING = 16
+
+_READING = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class Refused(Exception):
     """The directory isn't one to keep programs in; says why."""
+
+
+def default_directory(environ: Mapping[str, str] = os.environ) -> str:
+    """Where programs are kept if the user names no directory.
+
+    Raises:
+      Refused: the user has no home.
+    """
+    home = environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(home):
+        home = os.path.join(os.path.expanduser("~"), ".cache")
+    if not os.path.isabs(home):
+        raise Refused("there is no home directory; PALLAS_NUMPY_CACHE names another one")
+    return os.path.join(home, "pallas_shim", "programs")
+
+
+@functools.cache
+def say_once(message: str) -> None:
+    """Tells the user on stderr, the first time."""
+    if sys.stderr is not None:
+        print(f"pallas_shim: {message}", file=sys.stderr)
 
 
 class Store:
@@ -47,47 +75,56 @@ class Store:
         """What was written under a key; None if that is nothing, or not what was written."""
         path = self._path(key)
         try:
-            with open(path, "rb") as file:
-                if os.fstat(file.fileno()).st_uid != os.getuid():
+            with open(os.open(path, _READING), "rb") as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid():
                     return None
                 content = file.read()
-            os.utime(path)
         except OSError:
             return None
-        start = len(_MAGIC) + hashlib.sha256().digest_size
+        start = len(_MAGIC) + _CHECKSUM
         data = content[start:]
         if content[:start] != _MAGIC + _checksum(key, data):
             return None
+        with contextlib.suppress(OSError):  # the directory may be one to read only
+            os.utime(path)
         return data
 
-    def write(self, key: str, data: bytes) -> bool:
-        """Keeps bytes under a key, in the place of what was there. Whether that succeeded."""
+    def write(self, key: str, data: bytes) -> str | None:
+        """Keeps bytes under a key, in the place of what was there. Why that failed, if it did."""
+        if len(data) > _LARGEST_FILE:
+            return f"it takes up more than {_LARGEST_FILE >> 20} MB"
         temporary = None
         try:
             handle, temporary = tempfile.mkstemp(suffix=".new", dir=self.directory)
             with os.fdopen(handle, "wb") as file:
                 file.write(_MAGIC + _checksum(key, data) + data)
             os.replace(temporary, self._path(key))
-        except OSError:
+        except OSError as error:
             if temporary is not None:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary)
-            return False
+            return f"{self.directory} can't be written to: {error.strerror}"
         if self._written % _CLEANING == 0:
             self._clean()
         self._written += 1
-        return True
+        return None
+
+    def remove(self, key: str) -> None:
+        """Forgets what was written under a key."""
+        with contextlib.suppress(OSError):
+            os.unlink(self._path(key))
 
     def _path(self, key: str) -> str:
         return os.path.join(self.directory, key + _SUFFIX)
 
     def _clean(self) -> None:
         found = []
-        with os.scandir(self.directory) as entries:
+        with contextlib.suppress(OSError), os.scandir(self.directory) as entries:
             for entry in entries:
                 if entry.name.endswith((_SUFFIX, ".new")):
                     with contextlib.suppress(OSError):  # another process removed it
-                        status = entry.stat()
+                        status = entry.stat(follow_symlinks=False)
                         found.append((status.st_mtime, status.st_size, entry.path))
         total = sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
@@ -98,5 +135,30 @@ class Store:
             total -= size
 
 
+_CHECKSUM = 32
+
+
 def _checksum(key: str, data: bytes) -> bytes:
-    return hashlib.sha256(key.encode() + b"\0" + data).digest()
+    place = hashlib.sha256(key.encode()).digest()
+    return hashlib.blake2b(data, digest_size=_CHECKSUM, key=place).digest()
+
+
+_store = functools.cache(Store)
+
+
+def store(setting: str) -> Store:
+    """The store of the setting PALLAS_NUMPY_CACHE: ``trace`` or ``function``, or a directory.
+
+    A directory that the user named and that can't be used is told of on stderr, once; the one by
+    default only by the exception.
+
+    Raises:
+      Refused: see `Store`.
+    """
+    if setting in ("trace", "function"):
+        return _store(default_directory())
+    try:
+        return _store(setting)
+    except Refused as error:
+        say_once(f"no program is kept: {error}")
+        raise

@@ -31,7 +31,7 @@ class Watch:
     """Watches this thread within ``with``; `problem` says afterwards what wasn't known."""
 
     def __init__(self, found: Found) -> None:
-        self.problem: str | None = None
+        self.problem: str | None = "JAX had traced it already"
         self._users = {id(code): code for code, _, _ in found.codes}
         self._anywhere: dict[int, Any] = {}  # code of libraries, by where it lies
         self._standard: dict[int, Any] = {}
@@ -42,6 +42,7 @@ class Watch:
         if sys.getprofile() is not None:
             self.problem = "a profiler is at work while it is traced"
         else:
+            self.problem = None
             sys.setprofile(self._event)
         return self
 

@@ -107,6 +107,7 @@ class Lowering:
         self.axes = axes
         self.body: list[Instruction] = []
         self.source: Any = None
+        self._defining = False
         self.kernels: list[KernelScope] = []
         self._operations: dict[Any, Operation] = {}
         self._consts: dict[Any, Value] = {}
@@ -128,20 +129,31 @@ class Lowering:
         env.update(zip(jaxpr.invars, args, strict=True))
         outer = self.source
         for eqn in jaxpr.eqns:
-            self.source = source = jax_compat.source_of(eqn) or outer
+            if not self._defining:
+                self.source = jax_compat.source_of(eqn) or outer
             ins = [self._read(env, atom) for atom in eqn.invars]
             try:
                 outs = self.eqn(eqn, ins)
             except Unsupported as unsupported:
                 if unsupported.source is None:
-                    unsupported.source = jax_compat.user_source(source)
+                    unsupported.source = jax_compat.user_source(self.source)
                 raise
             except Refusal as refused:
                 name = jax_compat.primitive_name(eqn.primitive)
-                raise Unsupported(name, str(refused), jax_compat.user_source(source)) from refused
+                place = jax_compat.user_source(self.source)
+                raise Unsupported(name, str(refused), place) from refused
             env.update(zip(eqn.outvars, outs, strict=True))
         self.source = outer
         return [self._read(env, atom) for atom in jaxpr.outvars]
+
+    def inline_definition(self, jaxpr: Any, args: Sequence[Value]) -> list[Value]:
+        """As `inline`, of a jaxpr that JAX or we made of an equation of the user's: where its own
+        equations come from is nothing to the user."""
+        outer, self._defining = self._defining, True
+        try:
+            return self.inline(jaxpr, args)
+        finally:
+            self._defining = outer
 
     def _read(self, env: dict[Any, Value], atom: Any) -> Value:
         if jax_compat.is_literal(atom):

@@ -204,9 +204,10 @@ def source_of(eqn: Any) -> Any:
 
 
 def user_source(source: Any) -> str | None:
-    """ "file:line (function)" of the user's own code, or None if that isn't known."""
-    if source is None:
-        return None
+    """ "file:line (function)" of the user's own code, or None if that isn't known. ``source`` may
+    be such a text, of a program from disk."""
+    if source is None or isinstance(source, str):
+        return source
     frame = source_info_util.user_frame(source.traceback)
     if frame is None:
         return None

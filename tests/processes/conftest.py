@@ -27,6 +27,7 @@ class Python:
     def environment(self, **variables: str) -> dict[str, str]:
         ours = ("PALLAS_NUMPY", "PYTHON", "COVERAGE")
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+        variables.setdefault("PALLAS_NUMPY_CACHE", "0")
         path = [v["PYTHONPATH"] for v in (self.variables, variables) if "PYTHONPATH" in v]
         if path:
             variables["PYTHONPATH"] = os.pathsep.join(path)

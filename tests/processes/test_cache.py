@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+from pallas_shim.cache.encode import decode_data
+from pallas_shim.cache.keeping import Facts
+from pallas_shim.cache.store import Store
 from tests.processes.conftest import Python
 
 HELPER = """
@@ -25,6 +28,9 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.experimental import pallas as pl
 import helper
 
+if "--sampled" in sys.argv:
+    from pallas_shim.cache import verify
+    verify.ONE_IN = 1
 if "--x64" in sys.argv:
     jax.config.update("jax_enable_x64", True)
 if "--precision" in sys.argv:
@@ -216,7 +222,98 @@ def test_a_directory_that_is_not_private_is_not_used(python, project):
     assert list((project / "cache").iterdir()) == []
 
 
-def test_without_the_variable_nothing_is_kept(python, project):
-    _, became, _ = run(python, project, PALLAS_NUMPY_CACHE="0")
+def test_off_nothing_is_kept(python, project):
+    home = {"HOME": str(project), "XDG_CACHE_HOME": ""}
+    _, became, _ = run(python, project, PALLAS_NUMPY_CACHE="0", **home)
     assert set(became.values()) == {None}
-    assert not (project / "cache").exists()
+    assert not (project / "cache").exists() and not (project / ".cache").exists()
+
+
+# -- verified -------------------------------------------------------------------------------------
+
+
+def swapped(project):
+    """Puts the program of each of two functions in the place of the other's, with checksums that
+    are right; the paths."""
+    store = Store(str(project / "cache"))
+    found = {}
+    for path in (project / "cache").iterdir():
+        data = store.read(path.stem) or b""
+        try:
+            facts = Facts(*decode_data(data[8 : 8 + int.from_bytes(data[:8], "little")]))
+        except Exception:  # it is the program of a jaxpr
+            continue
+        if facts.results[0][0] == (8,):
+            found[facts.function] = path, data
+    (scaled, data), (capturing, other) = found["scaled"], found["capturing"]
+    assert store.write(scaled.stem, other) is None and store.write(capturing.stem, data) is None
+    return scaled, capturing
+
+
+def test_verified_programs_are_those_that_are_made(python, kept):
+    want = python.run(kept / "script.py", cwd=kept).stdout
+    got, became, _ = run(python, kept, PALLAS_NUMPY_CACHE_VERIFY="1", PYTHONHASHSEED="5")
+    assert got == want
+    assert {name: became[name] for name in KEPT} == dict.fromkeys(KEPT, "read, and verified")
+    got, became, _ = run(python, kept, "--sampled")
+    assert got == want
+    assert {name: became[name] for name in KEPT} == dict.fromkeys(KEPT, "read")
+
+
+def test_a_wrong_program_is_found(python, project):
+    run(python, project)
+    paths = swapped(project)
+    variables = {"PALLAS_NUMPY": "1", "PALLAS_NUMPY_CACHE": str(project / "cache")}
+    got = python.run(project / "script.py", "--sampled", cwd=project, **variables)
+    assert "pallas_shim: ERROR: the program of " in got.stderr and "removed" in got.stderr
+    assert not any(path.exists() for path in paths)
+
+    run(python, project)
+    paths = swapped(project)
+    variables["PALLAS_NUMPY_CACHE_VERIFY"] = "1"
+    got = python.run(project / "script.py", cwd=project, **variables)
+    assert got.returncode == 1 and "CacheError: the program of " in got.stderr
+    assert not all(path.exists() for path in paths)
+
+
+# -- by their jaxprs ------------------------------------------------------------------------------
+
+
+def test_by_default_programs_are_kept_by_their_jaxprs(python, project):
+    home = {"HOME": str(project), "XDG_CACHE_HOME": "", "PALLAS_NUMPY_CACHE": ""}
+    directory = project / ".cache" / "pallas_shim" / "programs"
+    stock = python.run(project / "script.py", cwd=project)
+    first, became, _ = run(python, project, **home, PYTHONHASHSEED="1")
+    assert first == stock.stdout
+    names = (*KEPT, "timed")
+    assert {name: became[name] for name in names} == dict.fromkeys(names, "written after tracing")
+    assert directory.stat().st_mode & 0o777 == 0o700
+
+    (project / "script.py").write_text("\n\n# moved\n" + SCRIPT)
+    (project / "helper.py").write_text(HELPER.replace("SCALE = 3", "SCALE = 4"))
+    stock = python.run(project / "script.py", cwd=project)
+    second, became, rows = run(python, project, **home, PYTHONHASHSEED="2")
+    assert second == stock.stdout != first
+    assert became["scaled"] == "written after tracing"
+    for name in ("tree", "donating", "capturing", "wrapped", "timed"):
+        assert became[name] == "read after tracing"
+    lines = (project / "script.py").read_text().splitlines()
+    (row,) = [row for row in rows if row["function"] == "donating"]
+    number = int(row["source"].rpartition(":")[2])
+    assert lines[number - 1] == "def plain_kernel(x_ref, o_ref):"
+    assert row["tracing_s"] is not None
+
+
+def test_a_home_that_can_not_be_written_to_is_no_harm(python, project):
+    (project / "file").write_text("")
+    home = {"HOME": str(project / "file"), "XDG_CACHE_HOME": "", "PALLAS_NUMPY_CACHE": ""}
+    stock = python.run(project / "script.py", cwd=project)
+    got = python.run(project / "script.py", cwd=project, PALLAS_NUMPY="1", **home)
+    assert (got.stdout, got.stderr) == (stock.stdout, stock.stderr)
+
+
+def test_a_named_directory_that_can_not_be_used_is_told_of(python, project):
+    (project / "file").write_text("")
+    variables = {"PALLAS_NUMPY": "1", "PALLAS_NUMPY_CACHE": str(project / "file")}
+    got = python.run(project / "script.py", cwd=project, **variables)
+    assert got.returncode == 0 and got.stderr.count("no program is kept") == 1

@@ -39,7 +39,8 @@ WRONG = {
             methods = {"mul": mul}
 
         passes.PIPELINE = tuple(
-            (name, Wrong.run if name == "select_to_minmax" else run) for name, run in passes.PIPELINE
+            (name, Wrong.run if name == "select_to_minmax" else run)
+            for name, run in passes.PIPELINE
         )
         """,
     "store": """

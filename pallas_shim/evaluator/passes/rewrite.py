@@ -64,13 +64,33 @@ def writing_over(
     )
 
 
+def _over_x(fn: Any) -> Callable[..., Any]:
+    return lambda x: fn(x, out=x)
+
+
+def _x_over_out(fn: Any) -> Callable[..., Any]:
+    return lambda x, out: fn(x, out=out)
+
+
+def _over_first(fn: Any) -> Callable[..., Any]:
+    return lambda x, y: fn(x, y, out=x)
+
+
+def _over_second(fn: Any) -> Callable[..., Any]:
+    return lambda x, y: fn(x, y, out=y)
+
+
+def _both_over_out(fn: Any) -> Callable[..., Any]:
+    return lambda x, y, out: fn(x, y, out=out)
+
+
 # By how many operands a ufunc takes, and where in a call the array is that it writes over.
 _OVER: dict[tuple[int, int], Callable[[Any], Callable[..., Any]]] = {
-    (1, 0): lambda fn: lambda x: fn(x, out=x),
-    (1, 1): lambda fn: lambda x, out: fn(x, out=out),
-    (2, 0): lambda fn: lambda x, y: fn(x, y, out=x),
-    (2, 1): lambda fn: lambda x, y: fn(x, y, out=y),
-    (2, 2): lambda fn: lambda x, y, out: fn(x, y, out=out),
+    (1, 0): _over_x,
+    (1, 1): _x_over_out,
+    (2, 0): _over_first,
+    (2, 1): _over_second,
+    (2, 2): _both_over_out,
 }
 
 

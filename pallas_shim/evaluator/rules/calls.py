@@ -16,7 +16,7 @@ def _call(lowering, eqn, ins):
 
 @lowering_rule("call_hi_primitive", "einshape_lo", "scaled_dot")
 def _defined(lowering, eqn, ins):
-    return lowering.inline(definitions.definition(eqn), ins)
+    return lowering.inline_definition(definitions.definition(eqn), ins)
 
 
 @lowering_rule("platform_index")

@@ -188,7 +188,7 @@ def _batch(stack, *, axes, **params):
 
 @lowering_rule("reduce")
 def _reduce(lowering, eqn, ins):
-    return lowering.inline(definitions.definition(eqn), ins)
+    return lowering.inline_definition(definitions.definition(eqn), ins)
 
 
 # -- running --------------------------------------------------------------------------------

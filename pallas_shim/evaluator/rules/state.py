@@ -29,7 +29,7 @@ def by_discharge(lowering, eqn, ins: Sequence[Value]) -> list[Value]:
         else v
         for v in ins
     ]
-    results = lowering.inline(discharged.jaxpr, wholes)
+    results = lowering.inline_definition(discharged.jaxpr, wholes)
     for position, value in zip(discharged.changed, results, strict=False):
         if isinstance(ins[position].type, RefType):
             if value.type != ins[position].ref.contents:

@@ -97,7 +97,7 @@ def _reduce_window_min(ins, outs, **params):
 
 @lowering_rule("reduce_window", "select_and_scatter")
 def _by_definition(lowering, eqn, ins):
-    return lowering.inline(definitions.definition(eqn), ins)
+    return lowering.inline_definition(definitions.definition(eqn), ins)
 
 
 # -- select and scatter, select and gather --------------------------------------------------

@@ -10,10 +10,11 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 
+import jax
 from jax._src import config, core, pjit, tree_util
 from jax._src import mesh as mesh_lib
 from jax._src.array import ArrayImpl
@@ -53,14 +54,16 @@ class CallHandler(Protocol):
         what `plan` or `load` gave.
         """
 
-    def load(self, call: Call) -> Known | None:
-        """What is known of a call that JAX has not traced, if anything."""
+    def load(self, call: Call) -> Any:
+        """What is `Known` of a call that JAX has not traced. None, or else anything that `ran` is
+        to get: JAX is to trace it."""
 
-    def tracing(self, call: Call) -> AbstractContextManager[Any]:
-        """Is entered around JAX's tracing of a call that `load` had nothing for."""
+    def tracing(self, given: Any) -> AbstractContextManager[Any]:
+        """Is entered around JAX's tracing of a call that `load` gave something else for."""
 
-    def ran(self, call: Call, params: dict[str, Any], out_tree: Any, consts: list[Any]) -> None:
-        """Hears of each call that `load` had nothing for, when JAX has traced and run it."""
+    def ran(self, given: Any, params: dict[str, Any], out_tree: Any, consts: list[Any]) -> None:
+        """Hears of each call that `load` gave something else for, when JAX has traced and run
+        it."""
 
 
 # What jit looks at to see whether its C++ cache can serve the next call: it can't.
@@ -82,32 +85,32 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
     run_name = "_python_pjit_helper" if old else "_run_python_pjit"
     stock_run: Any = getattr(pjit, run_name)
     calling = _inner_code(pjit._cpp_pjit, "cache_miss")
-    stock_trace = None if old else pjit._trace_for_jit
+    stock_trace: Any = None if old else pjit._trace_for_jit
     traced = threading.local()
     own_config = _Config(calling)
 
     def infer(fun: Any, info: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """In the place of _infer_params, which others than calls ask too."""
-        call = None
+        given = None
         if not old and sys._getframe(1).f_code is calling:
             found = answered(fun, info, args, kwargs)
-            if type(found) is Call:
-                call = found
+            if isinstance(found, _Unknown):
+                given = found.given
             elif found is not None:
                 return found
+        to_trace: Any = None
         try:
             inferred, args_flat = stock_infer(fun, info, args, kwargs)
         except _ToTrace as error:
             to_trace = error.args
-        else:
-            to_trace = None
         if to_trace is not None:
             # It is traced with no frame of ours more than under stock JAX, which user code can
             # count.
-            traced.params = stock_trace(*to_trace)
+            with nullcontext() if given is None else answers.tracing(given):
+                traced.params = stock_trace(*to_trace)
             inferred, args_flat = stock_infer(fun, info, args, kwargs)
-        if call is not None:
-            return _Loading(call, inferred), args_flat
+        if given is not None:
+            return _Loading(given, inferred), args_flat
         if isinstance(inferred.params, dict):
             return inferred, args_flat
         # Known without a trace, which is what is asked for.
@@ -122,8 +125,8 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
             raise _ToTrace(*args)
         return params
 
-    def answered(fun: Any, info: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | Call | None:
-        """The answer, as _infer_params returns it; a `Call` that is to be traced; None."""
+    def answered(fun: Any, info: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | _Unknown | None:
+        """The answer, as _infer_params returns it; None or `_Unknown`: JAX is to go on."""
         entry = None
         if _ordinary():
             entry, dynamic, avals = _entry(fun, info, args, kwargs)
@@ -131,13 +134,11 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
             _may_be_traced(info)
             return None
         inferred = entry.pjit_params
-        call = None
         if inferred is None:
-            call = Call(fun, info, args, kwargs, avals)
-            known = answers.load(call)
-            if known is None:
+            known = answers.load(Call(fun, info, args, kwargs, avals))
+            if type(known) is not Known:
                 _may_be_traced(info)
-                return call
+                return None if known is None else _Unknown(known)
             inferred = entry.pjit_params = pjit.PjitParams(
                 known.consts, known.plan, avals, None, known.out_tree, ()
             )
@@ -165,20 +166,23 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
             return inferred.outs, (), None, (), _NO_JAXPR, None, None, ()
         if type(inferred) is not _Loading:
             return stock_run(inferred, args_flat, fun, args, kwargs)
-        call, inferred = inferred
+        given, inferred = inferred
         returned = stock_run(inferred, args_flat, fun, args, kwargs)
-        answers.ran(call, inferred.params, inferred.out_tree, inferred.consts)
+        if given is not None:
+            answers.ran(given, inferred.params, inferred.out_tree, inferred.consts)
         return returned
 
     def infer_and_run(fun: Any, info: Any, *args: Any, **kwargs: Any) -> Any:
         """In the place of _python_pjit_helper."""
         found = answered(fun, info, args, kwargs)
-        if type(found) is tuple and type(found[0]) is _Answered:
-            return run(*found, fun, args, kwargs)
-        returned = stock_run(fun, info, *args, **kwargs)
-        if type(found) is Call:
+        if not isinstance(found, _Unknown):
+            if found is not None and type(found[0]) is _Answered:
+                return run(*found, fun, args, kwargs)
+            return stock_run(fun, info, *args, **kwargs)
+        with answers.tracing(found.given):
             inferred, _ = stock_infer(fun, info, args, kwargs)
-            answers.ran(found, inferred.params, inferred.out_tree, inferred.consts)
+        returned = stock_run(fun, info, *args, **kwargs)
+        answers.ran(found.given, inferred.params, inferred.out_tree, inferred.consts)
         return returned
 
     stock: dict[str, Any] = {"_infer_params": stock_infer, run_name: stock_run, "config": config}
@@ -228,6 +232,36 @@ class _ToTrace(Exception):
     """What JAX was going to trace."""
 
 
+def without_arrays(call: Call) -> Call:
+    """A call whose arguments are types, so that it keeps no array alive."""
+    static, names = {*call.jit_info.static_argnums}, {*call.jit_info.static_argnames}
+    avals = iter(call.avals)
+    count = len(call.args)
+    static |= {n + count for n in static if n < 0}
+
+    def type_of(leaf: Any) -> Any:
+        aval = next(avals)
+        return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
+
+    args = tuple([
+        arg if i in static else tree_util.tree_map(type_of, arg) for i, arg in enumerate(call.args)
+    ])
+    # JAX takes those with a name in the order of their names.
+    kwargs = {
+        name: arg if name in names else tree_util.tree_map(type_of, arg)
+        for name, arg in sorted(call.kwargs.items())
+    }
+    return call._replace(args=args, kwargs=kwargs)
+
+
+def trace_anew(call: Call) -> tuple[dict[str, Any], Any, list[Any]]:
+    """Has JAX trace a call as if for the first time; the parameters that `hooks.JIT_CALL` would
+    get, the tree of the results, and the arrays that the function captured."""
+    pjit._infer_params_cached.cache_clear()
+    inferred, _ = pjit._infer_params(call.function, call.jit_info, call.args, call.kwargs)
+    return inferred.params, inferred.out_tree, inferred.consts
+
+
 class _Planned(dict):
     """The parameters of a function that JAX has traced, with the plan for its calls."""
 
@@ -238,10 +272,16 @@ class _Answered(NamedTuple):
     outs: Any
 
 
-class _Loading(NamedTuple):
-    """A call that nothing was known of, and what JAX inferred from it."""
+class _Unknown(NamedTuple):
+    """A call that JAX is to trace: what `CallHandler.load` gave for it."""
 
-    call: Call
+    given: Any
+
+
+class _Loading(NamedTuple):
+    """A call that is traced: what `CallHandler.load` gave for it, and what JAX inferred."""
+
+    given: Any
     inferred: Any
 
 

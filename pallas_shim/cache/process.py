@@ -1,0 +1,65 @@
+"""What programs depend on beside what is lowered: versions, our sources, settings, the machine."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import os
+import platform
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+import pallas_shim
+from pallas_shim import settings
+
+
+def facts() -> tuple[str, str]:
+    """All of it, as texts that are equal in processes whose programs are the same."""
+    chosen = settings.current()
+    return _unchanging(), repr((sorted(chosen.disabled_passes), chosen.force, chosen.tpu))
+
+
+@functools.cache
+def _unchanging() -> str:
+    libraries = ("jaxlib", "ml_dtypes", "opt_einsum", "scipy")
+    everything = (
+        pallas_shim.__version__,
+        own_sources(),
+        sys.version,
+        sys.flags.optimize,
+        platform.machine(),
+        sys.byteorder,
+        jax.__version__,
+        np.__version__,
+        *(str(importlib.import_module(name).__version__) for name in libraries),
+        _processor(),
+    )
+    return hashlib.sha256(repr(everything).encode()).hexdigest()
+
+
+def _processor() -> tuple[Any, ...]:
+    """What NumPy computes constants with: some functions' last bits depend on it."""
+    core: Any = getattr(np, "_core", None) or np.core
+    features = core._multiarray_umath.__cpu_features__
+    return tuple(sorted(features.items())), os.environ.get("OPENBLAS_CORETYPE", "")
+
+
+@functools.cache
+def own_sources() -> tuple[tuple[str, int, int], ...]:
+    """Our own source files, with their sizes and times: an edited rule makes other programs."""
+    root = os.path.dirname(pallas_shim.__file__)
+    found = []
+    pending = [root]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    pending.append(entry.path)
+                elif entry.name.endswith(".py"):
+                    status = entry.stat()
+                    found.append((entry.path, status.st_size, status.st_mtime_ns))
+    return tuple(sorted(found))

@@ -1,0 +1,137 @@
+"""Programs kept by their jaxprs: all that a program is made from is in its key.
+
+They are read when JAX has traced, and save lowering, the passes and the making of code. They are
+written when the process ends.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import struct
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pallas_shim import settings
+from pallas_shim.cache import encode, later, process, verify
+from pallas_shim.cache.store import Refused, Store, store
+from pallas_shim.evaluator.program import Program
+from pallas_shim.evaluator.registry import IMPL_RULES, LOWERING_RULES
+from pallas_shim.jax_compat import contents
+from pallas_shim.report import Use
+
+log = logging.getLogger("pallas_shim")
+
+_SECONDS = struct.Struct("<d")
+
+
+class CachedProgram:
+    """The program of one jaxpr: `get` reads or makes it, and `tell` says what became of it."""
+
+    def __init__(
+        self, jaxpr: Any, name: str, axes: Mapping[Any, int], make: Callable[[], Program]
+    ):
+        """``make`` makes it, from all that the other arguments say."""
+        self._name = name
+        self._make: Callable[[], Program] | None = make
+        self._key: str | None = None
+        self._became: str | None = None
+        self._program: Program | None = None
+        self._seconds = 0.0
+        setting = settings.current().cache
+        if setting is None:
+            return
+        try:
+            self._store: Store = store(setting)
+            beside = (name, tuple(axes.items()), process.facts(), contents.configuration())
+            read = contents.Contents(jaxpr, *beside)
+            _require_own_rules(read)
+        except (Refused, contents.Unreadable) as error:
+            self._became = self._not_kept(str(error))
+            return
+        self._key = read.digest
+        self._sources = [equation.source_info for equation in read.equations]
+
+    def get(self) -> Program:
+        """The program.
+
+        Raises:
+          verify.CacheError: under PALLAS_NUMPY_CACHE_VERIFY=1, the one on disk isn't that which
+            is made.
+          Exception: what ``make`` raises.
+        """
+        make = self._make
+        assert make is not None
+        kept = None if self._key is None else self._read(self._key, make)
+        if kept is not None:
+            self._became = "read after tracing"
+            return kept
+        start = time.perf_counter()
+        program = make()
+        self._seconds = time.perf_counter() - start
+        if self._key is not None:
+            self._became = "to be written when the process ends"
+            self._program = program
+        return program
+
+    def tell(self, use: Use) -> None:
+        """Says in the report what became of the program, and has it kept if it isn't."""
+        use.traced_cache = self._became
+        self._make = None  # which holds the jaxpr
+        program, key = self._program, self._key
+        if program is not None and key is not None:
+            self._program = None
+            later.at_exit(lambda seconds: self._write(key, program, use))
+
+    def _write(self, key: str, program: Program, use: Use) -> None:
+        try:
+            data = _SECONDS.pack(self._seconds) + self._encoded(program)
+            failure = self._store.write(key, data)
+        except encode.NotData as error:
+            failure = str(error)
+        use.traced_cache = "written after tracing" if failure is None else self._not_kept(failure)
+
+    def _not_kept(self, reason: str) -> str:
+        log.info("the program of %s isn't kept: %s", self._name, reason)
+        return f"not kept: {reason}"
+
+    def _encoded(self, program: Program) -> bytes:
+        places: dict[int, int] = {}
+        for place, source in enumerate(self._sources):
+            places.setdefault(id(source), place)
+        return encode.encode(program, places)
+
+    def _read(self, key: str, make: Callable[[], Program]) -> Program | None:
+        data = self._store.read(key)
+        if data is None:
+            return None
+        start = _SECONDS.size
+        try:
+            (seconds,) = _SECONDS.unpack(data[:start])
+            program = encode.decode(data[start:], self._sources)
+        except Exception as error:  # it is intact, so this is a bug of ours: it is written anew
+            log.warning("a kept program can't be read: %s: %s", type(error).__name__, error)
+            return None
+
+        def difference() -> str | None:
+            made = self._encoded(make())
+            if made == data[start:]:
+                return None
+            # Which equations share a source may differ; what is computed may not.
+            back = [encode.decode(each, self._sources) for each in (data[start:], made)]
+            one, other = (encode.encode(program, {}) for program in back)
+            return None if one == other else verify.difference(*back)
+
+        remove = functools.partial(self._store.remove, key)
+        verify.Check(self._name, seconds, difference, remove).now_or_later()
+        return program
+
+
+def _require_own_rules(read: contents.Contents) -> None:
+    """Raises Unreadable if another package's rule lowers one of the primitives."""
+    makers = {name: rule.make for name, rule in IMPL_RULES.items()} | LOWERING_RULES
+    for name in read.primitives.values():
+        maker = makers.get(name)
+        if maker is not None and not maker.__module__.startswith("pallas_shim."):
+            raise contents.Unreadable(f"its {name}, whose rule is of {maker.__module__}")

@@ -1,0 +1,484 @@
+"""All that a jaxpr says, as a digest: for caches that are keyed by a jaxpr and nothing else.
+
+Each value is read by its own type, bit for bit. What is of a type that isn't known here is refused
+by name, never left out, except for what `UNSEEN` lists.
+"""
+
+from __future__ import annotations
+
+import abc
+import enum
+import functools
+import hashlib
+import itertools
+import operator
+import struct
+import sys
+import types
+from array import array
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax._src import config, core
+from jax._src.literals import TypedInt, TypedNdArray
+from jax._src.mesh import AbstractMesh, Mesh
+from jax._src.state import discharge as state_discharge
+
+from pallas_shim.jax_compat.callbacks import CALLBACK_PRIMITIVES
+from pallas_shim.jax_compat.inputs import SHARDING, TREE, sharding_without_mesh
+from pallas_shim.jax_compat.jaxprs import open_jaxpr, primitive_name
+
+# What is left out, by the primitive or class that it is a parameter or field of: lowering never
+# looks at it. (Nor at effects, which JAX derives from what is read; nor at the names of arguments
+# and the lines of source, which the caller has from the equations at hand.)
+UNSEEN: dict[str, frozenset[str]] = {
+    # How to differentiate, transpose, batch or partition the function, which is called as it is.
+    "custom_jvp_call": frozenset({"jvp_jaxpr_fun"}),
+    "custom_vjp_call": frozenset({"fwd_jaxpr_thunk", "bwd", "out_trees"}),
+    "custom_vmap_call": frozenset({"rule"}),
+    "linear_call": frozenset({"transpose_thunk"}),
+    "remat2": frozenset({"policy"}),
+    "remat_opt": frozenset({"fwd_jaxpr_thunk", "policy"}),
+    # How vmap finds its place in the grid; that place is in vmapped_dims.
+    "GridMapping": frozenset({"get_grid_indices", "local_grid_env"}),
+    # A memory of what its other fields say.
+    "ShapedArray": frozenset({"_stripped_weak_type"}),
+}
+# Primitives whose jaxpr doesn't see the constants that it holds: they come as operands, and in
+# JAX 0.12 what it holds are tracers.
+_GIVEN_CONSTS = frozenset({"run_scoped"})
+
+# Captured arrays of more bytes together take longer to read than the key may.
+LARGEST = 16 << 20
+
+
+class Unreadable(Exception):
+    """A jaxpr holds something that can't be read completely; the message says what."""
+
+
+def configuration() -> list[Any]:
+    """JAX's configuration, of the process and of this thread, without meshes and their axes."""
+    kept = (AbstractMesh, core.AxisEnv)
+    context = [value for value in config.trace_context() if not isinstance(value, kept)]
+    values = sorted(jax.config.values.items())
+    if {type(value) for _, value in values} <= _EXACT:
+        return [repr(values), *context]
+    return [values, *context]
+
+
+# What repr tells apart, bit for bit.
+_EXACT = {bool, int, str, type(None)}
+
+
+class Contents:
+    """What a jaxpr says, and the equations in it and in the jaxprs inside it, in order.
+
+    ``beside`` is what is to be in the digest, too.
+
+    ``digest``: equal for two jaxprs if they are equal in all that lowering may look at, bit for
+    bit, and the same of their inner jaxprs are one object. ``equations``: those of each jaxpr
+    once, so that equal digests have as many, and the same ones at the same places.
+    ``primitives``: all that are met.
+
+    Raises:
+      Unreadable: something in it can't be read completely.
+    """
+
+    def __init__(self, jaxpr: Any, *beside: Any):
+        self.equations: list[Any] = []
+        self.primitives: dict[Any, str] = {}
+        self._table: dict[tuple[Any, ...], int] = {(): 0}  # so that no token is 0
+        self._by_id: dict[Any, int] = {}  # of what the jaxpr keeps alive
+        self._jaxprs: dict[int, int] = {}
+        self._under_way: set[int] = set()
+        self._kept: list[Any] = []  # so that no other object gets its id
+        self._bytes = 0
+        tops = [self._jaxpr(jaxpr), *self.values(beside)]
+        content = repr((tops, list(self._table)))
+        self.digest = _digest(content.encode("utf-8", "surrogatepass")).hex()
+
+    # A token is a number that stands for a value: the place of its description in the table. A
+    # description is a tuple of its kind and then of numbers, bytes and texts. Numbers in it are
+    # tokens, or of one meaning by its kind, so that equal descriptions are of equal values.
+
+    def _token(self, *description: Any) -> int:
+        return self._table.setdefault(description, len(self._table))
+
+    # -- jaxprs -------------------------------------------------------------------------------
+
+    def _jaxpr(self, jaxpr: Any, has_consts: bool = True) -> int:
+        known = self._by_id.get(id(jaxpr))
+        if known is not None:
+            return known
+        opened, consts = open_jaxpr(jaxpr)
+        self._kept.append(opened)
+        if not opened.constvars or not has_consts:
+            held = -1
+        else:
+            held = self._token("consts", *map(self.value, consts))
+        number = self._jaxprs.get(id(opened))
+        if number is None:
+            number = self._jaxprs[id(opened)] = len(self._jaxprs)
+            words = self._words(opened)
+            name = self._text(opened.debug_info.func_name) if opened.debug_info else -1
+            self._token("jaxpr", number, name, words)
+        token = self._by_id[id(jaxpr)] = self._token("closed", number, held)
+        return token
+
+    def _words(self, jaxpr: Any) -> bytes:
+        """A digest of a jaxpr's variables and equations, as numbers. A variable is its own number,
+        counted from 0; a literal is ~ its token.
+
+        In columns, of the equations' primitives and so on, which takes half of the time of going
+        from equation to equation.
+        """
+        by_id = self._by_id
+        known = by_id.get
+        eqns = list(jaxpr.eqns)
+        self.equations += eqns
+        given = [*jaxpr.constvars, *jaxpr.invars]
+        defined = [*given, *itertools.chain.from_iterable(map(_outvars, eqns))]
+        used = [*itertools.chain.from_iterable(map(_invars, eqns)), *jaxpr.outvars]
+        number = dict(zip(map(id, defined), itertools.count(), strict=False))
+        uses: list[Any] = list(map(number.get, map(id, used)))
+        avals = list(map(_aval, defined))
+        for aval in dict(zip(map(id, avals), avals, strict=True)).values():
+            self._aval(aval)
+        contexts = dict.fromkeys(map(_ctx, eqns))
+        words = [
+            len(jaxpr.constvars), len(given), len(eqns),
+            *map(len, map(_invars, eqns)),
+            *map(len, map(_outvars, eqns)),
+            *map(by_id.__getitem__, map(id, avals)),
+            *[self.value(context) for context in contexts],
+        ]  # fmt: skip
+        if len(contexts) > 1:
+            words += [self.value(eqn.ctx) for eqn in eqns]
+        words += [
+            known((eqn.primitive, *params, *map(id, params.values())) if params else eqn.primitive)
+            or self._params(eqn)
+            for eqn, params in zip(eqns, map(_params, eqns), strict=True)
+        ]
+        for position, place in enumerate(uses):
+            if place is None:
+                uses[position] = ~self._literal(used[position])
+        return _digest(array("i", words + uses).tobytes())
+
+    def _params(self, eqn: Any) -> int:
+        """The token of an equation's primitive and parameters."""
+        primitive, params = eqn.primitive, eqn.params
+        name = self.primitives.get(primitive)
+        if name is None:
+            name = self.primitives[primitive] = primitive_name(primitive)
+            if name in CALLBACK_PRIMITIVES:
+                raise Unreadable(f"its {name}, which calls back Python")
+            _require_jaxs_discharge(primitive, name)
+        unseen = UNSEEN.get(name, ())
+        parts: list[Any] = [name, primitive.multiple_results]
+        for key, value in params.items():
+            if key in unseen:
+                continue
+            try:
+                if name in _GIVEN_CONSTS and _is_jaxpr(value):
+                    token = self._jaxpr(value, has_consts=False)
+                else:
+                    token = self.value(value)
+            except Unreadable as error:
+                raise Unreadable(f"the {key} of its {name}: {error}") from None
+            parts += [key, token]
+        token = self._token("equation", *parts)
+        key = (primitive, *params, *map(id, params.values())) if params else primitive
+        self._by_id[key] = token
+        return token
+
+    def _aval(self, aval: Any) -> int:
+        """The token of a type. Before JAX 0.10 each array has its own."""
+        known = self._by_id.get(id(aval))
+        if known is None:
+            if type(aval) is not core.ShapedArray:
+                return self.value(aval)
+            key = (*[id(held) for held in map(aval.__getattribute__, _ARRAY_TYPE)], *aval.shape)
+            known = self._by_id.get(key)
+            if known is None:
+                known = self._by_id[key] = self.value(aval)
+            self._by_id[id(aval)] = known
+            self._kept.append(aval)
+        return known
+
+    def _literal(self, literal: Any) -> int:
+        value, aval = literal.val, literal.aval
+        of = self._by_id.get(id(aval)) or self._aval(aval)
+        key: Any
+        if type(value) is TypedNdArray and not value.ndim:
+            key = (of, id(value.dtype), _raw(value))
+        elif type(value) is TypedInt:
+            key = (of, id(value.dtype), int(value))
+        else:
+            return self._token("literal", self.value(value), of)
+        known = self._by_id.get(key)
+        if known is None:
+            known = self._by_id[key] = self._token("literal", self.value(value), of)
+        return known
+
+    # -- values -------------------------------------------------------------------------------
+
+    def value(self, value: Any) -> int:
+        """The token of any value."""
+        known = self._by_id.get(id(value))
+        if known is not None:
+            return known
+        kind = type(value)
+        if id(value) in self._under_way:
+            raise Unreadable(f"a {kind.__name__} that holds itself")
+        self._under_way.add(id(value))
+        try:
+            read = _READERS.get(kind)
+            token = self._other(value) if read is None else read(self, value)
+        finally:
+            self._under_way.discard(id(value))
+        self._kept.append(value)
+        self._by_id[id(value)] = token
+        return token
+
+    def values(self, values: Iterable[Any]) -> list[int]:
+        return [self.value(value) for value in values]
+
+    def _tuple(self, value: tuple[Any, ...]) -> int:
+        if len(value) > 1 and set(map(type, value)) == _INT:
+            return self._token("ints", *value)
+        return self._token("tuple", *self.values(value))
+
+    def _text(self, text: Any) -> int:
+        if type(text) is not str:
+            raise Unreadable(f"a name of the type {type(text).__name__}")
+        return self._token("str", text)
+
+    def _other(self, value: Any) -> int:
+        """A value of a type without a reader of its own."""
+        if isinstance(value, core.Tracer):
+            raise Unreadable("an array of another trace")
+        if _is_jaxpr(value):
+            return self._jaxpr(value)
+        if isinstance(value, np.dtype):
+            return self._dtype(value)
+        if isinstance(value, np.generic):
+            return self._token("scalar", self._array(np.asarray(value)))
+        if isinstance(value, jax.Array):
+            return self._jax_array(value)
+        if isinstance(value, enum.Enum):
+            return self._token("member", self.value(type(value)), value.name)
+        if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType, np.ufunc)):
+            return self._named(value)
+        return self._object(value)
+
+    def _dtype(self, dtype: np.dtype) -> int:
+        if dtype.hasobject or dtype.names is not None or dtype.subdtype or dtype.metadata:
+            raise Unreadable(f"the dtype {dtype}")
+        return self._token("dtype", dtype.str, dtype.name, self.value(dtype.type))
+
+    def _array(self, value: np.ndarray) -> int:
+        self._bytes += value.nbytes
+        if self._bytes > LARGEST:
+            raise Unreadable(f"arrays of more than {LARGEST >> 20} MB")
+        dtype = self._dtype(value.dtype)
+        data = value.tobytes()
+        content = data if len(data) < 64 else _digest(data)
+        # Sums are in the order in which the elements lie.
+        return self._token("array", dtype, len(value.shape), *value.shape, *value.strides, content)
+
+    def _ndarray(self, value: np.ndarray) -> int:
+        if value.dtype.hasobject and value.size < 1000:
+            shape = [*map(str, value.shape)]
+            return self._token("objects", *shape, "of", *self.values(value.ravel().tolist()))
+        return self._array(value)
+
+    def _jax_array(self, value: Any) -> int:
+        base = getattr(value, "_base_array", None)
+        if base is not None:  # of PRNG keys
+            return self._token("keys", self.value(base), self.value(value.dtype))
+        if not value.is_fully_addressable or value.is_deleted():
+            raise Unreadable("an array that isn't here")
+        return self._token("jax", self._array(np.asarray(value)), self.value(value.aval))
+
+    def _set(self, value: Any) -> int:
+        # Its order differs from process to process, and so would the tokens of what it holds.
+        if not all(type(item) in (str, int) for item in value):
+            raise Unreadable("a set of other things than texts and numbers")
+        items = sorted(map(repr, value))
+        return self._token("set", type(value).__name__, *items)
+
+    def _tree(self, tree: Any) -> int:
+        data = tree.node_data()
+        if data is None:
+            return self._token("tree", str(tree))  # a leaf, or None
+        kind, own = data
+        children = [self._tree(child) for child in tree.children()]
+        return self._token("node", self.value(kind), self.value(own), *children)
+
+    def _sharding(self, sharding: Any) -> int:
+        parts = sharding_without_mesh(sharding)
+        if parts is None:
+            raise Unreadable("a sharding over a mesh of devices")
+        return self._token("sharding", *parts)
+
+    def _mesh(self, mesh: Any) -> int:
+        if not mesh.empty:
+            raise Unreadable("a mesh of devices")
+        return self._token("mesh", type(mesh).__name__)
+
+    def _named(self, value: Any) -> int:
+        """A class or function of JAX's or another library's, known by the library's version."""
+        place = _place(value)
+        if place is None:
+            name = getattr(value, "__qualname__", None) or type(value).__name__
+            kind = "class" if isinstance(value, type) else "function"
+            raise Unreadable(f"the {kind} {name}")
+        return self._token("named", *place)
+
+    def _object(self, value: Any) -> int:
+        """An object of a class that JAX defines in Python: its class, and all of its state."""
+        kind: Any = type(value)
+        if not _is_jaxs_class(kind):
+            raise Unreadable(f"a {kind.__module__}.{kind.__qualname__}")
+        unseen = UNSEEN.get(kind.__name__, ())
+        parts: list[Any] = [self.value(kind)]
+        if isinstance(value, tuple):
+            parts += ["items", *self.values(tuple(value))]
+        plain: Any
+        for plain in (int, float, complex, str):
+            if isinstance(value, plain):
+                parts += ["plain", self.value(plain(value))]
+        for name in _slots(kind):
+            if name not in unseen:
+                held = getattr(value, name, _UNSET)
+                parts += [name, -1 if held is _UNSET else self.value(held)]
+        for name, held in getattr(value, "__dict__", {}).items():
+            # What is cached is known by the rest, and only there if somebody asked for it.
+            if name not in unseen and not isinstance(getattr(kind, name, None), cached_property):
+                parts += [self._text(name), self.value(held)]
+        return self._token("object", *parts)
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=32).digest()
+
+
+_UNSET = object()
+_invars, _outvars = operator.attrgetter("invars"), operator.attrgetter("outvars")
+_params, _ctx = operator.attrgetter("params"), operator.attrgetter("ctx")
+_aval = operator.attrgetter("aval")
+_raw = TypedNdArray.tobytes if issubclass(TypedNdArray, np.ndarray) else lambda x: x.val.tobytes()
+
+
+@functools.cache
+def _slots(kind: type) -> tuple[str, ...]:
+    names = []
+    for base in kind.__mro__:
+        slots = vars(base).get("__slots__", ())
+        names += [slots] if isinstance(slots, str) else list(slots)
+    hidden = {"__weakref__", "__dict__"}
+    return tuple(dict.fromkeys(name for name in names if name not in hidden))
+
+
+_INT = {int}
+# What a type of an array has beside its shape.
+_ARRAY_TYPE = tuple(name for name in _slots(core.ShapedArray)
+                    if name != "shape" and name not in UNSEEN["ShapedArray"])  # fmt: skip
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return isinstance(value, _JAXPRS)
+
+
+# Since JAX 0.12 there is one kind.
+_JAXPRS = (core.Jaxpr, getattr(core, "ClosedJaxpr", core.Jaxpr))
+
+
+def _require_jaxs_discharge(primitive: Any, name: str) -> None:
+    """Raises Unreadable if somebody else says what a primitive does to memory."""
+    rule = state_discharge._discharge_rules.get(primitive)
+    rule = getattr(rule, "func", rule)
+    if rule is not None and not (getattr(rule, "__module__", None) or "").startswith("jax."):
+        raise Unreadable(f"its {name}, whose discharge rule isn't JAX's")
+
+
+# -- what libraries define ------------------------------------------------------------------------
+
+_LIBRARIES = frozenset({"builtins", "jax", "jaxlib", "ml_dtypes", "numpy"})
+
+
+def _place(value: Any) -> tuple[str, str] | None:
+    """The library's module and the name by which a class or function is found; None if it isn't."""
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if isinstance(value, np.ufunc):
+        module, name = "numpy", value.__name__
+    if value is type(None):  # found in another module than it says
+        return "types", "NoneType"
+    if type(module) is not str or type(name) is not str or module not in sys.modules:
+        return None
+    if module.partition(".")[0] not in _LIBRARIES:
+        return None
+    home = sys.modules[module]
+    try:
+        found = operator.attrgetter(name)(home)
+    except AttributeError:
+        return None
+    if found is not value:
+        return None
+    if isinstance(value, types.FunctionType) and value.__globals__ is not vars(home):
+        return None
+    return module, name
+
+
+_BASES = frozenset({object, tuple, int, float, complex, str})
+_METACLASSES = frozenset({type, abc.ABCMeta, type(Protocol)})
+
+
+@functools.cache
+def _is_jaxs_class(kind: type) -> bool:
+    """Whether all of the state of such an object is in its slots and its dictionary (and in what it
+    is as a number, text or tuple), by classes of JAX's own."""
+    if kind in _BASES:
+        return False
+    for base in kind.__mro__:
+        if base in _BASES or base.__module__ in ("abc", "typing", "collections.abc"):
+            continue
+        if base.__module__.partition(".")[0] != "jax":
+            return False
+        metaclass = type(base)
+        if metaclass not in _METACLASSES and metaclass.__module__.partition(".")[0] != "jax":
+            return False
+        if "__slots__" not in vars(base) and "__dict__" not in dir(base):
+            return False
+    return _place(kind) is not None
+
+
+_READERS: dict[type, Callable[[Contents, Any], int]] = {
+    type(None): lambda read, x: read._token("None"),
+    type(...): lambda read, x: read._token("Ellipsis"),
+    bool: lambda read, x: read._token("bool", str(x)),
+    int: lambda read, x: read._token("int", str(x)),
+    float: lambda read, x: read._token("float", struct.pack("<d", x)),
+    complex: lambda read, x: read._token("complex", struct.pack("<dd", x.real, x.imag)),
+    str: lambda read, x: read._token("str", x),
+    bytes: lambda read, x: read._token("bytes", x),
+    tuple: Contents._tuple,
+    list: lambda read, x: read._token("list", *read.values(x)),
+    dict: lambda read, x: read._token("dict", *read.values(y for item in x.items() for y in item)),
+    types.MappingProxyType: lambda read, x: read._token("proxy", read.value(dict(x))),
+    slice: lambda read, x: read._token("slice", *read.values((x.start, x.stop, x.step))),
+    range: lambda read, x: read._token("range", *read.values((x.start, x.stop, x.step))),
+    set: Contents._set,
+    frozenset: Contents._set,
+    np.ndarray: Contents._ndarray,
+    TypedNdArray: lambda read, x: read._token(
+        "typed", read._array(np.asarray(x)), read.value(bool(x.weak_type))
+    ),
+    TREE: Contents._tree,
+    SHARDING: Contents._sharding,
+    Mesh: Contents._mesh,
+    AbstractMesh: Contents._mesh,
+}
