@@ -23,7 +23,7 @@ from pallas_shim.cache.store import Store
 from pallas_shim.cache.verify import CacheError
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.passes import optimise
-from pallas_shim.evaluator.registry import RULES, Rule
+from pallas_shim.evaluator.registry import IMPL_RULES, ImplRule
 from pallas_shim.jax_compat import user_source
 from pallas_shim.report import REPORT, Use
 from tests.kernels import blocks, control, numeric, refs
@@ -212,7 +212,7 @@ def test_a_kernel_in_a_program_of_xlas_is_kept_too(shim, directory):
 
 
 def test_another_packages_rule_is_refused(shim, directory, monkeypatch):
-    monkeypatch.setitem(RULES, "sin", Rule(lambda ins, outs, **params: np.cos))
+    monkeypatch.setitem(IMPL_RULES, "sin", ImplRule(lambda ins, outs, **params: np.cos))
 
     def f(x):
         return jnp.sin(double(x))
