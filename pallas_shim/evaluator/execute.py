@@ -9,23 +9,27 @@ run their regions as Python loops and branches.
 from __future__ import annotations
 
 import itertools
-import operator
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pallas_shim import jax_compat
 from pallas_shim.evaluator import emission, progress, scalars
 from pallas_shim.evaluator.floating import as_xla
+from pallas_shim.evaluator.frames import (
+    MANY_STEPS,
+    Frame,
+    Step,
+    Steps,
+    blame,
+    moves,
+    row_of,
+    run_steps,
+    run_with_room,
+)
 from pallas_shim.evaluator.heap import keep_freed_memory
 from pallas_shim.evaluator.liveness import last_uses
 from pallas_shim.evaluator.memory import same
 from pallas_shim.evaluator.program import Instruction, Program, Region, Value
-from pallas_shim.evaluator.stack import with_room
-
-Frame = list[Any]
-Step = Callable[[Frame], None]
 
 
 class Executable:
@@ -46,7 +50,7 @@ class Executable:
         self._steps = prepare.steps(top.body, keep=top.results)
         self._results = [prepare.slot(v) for v in top.results]
         self._frame = prepare.frame
-        self._run = _run_with_room if prepare.steps_run >= _MANY_STEPS else _run
+        self._run = run_with_room if prepare.steps_run >= MANY_STEPS else run_steps
 
     def __call__(self, *args: np.ndarray) -> list[np.ndarray]:
         frame = self._frame.copy()
@@ -55,51 +59,6 @@ class Executable:
         with as_xla():
             self._run(self._steps, frame)
         return [frame[slot] for slot in self._results]
-
-
-class Steps(tuple):
-    """Closures in order, and for each the instruction that it came from."""
-
-    instructions: tuple[Instruction, ...]
-
-    def __new__(cls, pairs: Iterable[tuple[Step, Instruction]]):
-        pairs = tuple(pairs)
-        self = super().__new__(cls, (step for step, _ in pairs))
-        self.instructions = tuple(instruction for _, instruction in pairs)
-        return self
-
-
-def _run(steps: Steps, frame: Frame) -> None:
-    remaining: Any = iter(steps)
-    try:
-        for step in remaining:
-            step(frame)
-    except Exception as error:
-        # How far we came is read off the iterator, so the loop itself keeps no count.
-        at = len(steps) - remaining.__length_hint__() - 1
-        _blame(error, steps.instructions[at])
-        raise
-
-
-def _run_with_room(steps: Steps, frame: Frame) -> None:
-    with_room(_run, steps, frame)
-
-
-# Of so many steps it is worth the 30 to 50 microseconds that room takes beside threads: one run in
-# some thirty would stand at the end of a piece of the stack, and each of its steps take 10 more.
-_MANY_STEPS = 200
-
-
-def _blame(error: Exception, instruction: Instruction) -> None:
-    """Notes on the error which instruction raised it, innermost only."""
-    if getattr(error, "_pallas_shim_blamed", False):
-        return
-    where = jax_compat.user_source(instruction.source)
-    error.add_note(f"raised by {instruction.name}" + (f" at {where}" if where else ""))
-    try:
-        error._pallas_shim_blamed = True  # type: ignore[attr-defined]
-    except AttributeError:
-        pass  # an exception with slots gets a note from each enclosing loop
 
 
 class _Preparation:
@@ -250,34 +209,10 @@ def _emitted(loop: emission.Emitted) -> Step:
         try:
             run(f)
         except Exception as error:
-            _blame(error, loop.source_of(error))
+            blame(error, loop.source_of(error))
             raise
 
     return step
-
-
-def _row(slots: Sequence[int]) -> slice:
-    """The slots of a region's parameters."""
-    return slice(slots[0], slots[-1] + 1) if slots else slice(0)
-
-
-def _move(sources: Sequence[int], targets: Sequence[int]) -> Step:
-    """Copies slots to those of a region's parameters, all at once."""
-    if not sources:
-        return lambda f: None
-    get, row = operator.itemgetter(*sources), _row(targets)
-    if len(sources) > 1:
-
-        def move(f):
-            f[row] = get(f)
-
-        return move
-    (source,), (target,) = sources, targets
-
-    def move_one(f):
-        f[target] = f[source]
-
-    return move_one
 
 
 def _scan(prepare: _Preparation, instruction: Instruction) -> Step:
@@ -288,10 +223,10 @@ def _scan(prepare: _Preparation, instruction: Instruction) -> Step:
     outs = [prepare.slot(v) for v in instruction.outs]
     (region,) = instruction.regions
     at, steps, results = prepare.region(region)
-    begin = _move(ins[:num_carry], at[:num_carry])
-    go_on = _move(results[:num_carry], at[:num_carry])
+    begin = moves(ins[:num_carry], at[:num_carry])
+    go_on = moves(results[:num_carry], at[:num_carry])
     carried = tuple(zip(outs[:num_carry], at[:num_carry], strict=True))
-    taken, row = ins[num_carry:], _row(at[num_carry:])
+    taken, row = ins[num_carry:], row_of(at[num_carry:])
     made = tuple(zip(outs[num_carry:], results[num_carry:], strict=True))
     made_types = [v.type for v in instruction.outs[num_carry:]]
     order = range(length - 1, -1, -1) if reverse else range(length)
@@ -303,7 +238,7 @@ def _scan(prepare: _Preparation, instruction: Instruction) -> Step:
         ys = [np.empty(t.shape, t.dtype) for t in made_types]
         for i, x in zip(order, zip(*xs, strict=True) if xs else nothing, strict=False):
             f[row] = x
-            _run(steps, f)
+            run_steps(steps, f)
             for y, (_, slot) in zip(ys, made, strict=True) if ys else ():
                 y[i] = f[slot]
             go_on(f)
@@ -323,19 +258,19 @@ def _while(prepare: _Preparation, instruction: Instruction) -> Step:
     condition_at, condition_steps, (go_on,) = prepare.region(condition)
     body_at, body_steps, body_results = prepare.region(body)
 
-    begin = _move(ins, condition_at)
-    enter = _move(condition_at, body_at)
-    repeat = _move(body_results, condition_at)
+    begin = moves(ins, condition_at)
+    enter = moves(condition_at, body_at)
+    repeat = moves(body_results, condition_at)
     carried = tuple(zip(outs, condition_at, strict=True))
 
     def step(f: Frame) -> None:
         begin(f)
         while True:
-            _run(condition_steps, f)
+            run_steps(condition_steps, f)
             if not f[go_on]:
                 break
             enter(f)
-            _run(body_steps, f)
+            run_steps(body_steps, f)
             repeat(f)
         for out, slot in carried:
             f[out] = f[slot]
@@ -355,7 +290,7 @@ def _switch(prepare: _Preparation, instruction: Instruction) -> Step:
 
     def step(f: Frame) -> None:
         steps, results = branches[min(max(int(f[index]), 0), last)]
-        _run(steps, f)
+        run_steps(steps, f)
         for out, slot in results:
             f[out] = f[slot]
 
@@ -367,14 +302,14 @@ def _grid(prepare: _Preparation, instruction: Instruction) -> Step:
     sizes = [prepare.slot(v) for v in instruction.ins]
     (region,) = instruction.regions
     at, steps, _ = prepare.region(region)
-    cells = _row(at)
+    cells = row_of(at)
     name = instruction.operation.params["name"]
 
     def step(f: Frame) -> None:
         bounds = [int(f[slot]) for slot in sizes]
         for cell in progress.over_grid(name, bounds):
             f[cells] = cell
-            _run(steps, f)
+            run_steps(steps, f)
 
     return step
 
