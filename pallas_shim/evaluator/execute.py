@@ -9,7 +9,8 @@ run their regions as Python loops and branches.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from pallas_shim.evaluator.frames import (
 )
 from pallas_shim.evaluator.heap import keep_freed_memory
 from pallas_shim.evaluator.liveness import last_uses
+from pallas_shim.evaluator.machine import regions, scheduler, shards
 from pallas_shim.evaluator.memory import same
 from pallas_shim.evaluator.program import Instruction, Program, Region, Value
 
@@ -38,13 +40,22 @@ class Executable:
     The results may share memory with the arguments or with each other; they must not
     be written to. Safe to call from several threads at once.
 
-    ``emits`` says which loops become functions of their own.
+    ``emits`` says which loops become functions of their own; ``order``, in which order the
+    programs of a machine run. ``sharded``: arguments may be `Shards` where only the programs of a
+    mesh take them, as `machine.shards.parameters` says, and so are results that only they made.
     """
 
-    def __init__(self, program: Program, emits: Callable[[Instruction], bool] = emission.pays):
+    def __init__(
+        self,
+        program: Program,
+        emits: Callable[[Instruction], bool] = emission.pays,
+        order: scheduler.Order = scheduler.OWN_ORDER,
+        sharded: bool = False,
+    ):
         keep_freed_memory()
         self.program = program
-        prepare = _Preparation(emits)
+        kept = shards.results(program) if sharded else frozenset()
+        prepare = _Preparation(emits, order, kept)
         top = program.top
         self._params = [prepare.slot(v) for v in top.params]
         self._steps = prepare.steps(top.body, keep=top.results)
@@ -65,8 +76,16 @@ class _Preparation:
     """Assigns slots and makes closures. ``frame`` is the initial frame, constants set;
     ``steps_run``, about how many closures a run calls."""
 
-    def __init__(self, emits: Callable[[Instruction], bool]) -> None:
+    def __init__(
+        self,
+        emits: Callable[[Instruction], bool],
+        order: scheduler.Order,
+        kept: Collection[Value],
+    ) -> None:
         self.frame: Frame = []
+        self.order = order
+        self.kept = kept  # results of programs that stay in parts
+        self._in_program = False
         self.steps_run = 0.0
         self._rounds = 1.0  # of what is being prepared, in a run
         self._emits = emits
@@ -83,18 +102,21 @@ class _Preparation:
 
     def steps(self, body: Sequence[Instruction], keep: Sequence[Value] = ()) -> Steps:
         pairs: list[tuple[Step, Instruction]] = []
+        waiting: set[int] = set()
         dead_after = last_uses(body, keep)
         for index, instruction in enumerate(body):
             if instruction.operation.fn is same:
                 self._slots[instruction.outs[0]] = self.slot(instruction.ins[0])
             else:
+                if self._in_program and regions.waits(instruction):
+                    waiting.add(len(pairs))
                 pairs.append((self.step(instruction), instruction))
             dead = dead_after.get(index)
             if dead:
                 pairs.append((_drop([self.slot(v) for v in dead]), instruction))
-        return Steps(pairs)
+        return regions.Segments(pairs, waiting) if waiting else Steps(pairs)
 
-    def region(self, region: Region) -> tuple[list[int], Steps, list[int]]:
+    def region(self, region: Region) -> tuple[list[int], Any, list[int]]:
         """The slots of its parameters, in a row; its steps; the slots of its results."""
         params = list(range(len(self.frame), len(self.frame) + len(region.params)))
         self.frame += [None] * len(params)
@@ -102,19 +124,30 @@ class _Preparation:
         steps = self.steps(region.body, keep=region.results)
         return params, steps, [self.slot(v) for v in region.results]
 
-    def step(self, instruction: Instruction) -> Step:
+    def region_of_program(self, region: Region) -> tuple[list[int], Any, list[int]]:
+        """As `region`, of a program that others run beside: it may wait."""
+        outer, self._in_program = self._in_program, True
+        try:
+            return self.region(region)
+        finally:
+            self._in_program = outer
+
+    def step(self, instruction: Instruction) -> Any:
         self.steps_run += self._rounds
         structured = _STRUCTURED.get(instruction.name)
+        if self._in_program and regions.waits(instruction):
+            structured = regions.WAITING[instruction.name]
+            return self._within(instruction, structured)
         if structured is not None and instruction.operation.fn is None:
-            wanted = instruction.name != "switch" and self._emits(instruction)
+            wanted = (
+                instruction.name not in ("switch", regions.PROGRAMS)
+                and self._emits(instruction)
+                and not any(map(regions.holds_programs, instruction.regions))
+            )
             emitted = emission.emit(instruction, self.slot) if wanted else None
             if emitted is not None:
                 return _emitted(emitted)
-            outer = self._rounds
-            self._rounds *= emission.rounds(instruction)
-            step = structured(self, instruction)
-            self._rounds = outer
-            return step
+            return self._within(instruction, structured)
         fn = scalars.function(instruction.operation)
         assert fn is not None, instruction
         ins = [self.slot(v) for v in instruction.ins]
@@ -124,6 +157,14 @@ class _Preparation:
         if instruction.operation.multiple:
             return _call_multiple(fn, ins, outs)
         return _CALLS[len(ins)](fn, ins, outs[0]) if len(ins) < 4 else _call_n(fn, ins, outs[0])
+
+    def _within(self, instruction: Instruction, structured: Callable[..., Any]) -> Any:
+        """The step of a structured instruction, of whose steps so many are run as it has rounds."""
+        outer = self._rounds
+        self._rounds *= emission.rounds(instruction)
+        step = structured(self, instruction)
+        self._rounds = outer
+        return step
 
 
 # -- plain instructions ---------------------------------------------------------------------
@@ -319,4 +360,5 @@ _STRUCTURED: dict[str, Callable[[_Preparation, Instruction], Step]] = {
     "while": _while,
     "switch": _switch,
     "grid": _grid,
+    regions.PROGRAMS: regions.programs,
 }

@@ -16,6 +16,7 @@ import numpy as np
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import memory
 from pallas_shim.evaluator.lower import Kernel
+from pallas_shim.evaluator.machine import programs
 from pallas_shim.evaluator.program import (
     PURE,
     ArrayType,
@@ -54,6 +55,10 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
     ]
     scratch_types = ref_types[call.num_prefetch + num_blocks :]
     scratch = [Value(t) for t in scratch_types]
+    for ref, text in zip(
+        [*prefetch, *buffers, *scratch], jax_compat.argument_names(kernel), strict=False
+    ):
+        lowering.names[ref] = text
     windows = None
     _share_aliased(call, buffers)
     if call.checked is not None:
@@ -115,7 +120,9 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
         _allocate(lowering, ref, call.checked)
     for ref, make in windows.made if windows is not None else ():
         lowering.define("buffer", ref, (), make, Effects(allocates=True))
+    programs.emit_entry(lowering)
     lowering.body.extend(cells)
+    programs.emit_exit(lowering, call.name, [ref for ref in scratch if _is_semaphore(ref)])
     if windows is not None:
         windows.write_back()
     return [
@@ -124,6 +131,10 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
             buffers[call.num_inputs :], call.blocks[call.num_inputs :], strict=True
         )
     ]
+
+
+def _is_semaphore(ref: Value) -> bool:
+    return ref.ref.space.startswith("semaphore")
 
 
 def _scalar(lowering, size: Value) -> Value:

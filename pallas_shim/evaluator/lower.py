@@ -17,6 +17,7 @@ import numpy as np
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import rules
+from pallas_shim.evaluator.machine.programs import Machine
 from pallas_shim.evaluator.program import (
     PURE,
     ArrayType,
@@ -97,7 +98,9 @@ class Kernel(NamedTuple):
 class Lowering:
     """The state of one lowering, and what lowering rules emit instructions with.
 
-    ``kernels`` is a stack, the innermost last. ``axes``: see `lower`.
+    ``kernels`` is a stack, the innermost last. ``axes``: see `lower`. ``machine``: the programs
+    around, if there are such. ``mesh_axes``: all of the mesh's, in its order.
+    ``names``: what the user calls a ref.
     """
 
     def __init__(self, axes: Mapping[Any, int]) -> None:
@@ -105,6 +108,9 @@ class Lowering:
         self.body: list[Instruction] = []
         self.source: Any = None
         self.kernels: list[Kernel] = []
+        self.machine: Machine | None = None
+        self.mesh_axes: tuple[Any, ...] = ()
+        self.names: dict[Value, str] = {}
         self._operations: dict[Any, Operation] = {}
         self._consts: dict[Any, Value] = {}
         self._types: dict[Any, Type] = {}

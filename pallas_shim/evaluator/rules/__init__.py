@@ -49,6 +49,7 @@ FAMILIES = (
     "masked",
     "pallas",
     "mesh",
+    "collectives",
     "tpu",
     "packing",
     "sparsecore",

@@ -19,7 +19,7 @@ from pallas_shim.evaluator.rules import refs
 from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule
 
 # Scratch memory in other spaces may belong to several cores.
-_CORES_OWN = ("any", "vmem", "smem", "semaphore", "semaphore_mem")
+_CORES_OWN = ("any", "vmem", "smem", "semaphore", "semaphore_dma", "semaphore_mem")
 
 
 @lowering_rule("core_map")
@@ -115,6 +115,9 @@ def _axis(lowering, primitive: str, name: Any) -> tuple[Value, Value]:
     for kernel in reversed(lowering.kernels):
         if name in kernel.names:
             return kernel.names[name]
+    found = lowering.machine.axis(name) if lowering.machine is not None else None
+    if found is not None:
+        return found[0], lowering.const(np.int32(found[1]))
     if lowering.axes.get(name) == 1:
         return lowering.const(np.int32(0)), lowering.const(np.int32(1))
     raise Unsupported(
@@ -131,30 +134,3 @@ def is_alone(lowering, primitive: str, name: Any) -> bool:
 @lowering_rule("axis_index")
 def _axis_index(lowering, eqn, ins):
     return [_axis(lowering, "axis_index", eqn.params["axis_name"])[0]]
-
-
-@lowering_rule(
-    "psum",
-    "psum_invariant",
-    "pmax",
-    "pmin",
-    "pbroadcast",
-    "all_gather",
-    "all_gather_invariant",
-    "all_to_all",
-    "reduce_scatter",
-)
-def _alone(lowering, eqn, ins):
-    """A collective among the cores of a mesh that has one: it may give its operands a new axis."""
-    primitive = eqn.primitive.name
-    axes = eqn.params["axes"] if "axes" in eqn.params else eqn.params["axis_name"]
-    for name in axes if isinstance(axes, tuple) else (axes,):
-        if not is_alone(lowering, primitive, name):
-            raise Unsupported(primitive, f"between the cells of the axis {name!r}")
-    types = [lowering.type(v.aval) for v in eqn.outvars]
-    return [
-        lowering.apply("reshape", [v], [t], {"new_sizes": t.shape, "dimensions": None})[0]
-        if v.type != t
-        else v
-        for v, t in zip(ins, types, strict=True)
-    ]

@@ -6,6 +6,7 @@ from pallas_shim import jax_compat
 from pallas_shim.evaluator import grid
 from pallas_shim.evaluator.rules.mesh import require_no_waiting
 from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule
+from pallas_shim.jax_compat import meshes
 
 
 @lowering_rule("pallas_call")
@@ -16,7 +17,10 @@ def _pallas_call(lowering, eqn, ins):
         raise Unsupported("pallas_call", str(error)) from error
     if call.cores is not None:
         require_no_waiting("pallas_call", [call.cores])
-    return grid.lower_call(lowering, call, ins)
+    if lowering.machine is None:
+        return grid.lower_call(lowering, call, ins)
+    with lowering.machine.within(call.name, meshes.talks(call.jaxpr)):
+        return grid.lower_call(lowering, call, ins)
 
 
 def _axis(lowering, eqn):
@@ -69,13 +73,17 @@ def _check(lowering, eqn, ins):
 @lowering_rule("get_barrier_semaphore")
 def _barrier_semaphore(lowering, eqn, ins):
     type = lowering.type(eqn.outvars[0].aval)
-    return [lowering.shared("barrier", type, "get_barrier_semaphore")]
+    ref = lowering.shared("barrier", type, "get_barrier_semaphore")
+    lowering.names[ref] = "the barrier semaphore"
+    if lowering.machine is not None:
+        lowering.machine.semaphores.append(ref)
+    return [ref]
 
 
 @lowering_rule("get_global")
 def _global(lowering, eqn, ins):
     type = lowering.type(eqn.outvars[0].aval)
-    if type.space != "semaphore":
+    if not type.space.startswith("semaphore"):
         raise Unsupported("get_global", f"memory in {type.space} that outlives the call")
     # Each equation has one of its own, wherever the kernel's code is repeated.
     return [lowering.shared(id(eqn), type, "get_global")]

@@ -8,6 +8,7 @@ from typing import Any
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import bounds, memory
+from pallas_shim.evaluator.machine import programs
 from pallas_shim.evaluator.program import ArrayType, Effects, KeyType, RefType, Value
 from pallas_shim.evaluator.rules import array_indices, refs
 from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule
@@ -195,7 +196,11 @@ def _run_scoped(lowering, eqn, ins):
         if any(jax_compat.in_hbm(v.aval) for v in opened.invars):
             raise Unsupported("run_scoped", "InterpretParams refuses it: it allocates HBM")
     buffers = [refs.allocate(lowering, lowering.type(v.aval)) for v in opened.invars]
-    return lowering.inline(jaxpr, buffers, ins)
+    lowering.names.update(zip(buffers, jax_compat.argument_names(opened), strict=False))
+    results = lowering.inline(jaxpr, buffers, ins)
+    semaphores = [ref for ref in buffers if ref.ref.space.startswith("semaphore")]
+    programs.emit_scope_exit(lowering, semaphores)
+    return results
 
 
 @lowering_rule("run_state")

@@ -16,9 +16,9 @@ import numpy as np
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import memory
 from pallas_shim.evaluator.cut import Cut
+from pallas_shim.evaluator.machine import programs
 from pallas_shim.evaluator.program import PURE, ArrayType, Effects, Value
-from pallas_shim.evaluator.rules import indirect, refs
-from pallas_shim.evaluator.rules.mesh import is_alone
+from pallas_shim.evaluator.rules import indirect, refs, remote
 from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule, rule
 from pallas_shim.evaluator.rules.scalar_types import bit_width, recast
 from pallas_shim.jax_compat import state
@@ -36,26 +36,13 @@ def _access(lowering, view: state.RefView):
     return view.ref, path, leaves, ArrayType(*probe)
 
 
-def _is_here(lowering, primitive: str, device_id) -> bool:
-    """Whether a device id can mean this core only: there is none, no other device is known, or
-    they are places along axes of one."""
-    if device_id is None:
-        return True
-    if not isinstance(device_id, dict):
-        return bool(lowering.axes) and all(size == 1 for size in lowering.axes.values())
-    names = [n for key in device_id for n in (key if isinstance(key, tuple) else (key,))]
-    return all(is_alone(lowering, primitive, name) for name in names)
-
-
-def _each_choice(lowering, eqn, ins, emit: Callable[[Any, str, state.Dma], None]) -> None:
-    """Emits ``emit(lowering, primitive, dma)`` for a DMA, or for each of those that it may be."""
+def _each_choice(lowering, eqn, ins, emit: Callable[[Any, Any, state.Dma], None]) -> None:
+    """Emits ``emit(lowering, eqn, dma)`` for a DMA, or for each of those that it may be."""
     primitive = eqn.primitive.name
 
     def choose(dma: state.Dma | state.Choice) -> None:
         if isinstance(dma, state.Dma):
-            if not _is_here(lowering, primitive, dma.device_id):
-                raise Unsupported(primitive, "a DMA to or from another device")
-            emit(lowering, primitive, dma)
+            emit(lowering, eqn, dma)
             return
         index, cases = dma
         if isinstance(index, Value) and index.const is not None:
@@ -85,16 +72,32 @@ def _dma_start(lowering, eqn, ins):
     return []
 
 
-def _start(lowering, primitive: str, dma: state.Dma) -> None:
+def _start(lowering, eqn, dma: state.Dma) -> None:
+    if dma.device_id is not None:
+        if dma.src_sem is None:
+            raise Unsupported("dma_start", "a copy to another device without a semaphore to send")
+        sent = dma.src_sem
+        dma = dma._replace(
+            dst=remote.of_other(lowering, eqn, dma.dst, dma.device_id),
+            dst_sem=remote.of_other(lowering, eqn, dma.dst_sem, dma.device_id),
+        )
+        size = _copy(lowering, dma)
+        _add(lowering, sent, size)
+    else:
+        size = _copy(lowering, dma)
+    _add(lowering, dma.dst_sem, size)
+
+
+def _copy(lowering, dma: state.Dma):
+    """Copies, and returns what that adds to a DMA's semaphore."""
     if any(indirect.rows(view).indices for view in (dma.src, dma.dst)):
-        _count(lowering, dma.dst_sem, _counted(lowering, indirect.copy(lowering, dma).size), np.add)
-        return
+        type = indirect.copy(lowering, dma)
+        return _counted(lowering, type)
     sizes = [_dynamic_size(lowering, view) for view in (dma.src, dma.dst)]
     size = next((size for size in sizes if size is not None), None)
     if size is not None:
         _copy_cut_off(lowering, dma)
-        _count(lowering, dma.dst_sem, size, np.add)
-        return
+        return size
     src, path, leaves, type = _access(lowering, dma.src)
     value = refs.load(lowering, src, path, leaves, type)
     dst, path, leaves, dst_type = _access(lowering, dma.dst)
@@ -104,7 +107,7 @@ def _start(lowering, primitive: str, dma: state.Dma) -> None:
         before = refs.load(lowering, dst, path, leaves, type)
         (value,) = lowering.apply("add", [before, value], [type], {})
     refs.store(lowering, dst, path, leaves, value)
-    _count(lowering, dma.dst_sem, _counted(lowering, type.size), np.add)
+    return _counted(lowering, type)
 
 
 @lowering_rule("dma_wait")
@@ -113,19 +116,59 @@ def _dma_wait(lowering, eqn, ins):
     return []
 
 
-def _await(lowering, primitive: str, dma: state.Dma) -> None:
+def _await(lowering, eqn, dma: state.Dma) -> None:
     into = indirect.rows(dma.dst)
     size = _dynamic_size(lowering, into.view)
     if into.indices:
-        size = _counted(lowering, indirect.type_of(into).size)
+        size = _counted(lowering, indirect.type_of(into))
     elif size is None:
         *_, type = _access(lowering, dma.dst)
-        size = _counted(lowering, type.size)
-    _count(lowering, dma.dst_sem, size, np.subtract)
+        size = _counted(lowering, type)
+    _take(lowering, dma.dst_sem, size, True)
 
 
-def _counted(lowering, size: int):
-    return lowering.const(np.int32(min(size, _MOST_COUNTED)))
+def _talks(lowering) -> bool:
+    """Whether programs wait for one another here; elsewhere copies are complete when they start."""
+    return lowering.machine is not None and lowering.machine.talking
+
+
+def _counted(lowering, type: ArrayType):
+    """What a copy of some elements adds to a DMA's semaphore: bytes where programs talk, so that
+    any parts add up; else elements, as in JAX's interpreter."""
+    number = type.nbytes if _talks(lowering) else min(type.size, _MOST_COUNTED)
+    return lowering.const(np.int32(number))
+
+
+def _of_semaphore(lowering, sem: state.RefView, size):
+    """The count for a copy on this semaphore: one that isn't a DMA's counts copies."""
+    if _talks(lowering) and sem.ref.type.space != "semaphore_dma":
+        return lowering.const(np.int32(1))
+    return size
+
+
+def _add(lowering, sem: state.RefView, size) -> None:
+    _signal_count(lowering, sem, _of_semaphore(lowering, sem, size))
+
+
+def _take(lowering, sem: state.RefView, size, decrement: bool) -> None:
+    _await_count(lowering, sem, _of_semaphore(lowering, sem, size), decrement)
+
+
+def _signal_count(lowering, sem: state.RefView, value) -> None:
+    if not _talks(lowering):
+        _count(lowering, sem, value, np.add)
+        return
+    ref, path, leaves, _ = _access(lowering, sem)
+    programs.emit_signal(lowering, ref, refs.normalised(ref.ref, path), leaves, value)
+
+
+def _await_count(lowering, sem: state.RefView, value, decrement: bool) -> None:
+    if _talks(lowering):
+        ref, path, leaves, _ = _access(lowering, sem)
+        path = refs.normalised(ref.ref, path)
+        programs.emit_await(lowering, ref, path, leaves, value, decrement)
+    elif decrement:
+        _count(lowering, sem, value, np.subtract)
 
 
 def _path_of_any_size(view: state.RefView):
@@ -148,10 +191,12 @@ def _dynamic_size(lowering, view: state.RefView):
 
     def counted(*leaves):
         number = known * math.prod(int(leaves[place]) for place in places)
-        return np.int32(min(number, _MOST_COUNTED))
+        return np.int32(number * itemsize if talks else min(number, _MOST_COUNTED))
 
     type = ArrayType((), np.dtype(np.int32))
-    (size,) = lowering.memory("dma_size", leaves, [type], counted, PURE, key=path)
+    talks, itemsize = _talks(lowering), view.ref.type.dtype.itemsize
+    key = (path, talks, itemsize)
+    (size,) = lowering.memory("dma_size", leaves, [type], counted, PURE, key=key)
     return size
 
 
@@ -210,25 +255,23 @@ def _semaphore(lowering, eqn, ins) -> state.Semaphore:
         semaphore = state.semaphore(eqn, ins)
     except state.UnsupportedTransform as error:
         raise Unsupported(eqn.primitive.name, str(error)) from error
-    if not _is_here(lowering, eqn.primitive.name, semaphore.device_id):
-        raise Unsupported(eqn.primitive.name, "a semaphore of another device")
-    if semaphore.core_index is not None:
-        raise Unsupported(eqn.primitive.name, "a semaphore of another core")
-    return semaphore
+    view = remote.of_other(
+        lowering, eqn, semaphore.view, semaphore.device_id, semaphore.core_index
+    )
+    return semaphore._replace(view=view)
 
 
 @lowering_rule("semaphore_signal")
 def _signal(lowering, eqn, ins):
     semaphore = _semaphore(lowering, eqn, ins)
-    _count(lowering, semaphore.view, semaphore.value, np.add)
+    _signal_count(lowering, semaphore.view, semaphore.value)
     return []
 
 
 @lowering_rule("semaphore_wait")
 def _wait(lowering, eqn, ins):
     semaphore = _semaphore(lowering, eqn, ins)
-    if semaphore.decrement:
-        _count(lowering, semaphore.view, semaphore.value, np.subtract)
+    _await_count(lowering, semaphore.view, semaphore.value, semaphore.decrement)
     return []
 
 

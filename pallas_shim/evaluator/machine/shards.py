@@ -1,0 +1,86 @@
+"""An array in the parts that the programs of a mesh have of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pallas_shim.evaluator.machine.operations import PROGRAMS
+from pallas_shim.evaluator.program import Instruction, Program, Value
+
+
+class Shards:
+    """In the place of an array that only the programs of a mesh take, or that they made: the part
+    of each, in the order of the mesh."""
+
+    __slots__ = ("arrays",)
+
+    def __init__(self, arrays: Sequence[Any]):
+        self.arrays = arrays
+
+
+# For each dimension of an array the axes of the mesh along which it is cut, the slowest first.
+Names = tuple[tuple[Any, ...], ...]
+
+
+def split(
+    shape: Sequence[int], names: Names, sizes: Mapping[Any, int], coordinates: Mapping[Any, int]
+) -> tuple[slice, ...]:
+    """Where in an array of a shape the part of the program at some coordinates lies."""
+    key = []
+    for dim, axes in zip(shape, names, strict=True):
+        index, parts = 0, 1
+        for axis in axes:
+            index = index * sizes[axis] + coordinates[axis]
+            parts *= sizes[axis]
+        count = dim // parts
+        key.append(slice(index * count, (index + 1) * count))
+    return tuple(key)
+
+
+def all_coordinates(sizes: Mapping[Any, int]) -> list[dict[Any, int]]:
+    """The coordinates of the programs along some axes, the last axis fastest."""
+    return [
+        dict(zip(sizes, map(int, at), strict=True)) for at in np.ndindex(*sizes.values())
+    ]
+
+
+# -- at the ends of a program ---------------------------------------------------------------------
+
+
+def results(program: Program) -> frozenset[Value]:
+    """The results of a program that programs of a mesh made, and that nothing else uses."""
+    top = program.top
+    uses = Counter(top.uses())
+    return frozenset(
+        value
+        for instruction in _on_meshes(program)
+        for value in instruction.outs
+        if value in top.results and uses[value] == top.results.count(value)
+    )
+
+
+def parameters(program: Program) -> dict[int, Names]:
+    """By the positions of the parameters that only programs of a mesh take: how these cut them."""
+    top = program.top
+    cuts: dict[Value, set[Names]] = {}
+    taken: Counter[Value] = Counter()
+    for instruction in _on_meshes(program):
+        for value, names in zip(instruction.ins[1:], instruction.operation.params["names_in"],
+                                strict=True):  # fmt: skip
+            cuts.setdefault(value, set()).add(names)
+            taken[value] += 1
+    uses = Counter(top.uses())
+    return {
+        position: next(iter(cuts[value]))
+        for position, value in enumerate(top.params)
+        if len(cuts.get(value, ())) == 1 and taken[value] == uses[value]
+    }
+
+
+def _on_meshes(program: Program) -> Iterator[Instruction]:
+    """The instructions that run programs, of those that aren't inside others."""
+    return (i for i in program.top.body if i.name == PROGRAMS)
