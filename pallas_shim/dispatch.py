@@ -24,9 +24,10 @@ from pallas_shim import estimate, settings
 from pallas_shim.evaluator import emission, passes
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
+from pallas_shim.evaluator.machine import shards
 from pallas_shim.evaluator.program import Program
 from pallas_shim.evaluator.rules.registry import Unsupported
-from pallas_shim.jax_compat import arrays, hooks, jit_calls
+from pallas_shim.jax_compat import arrays, hooks, jit_calls, sharded
 from pallas_shim.report import REPORT, Use
 from pallas_shim.undisturbed import undisturbed
 
@@ -60,7 +61,18 @@ class Plan:
     deleted: tuple[int, ...] = ()
     ordered: bool = False
     trial: Trial | None = None
+    mesh: MeshPlan | None = None
     jax_uses: list[Use] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MeshPlan:
+    """What a function on a mesh of devices needs beside: ``cut`` has the positions of arguments
+    that may come in the devices' parts, and how these are cut."""
+
+    on: sharded.OnMesh
+    cut: Mapping[int, sharded.Names]
+    results: tuple[sharded.Result, ...]
 
 
 class Trial:
@@ -138,7 +150,9 @@ class Answers:
     ) -> None:
         keep, _keeping.keep = _keeping.keep, None
         plan = _known_plan(params["jaxpr"], params)
-        if keep is not None and plan is not None and plan.use is not None and not plan.trial:
+        if plan is None or plan.mesh is not None:
+            return
+        if keep is not None and plan.use is not None and not plan.trial:
             jit_call = hooks.describe_call(params)
             results = hooks.out_avals(params["jaxpr"])
             plan.use.cache = keep.write(
@@ -181,7 +195,7 @@ def _run(plan: Plan, args: Sequence[Any]) -> list[Any]:
     """
     use, executable = plan.use, plan.executable
     assert use is not None and executable is not None
-    values, place = _read(args, plan.in_dtypes)
+    values, place = _read(args, plan)
     if plan.ordered:
         jax.effects_barrier()
     with jax.profiler.TraceAnnotation(plan.event):
@@ -195,6 +209,8 @@ def _run(plan: Plan, args: Sequence[Any]) -> list[Any]:
         use.ran(took)
         if plan.trial is not None:
             plan.trial.left -= took
+        if plan.mesh is not None:
+            return sharded.write(results, plan.mesh.results, plan.mesh.on)
         return arrays.write(results, plan.out_types, place)
 
 
@@ -204,8 +220,14 @@ def _delete(args: Sequence[Any], positions: Sequence[int]) -> None:
             args[position].delete()
 
 
-def _read(args: Sequence[Any], dtypes: Sequence[np.dtype]) -> tuple[list[np.ndarray], arrays.Place]:
-    return arrays.read(args, dtypes, any_platform=settings.current().force)
+def _read(args: Sequence[Any], plan: Plan) -> tuple[list[Any], Any]:
+    """The arguments, and the place of the results where that is one device."""
+    force = settings.current().force
+    if plan.mesh is not None:
+        cut = plan.mesh.cut
+        values = sharded.read(args, plan.in_dtypes, plan.mesh.on, cut, any_platform=force)
+        return values, None
+    return arrays.read(args, plan.in_dtypes, any_platform=force)
 
 
 def _known_plan(jaxpr: Any, params: dict[str, Any]) -> Plan | None:
@@ -248,33 +270,56 @@ def _make_plan(
     kernels = tuple(map(hooks.describe_kernel, equations))
     tracing = _last_tracing(call.name)
     try:
-        reason = _obstacle(jaxpr, call, equations)
+        on = sharded.on_mesh(jaxpr, call.told_in, call.told_out, call.mesh)
+        reason = _obstacle(jaxpr, call, equations, on)
         if reason is not None:
             return Plan(key, reason)
-        in_dtypes = arrays.argument_dtypes(hooks.in_avals(jaxpr))
-        _read(args, in_dtypes)  # waits for what XLA still computes
+        plan = Plan(
+            key,
+            _IN_NUMPY,
+            event=_event(call.name),
+            in_dtypes=arrays.argument_dtypes(hooks.in_avals(jaxpr)),
+            out_types=arrays.result_types(hooks.out_avals(jaxpr)),
+            mesh=None if on is None else MeshPlan(on, {}, ()),
+        )
+        _read(args, plan)  # waits for what XLA still computes
         start = time.perf_counter()
-        program = _program(jaxpr, call.name)
+        program = _program(jaxpr, call.name, on_mesh=on is not None)
         keep = getattr(_keeping, "keep", None)
-        if keep is not None:
+        if keep is not None and on is None:
             keep.encode(program)
-        executable = _executable(program)
+        if on is None:
+            executable, mesh = _executable(program), None
+        else:
+            executable, mesh = _on_mesh(program, on, hooks.out_avals(jaxpr), plan.out_types)
     except Unsupported as unsupported:
         return Plan(key, str(unsupported))
     use = REPORT.use(call.name, kernels, "numpy", _IN_NUMPY)
     use.prepared(time.perf_counter() - start, tracing)
-    return Plan(
-        key,
-        use.reason,
-        executable,
-        use,
-        _event(call.name),
-        in_dtypes,
-        arrays.result_types(hooks.out_avals(jaxpr)),
-        _deleted(jaxpr, call),
-        hooks.is_ordered(jaxpr),
-        None if kernels else Trial(estimate.outside_kernels(jaxpr).compiling),
+    return dataclasses.replace(
+        plan,
+        executable=executable,
+        use=use,
+        mesh=mesh,
+        deleted=_deleted(jaxpr, call),
+        ordered=hooks.is_ordered(jaxpr),
+        trial=None if kernels else Trial(estimate.outside_kernels(jaxpr).compiling),
     )
+
+
+def _on_mesh(
+    program: Program, on: sharded.OnMesh, avals: Sequence[Any], types: Sequence[arrays.ResultType]
+) -> tuple[Executable, MeshPlan]:
+    """The executable of a program of several devices, and what its calls need to know."""
+    results = sharded.results(on, avals, types)
+    parts = [
+        position
+        for position, names in shards.results(program).items()
+        if sharded.is_cut_so(results[position], names, on)
+    ]
+    emits = emission.choice(settings.current().disabled_passes)
+    executable = Executable(program, emits, parts=parts)
+    return executable, MeshPlan(on, shards.parameters(program) if on.whole else {}, results)
 
 
 _IN_NUMPY = "the evaluator has a rule for all of it"
@@ -285,7 +330,9 @@ def _event(function: str) -> str:
     return "jit_" + "".join([c if c.isalnum() or c == "_" else "_" for c in function])
 
 
-def _obstacle(jaxpr: Any, call: hooks.JitCall, equations: Sequence[Any]) -> str | None:
+def _obstacle(
+    jaxpr: Any, call: hooks.JitCall, equations: Sequence[Any], on: sharded.OnMesh | None
+) -> str | None:
     """Why XLA has to run this function, or None.
 
     Raises:
@@ -293,13 +340,17 @@ def _obstacle(jaxpr: Any, call: hooks.JitCall, equations: Sequence[Any]) -> str 
     """
     if call.obstacle is not None:
         return call.obstacle
+    if on is None and call.sharded is not None:
+        return call.sharded
     for eqn in equations:
-        asked = hooks.unhonoured(eqn)
+        asked = hooks.unhonoured(eqn, on_mesh=on is not None)
         if asked is not None:
             raise Unsupported(eqn.primitive.name, asked)
     for aval in (*hooks.in_avals(jaxpr), *hooks.out_avals(jaxpr)):
         if not arrays.is_plain(aval):
             return f"it takes or returns a {aval}"
+    if any(hooks.talks(eqn) for eqn in equations):
+        return None  # a callback knows of one device only
     outside = estimate.outside_kernels(jaxpr)
     if outside.numpy > outside.compiling:
         seconds = f"{outside.numpy:.2g} s"
@@ -307,14 +358,16 @@ def _obstacle(jaxpr: Any, call: hooks.JitCall, equations: Sequence[Any]) -> str 
     return None
 
 
-def _program(jaxpr: Any, name: str, axes: Mapping[Any, int] | None = None) -> Program:
+def _program(
+    jaxpr: Any, name: str, axes: Mapping[Any, int] | None = None, on_mesh: bool = False
+) -> Program:
     """The optimised program of a jaxpr; ``axes`` are those of the devices that it is for.
 
     Raises:
       Unsupported: some part of it has none.
     """
     try:
-        program = lower(jaxpr, name=name, axes=axes or {})
+        program = lower(jaxpr, name=name, axes=axes or {}, on_mesh=on_mesh)
         return passes.optimise(program, skip=settings.current().disabled_passes)
     except Unsupported:
         raise

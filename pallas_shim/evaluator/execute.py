@@ -29,7 +29,7 @@ from pallas_shim.evaluator.frames import (
 )
 from pallas_shim.evaluator.heap import keep_freed_memory
 from pallas_shim.evaluator.liveness import last_uses
-from pallas_shim.evaluator.machine import regions, scheduler, shards
+from pallas_shim.evaluator.machine import regions, scheduler
 from pallas_shim.evaluator.memory import same
 from pallas_shim.evaluator.program import Instruction, Program, Region, Value
 
@@ -41,8 +41,9 @@ class Executable:
     be written to. Safe to call from several threads at once.
 
     ``emits`` says which loops become functions of their own; ``order``, in which order the
-    programs of a machine run. ``sharded``: arguments may be `Shards` where only the programs of a
-    mesh take them, as `machine.shards.parameters` says, and so are results that only they made.
+    programs of a machine run. Arguments may be lists of parts where only the programs of a mesh
+    take them, as `machine.shards.parameters` says; so are the results at the positions of
+    ``parts``, which have to be among `machine.shards.results`.
     """
 
     def __init__(
@@ -50,11 +51,11 @@ class Executable:
         program: Program,
         emits: Callable[[Instruction], bool] = emission.pays,
         order: scheduler.Order = scheduler.OWN_ORDER,
-        sharded: bool = False,
+        parts: Collection[int] = (),
     ):
         keep_freed_memory()
         self.program = program
-        kept = shards.results(program) if sharded else frozenset()
+        kept = {program.top.results[position] for position in parts}
         prepare = _Preparation(emits, order, kept)
         top = program.top
         self._params = [prepare.slot(v) for v in top.params]

@@ -41,6 +41,7 @@ def lower(
     consts: Sequence[Any] = (),
     name: str = "program",
     axes: Mapping[Any, int] = MappingProxyType({}),
+    on_mesh: bool = False,
 ) -> Program:
     """Lowers a jaxpr to a Program whose parameters are the jaxpr's inputs.
 
@@ -49,13 +50,14 @@ def lower(
       consts: values of the jaxpr's constvars, where it does not hold its own.
       name: for messages.
       axes: the sizes of the named axes of the devices that the jaxpr is for.
+      on_mesh: whether arrays may be laid out over several devices, which changes no value.
 
     Raises:
       Unsupported: some primitive has no rule, or its rule refuses this case. The
         error names the primitive and the user's source line.
     """
     rules.load()
-    lowering = Lowering(axes)
+    lowering = Lowering(axes, on_mesh)
     opened, _ = jax_compat.open_jaxpr(jaxpr)
     params = tuple(Value(lowering.type(v.aval)) for v in opened.invars)
     with lowering.block() as body:
@@ -98,13 +100,14 @@ class Kernel(NamedTuple):
 class Lowering:
     """The state of one lowering, and what lowering rules emit instructions with.
 
-    ``kernels`` is a stack, the innermost last. ``axes``: see `lower`. ``machine``: the programs
-    around, if there are such. ``mesh_axes``: all of the mesh's, in its order.
-    ``names``: what the user calls a ref.
+    ``kernels`` is a stack, the innermost last. ``axes`` and ``on_mesh``: see `lower`.
+    ``machine``: the programs around, if there are such. ``mesh_axes``: all of the mesh's, in its
+    order. ``names``: what the user calls a ref.
     """
 
-    def __init__(self, axes: Mapping[Any, int]) -> None:
+    def __init__(self, axes: Mapping[Any, int], on_mesh: bool = False) -> None:
         self.axes = axes
+        self.on_mesh = on_mesh
         self.body: list[Instruction] = []
         self.source: Any = None
         self.kernels: list[Kernel] = []

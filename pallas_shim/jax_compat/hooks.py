@@ -19,6 +19,7 @@ from jax._src.interpreters import mlir
 from jax._src.pallas import pallas_call as jax_pallas_call
 from jax._src.sharding_impls import GSPMDSharding, ShardingContext, UnspecifiedValue
 
+from pallas_shim.jax_compat import meshes
 from pallas_shim.jax_compat.checked import refused_grid, replaced_in_interpreter
 from pallas_shim.jax_compat.communication import ASKED_FOR_HERE
 from pallas_shim.jax_compat.pallas import kernel_jaxpr, kernel_name, kernel_source
@@ -86,6 +87,12 @@ def describe_kernel(eqn: Any) -> Kernel:
     return Kernel(kernel_name(eqn), kernel_source(eqn), f"({', '.join(sizes)})")
 
 
+def talks(eqn: Any) -> bool:
+    """Whether a kernel reaches other devices or cores."""
+    jaxprs = eqn.params["jaxprs"] if "jaxprs" in eqn.params else (eqn.params["jaxpr"],)
+    return any(map(meshes.talks, jaxprs))
+
+
 # -- the interpret parameter ------------------------------------------------------------------
 
 # Fields of InterpretParams that `checked_memory` hands on.
@@ -96,14 +103,15 @@ _HONOURED = frozenset(
 _WITHOUT_CONSEQUENCE = frozenset({"dma_execution_mode", "vector_clock_size"})
 
 
-def unhonoured(eqn: Any) -> str | None:
-    """What the user's ``interpret=`` asks for that only JAX's own interpreter does."""
+def unhonoured(eqn: Any, on_mesh: bool = False) -> str | None:
+    """What the user's ``interpret=`` asks for that only JAX's own interpreter does. ``on_mesh``:
+    all devices of the mesh run in one evaluator."""
     interpret = eqn.params.get("interpret", False)
     if isinstance(interpret, bool):
         return None
     name = type(interpret).__name__
     if name == ASKED_FOR_HERE:
-        return "its devices talk to one another, as in JAX's TPU interpreter"
+        return None if on_mesh else "its devices talk to one another, as in JAX's TPU interpreter"
     if name != "InterpretParams":
         return f"interpret={name}(...) isn't for this evaluator"
     for field in dataclasses.fields(interpret):
@@ -123,28 +131,40 @@ def unhonoured(eqn: Any) -> str | None:
 class JitCall(NamedTuple):
     """What a jitted call was compiled for, apart from its jaxpr: a key, and what it forbids.
 
-    ``obstacle``: why the call needs XLA whatever its arguments, or None.
+    ``obstacle``: why the call needs XLA whatever its arguments, or None. ``sharded``: why it
+    needs XLA unless it runs on a mesh; ``told_in`` and ``told_out`` are the shardings that the
+    user gave, None where there is none, and ``mesh`` the one that it runs under, or None.
     """
 
     name: str
     donated: tuple[bool, ...]
     keep_unused: bool
     obstacle: str | None
+    sharded: str | None = None
+    told_in: tuple[Any, ...] = ()
+    told_out: tuple[Any, ...] = ()
+    mesh: Any = None
 
 
 def describe_call(params: dict[str, Any]) -> JitCall:
     """Reads the parameters that `JIT_CALL` is given beside the arguments."""
-    obstacle = None
+    obstacle = sharded = None
     for key in ("in_shardings", "out_shardings"):
         if not all(isinstance(s, UnspecifiedValue) for s in params[key]):
-            obstacle = f"the user gave {key}"
+            sharded = f"the user gave {key}"
     for key in ("in_layouts", "out_layouts"):
         if not all(layout is None for layout in params[key]):
             obstacle = f"the user gave {key}"
     if params["ctx_mesh"] is not None and not params["ctx_mesh"].empty:
-        obstacle = "it runs under a mesh"
-    donated = tuple(params["donated_invars"])
-    return JitCall(params["name"], donated, params["keep_unused"], obstacle)
+        sharded = "it runs under a mesh"
+    told_in, told_out = (
+        tuple(None if isinstance(s, UnspecifiedValue) else s for s in params[key])
+        for key in ("in_shardings", "out_shardings")
+    )
+    return JitCall(
+        params["name"], tuple(params["donated_invars"]), params["keep_unused"], obstacle, sharded,
+        told_in, told_out, params["ctx_mesh"],
+    )  # fmt: skip
 
 
 def call_key(params: dict[str, Any]) -> tuple[Any, ...]:

@@ -46,12 +46,13 @@ def shard_map(eqn: Any) -> ShardMap:
         mesh,
         {name: size for name, size in sizes.items() if name in manual},
         {name: size for name, size in sizes.items() if name not in manual},
-        tuple(_names(s, v.aval) for s, v in zip(p["in_specs"], eqn.invars, strict=True)),
-        tuple(_names(s, v.aval) for s, v in zip(p["out_specs"], eqn.outvars, strict=True)),
+        tuple(names(s, v.aval) for s, v in zip(p["in_specs"], eqn.invars, strict=True)),
+        tuple(names(s, v.aval) for s, v in zip(p["out_specs"], eqn.outvars, strict=True)),
     )
 
 
-def _names(spec: Any, aval: Any) -> tuple[tuple[Any, ...], ...]:
+def names(spec: Any, aval: Any) -> tuple[tuple[Any, ...], ...]:
+    """By dimension, the axes along which a PartitionSpec cuts an array."""
     if getattr(spec, "unreduced", None) or getattr(spec, "reduced", None):
         raise UnsupportedMesh("an array whose parts are yet to be summed")
     parts = [_axes(part) for part in spec]

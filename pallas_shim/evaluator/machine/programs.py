@@ -138,6 +138,7 @@ def emit_programs(
         "coordinates": [tuple(map(np.int32, place.values())) for place in places],
         "names": names,
         "names_in": tuple(names_in),
+        "names_out": tuple(names_out),
         "splits": splits,
         "joins": joins,
     }

@@ -18,7 +18,6 @@ from pallas_shim.evaluator import memory, progress
 from pallas_shim.evaluator.frames import Frame, Step, Steps, blame, moves, row_of, run_steps
 from pallas_shim.evaluator.machine import scheduler
 from pallas_shim.evaluator.machine.operations import AWAIT, MEET, PROGRAMS
-from pallas_shim.evaluator.machine.shards import Shards
 from pallas_shim.evaluator.program import Instruction, Region
 
 Waiting = Callable[[Frame], Generator[scheduler.Request, Any, None]]
@@ -224,9 +223,7 @@ def _make_programs(prepare, instruction: Instruction) -> tuple[Callable, Callabl
     keeps = [v in prepare.kept for v in instruction.outs]
 
     def start(f: Frame):
-        pieces = [
-            x.arrays if type(x) is Shards else None for x in (f[slot] for slot in ins)
-        ]
+        operands = [f[slot] for slot in ins]
         first = int(f[outer]) * count
         programs, frames = [], []
         for n in range(count):
@@ -235,8 +232,8 @@ def _make_programs(prepare, instruction: Instruction) -> tuple[Callable, Callabl
                 np.int32(first + n),
                 *coordinates[n],
                 *[
-                    f[slot][split[n]] if piece is None else piece[n]
-                    for slot, piece, split in zip(ins, pieces, splits, strict=True)
+                    x[n] if type(x) is list else x[split[n]]
+                    for x, split in zip(operands, splits, strict=True)
                 ],
             ]
             frames.append(frame)
@@ -247,7 +244,7 @@ def _make_programs(prepare, instruction: Instruction) -> tuple[Callable, Callabl
         for out, slot, join, type_, keep in zip(outs, results, joins, types, keeps, strict=True):
             arrays = [frame[slot] for frame in frames]
             if keep:
-                f[out] = Shards(arrays)
+                f[out] = arrays
                 continue
             whole = np.empty(type_.shape, type_.dtype)
             for key, array in zip(join, arrays, strict=True):

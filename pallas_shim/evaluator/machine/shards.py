@@ -1,4 +1,8 @@
-"""An array in the parts that the programs of a mesh have of it."""
+"""Arrays in the parts that the programs of a mesh have of them.
+
+In the place of an array that only the programs of a mesh take, or that they made, there may be
+the list of their parts, in the order of the mesh.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,6 @@ import numpy as np
 
 from pallas_shim.evaluator.machine.operations import PROGRAMS
 from pallas_shim.evaluator.program import Instruction, Program, Value
-
-
-class Shards:
-    """In the place of an array that only the programs of a mesh take, or that they made: the part
-    of each, in the order of the mesh."""
-
-    __slots__ = ("arrays",)
-
-    def __init__(self, arrays: Sequence[Any]):
-        self.arrays = arrays
-
 
 # For each dimension of an array the axes of the mesh along which it is cut, the slowest first.
 Names = tuple[tuple[Any, ...], ...]
@@ -51,16 +44,22 @@ def all_coordinates(sizes: Mapping[Any, int]) -> list[dict[Any, int]]:
 # -- at the ends of a program ---------------------------------------------------------------------
 
 
-def results(program: Program) -> frozenset[Value]:
-    """The results of a program that programs of a mesh made, and that nothing else uses."""
+def results(program: Program) -> dict[int, Names]:
+    """By the positions of the results that only programs of a mesh made, and that nothing else
+    uses: how these are cut."""
     top = program.top
     uses = Counter(top.uses())
-    return frozenset(
-        value
+    made = {
+        value: names
         for instruction in _on_meshes(program)
-        for value in instruction.outs
-        if value in top.results and uses[value] == top.results.count(value)
-    )
+        for value, names in zip(instruction.outs, instruction.operation.params["names_out"],
+                                strict=True)
+    }  # fmt: skip
+    return {
+        position: made[value]
+        for position, value in enumerate(top.results)
+        if value in made and uses[value] == 1
+    }
 
 
 def parameters(program: Program) -> dict[int, Names]:
