@@ -56,6 +56,10 @@ AS_TPU = (
     "tpu_splash_attention_kernel_test",
     "tpu_paged_attention_kernel_test",
     "tpu_ragged_paged_attention_test",
+    "tpu_pallas_distributed_test",
+    "tpu_pallas_interpret_distributed_test",
+    "tpu_all_gather_test",
+    "tpu_sparsecore_pallas_test",
 )
 
 

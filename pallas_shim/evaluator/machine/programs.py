@@ -23,6 +23,7 @@ from pallas_shim.evaluator.machine.operations import (
     PROGRAMS,
     REMOTE,
     SIGNAL,
+    TURN,
 )
 from pallas_shim.evaluator.machine.rows import share
 from pallas_shim.evaluator.machine.shards import Names, all_coordinates, split
@@ -205,6 +206,12 @@ def emit_signal(
         SIGNAL, [ref, count, *leaves], [], signal,
         Effects(reads=(0,), writes=(0,), io=True), params={"path": path},
     )  # fmt: skip
+
+
+def emit_turn(lowering) -> None:
+    """Lets other programs run first: what a copy writes to, its owner has used before if it runs
+    at the same pace, as under JAX's interpreter."""
+    lowering.memory(TURN, [], [], None, Effects(io=True))
 
 
 def emit_meeting(

@@ -17,7 +17,7 @@ from pallas_shim import jax_compat
 from pallas_shim.evaluator import memory, progress
 from pallas_shim.evaluator.frames import Frame, Step, Steps, blame, moves, row_of, run_steps
 from pallas_shim.evaluator.machine import scheduler
-from pallas_shim.evaluator.machine.operations import AWAIT, MEET, PROGRAMS
+from pallas_shim.evaluator.machine.operations import AWAIT, MEET, PROGRAMS, TURN
 from pallas_shim.evaluator.program import Instruction, Region
 
 Waiting = Callable[[Frame], Generator[scheduler.Request, Any, None]]
@@ -25,7 +25,7 @@ Waiting = Callable[[Frame], Generator[scheduler.Request, Any, None]]
 
 def waits(instruction: Instruction) -> bool:
     """Whether an instruction of a program may stand still, or one inside it."""
-    if instruction.name in (AWAIT, MEET, PROGRAMS):
+    if instruction.name in (AWAIT, MEET, PROGRAMS, TURN):
         return instruction.operation.fn is None
     return any(waits(inner) for region in instruction.regions for inner in region.body)
 
@@ -182,6 +182,16 @@ def _await(prepare, instruction: Instruction) -> Waiting:
     return step
 
 
+def _turn(prepare, instruction: Instruction) -> Waiting:
+    """ins: the memory that others may change."""
+    source = _source(instruction)
+
+    def step(f: Frame):
+        yield scheduler.Turn(source)
+
+    return step
+
+
 def _meet(prepare, instruction: Instruction) -> Waiting:
     """ins: the number of the program, what it brings, and the memory that others may change."""
     params = instruction.operation.params
@@ -287,6 +297,7 @@ WAITING: dict[str, Callable[[Any, Instruction], Waiting]] = {
     "grid": _grid,
     AWAIT: _await,
     MEET: _meet,
+    TURN: _turn,
     PROGRAMS: _programs_of_program,
 }
 

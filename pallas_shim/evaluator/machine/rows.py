@@ -24,6 +24,7 @@ from pallas_shim.evaluator.machine.operations import (
     PROGRAMS,
     REMOTE,
     SIGNAL,
+    TURN,
 )
 from pallas_shim.evaluator.program import (
     PURE,
@@ -285,6 +286,7 @@ class _Rows:
         AWAIT: _await,
         SIGNAL: _signal,
         MEET: _meet,
+        TURN: _meet,
         LEFTOVER: _leftover,
     }
 

@@ -66,6 +66,21 @@ class Count(Request):
         return f"{self.name}, which has {self.read()} and needs {self.needed}"
 
 
+class Turn(Request):
+    """Lets the others run to where they stand still, and then goes on."""
+
+    def __init__(self, source):
+        super().__init__(source)
+        self._asked = False
+
+    def ready(self) -> bool:
+        asked, self._asked = self._asked, True
+        return asked
+
+    def describe(self) -> str:
+        return "its turn"
+
+
 class Board:
     """Where the members of one meeting leave what they bring, by their ranks."""
 

@@ -77,6 +77,8 @@ def _start(lowering, eqn, dma: state.Dma) -> None:
         if dma.src_sem is None:
             raise Unsupported("dma_start", "a copy to another device without a semaphore to send")
         sent = dma.src_sem
+        if _talks(lowering):
+            programs.emit_turn(lowering)
         dma = dma._replace(
             dst=remote.of_other(lowering, eqn, dma.dst, dma.device_id),
             dst_sem=remote.of_other(lowering, eqn, dma.dst_sem, dma.device_id),
