@@ -203,6 +203,7 @@ def _run(plan: Plan, args: Sequence[Any]) -> list[Any]:
         try:
             results = executable(*values)
         except Exception as error:
+            use.ran(time.perf_counter() - start)
             _blame(error, use)
             raise
         took = time.perf_counter() - start

@@ -129,7 +129,7 @@ def after_heavy_work(x):
 
 @pytest.mark.parametrize(
     "function",
-    [compiled_ahead, sharded, with_out_shardings, pmapped, after_heavy_work],
+    [compiled_ahead, sharded, with_out_shardings, after_heavy_work],
 )
 def test_xla_calls_back(function, shim, setting):
     setting(strict=True)

@@ -122,7 +122,7 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
         lowering.define("buffer", ref, (), make, Effects(allocates=True))
     programs.emit_entry(lowering)
     lowering.body.extend(cells)
-    programs.emit_exit(lowering, call.name, [ref for ref in scratch if _is_semaphore(ref)])
+    programs.emit_exit(lowering, [ref for ref in scratch if _is_semaphore(ref)])
     if windows is not None:
         windows.write_back()
     return [

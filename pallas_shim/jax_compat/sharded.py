@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,12 +11,11 @@ import jax
 import numpy as np
 from jax._src import core
 from jax._src.array import ArrayImpl
-from jax._src.lib import xla_client
 from jax._src.random import prng
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from pallas_shim.jax_compat import meshes
-from pallas_shim.jax_compat.arrays import Elsewhere, ResultType
+from pallas_shim.jax_compat.arrays import Elsewhere, ResultType, put
 from pallas_shim.jax_compat.jaxprs import CALL_PRIMITIVES, called_jaxpr, open_jaxpr
 
 # For each dimension the axes of the mesh along which it is cut.
@@ -248,26 +247,23 @@ def _explicit(aval: Any) -> PartitionSpec | None:
 
 def write(values: list[Any], wanted: Sequence[Result], on: OnMesh) -> list[Any]:
     """NumPy results as sharded arrays. A result is an array, or the list of its parts where it is
-    sharded so that each device has its own."""
-    devices = list(on.devices)
+    sharded so that each device has its own. Parts that should be replicas may differ."""
     out = []
     for value, ((aval, key_type), sharding, indices) in zip(values, wanted, strict=True):
         parts = value if type(value) is list else [value[index] for index in indices]
         # Memory that something else may yet see is copied.
         shared = type(value) is not list or any(_is_shared(part) for part in parts)
-        array = None
-        with contextlib.suppress(RuntimeError):
-            array = xla_client.batched_device_put(
-                aval, sharding, parts, devices, True, force_copy=shared
-            )
-        if array is None:
-            with jax.transfer_guard_host_to_device("allow"):
-                array = xla_client.batched_device_put(
-                    aval, sharding, parts, devices, True, force_copy=shared
-                )
+        part_aval = aval.update(shape=np.shape(parts[0]), sharding=None)
+        arrays = [
+            put(part_aval, _on_one(device), (device,), part, True, shared)
+            for device, part in zip(on.devices, parts, strict=True)
+        ]
+        array = ArrayImpl(aval, sharding, arrays, committed=True, _skip_checks=True)
         out.append(array if key_type is None else prng.PRNGKeyArray(key_type._impl, array))
     return out
 
+
+_on_one = functools.cache(SingleDeviceSharding)
 
 # What refers to a part while `write` looks at it: the list, a generator's variable, a parameter
 # and getrefcount's own argument.

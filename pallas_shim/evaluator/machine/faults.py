@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from pallas_shim import jax_compat
 from pallas_shim.evaluator.machine.scheduler import Deadlock
 
 
@@ -32,10 +31,10 @@ _warning = threading.Lock()
 
 
 def warn_of_leftover(
-    kernel: str, semaphore: str, program: str, counts: np.ndarray, source: Any
+    kernel: str, semaphore: str, program: str, counts: np.ndarray, where: str
 ) -> None:
-    """Warns, once for each semaphore of a kernel, that a program leaves it other than zero."""
-    where = jax_compat.user_source(source) or ""
+    """Warns, once for each semaphore of a kernel, that a program leaves it other than zero.
+    ``where`` is the file and line of the kernel, "" if they aren't known."""
     key = (kernel, semaphore, where)
     with _warning:
         if key in _warned:

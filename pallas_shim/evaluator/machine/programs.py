@@ -51,14 +51,14 @@ class Machine:
     """What is known of the programs around what is being lowered; the innermost level last.
 
     ``talking``: the kernel that is being lowered has programs that wait for one another.
-    ``kernel`` is
-    its name, ``semaphores`` those made somewhere inside it.
+    ``kernel`` is its name, ``where`` the file and line that it is defined at, ``semaphores`` those
+    made somewhere inside it.
     """
 
     def __init__(self) -> None:
         self.levels: list[Level] = []
         self.talking = False
-        self.kernel = ""
+        self.kernel = self.where = ""
         self.semaphores: list[Value] = []
         self._meetings = itertools.count()
 
@@ -74,14 +74,14 @@ class Machine:
             self.levels.pop()
 
     @contextmanager
-    def within(self, kernel: str, talks: bool) -> Iterator[None]:
+    def within(self, kernel: str, where: str, talks: bool) -> Iterator[None]:
         """Lowers a kernel of that name, whose programs wait for one another or don't."""
-        outer = self.talking, self.kernel, self.semaphores
-        self.talking, self.kernel, self.semaphores = talks, kernel, []
+        outer = self.talking, self.kernel, self.where, self.semaphores
+        self.talking, self.kernel, self.where, self.semaphores = talks, kernel, where, []
         try:
             yield
         finally:
-            self.talking, self.kernel, self.semaphores = outer
+            self.talking, self.kernel, self.where, self.semaphores = outer
 
     def axis(self, name: Any) -> tuple[Value, int] | None:
         """The index and size of the axis of a name, if programs run along it."""
@@ -255,18 +255,18 @@ def emit_entry(lowering) -> None:
         _emit_together(lowering, "the start of the kernel")
 
 
-def emit_exit(lowering, kernel: str, semaphores: Sequence[Value]) -> None:
+def emit_exit(lowering, semaphores: Sequence[Value]) -> None:
     """And they end it together, with all semaphores at zero."""
     if _talks(lowering):
         _emit_together(lowering, "the end of the kernel")
-        _emit_leftover(lowering, kernel, semaphores, True)
+        _emit_leftover(lowering, semaphores, True)
 
 
 def emit_scope_exit(lowering, semaphores: Sequence[Value]) -> None:
     """Semaphores of a scope inside a kernel go: those of the program alone have to be zero."""
     if _talks(lowering) and semaphores:
         lowering.machine.semaphores += semaphores
-        _emit_leftover(lowering, lowering.machine.kernel, semaphores, False)
+        _emit_leftover(lowering, semaphores, False)
 
 
 def _talks(lowering) -> bool:
@@ -278,8 +278,10 @@ def _emit_together(lowering, name: str) -> None:
     emit_meeting(lowering, name, axes, (), (), lambda brought: brought, patient=True)
 
 
-def _emit_leftover(lowering, kernel: str, semaphores: Sequence[Value], at_end: bool) -> None:
-    params = {"kernel": kernel, "at_end": at_end, "elsewhere": tuple(lowering.machine.semaphores)}
+def _emit_leftover(lowering, semaphores: Sequence[Value], at_end: bool) -> None:
+    machine: Machine = lowering.machine
+    params = {"kernel": machine.kernel, "where": machine.where, "at_end": at_end,
+              "elsewhere": tuple(machine.semaphores)}  # fmt: skip
     lowering.memory(LEFTOVER, semaphores, [], None, Effects(io=True), params=params)
 
 

@@ -250,13 +250,14 @@ class _Rows:
         texts = [self.lowering.names.get(ref, "a semaphore") for ref in (*own, *reached)]
         if not texts:
             return []
-        count, names, kernel = len(own), home.names, params["kernel"]
+        count, names = len(own), home.names
+        kernel, where = params["kernel"], params["where"]
 
         def look(number, *semaphores):
             for at, (text, semaphore) in enumerate(zip(texts, semaphores, strict=True)):
                 counts = semaphore if at < count else semaphore[number]
                 if counts.any():
-                    faults.warn_of_leftover(kernel, text, names[number], counts, source)
+                    faults.warn_of_leftover(kernel, text, names[number], counts, where)
                     counts[...] = 0
             return ()
 

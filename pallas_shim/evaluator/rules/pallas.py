@@ -19,7 +19,7 @@ def _pallas_call(lowering, eqn, ins):
         require_no_waiting("pallas_call", [call.cores])
     if lowering.machine is None:
         return grid.lower_call(lowering, call, ins)
-    with lowering.machine.within(call.name, meshes.talks(call.jaxpr)):
+    with lowering.machine.within(call.name, call.source or "", meshes.talks(call.jaxpr)):
         return grid.lower_call(lowering, call, ins)
 
 
