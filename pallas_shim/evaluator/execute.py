@@ -101,7 +101,7 @@ class _Preparation:
             self.frame.append(None if const is None else const[()])
         return slot
 
-    def steps(self, body: Sequence[Instruction], keep: Sequence[Value] = ()) -> Steps:
+    def steps(self, body: Sequence[Instruction], keep: Sequence[Value] = ()) -> Any:
         pairs: list[tuple[Step, Instruction]] = []
         waiting: set[int] = set()
         dead_after = last_uses(body, keep)
@@ -137,8 +137,7 @@ class _Preparation:
         self.steps_run += self._rounds
         structured = _STRUCTURED.get(instruction.name)
         if self._in_program and regions.waits(instruction):
-            structured = regions.WAITING[instruction.name]
-            return self._within(instruction, structured)
+            return self._within(instruction, regions.WAITING[instruction.name])
         if structured is not None and instruction.operation.fn is None:
             wanted = (
                 instruction.name not in ("switch", regions.PROGRAMS)

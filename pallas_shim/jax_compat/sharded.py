@@ -240,9 +240,9 @@ def _explicit(aval: Any) -> PartitionSpec | None:
     """The spec in a type, where the mesh's axes have explicit types."""
     sharding = getattr(aval, "sharding", None)
     mesh = getattr(sharding, "mesh", None)
-    if mesh is None or mesh.empty or not getattr(mesh, "_any_axis_explicit", False):
+    if sharding is None or mesh is None or mesh.empty:
         return None
-    return sharding.spec
+    return sharding.spec if getattr(mesh, "_any_axis_explicit", False) else None
 
 
 def write(values: list[Any], wanted: Sequence[Result], on: OnMesh) -> list[Any]:

@@ -25,7 +25,8 @@ def meet(name, rank, size, bring, combine, patient=False):
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_ring_of_signals(order):
-    memory, seen = {}, []
+    memory: dict = {}
+    seen = []
 
     def program(me, n):
         if me:
@@ -56,7 +57,7 @@ def test_what_one_takes_another_waits_for(order):
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_meetings_repeat(order):
-    got = [[] for _ in range(3)]
+    got: list[list] = [[] for _ in range(3)]
 
     def program(me):
         for round in range(4):
@@ -69,7 +70,8 @@ def test_meetings_repeat(order):
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_programs_start_others_and_wait_for_them(order):
-    memory, done = {}, []
+    memory: dict = {}
+    done = []
 
     def child(me, i):
         memory[me, i] = 1

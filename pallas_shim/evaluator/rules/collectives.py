@@ -72,7 +72,7 @@ def _meet(
     """A meeting along the axes of a collective. ``combine`` gets what each brought, a list of its
     operands, and gives what each takes away, a list too."""
     primitive = eqn.primitive.name
-    axes = meshes.collective_axes(eqn)
+    axes = list(meshes.collective_axes(eqn))
     outs = [lowering.type(v.aval) for v in eqn.outvars]
     alone = [name for name in axes if _size(lowering, primitive, name) == 1]
     axes = [name for name in axes if name not in alone]
