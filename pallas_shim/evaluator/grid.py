@@ -93,11 +93,14 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
                     refs.store(lowering, ref, (), (), arrays[prefetch.index(ref)])
             lowering.body[cell_start:cell_start] = first
 
+    waits = call.cores is not None and call.cores.waits_for_others
+    of_each_core = scratch if waits else []
     local = [i for i in range(len(call.grid)) if i not in call.vmapped_dims]
     # The cells come first, though they run last: only what they write to need be copied.
     cells = lower_cells(
-        lowering, call.name, sizes, call.axis_names, local, cell, call.checked, call.for_device
-    )
+        lowering, call.name, sizes, call.axis_names, local, cell, call.checked, call.for_device,
+        of_each_core if waits else None,
+    )  # fmt: skip
     written = written_roots(cells, [*prefetch, *buffers])
 
     for ref, array in zip(prefetch, arrays, strict=False):
@@ -116,13 +119,13 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
             define_operand(lowering, ref, aliases[position], dims, True, call.checked)
         else:
             _allocate(lowering, ref, call.checked)
-    for ref in scratch:
+    for ref in [] if waits else scratch:
         _allocate(lowering, ref, call.checked)
     for ref, make in windows.made if windows is not None else ():
         lowering.define("buffer", ref, (), make, Effects(allocates=True))
     programs.emit_entry(lowering)
     lowering.body.extend(cells)
-    programs.emit_exit(lowering, [ref for ref in scratch if _is_semaphore(ref)])
+    programs.emit_exit(lowering, [] if waits else list(filter(_is_semaphore, scratch)))
     if windows is not None:
         windows.write_back()
     return [
@@ -154,6 +157,7 @@ def lower_cells(
     cell: Callable[[Sequence[Value]], None],
     checked: CheckedMemory | None,
     for_device: bool,
+    of_each_core: Sequence[Value] | None = None,
 ) -> list[Instruction]:
     """The instructions that run ``cell``, which emits one cell from its indices, on a grid.
 
@@ -163,6 +167,8 @@ def lower_cells(
       local: the axes that the kernel's own code counts.
       checked: how the memory of the cells is checked, if it is.
       for_device: the user asked for no interpreter.
+      of_each_core: the cells are cores that wait for one another, and this is memory that each
+        has of its own; None if they aren't.
     """
     shared: dict[Any, Value] = {}
 
@@ -174,6 +180,8 @@ def lower_cells(
         lowering.kernels.pop()
         return ()
 
+    if of_each_core is not None:
+        return _cores(lowering, names, sizes, of_each_core, shared, in_kernel, checked)
     if all(s.const is not None and int(s.const) == 1 for s in sizes):
         zero = lowering.const(np.int32(0))
         with lowering.block() as cells:
@@ -188,6 +196,42 @@ def lower_cells(
         for ref in shared.values():
             _allocate(lowering, ref, checked)
     return first + cells
+
+
+def _cores(
+    lowering,
+    names: Sequence[Any],
+    sizes: Sequence[Value],
+    own: Sequence[Value],
+    shared: dict[Any, Value],
+    in_kernel: Callable[[Sequence[Value]], Sequence[Value]],
+    checked: CheckedMemory | None,
+) -> list[Instruction]:
+    """The instructions that run cores as programs that wait for one another."""
+    machine = lowering.machine
+    counts = {name: int(_known(size)) for name, size in zip(names, sizes, strict=True)}
+
+    def core(_: Sequence[Value]) -> Sequence[Value]:
+        indices = list(machine.levels[-1].indices.values())
+        with machine.within(machine.kernel, machine.where, True):
+            with lowering.block() as body:
+                in_kernel(indices)
+            for ref in (*own, *shared.values()):
+                _allocate(lowering, ref, checked)
+            programs.emit_entry(lowering)
+            lowering.body.extend(body)
+            programs.emit_exit(lowering, list(filter(_is_semaphore, own)))
+        return ()
+
+    with lowering.block() as cores:
+        programs.emit_programs(lowering, "core", counts, (), (), (), (), (), core)
+    return cores
+
+
+def _known(size: Value) -> np.ndarray:
+    if size.const is None:
+        raise Unsupported("core_map", "a number of cores that isn't known")
+    return size.const
 
 
 def written_roots(body: Sequence[Instruction], roots: Sequence[Value]) -> set[Value]:
@@ -292,7 +336,8 @@ def _share_aliased(call: PallasCall, buffers: list[Value]) -> None:
             continue
         given, result = position - call.num_prefetch, call.num_inputs + out
         in_hbm = call.blocks[given].in_hbm and call.blocks[result].in_hbm
-        if call.checked is None and not (call.for_device and in_hbm):
+        waits = call.cores is not None and call.cores.waits_for_others
+        if call.checked is None and not (call.for_device and in_hbm) and not waits:
             continue
         if buffers[given].type.shape != buffers[result].type.shape:
             raise Unsupported(

@@ -101,7 +101,7 @@ class Lowering:
     """The state of one lowering, and what lowering rules emit instructions with.
 
     ``kernels`` is a stack, the innermost last. ``axes`` and ``on_mesh``: see `lower`.
-    ``machine``: the programs around, if there are such. ``mesh_axes``: all of the mesh's, in its
+    ``machine``: the programs around. ``mesh_axes``: all of the mesh's, in its
     order. ``names``: what the user calls a ref.
     """
 
@@ -111,7 +111,7 @@ class Lowering:
         self.body: list[Instruction] = []
         self.source: Any = None
         self.kernels: list[Kernel] = []
-        self.machine: Machine | None = None
+        self.machine = Machine()
         self.mesh_axes: tuple[Any, ...] = ()
         self.names: dict[Value, str] = {}
         self._operations: dict[Any, Operation] = {}

@@ -65,6 +65,11 @@ class Machine:
     def next_meeting(self) -> int:
         return next(self._meetings)
 
+    @property
+    def talks(self) -> bool:
+        """Whether what is being lowered waits for other programs."""
+        return self.talking and bool(self.levels)
+
     @contextmanager
     def level(self, level: Level) -> Iterator[None]:
         self.levels.append(level)
@@ -270,7 +275,7 @@ def emit_scope_exit(lowering, semaphores: Sequence[Value]) -> None:
 
 
 def _talks(lowering) -> bool:
-    return lowering.machine is not None and lowering.machine.talking
+    return lowering.machine.talks
 
 
 def _emit_together(lowering, name: str) -> None:

@@ -113,12 +113,13 @@ class _Rows:
         home, (shape, dtype, space, _) = self.home[root], root.ref
         count = len(home.names)
         fill = memory.initial(space, dtype, self.lowering.checked)
-        if self.made[root].ins:
-            def make() -> list[np.ndarray]:
-                return [np.empty(shape, dtype) for _ in range(count)]
-        else:
-            def make() -> list[np.ndarray]:
-                return [np.full(shape, fill, dtype) for _ in range(count)]
+        filled_later = bool(self.made[root].ins)
+
+        def row() -> np.ndarray:
+            return np.empty(shape, dtype) if filled_later else np.full(shape, fill, dtype)
+
+        def make() -> _Made:
+            return _Made(count, row)
 
         out = self.rows[root]
         operation = Operation("rows_of_programs", {"count": count}, (), (out.type,), make,
@@ -290,6 +291,22 @@ class _Rows:
         TURN: _meet,
         LEFTOVER: _leftover,
     }
+
+
+class _Made:
+    """The rows of some memory, each made when it is first reached."""
+
+    __slots__ = ("make", "rows")
+
+    def __init__(self, count: int, make: Callable[[], np.ndarray]):
+        self.make = make
+        self.rows: list[np.ndarray | None] = [None] * count
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        row = self.rows[number]
+        if row is None:
+            row = self.rows[number] = self.make()
+        return row
 
 
 def _row(rows: Value, number: Value, out: Value, source: Any) -> Instruction:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from pallas_shim import jax_compat
-from pallas_shim.evaluator.machine.programs import Machine, emit_meeting, emit_programs
+from pallas_shim.evaluator.machine.programs import emit_meeting, emit_programs
 from pallas_shim.evaluator.program import ArrayType, Value
 from pallas_shim.evaluator.rules import scalar_types
-from pallas_shim.evaluator.rules.mesh import is_alone
+from pallas_shim.evaluator.rules.axes import is_alone
 from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule
 from pallas_shim.jax_compat import meshes
 
@@ -39,8 +39,6 @@ def _shard_map(lowering, eqn, ins):
 def _emit(lowering, call: meshes.ShardMap, ins, outs):
     opened, _ = jax_compat.open_jaxpr(call.jaxpr)
     parts = [lowering.type(v.aval) for v in opened.invars]
-    if lowering.machine is None:
-        lowering.machine = Machine()
     outer, lowering.mesh_axes = lowering.mesh_axes, tuple(call.mesh.shape)
     results = emit_programs(
         lowering, "device", call.sizes, ins, call.names_in, parts, outs, call.names_out,
@@ -79,7 +77,7 @@ def _meet(
     if not axes:
         return _reshaped(lowering, ins, outs)
     machine = lowering.machine
-    if machine is None or any(machine.axis(name) is None for name in axes):
+    if any(machine.axis(name) is None for name in axes):
         raise Unsupported(primitive, f"between the cells of the axis {axes[0]!r}")
     if any(v.type.key_ndim for v in ins):
         raise Unsupported(primitive, "on an array of PRNG keys")
@@ -91,7 +89,7 @@ def _meet(
 
 def _size(lowering, primitive: str, name: Any) -> int | None:
     """The size of an axis by its name, None if it isn't known."""
-    if lowering.machine is not None and not _in_kernel(lowering, name):
+    if not _in_kernel(lowering, name):
         found = lowering.machine.axis(name)
         if found is not None:
             return found[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import grid
-from pallas_shim.evaluator.rules.mesh import require_no_waiting
 from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule
 from pallas_shim.jax_compat import meshes
 
@@ -15,10 +14,6 @@ def _pallas_call(lowering, eqn, ins):
         call = jax_compat.pallas_call(eqn)
     except jax_compat.UnsupportedCall as error:
         raise Unsupported("pallas_call", str(error)) from error
-    if call.cores is not None:
-        require_no_waiting("pallas_call", [call.cores])
-    if lowering.machine is None:
-        return grid.lower_call(lowering, call, ins)
     with lowering.machine.within(call.name, call.source or "", meshes.talks(call.jaxpr)):
         return grid.lower_call(lowering, call, ins)
 
@@ -75,8 +70,7 @@ def _barrier_semaphore(lowering, eqn, ins):
     type = lowering.type(eqn.outvars[0].aval)
     ref = lowering.shared("barrier", type, "get_barrier_semaphore")
     lowering.names[ref] = "the barrier semaphore"
-    if lowering.machine is not None:
-        lowering.machine.semaphores.append(ref)
+    lowering.machine.semaphores.append(ref)
     return [ref]
 
 

@@ -38,7 +38,6 @@ _NOWHERE = {
     "how many results the queue of a TPU's matrix unit holds isn't documented": (
         "matmul_lhs_fifo matmul_pop_fifo"
     ),
-    "it reaches the memory of another subcore of a SparseCore": "sc_fetch_and_add",
     "it is Mosaic GPU's": "jaxpr_call",
     "the shim has emit_pipeline emit what it stands for": "emit_pipeline pipeline_body",
     "it is the fuser's, which takes it away before the kernel is called": (

@@ -10,7 +10,7 @@ import numpy as np
 
 from pallas_shim.evaluator.machine.programs import NUMBER, Level, remote
 from pallas_shim.evaluator.program import Effects, Value
-from pallas_shim.evaluator.rules.mesh import is_alone
+from pallas_shim.evaluator.rules.axes import is_alone
 from pallas_shim.evaluator.rules.registry import Unsupported
 from pallas_shim.jax_compat import meshes, state
 
@@ -22,7 +22,7 @@ def of_other(
     primitive = eqn.primitive.name
     if device_id is None and core_index is None:
         return view
-    if lowering.machine is None:
+    if not lowering.machine.levels:
         if device_id is not None and not _is_here(lowering, primitive, device_id):
             raise Unsupported(primitive, "memory of another device, outside shard_map")
         if core_index is not None and not _is_zero(core_index):
@@ -30,6 +30,31 @@ def of_other(
         return view
     numbers = _numbers(lowering, eqn, device_id, core_index)
     return view._replace(ref=remote(lowering, view.ref, numbers))
+
+
+def of_first(lowering, ref: Value, axes: Sequence[Any]) -> Value:
+    """The ref of the program that is the first along some axes: memory that all of these have in
+    common."""
+    machine = lowering.machine
+    zero = lowering.const(np.int32(0))
+    meant = {axis: (0, 1, 1, 1) for axis in axes}
+    numbers = [
+        _number(lowering, "memory in common", machine.levels[: depth + 1], meant, [zero])
+        for depth in range(len(machine.levels))
+    ]
+    return remote(lowering, ref, numbers)
+
+
+def of_core(lowering, ref: Value, axis: Any, index: Value) -> Value:
+    """The ref of another core along an axis."""
+    machine = lowering.machine
+    _, size = machine.axis(axis)
+    meant = {axis: (0, 1, size, size)}
+    numbers = [
+        _number(lowering, "memory of a core", machine.levels[: depth + 1], meant, [index])
+        for depth in range(len(machine.levels))
+    ]
+    return remote(lowering, ref, numbers)
 
 
 def _is_here(lowering, primitive: str, device_id: Any) -> bool:
