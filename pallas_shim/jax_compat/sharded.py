@@ -271,9 +271,17 @@ _OWN_REFERENCES = 4
 
 
 def _is_shared(part: Any) -> bool:
-    return type(part) is np.ndarray and (
-        part.base is not None or sys.getrefcount(part) > _OWN_REFERENCES
-    )
+    """Whether something else may refer to a part's memory."""
+    if type(part) is not np.ndarray:
+        return False
+    if sys.getrefcount(part) > _OWN_REFERENCES:
+        return True
+    room = part.base
+    if room is None:
+        return False
+    # What was made larger to be aligned: only the part refers to it, and the variable here.
+    alone = type(room) is np.ndarray and room.base is None and sys.getrefcount(room) <= 3
+    return not (alone and room.dtype == np.uint8 and room.nbytes <= part.nbytes + 64)
 
 
 def is_cut_so(result: Result, names: Names, on: OnMesh) -> bool:

@@ -116,7 +116,10 @@ class _Rows:
         filled_later = bool(self.made[root].ins)
 
         def row() -> np.ndarray:
-            return np.empty(shape, dtype) if filled_later else np.full(shape, fill, dtype)
+            array = memory.aligned(shape, dtype)
+            if not filled_later:
+                array[...] = fill
+            return array
 
         def make() -> _Made:
             return _Made(count, row)
