@@ -344,7 +344,7 @@ def _obstacle(
     if on is None and call.sharded is not None:
         return call.sharded
     for eqn in equations:
-        asked = hooks.unhonoured(eqn, on_mesh=on is not None)
+        asked = hooks.unhonoured(eqn)
         if asked is not None:
             raise Unsupported(eqn.primitive.name, asked)
     for aval in (*hooks.in_avals(jaxpr), *hooks.out_avals(jaxpr)):

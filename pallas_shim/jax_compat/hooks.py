@@ -103,15 +103,14 @@ _HONOURED = frozenset(
 _WITHOUT_CONSEQUENCE = frozenset({"dma_execution_mode", "vector_clock_size"})
 
 
-def unhonoured(eqn: Any, on_mesh: bool = False) -> str | None:
-    """What the user's ``interpret=`` asks for that only JAX's own interpreter does. ``on_mesh``:
-    all devices of the mesh run in one evaluator."""
+def unhonoured(eqn: Any) -> str | None:
+    """What the user's ``interpret=`` asks for that only JAX's own interpreter does."""
     interpret = eqn.params.get("interpret", False)
     if isinstance(interpret, bool):
         return None
     name = type(interpret).__name__
     if name == ASKED_FOR_HERE:
-        return None if on_mesh else "its devices talk to one another, as in JAX's TPU interpreter"
+        return "its devices talk to one another, as in JAX's TPU interpreter"
     if name != "InterpretParams":
         return f"interpret={name}(...) isn't for this evaluator"
     for field in dataclasses.fields(interpret):

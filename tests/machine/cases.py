@@ -487,6 +487,32 @@ def mapped_scanned_and_differentiated():
 
 
 @case()
+def a_kernel_that_talks_mapped_and_differentiated():
+    right = k.permute(local((8, 128)), FORMS["dict"][1], **FORMS["dict"][0])
+    left = k.permute(local((8, 128)), lambda me, n: {"x": lax.rem(me + n - 1, n)})
+
+    @jax.custom_vjp
+    def shift(x):
+        return right(x)
+
+    shift.defvjp(lambda x: (right(x), None), lambda _, g: (left(g),))
+    on = k.mesh(4)
+    x = k.numbers(3, 32, 128)
+    rolled = np.roll(np.asarray(x), 8, 1)
+    across = k.over(shift, on, P("x"), P("x"))
+    equal(jax.jit(jax.vmap(across))(x), rolled)
+    equal(jax.jit(k.over(jax.vmap(shift), on, P(None, "x"), P(None, "x")))(x), rolled)
+
+    def loss(x, w):
+        return (jax.checkpoint(across)(x) * w).sum()
+
+    equal(jax.jit(jax.grad(loss))(x[0], x[1]), np.roll(np.asarray(x[1]), -8, 0))
+    chosen = jax.vmap(lambda p, x: lax.cond(p, across, lambda x: x, x))
+    y = jax.jit(chosen)(jnp.array([True, False, True]), x)
+    equal(y, np.stack([rolled[0], x[1], rolled[2]]))
+
+
+@case()
 def without_jit_and_by_pmap():
     x = k.numbers(4, 8)
     equal(k.over(k.double, k.mesh(4), P("x"), P("x"))(x), 2 * np.asarray(x))
