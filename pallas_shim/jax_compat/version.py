@@ -17,7 +17,7 @@ TOO_NEW = "0.13"
 PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.api": ("Inline>=0.11",),
     "jax._src.array": ("ArrayImpl",),
-    "jax._src.callback": ("_callback_op_sharding",),
+    "jax._src.callback": ("_IOEffect", "_OrderedIOEffect", "_callback_op_sharding"),
     "jax._src.config": (
         "debug_infs",
         "debug_key_reuse",

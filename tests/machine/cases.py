@@ -293,6 +293,148 @@ def two_kernels_and_a_collective():
     equal(jax.jit(k.over(f, k.mesh(n), P("x"), P("x")))(x), 2 * want.reshape(n * 8, 128))
 
 
+# -- cores ------------------------------------------------------------------------------------
+
+
+def tensor_cores(count):
+    make = pltpu.create_tensorcore_mesh
+    return make("core", num_cores=count)
+
+
+@case(2, 4)
+def cores_that_pass_something_on(count):
+    """Each core waits for the one before it, adds, and signals the one after it."""
+    x = k.numbers(count, 8, 128)
+
+    def body(refs):
+        x_ref, o_ref = refs
+
+        @pl.core_map(tensor_cores(count))
+        def _():
+            me = lax.axis_index("core")
+
+            def scoped(ready, part, total):
+                pltpu.sync_copy(x_ref.at[me], part)
+
+                @pl.when(me > 0)
+                def _():
+                    k.wait(ready, 1)
+                    pltpu.sync_copy(o_ref.at[jnp.maximum(me - 1, 0)], total)
+                    part[...] = part[...] + total[...]
+
+                pltpu.sync_copy(part, o_ref.at[me])
+
+                @pl.when(me < count - 1)
+                def _():
+                    k.signal(ready, 1, core_index=me + 1)
+
+            vmem = pltpu.VMEM((8, 128), jnp.float32)
+            pl.run_scoped(scoped, k.REGULAR, vmem, vmem)
+
+    run = jax.jit(lambda x: pl.run_state(body)((x, jnp.zeros_like(x)))[1])
+    for _ in range(2):
+        equal(run(x), np.cumsum(np.asarray(x), 0))
+
+
+@case()
+def cores_of_several_devices():
+    """The first cores of all devices send to the right, each tells its second core."""
+    x = k.numbers(3, 2, 8, 128)
+
+    def kernel(x_ref, o_ref):
+        me, n, core = lax.axis_index("x"), lax.axis_size("x"), lax.axis_index("core")
+
+        def scoped(told, send, recv):
+            @pl.when(core == 0)
+            def _():
+                copy = pltpu.make_async_remote_copy(
+                    x_ref, o_ref, send, recv, device_id={"x": lax.rem(me + 1, n)},
+                    device_id_type=MESH,
+                )  # fmt: skip
+                copy.start()
+                copy.wait()
+                k.signal(told, 1, device_id={"core": 1}, device_id_type=MESH)
+
+            @pl.when(core == 1)
+            def _():
+                k.wait(told, 1)
+
+        pl.run_scoped(scoped, k.REGULAR, k.DMA, k.DMA)
+
+    def run(x):
+        def body(refs):
+            pl.core_map(tensor_cores(2))(lambda: kernel(*refs))
+
+        return pl.run_state(body)((x, jnp.zeros_like(x)))[1]
+
+    equal(jax.jit(k.over(run, k.mesh(3), P("x"), P("x")))(x), np.roll(np.asarray(x), 1, 0))
+
+
+@case()
+def deadlock_of_cores():
+    def body(refs):
+        @pl.core_map(tensor_cores(2))
+        def _():
+            def scoped(ready):
+                @pl.when(lax.axis_index("core") == 1)
+                def _():
+                    k.wait(ready, 1)
+
+                @pl.when(lax.axis_index("core") == 0)
+                def _():
+                    k.signal(ready, 1, core_index=0)
+                    k.wait(ready, 1)
+
+            pl.run_scoped(scoped, k.REGULAR)
+
+    error = raises(jax.jit(lambda x: pl.run_state(body)((x,))[0]), k.numbers(8, 128))
+    assert "core 1 (core=1) waits for ready, which has 0 and needs 1" in str(error), error
+
+
+@case()
+def subcores():
+    """A barrier, memory in common, and a counter on one of the subcores."""
+    if not hasattr(pl, "kernel") or jax.__version_info__ < (0, 10):
+        return double_for_the_report()
+    from jax.experimental.pallas import tpu_sc as plsc
+
+    if not hasattr(plsc, "fetch_and_add"):
+        return double_for_the_report()
+    n = 16
+    mesh = plsc.VectorSubcoreMesh(
+        core_axis_name="core", subcore_axis_name="subcore", num_cores=1, num_subcores=n
+    )
+
+    @pl.kernel(
+        out_type=jax.ShapeDtypeStruct((n, 16), jnp.int32), mesh=mesh,
+        scratch_types=[pltpu.VMEM((16,), jnp.int32), pltpu.VMEM_SHARED((n, 16), jnp.int32),
+                       pltpu.SMEM((1,), jnp.int32)],
+    )  # fmt: skip
+    def kernel(o_ref, own, common, counter):
+        me = lax.axis_index("subcore")
+        counter[0] = 0
+        own[...] = jnp.full((16,), me * me, jnp.int32)
+        pltpu.sync_copy(own, common.at[me])
+        plsc.subcore_barrier()
+        plsc.fetch_and_add(counter.at[0], me, subcore_id=3)
+        pltpu.sync_copy(common.at[(me + 5) % n], own)
+        plsc.subcore_barrier()
+
+        @pl.when(me == 3)
+        def _():
+            own[...] = jnp.full((16,), counter[0], jnp.int32)
+
+        pltpu.sync_copy(own, o_ref.at[me])
+
+    want = np.array([((i + 5) % n) ** 2 for i in range(n)])
+    want[3] = sum(range(n))
+    equal(kernel(), np.broadcast_to(want[:, None], (n, 16)))
+
+
+def double_for_the_report():
+    equal(jax.jit(k.double)(jnp.ones((8, 128))), 2 * np.ones((8, 128)))
+
+
 # -- collectives ------------------------------------------------------------------------------
 
 
