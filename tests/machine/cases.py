@@ -704,6 +704,24 @@ def deadlock_names_everybody():
 
 
 @case()
+def deadlock_of_one_alone():
+    def kernel(x_ref, o_ref, ready):
+        k.signal(ready, 1)
+        k.wait(ready, 1)
+        k.signal(ready, 2)
+        k.wait(ready, 3 if x_ref.shape[0] == 8 else 2)
+        o_ref[...] = x_ref[...]
+
+    def run(x):
+        return k.call(kernel, local(x.shape), scratch=[k.REGULAR], space=pltpu.VMEM)(x)
+
+    equal(jax.jit(run)(k.numbers(16, 128)), k.numbers(16, 128))
+    error = raises(jax.jit(run), k.numbers(8, 128))
+    assert "the kernel kernel waits for ready, which has 2 and needs 3" in str(error), error
+    assert "machine/kernels.py" in str(error)
+
+
+@case()
 def deadlock_at_a_copy():
     """Nobody sends."""
 

@@ -16,7 +16,7 @@ import numpy as np
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import memory
 from pallas_shim.evaluator.cut import Cut
-from pallas_shim.evaluator.machine import programs
+from pallas_shim.evaluator.machine import faults, programs
 from pallas_shim.evaluator.program import PURE, ArrayType, Effects, Value
 from pallas_shim.evaluator.rules import indirect, refs, remote
 from pallas_shim.evaluator.rules.registry import Unsupported, lowering_rule, rule
@@ -295,9 +295,34 @@ def _signal(lowering, eqn, ins):
 
 @lowering_rule("semaphore_wait")
 def _wait(lowering, eqn, ins):
-    semaphore = _semaphore(lowering, eqn, ins)
-    _await_count(lowering, semaphore.view, semaphore.value, semaphore.decrement)
+    view, value, _, _, decrement = _semaphore(lowering, eqn, ins)
+    if not _talks(lowering) and view.ref.type.space == "semaphore":
+        _take_own(lowering, view, value, decrement)
+    else:
+        _await_count(lowering, view, value, decrement)
     return []
+
+
+def _take_own(lowering, sem: state.RefView, value, decrement: bool) -> None:
+    """A wait in a kernel that nobody else signals: the count is there, or never will be."""
+    ref, path, leaves, _ = _access(lowering, sem)
+    path = refs.normalised(ref.ref, path)
+    view = memory.viewer(ref.type.shape, ref.type.dtype, path)
+    kernel, name, source = lowering.machine.kernel, lowering.names.get(ref), lowering.source
+
+    def take(ref, value, *leaves):
+        at = view(ref, *leaves)
+        if at[()] < value:
+            raise faults.own_deadlock(
+                f"the kernel {kernel}", name or "a semaphore", int(at[()]), int(value),
+                jax_compat.user_source(source),
+            )  # fmt: skip
+        if decrement:
+            np.subtract(at, value, out=at, casting="unsafe")
+        return ()
+
+    effects = Effects(reads=(0,), writes=(0,), io=True)
+    lowering.memory("semaphore_take", [ref, value, *leaves], [], take, effects)
 
 
 @lowering_rule("semaphore_read")
