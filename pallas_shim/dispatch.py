@@ -27,11 +27,12 @@ from pallas_shim.cache.programs import CachedProgram
 from pallas_shim.evaluator import call_stack, codegen, passes
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
+from pallas_shim.evaluator.machine import shards
 from pallas_shim.evaluator.program import Program
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.evaluator.verify import InvalidProgram, Verifier
 from pallas_shim.gc_pause import gc_paused
-from pallas_shim.jax_compat import arrays, call_info, kernel_info
+from pallas_shim.jax_compat import arrays, call_info, kernel_info, sharded
 from pallas_shim.jax_compat.hooks import jit_calls, kernel_lowering
 from pallas_shim.report import REPORT, Use
 
@@ -105,7 +106,18 @@ class Plan:
     deleted: tuple[int, ...] = ()
     ordered: bool = False
     trial: Trial | None = None
+    mesh: MeshPlan | None = None
     jax_uses: list[Use] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MeshPlan:
+    """What a function on a mesh of devices needs beside: ``cut`` has the positions of arguments
+    that may come in the devices' parts, and how these are cut."""
+
+    on: sharded.OnMesh
+    cut: Mapping[int, sharded.Names]
+    results: tuple[sharded.Result, ...]
 
 
 class Trial:
@@ -195,15 +207,19 @@ class Answers:
         self, cached: CachedCall, params: dict[str, Any], out_tree: Any, consts: list[Any]
     ) -> None:
         plan = _known_plan(params["jaxpr"], params)
-        if plan is not None and plan.executable is not None and not plan.trial:
-            assert plan.use is not None
-            jit_call = call_info.describe_call(params)
-            results = call_info.out_avals(params["jaxpr"])
-            program = plan.executable.program
-            unused = arrays.unused(plan.in_dtypes)
-            cached.traced(
-                plan.use, program, jit_call, plan.deleted, unused, results, out_tree, consts
-            )
+        if plan is None or plan.executable is None or plan.trial:
+            return
+        assert plan.use is not None
+        if plan.mesh is not None:
+            plan.use.cache = f"not kept: {_NOT_KEPT_ON_MESH}"
+            return
+        jit_call = call_info.describe_call(params)
+        results = call_info.out_avals(params["jaxpr"])
+        program = plan.executable.program
+        unused = arrays.unused(plan.in_dtypes)
+        cached.traced(
+            plan.use, program, jit_call, plan.deleted, unused, results, out_tree, consts
+        )
 
 
 def _known(call: jit_calls.Call, cached: CachedCall) -> jit_calls.Known | None:
@@ -226,8 +242,7 @@ def _kept_plan(call: jit_calls.Call, program: Program, facts: Any) -> Plan:
     use = REPORT.use(facts.function, kernels, "numpy", _IN_NUMPY)
     use.cache = "read"
     avals = [arrays.result_aval(*result) for result in facts.results]
-    directory = settings.current().dump
-    folder = None if directory is None else dump.Folder(directory, facts.function)
+    folder = _folder(facts.function)
     if folder is not None:
         folder.program(program, "cache")
     arguments = [*map(jax.typeof, facts.consts), *call.avals]
@@ -252,7 +267,7 @@ def _run(plan: Plan, args: Sequence[Any]) -> list[Any]:
     """
     use, executable = plan.use, plan.executable
     assert use is not None and executable is not None
-    values, place = _read(args, plan.in_dtypes)
+    values, place = _read(args, plan)
     if plan.deleted:
         donation.check(values, plan.deleted)
     if plan.ordered:
@@ -273,13 +288,19 @@ def _run(plan: Plan, args: Sequence[Any]) -> list[Any]:
             plan.trial.left -= took
         if observer is not None:
             observer.ran(executable, values, results, inside_xla=False)
+        if plan.mesh is not None:
+            return sharded.write(results, plan.mesh.results, plan.mesh.on)
         return arrays.write(results, plan.out_types, place)
 
 
-def _read(
-    args: Sequence[Any], dtypes: Sequence[np.dtype | np.ndarray]
-) -> tuple[list[np.ndarray], arrays.Place]:
-    return arrays.read(args, dtypes, any_platform=settings.current().force)
+def _read(args: Sequence[Any], plan: Plan) -> tuple[list[Any], Any]:
+    """The arguments, and the place of the results where that is one device."""
+    force = settings.current().force
+    if plan.mesh is not None:
+        cut = plan.mesh.cut
+        values = sharded.read(args, plan.in_dtypes, plan.mesh.on, cut, any_platform=force)
+        return values, None
+    return arrays.read(args, plan.in_dtypes, any_platform=force)
 
 
 def _known_plan(jaxpr: Any, params: dict[str, Any]) -> Plan | None:
@@ -350,14 +371,27 @@ def _make_plan(
     kernels = tuple(map(kernel_info.describe_kernel, equations))
     tracing = _last_tracing(call.name)
     try:
-        reason = _obstacle(jaxpr, call, equations)
+        on = sharded.on_mesh(jaxpr, call.told_in, call.told_out, call.mesh)
+        reason = _obstacle(jaxpr, call, equations, on)
         if reason is not None:
             return Plan(key, reason)
         used = call_info.used_arguments(jaxpr, keep_unused=call.keep_unused)
-        in_dtypes = arrays.argument_dtypes(call_info.in_avals(jaxpr), used)
-        _read(args, in_dtypes)  # waits for what XLA still computes
+        plan = Plan(
+            key,
+            _IN_NUMPY,
+            event=_event(call.name),
+            in_dtypes=arrays.argument_dtypes(call_info.in_avals(jaxpr), used),
+            out_types=arrays.result_types(call_info.out_avals(jaxpr)),
+            mesh=None if on is None else MeshPlan(on, {}, ()),
+        )
+        _read(args, plan)  # waits for what XLA still computes
         start = time.perf_counter()
-        cached, executable = _prepared(jaxpr, call.name, {}, keep=bool(kernels))
+        if on is None:
+            mesh = None
+            cached, executable = _prepared(jaxpr, call.name, {}, keep=bool(kernels))
+        else:
+            cached = None
+            executable, mesh = _prepared_on_mesh(jaxpr, call.name, on, plan.out_types)
         if observer is not None:
             observer.planned(executable, call.name, jaxpr, {})
     except Unsupported as unsupported:
@@ -365,18 +399,17 @@ def _make_plan(
     use = REPORT.use(call.name, kernels, "numpy", _IN_NUMPY)
     if cached is not None:
         cached.tell(use)
+    elif on is not None:
+        use.traced_cache = f"not kept: {_NOT_KEPT_ON_MESH}"
     use.prepared(time.perf_counter() - start, tracing)
-    return Plan(
-        key,
-        use.reason,
-        executable,
-        use,
-        _event(call.name),
-        in_dtypes,
-        arrays.result_types(call_info.out_avals(jaxpr)),
-        donation.deleted(jaxpr, call, used),
-        call_info.is_ordered(jaxpr),
-        None if kernels else Trial(cost_model.outside_kernels(jaxpr).compiling),
+    return dataclasses.replace(
+        plan,
+        executable=executable,
+        use=use,
+        mesh=mesh,
+        deleted=donation.deleted(jaxpr, call, used),
+        ordered=call_info.is_ordered(jaxpr),
+        trial=None if kernels else Trial(cost_model.outside_kernels(jaxpr).compiling),
     )
 
 
@@ -388,7 +421,9 @@ def _event(function: str) -> str:
     return "jit_" + "".join([c if c.isalnum() or c == "_" else "_" for c in function])
 
 
-def _obstacle(jaxpr: Any, call: call_info.JitCall, equations: Sequence[Any]) -> str | None:
+def _obstacle(
+    jaxpr: Any, call: call_info.JitCall, equations: Sequence[Any], on: sharded.OnMesh | None
+) -> str | None:
     """Why XLA has to run this function, or None.
 
     Raises:
@@ -396,6 +431,8 @@ def _obstacle(jaxpr: Any, call: call_info.JitCall, equations: Sequence[Any]) -> 
     """
     if call.obstacle is not None:
         return call.obstacle
+    if on is None and call.sharded is not None:
+        return call.sharded
     for eqn in equations:
         asked = kernel_info.unhonoured(eqn)
         if asked is not None:
@@ -405,6 +442,8 @@ def _obstacle(jaxpr: Any, call: call_info.JitCall, equations: Sequence[Any]) -> 
             return f"it takes or returns a {aval}"
     if not equations and call_info.calls_back(jaxpr):
         return "it calls back, and XLA says when and how errors come out"
+    if any(kernel_info.talks(eqn) for eqn in equations):
+        return None  # a callback knows of one device only
     outside = cost_model.outside_kernels(jaxpr)
     if outside.numpy > outside.compiling:
         seconds = f"{outside.numpy:.2g} s"
@@ -424,7 +463,7 @@ def _prepared(
       OSError: the user has programs written, and that failed.
     """
     asked = settings.current()
-    folder = None if asked.dump is None else dump.Folder(asked.dump, name)
+    folder = _folder(name)
     make = functools.partial(_program, jaxpr, name, axes, folder)
     # Who looks at a program wants to see it made.
     seen_made = folder is not None or asked.verify or observer is not None
@@ -433,8 +472,43 @@ def _prepared(
     return cached, _executable(program, folder)
 
 
+# What the programs of a mesh meet for, and what they await, are functions of their own.
+_NOT_KEPT_ON_MESH = "its devices run as programs that wait for one another"
+
+
+def _prepared_on_mesh(
+    jaxpr: Any, name: str, on: sharded.OnMesh, types: Sequence[arrays.ResultType]
+) -> tuple[Executable, MeshPlan]:
+    """What runs a jaxpr of several devices, and what its calls need to know beside.
+
+    Raises: as `_prepared`.
+    """
+    folder = _folder(name)
+    program = _program(jaxpr, name, {}, folder, on_mesh=True)
+    results = sharded.results(on, call_info.out_avals(jaxpr), types)
+    if observer is not None:  # it compares whole arrays
+        return _executable(program, folder), MeshPlan(on, {}, results)
+    parts = [
+        position
+        for position, names in shards.results(program).items()
+        if sharded.is_cut_so(results[position], names, on)
+    ]
+    cut = shards.parameters(program) if on.whole else {}
+    return _executable(program, folder, parts), MeshPlan(on, cut, results)
+
+
+def _folder(name: str) -> dump.Folder | None:
+    """Where the user has a program written, if they have."""
+    directory = settings.current().dump
+    return None if directory is None else dump.Folder(directory, name)
+
+
 def _program(
-    jaxpr: Any, name: str, axes: Mapping[Any, int], folder: dump.Folder | None
+    jaxpr: Any,
+    name: str,
+    axes: Mapping[Any, int],
+    folder: dump.Folder | None,
+    on_mesh: bool = False,
 ) -> Program:
     """The optimised program of a jaxpr, whose way there is written to a folder, if there is one.
 
@@ -446,7 +520,7 @@ def _program(
         folder.jaxpr(jaxpr)
         watchers.append(folder)
     try:
-        program = lower(jaxpr, name=name, axes=axes)
+        program = lower(jaxpr, name=name, axes=axes, on_mesh=on_mesh)
         return passes.optimise(program, asked.disabled_passes, watchers)
     except (Unsupported, InvalidProgram, OSError, RecursionError):
         raise
@@ -458,9 +532,11 @@ def _program(
         ) from error
 
 
-def _executable(program: Program, folder: dump.Folder | None) -> Executable:
+def _executable(
+    program: Program, folder: dump.Folder | None, parts: Sequence[int] = ()
+) -> Executable:
     emits = codegen.choice(settings.current().disabled_passes)
-    return Executable(program, emits, None if folder is None else folder.code)
+    return Executable(program, emits, None if folder is None else folder.code, parts=parts)
 
 
 # -- what JAX runs ----------------------------------------------------------------------------

@@ -50,16 +50,21 @@ def _matches(
     return matched
 
 
-def check(values: Sequence[np.ndarray], positions: Sequence[int]) -> None:
-    """Looks at the arguments of a call that deletes those at some positions.
+def check(values: Sequence[np.ndarray | list[np.ndarray]], positions: Sequence[int]) -> None:
+    """Looks at the arguments of a call that deletes those at some positions; a list has the parts
+    of one argument.
 
     Raises:
       arrays.Elsewhere: one of these is passed twice, which XLA refuses.
     """
-    addresses = [value.__array_interface__["data"][0] if value.nbytes else 0 for value in values]
+    addresses = [_address(value[0] if isinstance(value, list) else value) for value in values]
     for position in positions:
         if addresses[position] and addresses.count(addresses[position]) > 1:
             raise arrays.Elsewhere("an argument that is donated is passed twice")
+
+
+def _address(value: np.ndarray) -> int:
+    return value.__array_interface__["data"][0] if value.nbytes else 0
 
 
 def delete(args: Sequence[Any], positions: Sequence[int]) -> None:

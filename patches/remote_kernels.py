@@ -1,4 +1,4 @@
-"""Traces kernels whose devices talk to one another for JAX's TPU interpreter, which runs them."""
+"""Compiles kernels whose devices talk to one another for JAX's TPU interpreter, which runs them."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ from pallas_shim.jax_compat.hooks import communication
 def patch(pallas: ModuleType) -> Callable[[], None]:
     """Called when jax.experimental.pallas is imported."""
     del pallas
-    return communication.interpret_as_tpus()
+    return communication.compile_for_tpu_interpreter()

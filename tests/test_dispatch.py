@@ -129,7 +129,7 @@ def after_heavy_work(x):
 
 @pytest.mark.parametrize(
     "function",
-    [compiled_ahead, sharded, with_out_shardings, pmapped, after_heavy_work],
+    [compiled_ahead, sharded, with_out_shardings, after_heavy_work],
 )
 def test_xla_calls_back(function, shim, setting):
     setting(strict=True)
@@ -274,19 +274,15 @@ def test_cores_of_a_mesh(count, shim, setting):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_cores_that_wait_for_one_another(shim, setting):
-    with pytest.warns(dispatch.FallbackWarning, match="2 cores .* semaphore_signal"):
-        out = jax.jit(on_cores(2, wait=True, interpret=pltpu.InterpretParams()))(X)
-    np.testing.assert_array_equal(out, X)
-    assert rungs() == {"jax"}
-    dispatch._warned.clear()
-    with pytest.warns(dispatch.FallbackWarning), pytest.raises(
-        NotImplementedError, match="interpret=pltpu.InterpretParams"
-    ):
-        jax.jit(on_cores(2, wait=True))(X)
+@pytest.mark.parametrize("asked", [{}, {"interpret": pltpu.InterpretParams()}])
+def test_cores_that_wait_for_one_another(asked, shim, setting):
     setting(strict=True)
-    with pytest.raises(dispatch.StrictError, match="2 cores"):
-        jax.jit(on_cores(2, wait=True))(X)
+    copy = on_cores(2, wait=True, **asked)
+    for run in (copy, jax.jit(copy)):
+        np.testing.assert_array_equal(run(jnp.asarray(X)), X)
+    assert rungs() == {"numpy"}
+    np.testing.assert_array_equal(jax.jit(copy).lower(X).compile()(X), X)
+    assert rungs() == {"numpy", "callback"}
 
 
 def test_an_exported_function_holds_no_callback(shim):

@@ -308,7 +308,7 @@ class _Encoder:
     def operation(self, operation: Operation) -> int:
         known = self._operation_at.get(operation)
         if known is None:
-            # Parameters are looked at where a structured operation is made ready, and by emission.
+            # Parameters are looked at where a structured operation is made ready, and by codegen.
             params = {
                 name: value
                 for name, value in operation.params.items()

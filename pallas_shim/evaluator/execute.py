@@ -10,23 +10,33 @@ from __future__ import annotations
 
 import functools
 import itertools
-import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 
-from pallas_shim import jax_compat
 from pallas_shim.evaluator import codegen, progress, scalars
 from pallas_shim.evaluator.analysis.liveness import dead_after
-from pallas_shim.evaluator.call_stack import with_depth, with_room
+from pallas_shim.evaluator.call_stack import with_depth
 from pallas_shim.evaluator.floating import as_xla
+from pallas_shim.evaluator.frames import (
+    MANY_STEPS,
+    Frame,
+    Step,
+    Steps,
+    blame,
+    moves,
+    row_of,
+    run_steps,
+    run_with_room,
+)
 from pallas_shim.evaluator.heap import keep_freed_memory
+from pallas_shim.evaluator.machine import regions, scheduler
 from pallas_shim.evaluator.memory import same
 from pallas_shim.evaluator.program import Instruction, Program, Region, Value
 
-Frame = list[Any]
-Step = Callable[[Frame], None]
+# Regions inside one another, each of which has two or three frames on Python's stack.
+_MANY_LEVELS = 50
 
 
 class Executable:
@@ -36,7 +46,9 @@ class Executable:
     be written to. Safe to call from several threads at once.
 
     ``emits`` says which loops become functions of their own; ``emitted`` is told the source of
-    each.
+    each; ``order``, in which order the programs of a machine run. Arguments may be lists of parts
+    where only the programs of a mesh take them, as `machine.shards.parameters` says; so are the
+    results at the positions of ``parts``, which have to be among `machine.shards.results`.
     """
 
     def __init__(
@@ -44,16 +56,19 @@ class Executable:
         program: Program,
         emits: Callable[[Instruction], bool] = codegen.pays,
         emitted: Callable[[Instruction, str], None] | None = None,
+        order: scheduler.Order = scheduler.OWN_ORDER,
+        parts: Collection[int] = (),
     ):
         keep_freed_memory()
         self.program = program
-        prepare = _Preparation(emits, emitted)
+        kept = {program.top.results[position] for position in parts}
+        prepare = _Preparation(emits, emitted, order, kept)
         top = program.top
         self._params = [prepare.slot(v) for v in top.params]
         self._steps = prepare.steps(top.body, keep=top.results)
         self._results = [prepare.slot(v) for v in top.results]
         self._frame = prepare.frame
-        self._run = _run_with_room if prepare.steps_run >= _MANY_STEPS else _run
+        self._run = run_with_room if prepare.steps_run >= MANY_STEPS else run_steps
         if prepare.deepest > _MANY_LEVELS:
             self._run = functools.partial(with_depth, prepare.deepest, self._run)
 
@@ -65,53 +80,6 @@ class Executable:
         return [frame[slot] for slot in self._results]
 
 
-class Steps(tuple):
-    """Closures in order, and for each the instruction that it came from."""
-
-    instructions: tuple[Instruction, ...]
-
-    def __new__(cls, pairs: Iterable[tuple[Step, Instruction]]):
-        pairs = tuple(pairs)
-        self = super().__new__(cls, (step for step, _ in pairs))
-        self.instructions = tuple(instruction for _, instruction in pairs)
-        return self
-
-
-def _run(steps: Steps, frame: Frame) -> None:
-    remaining: Any = iter(steps)
-    try:
-        for step in remaining:
-            step(frame)
-    except Exception as error:
-        # How far we came is read off the iterator, so the loop itself keeps no count.
-        at = len(steps) - remaining.__length_hint__() - 1
-        _blame(error, steps.instructions[at])
-        raise
-
-
-def _run_with_room(steps: Steps, frame: Frame) -> None:
-    with_room(_run, steps, frame)
-
-
-# Of so many steps it is worth the 30 to 50 microseconds that room takes beside threads: one run in
-# some thirty would stand at the end of a piece of the stack, and each of its steps take 10 more.
-_MANY_STEPS = 200
-# Regions inside one another, each of which has two or three frames on Python's stack.
-_MANY_LEVELS = 50
-
-
-def _blame(error: Exception, instruction: Instruction) -> None:
-    """Notes on the error which instruction raised it, innermost only."""
-    if getattr(error, "_pallas_shim_blamed", False):
-        return
-    where = jax_compat.user_source(instruction.source)
-    error.add_note(f"raised by {instruction.name}" + (f" at {where}" if where else ""))
-    try:
-        error._pallas_shim_blamed = True  # type: ignore[attr-defined]
-    except AttributeError:
-        pass  # an exception with slots gets a note from each enclosing loop
-
-
 class _Preparation:
     """Assigns slots and makes closures. ``frame`` is the initial frame, constants set;
     ``steps_run``, about how many closures a run calls; ``deepest``, how many regions are inside
@@ -121,8 +89,13 @@ class _Preparation:
         self,
         emits: Callable[[Instruction], bool],
         emitted: Callable[[Instruction, str], None] | None,
+        order: scheduler.Order,
+        kept: Collection[Value],
     ) -> None:
         self.frame: Frame = []
+        self.order = order
+        self.kept = kept  # results of programs that stay in parts
+        self._in_program = False
         self.steps_run = 0.0
         self.deepest = 0
         self._depth = 0
@@ -140,19 +113,22 @@ class _Preparation:
             self.frame.append(None if const is None else const[()])
         return slot
 
-    def steps(self, body: Sequence[Instruction], keep: Sequence[Value] = ()) -> Steps:
+    def steps(self, body: Sequence[Instruction], keep: Sequence[Value] = ()) -> Any:
         pairs: list[tuple[Step, Instruction]] = []
+        waiting: set[int] = set()
         dead = dead_after(body, keep)
         for index, instruction in enumerate(body):
             if instruction.operation.fn is same:
                 self._slots[instruction.outs[0]] = self.slot(instruction.ins[0])
             else:
+                if self._in_program and regions.waits(instruction):
+                    waiting.add(len(pairs))
                 pairs.append((self.step(instruction), instruction))
             if index in dead:
                 pairs.append((_drop([self.slot(v) for v in dead[index]]), instruction))
-        return Steps(pairs)
+        return regions.Segments(pairs, waiting) if waiting else Steps(pairs)
 
-    def region(self, region: Region) -> tuple[list[int], Steps, list[int]]:
+    def region(self, region: Region) -> tuple[list[int], Any, list[int]]:
         """The slots of its parameters, in a row; its steps; the slots of its results."""
         params = list(range(len(self.frame), len(self.frame) + len(region.params)))
         self.frame += [None] * len(params)
@@ -163,21 +139,31 @@ class _Preparation:
         self._depth -= 1
         return params, steps, [self.slot(v) for v in region.results]
 
-    def step(self, instruction: Instruction) -> Step:
+    def region_of_program(self, region: Region) -> tuple[list[int], Any, list[int]]:
+        """As `region`, of a program that others run beside: it may wait."""
+        outer, self._in_program = self._in_program, True
+        try:
+            return self.region(region)
+        finally:
+            self._in_program = outer
+
+    def step(self, instruction: Instruction) -> Any:
         self.steps_run += self._rounds
         structured = _STRUCTURED.get(instruction.name)
+        if self._in_program and regions.waits(instruction):
+            return self._within(instruction, regions.WAITING[instruction.name])
         if structured is not None and instruction.operation.fn is None:
-            wanted = instruction.name != "switch" and self._emits(instruction)
+            wanted = (
+                instruction.name not in ("switch", regions.PROGRAMS)
+                and self._emits(instruction)
+                and not any(map(regions.holds_programs, instruction.regions))
+            )
             emitted = codegen.emit(instruction, self.slot) if wanted else None
             if emitted is not None:
                 if self._emitted is not None:
                     self._emitted(instruction, emitted.source)
                 return _emitted(emitted)
-            outer = self._rounds
-            self._rounds *= codegen.rounds(instruction)
-            step = structured(self, instruction)
-            self._rounds = outer
-            return step
+            return self._within(instruction, structured)
         fn = scalars.function(instruction.operation)
         assert fn is not None, instruction
         ins = [self.slot(v) for v in instruction.ins]
@@ -187,6 +173,14 @@ class _Preparation:
         if instruction.operation.multiple:
             return _call_multiple(fn, ins, outs)
         return _CALLS[len(ins)](fn, ins, outs[0]) if len(ins) < 4 else _call_n(fn, ins, outs[0])
+
+    def _within(self, instruction: Instruction, structured: Callable[..., Any]) -> Any:
+        """The step of a structured instruction, of whose steps so many are run as it has rounds."""
+        outer = self._rounds
+        self._rounds *= codegen.rounds(instruction)
+        step = structured(self, instruction)
+        self._rounds = outer
+        return step
 
 
 # -- plain instructions ---------------------------------------------------------------------
@@ -272,34 +266,10 @@ def _emitted(loop: codegen.Emitted) -> Step:
         try:
             run(f)
         except Exception as error:
-            _blame(error, loop.source_of(error))
+            blame(error, loop.source_of(error))
             raise
 
     return step
-
-
-def _row(slots: Sequence[int]) -> slice:
-    """The slots of a region's parameters."""
-    return slice(slots[0], slots[-1] + 1) if slots else slice(0)
-
-
-def _move(sources: Sequence[int], targets: Sequence[int]) -> Step:
-    """Copies slots to those of a region's parameters, all at once."""
-    if not sources:
-        return lambda f: None
-    get, row = operator.itemgetter(*sources), _row(targets)
-    if len(sources) > 1:
-
-        def move(f):
-            f[row] = get(f)
-
-        return move
-    (source,), (target,) = sources, targets
-
-    def move_one(f):
-        f[target] = f[source]
-
-    return move_one
 
 
 def _scan(prepare: _Preparation, instruction: Instruction) -> Step:
@@ -310,10 +280,10 @@ def _scan(prepare: _Preparation, instruction: Instruction) -> Step:
     outs = [prepare.slot(v) for v in instruction.outs]
     (region,) = instruction.regions
     at, steps, results = prepare.region(region)
-    begin = _move(ins[:num_carry], at[:num_carry])
-    go_on = _move(results[:num_carry], at[:num_carry])
+    begin = moves(ins[:num_carry], at[:num_carry])
+    go_on = moves(results[:num_carry], at[:num_carry])
     carried = tuple(zip(outs[:num_carry], at[:num_carry], strict=True))
-    taken, row = ins[num_carry:], _row(at[num_carry:])
+    taken, row = ins[num_carry:], row_of(at[num_carry:])
     made = tuple(zip(outs[num_carry:], results[num_carry:], strict=True))
     made_types = [v.type for v in instruction.outs[num_carry:]]
     order = range(length - 1, -1, -1) if reverse else range(length)
@@ -325,7 +295,7 @@ def _scan(prepare: _Preparation, instruction: Instruction) -> Step:
         ys = [np.empty(t.shape, t.dtype) for t in made_types]
         for i, x in zip(order, zip(*xs, strict=True) if xs else nothing, strict=False):
             f[row] = x
-            _run(steps, f)
+            run_steps(steps, f)
             for y, (_, slot) in zip(ys, made, strict=True) if ys else ():
                 y[i] = f[slot]
             go_on(f)
@@ -345,19 +315,19 @@ def _while(prepare: _Preparation, instruction: Instruction) -> Step:
     condition_at, condition_steps, (go_on,) = prepare.region(condition)
     body_at, body_steps, body_results = prepare.region(body)
 
-    begin = _move(ins, condition_at)
-    enter = _move(condition_at, body_at)
-    repeat = _move(body_results, condition_at)
+    begin = moves(ins, condition_at)
+    enter = moves(condition_at, body_at)
+    repeat = moves(body_results, condition_at)
     carried = tuple(zip(outs, condition_at, strict=True))
 
     def step(f: Frame) -> None:
         begin(f)
         while True:
-            _run(condition_steps, f)
+            run_steps(condition_steps, f)
             if not f[go_on]:
                 break
             enter(f)
-            _run(body_steps, f)
+            run_steps(body_steps, f)
             repeat(f)
         for out, slot in carried:
             f[out] = f[slot]
@@ -377,7 +347,7 @@ def _switch(prepare: _Preparation, instruction: Instruction) -> Step:
 
     def step(f: Frame) -> None:
         steps, results = branches[min(max(int(f[index]), 0), last)]
-        _run(steps, f)
+        run_steps(steps, f)
         for out, slot in results:
             f[out] = f[slot]
 
@@ -389,14 +359,14 @@ def _grid(prepare: _Preparation, instruction: Instruction) -> Step:
     sizes = [prepare.slot(v) for v in instruction.ins]
     (region,) = instruction.regions
     at, steps, _ = prepare.region(region)
-    cells = _row(at)
+    cells = row_of(at)
     name = instruction.operation.params["name"]
 
     def step(f: Frame) -> None:
         bounds = [int(f[slot]) for slot in sizes]
         for cell in progress.over_grid(name, bounds):
             f[cells] = cell
-            _run(steps, f)
+            run_steps(steps, f)
 
     return step
 
@@ -406,4 +376,5 @@ _STRUCTURED: dict[str, Callable[[_Preparation, Instruction], Step]] = {
     "while": _while,
     "switch": _switch,
     "grid": _grid,
+    regions.PROGRAMS: regions.programs,
 }

@@ -19,6 +19,7 @@ from pallas_shim.evaluator.analysis import alias
 from pallas_shim.evaluator.blocks import block_viewer
 from pallas_shim.evaluator.checked_blocks import CheckedBlocks
 from pallas_shim.evaluator.lower import KernelScope
+from pallas_shim.evaluator.machine import programs
 from pallas_shim.evaluator.program import (
     PURE,
     ArrayType,
@@ -54,6 +55,10 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
     ]
     scratch_types = ref_types[call.num_prefetch + num_blocks :]
     scratch = [Value(t) for t in scratch_types]
+    for ref, text in zip(
+        [*prefetch, *buffers, *scratch], jax_compat.argument_names(kernel), strict=False
+    ):
+        lowering.names[ref] = text
     checked_blocks = None
     _share_aliased(call, buffers)
     if call.checked is not None:
@@ -88,11 +93,14 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
                     refs.store(lowering, ref, (), (), arrays[prefetch.index(ref)])
             lowering.body[cell_start:cell_start] = first
 
+    waits = call.cores is not None and call.cores.waits_for_others
+    of_each_core = scratch if waits else []
     local = [i for i in range(len(call.grid)) if i not in call.vmapped_dims]
     # The cells come first, though they run last: only what they write to need be copied.
     cells = lower_cells(
-        lowering, call.name, sizes, call.axis_names, local, cell, call.checked, call.for_device
-    )
+        lowering, call.name, sizes, call.axis_names, local, cell, call.checked, call.for_device,
+        of_each_core if waits else None,
+    )  # fmt: skip
     written = alias.written(cells, [*prefetch, *buffers])
 
     for ref, array in zip(prefetch, arrays, strict=False):
@@ -111,11 +119,13 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
             define_operand(lowering, ref, aliases[position], dims, True, call.checked)
         else:
             _allocate(lowering, ref, call.checked)
-    for ref in scratch:
+    for ref in [] if waits else scratch:
         _allocate(lowering, ref, call.checked)
     for ref, make in checked_blocks.made if checked_blocks is not None else ():
         lowering.define("buffer", ref, (), make, Effects(allocates=True))
+    programs.emit_entry(lowering)
     lowering.body.extend(cells)
+    programs.emit_exit(lowering, [] if waits else list(filter(_is_semaphore, scratch)))
     if checked_blocks is not None:
         checked_blocks.write_back()
     return [
@@ -124,6 +134,10 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
             buffers[call.num_inputs :], call.blocks[call.num_inputs :], strict=True
         )
     ]
+
+
+def _is_semaphore(ref: Value) -> bool:
+    return ref.ref.space.startswith("semaphore")
 
 
 def _scalar(lowering, size: Value) -> Value:
@@ -143,6 +157,7 @@ def lower_cells(
     cell: Callable[[Sequence[Value]], None],
     checked: CheckedMemory | None,
     for_device: bool,
+    of_each_core: Sequence[Value] | None = None,
 ) -> list[Instruction]:
     """The instructions that run ``cell``, which emits one cell from its indices, on a grid.
 
@@ -152,6 +167,8 @@ def lower_cells(
       local: the axes that the kernel's own code counts.
       checked: how the memory of the cells is checked, if it is.
       for_device: the user asked for no interpreter.
+      of_each_core: the cells are cores that wait for one another, and this is memory that each
+        has of its own; None if they aren't.
     """
     shared: dict[Any, Value] = {}
 
@@ -163,6 +180,8 @@ def lower_cells(
         lowering.kernels.pop()
         return ()
 
+    if of_each_core is not None:
+        return _cores(lowering, names, sizes, of_each_core, shared, in_kernel, checked)
     if all(s.const is not None and int(s.const) == 1 for s in sizes):
         zero = lowering.const(np.int32(0))
         with lowering.block() as cells:
@@ -177,6 +196,42 @@ def lower_cells(
         for ref in shared.values():
             _allocate(lowering, ref, checked)
     return first + cells
+
+
+def _cores(
+    lowering,
+    names: Sequence[Any],
+    sizes: Sequence[Value],
+    own: Sequence[Value],
+    shared: dict[Any, Value],
+    in_kernel: Callable[[Sequence[Value]], Sequence[Value]],
+    checked: CheckedMemory | None,
+) -> list[Instruction]:
+    """The instructions that run cores as programs that wait for one another."""
+    machine = lowering.machine
+    counts = {name: int(_known(size)) for name, size in zip(names, sizes, strict=True)}
+
+    def core(_: Sequence[Value]) -> Sequence[Value]:
+        indices = list(machine.levels[-1].indices.values())
+        with machine.within(machine.kernel, machine.where, True):
+            with lowering.block() as body:
+                in_kernel(indices)
+            for ref in (*own, *shared.values()):
+                _allocate(lowering, ref, checked)
+            programs.emit_entry(lowering)
+            lowering.body.extend(body)
+            programs.emit_exit(lowering, list(filter(_is_semaphore, own)))
+        return ()
+
+    with lowering.block() as cores:
+        programs.emit_programs(lowering, "core", counts, (), (), (), (), (), core)
+    return cores
+
+
+def _known(size: Value) -> np.ndarray:
+    if size.const is None:
+        raise Unsupported("core_map", "a number of cores that isn't known")
+    return size.const
 
 
 def _synchronise(
@@ -265,7 +320,8 @@ def _share_aliased(call: PallasCall, buffers: list[Value]) -> None:
             continue
         given, result = position - call.num_prefetch, call.num_inputs + out
         in_hbm = call.blocks[given].in_hbm and call.blocks[result].in_hbm
-        if call.checked is None and not (call.for_device and in_hbm):
+        waits = call.cores is not None and call.cores.waits_for_others
+        if call.checked is None and not (call.for_device and in_hbm) and not waits:
             continue
         if buffers[given].type.shape != buffers[result].type.shape:
             raise Unsupported(

@@ -17,6 +17,7 @@ import numpy as np
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import registry
+from pallas_shim.evaluator.machine.programs import Machine
 from pallas_shim.evaluator.program import (
     PURE,
     ArrayType,
@@ -41,6 +42,7 @@ def lower(
     consts: Sequence[Any] = (),
     name: str = "program",
     axes: Mapping[Any, int] = MappingProxyType({}),
+    on_mesh: bool = False,
 ) -> Program:
     """Lowers a jaxpr to a Program whose parameters are the jaxpr's inputs.
 
@@ -49,13 +51,14 @@ def lower(
       consts: values of the jaxpr's constvars, where it does not hold its own.
       name: for messages.
       axes: the sizes of the named axes of the devices that the jaxpr is for.
+      on_mesh: whether arrays may be laid out over several devices, which changes no value.
 
     Raises:
       Unsupported: some primitive has no rule, or its rule refuses this case. The
         error names the primitive and the user's source line.
     """
     registry.load()
-    lowering = Lowering(axes)
+    lowering = Lowering(axes, on_mesh)
     opened, _ = jax_compat.open_jaxpr(jaxpr)
     try:
         params = tuple(Value(lowering.type(v.aval)) for v in opened.invars)
@@ -100,15 +103,21 @@ class KernelScope(NamedTuple):
 class Lowering:
     """The state of one lowering, and what lowering rules emit instructions with.
 
-    ``kernels`` is a stack, the innermost last. ``axes``: see `lower`.
+    ``kernels`` is a stack, the innermost last. ``axes`` and ``on_mesh``: see `lower`.
+    ``machine``: the programs around. ``mesh_axes``: all of the mesh's, in its
+    order. ``names``: what the user calls a ref.
     """
 
-    def __init__(self, axes: Mapping[Any, int]) -> None:
+    def __init__(self, axes: Mapping[Any, int], on_mesh: bool = False) -> None:
         self.axes = axes
+        self.on_mesh = on_mesh
         self.body: list[Instruction] = []
         self.source: Any = None
         self._defining = False
         self.kernels: list[KernelScope] = []
+        self.machine = Machine()
+        self.mesh_axes: tuple[Any, ...] = ()
+        self.names: dict[Value, str] = {}
         self._operations: dict[Any, Operation] = {}
         self._consts: dict[Any, Value] = {}
         self._types: dict[Any, Type] = {}

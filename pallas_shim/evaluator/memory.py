@@ -8,6 +8,7 @@ to the view, `writer` the one that stores through it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
@@ -92,6 +93,22 @@ def clamped(start: Any, dim: int, size: int) -> int:
     if start < 0:
         start += dim
     return 0 if start < 0 else last if start > last else start
+
+
+# Memory that XLA takes over as it is starts at a multiple of this many bytes. NumPy's doesn't.
+_ALIGNMENT = 64
+# Smaller arrays are copied sooner.
+_WORTH_ALIGNING = 1 << 13
+
+
+def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """New memory, whose contents are undefined, that a result can be without a copy."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < _WORTH_ALIGNING:
+        return np.empty(shape, dtype)
+    room = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT
+    return room[start : start + size].view(dtype).reshape(shape)
 
 
 def same(array: np.ndarray) -> np.ndarray:

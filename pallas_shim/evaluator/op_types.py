@@ -234,6 +234,13 @@ def windows_types(operation: Operation) -> str | None:
     return same_dtype(operation)
 
 
+def row_types(operation: Operation) -> str | None:
+    rows, row = operation.ins[0], operation.outs[0]
+    if (rows.shape[1:], rows.dtype) != (row.shape, row.dtype):
+        return f"a row of {rows} is no {row}"
+    return None
+
+
 # -- types: primitives ------------------------------------------------------------------------
 
 
@@ -456,4 +463,39 @@ def grid_regions(instruction: Instruction) -> str | None:
         return f"it has {len(instruction.ins)} sizes for {len(regions[0].params)} indices"
     if any(t.shape or t.dtype.kind not in "iu" for t in _params(regions[0])):
         return "an index isn't a scalar integer"
+    return None
+
+
+def no_regions(instruction: Instruction) -> str | None:
+    return "it has regions" if instruction.regions else None
+
+
+def programs_regions(instruction: Instruction) -> str | None:
+    """Region parameters: the program's number, its coordinates, its parts of the operands."""
+    operation, _, _, regions, _ = instruction
+    if len(regions) != 1:
+        return f"it has {len(regions)} regions, not one"
+    params, results = _params(regions[0]), _results(regions[0])
+    coordinates, parts = operation.params["coordinates"], operation.ins[1:]
+    if len(coordinates) != operation.params["count"]:
+        return f"it has {operation.params['count']} programs at {len(coordinates)} places"
+    first = 1 + len(coordinates[0])
+    if any(t.shape or t.dtype.kind not in "iu" for t in params[:first]):
+        return "the number of a program or its place isn't a scalar integer"
+    return _first(
+        _parts("operand", params[first:], parts, operation.params["splits"]),
+        _parts("result", results, operation.outs, operation.params["joins"]),
+    )
+
+
+def _parts(
+    what: str, parts: Sequence[Type], wholes: Sequence[Type], keys: Sequence[Sequence[object]]
+) -> str | None:
+    if not len(parts) == len(wholes) == len(keys):
+        return f"it has {len(parts)} parts of {len(wholes)} {what}s, cut {len(keys)} times"
+    for part, whole in zip(parts, wholes, strict=True):
+        if part.dtype != whole.dtype or len(part.shape) != len(whole.shape):
+            return f"a program has {part} of the {what} {whole}"
+        if any(p and w % p for p, w in zip(part.shape, whole.shape, strict=True)):
+            return f"parts that are {part} don't make the {what} {whole}"
     return None

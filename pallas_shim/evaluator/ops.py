@@ -87,11 +87,13 @@ class Op(NamedTuple):
       operands, results: in order.
       params: its parameters. The rows of primitives don't list them: they are JAX's own.
       effects: the effects that it may have; an operation has exactly one of these.
+      sees: of what may wait: "read" or "written", what it does beside to the refs at its end.
       view: whether the result may share memory with the first operand, and with it only.
       makers, readers: which modules make it, and which look at it by its name or parameters. Every
         other module treats it by its effects, types and ``view`` alone.
       types: what is wrong with the types and parameters of an operation, None if nothing is.
       regions: the same of an instruction's regions, of which all but structured ones have none.
+        An operation with this has no callable.
     """
 
     name: str
@@ -102,6 +104,7 @@ class Op(NamedTuple):
     readers: str = ""
     params: tuple[Param, ...] = ()
     effects: tuple[Effects, ...] = (PURE,)
+    sees: str = ""
     view: bool = False
     types: Callable[[Operation], str | None] = lambda operation: None
     regions: Callable[[Instruction], str | None] | None = None
@@ -255,6 +258,81 @@ _MEMORY_ROWS = (
     ],
 )  # fmt: skip
 
+# Memory that other programs may change meanwhile, at the end of what may wait.
+_SEEN = "seen:ref*"
+
+_MACHINE_ROWS = (
+    _row(
+        "programs", "runs its region once for each program, each on parts of the operands, and "
+        "puts together what they give", "around:index operand:array*", "result:array*",
+        "machine/programs", readers="execute, machine", regions=op_types.programs_regions,
+        params=(Param("kind", '"device" or "core"'), Param("count", "how many programs"),
+                Param("coordinates", "of each, along each axis"),
+                Param("names", "what messages call each, of all groups of them"),
+                Param("names_in", "for each operand `machine.shards.Names`"),
+                Param("names_out", "the same for each result"),
+                Param("splits", "for each operand the part of each program, a tuple of slices"),
+                Param("joins", "for each result the place of each program's part, None for a "
+                      "replica of an earlier one")),
+    ),
+    _row(
+        "await", "stands still until a semaphore has a count, and takes that from it",
+        f"semaphore:ref count:index leaf:index* {_SEEN}", "", "machine/programs, machine/rows",
+        readers="machine", effects=(_UPDATE._replace(io=True),), sees="written",
+        types=op_types.count_types, regions=op_types.no_regions,
+        params=(_PATH, Param("num_leaves", "how many leaves the path has"),
+                Param("decrement", "whether the count is taken from the semaphore"),
+                Param("semaphore", "what the user calls it")),
+    ),
+    _row(
+        "take_count", "takes a count from a semaphore that no other program reaches; an error if "
+        "it hasn't that many", "semaphore:ref count:index number:index leaf:index*", "",
+        "machine/rows", effects=(_UPDATE._replace(io=True),),
+    ),
+    _row(
+        "signal", "adds to a semaphore that another program may wait for",
+        f"semaphore:ref count:index leaf:index* {_SEEN}", "", "machine/programs, machine/rows",
+        readers="machine", effects=(_UPDATE._replace(io=True),), sees="read",
+        types=op_types.count_types, params=(_PATH,),
+    ),
+    _row(
+        "meet", "stands still until all programs of a group have come, and takes away what "
+        "``combine`` makes of what they brought", f"number:index brought:array* {_SEEN}",
+        "taken:array*", "machine/programs, machine/rows", readers="machine", effects=(_IO,),
+        sees="written", regions=op_types.no_regions,
+        params=(Param("name", "what messages call the meeting"),
+                Param("key", "a number that tells it from others"),
+                Param("groups", "for each program the numbers of those that it meets, and its "
+                      "rank among them"),
+                Param("names", "what messages call the programs"),
+                Param("num_brought", "how many operands are brought"),
+                Param("combine", "the function"),
+                Param("patient", "whether those who came go on if the others never come")),
+    ),
+    _row(
+        "turn", "lets the other programs run first", _SEEN, "", "machine/programs, machine/rows",
+        readers="machine", effects=(_IO,), sees="written", regions=op_types.no_regions,
+    ),
+    _row(
+        "leftover", "warns if a kernel leaves semaphores other than zero, and sets them to that",
+        f"number:index {_SEEN}", "", "machine/rows", effects=(_IO,), sees="written",
+    ),
+    _row(
+        "rows_of_programs", "a buffer for each program, which others reach, each made when it is "
+        "first reached", "", "rows:ref", "machine/rows", effects=(_NEW,),
+        params=(Param("count", "how many"),),
+    ),
+    _row(
+        "row_of_program", "the buffer of one program", "rows:ref number:index", "row:ref",
+        "machine/rows", view=True, types=op_types.row_types,
+    ),
+    _row(
+        "filled_row", "the program's own buffer, filled with what an operand of a kernel has",
+        "rows:ref number:index operand:array*", "row:ref", "machine/rows", view=True,
+        effects=(_WRITE._replace(io=True),), types=op_types.row_types,
+    ),
+)  # fmt: skip
+
 _PASSES_ROWS = (
     _row(
         "blocks", "the blocks of many cells, which lie evenly, as one view",
@@ -336,7 +414,7 @@ _PASSES_ROWS = (
 )  # fmt: skip
 
 ROWS: Mapping[str, Op] = {
-    row.name: row for row in (*_STRUCTURED_ROWS, *_MEMORY_ROWS, *_PASSES_ROWS)
+    row.name: row for row in (*_STRUCTURED_ROWS, *_MEMORY_ROWS, *_MACHINE_ROWS, *_PASSES_ROWS)
 }
 
 STORED = _row(
@@ -395,13 +473,15 @@ _KINDS: Mapping[str, Callable[[Type], bool]] = {
 
 def _arity(what: str, types: Sequence[Type], operands: Sequence[Operand]) -> str | None:
     at = 0
-    for operand in operands:
+    for number, operand in enumerate(operands):
         is_kind = _KINDS[operand.kind]
         if operand.number == "one" and at == len(types):
             return f"it has no {what} {operand.name!r}"
         most = {"one": 1, "optional": 1, "any": len(types)}[operand.number]
         for type in types[at : at + most]:
             if not is_kind(type):
+                if operand.number == "any" and number + 1 < len(operands):
+                    break
                 return f"its {what} {at} ({operand.name}) is {type}, which isn't {operand.kind}"
             at += 1
     return None if at == len(types) else f"it has {len(types)} {what}s, more than it takes"
@@ -418,9 +498,11 @@ def _params_error(operation: Operation, row: Op) -> str | None:
 
 
 def _effects_error(operation: Operation, row: Op) -> str | None:
-    effects = operation.effects
-    if effects not in row.effects:
-        return f"its effects are {effects}, where {' or '.join(map(str, row.effects))} are allowed"
+    effects, allowed = operation.effects, row.effects
+    if row.sees:
+        allowed = tuple([_seeing(each, operation, row) for each in allowed])
+    if effects not in allowed:
+        return f"its effects are {effects}, where {' or '.join(map(str, allowed))} are allowed"
     for position in (*effects.reads, *effects.writes):
         if position >= len(operation.ins) or not isinstance(operation.ins[position], RefType):
             return f"it says that it reads or writes operand {position}, which is no ref"
@@ -429,3 +511,15 @@ def _effects_error(operation: Operation, row: Op) -> str | None:
     if (operation.fn is None) != (row.regions is not None):
         return "it has no callable" if operation.fn is None else "it has a callable"
     return None
+
+
+def _seeing(effects: Effects, operation: Operation, row: Op) -> Effects:
+    """The effects of an operation that also reads, and maybe writes, the refs at its end."""
+    first = len(operation.ins)
+    while first and isinstance(operation.ins[first - 1], RefType):
+        first -= 1
+    seen = tuple(range(first, len(operation.ins)))
+    written = seen if row.sees == "written" else ()
+    return effects._replace(
+        reads=(*effects.reads, *seen), writes=(*effects.writes, *written)
+    )

@@ -11,11 +11,11 @@ from pallas_shim.evaluator.registry import Unsupported
 # Families that XLA runs, for functions around a kernel.
 _BY_XLA = {
     "it runs on several devices": (
-        "shard_map xla_pmap full_to_shard shard_to_full ppermute ppermute_start ppermute_done "
+        "xla_pmap full_to_shard shard_to_full ppermute_start ppermute_done "
         "psend precv pgather ragged_all_to_all psum_start psum_done psum_invariant_start "
-        "all_gather_start all_gather_done all_gather_reduced all_gather_reduced_start "
+        "all_gather_start all_gather_done all_gather_reduced_start "
         "all_to_all_start all_to_all_done reduce_scatter_start reduce_scatter_done "
-        "pbroadcast_start pbroadcast_done pbroadcast_dynamic unreduced_psum "
+        "pbroadcast_start pbroadcast_done unreduced_psum "
         "unreduced_psum_start unreduced_pmax unreduced_pmin unreduced_reduce_scatter "
         "unreduced_reduce_scatter_start inspect_sharding"
     ),
@@ -38,7 +38,6 @@ _NOWHERE = {
     "how many results the queue of a TPU's matrix unit holds isn't documented": (
         "matmul_lhs_fifo matmul_pop_fifo"
     ),
-    "it reaches the memory of another subcore of a SparseCore": "sc_fetch_and_add",
     "it is Mosaic GPU's": "jaxpr_call",
     "the shim has emit_pipeline emit what it stands for": "emit_pipeline pipeline_body",
     "it is the fuser's, which takes it away before the kernel is called": (

@@ -26,6 +26,7 @@ from pallas_shim.jax_compat.jaxprs import (
     user_source,
     while_loop,
 )
+from pallas_shim.jax_compat.meshes import argument_names
 from pallas_shim.jax_compat.pallas import (
     REPEATS_ELEMENTS,
     CoreFunction,
@@ -50,6 +51,7 @@ __all__ = [
     "UnsupportedCall",
     "UnsupportedType",
     "WhileLoop",
+    "argument_names",
     "branches",
     "called_jaxpr",
     "checked_memory",

@@ -174,18 +174,26 @@ def write(results: list[Any], types: Sequence[ResultType], place: Place) -> list
             and (result.base is not None or sys.getrefcount(result) > _OWN_REFERENCES)
         )
         any_shared |= shared
-        try:
-            array = xla_client.batched_device_put(
-                aval, sharding, [result], devices, committed, force_copy=shared
-            )
-        except RuntimeError:
-            # The user's transfer guard is about their transfers; this one is not one to them.
-            with jax.transfer_guard_host_to_device("allow"):
-                array = xla_client.batched_device_put(
-                    aval, sharding, [result], devices, committed, force_copy=shared
-                )
+        array = put(aval, sharding, devices, result, committed, shared)
         out.append(array if key_type is None else prng.PRNGKeyArray(key_type._impl, array))
     if any_shared:
         # XLA lets go of what it has copied at the next call of its own, or here.
         _jax.collect_garbage()
     return out
+
+
+def put(
+    aval: Any, sharding: Any, devices: Sequence[Any], array: Any, committed: bool, copied: bool
+) -> Any:
+    """A NumPy array as a JAX array on one device. Its memory is used if it can be, unless the
+    array is to be ``copied``."""
+    try:
+        return xla_client.batched_device_put(
+            aval, sharding, [array], devices, committed, force_copy=copied
+        )
+    except RuntimeError:
+        # The user's transfer guard is about their transfers; this one is not one to them.
+        with jax.transfer_guard_host_to_device("allow"):
+            return xla_client.batched_device_put(
+                aval, sharding, [array], devices, committed, force_copy=copied
+            )

@@ -16,30 +16,42 @@ from pallas_shim.jax_compat.callbacks import CALLBACK_PRIMITIVES
 class JitCall(NamedTuple):
     """What a jitted call was compiled for, apart from its jaxpr: a key, and what it forbids.
 
-    ``obstacle``: why the call needs XLA whatever its arguments, or None.
+    ``obstacle``: why the call needs XLA whatever its arguments, or None. ``sharded``: why it
+    needs XLA unless it runs on a mesh; ``told_in`` and ``told_out`` are the shardings that the
+    user gave, None where there is none, and ``mesh`` the one that it runs under, or None.
     """
 
     name: str
     donated: tuple[bool, ...]
     keep_unused: bool
     obstacle: str | None
+    sharded: str | None = None
+    told_in: tuple[Any, ...] = ()
+    told_out: tuple[Any, ...] = ()
+    mesh: Any = None
 
 
 def describe_call(params: dict[str, Any]) -> JitCall:
     """Reads the parameters that `hooks.jit_entry.JIT_CALL` is given beside the arguments."""
-    obstacle = None
+    obstacle = sharded = None
     for key in ("in_shardings", "out_shardings"):
         if not all(isinstance(s, UnspecifiedValue) for s in params[key]):
-            obstacle = f"the user gave {key}"
+            sharded = f"the user gave {key}"
     for key in ("in_layouts", "out_layouts"):
         if not all(layout is None for layout in params[key]):
             obstacle = f"the user gave {key}"
     if params["ctx_mesh"] is not None and not params["ctx_mesh"].empty:
-        obstacle = "it runs under a mesh"
+        sharded = "it runs under a mesh"
     if params["compiler_options_kvs"]:
         obstacle = "the user gave compiler_options"
-    donated = tuple(params["donated_invars"])
-    return JitCall(params["name"], donated, params["keep_unused"], obstacle)
+    told_in, told_out = (
+        tuple(None if isinstance(s, UnspecifiedValue) else s for s in params[key])
+        for key in ("in_shardings", "out_shardings")
+    )
+    return JitCall(
+        params["name"], tuple(params["donated_invars"]), params["keep_unused"], obstacle, sharded,
+        told_in, told_out, params["ctx_mesh"],
+    )  # fmt: skip
 
 
 def call_key(params: dict[str, Any]) -> tuple[Any, ...]:

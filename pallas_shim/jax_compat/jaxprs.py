@@ -149,7 +149,8 @@ def describe_aval(aval: Any) -> AvalInfo:
         inner: Any = aval.inner_aval
         space = aval.memory_space
         if _is_semaphore(inner.dtype):
-            return AvalInfo(inner.shape, np.dtype(np.int32), "semaphore")
+            space = "semaphore_dma" if _counts_copies(inner.dtype) else "semaphore"
+            return AvalInfo(inner.shape, np.dtype(np.int32), space)
         name = "any" if space is None else getattr(space, "value", None) or str(space)
         return describe_aval(inner)._replace(space=str(name).lower())
     key_ndim = 0
@@ -169,6 +170,11 @@ def describe_aval(aval: Any) -> AvalInfo:
     if dtype == jax_dtypes.float0:
         raise UnsupportedType("float0 has no NumPy form that holds values")
     return AvalInfo(tuple(map(int, shape)), np.dtype(dtype), None, key_ndim)
+
+
+def _counts_copies(dtype: Any) -> bool:
+    """Whether a semaphore is a DMA's, which counts what was copied."""
+    return type(dtype).__name__ == "DMASemaphore" or getattr(dtype, "name", "") == "dma_sem"
 
 
 def _is_semaphore(dtype: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from jax._src import core
 
+from pallas_shim.jax_compat import meshes
 from pallas_shim.jax_compat.checked import ASKED_FOR_HERE, refused_grid, replaced_in_interpreter
 from pallas_shim.jax_compat.pallas import kernel_name, kernel_source
 
@@ -69,6 +70,12 @@ def describe_kernel(eqn: Any) -> KernelInfo:
     grid = eqn.params["grid_mapping"].grid
     sizes = (str(size) if isinstance(size, int) else "?" for size in grid)
     return KernelInfo(kernel_name(eqn), kernel_source(eqn), f"({', '.join(sizes)})")
+
+
+def talks(eqn: Any) -> bool:
+    """Whether a kernel reaches other devices or cores."""
+    jaxprs = eqn.params["jaxprs"] if "jaxprs" in eqn.params else (eqn.params["jaxpr"],)
+    return any(map(meshes.talks, jaxprs))
 
 
 # -- the interpret parameter ------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -224,6 +225,11 @@ class CoreFunction(NamedTuple):
     checked: CheckedMemory | None
     for_device: bool
 
+    @property
+    def waits_for_others(self) -> bool:
+        """Whether there are several cores, of which one may wait for another."""
+        return self.waits is not None and math.prod(self.axes.values()) > 1
+
 
 class MpmdMap(NamedTuple):
     """Operands: inputs, as arrays or refs. The functions' jaxprs all take, as refs where they
@@ -258,7 +264,8 @@ def mpmd_map(eqn: Any) -> MpmdMap:
 
 
 _WAITING = frozenset(
-    {"semaphore_signal", "semaphore_wait", "semaphore_read", "get_barrier_semaphore", "barrier"}
+    {"semaphore_signal", "semaphore_wait", "semaphore_read", "get_barrier_semaphore", "barrier",
+     "sc_fetch_and_add"}
 )
 
 

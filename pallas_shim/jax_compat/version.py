@@ -17,7 +17,7 @@ TOO_NEW = "0.13"
 PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.api": ("Inline>=0.11",),
     "jax._src.array": ("ArrayImpl",),
-    "jax._src.callback": ("_callback_op_sharding",),
+    "jax._src.callback": ("_IOEffect", "_OrderedIOEffect", "_callback_op_sharding"),
     "jax._src.config": (
         "debug_infs",
         "debug_key_reuse",
@@ -79,7 +79,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.interpreters.partial_eval.DynamicJaxprTrace": ("make_eqn", "new_const"),
     "jax._src.interpreters.partial_eval.DynamicJaxprTracer": ("get_const",),
     "jax._src.interpreters.partial_eval.JaxprStackFrame": ("add_eqn",),
-    "jax._src.interpreters.pxla": ("get_default_device",),
+    "jax._src.interpreters.pxla": ("get_default_device", "lower_sharding_computation"),
     "jax._src.lax.lax": ("_ragged_dot_general_impl", "get_algorithm_compute_types"),
     "jax._src.lax.linalg": (
         "_cholesky_update_jax_fn",

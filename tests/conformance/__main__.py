@@ -22,7 +22,7 @@ import sys
 import tempfile
 
 from tests.conformance import document, kept
-from tests.conformance.as_tpu import TPU
+from tests.conformance.as_tpu import OTHERS, TPU
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -42,6 +42,7 @@ AS_IS = (
     "einshape_test",
     "fusion_test",
     "pallas_shape_poly_test",
+    "tpu_pallas_interpret_distributed_test",
 )
 AS_TPU = (
     "ops_test",
@@ -59,6 +60,9 @@ AS_TPU = (
     "tpu_splash_attention_kernel_test",
     "tpu_paged_attention_kernel_test",
     "tpu_ragged_paged_attention_test",
+    "tpu_pallas_distributed_test",
+    "tpu_all_gather_test",
+    "tpu_sparsecore_pallas_test",
 )
 # Of JAX's general tests, which are many: one test in so many of each file.
 GENERAL = {"api_test": 1, "lax_test": 2}
@@ -90,7 +94,7 @@ def run_file(
             "CONFORMANCE_SECONDS": str(seconds),
             "PALLAS_NUMPY": "1" if shim else "0",
             "PALLAS_NUMPY_SCOPE": scope,
-            "PALLAS_NUMPY_TPU": TPU if mode == kept.AS_TPU else "0",
+            "PALLAS_NUMPY_TPU": OTHERS.get(path.stem, TPU) if mode == kept.AS_TPU else "0",
             "PYTHONPATH": os.pathsep.join([str(ROOT / "sitecustomize_pkg"), str(ROOT)]),
             "JAX_ENABLE_CHECKS": "0",
         }

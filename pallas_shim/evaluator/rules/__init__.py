@@ -47,6 +47,7 @@ FAMILIES = (
     "masked",
     "pallas",
     "mesh",
+    "collectives",
     "tpu",
     "packing",
     "sparsecore",

@@ -1,25 +1,28 @@
 """Kernels on the cores of a mesh, and what their axes' names mean inside a kernel.
 
-The cores of a mesh run one after the other, each with scratch memory of its own. That is one of
-the orders in which they may run, provided that none waits for another.
+Cores that may wait for one another run as programs of a machine. Others run one after the other,
+each with scratch memory of its own: that is one of the orders in which they may run.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import grid, refs
 from pallas_shim.evaluator.analysis import alias
+from pallas_shim.evaluator.machine import programs
 from pallas_shim.evaluator.program import RefType, Value
 from pallas_shim.evaluator.registry import Unsupported, lowering_rule
+from pallas_shim.evaluator.rules import remote
+from pallas_shim.evaluator.rules.axes import axis
+from pallas_shim.jax_compat import meshes
 
 # Scratch memory in other spaces may belong to several cores.
-_CORES_OWN = ("any", "vmem", "smem", "semaphore", "semaphore_mem")
+_CORES_OWN = ("any", "vmem", "smem", "semaphore", "semaphore_dma", "semaphore_mem")
 
 
 @lowering_rule("core_map")
@@ -27,14 +30,13 @@ def _core_map(lowering, eqn, ins):
     function = jax_compat.core_map(eqn)
     if any(not isinstance(v.type, RefType) and v.type.shape for v in ins):
         raise Unsupported("core_map", "its function captures arrays, which JAX refuses")
-    require_no_waiting("core_map", [function])
     opened, _ = jax_compat.open_jaxpr(function.jaxpr)
     scratch = [lowering.type(v.aval) for v in opened.invars]
 
     def body():
         lowering.inline(function.jaxpr, _scratch(lowering, "core_map", function, scratch), ins)
 
-    _on_cores(lowering, jax_compat.kernel_name(eqn), function, body)
+    _on_cores(lowering, eqn, jax_compat.kernel_name(eqn), function, body)
     return []
 
 
@@ -43,7 +45,8 @@ def _mpmd_map(lowering, eqn, ins):
     call = jax_compat.mpmd_map(eqn)
     if call.external_meshes:
         raise Unsupported("mpmd_map", "memory of a mesh that runs another kernel")
-    require_no_waiting("mpmd_map", call.functions)
+    if len(call.functions) > 1 and any(f.waits is not None for f in call.functions):
+        raise Unsupported("mpmd_map", "cores of several kinds that may wait for one another")
     opened, _ = jax_compat.open_jaxpr(call.functions[0].jaxpr)
     types = [lowering.type(v.aval) for v in opened.invars]
     num_inputs, num_operands = len(ins), len(ins) + call.num_outputs
@@ -63,10 +66,11 @@ def _mpmd_map(lowering, eqn, ins):
         for function in call.functions:
 
             def body(function=function):
-                scratch = _scratch(lowering, "mpmd_map", function, types[num_operands:])
+                scratch = _scratch(lowering, "mpmd_map", function, types[num_operands:],
+                                   len(call.functions) == 1)  # fmt: skip
                 lowering.inline(function.jaxpr, [*operands, *outs, *scratch])
 
-            _on_cores(lowering, call.name, function, body)
+            _on_cores(lowering, eqn, call.name, function, body)
     written = alias.written(cores, operands)
     for ref, value in zip(operands, ins, strict=True):
         if ref is not value:
@@ -78,83 +82,45 @@ def _mpmd_map(lowering, eqn, ins):
     ]
 
 
-def require_no_waiting(primitive: str, functions: Sequence[jax_compat.CoreFunction]) -> None:
-    """Raises Unsupported if there are several cores, and one may wait for another."""
-    cores = sum(math.prod(f.axes.values()) for f in functions)
-    waits = next((f.waits for f in functions if f.waits is not None), None)
-    if cores > 1 and waits is not None:
-        raise Unsupported(
-            primitive, f"its {cores} cores would run one after the other, but have a {waits}"
-        )
-
-
 def _scratch(
-    lowering, primitive: str, function: jax_compat.CoreFunction, types: Sequence[RefType]
+    lowering,
+    primitive: str,
+    function: jax_compat.CoreFunction,
+    types: Sequence[RefType],
+    alone: bool = True,
 ) -> list[Value]:
-    """Scratch memory of the core that is being lowered."""
-    shared = [t.space for t in types if t.space not in _CORES_OWN]
-    if shared and math.prod(function.axes.values()) > 1:
-        raise Unsupported(primitive, f"several cores with scratch memory in {shared[0]}")
-    return [refs.allocate(lowering, type) for type in types]
+    """Scratch memory of the core that is being lowered. ``alone``: no other kind of core runs."""
+    made = []
+    for at, type in enumerate(types):
+        space, _, owner = type.space.partition("@")
+        if math.prod(function.axes.values()) == 1 or space in _CORES_OWN and not owner:
+            made.append(refs.allocate(lowering, type))
+        elif space in _CORES_OWN and alone:
+            made.append(refs.allocate(lowering, type))
+        elif space != "vmem_shared":
+            raise Unsupported(primitive, f"several cores with scratch memory in {type.space}")
+        elif function.waits_for_others:
+            # Memory of a SparseCore belongs to all of its subcores.
+            ref = refs.allocate(lowering, type)
+            made.append(remote.of_first(lowering, ref, list(function.axes)[1:]))
+        else:
+            made.append(lowering.shared(("scratch", at), type, primitive))
+    return made
 
 
-def _on_cores(lowering, name: str, function: jax_compat.CoreFunction, body) -> None:
+def _on_cores(lowering, eqn, name: str, function: jax_compat.CoreFunction, body) -> None:
+    where = jax_compat.kernel_source(eqn) or ""
     sizes = [lowering.const(np.int32(size)) for size in function.axes.values()]
-    cells = grid.lower_cells(
-        lowering, name, sizes, tuple(function.axes), range(len(sizes)), lambda indices: body(),
-        function.checked, function.for_device,
-    )
-    lowering.body.extend(cells)
-
-
-# -- names of axes ----------------------------------------------------------------------------
-
-
-def _axis(lowering, primitive: str, name: Any) -> tuple[Value, Value]:
-    """The index and size of the innermost kernel axis of that name, or of a lone device's."""
-    for kernel in reversed(lowering.kernels):
-        if name in kernel.names:
-            return kernel.names[name]
-    if lowering.axes.get(name) == 1:
-        return lowering.const(np.int32(0)), lowering.const(np.int32(1))
-    raise Unsupported(
-        primitive, f"the axis {name!r} is of devices, not of the kernel's grid or its cores"
-    )
-
-
-def is_alone(lowering, primitive: str, name: Any) -> bool:
-    """Whether there is nothing else along the axis of that name."""
-    size = _axis(lowering, primitive, name)[1]
-    return size.const is not None and int(size.const) == 1
+    with lowering.machine.within(name, where, meshes.talks(function.jaxpr)):
+        programs.emit_entry(lowering)
+        cells = grid.lower_cells(
+            lowering, name, sizes, tuple(function.axes), range(len(sizes)), lambda indices: body(),
+            function.checked, function.for_device, () if function.waits_for_others else None,
+        )  # fmt: skip
+        lowering.body.extend(cells)
+        programs.emit_exit(lowering, ())
 
 
 @lowering_rule("axis_index")
 def _axis_index(lowering, eqn, ins):
-    return [_axis(lowering, "axis_index", eqn.params["axis_name"])[0]]
-
-
-@lowering_rule(
-    "psum",
-    "psum_invariant",
-    "pmax",
-    "pmin",
-    "pbroadcast",
-    "all_gather",
-    "all_gather_invariant",
-    "all_to_all",
-    "reduce_scatter",
-)
-def _alone(lowering, eqn, ins):
-    """A collective among the cores of a mesh that has one: it may give its operands a new axis."""
-    primitive = eqn.primitive.name
-    axes = eqn.params["axes"] if "axes" in eqn.params else eqn.params["axis_name"]
-    for name in axes if isinstance(axes, tuple) else (axes,):
-        if not is_alone(lowering, primitive, name):
-            raise Unsupported(primitive, f"between the cells of the axis {name!r}")
-    types = [lowering.type(v.aval) for v in eqn.outvars]
-    return [
-        lowering.apply("reshape", [v], [t], {"new_sizes": t.shape, "dimensions": None})[0]
-        if v.type != t
-        else v
-        for v, t in zip(ins, types, strict=True)
-    ]
+    return [axis(lowering, "axis_index", eqn.params["axis_name"])[0]]

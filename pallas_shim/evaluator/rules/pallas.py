@@ -5,15 +5,14 @@ from __future__ import annotations
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import grid
 from pallas_shim.evaluator.registry import Unsupported, lowering_rule
-from pallas_shim.evaluator.rules.mesh import require_no_waiting
+from pallas_shim.jax_compat import meshes
 
 
 @lowering_rule("pallas_call")
 def _pallas_call(lowering, eqn, ins):
     call = jax_compat.pallas_call(eqn)
-    if call.cores is not None:
-        require_no_waiting("pallas_call", [call.cores])
-    return grid.lower_call(lowering, call, ins)
+    with lowering.machine.within(call.name, call.source or "", meshes.talks(call.jaxpr)):
+        return grid.lower_call(lowering, call, ins)
 
 
 def _axis(lowering, eqn):
@@ -66,13 +65,16 @@ def _check(lowering, eqn, ins):
 @lowering_rule("get_barrier_semaphore")
 def _barrier_semaphore(lowering, eqn, ins):
     type = lowering.type(eqn.outvars[0].aval)
-    return [lowering.shared("barrier", type, "get_barrier_semaphore")]
+    ref = lowering.shared("barrier", type, "get_barrier_semaphore")
+    lowering.names[ref] = "the barrier semaphore"
+    lowering.machine.semaphores.append(ref)
+    return [ref]
 
 
 @lowering_rule("get_global")
 def _global(lowering, eqn, ins):
     type = lowering.type(eqn.outvars[0].aval)
-    if type.space != "semaphore":
+    if not type.space.startswith("semaphore"):
         raise Unsupported("get_global", f"memory in {type.space} that outlives the call")
     # Each equation has one of its own, wherever the kernel's code is repeated.
     return [lowering.shared(id(eqn), type, "get_global")]

@@ -213,7 +213,8 @@ def _identity(lowering, eqn, ins):
 
 @lowering_rule("sharding_constraint", "reshard")
 def _resharding(lowering, eqn, ins):
-    _one_device(eqn.primitive.name, eqn.params.get("sharding", eqn.params.get("dst_sharding")))
+    if not lowering.on_mesh:
+        _one_device(eqn.primitive.name, eqn.params.get("sharding", eqn.params.get("dst_sharding")))
     return ins
 
 

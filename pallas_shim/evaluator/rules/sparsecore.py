@@ -6,13 +6,15 @@ uninitialised here.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pallas_shim.evaluator import memory, refs
+from pallas_shim.evaluator.machine import programs
 from pallas_shim.evaluator.program import ArrayType, Value
 from pallas_shim.evaluator.registry import Unsupported, lowering_rule, rule
+from pallas_shim.evaluator.rules import remote
 from pallas_shim.evaluator.scalar_types import is_integer
 from pallas_shim.jax_compat import state
 
@@ -285,7 +287,29 @@ def _int32(lowering, value):
     return value
 
 
+def _subcores(lowering) -> Any:
+    """The axis of the subcores that run as programs, None if there is only one."""
+    levels = lowering.machine.levels
+    return list(levels[-1].sizes)[-1] if levels and levels[-1].kind == "core" else None
+
+
 @lowering_rule("barrier")
 def _barrier(lowering, eqn, ins):
-    """Of one subcore: a kernel with a barrier on several is refused."""
+    axis = _subcores(lowering)
+    if axis is not None:
+        name = "the barrier of the subcores"
+        programs.emit_meeting(lowering, name, (axis,), (), (), lambda brought: brought)
     return []
+
+
+@lowering_rule("sc_fetch_and_add")
+def _fetch_and_add(lowering, eqn, ins):
+    ref, value, *indices, subcore = ins
+    axis = _subcores(lowering)
+    if axis is not None:
+        ref = remote.of_core(lowering, ref, axis, subcore)
+    view = state.RefView(ref, (state.Index(tuple(indices)),) if indices else ())
+    path, leaves = refs.path_of(view)
+    before = refs.load(lowering, ref, path, leaves, value.type)
+    refs.store(lowering, ref, path, leaves, _apply(lowering, "add", (before, value), value.type))
+    return [before]

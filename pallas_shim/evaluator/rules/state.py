@@ -8,9 +8,11 @@ from typing import Any
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import checked_memory, memory, refs
+from pallas_shim.evaluator.machine import programs
 from pallas_shim.evaluator.program import ArrayType, Effects, KeyType, RefType, Value
 from pallas_shim.evaluator.registry import Unsupported, lowering_rule
-from pallas_shim.evaluator.rules import array_indices
+from pallas_shim.evaluator.rules import array_indices, remote
+from pallas_shim.evaluator.rules.axes import is_alone
 from pallas_shim.jax_compat import state
 
 
@@ -193,14 +195,21 @@ def _addupdate(lowering, eqn, ins):
 @lowering_rule("run_scoped")
 def _run_scoped(lowering, eqn, ins):
     jaxpr, collective_axes = jax_compat.run_scoped(eqn)
-    if collective_axes:
-        raise Unsupported("run_scoped", "collective axes need several cores")
+    common = [a for a in collective_axes if not is_alone(lowering, "run_scoped", a)]
+    if common and not (lowering.machine.talks and lowering.machine.levels[-1].kind == "core"):
+        raise Unsupported("run_scoped", f"memory in common along {common}, where none waits")
     opened, _ = jax_compat.open_jaxpr(jaxpr)
     if lowering.checked is not None and not lowering.checked.hbm_in_run_scoped:
         if any(jax_compat.in_hbm(v.aval) for v in opened.invars):
             raise Unsupported("run_scoped", "InterpretParams refuses it: it allocates HBM")
     buffers = [refs.allocate(lowering, lowering.type(v.aval)) for v in opened.invars]
-    return lowering.inline(jaxpr, buffers, ins)
+    lowering.names.update(zip(buffers, jax_compat.argument_names(opened), strict=False))
+    if common:
+        buffers = [remote.of_first(lowering, ref, common) for ref in buffers]
+    results = lowering.inline(jaxpr, buffers, ins)
+    semaphores = [ref for ref in buffers if ref.ref.space.startswith("semaphore")]
+    programs.emit_scope_exit(lowering, [] if common else semaphores)
+    return results
 
 
 @lowering_rule("run_state")

@@ -16,10 +16,10 @@ import numpy as np
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import memory, refs
 from pallas_shim.evaluator.dynamic_slices import DynamicSlices
+from pallas_shim.evaluator.machine import faults, programs
 from pallas_shim.evaluator.program import PURE, ArrayType, Effects, Value
 from pallas_shim.evaluator.registry import Unsupported, lowering_rule, rule
-from pallas_shim.evaluator.rules import indirect
-from pallas_shim.evaluator.rules.mesh import is_alone
+from pallas_shim.evaluator.rules import indirect, remote
 from pallas_shim.evaluator.scalar_types import bit_width, recast
 from pallas_shim.jax_compat import state
 
@@ -33,26 +33,12 @@ def _access(lowering, view: state.RefView):
     return view.ref, path, leaves, ArrayType(*probe)
 
 
-def _is_here(lowering, primitive: str, device_id) -> bool:
-    """Whether a device id can mean this core only: there is none, no other device is known, or
-    they are places along axes of one."""
-    if device_id is None:
-        return True
-    named = state.device_axes(device_id)
-    if named is None:
-        return bool(lowering.axes) and all(size == 1 for size in lowering.axes.values())
-    return all(is_alone(lowering, primitive, name) for name in named)
-
-
-def _each_choice(lowering, eqn, ins, emit: Callable[[Any, str, state.Dma], None]) -> None:
-    """Emits ``emit(lowering, primitive, dma)`` for a DMA, or for each of those that it may be."""
-    primitive = eqn.primitive.name
+def _each_choice(lowering, eqn, ins, emit: Callable[[Any, Any, state.Dma], None]) -> None:
+    """Emits ``emit(lowering, eqn, dma)`` for a DMA, or for each of those that it may be."""
 
     def choose(dma: state.Dma | state.Choice) -> None:
         if isinstance(dma, state.Dma):
-            if not _is_here(lowering, primitive, dma.device_id):
-                raise Unsupported(primitive, "a DMA to or from another device")
-            emit(lowering, primitive, dma)
+            emit(lowering, eqn, dma)
             return
         index, cases = dma
         if isinstance(index, Value) and index.const is not None:
@@ -79,26 +65,67 @@ def _dma_start(lowering, eqn, ins):
     return []
 
 
-def _start(lowering, primitive: str, dma: state.Dma) -> None:
+def _start(lowering, eqn, dma: state.Dma) -> None:
+    if _talks(lowering) and (
+        dma.device_id is not None or lowering.machine.levels[-1].kind == "core"
+    ):
+        programs.emit_turn(lowering)
+    if dma.device_id is not None:
+        if dma.src_sem is None:
+            raise Unsupported("dma_start", "a copy to another device without a semaphore to send")
+        sent = dma.src_sem
+        dma = dma._replace(
+            dst=remote.of_other(lowering, eqn, dma.dst, dma.device_id),
+            dst_sem=remote.of_other(lowering, eqn, dma.dst_sem, dma.device_id),
+        )
+        size = _copy(lowering, dma)
+        _add(lowering, sent, size)
+    else:
+        size = _copy(lowering, dma)
+    _add(lowering, dma.dst_sem, size)
+
+
+def _copy(lowering, dma: state.Dma):
+    """Copies, and returns what that adds to a DMA's semaphore."""
     if any(indirect.rows(view).indices for view in (dma.src, dma.dst)):
-        _count(lowering, dma.dst_sem, _counted(lowering, indirect.copy(lowering, dma).size), np.add)
-        return
+        type = indirect.copy(lowering, dma)
+        return _counted(lowering, type)
     sizes = [_dynamic_size(lowering, view) for view in (dma.src, dma.dst)]
     size = next((size for size in sizes if size is not None), None)
     if size is not None:
         _copy_cut_off(lowering, dma)
-        _count(lowering, dma.dst_sem, size, np.add)
-        return
+        return size
     src, path, leaves, type = _access(lowering, dma.src)
-    value = refs.load(lowering, src, path, leaves, type)
-    dst, path, leaves, dst_type = _access(lowering, dma.dst)
+    dst, to, to_leaves, dst_type = _access(lowering, dma.dst)
     if dst_type != type:
         raise Unsupported("dma_start", f"a DMA from {type} to {dst_type}")
+    if _talks(lowering) and lowering.checked is None and not dma.add:
+        _copy_at_once(lowering, (src, path, leaves), (dst, to, to_leaves))
+        return _counted(lowering, type)
+    value = refs.load(lowering, src, path, leaves, type)
     if dma.add:
-        before = refs.load(lowering, dst, path, leaves, type)
+        before = refs.load(lowering, dst, to, to_leaves, type)
         (value,) = lowering.apply("add", [before, value], [type], {})
-    refs.store(lowering, dst, path, leaves, value)
-    _count(lowering, dma.dst_sem, _counted(lowering, type.size), np.add)
+    refs.store(lowering, dst, to, to_leaves, value)
+    return _counted(lowering, type)
+
+
+def _copy_at_once(lowering, source, target) -> None:
+    """A copy between programs, whose memory no pass looks into as it does into a program's own."""
+    (src, path, leaves), (dst, to, to_leaves) = source, target
+    path, to = refs.normalised(src.ref, path), refs.normalised(dst.ref, to)
+    read = memory.viewer(src.type.shape, src.type.dtype, path)
+    write = memory.writer(dst.type.shape, dst.type.dtype, to)
+    count = len(leaves)
+
+    def copy(src, dst, *leaves):
+        write(dst, read(src, *leaves[:count]), *leaves[count:])
+        return ()
+
+    lowering.memory(
+        "dma", [src, dst, *leaves, *to_leaves], [], copy, Effects(reads=(0,), writes=(1,)),
+        key=(path, to, count),
+    )
 
 
 @lowering_rule("dma_wait")
@@ -107,19 +134,59 @@ def _dma_wait(lowering, eqn, ins):
     return []
 
 
-def _await(lowering, primitive: str, dma: state.Dma) -> None:
+def _await(lowering, eqn, dma: state.Dma) -> None:
     into = indirect.rows(dma.dst)
     size = _dynamic_size(lowering, into.view)
     if into.indices:
-        size = _counted(lowering, indirect.type_of(into).size)
+        size = _counted(lowering, indirect.type_of(into))
     elif size is None:
         *_, type = _access(lowering, dma.dst)
-        size = _counted(lowering, type.size)
-    _count(lowering, dma.dst_sem, size, np.subtract)
+        size = _counted(lowering, type)
+    _take(lowering, dma.dst_sem, size, True)
 
 
-def _counted(lowering, size: int):
-    return lowering.const(np.int32(min(size, _MOST_COUNTED)))
+def _talks(lowering) -> bool:
+    """Whether programs wait for one another here; elsewhere copies are complete when they start."""
+    return lowering.machine.talks
+
+
+def _counted(lowering, type: ArrayType):
+    """What a copy of some elements adds to a DMA's semaphore: bytes where programs talk, so that
+    any parts add up; else elements, as in JAX's interpreter."""
+    number = type.nbytes if _talks(lowering) else min(type.size, _MOST_COUNTED)
+    return lowering.const(np.int32(number))
+
+
+def _of_semaphore(lowering, sem: state.RefView, size):
+    """The count for a copy on this semaphore: one that isn't a DMA's counts copies."""
+    if _talks(lowering) and sem.ref.type.space != "semaphore_dma":
+        return lowering.const(np.int32(1))
+    return size
+
+
+def _add(lowering, sem: state.RefView, size) -> None:
+    _signal_count(lowering, sem, _of_semaphore(lowering, sem, size))
+
+
+def _take(lowering, sem: state.RefView, size, decrement: bool) -> None:
+    _await_count(lowering, sem, _of_semaphore(lowering, sem, size), decrement)
+
+
+def _signal_count(lowering, sem: state.RefView, value) -> None:
+    if not _talks(lowering):
+        _count(lowering, sem, value, np.add)
+        return
+    ref, path, leaves, _ = _access(lowering, sem)
+    programs.emit_signal(lowering, ref, refs.normalised(ref.ref, path), leaves, value)
+
+
+def _await_count(lowering, sem: state.RefView, value, decrement: bool) -> None:
+    if _talks(lowering):
+        ref, path, leaves, _ = _access(lowering, sem)
+        path = refs.normalised(ref.ref, path)
+        programs.emit_await(lowering, ref, path, leaves, value, decrement)
+    elif decrement:
+        _count(lowering, sem, value, np.subtract)
 
 
 def _dynamic_size(lowering, view: state.RefView):
@@ -137,10 +204,12 @@ def _dynamic_size(lowering, view: state.RefView):
 
     def counted(*leaves):
         number = known * math.prod(int(leaves[place]) for place in places)
-        return np.int32(min(number, _MOST_COUNTED))
+        return np.int32(number * itemsize if talks else min(number, _MOST_COUNTED))
 
     type = ArrayType((), np.dtype(np.int32))
-    (size,) = lowering.memory("dma_size", leaves, [type], counted, PURE, key=path)
+    talks, itemsize = _talks(lowering), view.ref.type.dtype.itemsize
+    key = (path, talks, itemsize)
+    (size,) = lowering.memory("dma_size", leaves, [type], counted, PURE, key=key)
     return size
 
 
@@ -198,26 +267,49 @@ def _count(lowering, sem: state.RefView, value, combine: np.ufunc) -> None:
 
 def _semaphore(lowering, eqn, ins) -> state.Semaphore:
     semaphore = state.semaphore(eqn, ins)
-    if not _is_here(lowering, eqn.primitive.name, semaphore.device_id):
-        raise Unsupported(eqn.primitive.name, "a semaphore of another device")
-    if semaphore.core_index is not None:
-        raise Unsupported(eqn.primitive.name, "a semaphore of another core")
-    return semaphore
+    view = remote.of_other(
+        lowering, eqn, semaphore.view, semaphore.device_id, semaphore.core_index
+    )
+    return semaphore._replace(view=view)
 
 
 @lowering_rule("semaphore_signal")
 def _signal(lowering, eqn, ins):
     semaphore = _semaphore(lowering, eqn, ins)
-    _count(lowering, semaphore.view, semaphore.value, np.add)
+    _signal_count(lowering, semaphore.view, semaphore.value)
     return []
 
 
 @lowering_rule("semaphore_wait")
 def _wait(lowering, eqn, ins):
-    semaphore = _semaphore(lowering, eqn, ins)
-    if semaphore.decrement:
-        _count(lowering, semaphore.view, semaphore.value, np.subtract)
+    view, value, _, _, decrement = _semaphore(lowering, eqn, ins)
+    if not _talks(lowering) and view.ref.type.space == "semaphore":
+        _take_own(lowering, view, value, decrement)
+    else:
+        _await_count(lowering, view, value, decrement)
     return []
+
+
+def _take_own(lowering, sem: state.RefView, value, decrement: bool) -> None:
+    """A wait in a kernel that nobody else signals: the count is there, or never will be."""
+    ref, path, leaves, _ = _access(lowering, sem)
+    path = refs.normalised(ref.ref, path)
+    view = memory.viewer(ref.type.shape, ref.type.dtype, path)
+    kernel, name, source = lowering.machine.kernel, lowering.names.get(ref), lowering.source
+
+    def take(ref, value, *leaves):
+        at = view(ref, *leaves)
+        if at[()] < value:
+            raise faults.own_deadlock(
+                f"the kernel {kernel}", name or "a semaphore", int(at[()]), int(value),
+                jax_compat.user_source(source),
+            )  # fmt: skip
+        if decrement:
+            np.subtract(at, value, out=at, casting="unsafe")
+        return ()
+
+    effects = Effects(reads=(0,), writes=(0,), io=True)
+    lowering.memory("semaphore_take", [ref, value, *leaves], [], take, effects)
 
 
 @lowering_rule("semaphore_read")

@@ -132,6 +132,9 @@ class Lifetimes:
                 for out, result in zip(outs, region.results, strict=True):
                     self.share([out], [result])
             return
+        if instruction.name == "programs":
+            self.programs(instruction, at)
+            return
         self.loops.append(at)
         inside = len(self.loops)
         count = instruction.operation.params.get("num_carry", len(ins))
@@ -155,6 +158,22 @@ class Lifetimes:
                     for region in regions:
                         param = region.params[number]
                         self.memories[param] = self.memories.get(param, frozenset()) | {memory}
+
+    def programs(self, instruction: Instruction, at: int) -> None:
+        """Each program has parts of the operands, and the results may be what it made."""
+        _, ins, outs, (region,), _ = instruction
+        self.loops.append(at)
+        for param in region.params:
+            self.made_at[param] = at
+        operands = ins[1:]
+        parts = region.params[len(region.params) - len(operands) :]
+        for param, value in zip(parts, operands, strict=True):
+            self.share([param], [value])
+        self.region(region)
+        self.loops.pop()
+        self.ends[at] = self.count
+        for out, result in zip(outs, region.results, strict=True):
+            self.share([out], [result])
 
     def fail(self, what: str, instruction: Instruction) -> InvalidProgram:
         return invalid(self.program, self.after, instruction, what)

@@ -1,4 +1,5 @@
-"""Kernels whose devices talk to one another: of JAX's interpreters only the TPU's runs them."""
+"""Kernels whose devices talk to one another, in what XLA compiles: of JAX's interpreters only the
+TPU's runs them."""
 
 from __future__ import annotations
 
@@ -6,45 +7,79 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jax._src import core
-from jax._src.pallas import pallas_call as jax_pallas_call
+from jax._src import callback, core
+from jax._src.interpreters import pxla
 
 from pallas_shim.jax_compat import state
 from pallas_shim.jax_compat.checked import ASKED_FOR_HERE
 from pallas_shim.jax_compat.jaxprs import equations
 
-try:
-    from jax._src.pallas import mpmd
-except ImportError:  # JAX < 0.9.1
-    mpmd = None  # type: ignore[assignment]
 
+def compile_for_tpu_interpreter() -> Callable[[], None]:
+    """Has kernels that reach other devices run in the TPU interpreter where XLA compiles them,
+    unless their user asked for another; returns the undoing.
 
-def interpret_as_tpus() -> Callable[[], None]:
-    """Has kernels that reach other devices traced for the TPU interpreter, unless their user
-    asked for another; returns the undoing.
-
-    That interpreter gives a kernel an effect, which JAX has to know of from the start.
+    That interpreter gives a kernel effects, of which everything around it has to know. While JAX
+    traces there are none: where a function runs is decided afterwards, and jax.checkpoint, say,
+    refuses them.
     """
-    primitives = [jax_pallas_call.pallas_call_p]
-    if mpmd is not None:
-        primitives.append(mpmd.mpmd_map_p)
-    for primitive in primitives:
-        vars(primitive)["bind"] = _binding(primitive.bind)
+    stock = pxla.lower_sharding_computation
+
+    @functools.wraps(stock)
+    def lower(jaxpr: Any, *args: Any, **kwargs: Any) -> Any:
+        return stock(_interpreted(jaxpr, frozenset()), *args, **kwargs)
+
+    vars(pxla)["lower_sharding_computation"] = lower
 
     def undo() -> None:
-        for primitive in primitives:
-            del vars(primitive)["bind"]
+        vars(pxla)["lower_sharding_computation"] = stock
 
     return undo
 
 
-def _binding(stock_bind: Callable[..., Any]) -> Callable[..., Any]:
-    def bind(*args: Any, **params: Any) -> Any:
-        if isinstance(params["interpret"], bool) and _reaches_devices(params):
-            params["interpret"] = _for_devices_that_talk()
-        return stock_bind(*args, **params)
+# The effects that a kernel has in that interpreter.
+_EFFECTS = frozenset({callback._IOEffect, callback._OrderedIOEffect})
 
-    return bind
+_KERNELS = ("pallas_call", "mpmd_map", "core_map")
+
+
+def _interpreted(jaxpr: Any, axes: frozenset[Any]) -> Any:
+    """A jaxpr whose talking kernels are the TPU interpreter's; the same if there are none.
+    ``axes`` are those of several devices around it."""
+    opened = getattr(jaxpr, "jaxpr", jaxpr)
+    eqns = [_interpreted_eqn(eqn, axes) for eqn in opened.eqns]
+    if all(new is old for new, old in zip(eqns, opened.eqns, strict=True)):
+        return jaxpr
+    changed = opened.replace(eqns=eqns, effects=opened.effects | _EFFECTS)
+    return changed if opened is jaxpr else jaxpr.replace(jaxpr=changed)
+
+
+def _interpreted_eqn(eqn: Any, axes: frozenset[Any]) -> Any:
+    params = eqn.params
+    if eqn.primitive.name in _KERNELS:
+        if not isinstance(params["interpret"], bool) or not _reaches_devices(params, axes):
+            return eqn
+        params = {**params, "interpret": _for_devices_that_talk()}
+        return eqn.replace(params=params, effects=eqn.effects | _EFFECTS)
+    if eqn.primitive.name == "shard_map":
+        axes |= {name for name, size in params["mesh"].shape.items() if size > 1}
+    changed = {}
+    for name, value in params.items():
+        if isinstance(value, (tuple, list)) and any(map(_is_jaxpr, value)):
+            new = [_interpreted(v, axes) if _is_jaxpr(v) else v for v in value]
+            if any(a is not b for a, b in zip(new, value, strict=True)):
+                changed[name] = type(value)(new)
+        elif _is_jaxpr(value):
+            new_value = _interpreted(value, axes)
+            if new_value is not value:
+                changed[name] = new_value
+    if not changed:
+        return eqn
+    return eqn.replace(params={**params, **changed}, effects=eqn.effects | _EFFECTS)
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return isinstance(getattr(value, "jaxpr", value), core.Jaxpr)
 
 
 @functools.cache
@@ -54,17 +89,15 @@ def _for_devices_that_talk() -> Any:
     return type(ASKED_FOR_HERE, (tpu.InterpretParams,), {})()
 
 
-def _reaches_devices(params: dict[str, Any]) -> bool:
+def _reaches_devices(params: dict[str, Any], axes: frozenset[Any]) -> bool:
     """Whether a kernel names other devices than its own, among those of the axes around it."""
-    sizes = core.get_axis_env().axis_sizes
-    axes = {name for name, size in sizes.items() if size > 1}
     jaxprs = params["jaxprs"] if "jaxprs" in params else (params["jaxpr"],)
     return bool(axes) and any(
         _on_devices(device, axes) for jaxpr in jaxprs for device in _device_ids(jaxpr)
     )
 
 
-def _on_devices(device_id: Any, axes: set[Any]) -> bool:
+def _on_devices(device_id: Any, axes: frozenset[Any]) -> bool:
     named = state.device_axes(device_id)
     return named is None or not named.isdisjoint(axes)
 

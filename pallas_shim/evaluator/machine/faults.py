@@ -1,0 +1,53 @@
+"""What is certainly wrong with programs that talk, and how that reads."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from typing import Any
+
+import numpy as np
+
+from pallas_shim.evaluator.machine.scheduler import Deadlock
+
+
+class SemaphoreWarning(UserWarning):
+    """A kernel left a semaphore at a count other than zero."""
+
+
+def own_deadlock(
+    program: str, semaphore: str, has: int, needs: int, source: str | None
+) -> Deadlock:
+    """The error for a wait that nobody else can end."""
+    where = f" ({source})" if source else ""
+    return Deadlock(
+        f"deadlock: {program} waits for {semaphore}, which has {has} and needs {needs}{where}. "
+        "No other program signals it: signal it, or start the copy that does, before the wait"
+    )
+
+
+_warned: set[tuple[Any, ...]] = set()
+_warning = threading.Lock()
+
+
+def warn_of_leftover(
+    kernel: str, semaphore: str, program: str, counts: np.ndarray, where: str
+) -> None:
+    """Warns, once for each semaphore of a kernel, that a program leaves it other than zero.
+    ``where`` is the file and line of the kernel, "" if they aren't known."""
+    key = (kernel, semaphore, where)
+    with _warning:
+        if key in _warned:
+            return
+        _warned.add(key)
+    left = counts[np.nonzero(counts)] if counts.ndim else counts
+    text = ", ".join(map(str, np.unique(left)))
+    message = (
+        f"the kernel {kernel} ends with {semaphore} at {text} on {program}; on a TPU that breaks "
+        "the next kernel. Each signal and each copy needs a wait of the same count"
+    )
+    file, _, line = where.partition(" ")[0].rpartition(":")
+    if file and line.isdigit():
+        warnings.warn_explicit(message, SemaphoreWarning, file, int(line))
+    else:
+        warnings.warn(message, SemaphoreWarning, stacklevel=2)

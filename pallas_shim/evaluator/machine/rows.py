@@ -1,0 +1,343 @@
+"""Memory that several programs reach: a row for each of them.
+
+A program's lowering allocates its memory as if it were alone, and names a ref of another program
+by its own. When all programs are lowered, each allocation that is reached so becomes one row of
+what is made before they start, and another's ref becomes the same views of that one's row. So the
+passes see one buffer, of which all these refs are views. And each wait gets as operands what
+others may change while it lasts: to the passes it reads and writes that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pallas_shim import jax_compat
+from pallas_shim.evaluator import memory
+from pallas_shim.evaluator.machine import faults
+from pallas_shim.evaluator.machine.operations import (
+    AWAIT,
+    LEFTOVER,
+    MEET,
+    PROGRAMS,
+    REMOTE,
+    SIGNAL,
+    TURN,
+)
+from pallas_shim.evaluator.program import (
+    PURE,
+    Effects,
+    Instruction,
+    Operation,
+    RefType,
+    Region,
+    Value,
+    make_instruction,
+)
+
+
+class _Home(NamedTuple):
+    """Where memory is allocated: how many levels of programs are around, the number of the
+    program there, and the names of all."""
+
+    depth: int
+    number: Value | None
+    names: Sequence[str]
+
+
+_OUTSIDE = _Home(0, None, ())
+
+
+def share(lowering, programs: Instruction) -> list[Instruction]:
+    """The instructions that run the programs, of an instruction of the outermost level."""
+    return _Rows(lowering).instructions(programs)
+
+
+class _Rows:
+    """``made`` says what makes each ref, ``home`` where; ``rows`` are the lists of the rows of the
+    memory that others reach, one a program."""
+
+    def __init__(self, lowering) -> None:
+        self.lowering = lowering
+        self.made: dict[Value, Instruction] = {}
+        self.home: dict[Value, _Home] = {}
+        self.rows: dict[Value, Value] = {}
+
+    def instructions(self, programs: Instruction) -> list[Instruction]:
+        self._note(programs, _OUTSIDE)
+        first = [self._allocate(root) for root in self.rows]
+        region = Region((), (programs,), ())
+        return [*first, *self._region(region, _OUTSIDE, False, tuple(self.rows.values())).body]
+
+    # -- what there is ------------------------------------------------------------------------
+
+    def _note(self, instruction: Instruction, home: _Home) -> None:
+        for out in instruction.outs:
+            if isinstance(out.type, RefType):
+                self.made[out] = instruction
+                self.home[out] = home
+        if instruction.name == REMOTE:
+            root = self.root(instruction.ins[0])
+            if self.home.get(root, _OUTSIDE).depth and root not in self.rows:
+                self.rows[root] = Value(root.ref._replace(shape=(1, *root.ref.shape)))
+        for region, inner in self._inner(instruction, home):
+            for each in region.body:
+                self._note(each, inner)
+
+    def _inner(self, instruction: Instruction, home: _Home) -> Iterable[tuple[Region, _Home]]:
+        for region in instruction.regions:
+            if instruction.name == PROGRAMS:
+                names = instruction.operation.params["names"]
+                yield region, _Home(home.depth + 1, region.params[0], names)
+            else:
+                yield region, home
+
+    def chain(self, ref: Value) -> list[Instruction]:
+        """The views by which a ref is made of its root, the last first."""
+        views = []
+        while (making := self.made.get(ref)) is not None:
+            if not making.ins or not isinstance(making.ins[0].type, RefType):
+                break
+            views.append(making)
+            ref = making.ins[0]
+        return views
+
+    def root(self, ref: Value) -> Value:
+        views = self.chain(ref)
+        return views[-1].ins[0] if views else ref
+
+    def _allocate(self, root: Value) -> Instruction:
+        """Makes the rows. Memory that a program fills itself is only room here."""
+        home, (shape, dtype, space, _) = self.home[root], root.ref
+        count = len(home.names)
+        fill = memory.initial(space, dtype, self.lowering.checked)
+        filled_later = bool(self.made[root].ins)
+
+        def row() -> np.ndarray:
+            array = memory.aligned(shape, dtype)
+            if not filled_later:
+                array[...] = fill
+            return array
+
+        def make() -> _Made:
+            return _Made(count, row)
+
+        out = self.rows[root]
+        operation = Operation("rows_of_programs", {"count": count}, (), (out.type,), make,
+                              Effects(allocates=True))  # fmt: skip
+        return make_instruction((operation, (), (out,), (), self.made[root].source))
+
+    # -- what becomes of it -------------------------------------------------------------------
+
+    def _region(
+        self, region: Region, home: _Home, in_loop: bool, seen: tuple[Value, ...]
+    ) -> Region:
+        """``seen``: what others may change while something here waits."""
+        body: list[Instruction] = []
+        for instruction in region.body:
+            change = self._CHANGES.get(instruction.name)
+            root = instruction.outs[0] if len(instruction.outs) == 1 else None
+            if root in self.rows:
+                body.append(self._row_of_own(instruction))
+            elif change is not None:
+                body += change(self, instruction, home, seen)
+            elif instruction.name == "contents" and in_loop:
+                body.append(self._contents(instruction))
+            elif instruction.regions:
+                is_programs = instruction.name == PROGRAMS
+                loops = not is_programs and (in_loop or instruction.name != "switch")
+                inner = [
+                    self._region(
+                        r, h, loops, self._closed_over(r, seen) if is_programs else seen
+                    )
+                    for r, h in self._inner(instruction, home)
+                ]
+                body.append(instruction._replace(regions=tuple(inner)))
+            else:
+                body.append(instruction)
+        return Region(region.params, tuple(body), region.results)
+
+    def _closed_over(self, region: Region, seen: tuple[Value, ...]) -> tuple[Value, ...]:
+        """Memory of outside that programs use: all of them have the same."""
+        own = {out for instruction in region.walk() for out in instruction.outs}
+        roots = dict.fromkeys(
+            self.root(value) for value in region.uses() if isinstance(value.type, RefType)
+        )
+        found = (root for root in roots if root not in own and root not in self.rows)
+        return tuple(dict.fromkeys((*seen, *found)))
+
+    def _row_of_own(self, instruction: Instruction) -> Instruction:
+        """In the place of an allocation: the program's own row, filled if the other was."""
+        operation, ins, (out,), _, source = instruction
+        home, rows = self.home[out], self.rows[out]
+        assert home.number is not None
+        if not ins:
+            return _row(rows, home.number, out, source)
+        fill = operation.fn
+        assert fill is not None
+
+        def filled(rows, number, *operands):
+            row = rows[number]
+            row[...] = fill(*operands)
+            return row
+
+        operands = (rows, home.number, *ins)
+        made = Operation(
+            "filled_row", {}, _types(operands), (out.type,), filled,
+            Effects(writes=(0,), io=True), view=True,
+        )  # fmt: skip
+        return make_instruction((made, operands, (out,), (), source))
+
+    def _remote(self, instruction: Instruction, home: _Home, seen) -> list[Instruction]:
+        """Another's ref: the same views of its row."""
+        _, (ref, *numbers), (out,), _, source = instruction
+        root = self.root(ref)
+        if root not in self.rows:  # memory that all programs have in common
+            operation = Operation("view", {}, (ref.type,), (out.type,), memory.same, view=True)
+            return [make_instruction((operation, (ref,), (out,), (), source))]
+        views = self.chain(ref)
+        number = numbers[self.home[root].depth - 1]
+        last = Value(root.type) if views else out
+        body = [_row(self.rows[root], number, last, source)]
+        for view in reversed(views):
+            made = out if view is views[0] else Value(view.outs[0].type)
+            ins = (last, *view.ins[1:])
+            body.append(make_instruction((view.operation, ins, (made,), (), source)))
+            last = made
+        return body
+
+    def _await(self, instruction: Instruction, home: _Home, seen) -> list[Instruction]:
+        operation, ins, outs, _, source = instruction
+        root = self.root(ins[0])
+        if root in self.rows or self.home.get(root, _OUTSIDE).depth < home.depth:
+            return [_seeing(instruction, seen, writes=True)]
+        # Nobody else reaches it, so what isn't there now will never be.
+        params, number = operation.params, home.number
+        assert number is not None
+        view = memory.viewer(ins[0].ref.shape, ins[0].ref.dtype, params["path"])
+        names, name, decrement = home.names, params["semaphore"], params["decrement"]
+
+        def take(ref, count, number, *leaves):
+            at = view(ref, *leaves)
+            if at[()] < count:
+                raise faults.own_deadlock(
+                    names[number], name, int(at[()]), int(count), jax_compat.user_source(source)
+                )
+            if decrement:
+                np.subtract(at, count, out=at, casting="unsafe")
+            return ()
+
+        operands = (*ins[:2], number, *ins[2:])
+        made = Operation(
+            "take_count", {}, _types(operands), (), take, Effects((0,), (0,), io=True),
+            multiple=True,
+        )  # fmt: skip
+        return [make_instruction((made, operands, (), (), source))]
+
+    def _signal(self, instruction: Instruction, home: _Home, seen) -> list[Instruction]:
+        return [_seeing(instruction, seen, writes=False)]
+
+    def _meet(self, instruction: Instruction, home: _Home, seen) -> list[Instruction]:
+        return [_seeing(instruction, seen, writes=True)]
+
+    def _leftover(self, instruction: Instruction, home: _Home, seen) -> list[Instruction]:
+        """Looks at semaphores when nobody changes them any more: those that others reach, when
+        all have come to the end of the kernel."""
+        operation, ins, _, _, source = instruction
+        params, number = operation.params, home.number
+        assert number is not None
+        own = [ref for ref in ins if ref not in self.rows]
+        reached = []
+        if params["at_end"]:
+            reached = [ref for ref in (*ins, *params["elsewhere"]) if ref in self.rows]
+        texts = [self.lowering.names.get(ref, "a semaphore") for ref in (*own, *reached)]
+        if not texts:
+            return []
+        count, names = len(own), home.names
+        kernel, where = params["kernel"], params["where"]
+
+        def look(number, *semaphores):
+            for at, (text, semaphore) in enumerate(zip(texts, semaphores, strict=True)):
+                counts = semaphore if at < count else semaphore[number]
+                if counts.any():
+                    faults.warn_of_leftover(kernel, text, names[number], counts, where)
+                    counts[...] = 0
+            return ()
+
+        operands = (number, *own, *[self.rows[ref] for ref in reached])
+        positions = tuple(range(1, len(operands)))
+        made = Operation(
+            LEFTOVER, {}, _types(operands), (), look, Effects(positions, positions, io=True),
+            multiple=True,
+        )  # fmt: skip
+        return [make_instruction((made, operands, (), (), source))]
+
+    def _contents(self, instruction: Instruction) -> Instruction:
+        """A result in memory that the next round writes to again is copied."""
+        operation, ins, outs, _, source = instruction
+        if self.root(ins[0]) not in self.rows:
+            return instruction
+        contents = operation.fn
+        assert contents is not None
+        made = Operation(
+            operation.name, operation.params, operation.ins, operation.outs,
+            lambda buffer: np.array(contents(buffer)), operation.effects,
+        )  # fmt: skip
+        return make_instruction((made, ins, outs, (), source))
+
+    _CHANGES: dict[str, Callable[..., list[Instruction]]] = {
+        REMOTE: _remote,
+        AWAIT: _await,
+        SIGNAL: _signal,
+        MEET: _meet,
+        TURN: _meet,
+        LEFTOVER: _leftover,
+    }
+
+
+class _Made:
+    """The rows of some memory, each made when it is first reached."""
+
+    __slots__ = ("make", "rows")
+
+    def __init__(self, count: int, make: Callable[[], np.ndarray]):
+        self.make = make
+        self.rows: list[np.ndarray | None] = [None] * count
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        row = self.rows[number]
+        if row is None:
+            row = self.rows[number] = self.make()
+        return row
+
+
+def _row(rows: Value, number: Value, out: Value, source: Any) -> Instruction:
+    operands = (rows, number)
+    operation = Operation(
+        "row_of_program", {}, _types(operands), (out.type,), _pick, PURE, view=True
+    )
+    return make_instruction((operation, operands, (out,), (), source))
+
+
+def _pick(rows, number):
+    return rows[number]
+
+
+def _seeing(instruction: Instruction, seen: Sequence[Value], writes: bool) -> Instruction:
+    """The instruction with operands more, all of which it reads, and maybe writes."""
+    operation, ins, outs, _, source = instruction
+    effects, fn = operation.effects, operation.fn
+    more = tuple(range(len(ins), len(ins) + len(seen)))
+    ins = (*ins, *seen)
+    made = Operation(
+        operation.name, operation.params, _types(ins), operation.outs, fn,
+        Effects((*effects.reads, *more), (*effects.writes, *(more if writes else ())), io=True),
+        multiple=operation.multiple,
+    )  # fmt: skip
+    return make_instruction((made, ins, outs, (), source))
+
+
+def _types(values: Sequence[Value]) -> tuple[Any, ...]:
+    return tuple([value.type for value in values])

@@ -1,0 +1,128 @@
+"""One normal form of shard_map, collectives and device ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax import tree_util
+
+from pallas_shim.jax_compat.jaxprs import equations
+from pallas_shim.refusal import Refusal
+
+
+class UnsupportedMesh(Refusal):
+    """A shard_map that has no normal form; the message says why."""
+
+
+class ShardMap(NamedTuple):
+    """What each device of a mesh runs on its parts of the operands.
+
+    ``sizes``: of the axes that the function is told of, in the mesh's order. ``others``: those
+    that are left to XLA. ``names_in`` and ``names_out``: for each operand and result, for each
+    dimension, the axes along which it is cut.
+    """
+
+    jaxpr: Any
+    mesh: Any
+    sizes: dict[Any, int]
+    others: dict[Any, int]
+    names_in: tuple[tuple[tuple[Any, ...], ...], ...]
+    names_out: tuple[tuple[tuple[Any, ...], ...], ...]
+
+
+def shard_map(eqn: Any) -> ShardMap:
+    """The normal form of a shard_map equation.
+
+    Raises:
+      UnsupportedMesh: it has none.
+    """
+    p = eqn.params
+    mesh = p["mesh"]
+    manual = p["newly_manual_axes"] if "newly_manual_axes" in p else p["manual_axes"]
+    sizes = dict(mesh.shape)
+    return ShardMap(
+        p["jaxpr"],
+        mesh,
+        {name: size for name, size in sizes.items() if name in manual},
+        {name: size for name, size in sizes.items() if name not in manual},
+        tuple(names(s, v.aval) for s, v in zip(p["in_specs"], eqn.invars, strict=True)),
+        tuple(names(s, v.aval) for s, v in zip(p["out_specs"], eqn.outvars, strict=True)),
+    )
+
+
+def names(spec: Any, aval: Any) -> tuple[tuple[Any, ...], ...]:
+    """By dimension, the axes along which a PartitionSpec cuts an array."""
+    if getattr(spec, "unreduced", None) or getattr(spec, "reduced", None):
+        raise UnsupportedMesh("an array whose parts are yet to be summed")
+    parts = [_axes(part) for part in spec]
+    return tuple(parts + [()] * (aval.ndim - len(parts)))
+
+
+def _axes(part: Any) -> tuple[Any, ...]:
+    if part is None:
+        return ()
+    if isinstance(part, str) or not isinstance(part, tuple):
+        return (part,)
+    return part
+
+
+def collective_axes(eqn: Any) -> tuple[Any, ...]:
+    """The axes along which a collective's programs meet."""
+    p = eqn.params
+    axes = p["axes"] if "axes" in p else p["axis_name"]
+    return tuple(axes) if isinstance(axes, (tuple, list)) else (axes,)
+
+
+class DeviceId(NamedTuple):
+    """``logical``: a number among all devices; else ``coordinates``, one for each axis of the
+    mesh, or ``by_axes``: by one axis or several, an index along them, others being one's own."""
+
+    logical: Any = None
+    coordinates: tuple[Any, ...] | None = None
+    by_axes: dict[tuple[Any, ...], Any] | None = None
+
+
+def device_id(eqn: Any, given: Any) -> DeviceId:
+    """The device id that a copy or a signal was given, by its type."""
+    if isinstance(given, dict):
+        return DeviceId(
+            by_axes={k if isinstance(k, tuple) else (k,): v for k, v in given.items()}
+        )
+    if getattr(eqn.params["device_id_type"], "name", "") == "LOGICAL":
+        return DeviceId(logical=given)
+    return DeviceId(coordinates=tuple(tree_util.tree_leaves(given)))
+
+
+_MEETS = frozenset({"get_barrier_semaphore", "barrier", "sc_fetch_and_add"})
+
+
+def talks(jaxpr: Any) -> bool:
+    """Whether a kernel reaches other devices or cores, or can be reached."""
+    from pallas_shim.jax_compat import state
+
+    for eqn in equations(jaxpr):
+        name = eqn.primitive.name
+        if name in _MEETS:
+            return True
+        if name in ("dma_start", "semaphore_signal"):
+            if state.device_id(eqn, eqn.invars) is not None:
+                return True
+            if name == "semaphore_signal":
+                *_, core_index = eqn.params["args_tree"].unflatten(eqn.invars)
+                if core_index is not None:
+                    return True
+    return False
+
+
+def argument_names(jaxpr: Any) -> Sequence[str]:
+    """What the user calls a function's arguments; fewer than there are, if that isn't known."""
+    info = getattr(jaxpr, "debug_info", None)
+    return tuple(getattr(info, "arg_names", None) or ())
+
+
+def index_groups(eqn: Any) -> tuple[tuple[int, ...], ...] | None:
+    """The indices along a collective's axes that meet, where not all do."""
+    groups = eqn.params.get("axis_index_groups")
+    return None if groups is None else tuple(tuple(map(int, np.ravel(g))) for g in groups)
