@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import jax
 import numpy as np
 
-from pallas_shim import cost_model, donation, dump, settings
+from pallas_shim import cost_model, dump, settings
 from pallas_shim.cache.programs import CachedProgram
+from pallas_shim.dispatch import donation
 from pallas_shim.evaluator import call_stack, codegen, passes
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
