@@ -20,7 +20,9 @@ from jax.interpreters import mlir
 
 import pallas_shim
 from pallas_shim import dispatch
+from pallas_shim.dispatch import fallback, planning
 from pallas_shim.jax_compat.hooks import jit_entry
+from pallas_shim.report import REPORT
 from tests.shimmed import double, only_row, rungs, setting, shim
 
 __all__ = ["setting", "shim"]
@@ -279,7 +281,7 @@ def test_cores_that_wait_for_one_another(shim, setting):
         out = jax.jit(on_cores(2, wait=True, interpret=pltpu.InterpretParams()))(X)
     np.testing.assert_array_equal(out, X)
     assert rungs() == {"jax"}
-    dispatch._warned.clear()
+    fallback._warned.clear()
     with pytest.warns(dispatch.FallbackWarning), pytest.raises(
         NotImplementedError, match="interpret=pltpu.InterpretParams"
     ):
@@ -495,7 +497,7 @@ def test_functions_from_before_follow_the_switch():
     function = jax.jit(lambda x: double(x) + 5)
     for _ in range(2):
         function(X)  # XLA's, and in jit's C++ cache
-        dispatch.REPORT.clear()
+        REPORT.clear()
         with pallas_shim.active():
             np.testing.assert_array_equal(np.asarray(function(X)), 2 * X + 5)
             np.testing.assert_array_equal(np.asarray(function(X)), 2 * X + 5)
@@ -504,7 +506,7 @@ def test_functions_from_before_follow_the_switch():
             assert rungs() == {"numpy", "callback"}
         function(X)
         function.lower(X).compile()(X)
-        assert sum(row["calls"] for row in dispatch.REPORT.rows()) == 3
+        assert sum(row["calls"] for row in REPORT.rows()) == 3
 
 
 def test_deactivating_puts_jax_back():
@@ -517,9 +519,9 @@ def test_deactivating_puts_jax_back():
 
 def test_a_plan_goes_with_its_function(shim):
     function = jax.jit(lambda x: double(x) + 6)
-    before = set(dispatch._plans)
+    before = set(planning._plans)
     function(X)
-    (jaxpr,) = [weakref.ref(jaxpr) for jaxpr in dispatch._plans if jaxpr not in before]
+    (jaxpr,) = [weakref.ref(jaxpr) for jaxpr in planning._plans if jaxpr not in before]
     assert jaxpr() is not None
     function.clear_cache()
     del function

@@ -1,0 +1,111 @@
+"""From a function to what runs it: the settings as the compiler's options, and the cache of
+programs."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pallas_shim import dump, settings
+from pallas_shim.cache.programs import CachedProgram
+from pallas_shim.dispatch import observing
+from pallas_shim.dispatch.function import Function
+from pallas_shim.evaluator import call_stack, compiler
+from pallas_shim.evaluator.execute import Executable
+from pallas_shim.evaluator.passes import Watcher
+from pallas_shim.evaluator.program import Program
+from pallas_shim.evaluator.registry import Unsupported
+from pallas_shim.evaluator.verify import InvalidProgram, Verifier
+from pallas_shim.jax_compat import kernel_info
+
+R = TypeVar("R")
+
+
+def compiled(function: Function, *, keep: bool) -> tuple[CachedProgram | None, Executable]:
+    """What runs a function, and what keeps its program for later processes, if that is wanted.
+
+    Raises:
+      Unsupported: some part of it has no program.
+      InvalidProgram: the user has programs checked, and this one is wrong.
+      OSError: the user has programs written, and that failed.
+    """
+    folder = _folder(function.name)
+    options = _options(folder)
+    if folder is not None:
+        folder.jaxpr(function.jaxpr)
+    # Who looks at a program wants to see it made.
+    if not keep or options.watchers or observing.current is not None:
+        return None, _made(compiler.compile, function, options)
+    make = functools.partial(_made, compiler.make_program, function, options)
+    cached = CachedProgram(function.jaxpr, function.name, function.axes, make)
+    return cached, compiler.prepare(cached.get(), options)
+
+
+def program(function: Function) -> Program:
+    """The program of a function, made now and not to be run.
+
+    Raises: as `compiled`.
+    """
+    return _made(compiler.make_program, function, _options(None))
+
+
+def kept(name: str, program: Program) -> Executable:
+    """What runs a program that an earlier process made."""
+    folder = _folder(name)
+    if folder is not None:
+        folder.program(program, "cache")
+    return compiler.prepare(program, _options(folder))
+
+
+def _folder(name: str) -> dump.Folder | None:
+    directory = settings.current().dump
+    return None if directory is None else dump.Folder(directory, name)
+
+
+def _options(folder: dump.Folder | None) -> compiler.Options:
+    """What the user's settings ask of the compiler. ``folder``: where it is to be written down."""
+    asked = settings.current()
+    watchers: list[Watcher] = [Verifier()] if asked.verify else []
+    if folder is not None:
+        watchers.append(folder)
+    emitted = None if folder is None else folder.code
+    return compiler.Options(asked.disabled_passes, watchers, emitted)
+
+
+def _made(make: Callable[..., R], function: Function, options: compiler.Options) -> R:
+    """What a step of the compiler makes of a function."""
+    name = function.name
+    try:
+        return make(function.jaxpr, name=name, axes=function.axes, options=options)
+    except (Unsupported, InvalidProgram, OSError, RecursionError):
+        raise
+    except Exception as error:
+        # A wrong rule must not cost the user the call, but it must be seen.
+        kind = type(error).__name__
+        raise Unsupported(
+            name, f"lowering failed, which is a bug in pallas_shim: {kind}: {error}"
+        ) from error
+
+
+def with_depth_of(jaxpr: Any, name: str, call: Callable[..., R], *args: Any, **kwargs: Any) -> R:
+    """What a call gives that goes through a jaxpr; made again with room for its nesting, if that
+    is more than Python's recursion limit lets through.
+
+    Raises:
+      Unsupported: there is no room for so much.
+    """
+    call = functools.partial(call, *args, **kwargs)
+    try:
+        return call()
+    except RecursionError:
+        levels = kernel_info.nesting(jaxpr)
+    if levels <= call_stack.DEEPEST:
+        with contextlib.suppress(RecursionError):
+            return call_stack.with_depth(levels, call)
+    raise Unsupported(
+        name,
+        f"its loops, branches and calls are {levels} deep inside one another, for which there is "
+        "no room on the stack",
+    )
