@@ -128,11 +128,9 @@ def power(before: tuple[float, float] | None, now: tuple[float, float]) -> str:
 
 def executable(call: Callable[..., Any], *args: jax.Array) -> Callable[[], Any]:
     """A call as the shim runs it once it is warm."""
-    from pallas_shim.evaluator import passes
-    from pallas_shim.evaluator.execute import Executable
-    from pallas_shim.evaluator.lower import lower
+    from pallas_shim.evaluator import compiler
 
-    program = Executable(passes.optimise(lower(jax.make_jaxpr(call)(*args))))
+    program = compiler.compile(jax.make_jaxpr(call)(*args), name="scaling")
     values = [np.asarray(x) for x in args]
     return lambda: program(*values)
 

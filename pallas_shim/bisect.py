@@ -26,10 +26,9 @@ import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
 from pallas_shim import dispatch, jax_compat, patching, settings
-from pallas_shim.evaluator import codegen, ops, passes, printer
+from pallas_shim.evaluator import codegen, compiler, ops, printer
 from pallas_shim.evaluator.analysis.alias import AliasAnalysis
 from pallas_shim.evaluator.execute import Executable
-from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.program import (
     ArrayType,
     Instruction,
@@ -61,7 +60,7 @@ def main(target: list[str]) -> int:
     settings.current.cache_clear()
     patching.activate()
     recorder = Recorder()
-    dispatch.observer = recorder
+    dispatch.observe(recorder)
     failed = False
     try:
         _run(target)
@@ -71,7 +70,7 @@ def main(target: list[str]) -> int:
         traceback.print_exc()
         failed = True
     recorder.finish()
-    dispatch.observer = None
+    dispatch.observe(None)
     print("\n".join(recorder.report()), file=sys.stderr)
     if recorder.findings:
         return 1
@@ -155,8 +154,8 @@ class _Function:
 
     def make_stages(self) -> None:
         if not self.stages:
-            lowered = lower(self.jaxpr, name=self.name, axes=self.axes)
-            passes.optimise(lowered, settings.current().disabled_passes, [self])
+            options = compiler.Options(settings.current().disabled_passes, [self])
+            compiler.make_program(self.jaxpr, name=self.name, axes=self.axes, options=options)
 
 
 class Recorder:
@@ -169,10 +168,8 @@ class Recorder:
         self._bytes = 0
         self._left_out = 0
 
-    def planned(
-        self, executable: Executable, name: str, jaxpr: Any, axes: Mapping[Any, int]
-    ) -> None:
-        self._functions[executable] = _Function(name, jaxpr, axes)
+    def planned(self, executable: Executable, function: dispatch.Function) -> None:
+        self._functions[executable] = _Function(function.name, function.jaxpr, function.axes)
 
     def ran(
         self,

@@ -10,7 +10,8 @@ import pytest
 from jax.experimental import pallas as pl
 
 import pallas_shim
-from pallas_shim import dispatch, settings
+from pallas_shim import settings
+from pallas_shim.dispatch import fallback
 from pallas_shim.report import REPORT
 
 
@@ -18,7 +19,7 @@ from pallas_shim.report import REPORT
 def shim():
     """The shim is active during the test, with an empty report."""
     REPORT.clear()
-    dispatch._warned.clear()
+    fallback._warned.clear()
     with pallas_shim.active():
         yield REPORT
 

@@ -20,7 +20,9 @@ from jax.interpreters import mlir
 
 import pallas_shim
 from pallas_shim import dispatch
+from pallas_shim.dispatch import planning
 from pallas_shim.jax_compat.hooks import jit_entry
+from pallas_shim.report import REPORT
 from tests.shimmed import double, only_row, rungs, setting, shim
 
 __all__ = ["setting", "shim"]
@@ -491,7 +493,7 @@ def test_functions_from_before_follow_the_switch():
     function = jax.jit(lambda x: double(x) + 5)
     for _ in range(2):
         function(X)  # XLA's, and in jit's C++ cache
-        dispatch.REPORT.clear()
+        REPORT.clear()
         with pallas_shim.active():
             np.testing.assert_array_equal(np.asarray(function(X)), 2 * X + 5)
             np.testing.assert_array_equal(np.asarray(function(X)), 2 * X + 5)
@@ -500,7 +502,7 @@ def test_functions_from_before_follow_the_switch():
             assert rungs() == {"numpy", "callback"}
         function(X)
         function.lower(X).compile()(X)
-        assert sum(row["calls"] for row in dispatch.REPORT.rows()) == 3
+        assert sum(row["calls"] for row in REPORT.rows()) == 3
 
 
 def test_deactivating_puts_jax_back():
@@ -513,9 +515,9 @@ def test_deactivating_puts_jax_back():
 
 def test_a_plan_goes_with_its_function(shim):
     function = jax.jit(lambda x: double(x) + 6)
-    before = set(dispatch._plans)
+    before = set(planning._plans)
     function(X)
-    (jaxpr,) = [weakref.ref(jaxpr) for jaxpr in dispatch._plans if jaxpr not in before]
+    (jaxpr,) = [weakref.ref(jaxpr) for jaxpr in planning._plans if jaxpr not in before]
     assert jaxpr() is not None
     function.clear_cache()
     del function

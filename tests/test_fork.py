@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 
-from pallas_shim import dispatch, patching, report
+from pallas_shim import patching, report
+from pallas_shim.dispatch import planning
+from pallas_shim.evaluator import compiler
 from tests.shimmed import double, shim
 
 __all__ = ["shim"]
@@ -65,7 +67,7 @@ def test_while_another_thread_plans(monkeypatch):
     """It has our lock, and has turned garbage collection off."""
     np.testing.assert_array_equal(double(X), X + X)  # JAX has started
     entered, leave = threading.Event(), threading.Event()
-    stock, planner = dispatch.lower, []
+    stock, planner = compiler.lower, []
 
     def slow(*args, **kwargs):
         if threading.current_thread() is not threading.main_thread():
@@ -73,7 +75,7 @@ def test_while_another_thread_plans(monkeypatch):
             assert leave.wait(60)
         return stock(*args, **kwargs)
 
-    monkeypatch.setattr(dispatch, "lower", slow)
+    monkeypatch.setattr(compiler, "lower", slow)
 
     def run():
         planner.append(np.asarray(jax.jit(lambda x: double(x) + 1)(X)))
@@ -93,11 +95,11 @@ def test_while_another_thread_plans(monkeypatch):
     assert gc.isenabled()
 
 
-@pytest.mark.parametrize("module", (dispatch, patching, report))
+@pytest.mark.parametrize("module", (planning, patching, report))
 def test_while_another_thread_has_a_lock(module):
     double(X)
     entered, leave = threading.Event(), threading.Event()
-    lock = module._planning if module is dispatch else module._lock
+    lock = module._planning if module is planning else module._lock
 
     def hold():
         with lock:

@@ -15,7 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from pallas_shim import dispatch
-from pallas_shim.evaluator import call_stack
+from pallas_shim.evaluator import call_stack, compiler
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.jax_compat import kernel_info
@@ -109,7 +109,7 @@ def test_too_deep(shim, setting, monkeypatch):
     def lower(*args, **kwargs):
         raise RecursionError
 
-    monkeypatch.setattr(dispatch, "lower", lower)
+    monkeypatch.setattr(compiler, "lower", lower)
     setting(strict=True)
     out = jax.ShapeDtypeStruct(X.shape, X.dtype)
     with pytest.raises(dispatch.StrictError, match=r"kernel.* are \d\d deep inside one another"):

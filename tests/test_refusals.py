@@ -10,6 +10,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_shim import dispatch
+from pallas_shim.evaluator import compiler
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.registry import Unsupported
 from tests.evaluator.rules.test_triton import operation
@@ -60,7 +61,7 @@ def test_a_kernel_for_mosaic_gpu_that_cant_run_here(shim, monkeypatch):
     def refuse(*args, **kwargs):
         raise Unsupported("something", "for the test")
 
-    monkeypatch.setattr(dispatch, "lower", refuse)
+    monkeypatch.setattr(compiler, "lower", refuse)
     with pytest.raises(NotImplementedError, match="for Mosaic GPU .* needs a GPU"):
         mosaic_gpu.kernel(double_kernel, **{NAMED: OUT})(X)
 

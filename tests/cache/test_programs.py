@@ -21,6 +21,7 @@ from pallas_shim.cache import later, programs, verify
 from pallas_shim.cache.programs import CachedProgram
 from pallas_shim.cache.store import Store
 from pallas_shim.cache.verify import CacheError
+from pallas_shim.evaluator import compiler
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.passes import optimise
 from pallas_shim.evaluator.registry import IMPL_RULES, ImplRule
@@ -62,7 +63,7 @@ def test_the_second_time_a_program_is_read(shim, directory, monkeypatch):
     want = (X + X).tolist()
     assert became() == ("written after tracing", want)
     assert became() == ("read after tracing", want)
-    monkeypatch.setattr(dispatch, "lower", None)  # so lowering would fail
+    monkeypatch.setattr(compiler, "lower", None)  # so lowering would fail
     assert became() == ("read after tracing", want)
     assert len(list(directory.iterdir())) == 1
 

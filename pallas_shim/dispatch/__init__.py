@@ -1,0 +1,22 @@
+"""Decides how one call runs, and remembers why.
+
+A jitted function that holds a kernel runs on one of three rungs: `numpy`, the whole function in
+the evaluator; `callback`, XLA runs it and calls back for its kernels; `jax`, its kernels stay
+with JAX's interpreter. The function's plan is made at its first call and kept with its jaxpr.
+
+JAX comes in at two places: `calls`, where a jitted function is called, and `callback`, where XLA
+compiles a kernel. Both describe what there is (`function`) and have it compiled (`compiling`).
+"""
+
+from pallas_shim.dispatch.callback import choose_kernel
+from pallas_shim.dispatch.calls import Answers, call_jit
+from pallas_shim.dispatch.fallback import FallbackWarning, StrictError
+from pallas_shim.dispatch.function import Function
+from pallas_shim.dispatch.observing import Observer, observe
+from pallas_shim.dispatch.stock import left_to_jax
+from pallas_shim.dispatch.tracing import note_tracing
+
+__all__ = [
+    "Answers", "FallbackWarning", "Function", "Observer", "StrictError", "call_jit",
+    "choose_kernel", "left_to_jax", "note_tracing", "observe",
+]  # fmt: skip

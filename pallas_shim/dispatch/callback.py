@@ -1,0 +1,74 @@
+"""Kernels of functions that XLA compiles: which run here, called back by XLA, and which in JAX."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from pallas_shim.dispatch import compiling, fallback, function, observing, stock
+from pallas_shim.evaluator.execute import Executable
+from pallas_shim.evaluator.registry import Unsupported
+from pallas_shim.jax_compat import kernel_info
+from pallas_shim.jax_compat.hooks import kernel_lowering
+from pallas_shim.report import REPORT, Use
+
+
+def choose_kernel(
+    kernel: kernel_lowering.KernelLowering,
+) -> tuple[kernel_lowering.Callback, bool] | None:
+    """How a kernel in a program that XLA compiles runs: what to call back for it, and whether
+    that has effects; None for JAX's interpreter."""
+    if stock.is_left_to_jax():
+        return None
+    described = function.of_kernel(kernel)
+    compilation = stock.compilation()
+    start = time.perf_counter()
+    try:
+        if kernel.obstacle is not None:
+            raise Unsupported("pallas_call", kernel.obstacle)
+        asked = kernel_info.unhonoured(kernel.equation)
+        if asked is not None:
+            raise Unsupported("pallas_call", asked)
+        cached, executable = compiling.with_depth_of(
+            kernel.jaxpr, described.name, compiling.compiled, described, keep=True
+        )
+    except Unsupported as unsupported:
+        (info,) = described.kernels
+        use = fallback.leave_to_jax(kernel.function, info, unsupported)
+        if compilation is not None:
+            compilation.jax_uses.append(use)
+        return None
+    reason = "XLA compiles the function" if compilation is None else compilation.reason
+    use = REPORT.use(kernel.function, described.kernels, "callback", reason)
+    if cached is not None:
+        cached.tell(use)
+    use.prepared(time.perf_counter() - start)
+    if observing.current is not None:
+        observing.current.planned(executable, described)
+    seen = any(i.operation.effects.io for i in executable.program.top.walk())
+    return _callback(executable, use), seen
+
+
+def _callback(executable: Executable, use: Use) -> Callable[..., tuple[np.ndarray, ...]]:
+    """What XLA calls: it counts its runs, and says in its errors which kernel it was."""
+
+    def run(*values: np.ndarray) -> tuple[np.ndarray, ...]:
+        begun = time.perf_counter()
+        try:
+            results = executable(*values)
+        except Exception as error:
+            use.ran(time.perf_counter() - begun, error)
+            if observing.current is not None:
+                observing.current.ran(executable, values, error, inside_xla=True)
+            fallback.blame(error, use)
+            # XLA passes on the text of an error, without its notes.
+            notes = "; ".join(error.__notes__)
+            raise RuntimeError(f"{type(error).__name__}: {error} ({notes})") from error
+        use.ran(time.perf_counter() - begun)
+        if observing.current is not None:
+            observing.current.ran(executable, values, results, inside_xla=True)
+        return tuple(map(np.asarray, results))
+
+    return run

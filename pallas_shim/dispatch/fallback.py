@@ -1,0 +1,56 @@
+"""What the user is told of a kernel that JAX interprets, and of one that fails."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from pallas_shim import settings
+from pallas_shim.evaluator.registry import Unsupported
+from pallas_shim.jax_compat.kernel_info import KernelInfo
+from pallas_shim.report import REPORT, Use
+
+
+class FallbackWarning(UserWarning):
+    """A kernel runs in JAX's own interpreter; the message says which and why."""
+
+
+class StrictError(RuntimeError):
+    """Under PALLAS_NUMPY_STRICT=1: a kernel would have run in JAX's own interpreter."""
+
+
+_warned: set[tuple[KernelInfo, str]] = set()
+
+
+def leave_to_jax(function: str, kernel: KernelInfo, unsupported: Unsupported) -> Use:
+    """Records that JAX interprets a kernel, and tells the user once.
+
+    Raises:
+      StrictError: the user wants to know.
+    """
+    message = f"{_names((kernel,))} runs in JAX's own interpreter, which is slow: {unsupported}"
+    if settings.current().strict:
+        raise StrictError(
+            f"{message}. PALLAS_NUMPY_STRICT=1 makes this an error; unset it to let it run"
+        ) from unsupported
+    use = REPORT.use(function, (kernel,), "jax", str(unsupported))
+    use.happened = True
+    if (kernel, str(unsupported)) not in _warned:
+        _warned.add((kernel, str(unsupported)))
+        file, _, line = (kernel.source or "").partition(" ")[0].rpartition(":")
+        if file and line.isdigit():
+            warnings.warn_explicit(message, FallbackWarning, file, int(line))
+        else:
+            warnings.warn(message, FallbackWarning, stacklevel=2)
+    return use
+
+
+def blame(error: BaseException, use: Use) -> None:
+    """Notes on an error in which kernels it was raised."""
+    error.add_note(f"in {_names(use.kernels)}, run in NumPy by pallas_shim")
+
+
+def _names(kernels: Sequence[KernelInfo]) -> str:
+    return ", ".join(
+        f"the Pallas kernel {k.name}" + (f" ({k.source})" if k.source else "") for k in kernels
+    )

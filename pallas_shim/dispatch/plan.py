@@ -1,0 +1,105 @@
+"""Plans: what is known of how one call runs, and a run by it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from pallas_shim import settings
+from pallas_shim.dispatch import donation, fallback, observing
+from pallas_shim.dispatch.compiling import MeshPlan
+from pallas_shim.evaluator.execute import Executable
+from pallas_shim.jax_compat import arrays, sharded
+from pallas_shim.report import Use
+
+IN_NUMPY = "the evaluator has a rule for all of it"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """How calls of one jaxpr with one set of jit's parameters run.
+
+    ``executable`` is None if JAX runs the function: ``reason`` says why, and ``jax_uses``
+    gathers those of its kernels that JAX interprets. ``trial``: of a function without a kernel.
+    """
+
+    key: tuple[Any, ...]
+    reason: str
+    executable: Executable | None = None
+    use: Use | None = None
+    event: str = ""
+    in_dtypes: tuple[np.dtype | np.ndarray, ...] = ()
+    out_types: Sequence[arrays.ResultType] = ()
+    deleted: tuple[int, ...] = ()
+    ordered: bool = False
+    trial: Trial | None = None
+    mesh: MeshPlan | None = None
+    jax_uses: list[Use] = dataclasses.field(default_factory=list)
+
+
+class Trial:
+    """How long a function without a kernel may run here: as long as XLA takes to compile it."""
+
+    def __init__(self, seconds: float):
+        self.left = seconds
+
+    def is_over(self) -> bool:
+        return self.left < 0
+
+
+def event(function: str) -> str:
+    """What the profiler calls a function's calls, as under jit."""
+    return "jit_" + "".join([c if c.isalnum() or c == "_" else "_" for c in function])
+
+
+def run(plan: Plan, args: Sequence[Any]) -> list[Any]:
+    """The results of a plan with an executable. What was donated is the caller's to delete.
+
+    Raises:
+      arrays.Elsewhere: these arguments don't belong in the evaluator.
+    """
+    use, executable = plan.use, plan.executable
+    assert use is not None and executable is not None
+    values, place = read(args, plan)
+    if plan.deleted:
+        donation.check(values, plan.deleted)
+    if plan.ordered:
+        jax.effects_barrier()
+    with jax.profiler.TraceAnnotation(plan.event):
+        start = time.perf_counter()
+        try:
+            results = executable(*values)
+        except BaseException as error:
+            use.ran(time.perf_counter() - start, error)
+            if observing.current is not None and isinstance(error, Exception):
+                observing.current.ran(executable, values, error, inside_xla=False)
+            fallback.blame(error, use)
+            raise
+        took = time.perf_counter() - start
+        use.ran(took)
+        if plan.trial is not None:
+            plan.trial.left -= took
+        if observing.current is not None:
+            observing.current.ran(executable, values, results, inside_xla=False)
+        if plan.mesh is not None:
+            return sharded.write(results, plan.mesh.results, plan.mesh.on)
+        return arrays.write(results, plan.out_types, place)
+
+
+def read(args: Sequence[Any], plan: Plan) -> tuple[list[Any], Any]:
+    """The arguments as NumPy's, and the place of the results where that is one device. Waits for
+    what XLA still computes.
+
+    Raises:
+      arrays.Elsewhere: these arguments don't belong in the evaluator.
+    """
+    force = settings.current().force
+    if plan.mesh is not None:
+        on, cut = plan.mesh.on, plan.mesh.cut
+        return sharded.read(args, plan.in_dtypes, on, cut, any_platform=force), None
+    return arrays.read(args, plan.in_dtypes, any_platform=force)

@@ -1,0 +1,157 @@
+"""How a call is to run: plans are made at a function's first call, and found at the next."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from pallas_shim import cost_model, settings
+from pallas_shim.dispatch import compiling, donation, function, observing
+from pallas_shim.dispatch.plan import IN_NUMPY, Plan, Trial, event, read
+from pallas_shim.dispatch.tracing import last_tracing
+from pallas_shim.evaluator.registry import Unsupported
+from pallas_shim.gc_pause import gc_paused
+from pallas_shim.jax_compat import arrays, call_info, kernel_info
+from pallas_shim.report import REPORT
+
+_plans: weakref.WeakKeyDictionary[Any, tuple[Plan, ...]] = weakref.WeakKeyDictionary()
+_planning = threading.RLock()
+
+
+def _start_over() -> None:
+    """In a forked process nobody is left to release what another thread held."""
+    global _planning
+    _planning = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_start_over)
+
+
+def known_plan(params: dict[str, Any]) -> Plan | None:
+    """The plan of a call, if it has been made."""
+    known = _plans.get(params["jaxpr"])
+    if known is None:
+        return None
+    key = call_info.call_key(params)
+    for plan in known:
+        if plan.key == key:
+            if plan.trial is not None and plan.trial.is_over():
+                return Plan(key, "it has run for longer than XLA takes to compile it")
+            return plan
+    return None
+
+
+def plan_of(params: dict[str, Any], args: Sequence[Any]) -> Plan | None:
+    """The plan of a call; None if the function holds no kernel, and only kernels are run here."""
+    known = known_plan(params)
+    if known is not None:
+        return known
+    try:
+        return compiling.with_depth_of(params["jaxpr"], params["name"], _new_plan, params, args)
+    except Unsupported as unsupported:
+        return Plan(call_info.call_key(params), str(unsupported))
+
+
+def _new_plan(params: dict[str, Any], args: Sequence[Any]) -> Plan | None:
+    jaxpr = params["jaxpr"]
+    if not kernel_info.kernel_equations(jaxpr) and not settings.current().everything:
+        return None
+    with _planning:
+        known = known_plan(params)
+        if known is not None:
+            return known
+        key = call_info.call_key(params)
+        try:
+            plan = gc_paused(_make_plan, jaxpr, key, call_info.describe_call(params), args)
+        except arrays.Elsewhere as elsewhere:
+            return Plan(key, str(elsewhere))  # other arguments may be elsewhere
+        _plans[jaxpr] = (*_plans.get(jaxpr, ()), plan)
+        return plan
+
+
+def _make_plan(
+    jaxpr: Any, key: tuple[Any, ...], call: call_info.JitCall, args: Sequence[Any]
+) -> Plan:
+    """The plan of a call, which JAX runs if there is an obstacle, or no program.
+
+    Raises:
+      arrays.Elsewhere: these arguments don't belong in the evaluator.
+    """
+    described = function.of_call(jaxpr, call)
+    tracing = last_tracing(call.name)
+    try:
+        reason = _obstacle(described, call)
+        if reason is not None:
+            return Plan(key, reason)
+        used = call_info.used_arguments(jaxpr, keep_unused=call.keep_unused)
+        plan = Plan(
+            key,
+            IN_NUMPY,
+            event=event(call.name),
+            in_dtypes=arrays.argument_dtypes(call_info.in_avals(jaxpr), used),
+            out_types=arrays.result_types(call_info.out_avals(jaxpr)),
+            mesh=None if described.on is None else compiling.MeshPlan(described.on, {}, ()),
+        )
+        read(args, plan)  # waits for what XLA still computes
+        start = time.perf_counter()
+        if described.on is None:
+            cached, executable = compiling.compiled(described, keep=bool(described.kernels))
+            mesh = None
+        else:
+            cached = None
+            executable, mesh = compiling.compiled_on_mesh(described, plan.out_types)
+        if observing.current is not None:
+            observing.current.planned(executable, described)
+    except Unsupported as unsupported:
+        return Plan(key, str(unsupported))
+    use = REPORT.use(call.name, described.kernels, "numpy", IN_NUMPY)
+    if cached is not None:
+        cached.tell(use)
+    elif mesh is not None:
+        use.traced_cache = f"not kept: {compiling.NOT_KEPT_ON_MESH}"
+    use.prepared(time.perf_counter() - start, tracing)
+    return dataclasses.replace(
+        plan,
+        executable=executable,
+        use=use,
+        mesh=mesh,
+        deleted=donation.deleted(jaxpr, call, used),
+        ordered=call_info.is_ordered(jaxpr),
+        trial=None if described.kernels else Trial(cost_model.outside_kernels(jaxpr).compiling),
+    )
+
+
+def _obstacle(described: function.Function, call: call_info.JitCall) -> str | None:
+    """Why XLA has to run this function, or None.
+
+    Raises:
+      Unsupported: a kernel in it has to stay with JAX's interpreter.
+    """
+    if call.obstacle is not None:
+        return call.obstacle
+    if described.on is None and call.sharded is not None:
+        return call.sharded
+    jaxpr = described.jaxpr
+    equations = kernel_info.kernel_equations(jaxpr)
+    for eqn in equations:
+        asked = kernel_info.unhonoured(eqn)
+        if asked is not None:
+            raise Unsupported(eqn.primitive.name, asked)
+    for aval in (*call_info.in_avals(jaxpr), *call_info.out_avals(jaxpr)):
+        if not arrays.is_plain(aval):
+            return f"it takes or returns a {aval}"
+    if not equations and call_info.calls_back(jaxpr):
+        return "it calls back, and XLA says when and how errors come out"
+    if any(map(kernel_info.talks, equations)):
+        return None  # a callback knows of one device only
+    outside = cost_model.outside_kernels(jaxpr)
+    if outside.numpy > outside.compiling:
+        seconds = f"{outside.numpy:.2g} s"
+        return f"XLA does the work outside its kernels faster (about {seconds} in NumPy)"
+    return None
