@@ -293,6 +293,47 @@ def two_kernels_and_a_collective():
     equal(jax.jit(k.over(f, k.mesh(n), P("x"), P("x")))(x), 2 * want.reshape(n * 8, 128))
 
 
+@case()
+def any_order_gives_the_same():
+    """Programs that are right don't depend on who runs when."""
+    from pallas_shim.evaluator import passes
+    from pallas_shim.evaluator.execute import Executable
+    from pallas_shim.evaluator.lower import lower
+    from pallas_shim.evaluator.machine.scheduler import Order
+
+    on = k.mesh(4)
+    reduce = k.ring_reduce_scatter(4, local((4, 8, 128)))
+    right = k.permute(local((8, 128)), FORMS["dict"][1], **FORMS["dict"][0])
+
+    def f(x):
+        mine = k.double(reduce(x)) + lax.psum(x[0], "x")
+        return right(right(mine)), k.ring_all_gather(4, local((8, 128)))(mine)
+
+    x = k.numbers(16, 8, 128)
+    mapped = jax.jit(k.over(f, on, P("x"), P("x")))
+    want = [np.asarray(y) for y in mapped(x)]
+    jaxpr = jax.make_jaxpr(mapped)(x)
+    for program in (lower(jaxpr), passes.optimise(lower(jaxpr))):
+        for order in (Order(), *map(Order, range(12))):
+            for got, expected in zip(
+                Executable(program, order=order)(np.asarray(x)), want, strict=True
+            ):
+                equal(got, expected)
+
+
+@case()
+def two_meshes_of_the_same_devices():
+    line, square = k.mesh(4), k.mesh(2, 2, names="ab")
+
+    def f(x):
+        y = k.over(lambda x: k.double(lax.psum(x, "x")), line, P("x"), P())(x)
+        return k.over(lambda y: y + lax.axis_index("b"), square, P("a", "b"), P("a", "b"))(y)
+
+    x = k.numbers(16, 8)
+    total = 2 * np.asarray(x).reshape(4, 4, 8).sum(0)
+    equal(jax.jit(f)(x), total + np.repeat([0, 1], 4))
+
+
 # -- cores ------------------------------------------------------------------------------------
 
 
