@@ -412,6 +412,25 @@ def cores_of_several_devices():
 
 
 @case()
+def the_cores_that_the_tpu_has():
+    """Inside shard_map JAX would ask the devices, which are CPUs."""
+
+    def run(x):
+        def body(refs):
+            x_ref, o_ref = refs
+            cores = pltpu.create_tensorcore_mesh("core")
+
+            @pl.core_map(cores)
+            def _():
+                pltpu.sync_copy(x_ref, o_ref)
+
+        return k.double(pl.run_state(body)((x, jnp.zeros_like(x)))[1])
+
+    x = k.numbers(4, 8, 128)
+    equal(jax.jit(k.over(run, k.mesh(4), P("x"), P("x")))(x), 2 * np.asarray(x))
+
+
+@case()
 def deadlock_of_cores():
     def body(refs):
         @pl.core_map(tensor_cores(2))
