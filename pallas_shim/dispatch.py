@@ -460,6 +460,8 @@ def choose_kernel(kernel: hooks.KernelLowering) -> tuple[hooks.Callback, bool] |
             raise Unsupported("pallas_call", kernel.obstacle)
         asked = hooks.unhonoured(kernel.equation)
         if asked is not None:
+            if compilation is not None and hooks.talks(kernel.equation):
+                asked = f"{asked}; its function isn't run in NumPy: {compilation.reason}"
             raise Unsupported("pallas_call", asked)
         program = _program(kernel.jaxpr, described.name, kernel.axes)
     except Unsupported as unsupported:

@@ -322,6 +322,22 @@ def any_order_gives_the_same():
 
 
 @case()
+def several_threads_at_once():
+    import concurrent.futures
+
+    f = jax.jit(k.over(k.ring_all_gather(4, local((8, 128))), k.mesh(4), P("x"), P("x")))
+    xs = [k.numbers(32, 128, seed=seed) for seed in range(4)]
+    f(xs[0])
+
+    def check(x):
+        for _ in range(20):
+            equal(f(x), np.tile(np.asarray(x).reshape(4, 8, 128), (4, 1, 1)))
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(check, xs))
+
+
+@case()
 def two_meshes_of_the_same_devices():
     line, square = k.mesh(4), k.mesh(2, 2, names="ab")
 
