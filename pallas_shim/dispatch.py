@@ -599,6 +599,8 @@ def choose_kernel(
             raise Unsupported("pallas_call", kernel.obstacle)
         asked = kernel_info.unhonoured(kernel.equation)
         if asked is not None:
+            if compilation is not None and kernel_info.talks(kernel.equation):
+                asked = f"{asked}; its function isn't run in NumPy: {compilation.reason}"
             raise Unsupported("pallas_call", asked)
         prepare = functools.partial(_prepared, keep=True)
         cached, executable = _nested(
