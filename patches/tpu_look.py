@@ -92,7 +92,8 @@ def _patch_tpu_info(pltpu: ModuleType) -> Callable[[], None]:
         return undo_all([*undoings, tpu_info.tile_without_tpu()])
     generation = GENERATIONS[asked]
     undoings.append(tpu_info.answer(generation.kind, generation.cores))
-    undoings.append(_mesh_of_cores(pltpu, generation.cores))
+    if "create_tensorcore_mesh" in vars(pltpu):  # deprecated since JAX 0.12
+        undoings.append(_mesh_of_cores(pltpu, generation.cores))
     if hasattr(pltpu, "is_tpu_device"):
         undoings.append(_set(pltpu, "is_tpu_device", lambda: True))
     return undo_all(undoings)
