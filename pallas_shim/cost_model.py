@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pallas_shim.jax_compat import kernel_info
+from pallas_shim.jax_compat import kernel_info, meshes
 
 # What XLA takes to compile a function, and each equation in it, in seconds on one core.
 _COMPILING = 0.02
@@ -43,6 +43,8 @@ def _outside(jaxpr: Any, times: int) -> tuple[float, int]:
         inner = list(kernel_info.inner_jaxprs(eqn))
         if inner:
             repeats = {"scan": eqn.params.get("length", 1), "while": _LOOP}.get(name, 1)
+            if name == "shard_map":
+                repeats = meshes.count(eqn)
             for each in inner:
                 inside, inside_count = _outside(each, times * repeats)
                 seconds += inside

@@ -92,9 +92,24 @@ def _patch_tpu_info(pltpu: ModuleType) -> Callable[[], None]:
         return undo_all([*undoings, tpu_info.tile_without_tpu()])
     generation = GENERATIONS[asked]
     undoings.append(tpu_info.answer(generation.kind, generation.cores))
+    if "create_tensorcore_mesh" in vars(pltpu):  # deprecated since JAX 0.12
+        undoings.append(_mesh_of_cores(pltpu, generation.cores))
     if hasattr(pltpu, "is_tpu_device"):
         undoings.append(_set(pltpu, "is_tpu_device", lambda: True))
     return undo_all(undoings)
+
+
+def _mesh_of_cores(pltpu: ModuleType, cores: int) -> Callable[[], None]:
+    """A mesh of TensorCores has as many as the TPU, also inside shard_map, where JAX asks the mesh
+    of the devices, which are CPUs."""
+
+    def create(wrapped: Callable[..., Any], instance: Any, args: Any, kwargs: Any) -> Any:
+        if len(args) < 2 and kwargs.keys().isdisjoint({"devices", "num_cores"}):
+            kwargs = {**kwargs, "num_cores": cores}
+        return wrapped(*args, **kwargs)
+
+    stock = vars(pltpu)["create_tensorcore_mesh"]
+    return _set(pltpu, "create_tensorcore_mesh", wrapt.FunctionWrapper(stock, create))
 
 
 def _set(place: Any, name: str, value: Any) -> Callable[[], None]:

@@ -30,6 +30,8 @@ def choose_kernel(
             raise Unsupported("pallas_call", kernel.obstacle)
         asked = kernel_info.unhonoured(kernel.equation)
         if asked is not None:
+            if compilation is not None and kernel_info.talks(kernel.equation):
+                asked = f"{asked}; its function isn't run in NumPy: {compilation.reason}"
             raise Unsupported("pallas_call", asked)
         cached, executable = compiling.with_depth_of(
             kernel.jaxpr, described.name, compiling.compiled, described, keep=True

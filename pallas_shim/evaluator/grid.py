@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pallas_shim import jax_compat
-from pallas_shim.evaluator import memory, refs
+from pallas_shim.evaluator import memory, outside, refs
 from pallas_shim.evaluator.analysis import alias
 from pallas_shim.evaluator.blocks import block_viewer
 from pallas_shim.evaluator.checked_blocks import CheckedBlocks
@@ -55,10 +55,9 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
     ]
     scratch_types = ref_types[call.num_prefetch + num_blocks :]
     scratch = [Value(t) for t in scratch_types]
-    for ref, text in zip(
-        [*prefetch, *buffers, *scratch], jax_compat.argument_names(kernel), strict=False
-    ):
-        lowering.names[ref] = text
+    all_names = jax_compat.argument_names(kernel)
+    lowering.names.update(zip([*prefetch, *buffers, *scratch], all_names, strict=False))
+    names = all_names[call.num_prefetch :]
     checked_blocks = None
     _share_aliased(call, buffers)
     if call.checked is not None:
@@ -67,6 +66,11 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
     def cell(indices: Sequence[Value]) -> None:
         cell_start = len(lowering.body)
         starts = [lowering.inline(b.index_map, [*indices, *prefetch]) for b in call.blocks]
+        if call.checked is None:
+            outside.warn_of_blocks(
+                call, names, [_array_shape(lowering, b) for b in call.blocks], indices, sizes,
+                starts, lowering.body[cell_start:],
+            )  # fmt: skip
         if checked_blocks is not None:
             blocks = checked_blocks.refs()
             with lowering.block() as body:

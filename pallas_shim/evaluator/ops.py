@@ -244,6 +244,11 @@ _MEMORY_ROWS = (
         for name, does in (("semaphore_add", "adds to"), ("semaphore_subtract", "takes from"))
     ],
     _row(
+        "semaphore_take", "takes from a semaphore that nobody else signals; an error if it hasn't "
+        "that many", "semaphore:ref value:index leaf:index*", "", "rules/tpu",
+        effects=(_UPDATE._replace(io=True),),
+    ),
+    _row(
         "prng_seed", "sets the state of the hardware's generator", "state:ref seed:array*", "",
         "rules/hardware_random", effects=(_WRITE,),
     ),
@@ -308,6 +313,14 @@ _MACHINE_ROWS = (
                 Param("num_brought", "how many operands are brought"),
                 Param("combine", "the function"),
                 Param("patient", "whether those who came go on if the others never come")),
+    ),
+    _row(
+        "program_number", "the number of the program at some indices, an error if there is none",
+        "index:index*", "number:index", "rules/remote", effects=(_IO,),
+    ),
+    _row(
+        "dma", "copies between programs", "source:ref target:ref leaf:index*", "", "rules/tpu",
+        effects=(Effects((0,), (1,)),),
     ),
     _row(
         "turn", "lets the other programs run first", _SEEN, "", "machine/programs, machine/rows",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -39,17 +40,27 @@ def shard_map(eqn: Any) -> ShardMap:
       UnsupportedMesh: it has none.
     """
     p = eqn.params
-    mesh = p["mesh"]
-    manual = p["newly_manual_axes"] if "newly_manual_axes" in p else p["manual_axes"]
-    sizes = dict(mesh.shape)
+    mesh, told = p["mesh"], _told(eqn)
     return ShardMap(
         p["jaxpr"],
         mesh,
-        {name: size for name, size in sizes.items() if name in manual},
-        {name: size for name, size in sizes.items() if name not in manual},
+        told,
+        {name: size for name, size in mesh.shape.items() if name not in told},
         tuple(names(s, v.aval) for s, v in zip(p["in_specs"], eqn.invars, strict=True)),
         tuple(names(s, v.aval) for s, v in zip(p["out_specs"], eqn.outvars, strict=True)),
     )
+
+
+def count(eqn: Any) -> int:
+    """How many times a shard_map's function runs."""
+    return math.prod(_told(eqn).values())
+
+
+def _told(eqn: Any) -> dict[Any, int]:
+    """The axes that a shard_map's function is told of, and their sizes."""
+    p = eqn.params
+    manual = p["newly_manual_axes"] if "newly_manual_axes" in p else p["manual_axes"]
+    return {name: size for name, size in p["mesh"].shape.items() if name in manual}
 
 
 def names(spec: Any, aval: Any) -> tuple[tuple[Any, ...], ...]:

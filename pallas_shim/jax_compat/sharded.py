@@ -67,11 +67,17 @@ def on_mesh(
         names = _Propagation(opened)
     except meshes.UnsupportedMesh as error:
         raise Elsewhere(str(error)) from error
-    specs = [names.of(v) for v in opened.outvars]
+    specs = [_along(mesh, names.of(v)) for v in opened.outvars]
     whole = all(
         size == 1 for eqn in found for size in meshes.shard_map(eqn).others.values()
     ) and all(dict(eqn.params["mesh"].shape) == dict(mesh.shape) for eqn in found)
     return OnMesh(mesh, devices, tuple(specs), tuple(told_in), tuple(told_out), whole)
+
+
+def _along(mesh: Mesh, names: Names | None) -> Names | None:
+    """Names of axes if this mesh has them; a shard_map may be over another of the same devices."""
+    known = names is not None and all(axis in mesh.shape for axes in names for axis in axes)
+    return names if known else None
 
 
 def _shard_maps(jaxpr: Any) -> Iterator[Any]:

@@ -293,6 +293,63 @@ def two_kernels_and_a_collective():
     equal(jax.jit(k.over(f, k.mesh(n), P("x"), P("x")))(x), 2 * want.reshape(n * 8, 128))
 
 
+@case()
+def any_order_gives_the_same():
+    """Programs that are right don't depend on who runs when."""
+    from pallas_shim.evaluator import passes
+    from pallas_shim.evaluator.execute import Executable
+    from pallas_shim.evaluator.lower import lower
+    from pallas_shim.evaluator.machine.scheduler import Order
+
+    on = k.mesh(4)
+    reduce = k.ring_reduce_scatter(4, local((4, 8, 128)))
+    right = k.permute(local((8, 128)), FORMS["dict"][1], **FORMS["dict"][0])
+
+    def f(x):
+        mine = k.double(reduce(x)) + lax.psum(x[0], "x")
+        return right(right(mine)), k.ring_all_gather(4, local((8, 128)))(mine)
+
+    x = k.numbers(16, 8, 128)
+    mapped = jax.jit(k.over(f, on, P("x"), P("x")))
+    want = [np.asarray(y) for y in mapped(x)]
+    jaxpr = jax.make_jaxpr(mapped)(x)
+    for program in (lower(jaxpr), passes.optimise(lower(jaxpr))):
+        for order in (Order(), *map(Order, range(12))):
+            for got, expected in zip(
+                Executable(program, order=order)(np.asarray(x)), want, strict=True
+            ):
+                equal(got, expected)
+
+
+@case()
+def several_threads_at_once():
+    import concurrent.futures
+
+    f = jax.jit(k.over(k.ring_all_gather(4, local((8, 128))), k.mesh(4), P("x"), P("x")))
+    xs = [k.numbers(32, 128, seed=seed) for seed in range(4)]
+    f(xs[0])
+
+    def check(x):
+        for _ in range(20):
+            equal(f(x), np.tile(np.asarray(x).reshape(4, 8, 128), (4, 1, 1)))
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(check, xs))
+
+
+@case()
+def two_meshes_of_the_same_devices():
+    line, square = k.mesh(4), k.mesh(2, 2, names="ab")
+
+    def f(x):
+        y = k.over(lambda x: k.double(lax.psum(x, "x")), line, P("x"), P())(x)
+        return k.over(lambda y: y + lax.axis_index("b"), square, P("a", "b"), P("a", "b"))(y)
+
+    x = k.numbers(16, 8)
+    total = 2 * np.asarray(x).reshape(4, 4, 8).sum(0)
+    equal(jax.jit(f)(x), total + np.repeat([0, 1], 4))
+
+
 # -- cores ------------------------------------------------------------------------------------
 
 
@@ -368,6 +425,27 @@ def cores_of_several_devices():
         return pl.run_state(body)((x, jnp.zeros_like(x)))[1]
 
     equal(jax.jit(k.over(run, k.mesh(3), P("x"), P("x")))(x), np.roll(np.asarray(x), 1, 0))
+
+
+@case()
+def the_cores_that_the_tpu_has():
+    """Inside shard_map JAX would ask the devices, which are CPUs."""
+    if "create_tensorcore_mesh" not in vars(pltpu):
+        return double_for_the_report()
+
+    def run(x):
+        def body(refs):
+            x_ref, o_ref = refs
+            cores = pltpu.create_tensorcore_mesh("core")
+
+            @pl.core_map(cores)
+            def _():
+                pltpu.sync_copy(x_ref, o_ref)
+
+        return k.double(pl.run_state(body)((x, jnp.zeros_like(x)))[1])
+
+    x = k.numbers(4, 8, 128)
+    equal(jax.jit(k.over(run, k.mesh(4), P("x"), P("x")))(x), 2 * np.asarray(x))
 
 
 @case()

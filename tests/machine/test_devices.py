@@ -26,6 +26,7 @@ def results() -> dict[str, dict]:
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
+        "PALLAS_NUMPY_VERIFY": "1",
         "PALLAS_NUMPY_TPU": "v7x",  # SparseCore has to be asked about
         "PYTHONPATH": str(ROOT),
     }

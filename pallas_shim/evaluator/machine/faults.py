@@ -26,8 +26,27 @@ def own_deadlock(
     )
 
 
+class BlockWarning(UserWarning):
+    """A block lies wholly outside its array."""
+
+
 _warned: set[tuple[Any, ...]] = set()
 _warning = threading.Lock()
+
+
+def warn_once(
+    key: tuple[Any, ...], message: str, category: type[Warning], where: str | None
+) -> None:
+    """Warns, the first time that there is such a ``key``, at a file and line if they are known."""
+    with _warning:
+        if key in _warned:
+            return
+        _warned.add(key)
+    file, _, line = (where or "").partition(" ")[0].rpartition(":")
+    if file and line.isdigit():
+        warnings.warn_explicit(message, category, file, int(line))
+    else:
+        warnings.warn(message, category, stacklevel=2)
 
 
 def warn_of_leftover(
@@ -35,19 +54,10 @@ def warn_of_leftover(
 ) -> None:
     """Warns, once for each semaphore of a kernel, that a program leaves it other than zero.
     ``where`` is the file and line of the kernel, "" if they aren't known."""
-    key = (kernel, semaphore, where)
-    with _warning:
-        if key in _warned:
-            return
-        _warned.add(key)
     left = counts[np.nonzero(counts)] if counts.ndim else counts
     text = ", ".join(map(str, np.unique(left)))
     message = (
-        f"the kernel {kernel} ends with {semaphore} at {text} on {program}; on a TPU that breaks "
-        "the next kernel. Each signal and each copy needs a wait of the same count"
+        f"the Pallas kernel {kernel} ends with {semaphore} at {text} on {program}; on a TPU that "
+        "breaks the next kernel. Each signal and each copy needs a wait of the same count"
     )
-    file, _, line = where.partition(" ")[0].rpartition(":")
-    if file and line.isdigit():
-        warnings.warn_explicit(message, SemaphoreWarning, file, int(line))
-    else:
-        warnings.warn(message, SemaphoreWarning, stacklevel=2)
+    warn_once((kernel, semaphore, where), message, SemaphoreWarning, where)

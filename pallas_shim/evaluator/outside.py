@@ -1,0 +1,77 @@
+"""Blocks that lie wholly outside their arrays, as far as that is known before a kernel runs.
+
+Without a check of memory such a block is moved inside, as in JAX's interpreter; a TPU copies from
+or to what lies there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from pallas_shim.evaluator.analysis.cell_tables import table_of, tables
+from pallas_shim.evaluator.machine import faults
+from pallas_shim.evaluator.program import Instruction, Region, Value
+from pallas_shim.jax_compat.pallas import Block, PallasCall
+
+# Grids of more cells aren't looked at.
+_MOST_CELLS = 1 << 18
+
+
+def warn_of_blocks(
+    call: PallasCall,
+    names: Sequence[str],
+    shapes: Sequence[tuple[int, ...]],
+    indices: Sequence[Value],
+    sizes: Sequence[Value],
+    starts: Sequence[Sequence[Value]],
+    body: Sequence[Instruction],
+) -> None:
+    """Warns of each block that some cell has wholly outside its array, of the given shapes.
+    ``body`` is what computes the ``starts`` of the grid's ``indices``."""
+    if any(size.const is None for size in sizes):
+        return
+    bounds = [int(size.const) for size in sizes if size.const is not None]
+    if not 0 < math.prod(bounds) <= _MOST_CELLS or not all(map(_is_plain, body)):
+        return
+    known = tables(bounds, Region(tuple(indices), tuple(body), ()), {}, {})
+    for at, (block, shape, of_block) in enumerate(zip(call.blocks, shapes, starts, strict=True)):
+        for axis, (dim, start) in enumerate(zip(block.dims, of_block, strict=False)):
+            table = table_of(start, known, len(bounds))
+            if table is None or dim.padding != (0, 0):
+                continue
+            first = table.astype(np.int64) * (dim.size if dim.kind == "blocked" else 1)
+            outside = (first >= shape[axis]) | (first + dim.size <= 0)
+            if shape[axis] and dim.size and outside.any():
+                cell = tuple(int(i) for i in np.argwhere(np.broadcast_to(outside, bounds))[0])
+                name = names[at] if at < len(names) else block.origin
+                number = int(table[outside].flat[0])
+                _warn(call, block, name, shape, axis, cell, number)
+                break
+
+
+def _is_plain(instruction: Instruction) -> bool:
+    return not instruction.regions
+
+
+def _warn(
+    call: PallasCall,
+    block: Block,
+    name: str,
+    shape: tuple[int, ...],
+    axis: int,
+    cell: tuple[int, ...],
+    number: int,
+) -> None:
+    dim = block.dims[axis]
+    sizes = tuple(d.size for d in block.dims)
+    message = (
+        f"the Pallas kernel {call.name} has, in cell {cell} of its grid, a block of {name} wholly "
+        f"outside the array: along dimension {axis} its index map returns {number}, where the "
+        f"array of shape {shape} is cut into blocks of {sizes}"
+    )
+    if dim.kind == "blocked" and dim.size > 1 and 0 <= number <= shape[axis] - dim.size:
+        message += ". Index maps return block numbers, not elements"
+    faults.warn_once((call.name, call.source, name), message, faults.BlockWarning, call.source)
