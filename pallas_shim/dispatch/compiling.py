@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from pallas_shim import dump, settings
@@ -40,7 +40,9 @@ def compiled(function: Function, *, keep: bool) -> tuple[CachedProgram | None, E
         return None, _made(compiler.compile, function, options)
     make = functools.partial(_made, compiler.make_program, function, options)
     cached = CachedProgram(function.jaxpr, function.name, function.axes, make)
-    return cached, compiler.prepare(cached.get(), options)
+    program = cached.get()
+    with _bugs_refuse(function.name):
+        return cached, compiler.prepare(program, options)
 
 
 def program(function: Function) -> Program:
@@ -75,17 +77,23 @@ def _options(folder: dump.Folder | None) -> compiler.Options:
 
 
 def _made(make: Callable[..., R], function: Function, options: compiler.Options) -> R:
-    """What a step of the compiler makes of a function."""
-    name = function.name
+    """What the compiler makes of a function."""
+    with _bugs_refuse(function.name):
+        return make(function.jaxpr, name=function.name, axes=function.axes, options=options)
+
+
+@contextlib.contextmanager
+def _bugs_refuse(name: str) -> Iterator[None]:
+    """What goes wrong inside, in the compiler, is a reason to leave a function to JAX."""
     try:
-        return make(function.jaxpr, name=name, axes=function.axes, options=options)
+        yield
     except (Unsupported, InvalidProgram, OSError, RecursionError):
         raise
     except Exception as error:
         # A wrong rule must not cost the user the call, but it must be seen.
         kind = type(error).__name__
         raise Unsupported(
-            name, f"lowering failed, which is a bug in pallas_shim: {kind}: {error}"
+            name, f"compiling it failed, which is a bug in pallas_shim: {kind}: {error}"
         ) from error
 
 
