@@ -21,6 +21,7 @@ from jax.interpreters import mlir
 import pallas_shim
 from pallas_shim import dispatch
 from pallas_shim.dispatch import planning
+from pallas_shim.evaluator import compiler
 from pallas_shim.jax_compat.hooks import jit_entry
 from pallas_shim.report import REPORT
 from tests.shimmed import double, only_row, rungs, setting, shim
@@ -228,6 +229,25 @@ def test_only_the_unsupported_kernel_stays_with_jax(shim):
         "double_kernel": "callback",
         "unruly_kernel": "jax",
     }
+
+
+@pytest.mark.parametrize("checked", (False, True))
+@pytest.mark.parametrize("at", ("lower", "prepare"))
+def test_a_bug_of_the_compiler_costs_no_call(at, checked, shim, setting, monkeypatch, tmp_path):
+    """``checked``: the program comes from no cache."""
+    setting(cache=str(tmp_path), verify=checked)
+
+    def fail(*args, **kwargs):
+        raise ZeroDivisionError("for the test")
+
+    if at == "lower":
+        monkeypatch.setattr(compiler, "lower", fail)
+    else:
+        monkeypatch.setattr(compiler.codegen, "choice", fail)
+    with pytest.warns(dispatch.FallbackWarning, match="a bug in pallas_shim: ZeroDivisionError"):
+        out = jax.jit(lambda x: double(x) + checked)(X)
+    np.testing.assert_array_equal(np.asarray(out), 2 * X + checked)
+    assert rungs() == {"jax"}
 
 
 def test_strict_makes_it_an_error(shim, setting):

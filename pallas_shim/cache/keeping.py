@@ -50,7 +50,23 @@ class Kept(NamedTuple):
     consts: list[np.ndarray]
 
 
-Make = Callable[[dict[str, Any]], tuple[Program, tuple[int, ...], tuple[int, ...]]]
+class Traced(NamedTuple):
+    """A call that JAX has traced, and the program that was made of that.
+
+    ``deleted``, ``unused``: see `Facts`. ``results``: the types.
+    """
+
+    call: call_info.JitCall
+    program: Program
+    deleted: tuple[int, ...]
+    unused: tuple[int, ...]
+    results: Sequence[Any]
+    out_tree: Any
+    consts: Sequence[Any]
+
+
+# Of what `jit_calls.trace_anew` gives.
+Make = Callable[[dict[str, Any], Any, list[Any]], Traced]
 
 
 class CachedCall:
@@ -70,8 +86,7 @@ class CachedCall:
         """What an earlier process kept of this call; None also if JAX is to trace it to verify
         that.
 
-        ``make`` gives a program, and the deleted and the unused arguments, from the parameters of
-        the traced call.
+        ``make`` makes the program of a call that was traced to verify another one.
         """
         if self._reason is not None:
             return None
@@ -94,17 +109,7 @@ class CachedCall:
         """To be entered around the tracing of this call."""
         return contextlib.nullcontext() if self._reason is not None else self._key.watch
 
-    def traced(
-        self,
-        use: Use,
-        program: Program,
-        call: call_info.JitCall,
-        deleted: tuple[int, ...],
-        unused: tuple[int, ...],
-        results: Sequence[Any],
-        out_tree: Any,
-        consts: Sequence[Any],
-    ) -> None:
+    def traced(self, use: Use, traced: Traced) -> None:
         """Has the program kept, with what is known of the call. Says in the report what became of
         it.
 
@@ -114,13 +119,12 @@ class CachedCall:
         try:
             if self._reason is not None:
                 raise encode.NotData(self._reason)
-            facts = _facts(use.kernels, call, deleted, unused, results, out_tree, consts)
-            head = encode.encode_data(tuple(facts))
+            head = encode.encode_data(tuple(_facts(use.kernels, traced)))
             if self._expected is None:
                 self._key.verify()
                 use.cache = "to be written when the process ends"
                 key = self._key.digest  # neither the key nor the call is kept, which hold arrays
-                write = functools.partial(_write, self._store, key, use, head, program)
+                write = functools.partial(_write, self._store, key, use, head, traced.program)
                 later.at_exit(lambda seconds: write())
                 return
         except (encode.NotData, Unkeyable) as error:
@@ -129,25 +133,21 @@ class CachedCall:
                 return
             head = b""
         expected = self._expected
-        find = functools.partial(_difference, expected, head, program)
+        find = functools.partial(_difference, expected, head, traced.program)
         remove = functools.partial(self._store.remove, self._key.digest)
-        verify.Check(call.name, 0.0, find, remove).check()
+        verify.Check(traced.call.name, 0.0, find, remove).check()
         use.cache = "read, and verified"
 
     def _verify_later(self, data: bytes, make: Make) -> None:
         call = jit_calls.without_arrays(self._call)
 
         def difference() -> str | None:
-            params, out_tree, consts = jit_calls.trace_anew(call)
-            program, deleted, unused = make(params)
-            jit_call = call_info.describe_call(params)
-            results = call_info.out_avals(params["jaxpr"])
+            traced = make(*jit_calls.trace_anew(call))
             try:
-                facts = _facts((), jit_call, deleted, unused, results, out_tree, consts)
-                head = encode.encode_data(tuple(facts))
+                head = encode.encode_data(tuple(_facts((), traced)))
             except encode.NotData:
                 head = b""
-            return _difference(data, head, program)
+            return _difference(data, head, traced.program)
 
         name = getattr(call.function, "__name__", "a function")
         remove = functools.partial(self._store.remove, self._key.digest)
@@ -195,25 +195,17 @@ def _difference(data: bytes, head: bytes, program: Program) -> str | None:
     return verify.difference(kept.program, program)
 
 
-def _facts(
-    kernels: Sequence[KernelInfo],
-    call: call_info.JitCall,
-    deleted: tuple[int, ...],
-    unused: tuple[int, ...],
-    results: Sequence[Any],
-    out_tree: Any,
-    consts: Sequence[Any],
-) -> Facts:
-    if sum(call.donated) != len(deleted):
+def _facts(kernels: Sequence[KernelInfo], traced: Traced) -> Facts:
+    if sum(traced.call.donated) != len(traced.deleted):
         raise encode.NotData("donated arguments that can't be used")
     return Facts(
-        call.name,
+        traced.call.name,
         tuple((k.name, k.source, k.grid) for k in kernels),
-        tuple(map(_result, results)),
-        _out_tree(out_tree),
-        deleted,
-        unused,
-        tuple(map(_const, consts)),
+        tuple(map(_result, traced.results)),
+        _out_tree(traced.out_tree),
+        traced.deleted,
+        traced.unused,
+        tuple(map(_const, traced.consts)),
     )
 
 

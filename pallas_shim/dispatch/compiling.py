@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pallas_shim import dump, settings
@@ -42,7 +42,9 @@ def compiled(function: Function, *, keep: bool) -> tuple[CachedProgram | None, E
         return None, _made(compiler.compile, function, options)
     make = functools.partial(_made, compiler.make_program, function, options)
     cached = CachedProgram(function.jaxpr, function.name, function.axes, make)
-    return cached, compiler.prepare(cached.get(), options)
+    program = cached.get()
+    with _bugs_refuse(function.name):
+        return cached, compiler.prepare(program, options)
 
 
 # What the programs of a mesh meet for, and what they await, are functions of their own.
@@ -74,15 +76,17 @@ def compiled_on_mesh(
         folder.jaxpr(function.jaxpr)
     made = _made(compiler.make_program, function, options)
     results = sharded.results(on, call_info.out_avals(function.jaxpr), types)
-    if observing.current is not None:  # it compares whole arrays
-        return compiler.prepare(made, options), MeshPlan(on, {}, results)
-    parts = [
-        position
-        for position, names in shards.results(made).items()
-        if sharded.is_cut_so(results[position], names, on)
-    ]
-    cut = shards.parameters(made) if on.whole else {}
-    return compiler.prepare(made, options, parts), MeshPlan(on, cut, results)
+    parts: list[int] = []
+    cut: Mapping[int, sharded.Names] = {}
+    if observing.current is None:  # it compares whole arrays
+        parts = [
+            position
+            for position, names in shards.results(made).items()
+            if sharded.is_cut_so(results[position], names, on)
+        ]
+        cut = shards.parameters(made) if on.whole else {}
+    with _bugs_refuse(function.name):
+        return compiler.prepare(made, options, parts), MeshPlan(on, cut, results)
 
 
 def program(function: Function) -> Program:
@@ -117,20 +121,29 @@ def _options(folder: dump.Folder | None) -> compiler.Options:
 
 
 def _made(make: Callable[..., R], function: Function, options: compiler.Options) -> R:
-    """What a step of the compiler makes of a function."""
-    name = function.name
-    try:
-        on_mesh = function.on is not None
+    """What the compiler makes of a function."""
+    with _bugs_refuse(function.name):
         return make(
-            function.jaxpr, name=name, axes=function.axes, on_mesh=on_mesh, options=options
+            function.jaxpr,
+            name=function.name,
+            axes=function.axes,
+            on_mesh=function.on is not None,
+            options=options,
         )
+
+
+@contextlib.contextmanager
+def _bugs_refuse(name: str) -> Iterator[None]:
+    """What goes wrong inside, in the compiler, is a reason to leave a function to JAX."""
+    try:
+        yield
     except (Unsupported, InvalidProgram, OSError, RecursionError):
         raise
     except Exception as error:
         # A wrong rule must not cost the user the call, but it must be seen.
         kind = type(error).__name__
         raise Unsupported(
-            name, f"lowering failed, which is a bug in pallas_shim: {kind}: {error}"
+            name, f"compiling it failed, which is a bug in pallas_shim: {kind}: {error}"
         ) from error
 
 

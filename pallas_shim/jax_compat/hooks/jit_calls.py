@@ -2,7 +2,9 @@
 
 JAX remembers what it inferred from a call (its traced form above all) in an entry for the
 function, the types of the arguments, the static values and the configuration. What is answered
-here goes by those entries, so that whatever makes JAX forget makes us forget.
+here goes by those entries, so that whatever makes JAX forget makes us forget. To look plans up by
+jaxpr, where JAX runs what it has inferred, would be plainer, but a call that adds 8 numbers takes a
+fifth longer so; and one whose program was kept by an earlier process has no jaxpr.
 """
 
 from __future__ import annotations
@@ -168,8 +170,7 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
             return stock_run(inferred, args_flat, fun, args, kwargs)
         given, inferred = inferred
         returned = stock_run(inferred, args_flat, fun, args, kwargs)
-        if given is not None:
-            answers.ran(given, inferred.params, inferred.out_tree, inferred.consts)
+        answers.ran(given, inferred.params, inferred.out_tree, inferred.consts)
         return returned
 
     def infer_and_run(fun: Any, info: Any, *args: Any, **kwargs: Any) -> Any:

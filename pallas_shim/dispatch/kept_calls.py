@@ -1,0 +1,81 @@
+"""Calls whose programs are kept by their functions: plans without a trace of JAX's."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jax
+
+from pallas_shim.cache.keeping import CachedCall, Facts, Traced
+from pallas_shim.dispatch import compiling, donation, function
+from pallas_shim.dispatch.plan import IN_NUMPY, Plan, event
+from pallas_shim.evaluator.program import Program
+from pallas_shim.gc_pause import gc_paused
+from pallas_shim.jax_compat import arrays, call_info
+from pallas_shim.jax_compat.hooks.jit_calls import Call, Known
+from pallas_shim.jax_compat.inputs import is_jaxs_own
+from pallas_shim.jax_compat.kernel_info import KernelInfo
+from pallas_shim.report import REPORT
+
+
+def load(call: Call, setting: str) -> Known | CachedCall | None:
+    """What an earlier process kept of a call that JAX has not traced; else what keeps it for later
+    ones, or None if that isn't wanted."""
+    if is_jaxs_own(call.function):
+        return None
+    start = time.perf_counter()
+    cached = CachedCall(call, setting)
+    known = gc_paused(_known, call, cached)
+    if known is None:
+        return cached
+    known.plan.use.prepared(time.perf_counter() - start)
+    return known
+
+
+def keep(
+    cached: CachedCall, plan: Plan, params: dict[str, Any], out_tree: Any, consts: list[Any]
+) -> None:
+    """Has the program of a plan kept, of a call that JAX has traced."""
+    assert plan.use is not None and plan.executable is not None
+    call = call_info.describe_call(params)
+    results, unused = call_info.out_avals(params["jaxpr"]), arrays.unused(plan.in_dtypes)
+    program = plan.executable.program
+    cached.traced(plan.use, Traced(call, program, plan.deleted, unused, results, out_tree, consts))
+
+
+def _known(call: Call, cached: CachedCall) -> Known | None:
+    kept = cached.read(_traced_anew)
+    if kept is None:
+        return None
+    return Known(_plan(call, kept.program, kept.facts), kept.out_tree, kept.consts)
+
+
+def _plan(call: Call, program: Program, facts: Facts) -> Plan:
+    """The plan of a call whose program an earlier process kept."""
+    kernels = tuple(KernelInfo(*kernel) for kernel in facts.kernels)
+    use = REPORT.use(facts.function, kernels, "numpy", IN_NUMPY)
+    use.cache = "read"
+    avals = [arrays.result_aval(*result) for result in facts.results]
+    arguments = [*map(jax.typeof, facts.consts), *call.avals]
+    used = [position not in facts.unused for position in range(len(arguments))]
+    return Plan(
+        (),
+        use.reason,
+        compiling.kept(facts.function, program),
+        use,
+        event(facts.function),
+        arrays.argument_dtypes(arguments, used),
+        arrays.result_types(avals),
+        facts.deleted,
+    )
+
+
+def _traced_anew(params: dict[str, Any], out_tree: Any, consts: list[Any]) -> Traced:
+    """What JAX has traced to verify what was kept; the program is made as if nothing was."""
+    jaxpr, call = params["jaxpr"], call_info.describe_call(params)
+    used = call_info.used_arguments(jaxpr, keep_unused=call.keep_unused)
+    unused = arrays.unused(arrays.argument_dtypes(call_info.in_avals(jaxpr), used))
+    program = compiling.program(function.of_call(jaxpr, call))
+    deleted = donation.deleted(jaxpr, call, used)
+    return Traced(call, program, deleted, unused, call_info.out_avals(jaxpr), out_tree, consts)
