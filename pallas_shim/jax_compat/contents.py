@@ -258,7 +258,7 @@ class Contents:
 
     def _other(self, value: Any) -> int:
         """A value of a type without a reader of its own."""
-        if isinstance(value, core.Tracer):
+        if isinstance(value, jax.core.Tracer):
             raise Unreadable("an array of another trace")
         if _is_jaxpr(value):
             return self._jaxpr(value)
@@ -370,7 +370,7 @@ _UNSET = object()
 _invars, _outvars = operator.attrgetter("invars"), operator.attrgetter("outvars")
 _params, _ctx = operator.attrgetter("params"), operator.attrgetter("ctx")
 _aval = operator.attrgetter("aval")
-_raw = TypedNdArray.tobytes if issubclass(TypedNdArray, np.ndarray) else lambda x: x.val.tobytes()
+_raw = np.ndarray.tobytes if issubclass(TypedNdArray, np.ndarray) else lambda x: x.val.tobytes()
 
 
 @functools.cache

@@ -99,8 +99,10 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.lib._jax": ("collect_garbage",),
     "jax._src.lib.jax_jit": ("parse_arguments",),
     "jax._src.lib.xla_client": ("batched_device_put",),
+    "jax._src.literals": ("TypedInt", "TypedNdArray"),
     "jax._src.mesh": (
         "AbstractMesh",
+        "Mesh",
         "empty_abstract_mesh",
         "empty_concrete_mesh",
         "get_abstract_mesh",

@@ -245,11 +245,11 @@ def without_arrays(call: Call) -> Call:
         return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
 
     args = tuple([
-        arg if i in static else tree_util.tree_map(type_of, arg) for i, arg in enumerate(call.args)
+        arg if i in static else jax.tree.map(type_of, arg) for i, arg in enumerate(call.args)
     ])
     # JAX takes those with a name in the order of their names.
     kwargs = {
-        name: arg if name in names else tree_util.tree_map(type_of, arg)
+        name: arg if name in names else jax.tree.map(type_of, arg)
         for name, arg in sorted(call.kwargs.items())
     }
     return call._replace(args=args, kwargs=kwargs)

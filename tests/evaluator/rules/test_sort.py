@@ -133,6 +133,9 @@ def top_k(x, k, axis):
 @pytest.mark.parametrize("dtype", INTS[:-2] + WIDE + FLOATS, **names)
 def test_top_k_for_every_dtype(dtype):
     x = array((3, 40), dtype)
+    if dtype is ml_dtypes.bfloat16:
+        # XLA takes its subnormals for zeros on processors with AVX-512's instructions for it only.
+        x[np.abs(x.astype(np.float32)) < ml_dtypes.finfo(dtype).smallest_normal] = 0
     check_rule(lambda x: [lax.top_k(x, k) for k in (0, 1, 7, 39, 40)], x)
 
 
