@@ -14,9 +14,9 @@ import jax
 import numpy as np
 from hypothesis import strategies as st
 
-from pallas_shim.evaluator import builder, codegen, memory, refs, rules
+from pallas_shim.evaluator import codegen, memory, refs, rules
 from pallas_shim.evaluator.execute import Executable
-from pallas_shim.evaluator.lower import lower
+from pallas_shim.evaluator.lower import Lowering, lower
 from pallas_shim.evaluator.passes.dead_code import remove_dead_code
 from pallas_shim.evaluator.program import (
     PURE,
@@ -60,12 +60,12 @@ _COMPARISONS = {
 _WHOLE_ROW = Slice(0, 4, 1)
 
 
-class Builder(builder.Builder):
-    """A builder with the instructions that the tests need. What the programs made with it
+class Builder(Lowering):
+    """A lowering with the instructions that the tests need. What the programs made with it
     print goes to ``log``."""
 
     def __init__(self):
-        super().__init__()
+        super().__init__(axes={})
         rules.load()
         self.log = []
 
