@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pallas_shim.evaluator import checked_memory, memory
-from pallas_shim.evaluator.program import PURE, Effects, RefType, Value
+from pallas_shim.evaluator.lower import Lowering
+from pallas_shim.evaluator.program import PURE, Array, Effects, RefType, Value
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.jax_compat import CheckedMemory
 from pallas_shim.jax_compat.pallas import BlockDim, PallasCall
@@ -84,13 +85,13 @@ class CheckedBlocks:
 
     def __init__(
         self,
-        lowering,
+        lowering: Lowering,
         call: PallasCall,
         checked: CheckedMemory,
         sizes: Sequence[Value],
         buffers: Sequence[Value],
         types: Sequence[RefType],
-    ):
+    ) -> None:
         self.lowering, self.call, self.checked, self.sizes = lowering, call, checked, sizes
         self.buffers = buffers
         self.types = types
@@ -152,7 +153,7 @@ class CheckedBlocks:
         fill = memory.filler(self.types[position].dtype, self.checked)
         block_shape = self.types[position].shape
 
-        def view(buffer, *values):
+        def view(buffer: Array, *values: Array) -> Array:
             starts = place.starts(values)
             if copies and not place.is_inside(starts):
                 return _read(buffer, place, starts, block_shape, fill)
@@ -177,7 +178,7 @@ class CheckedBlocks:
         is_output = position >= self.call.num_inputs
         strict = is_output or self.checked.raises
 
-        def move(visits, buffer, block, *values):
+        def move(visits: Array, buffer: Array, block: Array, *values: Array) -> tuple[()]:
             starts = place.starts(values)
             if starts == visits.now:
                 return ()
@@ -200,7 +201,9 @@ class CheckedBlocks:
         """Emits, after the last cell, what writes the last blocks."""
         for visits, buffer, ref, place in self._written_back:
 
-            def write(visits, buffer, block, place=place):
+            def write(
+                visits: Array, buffer: Array, block: Array, place: Array = place
+            ) -> tuple[()]:
                 if visits.now is not None:
                     buffer[place.key(visits.now)] = block
                 return ()
@@ -244,13 +247,13 @@ class CheckedBlocks:
         sizes = [self.sizes[axis].const for axis in passed if axis not in axes]
         return all(size is not None and int(size) == 1 for size in sizes)
 
-    def _check(self, position: int, place: _BlockPlace) -> Callable[..., tuple]:
+    def _check(self, position: int, place: _BlockPlace) -> Callable[..., tuple[()]]:
         num_inputs = self.call.num_inputs
         kind = "input" if position < num_inputs else "output"
         origin = self.call.blocks[position].origin
         dims, grid_ndim = place.dims, len(self.sizes)
 
-        def check(*values):
+        def check(*values: Array) -> tuple[()]:
             starts = place.starts(values)
             if not place.is_inside(starts):
                 numbers = tuple(
@@ -266,10 +269,10 @@ class CheckedBlocks:
 
         return check
 
-    def _check_revisit(self, output: int, place: _BlockPlace) -> Callable[..., tuple]:
+    def _check_revisit(self, output: int, place: _BlockPlace) -> Callable[..., tuple[()]]:
         grid_ndim = len(self.sizes)
 
-        def check(visits, *values):
+        def check(visits: Array, *values: Array) -> tuple[()]:
             starts, iteration = place.starts(values), _iteration(values, grid_ndim)
             if starts != visits.now and starts in visits.past:
                 first, last = visits.past[starts]
@@ -298,7 +301,7 @@ class CheckedBlocks:
         refs: Sequence[Value],
         leaves: Sequence[Value],
         indices: Sequence[Value],
-        fn: Callable[..., tuple],
+        fn: Callable[..., tuple[()]],
         reads: tuple[int, ...] = (),
         writes: tuple[int, ...] = (),
     ) -> None:

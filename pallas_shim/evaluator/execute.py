@@ -12,7 +12,7 @@ import functools
 import itertools
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -44,7 +44,7 @@ class Executable:
         program: Program,
         emits: Callable[[Instruction], bool] = codegen.pays,
         emitted: Callable[[Instruction, str], None] | None = None,
-    ):
+    ) -> None:
         keep_freed_memory()
         self.program = program
         prepare = _Preparation(emits, emitted)
@@ -65,12 +65,12 @@ class Executable:
         return [frame[slot] for slot in self._results]
 
 
-class Steps(tuple):
+class Steps(tuple[Step, ...]):
     """Closures in order, and for each the instruction that it came from."""
 
     instructions: tuple[Instruction, ...]
 
-    def __new__(cls, pairs: Iterable[tuple[Step, Instruction]]):
+    def __new__(cls, pairs: Iterable[tuple[Step, Instruction]]) -> Self:
         pairs = tuple(pairs)
         self = super().__new__(cls, (step for step, _ in pairs))
         self.instructions = tuple(instruction for _, instruction in pairs)
@@ -192,35 +192,35 @@ class _Preparation:
 # -- plain instructions ---------------------------------------------------------------------
 
 
-def _call_0(fn, ins, out):
-    def step(f):
+def _call_0(fn: Callable[..., Any], ins: Sequence[int], out: int) -> Step:
+    def step(f: Frame) -> None:
         f[out] = fn()
 
     return step
 
 
-def _call_1(fn, ins, out):
+def _call_1(fn: Callable[..., Any], ins: Sequence[int], out: int) -> Step:
     (a,) = ins
 
-    def step(f):
+    def step(f: Frame) -> None:
         f[out] = fn(f[a])
 
     return step
 
 
-def _call_2(fn, ins, out):
+def _call_2(fn: Callable[..., Any], ins: Sequence[int], out: int) -> Step:
     a, b = ins
 
-    def step(f):
+    def step(f: Frame) -> None:
         f[out] = fn(f[a], f[b])
 
     return step
 
 
-def _call_3(fn, ins, out):
+def _call_3(fn: Callable[..., Any], ins: Sequence[int], out: int) -> Step:
     a, b, c = ins
 
-    def step(f):
+    def step(f: Frame) -> None:
         f[out] = fn(f[a], f[b], f[c])
 
     return step
@@ -229,14 +229,14 @@ def _call_3(fn, ins, out):
 _CALLS = (_call_0, _call_1, _call_2, _call_3)
 
 
-def _call_n(fn, ins, out):
-    def step(f):
+def _call_n(fn: Callable[..., Any], ins: Sequence[int], out: int) -> Step:
+    def step(f: Frame) -> None:
         f[out] = fn(*[f[i] for i in ins])
 
     return step
 
 
-def _call_for_effect(fn, ins):
+def _call_for_effect(fn: Callable[..., Any], ins: Sequence[int]) -> Step:
     if len(ins) == 2:
         a, b = ins
         return lambda f: fn(f[a], f[b])
@@ -246,16 +246,16 @@ def _call_for_effect(fn, ins):
     return lambda f: fn(*[f[i] for i in ins])
 
 
-def _call_multiple(fn, ins, outs):
-    def step(f):
+def _call_multiple(fn: Callable[..., Any], ins: Sequence[int], outs: Sequence[int]) -> Step:
+    def step(f: Frame) -> None:
         for out, result in zip(outs, fn(*[f[i] for i in ins]), strict=True):
             f[out] = result
 
     return step
 
 
-def _drop(slots):
-    def step(f):
+def _drop(slots: Sequence[int]) -> Step:
+    def step(f: Frame) -> None:
         for slot in slots:
             f[slot] = None
 
@@ -268,7 +268,7 @@ def _drop(slots):
 def _emitted(loop: codegen.Emitted) -> Step:
     run = loop.run
 
-    def step(f):
+    def step(f: Frame) -> None:
         try:
             run(f)
         except Exception as error:
@@ -290,13 +290,13 @@ def _move(sources: Sequence[int], targets: Sequence[int]) -> Step:
     get, row = operator.itemgetter(*sources), _row(targets)
     if len(sources) > 1:
 
-        def move(f):
+        def move(f: Frame) -> None:
             f[row] = get(f)
 
         return move
     (source,), (target,) = sources, targets
 
-    def move_one(f):
+    def move_one(f: Frame) -> None:
         f[target] = f[source]
 
     return move_one

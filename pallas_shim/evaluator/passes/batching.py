@@ -16,18 +16,20 @@ from typing import Any
 import numpy as np
 
 from pallas_shim.evaluator import registry
-from pallas_shim.evaluator.batching_rules import array_type, over_stack, stacked
+from pallas_shim.evaluator.batching_rules import over_stack, stacked
 from pallas_shim.evaluator.builder import Builder
 from pallas_shim.evaluator.passes.rewrite import with_regions
 from pallas_shim.evaluator.passes.stacks import CALL, VIEW, Stacks
 from pallas_shim.evaluator.program import (
     PURE,
+    Array,
     ArrayType,
     Instruction,
     Operation,
     Program,
     Region,
     Value,
+    array_type,
 )
 from pallas_shim.evaluator.registry import BATCHING_RULES, Stack
 
@@ -133,7 +135,7 @@ class _Batching:
 class _Agenda:
     """One region's body: what depends on what, and what is emitted in its stead."""
 
-    def __init__(self, batching: _Batching, body: Sequence[Instruction]):
+    def __init__(self, batching: _Batching, body: Sequence[Instruction]) -> None:
         self.batching = batching
         self.body = body
         self.builder = batching.builder
@@ -312,7 +314,7 @@ class _Agenda:
             self.stacks.add(out, column)
         return True
 
-    def cheapest_order(self, members, columns, shared):
+    def cheapest_order(self, members: Array, columns: Array, shared: Array) -> Array:
         """The members in the order, of those of one operand's stack, in which stacking costs
         least; their operands by position; the plans of those, and what they cost."""
         places = self.stacks.places
@@ -407,7 +409,7 @@ def windows_on_grid(
     at, within, out = tuple(taken), tuple(inner), stacked(window, len(starts))
     order = (*range(0, len(split), 2), *range(1, len(split), 2))
 
-    def run(x):
+    def run(x: Array) -> Array:
         # In one piece, because what is taken from a stack is used many times.
         parts = x[at].reshape(split)[within].transpose(order)
         return np.ascontiguousarray(parts).reshape(out.shape)

@@ -15,6 +15,7 @@ import numpy as np
 from pallas_shim.evaluator.batching_rules import stacked
 from pallas_shim.evaluator.builder import Builder
 from pallas_shim.evaluator.program import (
+    Array,
     ArrayType,
     Operation,
     Type,
@@ -73,15 +74,15 @@ def join(sources: Sequence[Value], out: ArrayType, parts: Sequence[tuple[int, An
     """Concatenates parts, given as positions among the sources and keys into those."""
     one, shape, dtype = (1, *out.shape[1:]), out.shape, out.dtype
 
-    def run(*arrays):
+    def run(*arrays: Array) -> Array:
         return np.concatenate(
             [arrays[i].reshape(one) if key is None else arrays[i][key] for i, key in parts]
         )
 
-    def run_scalars(*scalars):
+    def run_scalars(*scalars: Array) -> Array:
         return np.array([scalars[i] for i, _ in parts], dtype)
 
-    def run_whole(*arrays):
+    def run_whole(*arrays: Array) -> Array:
         return np.concatenate([arrays[i] for i, _ in parts]).reshape(shape)
 
     # An axis that is added at the end, once for all, costs less than one for each array.
@@ -94,7 +95,7 @@ def join(sources: Sequence[Value], out: ArrayType, parts: Sequence[tuple[int, An
 class Stacks:
     """The stacks of one region's body, which is what ``builder`` emits to."""
 
-    def __init__(self, builder: Builder):
+    def __init__(self, builder: Builder) -> None:
         self.builder = builder
         self.places: dict[Value, Place] = {}
         self._count = 0

@@ -15,7 +15,8 @@ import numpy as np
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import grid, refs
 from pallas_shim.evaluator.analysis import alias
-from pallas_shim.evaluator.program import RefType, Value
+from pallas_shim.evaluator.lower import Lowering
+from pallas_shim.evaluator.program import RefType, Value, ref_type
 from pallas_shim.evaluator.registry import Unsupported, lowering_rule
 
 # Scratch memory in other spaces may belong to several cores.
@@ -23,15 +24,15 @@ _CORES_OWN = ("any", "vmem", "smem", "semaphore", "semaphore_mem")
 
 
 @lowering_rule("core_map")
-def _core_map(lowering, eqn, ins):
+def _core_map(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     function = jax_compat.core_map(eqn)
     if any(not isinstance(v.type, RefType) and v.type.shape for v in ins):
         raise Unsupported("core_map", "its function captures arrays, which JAX refuses")
     require_no_waiting("core_map", [function])
     opened, _ = jax_compat.open_jaxpr(function.jaxpr)
-    scratch = [lowering.type(v.aval) for v in opened.invars]
+    scratch = [ref_type(lowering.type(v.aval)) for v in opened.invars]
 
-    def body():
+    def body() -> None:
         lowering.inline(function.jaxpr, _scratch(lowering, "core_map", function, scratch), ins)
 
     _on_cores(lowering, jax_compat.kernel_name(eqn), function, body)
@@ -39,7 +40,7 @@ def _core_map(lowering, eqn, ins):
 
 
 @lowering_rule("mpmd_map")
-def _mpmd_map(lowering, eqn, ins):
+def _mpmd_map(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     call = jax_compat.mpmd_map(eqn)
     if call.external_meshes:
         raise Unsupported("mpmd_map", "memory of a mesh that runs another kernel")
@@ -56,14 +57,15 @@ def _mpmd_map(lowering, eqn, ins):
         for value, type in zip(ins, types[:num_inputs], strict=True)
     ]
     outs = [
-        operands[source[out]] if out in source else refs.allocate(lowering, type)
+        operands[source[out]] if out in source else refs.allocate(lowering, ref_type(type))
         for out, type in enumerate(types[num_inputs:num_operands])
     ]
     with lowering.block() as cores:
         for function in call.functions:
 
-            def body(function=function):
-                scratch = _scratch(lowering, "mpmd_map", function, types[num_operands:])
+            def body(function: jax_compat.CoreFunction = function) -> None:
+                own = list(map(ref_type, types[num_operands:]))
+                scratch = _scratch(lowering, "mpmd_map", function, own)
                 lowering.inline(function.jaxpr, [*operands, *outs, *scratch])
 
             _on_cores(lowering, call.name, function, body)
@@ -73,7 +75,7 @@ def _mpmd_map(lowering, eqn, ins):
             grid.define_operand(lowering, ref, value, None, ref in written)
     lowering.body.extend(cores)
     return [
-        refs.load(lowering, ref, (), (), type.contents)
+        refs.load(lowering, ref, (), (), ref_type(type).contents)
         for ref, type in zip(outs, types[num_inputs:num_operands], strict=True)
     ]
 
@@ -89,7 +91,7 @@ def require_no_waiting(primitive: str, functions: Sequence[jax_compat.CoreFuncti
 
 
 def _scratch(
-    lowering, primitive: str, function: jax_compat.CoreFunction, types: Sequence[RefType]
+    lowering: Lowering, primitive: str, function: jax_compat.CoreFunction, types: Sequence[RefType]
 ) -> list[Value]:
     """Scratch memory of the core that is being lowered."""
     shared = [t.space for t in types if t.space not in _CORES_OWN]
@@ -98,7 +100,7 @@ def _scratch(
     return [refs.allocate(lowering, type) for type in types]
 
 
-def _on_cores(lowering, name: str, function: jax_compat.CoreFunction, body) -> None:
+def _on_cores(lowering: Lowering, name: str, function: jax_compat.CoreFunction, body: Any) -> None:
     sizes = [lowering.const(np.int32(size)) for size in function.axes.values()]
     cells = grid.lower_cells(
         lowering, name, sizes, tuple(function.axes), range(len(sizes)), lambda indices: body(),
@@ -110,7 +112,7 @@ def _on_cores(lowering, name: str, function: jax_compat.CoreFunction, body) -> N
 # -- names of axes ----------------------------------------------------------------------------
 
 
-def _axis(lowering, primitive: str, name: Any) -> tuple[Value, Value]:
+def _axis(lowering: Lowering, primitive: str, name: Any) -> tuple[Value, Value]:
     """The index and size of the innermost kernel axis of that name, or of a lone device's."""
     for kernel in reversed(lowering.kernels):
         if name in kernel.names:
@@ -122,14 +124,14 @@ def _axis(lowering, primitive: str, name: Any) -> tuple[Value, Value]:
     )
 
 
-def is_alone(lowering, primitive: str, name: Any) -> bool:
+def is_alone(lowering: Lowering, primitive: str, name: Any) -> bool:
     """Whether there is nothing else along the axis of that name."""
     size = _axis(lowering, primitive, name)[1]
     return size.const is not None and int(size.const) == 1
 
 
 @lowering_rule("axis_index")
-def _axis_index(lowering, eqn, ins):
+def _axis_index(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     return [_axis(lowering, "axis_index", eqn.params["axis_name"])[0]]
 
 
@@ -144,7 +146,7 @@ def _axis_index(lowering, eqn, ins):
     "all_to_all",
     "reduce_scatter",
 )
-def _alone(lowering, eqn, ins):
+def _alone(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     """A collective among the cores of a mesh that has one: it may give its operands a new axis."""
     primitive = eqn.primitive.name
     axes = eqn.params["axes"] if "axes" in eqn.params else eqn.params["axis_name"]

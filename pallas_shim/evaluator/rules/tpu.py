@@ -7,7 +7,7 @@ them, can't tell; a semaphore counts elements and signals as JAX's interpreter d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -16,7 +16,8 @@ import numpy as np
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import memory, refs
 from pallas_shim.evaluator.dynamic_slices import DynamicSlices
-from pallas_shim.evaluator.program import PURE, ArrayType, Effects, Value
+from pallas_shim.evaluator.lower import Lowering
+from pallas_shim.evaluator.program import PURE, Array, ArrayType, Effects, Types, Value
 from pallas_shim.evaluator.registry import Unsupported, lowering_rule, rule
 from pallas_shim.evaluator.rules import indirect
 from pallas_shim.evaluator.rules.mesh import is_alone
@@ -27,13 +28,15 @@ from pallas_shim.jax_compat import state
 _MOST_COUNTED = np.iinfo(np.int16).max
 
 
-def _access(lowering, view: state.RefView):
+def _access(
+    lowering: Lowering, view: state.RefView
+) -> tuple[Value, memory.Path, list[Value], ArrayType]:
     path, leaves = refs.path_of(view)
     probe = memory.viewed_type(view.ref.type.shape, view.ref.type.dtype, path)
     return view.ref, path, leaves, ArrayType(*probe)
 
 
-def _is_here(lowering, primitive: str, device_id) -> bool:
+def _is_here(lowering: Lowering, primitive: str, device_id: Any) -> bool:
     """Whether a device id can mean this core only: there is none, no other device is known, or
     they are places along axes of one."""
     if device_id is None:
@@ -44,7 +47,9 @@ def _is_here(lowering, primitive: str, device_id) -> bool:
     return all(is_alone(lowering, primitive, name) for name in named)
 
 
-def _each_choice(lowering, eqn, ins, emit: Callable[[Any, str, state.Dma], None]) -> None:
+def _each_choice(
+    lowering: Lowering, eqn: Any, ins: Sequence[Value], emit: Callable[[Any, str, state.Dma], None]
+) -> None:
     """Emits ``emit(lowering, primitive, dma)`` for a DMA, or for each of those that it may be."""
     primitive = eqn.primitive.name
 
@@ -61,8 +66,8 @@ def _each_choice(lowering, eqn, ins, emit: Callable[[Any, str, state.Dma], None]
             choose(cases[memory.clamped(index, len(cases), 1)])
             return
 
-        def region(case):
-            def build(_):
+        def region(case: Array) -> Array:
+            def build(_: Array) -> tuple[()]:
                 choose(case)
                 return ()
 
@@ -74,12 +79,12 @@ def _each_choice(lowering, eqn, ins, emit: Callable[[Any, str, state.Dma], None]
 
 
 @lowering_rule("dma_start")
-def _dma_start(lowering, eqn, ins):
+def _dma_start(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     _each_choice(lowering, eqn, ins, _start)
     return []
 
 
-def _start(lowering, primitive: str, dma: state.Dma) -> None:
+def _start(lowering: Lowering, primitive: str, dma: state.Dma) -> None:
     if any(indirect.rows(view).indices for view in (dma.src, dma.dst)):
         _count(lowering, dma.dst_sem, _counted(lowering, indirect.copy(lowering, dma).size), np.add)
         return
@@ -102,12 +107,12 @@ def _start(lowering, primitive: str, dma: state.Dma) -> None:
 
 
 @lowering_rule("dma_wait")
-def _dma_wait(lowering, eqn, ins):
+def _dma_wait(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     _each_choice(lowering, eqn, ins, _await)
     return []
 
 
-def _await(lowering, primitive: str, dma: state.Dma) -> None:
+def _await(lowering: Lowering, primitive: str, dma: state.Dma) -> None:
     into = indirect.rows(dma.dst)
     size = _dynamic_size(lowering, into.view)
     if into.indices:
@@ -118,11 +123,11 @@ def _await(lowering, primitive: str, dma: state.Dma) -> None:
     _count(lowering, dma.dst_sem, size, np.subtract)
 
 
-def _counted(lowering, size: int):
+def _counted(lowering: Lowering, size: int) -> Value:
     return lowering.const(np.int32(min(size, _MOST_COUNTED)))
 
 
-def _dynamic_size(lowering, view: state.RefView):
+def _dynamic_size(lowering: Lowering, view: state.RefView) -> Value | None:
     """The number of elements of a view that has slices of dynamic size, or None."""
     path, leaves = refs.path_of(view, sized=False)
     if not refs.has_dynamic_size(path):
@@ -135,7 +140,7 @@ def _dynamic_size(lowering, view: state.RefView):
     known = math.prod(size for size in sizes if isinstance(size, int))
     places = [size.leaf for size in sizes if not isinstance(size, int)]
 
-    def counted(*leaves):
+    def counted(*leaves: Array) -> Array:
         number = known * math.prod(int(leaves[place]) for place in places)
         return np.int32(min(number, _MOST_COUNTED))
 
@@ -144,7 +149,7 @@ def _dynamic_size(lowering, view: state.RefView):
     return size
 
 
-def _copy_cut_off(lowering, dma: state.Dma) -> None:
+def _copy_cut_off(lowering: Lowering, dma: state.Dma) -> None:
     """Copies what lies inside both refs. What the source lacks is zero: on a TPU it is the padding
     of the array to whole tiles, which its owners multiply with zeros and want finite."""
     (src_path, src_leaves), (dst_path, dst_leaves) = [
@@ -157,10 +162,10 @@ def _copy_cut_off(lowering, dma: state.Dma) -> None:
         raise Unsupported("dma_start", f"a DMA from {source.dtype} to {target.dtype}")
     count, add = len(src_leaves), dma.add
 
-    def copy(src, dst, *leaves):
+    def copy(src: Array, dst: Array, *leaves: Array) -> tuple[()]:
         given = source.read(src, leaves[:count])
 
-        def put(into):
+        def put(into: Array) -> None:
             both = tuple(map(slice, map(min, given.shape, into.shape)))
             if add:
                 into[both] += given[both]
@@ -178,14 +183,14 @@ def _copy_cut_off(lowering, dma: state.Dma) -> None:
     )
 
 
-def _count(lowering, sem: state.RefView, value, combine: np.ufunc) -> None:
+def _count(lowering: Lowering, sem: state.RefView, value: Value, combine: np.ufunc) -> None:
     """Adds to or takes from a semaphore. To the passes it is a store: nobody needs it who
     doesn't read the count."""
     ref, path, leaves, _ = _access(lowering, sem)
     path = refs.normalised(ref.ref, path)
     view = memory.viewer(ref.type.shape, ref.type.dtype, path)
 
-    def count(ref, value, *leaves):
+    def count(ref: Array, value: Array, *leaves: Array) -> tuple[()]:
         at = view(ref, *leaves)
         combine(at, value, out=at, casting="unsafe")
         return ()
@@ -196,7 +201,7 @@ def _count(lowering, sem: state.RefView, value, combine: np.ufunc) -> None:
     )
 
 
-def _semaphore(lowering, eqn, ins) -> state.Semaphore:
+def _semaphore(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> state.Semaphore:
     semaphore = state.semaphore(eqn, ins)
     if not _is_here(lowering, eqn.primitive.name, semaphore.device_id):
         raise Unsupported(eqn.primitive.name, "a semaphore of another device")
@@ -206,14 +211,14 @@ def _semaphore(lowering, eqn, ins) -> state.Semaphore:
 
 
 @lowering_rule("semaphore_signal")
-def _signal(lowering, eqn, ins):
+def _signal(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     semaphore = _semaphore(lowering, eqn, ins)
     _count(lowering, semaphore.view, semaphore.value, np.add)
     return []
 
 
 @lowering_rule("semaphore_wait")
-def _wait(lowering, eqn, ins):
+def _wait(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     semaphore = _semaphore(lowering, eqn, ins)
     if semaphore.decrement:
         _count(lowering, semaphore.view, semaphore.value, np.subtract)
@@ -221,7 +226,7 @@ def _wait(lowering, eqn, ins):
 
 
 @lowering_rule("semaphore_read")
-def _read(lowering, eqn, ins):
+def _read(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     ref, path, leaves, type = _access(lowering, _semaphore(lowering, eqn, ins).view)
     return [refs.load(lowering, ref, path, leaves, type)]
 
@@ -230,7 +235,9 @@ def _read(lowering, eqn, ins):
 
 
 @rule("roll")
-def _roll(ins, outs, *, axis, stride=None, stride_axis=None, **_):
+def _roll(
+    ins: Types, outs: Types, *, axis: Any, stride: Any = None, stride_axis: Any = None, **_: Any
+) -> Callable[..., Any]:
     size = ins[0].shape[axis]
     if stride is None:
         return lambda x, shift: np.roll(x, int(shift) % size if size else 0, axis)
@@ -243,7 +250,7 @@ def _roll(ins, outs, *, axis, stride=None, stride_axis=None, **_):
         tuple(i for i in range(ins[0].ndim) if i not in (axis, stride_axis)),
     )
 
-    def rolled(x, shift):
+    def rolled(x: Array, shift: Array) -> Array:
         index = (-offsets - int(shift)) % size
         return np.take_along_axis(x, np.broadcast_to(index, x.shape), axis)
 
@@ -251,12 +258,12 @@ def _roll(ins, outs, *, axis, stride=None, stride_axis=None, **_):
 
 
 @rule("repeat")
-def _repeat(ins, outs, *, repeats, axis, **_):
+def _repeat(ins: Types, outs: Types, *, repeats: Any, axis: Any, **_: Any) -> Callable[..., Any]:
     return lambda x: np.repeat(x, repeats, axis)
 
 
 @lowering_rule("repeat")
-def _repeat_or_tile(lowering, eqn, ins):
+def _repeat_or_tile(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     outs = [lowering.type(eqn.outvars[0].aval)]
     if jax_compat.REPEATS_ELEMENTS and not lowering.for_device:
         return lowering.apply("repeat", ins, outs, eqn.params)
@@ -266,7 +273,7 @@ def _repeat_or_tile(lowering, eqn, ins):
 
 
 @rule("bitcast")
-def _bitcast(ins, outs, *, ty, dim=None, **_):
+def _bitcast(ins: Types, outs: Types, *, ty: Any, dim: Any = None, **_: Any) -> Callable[..., Any]:
     (x,), (out,) = ins, outs
     axis = -2 if dim is None else dim
     if bit_width(x.dtype) * x.size != bit_width(out.dtype) * out.size:
@@ -274,7 +281,7 @@ def _bitcast(ins, outs, *, ty, dim=None, **_):
     if bit_width(x.dtype) == bit_width(out.dtype):
         return lambda a: recast(a.copy(), out.dtype)
 
-    def cast(a):
+    def cast(a: Array) -> Array:
         packed = recast(np.moveaxis(a, axis, -1), out.dtype)
         return np.moveaxis(packed, -1, axis)
 
@@ -282,12 +289,12 @@ def _bitcast(ins, outs, *, ty, dim=None, **_):
 
 
 @rule("sparsecore_bitcast")
-def _sparsecore_bitcast(ins, outs, *, dtype, **_):
+def _sparsecore_bitcast(ins: Types, outs: Types, *, dtype: Any, **_: Any) -> Callable[..., Any]:
     return _bitcast(ins, outs, ty=dtype, dim=-1)
 
 
 @rule("reciprocal")
-def _reciprocal(ins, outs, *, approx=False, **_):
+def _reciprocal(ins: Types, outs: Types, *, approx: Any = False, **_: Any) -> Callable[..., Any]:
     (out,) = outs
     one = out.dtype.type(1)
     if not approx:

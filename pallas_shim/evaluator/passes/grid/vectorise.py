@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from pallas_shim.evaluator import batched_ops, refs
 from pallas_shim.evaluator.analysis.cell_tables import Table
 from pallas_shim.evaluator.analysis.dependence import Span, block_spans, index_spans
-from pallas_shim.evaluator.batching_rules import LeadingAxes, array_type, common, each, over_leads
+from pallas_shim.evaluator.batching_rules import LeadingAxes, common, each, over_leads
 from pallas_shim.evaluator.builder import Builder
 from pallas_shim.evaluator.passes.grid.layout import Layout
 from pallas_shim.evaluator.passes.grid.reductions import Accumulation
@@ -27,6 +27,7 @@ from pallas_shim.evaluator.program import (
     RefType,
     Type,
     Value,
+    array_type,
 )
 from pallas_shim.evaluator.registry import BATCHING_RULES
 from pallas_shim.jax_compat.state import Index, Reshape, Slice, Transpose

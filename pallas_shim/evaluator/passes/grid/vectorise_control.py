@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pallas_shim.evaluator.batching_rules import LeadingAxes, array_type, common
+from pallas_shim.evaluator.batching_rules import LeadingAxes, common
 from pallas_shim.evaluator.passes.grid.vectorise import Cell, Vectoriser
 from pallas_shim.evaluator.program import (
     PURE,
@@ -22,6 +22,7 @@ from pallas_shim.evaluator.program import (
     Operation,
     Region,
     Value,
+    array_type,
     branch_taken,
     make_instruction,
 )
