@@ -34,7 +34,7 @@ WRONG = {
 
         class Wrong(Peephole):
             def mul(self, instruction):
-                return self.emit("add", instruction.ins, instruction.outs[0].type)
+                return self.builder.apply_one("add", instruction.ins, instruction.outs[0].type)
 
             methods = {"mul": mul}
 
