@@ -18,7 +18,7 @@ import numpy as np
 from pallas_shim.evaluator import memory
 from pallas_shim.evaluator.batching_rules import LeadingAxes
 from pallas_shim.evaluator.blocks import block_viewer, clamped, from_the_start
-from pallas_shim.evaluator.program import PURE, ArrayType, Operation, RefType, Type
+from pallas_shim.evaluator.program import PURE, Array, ArrayType, Operation, RefType, Type, Types
 from pallas_shim.evaluator.refs import READS_FIRST, UPDATES_FIRST, WRITES_FIRST
 from pallas_shim.evaluator.registry import rule
 from pallas_shim.evaluator.specialise import specialise
@@ -26,13 +26,15 @@ from pallas_shim.jax_compat.state import Index, Slice
 
 
 @rule("lookup")
-def _lookup(ins, outs, *, table, **_):
+def _lookup(ins: Types, outs: Types, *, table: Any, **_: Any) -> Callable[..., Any]:
     """What a table has at the given indices: an array over the table's other axes."""
     return lambda *at: table[at]
 
 
 @rule("blocks", view=True)
-def _blocks(ins, outs, *, starts, steps, kept, **_):
+def _blocks(
+    ins: Types, outs: Types, *, starts: Any, steps: Any, kept: Any, **_: Any
+) -> Callable[..., Any]:
     """A view of blocks that lie evenly in an array.
 
     Args:
@@ -49,7 +51,7 @@ def _blocks(ins, outs, *, starts, steps, kept, **_):
     lead_strides = [sum(map(int.__mul__, step, strides)) for step in steps]
     out_strides = (*lead_strides, *(strides[d] for d in kept))
 
-    def view(array, *at):
+    def view(array: Array, *at: Array) -> Array:
         if not array.flags.c_contiguous:
             first = [int(start.item(at)) for start in starts]
             return _strided(array, first, steps, kept, shape)
@@ -63,7 +65,9 @@ def _strides(array: ArrayType) -> tuple[int, ...]:
     return tuple(sizes)[::-1] if array.shape else ()
 
 
-def _strided(array, first, steps, kept, shape):
+def _strided(
+    array: Array, first: Array, steps: Array, kept: Array, shape: tuple[int, ...]
+) -> Array:
     if not steps:  # as_strided is slow
         length = dict(zip(kept, shape, strict=True))
         return array[
@@ -75,7 +79,7 @@ def _strided(array, first, steps, kept, shape):
     return _as_strided(corner, shape, strides)
 
 
-def _as_strided(array, shape, strides):
+def _as_strided(array: Array, shape: tuple[int, ...], strides: Array) -> Array:
     """NumPy's function can't be given float8_e5m2, which it takes for a float of its own."""
     bits = array.view(np.uint8) if array.dtype == _E5M2 else array
     return np.lib.stride_tricks.as_strided(bits, shape, strides).view(array.dtype)
@@ -102,7 +106,9 @@ def _members(leads: Sequence[LeadingAxes]) -> list[tuple[Any, ...]]:
 
 
 @rule("each")
-def _each(ins, outs, *, primitive, of, members, leads, multiple):
+def _each(
+    ins: Types, outs: Types, *, primitive: Any, of: Any, members: Any, leads: Any, multiple: Any
+) -> Callable[..., Any]:
     """A primitive with the parameters ``of``, on operands of the types ``members``."""
     cells = _members(leads)
     rank = len(next(lead for lead in leads if lead is not None))
@@ -110,7 +116,7 @@ def _each(ins, outs, *, primitive, of, members, leads, multiple):
     fn = specialise(primitive, members, types, of, multiple).fn
     assert fn is not None
 
-    def run(*operands):
+    def run(*operands: Array) -> Array:
         results = [np.empty((len(cells), *t.shape), t.dtype) for t in types]
         for position, keys in enumerate(cells):
             member = [x if key is None else x[key] for x, key in zip(operands, keys, strict=True)]
@@ -137,7 +143,7 @@ def _picker(
     numbers = np.arange(np.prod(leads[0])).reshape(leads[0])
     places = [(int(numbers[ref]), rest) for ref, *rest in cells]
 
-    def pick(operands):
+    def pick(operands: Array) -> Array:
         refs, *others = operands
         return [
             [refs[at], *[x if k is None else x[k] for x, k in zip(others, keys, strict=True)]]
@@ -153,7 +159,7 @@ def each_block(
     """A list of the blocks of an array, one a cell. Operands: the array, leaves."""
     view, pick = block_viewer(block), _picker(leads, False)
 
-    def run(*operands):
+    def run(*operands: Array) -> Array:
         return [view(*member) for member in pick(operands)]
 
     params = {"block": block, "leads": tuple(leads)}
@@ -174,13 +180,13 @@ def _copier(block: Any) -> Callable[..., np.ndarray]:
     if len(moving) == len(block) == 1 and not kept[0]:
         ((_, leaf, scale, dim, _, _),) = moving
 
-        def take(array, *leaves):
+        def take(array: Array, *leaves: Array) -> Array:
             at = from_the_start(np.asarray(leaves[leaf]), scale, dim)
             return array.take(at, mode="clip")
 
         return take
 
-    def copy(array, *leaves):
+    def copy(array: Array, *leaves: Array) -> Array:
         array = array[key]
         shape, starts = list(array.shape), []
         for d, leaf, scale, dim, size, _ in moving:
@@ -243,7 +249,7 @@ def each_load(
     shape, dtype = out
     part, _ = memory.viewed_type(member.shape, member.dtype, path)
 
-    def run(*operands):
+    def run(*operands: Array) -> Array:
         members = pick(operands)
         result = np.empty((len(members), *part), dtype)
         for at, one in enumerate(members):
@@ -262,7 +268,7 @@ def each_store(
     write = memory.writer(member.shape, member.dtype, path)
     pick = _picker(leads, listed)
 
-    def run(*operands):
+    def run(*operands: Array) -> tuple[()]:
         for one in pick(operands):
             write(*one)
         return ()
@@ -296,7 +302,7 @@ def accumulate(
     part = tuple([dim.size for dim in dims if isinstance(dim, Slice)])
     at_once = all(size == 1 for size in part)
 
-    def run(ref, values, *leaves):
+    def run(ref: Array, values: Array, *leaves: Array) -> tuple[()]:
         # A dimension more, so that there is one to index even in a single element.
         array = ref[(*key, ..., None)].transpose(order)
         values = np.broadcast_to(values, (rounds, *part))
@@ -322,7 +328,7 @@ def load(ref: RefType, path: memory.Path, ins: tuple[Type, ...], out: ArrayType)
     """A load of a ref's part at once. Operands: ref, leaves."""
     view = memory.viewer(ref.shape, ref.dtype, path)
 
-    def copy(*args):
+    def copy(*args: Array) -> Array:
         return view(*args).copy()
 
     return Operation("get", {"path": path, "as_view": view}, ins, (out,), copy, READS_FIRST)
@@ -332,7 +338,7 @@ def store(ref: RefType, path: memory.Path, ins: tuple[Type, ...]) -> Operation:
     """A store to a ref's part at once. Operands: ref, a value that may broadcast, leaves."""
     write = memory.writer(ref.shape, ref.dtype, path)
 
-    def run(*args):
+    def run(*args: Array) -> tuple[()]:
         write(*args)
         return ()
 

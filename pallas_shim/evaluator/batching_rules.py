@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pallas_shim.evaluator.program import ArrayType, Operation, Type
+from pallas_shim.evaluator.program import ArrayType, Operation, Type, array_type
 from pallas_shim.evaluator.registry import BATCHING_RULES, IMPL_RULES, Stack, Unsupported
 from pallas_shim.evaluator.specialise import specialise
 
 # The sizes of the axes in front of a stack, 1 along those that its members don't differ along;
 # None for a value that is the same for all.
 LeadingAxes = tuple[int, ...] | None
-
-
-def array_type(type: Type) -> ArrayType:
-    """The type of what only arrays get to."""
-    assert isinstance(type, ArrayType), type
-    return type
 
 
 def stacked(type: Type, size: int) -> ArrayType:

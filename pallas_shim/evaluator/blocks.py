@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pallas_shim.evaluator import memory
+from pallas_shim.evaluator.program import Array
 
 
 def block_viewer(fixed: Sequence[Any]) -> Callable[..., np.ndarray]:
@@ -20,7 +21,7 @@ def block_viewer(fixed: Sequence[Any]) -> Callable[..., np.ndarray]:
         return lambda buffer: buffer[key]
     template = [None if isinstance(f, tuple) else f for f in fixed] + [...]
 
-    def view(buffer, *starts):
+    def view(buffer: Array, *starts: Array) -> Array:
         key = template.copy()
         for position, leaf, scale, dim, size, squeezed in moving:
             at = memory.clamped(int(starts[leaf]) * scale, dim, size)

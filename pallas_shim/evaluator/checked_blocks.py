@@ -9,16 +9,19 @@ not where an input and an output share an array.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from pallas_shim.evaluator import checked_memory, memory
-from pallas_shim.evaluator.program import PURE, Effects, RefType, Value
+from pallas_shim.evaluator.program import PURE, Array, Effects, RefType, Value
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.jax_compat import CheckedMemory
 from pallas_shim.jax_compat.pallas import BlockDim, PallasCall
 from pallas_shim.jax_compat.state import Slice
+
+if TYPE_CHECKING:
+    from pallas_shim.evaluator.lower import Lowering
 
 Starts = tuple[int, ...]
 
@@ -84,13 +87,13 @@ class CheckedBlocks:
 
     def __init__(
         self,
-        lowering,
+        lowering: Lowering,
         call: PallasCall,
         checked: CheckedMemory,
         sizes: Sequence[Value],
         buffers: Sequence[Value],
         types: Sequence[RefType],
-    ):
+    ) -> None:
         self.lowering, self.call, self.checked, self.sizes = lowering, call, checked, sizes
         self.buffers = buffers
         self.types = types
@@ -152,7 +155,7 @@ class CheckedBlocks:
         fill = memory.filler(self.types[position].dtype, self.checked)
         block_shape = self.types[position].shape
 
-        def view(buffer, *values):
+        def view(buffer: Array, *values: Array) -> Array:
             starts = place.starts(values)
             if copies and not place.is_inside(starts):
                 return _read(buffer, place, starts, block_shape, fill)
@@ -177,7 +180,7 @@ class CheckedBlocks:
         is_output = position >= self.call.num_inputs
         strict = is_output or self.checked.raises
 
-        def move(visits, buffer, block, *values):
+        def move(visits: Array, buffer: Array, block: Array, *values: Array) -> tuple[()]:
             starts = place.starts(values)
             if starts == visits.now:
                 return ()
@@ -200,7 +203,9 @@ class CheckedBlocks:
         """Emits, after the last cell, what writes the last blocks."""
         for visits, buffer, ref, place in self._written_back:
 
-            def write(visits, buffer, block, place=place):
+            def write(
+                visits: Array, buffer: Array, block: Array, place: Array = place
+            ) -> tuple[()]:
                 if visits.now is not None:
                     buffer[place.key(visits.now)] = block
                 return ()
@@ -244,13 +249,13 @@ class CheckedBlocks:
         sizes = [self.sizes[axis].const for axis in passed if axis not in axes]
         return all(size is not None and int(size) == 1 for size in sizes)
 
-    def _check(self, position: int, place: _BlockPlace) -> Callable[..., tuple]:
+    def _check(self, position: int, place: _BlockPlace) -> Callable[..., tuple[()]]:
         num_inputs = self.call.num_inputs
         kind = "input" if position < num_inputs else "output"
         origin = self.call.blocks[position].origin
         dims, grid_ndim = place.dims, len(self.sizes)
 
-        def check(*values):
+        def check(*values: Array) -> tuple[()]:
             starts = place.starts(values)
             if not place.is_inside(starts):
                 numbers = tuple(
@@ -266,10 +271,10 @@ class CheckedBlocks:
 
         return check
 
-    def _check_revisit(self, output: int, place: _BlockPlace) -> Callable[..., tuple]:
+    def _check_revisit(self, output: int, place: _BlockPlace) -> Callable[..., tuple[()]]:
         grid_ndim = len(self.sizes)
 
-        def check(visits, *values):
+        def check(visits: Array, *values: Array) -> tuple[()]:
             starts, iteration = place.starts(values), _iteration(values, grid_ndim)
             if starts != visits.now and starts in visits.past:
                 first, last = visits.past[starts]
@@ -298,7 +303,7 @@ class CheckedBlocks:
         refs: Sequence[Value],
         leaves: Sequence[Value],
         indices: Sequence[Value],
-        fn: Callable[..., tuple],
+        fn: Callable[..., tuple[()]],
         reads: tuple[int, ...] = (),
         writes: tuple[int, ...] = (),
     ) -> None:

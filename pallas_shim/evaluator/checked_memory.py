@@ -13,6 +13,7 @@ import numpy as np
 
 from pallas_shim.evaluator import memory
 from pallas_shim.evaluator.memory import Dynamic, Path
+from pallas_shim.evaluator.program import Array
 from pallas_shim.jax_compat.state import Index, Slice
 
 
@@ -50,10 +51,12 @@ def _is_inside(start: Any, span: IndexSpan) -> bool:
     return 0 <= start <= span.size - span.extent
 
 
-def check(spans: Sequence[IndexSpan], message: str, error: type[Exception]) -> Callable[..., tuple]:
+def check(
+    spans: Sequence[IndexSpan], message: str, error: type[Exception]
+) -> Callable[..., tuple[()]]:
     """The function of a path's leaves that raises ``error`` if one of them leads outside."""
 
-    def run(*leaves):
+    def run(*leaves: Array) -> tuple[()]:
         for span in spans:
             start = _at(span.start, leaves)
             if not _is_inside(start, span):
@@ -111,7 +114,7 @@ def reader(
             stages.append(_without_leaves(memory.viewer(shape, dtype, (step,))))
         shape, dtype = memory.viewed_type(shape, dtype, (step,))
 
-    def read(ref, *leaves):
+    def read(ref: Array, *leaves: Array) -> Array:
         array = ref
         for stage in stages:
             array = stage(array, leaves)
@@ -129,7 +132,7 @@ def _padding_index(
 ) -> Callable[[np.ndarray, Sequence[Any]], np.ndarray]:
     result = tuple(dim.size for dim in dims if isinstance(dim, Slice))
 
-    def index(array, leaves):
+    def index(array: Array, leaves: Array) -> Array:
         padded = np.full(result, fill, array.dtype)
         inside = window(shape, dims, leaves)
         if inside is not None:
@@ -145,7 +148,7 @@ def masked_swap(
     """The function ``(ref, value, mask, *leaves)`` that stores ``value`` where ``mask`` is set,
     and returns what was there; elsewhere ``value``. Elements outside must be masked."""
 
-    def swap(ref, value, mask, *leaves):
+    def swap(ref: Array, value: Array, mask: Array, *leaves: Array) -> Array:
         inside = window(shape, dims, leaves)
         outside = np.array(mask)
         if inside is not None:

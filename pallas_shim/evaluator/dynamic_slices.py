@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pallas_shim.evaluator import memory
+from pallas_shim.evaluator.program import Array
 from pallas_shim.jax_compat.state import Bitcast, Index, Slice
 
 
@@ -21,7 +22,7 @@ class DynamicSlices:
       dtype: that of the elements.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, path: memory.Path):
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, path: memory.Path) -> None:
         _, self.dtype = memory.viewed_type(shape, dtype, path)
         steps = list(memory.copying_late(shape, dtype, path))
         last = steps[-1] if steps else None
@@ -45,7 +46,7 @@ class DynamicSlices:
     ) -> None:
         """Has ``write`` change it."""
 
-        def change_part(array):
+        def change_part(array: Array) -> None:
             whole, chosen = self._cut(array, leaves)
             part = whole[chosen]
             packed = self._packed(part)

@@ -58,7 +58,7 @@ class Executable:
         emitted: Callable[[Instruction, str], None] | None = None,
         order: scheduler.Order = scheduler.OWN_ORDER,
         parts: Collection[int] = (),
-    ):
+    ) -> None:
         keep_freed_memory()
         self.program = program
         kept = {program.top.results[position] for position in parts}
@@ -186,35 +186,35 @@ class _Preparation:
 # -- plain instructions ---------------------------------------------------------------------
 
 
-def _call_0(fn, ins, out):
-    def step(f):
+def _call_0(fn: Callable[..., Any], ins: Sequence[int], out: int) -> Step:
+    def step(f: Frame) -> None:
         f[out] = fn()
 
     return step
 
 
-def _call_1(fn, ins, out):
+def _call_1(fn: Callable[..., Any], ins: Sequence[int], out: int) -> Step:
     (a,) = ins
 
-    def step(f):
+    def step(f: Frame) -> None:
         f[out] = fn(f[a])
 
     return step
 
 
-def _call_2(fn, ins, out):
+def _call_2(fn: Callable[..., Any], ins: Sequence[int], out: int) -> Step:
     a, b = ins
 
-    def step(f):
+    def step(f: Frame) -> None:
         f[out] = fn(f[a], f[b])
 
     return step
 
 
-def _call_3(fn, ins, out):
+def _call_3(fn: Callable[..., Any], ins: Sequence[int], out: int) -> Step:
     a, b, c = ins
 
-    def step(f):
+    def step(f: Frame) -> None:
         f[out] = fn(f[a], f[b], f[c])
 
     return step
@@ -223,14 +223,14 @@ def _call_3(fn, ins, out):
 _CALLS = (_call_0, _call_1, _call_2, _call_3)
 
 
-def _call_n(fn, ins, out):
-    def step(f):
+def _call_n(fn: Callable[..., Any], ins: Sequence[int], out: int) -> Step:
+    def step(f: Frame) -> None:
         f[out] = fn(*[f[i] for i in ins])
 
     return step
 
 
-def _call_for_effect(fn, ins):
+def _call_for_effect(fn: Callable[..., Any], ins: Sequence[int]) -> Step:
     if len(ins) == 2:
         a, b = ins
         return lambda f: fn(f[a], f[b])
@@ -240,16 +240,16 @@ def _call_for_effect(fn, ins):
     return lambda f: fn(*[f[i] for i in ins])
 
 
-def _call_multiple(fn, ins, outs):
-    def step(f):
+def _call_multiple(fn: Callable[..., Any], ins: Sequence[int], outs: Sequence[int]) -> Step:
+    def step(f: Frame) -> None:
         for out, result in zip(outs, fn(*[f[i] for i in ins]), strict=True):
             f[out] = result
 
     return step
 
 
-def _drop(slots):
-    def step(f):
+def _drop(slots: Sequence[int]) -> Step:
+    def step(f: Frame) -> None:
         for slot in slots:
             f[slot] = None
 
@@ -262,7 +262,7 @@ def _drop(slots):
 def _emitted(loop: codegen.Emitted) -> Step:
     run = loop.run
 
-    def step(f):
+    def step(f: Frame) -> None:
         try:
             run(f)
         except Exception as error:

@@ -63,7 +63,7 @@ def _ignored_errors() -> tuple[ContextVar[Any], Any]:
     return variable, value
 
 
-def _flushing_environment() -> ctypes.Array | None:
+def _flushing_environment() -> ctypes.Array[Any] | None:
     known = _FLUSH.get((platform.system(), platform.machine()))
     if known is None:
         return None

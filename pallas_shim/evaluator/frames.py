@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Self
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator.call_stack import with_room
@@ -18,12 +18,12 @@ Frame = list[Any]
 Step = Callable[[Frame], None]
 
 
-class Steps(tuple):
+class Steps(tuple[Step, ...]):
     """Closures in order, and for each the instruction that it came from."""
 
     instructions: tuple[Instruction, ...]
 
-    def __new__(cls, pairs: Iterable[tuple[Step, Instruction]]):
+    def __new__(cls, pairs: Iterable[tuple[Step, Instruction]]) -> Self:
         pairs = tuple(pairs)
         self = super().__new__(cls, (step for step, _ in pairs))
         self.instructions = tuple(instruction for _, instruction in pairs)
@@ -75,13 +75,13 @@ def moves(sources: Sequence[int], targets: Sequence[int]) -> Step:
     get, row = operator.itemgetter(*sources), row_of(targets)
     if len(sources) > 1:
 
-        def move(f):
+        def move(f: Frame) -> None:
             f[row] = get(f)
 
         return move
     (source,), (target,) = sources, targets
 
-    def move_one(f):
+    def move_one(f: Frame) -> None:
         f[target] = f[source]
 
     return move_one

@@ -18,23 +18,25 @@ from pallas_shim.evaluator import memory, outside, refs
 from pallas_shim.evaluator.analysis import alias
 from pallas_shim.evaluator.blocks import block_viewer
 from pallas_shim.evaluator.checked_blocks import CheckedBlocks
-from pallas_shim.evaluator.lower import KernelScope
+from pallas_shim.evaluator.lower import KernelScope, Lowering
 from pallas_shim.evaluator.machine import programs
 from pallas_shim.evaluator.program import (
     PURE,
+    Array,
     ArrayType,
     Effects,
     Instruction,
     Operation,
     RefType,
     Value,
+    ref_type,
 )
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.jax_compat import CheckedMemory
 from pallas_shim.jax_compat.pallas import Block, BlockDim, PallasCall
 
 
-def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
+def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
     """Emits a pallas_call and returns its results."""
     kernel, _ = jax_compat.open_jaxpr(call.jaxpr)
     operands = iter(ins)
@@ -44,7 +46,7 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
         for size in call.grid
     ]
     arrays = list(operands)
-    ref_types = [lowering.type(v.aval) for v in kernel.invars]
+    ref_types = [ref_type(lowering.type(v.aval)) for v in kernel.invars]
     num_blocks = call.num_inputs + call.num_outputs
 
     prefetch = [Value(t) for t in ref_types[: call.num_prefetch]]
@@ -144,7 +146,7 @@ def _is_semaphore(ref: Value) -> bool:
     return ref.ref.space.startswith("semaphore")
 
 
-def _scalar(lowering, size: Value) -> Value:
+def _scalar(lowering: Lowering, size: Value) -> Value:
     """A dynamic size of the grid, which may be given as an array of one element."""
     if not size.type.shape:
         return size
@@ -153,7 +155,7 @@ def _scalar(lowering, size: Value) -> Value:
 
 
 def lower_cells(
-    lowering,
+    lowering: Lowering,
     name: str,
     sizes: Sequence[Value],
     names: Sequence[Any],
@@ -203,7 +205,7 @@ def lower_cells(
 
 
 def _cores(
-    lowering,
+    lowering: Lowering,
     names: Sequence[Any],
     sizes: Sequence[Value],
     own: Sequence[Value],
@@ -239,7 +241,7 @@ def _known(size: Value) -> np.ndarray:
 
 
 def _synchronise(
-    lowering,
+    lowering: Lowering,
     call: PallasCall,
     buffers: Sequence[Value],
     views: Sequence[Value],
@@ -295,7 +297,7 @@ def _is_own(
 # -- buffers ----------------------------------------------------------------------------------
 
 
-def _array_shape(lowering, block: Block) -> tuple[int, ...]:
+def _array_shape(lowering: Lowering, block: Block) -> tuple[int, ...]:
     return lowering.type(block.array_aval).shape
 
 
@@ -334,7 +336,7 @@ def _share_aliased(call: PallasCall, buffers: list[Value]) -> None:
         buffers[result] = buffers[given]
 
 
-def _allocate(lowering, ref: Value, checked: CheckedMemory | None) -> None:
+def _allocate(lowering: Lowering, ref: Value, checked: CheckedMemory | None) -> None:
     lowering.define("buffer", ref, (), _filled(ref.ref, checked), Effects(allocates=True))
 
 
@@ -345,7 +347,7 @@ def _filled(type: RefType, checked: CheckedMemory | None) -> Callable[[], np.nda
 
 
 def define_operand(
-    lowering,
+    lowering: Lowering,
     ref: Value,
     array: Value,
     dims: Sequence[BlockDim] | None,
@@ -357,15 +359,15 @@ def define_operand(
     if shape != array.type.shape:
         inner, fill = _inner(array.type.shape, dims or ()), memory.filler(dtype, checked)
 
-        def padded(x):
+        def padded(x: Array) -> Array:
             buffer = np.full(shape, fill, dtype)
             buffer[inner] = x
             return buffer
 
-        fn: Callable = padded
+        fn: Callable[[Array], Array] = padded
     elif written:
 
-        def copied(x):
+        def copied(x: Array) -> Array:
             return np.array(x, dtype, order="C")
 
         fn = copied
@@ -375,7 +377,7 @@ def define_operand(
     lowering.define("buffer", ref, (array,), fn, Effects(allocates=True))
 
 
-def _contents(lowering, ref: Value, block: Block, shape: tuple[int, ...]) -> Value:
+def _contents(lowering: Lowering, ref: Value, block: Block, shape: tuple[int, ...]) -> Value:
     """The array in an output's buffer, which nobody writes to any more."""
     inner = _inner(shape, block.dims)
     contents = memory.same if shape == ref.ref.shape else lambda buffer: buffer[inner]
@@ -390,7 +392,11 @@ def _contents(lowering, ref: Value, block: Block, shape: tuple[int, ...]) -> Val
 
 
 def _block(
-    lowering, buffer: Value, dims: Sequence[BlockDim], starts: Sequence[Value], type: RefType
+    lowering: Lowering,
+    buffer: Value,
+    dims: Sequence[BlockDim],
+    starts: Sequence[Value],
+    type: RefType,
 ) -> Value:
     """The ref of one cell's block: a view of the buffer at the index map's results."""
     shape = buffer.type.shape

@@ -1,15 +1,12 @@
 """Lowering: a jaxpr becomes a Program.
 
 Every call-like equation is inlined, every parameter resolved, and each equation
-turned into instructions by the rule of its primitive. Equal specialisations are
-made once per lowering, so that unrolled kernels (thousands of equations of a
-few kinds) cost a dictionary look-up each.
+turned into instructions by the rule of its primitive.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -17,23 +14,18 @@ import numpy as np
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import registry
+from pallas_shim.evaluator.builder import Builder
 from pallas_shim.evaluator.machine.programs import Machine
 from pallas_shim.evaluator.program import (
-    PURE,
     ArrayType,
-    Effects,
-    Instruction,
     KeyType,
-    Operation,
     Program,
     RefType,
     Region,
     Type,
     Value,
-    make_instruction,
 )
 from pallas_shim.evaluator.registry import LOWERING_RULES, Unsupported
-from pallas_shim.evaluator.specialise import specialise
 from pallas_shim.refusal import Refusal
 
 
@@ -100,8 +92,8 @@ class KernelScope(NamedTuple):
     for_device: bool
 
 
-class Lowering:
-    """The state of one lowering, and what lowering rules emit instructions with.
+class Lowering(Builder):
+    """The builder that lowering rules get, which reads jaxprs, too.
 
     ``kernels`` is a stack, the innermost last. ``axes`` and ``on_mesh``: see `lower`.
     ``machine``: the programs around. ``mesh_axes``: all of the mesh's, in its
@@ -109,17 +101,14 @@ class Lowering:
     """
 
     def __init__(self, axes: Mapping[Any, int], on_mesh: bool = False) -> None:
+        super().__init__()
         self.axes = axes
         self.on_mesh = on_mesh
-        self.body: list[Instruction] = []
-        self.source: Any = None
         self._defining = False
         self.kernels: list[KernelScope] = []
         self.machine = Machine()
         self.mesh_axes: tuple[Any, ...] = ()
         self.names: dict[Value, str] = {}
-        self._operations: dict[Any, Operation] = {}
-        self._consts: dict[Any, Value] = {}
         self._types: dict[Any, Type] = {}
 
     # -- jaxprs ---------------------------------------------------------------------------
@@ -185,102 +174,7 @@ class Lowering:
             result = self._types[aval] = type_of(aval)
             return result
 
-    # -- emitting -------------------------------------------------------------------------
-
-    def const(self, array: Any, type: Type | None = None) -> Value:
-        """A value known now. Equal small constants are one value."""
-        array = jax_compat.to_numpy(array, None if type is None else type.dtype)
-        type = type or ArrayType(array.shape, array.dtype)
-        if array.size > 16:
-            return Value(type, array)
-        key = (type, array.tobytes())
-        if key not in self._consts:
-            self._consts[key] = Value(type, array)
-        return self._consts[key]
-
-    def apply(
-        self,
-        primitive: str,
-        ins: Sequence[Value],
-        outs: Sequence[Type],
-        params: Mapping[str, Any],
-        multiple: bool = False,
-    ) -> tuple[Value, ...]:
-        """Emits a primitive that has a rule."""
-        key: Any = (primitive, tuple([v.type for v in ins]), tuple(outs), tuple(params.items()))
-        try:
-            operation = self._operations.get(key)
-        except TypeError:  # some parameter can't be hashed: specialise each time
-            key, operation = None, None
-        if operation is None:
-            operation = specialise(primitive, key[1] if key else tuple(v.type for v in ins),
-                                   tuple(outs), params, multiple)
-            if key is not None:
-                self._operations[key] = operation
-        return self.emit(operation, ins)
-
-    def memory(
-        self,
-        name: str,
-        ins: Sequence[Value],
-        outs: Sequence[Type],
-        fn: Callable[..., Any],
-        effects: Effects,
-        *,
-        params: Mapping[str, Any] | None = None,
-        key: Any = None,
-        view: bool = False,
-    ) -> tuple[Value, ...]:
-        """Emits an operation with effects whose callable a lowering rule made itself.
-
-        ``key``: whatever, beside name and types, tells this callable from others of the
-        same name; equal keys share one operation. None: never shared.
-        """
-        types = tuple(v.type for v in ins)
-        full = (name, types, tuple(outs), key)
-        operation = self._operations.get(full) if key is not None else None
-        if operation is None:
-            operation = Operation(
-                name, params or {}, types, tuple(outs), fn, effects, view, len(outs) != 1
-            )
-            if key is not None:
-                self._operations[full] = operation
-        return self.emit(operation, ins)
-
-    def define(
-        self,
-        name: str,
-        ref: Value,
-        ins: Sequence[Value],
-        fn: Callable[..., Any],
-        effects: Effects,
-        view: bool = False,
-    ) -> None:
-        """Emits what makes a ref that other instructions use already."""
-        types = tuple(v.type for v in ins)
-        operation = Operation(name, {}, types, (ref.type,), fn, effects, view)
-        self.body.append(Instruction(operation, tuple(ins), (ref,), (), self.source))
-
-    def structured(
-        self,
-        name: str,
-        ins: Sequence[Value],
-        outs: Sequence[Type],
-        regions: Sequence[Region],
-        params: Mapping[str, Any],
-    ) -> tuple[Value, ...]:
-        """Emits an operation with regions, which execute.py runs."""
-        operation = Operation(
-            name, params, tuple(v.type for v in ins), tuple(outs), None, PURE, multiple=True
-        )
-        return self.emit(operation, ins, tuple(regions))
-
-    def emit(
-        self, operation: Operation, ins: Sequence[Value], regions: tuple[Region, ...] = ()
-    ) -> tuple[Value, ...]:
-        outs = tuple(map(Value, operation.outs))
-        self.body.append(make_instruction((operation, tuple(ins), outs, regions, self.source)))
-        return outs
+    # -- kernels --------------------------------------------------------------------------
 
     def shared(self, key: Any, type: RefType, primitive: str) -> Value:
         """Memory of the innermost kernel, one ref for all its cells, made when it starts.
@@ -301,26 +195,6 @@ class Lowering:
     def for_device(self) -> bool:
         """Whether this is inside a kernel for which the user asked for no interpreter."""
         return bool(self.kernels) and self.kernels[-1].for_device
-
-    # -- regions --------------------------------------------------------------------------
-
-    @contextmanager
-    def block(self) -> Iterator[list[Instruction]]:
-        """Instructions emitted inside the with-statement go to the yielded list."""
-        outer, self.body = self.body, []
-        try:
-            yield self.body
-        finally:
-            self.body = outer
-
-    def region(
-        self, params: Sequence[Type], build: Callable[[Sequence[Value]], Sequence[Value]]
-    ) -> Region:
-        """A region with the given parameter types, whose instructions ``build`` emits."""
-        values = tuple(map(Value, params))
-        with self.block() as body:
-            results = tuple(build(values))
-        return Region(values, tuple(body), results)
 
 
 def scalar(value: int) -> np.ndarray:

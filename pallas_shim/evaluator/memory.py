@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from pallas_shim.evaluator.program import Array
 from pallas_shim.evaluator.scalar_types import bit_width, recast
 from pallas_shim.jax_compat import CheckedMemory
 from pallas_shim.jax_compat.state import Bitcast, Index, Reshape, Slice, Step, Transpose
@@ -247,7 +248,7 @@ def viewer(
     if len(stages) == 1:
         return stages[0].forward
 
-    def view(ref, *leaves):
+    def view(ref: Array, *leaves: Array) -> Array:
         for stage in stages:
             ref = stage.forward(ref, *leaves)
         return ref
@@ -283,7 +284,7 @@ def writer(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> Callable[...,
     stages = _stages(shape, dtype, path)
     if not stages:
 
-        def write_all(ref, value):
+        def write_all(ref: Array, value: Array) -> None:
             ref[...] = value
 
         return write_all
@@ -292,14 +293,14 @@ def writer(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> Callable[...,
             key = _key(shape, dims)
             if callable(key):
 
-                def write_at(ref, value, *leaves):
+                def write_at(ref: Array, value: Array, *leaves: Array) -> None:
                     ref[key(*leaves)] = value
 
                 return write_at
     view = direct_viewer(shape, dtype, path)
     if view is not None:
 
-        def write(ref, value, *leaves):
+        def write(ref: Array, value: Array, *leaves: Array) -> None:
             view(ref, *leaves)[...] = value
 
         return write
@@ -310,11 +311,11 @@ def writer(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> Callable[...,
         backs.append(copied_back)
         kept.pop()
 
-    def write_through_copies(ref, value, *leaves):
+    def write_through_copies(ref: Array, value: Array, *leaves: Array) -> None:
         for back in backs:
             value = back(value)
 
-        def assign(target):
+        def assign(target: Array) -> None:
             target[...] = value
 
         change(ref, kept, leaves, assign)
@@ -397,13 +398,13 @@ def _key(shape: tuple[int, ...], dims: Sequence[Any], *, to_view: bool = False) 
         if size is None:
             return lambda *leaves: (*head, clamped(leaves[leaf], dim, 1), *tail)
 
-        def one_slice(*leaves):
+        def one_slice(*leaves: Array) -> tuple[Array, ...]:
             start = clamped(leaves[leaf], dim, size)
             return (*head, slice(start, start + size), *tail)
 
         return one_slice
 
-    def several(*leaves):
+    def several(*leaves: Array) -> Array:
         key = fixed.copy()
         for position, leaf, size, dim in moving:
             if size is None:
@@ -464,17 +465,17 @@ def _unpacking(
         leaf, dim = start.leaf, ratio * shape[-2]
         beside = _index(shape, (*outer, Slice(0, shape[-2], 1), columns))
 
-        def choose(a, *leaves):
+        def choose(a: Array, *leaves: Array) -> Array:
             return beside(a, *leaves)[..., wide(clamped(leaves[leaf], dim, length)), :]
 
-        def pick(a, *leaves):
+        def pick(a: Array, *leaves: Array) -> Array:
             return a[narrow(clamped(leaves[leaf], dim, length))]
 
     else:
         known, key = wide(start), narrow(start)
         choose = _index(shape, (*outer, Slice(known.start, known.stop - known.start, 1), columns))
 
-        def pick(a, *_):
+        def pick(a: Array, *_: Array) -> Array:
             return a[key]
 
     unpack = _Stage(lambda a, *_: unpack_rows(a, new), lambda a: pack_rows(a, old))

@@ -87,6 +87,28 @@ class RefType(NamedTuple):
 
 
 Type = ArrayType | KeyType | RefType
+# What an impl rule gets of the operands and of the results.
+Types = tuple[ArrayType, ...]
+# What a value is when it runs: a NumPy array, at rank 0 a NumPy scalar.
+Array = Any
+
+
+def array_type(type: Type) -> ArrayType:
+    """The type of what only arrays get to."""
+    assert isinstance(type, ArrayType), type
+    return type
+
+
+def ref_type(type: Type) -> RefType:
+    """The type of what only refs get to."""
+    assert isinstance(type, RefType), type
+    return type
+
+
+def contents_type(type: Type) -> ArrayType | KeyType:
+    """The type of what a load gives: arrays, of numbers or of keys."""
+    assert not isinstance(type, RefType), type
+    return type
 
 
 class Value:
@@ -101,8 +123,7 @@ class Value:
     @property
     def ref(self) -> RefType:
         """The type of a value that is a ref."""
-        assert isinstance(self.type, RefType), self
-        return self.type
+        return ref_type(self.type)
 
     def __repr__(self) -> str:
         kind = "const" if self.const is not None else "value"

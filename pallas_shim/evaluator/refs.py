@@ -5,16 +5,28 @@ Where memory is checked, see checked_memory.py; elsewhere indices are clamped as
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pallas_shim.evaluator import checked_memory, memory
-from pallas_shim.evaluator.program import ArrayType, Effects, KeyType, Operation, RefType, Value
+from pallas_shim.evaluator.program import (
+    Array,
+    ArrayType,
+    Effects,
+    KeyType,
+    Operation,
+    RefType,
+    Type,
+    Value,
+)
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.jax_compat import state
 from pallas_shim.refusal import Refusal
+
+if TYPE_CHECKING:
+    from pallas_shim.evaluator.lower import Lowering
 
 READS_FIRST = Effects(reads=(0,))
 WRITES_FIRST = Effects(writes=(0,))
@@ -162,7 +174,13 @@ def _inside(dim: int, index: Any) -> Any:
 # -- loads and stores -------------------------------------------------------------------------
 
 
-def load(lowering, ref: Value, path: memory.Path, leaves, out: ArrayType | KeyType) -> Value:
+def load(
+    lowering: Lowering,
+    ref: Value,
+    path: memory.Path,
+    leaves: Sequence[Value],
+    out: ArrayType | KeyType,
+) -> Value:
     """Emits a load, which raises IndexError if memory is checked and an index leaves the ref.
 
     What a slice has beyond the whole ref is uninitialised.
@@ -177,13 +195,15 @@ def load(lowering, ref: Value, path: memory.Path, leaves, out: ArrayType | KeyTy
         return _load_padded(lowering, ref, path, leaves, out)
 
 
-def load_inside(lowering, ref: Value, path: memory.Path, leaves, out) -> Value:
+def load_inside(
+    lowering: Lowering, ref: Value, path: memory.Path, leaves: Sequence[Value], out: Type
+) -> Value:
     """Emits a load without a check. Its parameter ``as_view`` is the same without the copy,
     for the pass that proves that nothing overwrites what was read."""
     path = normalised(ref.ref, path)
     view = memory.viewer(ref.type.shape, ref.type.dtype, path)
 
-    def copy(*args):
+    def copy(*args: Array) -> Array:
         return view(*args).copy()
 
     element = memory.element_reader(ref.type.shape, path)
@@ -195,7 +215,9 @@ def load_inside(lowering, ref: Value, path: memory.Path, leaves, out) -> Value:
     return value
 
 
-def _load_padded(lowering, ref: Value, path: memory.Path, leaves, out) -> Value:
+def _load_padded(
+    lowering: Lowering, ref: Value, path: memory.Path, leaves: Sequence[Value], out: Type
+) -> Value:
     """Emits a load whose elements outside the ref are uninitialised."""
     fill = memory.filler(ref.type.dtype, lowering.checked)
     read = checked_memory.reader(ref.type.shape, ref.type.dtype, path, fill)
@@ -206,7 +228,12 @@ def _load_padded(lowering, ref: Value, path: memory.Path, leaves, out) -> Value:
 
 
 def guard(
-    lowering, ref: Value, path: memory.Path, leaves, access: str, error: type[Exception]
+    lowering: Lowering,
+    ref: Value,
+    path: memory.Path,
+    leaves: Sequence[Value],
+    access: str,
+    error: type[Exception],
 ) -> None:
     """Emits the check that a path stays inside its ref, if memory is checked."""
     if lowering.checked is None:
@@ -224,13 +251,17 @@ def outside(access: str, ref: Value) -> str:
     return f"Out-of-bounds {access} of a ref of shape {type.shape} in {type.space}"
 
 
-def store(lowering, ref: Value, path: memory.Path, leaves, value: Value) -> None:
+def store(
+    lowering: Lowering, ref: Value, path: memory.Path, leaves: Sequence[Value], value: Value
+) -> None:
     """Emits a store, which raises ValueError if memory is checked and an index leaves the ref."""
     guard(lowering, ref, path, leaves, "write", ValueError)
     store_inside(lowering, ref, path, leaves, value)
 
 
-def store_inside(lowering, ref: Value, path: memory.Path, leaves, value: Value) -> None:
+def store_inside(
+    lowering: Lowering, ref: Value, path: memory.Path, leaves: Sequence[Value], value: Value
+) -> None:
     """Emits a store without a check: operands ref, value, leaves."""
     path = normalised(ref.ref, path)
     if any(dim.stride == 0 for dim in _slices(path)):
@@ -242,8 +273,8 @@ def store_inside(lowering, ref: Value, path: memory.Path, leaves, value: Value) 
     )
 
 
-def _nothing(fn):
-    def run(*args):
+def _nothing(fn: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Array) -> tuple[()]:
         fn(*args)
         return ()
 
@@ -253,7 +284,7 @@ def _nothing(fn):
 # -- allocations ------------------------------------------------------------------------------
 
 
-def allocate(lowering, type: RefType, fill: Any = None) -> Value:
+def allocate(lowering: Lowering, type: RefType, fill: Any = None) -> Value:
     """Emits a new buffer, with what such memory holds at first."""
     if fill is None:
         fill = memory.initial(type.space, type.dtype, lowering.checked)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pallas_shim.refusal import Refusal
 
@@ -26,7 +26,7 @@ class Unsupported(Refusal):
     ``source`` (the user's file and line) is filled in by the lowering.
     """
 
-    def __init__(self, primitive: str, reason: str, source: Any = None):
+    def __init__(self, primitive: str, reason: str, source: Any = None) -> None:
         super().__init__(primitive, reason, source)
         self.primitive = primitive
         self.reason = reason
@@ -81,6 +81,7 @@ class BatchRule(NamedTuple):
 
 # ``(lowering, eqn, ins) -> outs``: see `lowering_rule`.
 LoweringRule = Callable[..., Any]
+_Rule = TypeVar("_Rule", bound=Callable[..., Any])
 
 IMPL_RULES: dict[str, ImplRule] = {}
 BATCHING_RULES: dict[str, BatchRule] = {}
@@ -94,10 +95,10 @@ def _require_unclaimed(primitive: str, *tables: dict[str, Any]) -> None:
 
 def rule(
     *primitives: str, view: bool = False, keys: bool = False
-) -> Callable[[Callable], Callable]:
+) -> Callable[[_Rule], _Rule]:
     """Registers the decorated function as the rule of the named primitives."""
 
-    def register(make: Callable) -> Callable:
+    def register(make: _Rule) -> _Rule:
         for name in primitives:
             _require_unclaimed(name, IMPL_RULES)
             IMPL_RULES[name] = ImplRule(make, view, keys)
@@ -106,10 +107,10 @@ def rule(
     return register
 
 
-def lowering_rule(*primitives: str) -> Callable[[Callable], Callable]:
+def lowering_rule(*primitives: str) -> Callable[[_Rule], _Rule]:
     """Registers ``fn(lowering, eqn, ins) -> outs``, values in and values out."""
 
-    def register(fn: Callable) -> Callable:
+    def register(fn: _Rule) -> _Rule:
         for name in primitives:
             _require_unclaimed(name, LOWERING_RULES)
             LOWERING_RULES[name] = fn
@@ -118,11 +119,11 @@ def lowering_rule(*primitives: str) -> Callable[[Callable], Callable]:
     return register
 
 
-def batch_rule(*primitives: str, **traits: Any) -> Callable[[Callable], Callable]:
+def batch_rule(*primitives: str, **traits: Any) -> Callable[[_Rule], _Rule]:
     """Registers ``params(stack, **params)`` as the named primitives' `BatchRule`, which has
     the given traits."""
 
-    def register(params: Callable) -> Callable:
+    def register(params: _Rule) -> _Rule:
         for name in primitives:
             _require_unclaimed(name, BATCHING_RULES)
             BATCHING_RULES[name] = BatchRule(params, **traits)
@@ -131,7 +132,9 @@ def batch_rule(*primitives: str, **traits: Any) -> Callable[[Callable], Callable
     return register
 
 
-def register_rule(primitive: str, make: Callable[..., Callable[..., Any]], *, view: bool = False):
+def register_rule(
+    primitive: str, make: Callable[..., Callable[..., Any]], *, view: bool = False
+) -> None:
     """Adds a rule for a primitive of your own (public).
 
     Args:

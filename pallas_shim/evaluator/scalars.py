@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from pallas_shim.evaluator.program import ArrayType, Operation
+from pallas_shim.evaluator.program import Array, ArrayType, Operation
 
 Function = Callable[..., Any]
 
 
-def _smaller(x, y):
+def _smaller(x: Array, y: Array) -> Array:
     return (x if x <= y else y)[()]
 
 
-def _larger(x, y):
+def _larger(x: Array, y: Array) -> Array:
     return (x if x >= y else y)[()]
 
 

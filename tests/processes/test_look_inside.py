@@ -34,7 +34,7 @@ WRONG = {
 
         class Wrong(Peephole):
             def mul(self, instruction):
-                return self.emit("add", instruction.ins, instruction.outs[0].type)
+                return self.builder.apply_one("add", instruction.ins, instruction.outs[0].type)
 
             methods = {"mul": mul}
 
@@ -68,18 +68,18 @@ WRONG = {
         """,
     "function": """
         from pallas_shim.evaluator import codegen
-        from pallas_shim.evaluator.codegen import loops
+        from pallas_shim.evaluator.codegen import instructions
 
         codegen.pays = lambda loop: True
         codegen.choice = lambda skip: codegen.pays
-        called = loops.Loops._call
+        called = instructions._call
 
-        def wrong(self, instruction):
-            called(self, instruction)
+        def wrong(to, instruction):
+            called(to, instruction)
             if instruction.name == "exp":
-                self.line(f"{self.names[instruction.outs[0]]} *= 2")
+                to.line(f"{to.names[instruction.outs[0]]} *= 2")
 
-        loops.Loops._call = wrong
+        instructions._call = wrong
         """,
 }
 

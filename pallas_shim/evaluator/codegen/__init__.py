@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Collection
 
 from pallas_shim.evaluator.codegen.instructions import is_written_out
-from pallas_shim.evaluator.codegen.loops import Loops
+from pallas_shim.evaluator.codegen.loops import function
 from pallas_shim.evaluator.codegen.source import Emitted
 from pallas_shim.evaluator.program import Instruction, Value
 
@@ -43,7 +43,7 @@ def emit(loop: Instruction, slot: Callable[[Value], int]) -> Emitted | None:
     of the loop's own results.
     """
     *_, depth = _worth(loop)
-    return None if depth > DEEPEST else Loops(slot).function(loop)
+    return None if depth > DEEPEST else function(loop, slot)
 
 
 def _worth(instruction: Instruction) -> tuple[int, float, int]:

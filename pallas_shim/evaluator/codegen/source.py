@@ -51,6 +51,7 @@ class Source:
         self._buffers: dict[Value, str] = {}  # the memoryviews of memory from outside
         self.names: dict[Value, str] = {}
         self.known_limits: dict[Value, Range] = {}
+        self.conditions: dict[Value, str] = {}  # the booleans that integers were made of
         self.indent = 1
         self.at: Instruction  # what lines are of
 
@@ -68,6 +69,11 @@ class Source:
         linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
         weakref.finalize(run, linecache.cache.pop, file, None).atexit = False
         return Emitted(run, (loop, *[owner for _, _, owner in lines]), source)
+
+    @property
+    def lines(self) -> int:
+        """How many lines there are until now."""
+        return len(self._body)
 
     def line(self, text: str) -> None:
         self._body.append((self.indent, text, self.at))

@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +28,9 @@ from pallas_shim.evaluator.machine.operations import (
 from pallas_shim.evaluator.machine.rows import share
 from pallas_shim.evaluator.machine.shards import Names, all_coordinates, split
 from pallas_shim.evaluator.program import PURE, ArrayType, Effects, Type, Value
+
+if TYPE_CHECKING:
+    from pallas_shim.evaluator.lower import Lowering
 
 NUMBER = ArrayType((), np.dtype(np.int32))
 
@@ -101,7 +104,7 @@ class Machine:
 
 
 def emit_programs(
-    lowering,
+    lowering: Lowering,
     kind: str,
     sizes: Mapping[Any, int],
     operands: Sequence[Value],
@@ -177,14 +180,19 @@ def _once(keys: Sequence[tuple[slice, ...]]) -> list[tuple[slice, ...] | None]:
 # -- programs that wait -------------------------------------------------------------------------
 
 
-def remote(lowering, ref: Value, numbers: Sequence[Value]) -> Value:
+def remote(lowering: Lowering, ref: Value, numbers: Sequence[Value]) -> Value:
     """The same ref of another program, given that program's number at each level."""
     (out,) = lowering.memory(REMOTE, [ref, *numbers], [ref.ref], _unresolved, PURE, view=True)
     return out
 
 
 def emit_await(
-    lowering, ref: Value, path: memory.Path, leaves: Sequence[Value], count: Value, decrement: bool
+    lowering: Lowering,
+    ref: Value,
+    path: memory.Path,
+    leaves: Sequence[Value],
+    count: Value,
+    decrement: bool,
 ) -> None:
     """Emits a wait for a semaphore to reach a count."""
     params = {"path": path, "num_leaves": len(leaves), "decrement": decrement,
@@ -196,13 +204,13 @@ def emit_await(
 
 
 def emit_signal(
-    lowering, ref: Value, path: memory.Path, leaves: Sequence[Value], count: Value
+    lowering: Lowering, ref: Value, path: memory.Path, leaves: Sequence[Value], count: Value
 ) -> None:
     """Emits an addition to a semaphore that another program may wait for."""
     view = memory.viewer(ref.type.shape, ref.type.dtype, path)
     num_leaves = len(leaves)
 
-    def signal(ref, value, *leaves):
+    def signal(ref: Any, value: Any, *leaves: Any) -> Any:
         at = view(ref, *leaves[:num_leaves])
         np.add(at, value, out=at, casting="unsafe")
         return ()
@@ -213,14 +221,14 @@ def emit_signal(
     )  # fmt: skip
 
 
-def emit_turn(lowering) -> None:
+def emit_turn(lowering: Lowering) -> None:
     """Lets other programs run first: what a copy writes to, its owner has used before if it runs
     at the same pace, as under JAX's interpreter."""
     lowering.memory(TURN, [], [], None, Effects(io=True))
 
 
 def emit_meeting(
-    lowering,
+    lowering: Lowering,
     name: str,
     axes: Sequence[Any],
     brought: Sequence[Value],
@@ -253,37 +261,37 @@ def emit_meeting(
 # -- kernels that talk --------------------------------------------------------------------------
 
 
-def emit_entry(lowering) -> None:
+def emit_entry(lowering: Lowering) -> None:
     """All programs start a kernel together: none is written to by others before it has made its
     memory ready."""
     if _talks(lowering):
         _emit_together(lowering, "the start of the kernel")
 
 
-def emit_exit(lowering, semaphores: Sequence[Value]) -> None:
+def emit_exit(lowering: Lowering, semaphores: Sequence[Value]) -> None:
     """And they end it together, with all semaphores at zero."""
     if _talks(lowering):
         _emit_together(lowering, "the end of the kernel")
         _emit_leftover(lowering, semaphores, True)
 
 
-def emit_scope_exit(lowering, semaphores: Sequence[Value]) -> None:
+def emit_scope_exit(lowering: Lowering, semaphores: Sequence[Value]) -> None:
     """Semaphores of a scope inside a kernel go: those of the program alone have to be zero."""
     if _talks(lowering) and semaphores:
         lowering.machine.semaphores += semaphores
         _emit_leftover(lowering, semaphores, False)
 
 
-def _talks(lowering) -> bool:
+def _talks(lowering: Lowering) -> bool:
     return lowering.machine.talks
 
 
-def _emit_together(lowering, name: str) -> None:
+def _emit_together(lowering: Lowering, name: str) -> None:
     axes = tuple(lowering.machine.sizes())
     emit_meeting(lowering, name, axes, (), (), lambda brought: brought, patient=True)
 
 
-def _emit_leftover(lowering, semaphores: Sequence[Value], at_end: bool) -> None:
+def _emit_leftover(lowering: Lowering, semaphores: Sequence[Value], at_end: bool) -> None:
     machine: Machine = lowering.machine
     params = {"kernel": machine.kernel, "where": machine.where, "at_end": at_end,
               "elsewhere": tuple(machine.semaphores)}  # fmt: skip

@@ -30,10 +30,10 @@ def waits(instruction: Instruction) -> bool:
     return any(waits(inner) for region in instruction.regions for inner in region.body)
 
 
-class Segments(tuple):
+class Segments(tuple[Any, ...]):
     """The steps of a region that waits: `Steps` without a wait, and `Waiting` in between."""
 
-    def __new__(cls, pairs: Iterable[tuple[Any, Instruction]], waiting: Collection[int]):
+    def __new__(cls, pairs: Iterable[tuple[Any, Instruction]], waiting: Collection[int]) -> Any:
         """``waiting``: the positions of the pairs whose step is `Waiting`."""
         parts: list[Any] = []
         numbered = enumerate(pairs)
@@ -48,6 +48,7 @@ def run(segments: Steps | Segments, f: Frame) -> Generator[scheduler.Request, An
     if type(segments) is Steps:
         run_steps(segments, f)
         return
+    part: Any
     for part in segments:
         if type(part) is Steps:
             run_steps(part, f)
@@ -63,7 +64,7 @@ def run(segments: Steps | Segments, f: Frame) -> Generator[scheduler.Request, An
 # -- structured operations ------------------------------------------------------------------
 
 
-def _scan(prepare, instruction: Instruction) -> Waiting:
+def _scan(prepare: Any, instruction: Instruction) -> Waiting:
     params = instruction.operation.params
     length, reverse, num_carry = params["length"], params["reverse"], params["num_carry"]
     ins = [prepare.slot(v) for v in instruction.ins]
@@ -78,7 +79,7 @@ def _scan(prepare, instruction: Instruction) -> Waiting:
     made_types = [v.type for v in instruction.outs[num_carry:]]
     order = range(length - 1, -1, -1) if reverse else range(length)
 
-    def step(f: Frame):
+    def step(f: Frame) -> Any:
         begin(f)
         xs = [f[i] for i in taken]
         ys = [np.empty(t.shape, t.dtype) for t in made_types]
@@ -96,7 +97,7 @@ def _scan(prepare, instruction: Instruction) -> Waiting:
     return step
 
 
-def _while(prepare, instruction: Instruction) -> Waiting:
+def _while(prepare: Any, instruction: Instruction) -> Waiting:
     ins = [prepare.slot(v) for v in instruction.ins]
     outs = [prepare.slot(v) for v in instruction.outs]
     condition, body = instruction.regions
@@ -107,7 +108,7 @@ def _while(prepare, instruction: Instruction) -> Waiting:
     repeat = moves(body_results, condition_at)
     carried = tuple(zip(outs, condition_at, strict=True))
 
-    def step(f: Frame):
+    def step(f: Frame) -> Any:
         begin(f)
         while True:
             yield from run(condition_steps, f)
@@ -122,7 +123,7 @@ def _while(prepare, instruction: Instruction) -> Waiting:
     return step
 
 
-def _switch(prepare, instruction: Instruction) -> Waiting:
+def _switch(prepare: Any, instruction: Instruction) -> Waiting:
     (index,) = [prepare.slot(v) for v in instruction.ins]
     outs = [prepare.slot(v) for v in instruction.outs]
     branches = []
@@ -131,7 +132,7 @@ def _switch(prepare, instruction: Instruction) -> Waiting:
         branches.append((steps, tuple(zip(outs, results, strict=True))))
     last = len(branches) - 1
 
-    def step(f: Frame):
+    def step(f: Frame) -> Any:
         steps, results = branches[min(max(int(f[index]), 0), last)]
         yield from run(steps, f)
         for out, slot in results:
@@ -140,13 +141,13 @@ def _switch(prepare, instruction: Instruction) -> Waiting:
     return step
 
 
-def _grid(prepare, instruction: Instruction) -> Waiting:
+def _grid(prepare: Any, instruction: Instruction) -> Waiting:
     sizes = [prepare.slot(v) for v in instruction.ins]
     (region,) = instruction.regions
     at, steps, _ = prepare.region(region)
     cells, name = row_of(at), instruction.operation.params["name"]
 
-    def step(f: Frame):
+    def step(f: Frame) -> Any:
         bounds = [int(f[slot]) for slot in sizes]
         for cell in progress.over_grid(name, bounds):
             f[cells] = cell
@@ -162,7 +163,7 @@ def _source(instruction: Instruction) -> Callable[[], str | None]:
     return lambda: jax_compat.user_source(instruction.source)
 
 
-def _await(prepare, instruction: Instruction) -> Waiting:
+def _await(prepare: Any, instruction: Instruction) -> Waiting:
     """ins: a ref of semaphores, the count, the leaves of the path, and the memory that others
     may change meanwhile."""
     params = instruction.operation.params
@@ -171,7 +172,7 @@ def _await(prepare, instruction: Instruction) -> Waiting:
     ref, value, *leaves = [prepare.slot(v) for v in instruction.ins[: 2 + params["num_leaves"]]]
     decrement, name, source = params["decrement"], params["semaphore"], _source(instruction)
 
-    def step(f: Frame):
+    def step(f: Frame) -> Any:
         at = view(f[ref], *[f[leaf] for leaf in leaves])
         needed = int(f[value])
         if at[()] < needed:
@@ -182,17 +183,17 @@ def _await(prepare, instruction: Instruction) -> Waiting:
     return step
 
 
-def _turn(prepare, instruction: Instruction) -> Waiting:
+def _turn(prepare: Any, instruction: Instruction) -> Waiting:
     """ins: the memory that others may change."""
     source = _source(instruction)
 
-    def step(f: Frame):
+    def step(f: Frame) -> Any:
         yield scheduler.Turn(source)
 
     return step
 
 
-def _meet(prepare, instruction: Instruction) -> Waiting:
+def _meet(prepare: Any, instruction: Instruction) -> Waiting:
     """ins: the number of the program, what it brings, and the memory that others may change."""
     params = instruction.operation.params
     number, *brought = [prepare.slot(v) for v in instruction.ins[: 1 + params["num_brought"]]]
@@ -201,7 +202,7 @@ def _meet(prepare, instruction: Instruction) -> Waiting:
     name, key, patient = params["name"], params["key"], params["patient"]
     source = _source(instruction)
 
-    def step(f: Frame):
+    def step(f: Frame) -> Any:
         program = int(f[number])
         group, rank = groups[program]
         members = [names[member] for member in group]
@@ -218,7 +219,9 @@ def _meet(prepare, instruction: Instruction) -> Waiting:
 # -- programs -------------------------------------------------------------------------------
 
 
-def _make_programs(prepare, instruction: Instruction) -> tuple[Callable, Callable]:
+def _make_programs(
+    prepare: Any, instruction: Instruction
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The functions ``start(f)``, which gives each program's name and generator and their frames,
     and ``end(f, frames)``, which joins what they made."""
     params = instruction.operation.params
@@ -232,7 +235,7 @@ def _make_programs(prepare, instruction: Instruction) -> tuple[Callable, Callabl
     types = [v.type for v in instruction.outs]
     keeps = [v in prepare.kept for v in instruction.outs]
 
-    def start(f: Frame):
+    def start(f: Frame) -> Any:
         operands = [f[slot] for slot in ins]
         first = int(f[outer]) * count
         programs, frames = [], []
@@ -265,7 +268,7 @@ def _make_programs(prepare, instruction: Instruction) -> tuple[Callable, Callabl
     return start, end
 
 
-def programs(prepare, instruction: Instruction) -> Step:
+def programs(prepare: Any, instruction: Instruction) -> Step:
     """ins: the number of the program around them, operands; region params: a program's number,
     its coordinates, its parts of the operands."""
     start, end = _make_programs(prepare, instruction)
@@ -278,11 +281,11 @@ def programs(prepare, instruction: Instruction) -> Step:
     return step
 
 
-def _programs_of_program(prepare, instruction: Instruction) -> Waiting:
+def _programs_of_program(prepare: Any, instruction: Instruction) -> Waiting:
     start, end = _make_programs(prepare, instruction)
     source = _source(instruction)
 
-    def step(f: Frame):
+    def step(f: Frame) -> Any:
         started, frames = start(f)
         yield scheduler.Spawn(source, started)
         end(f, frames)

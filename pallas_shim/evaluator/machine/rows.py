@@ -10,7 +10,7 @@ others may change while it lasts: to the passes it reads and writes that.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,9 @@ from pallas_shim.evaluator.program import (
     make_instruction,
 )
 
+if TYPE_CHECKING:
+    from pallas_shim.evaluator.lower import Lowering
+
 
 class _Home(NamedTuple):
     """Where memory is allocated: how many levels of programs are around, the number of the
@@ -50,7 +53,7 @@ class _Home(NamedTuple):
 _OUTSIDE = _Home(0, None, ())
 
 
-def share(lowering, programs: Instruction) -> list[Instruction]:
+def share(lowering: Lowering, programs: Instruction) -> list[Instruction]:
     """The instructions that run the programs, of an instruction of the outermost level."""
     return _Rows(lowering).instructions(programs)
 
@@ -59,7 +62,7 @@ class _Rows:
     """``made`` says what makes each ref, ``home`` where; ``rows`` are the lists of the rows of the
     memory that others reach, one a program."""
 
-    def __init__(self, lowering) -> None:
+    def __init__(self, lowering: Lowering) -> None:
         self.lowering = lowering
         self.made: dict[Value, Instruction] = {}
         self.home: dict[Value, _Home] = {}
@@ -178,7 +181,7 @@ class _Rows:
         fill = operation.fn
         assert fill is not None
 
-        def filled(rows, number, *operands):
+        def filled(rows: Any, number: Any, *operands: Any) -> Any:
             row = rows[number]
             row[...] = fill(*operands)
             return row
@@ -190,7 +193,7 @@ class _Rows:
         )  # fmt: skip
         return make_instruction((made, operands, (out,), (), source))
 
-    def _remote(self, instruction: Instruction, home: _Home, seen) -> list[Instruction]:
+    def _remote(self, instruction: Instruction, home: _Home, seen: Any) -> list[Instruction]:
         """Another's ref: the same views of its row."""
         _, (ref, *numbers), (out,), _, source = instruction
         root = self.root(ref)
@@ -208,7 +211,7 @@ class _Rows:
             last = made
         return body
 
-    def _await(self, instruction: Instruction, home: _Home, seen) -> list[Instruction]:
+    def _await(self, instruction: Instruction, home: _Home, seen: Any) -> list[Instruction]:
         operation, ins, outs, _, source = instruction
         root = self.root(ins[0])
         if root in self.rows or self.home.get(root, _OUTSIDE).depth < home.depth:
@@ -219,7 +222,7 @@ class _Rows:
         view = memory.viewer(ins[0].ref.shape, ins[0].ref.dtype, params["path"])
         names, name, decrement = home.names, params["semaphore"], params["decrement"]
 
-        def take(ref, count, number, *leaves):
+        def take(ref: Any, count: Any, number: Any, *leaves: Any) -> Any:
             at = view(ref, *leaves)
             if at[()] < count:
                 raise faults.own_deadlock(
@@ -236,13 +239,13 @@ class _Rows:
         )  # fmt: skip
         return [make_instruction((made, operands, (), (), source))]
 
-    def _signal(self, instruction: Instruction, home: _Home, seen) -> list[Instruction]:
+    def _signal(self, instruction: Instruction, home: _Home, seen: Any) -> list[Instruction]:
         return [_seeing(instruction, seen, writes=False)]
 
-    def _meet(self, instruction: Instruction, home: _Home, seen) -> list[Instruction]:
+    def _meet(self, instruction: Instruction, home: _Home, seen: Any) -> list[Instruction]:
         return [_seeing(instruction, seen, writes=True)]
 
-    def _leftover(self, instruction: Instruction, home: _Home, seen) -> list[Instruction]:
+    def _leftover(self, instruction: Instruction, home: _Home, seen: Any) -> list[Instruction]:
         """Looks at semaphores when nobody changes them any more: those that others reach, when
         all have come to the end of the kernel."""
         operation, ins, _, _, source = instruction
@@ -258,7 +261,7 @@ class _Rows:
         count, names = len(own), home.names
         kernel, where = params["kernel"], params["where"]
 
-        def look(number, *semaphores):
+        def look(number: Any, *semaphores: Any) -> Any:
             for at, (text, semaphore) in enumerate(zip(texts, semaphores, strict=True)):
                 counts = semaphore if at < count else semaphore[number]
                 if counts.any():
@@ -302,7 +305,7 @@ class _Made:
 
     __slots__ = ("make", "rows")
 
-    def __init__(self, count: int, make: Callable[[], np.ndarray]):
+    def __init__(self, count: int, make: Callable[[], np.ndarray]) -> None:
         self.make = make
         self.rows: list[np.ndarray | None] = [None] * count
 
@@ -321,7 +324,7 @@ def _row(rows: Value, number: Value, out: Value, source: Any) -> Instruction:
     return make_instruction((operation, operands, (out,), (), source))
 
 
-def _pick(rows, number):
+def _pick(rows: Any, number: Any) -> Any:
     return rows[number]
 
 

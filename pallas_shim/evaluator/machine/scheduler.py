@@ -36,7 +36,7 @@ class Request:
     # Whether it is served, at the latest, when nothing else can go on.
     patient = False
 
-    def __init__(self, source: Callable[[], str | None]):
+    def __init__(self, source: Callable[[], str | None]) -> None:
         self.source = source
 
     def ready(self) -> bool:
@@ -55,7 +55,7 @@ class Request:
 class Count(Request):
     """A wait for a semaphore to reach a count; ``read`` gives what it has."""
 
-    def __init__(self, source, name: str, read: Callable[[], int], needed: int):
+    def __init__(self, source: Any, name: str, read: Callable[[], int], needed: int) -> None:
         super().__init__(source)
         self.name, self.read, self.needed = name, read, needed
 
@@ -69,7 +69,7 @@ class Count(Request):
 class Turn(Request):
     """Lets the others run to where they stand still, and then goes on."""
 
-    def __init__(self, source):
+    def __init__(self, source: Any) -> None:
         super().__init__(source)
         self._asked = False
 
@@ -84,7 +84,7 @@ class Turn(Request):
 class Board:
     """Where the members of one meeting leave what they bring, by their ranks."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int) -> None:
         self.brought: list[Any] = [None] * size
         self.missing = set(range(size))
         self.results: Sequence[Any] | None = None
@@ -98,9 +98,9 @@ class Meet(Request):
     """
 
     def __init__(
-        self, source, name: str, key: Any, rank: int, members: Sequence[str], bring: Any,
+        self, source: Any, name: str, key: Any, rank: int, members: Sequence[str], bring: Any,
         combine: Callable[[list[Any]], Sequence[Any]], patient: bool,
-    ):  # fmt: skip
+    ) -> None:  # fmt: skip
         super().__init__(source)
         self.name, self.key, self.rank, self.members = name, key, rank, members
         self.bring, self.combine, self.patient = bring, combine, patient
@@ -133,7 +133,7 @@ class Meet(Request):
 class Spawn(Request):
     """Starts programs, and waits until they have ended."""
 
-    def __init__(self, source, programs: Sequence[tuple[str, Program]]):
+    def __init__(self, source: Any, programs: Sequence[tuple[str, Program]]) -> None:
         super().__init__(source)
         self.programs = programs
         self.left = len(programs)
@@ -148,7 +148,7 @@ class Spawn(Request):
 class _Task:
     __slots__ = ("name", "parent", "program", "request")
 
-    def __init__(self, name: str, program: Program, parent: Spawn | None):
+    def __init__(self, name: str, program: Program, parent: Spawn | None) -> None:
         self.name, self.program, self.parent = name, program, parent
         self.request: Request | None = None
 

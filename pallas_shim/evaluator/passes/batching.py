@@ -16,23 +16,20 @@ from typing import Any
 import numpy as np
 
 from pallas_shim.evaluator import registry
-from pallas_shim.evaluator.batching_rules import array_type, over_stack, stacked
+from pallas_shim.evaluator.batching_rules import over_stack, stacked
+from pallas_shim.evaluator.builder import Builder
 from pallas_shim.evaluator.passes.rewrite import with_regions
-from pallas_shim.evaluator.passes.stacks import (
-    CALL,
-    VIEW,
-    Operations,
-    Stacks,
-)
+from pallas_shim.evaluator.passes.stacks import CALL, VIEW, Stacks
 from pallas_shim.evaluator.program import (
     PURE,
+    Array,
     ArrayType,
     Instruction,
     Operation,
     Program,
     Region,
     Value,
-    make_instruction,
+    array_type,
 )
 from pallas_shim.evaluator.registry import BATCHING_RULES, Stack
 
@@ -55,7 +52,7 @@ class _Batching:
     """What is known throughout a program."""
 
     def __init__(self) -> None:
-        self.operations = Operations()
+        self.builder = Builder()
         self._stackable: dict[Operation, bool] = {}
         self._ordered: dict[Operation, bool] = {}
         self._batched: dict[Any, Operation | None] = {}
@@ -72,7 +69,9 @@ class _Batching:
             )
         agenda = _Agenda(self, body)
         if agenda.worthwhile:
-            body = agenda.run(region.results)
+            with self.builder.block() as made:
+                agenda.run(region.results)
+            body = tuple(made)
         return Region(region.params, body, region.results)
 
     def stackable(self, operation: Operation) -> bool:
@@ -136,10 +135,11 @@ class _Batching:
 class _Agenda:
     """One region's body: what depends on what, and what is emitted in its stead."""
 
-    def __init__(self, batching: _Batching, body: Sequence[Instruction]):
+    def __init__(self, batching: _Batching, body: Sequence[Instruction]) -> None:
         self.batching = batching
         self.body = body
-        self.stacks = Stacks(batching.operations, [])
+        self.builder = batching.builder
+        self.stacks = Stacks(batching.builder)
         self.keys = self._keys()
         self.users: list[list[int]] = [[] for _ in body]
         self.missing = [0] * len(body)
@@ -196,8 +196,8 @@ class _Agenda:
             for out in outs:
                 producer[out] = at
 
-    def run(self, results: Sequence[Value]) -> tuple[Instruction, ...]:
-        """The body in which what is ready at once and may become one is one."""
+    def run(self, results: Sequence[Value]) -> None:
+        """Emits the body in which what is ready at once and may become one is one."""
         body, keys, users, missing, depth = (
             self.body, self.keys, self.users, self.missing, self.depth,
         )  # fmt: skip
@@ -240,20 +240,21 @@ class _Agenda:
                     missing[user] -= 1
                     if not missing[user]:
                         offer(user)
+        self.builder.source = None
         for value in results:
-            self.stacks.single(value, None)
-        return tuple(self.stacks.body)
+            self.stacks.single(value)
 
     # -- emission ---------------------------------------------------------------------------
 
     def single(self, instruction: Instruction) -> None:
         stacks = self.stacks
         if stacks.places:
+            self.builder.source = instruction.source
             if instruction.name == "concatenate" and self.concatenate(instruction):
                 return
             for value in self.batching.uses(instruction):
-                stacks.single(value, instruction.source)
-        stacks.body.append(instruction)
+                stacks.single(value)
+        self.builder.body.append(instruction)
 
     def group(self, members: list[Instruction]) -> None:
         """Emits instructions with one key that are all ready."""
@@ -294,27 +295,26 @@ class _Agenda:
         needed = [out for m in members for out in m.outs if out in self.used_singly]
         if cost / _USES + VIEW * len(needed) >= CALL * (size - 1):
             return False
-        source = members[0].source
+        self.builder.source = members[0].source
         rank = len(operation.outs[0].shape)
         ins = []
         for position, (column, is_shared) in enumerate(zip(columns, shared, strict=True)):
             if is_shared:
                 value = column[0]
-                self.stacks.single(value, source)
+                self.stacks.single(value)
                 if not form.broadcasts and position not in form.unstacked:
-                    value = self.stacks.repeated(value, size, source)
+                    value = self.stacks.repeated(value, size)
             else:
-                value = self.stacks.stack(column, plans[position].pieces, source)
+                value = self.stacks.stack(column, plans[position].pieces)
                 if form.broadcasts and len(column[0].type.shape) < rank:
-                    value = self.aligned(value, rank, source)
+                    value = self.aligned(value, rank)
             ins.append(value)
-        outs = tuple([Value(type) for type in batched.outs])
-        self.stacks.body.append(make_instruction((batched, tuple(ins), outs, (), source)))
+        outs = self.builder.emit(batched, ins)
         for out, column in zip(outs, zip(*[m.outs for m in members], strict=True), strict=True):
             self.stacks.add(out, column)
         return True
 
-    def cheapest_order(self, members, columns, shared):
+    def cheapest_order(self, members: Array, columns: Array, shared: Array) -> Array:
         """The members in the order, of those of one operand's stack, in which stacking costs
         least; their operands by position; the plans of those, and what they cost."""
         places = self.stacks.places
@@ -334,17 +334,14 @@ class _Agenda:
                 break
         return best
 
-    def aligned(self, stack: Value, rank: int, source: Any) -> Value:
+    def aligned(self, stack: Value, rank: int) -> Value:
         """A stack of scalars or of other arrays of lower rank, with further axes so that it
         broadcasts against one of arrays of that rank."""
         size, *shape = stack.type.shape
         type = ArrayType((size, *(1,) * (rank - len(shape)), *shape), stack.type.dtype)
         if stack.const is not None:
             return Value(type, stack.const.reshape(type.shape))
-        reshape = self.batching.operations.primitive(
-            "reshape", (stack.type,), type, dimensions=None
-        )
-        return self.stacks.emit(reshape, (stack,), source)
+        return self.builder.apply_one("reshape", (stack,), type, dimensions=None)
 
     # -- slices and concatenations ------------------------------------------------------------
 
@@ -358,14 +355,15 @@ class _Agenda:
         windows = windows_on_grid(list(by_start), array.type.shape, array_type(out))
         if windows is None or len(by_start) != len(members):
             return False
-        self.stacks.single(array, first.source)
-        stack = self.stacks.emit(windows, (array,), first.source)
+        self.builder.source = first.source
+        self.stacks.single(array)
+        (stack,) = self.builder.emit(windows, (array,))
         self.stacks.add(stack, [by_start[start].outs[0] for start in sorted(by_start)])
         return True
 
     def concatenate(self, instruction: Instruction) -> bool:
         """Makes a concatenation of one stack's members by moving the stack's axis."""
-        values, source = instruction.ins, instruction.source
+        values = instruction.ins
         if len(values) < 2 or any(value not in self.stacks.places for value in values):
             return False
         if any(value.type != values[0].type for value in values):
@@ -373,17 +371,17 @@ class _Agenda:
         plan = self.stacks.plan(values)
         if 2 * len(plan.pieces) > len(values):
             return False
-        stack = self.stacks.stack(values, plan.pieces, source)
+        stack = self.stacks.stack(values, plan.pieces)
         dimension = instruction.operation.params["dimension"]
         axes = list(range(len(stack.type.shape)))
         axes.insert(dimension, axes.pop(0))
         moved = ArrayType(tuple([stack.type.shape[axis] for axis in axes]), stack.type.dtype)
-        primitive = self.batching.operations.primitive
         if dimension:
-            transpose = primitive("transpose", (stack.type,), moved, permutation=tuple(axes))
-            stack = self.stacks.emit(transpose, (stack,), source)
-        reshape = primitive("reshape", (moved,), instruction.outs[0].type, dimensions=None)
-        self.stacks.body.append(make_instruction((reshape, (stack,), instruction.outs, (), source)))
+            order = tuple(axes)
+            stack = self.builder.apply_one("transpose", (stack,), moved, permutation=order)
+        out = (instruction.outs[0].type,)
+        reshape = self.builder.operation("reshape", (moved,), out, {"dimensions": None})
+        self.builder.body.append(instruction._replace(operation=reshape, ins=(stack,)))
         return True
 
 
@@ -411,7 +409,7 @@ def windows_on_grid(
     at, within, out = tuple(taken), tuple(inner), stacked(window, len(starts))
     order = (*range(0, len(split), 2), *range(1, len(split), 2))
 
-    def run(x):
+    def run(x: Array) -> Array:
         # In one piece, because what is taken from a stack is used many times.
         parts = x[at].reshape(split)[within].transpose(order)
         return np.ascontiguousarray(parts).reshape(out.shape)

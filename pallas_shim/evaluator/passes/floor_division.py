@@ -47,7 +47,7 @@ class FloorDivision(Peephole):
         if not found:
             return None
         divisor = Value(ArrayType((), x.type.dtype), np.asarray(number, x.type.dtype))
-        return self.emit(name, (x, divisor), plain.type)
+        return self.builder.apply_one(name, (x, divisor), plain.type)
 
     def condition(self, value: Value, x: Value, number: int) -> str | None:
         """What a boolean says of x, or of its remainder by a number."""

@@ -18,6 +18,7 @@ import numpy as np
 from pallas_shim.evaluator import batched_ops
 from pallas_shim.evaluator.analysis import induction, ranges
 from pallas_shim.evaluator.analysis.ranges import Range
+from pallas_shim.evaluator.builder import Builder
 from pallas_shim.evaluator.floating import as_xla
 from pallas_shim.evaluator.memory import Dynamic
 from pallas_shim.evaluator.passes.identities import uniform
@@ -30,14 +31,11 @@ from pallas_shim.evaluator.passes.rewrite import (
 from pallas_shim.evaluator.program import (
     ArrayType,
     Instruction,
-    Operation,
     Program,
     Region,
     Type,
     Value,
-    make_instruction,
 )
-from pallas_shim.evaluator.specialise import specialise
 from pallas_shim.jax_compat.state import Index, Slice
 
 # Index arrays of more elements than this are not looked at.
@@ -93,31 +91,29 @@ class _GatherToSlice:
         self.vectors: dict[Value, tuple[Affine, ...]] = {}  # index vectors, by component
         self.wholes: dict[Value, Value] = {}  # what refs hold, by the value loaded
         self.scatters: dict[Value, _Scatter] = {}
-        self.operations: dict[Any, Operation] = {}
+        self.builder = Builder()
         self.constants: dict[Any, Value] = {}
-        self.body: list[Instruction] = []
-        self.source: Any = None
 
     def region(self, region: Region) -> Region:
         replaced = self.replaced
-        outer, self.body = self.body, []
         self.wholes = {}
-        for instruction in with_operands(region.body, replaced):
-            operation, ins, outs, regions, self.source = instruction
-            if regions:
-                self.enter(instruction)
-                instruction = with_regions(instruction, list(map(self.region, regions)))
-                self.wholes = {}
-            method = _METHODS.get(operation.name)
-            if method is not None:
-                same = method(self, instruction)
-                if same is not None:
-                    replaced.update(zip(outs, same, strict=True))
-                    continue
-            if operation.effects.writes or operation.effects.io:
-                self.wholes = {}
-            self.body.append(instruction)
-        body, self.body = self.body, outer
+        with self.builder.block() as body:
+            for instruction in with_operands(region.body, replaced):
+                operation, _, outs, regions, source = instruction
+                if regions:
+                    self.enter(instruction)
+                    instruction = with_regions(instruction, list(map(self.region, regions)))
+                    self.wholes = {}
+                self.builder.source = source
+                method = _METHODS.get(operation.name)
+                if method is not None:
+                    same = method(self, instruction)
+                    if same is not None:
+                        replaced.update(zip(outs, same, strict=True))
+                        continue
+                if operation.effects.writes or operation.effects.io:
+                    self.wholes = {}
+                body.append(instruction)
         self.wholes = {}
         return Region(region.params, tuple(body), substitute(region.results, replaced))
 
@@ -255,12 +251,11 @@ class _GatherToSlice:
         ins = (ref, *place.leaves)
         types = tuple([value.type for value in ins])
         part = ArrayType(place.shape, out.type.dtype)
-        load = self.operation(
+        load = self.builder.once(
             ("get", types, place.path),
             lambda: batched_ops.load(ref.ref, place.path, types, part),
         )
-        loaded = Value(part)
-        self.body.append(make_instruction((load, ins, (loaded,), (), self.source)))
+        (loaded,) = self.builder.emit(load, ins)
         return (self.reshaped(loaded, out.type),)
 
     def scatter(self, instruction: Instruction) -> None:
@@ -294,10 +289,10 @@ class _GatherToSlice:
         part = self.reshaped(updates, ArrayType(place.shape, updates.type.dtype))
         ins = (ref, part, *place.leaves)
         types = tuple([value.type for value in ins])
-        store = self.operation(
+        store = self.builder.once(
             ("store", types, place.path), lambda: batched_ops.store(ref.ref, place.path, types)
         )
-        self.body.append(make_instruction((store, ins, (), (), self.source)))
+        self.builder.emit(store, ins)
         self.wholes = {}
         return ()
 
@@ -355,34 +350,17 @@ class _GatherToSlice:
         if number == 0:
             return scalar
         type = ArrayType((), scalar.type.dtype)
-        ins = (scalar, self.constant(number, type))
-        out = Value(type)
-        add = self.operation(
-            ("add", type), lambda: specialise("add", (type, type), (type,), {}, False)
-        )
-        self.body.append(make_instruction((add, ins, (out,), (), self.source)))
-        return out
+        return self.builder.apply_one("add", (scalar, self.constant(number, type)), type)
 
     def reshaped(self, value: Value, type: ArrayType) -> Value:
         if value.type == type:
             return value
-        reshape = self.operation(
-            ("reshape", value.type, type),
-            lambda: specialise("reshape", (value.type,), (type,), {"dimensions": None}, False),
-        )
-        out = Value(type)
-        self.body.append(make_instruction((reshape, (value,), (out,), (), self.source)))
-        return out
+        return self.builder.apply_one("reshape", (value,), type, dimensions=None)
 
     def constant(self, content: Any, type: Type) -> Value:
         array = np.array(np.broadcast_to(content, type.shape), type.dtype)
         array.flags.writeable = False
         return self.constants.setdefault((type, array.tobytes()), Value(type, array))
-
-    def operation(self, key: Any, make: Callable[[], Operation]) -> Operation:
-        if key not in self.operations:
-            self.operations[key] = make()
-        return self.operations[key]
 
 
 def array_size(type: Type) -> int:

@@ -73,7 +73,7 @@ class MaskNarrowing(Peephole):
         x, y = map(self.truth, ins)
         if x is not None and y is not None:
             boolean = ArrayType(out.type.shape, _BOOL)
-            self.truths[out] = self.emit(operation.name, (x, y), boolean)
+            self.truths[out] = self.builder.apply_one(operation.name, (x, y), boolean)
 
     def compare(self, instruction: Instruction) -> Value | None:
         x, y = instruction.ins
@@ -84,7 +84,7 @@ class MaskNarrowing(Peephole):
             return None
         if (instruction.name == "ne") == (number == 0):
             return truth
-        return self.emit("not", (truth,), truth.type)
+        return self.builder.apply_one("not", (truth,), truth.type)
 
     def count(self, instruction: Instruction) -> Value | None:
         (x,), (out,) = instruction.ins, instruction.outs
@@ -92,7 +92,7 @@ class MaskNarrowing(Peephole):
         if truth is None or math.prod(x.type.shape) == math.prod(out.type.shape):
             return None
         axes = tuple(instruction.operation.params["axes"])
-        return self.emit("count", (truth,), out.type, axes=axes)
+        return self.builder.apply_one("count", (truth,), out.type, axes=axes)
 
     methods = {
         "convert_element_type": convert,

@@ -18,9 +18,7 @@ from pallas_shim.evaluator.program import (
     ArrayType,
     Instruction,
     Operation,
-    Type,
     Value,
-    make_instruction,
 )
 from pallas_shim.evaluator.specialise import specialise
 
@@ -41,7 +39,6 @@ class Movements(Peephole):
         super().__init__()
         self.known: dict[Value, Movement] = {}
         self.gathers: dict[tuple[Operation, Value], tuple[int, np.ndarray] | None] = {}
-        self.takes: dict[tuple[Type, int, bytes], Operation] = {}
 
     # -- what is known ------------------------------------------------------------------------
 
@@ -60,14 +57,7 @@ class Movements(Peephole):
         type = instruction.outs[0].type
         if np.array_equal(indices, np.arange(source.type.shape[axis])):
             return source
-        key = (source.type, axis, indices.tobytes())
-        operation = self.takes.get(key)
-        if operation is None:
-            params = {"indices": indices, "axis": axis}
-            operation = specialise("take", (source.type,), (type,), params, False)
-            self.takes[key] = operation
-        result = Value(type)
-        self.body.append(make_instruction((operation, (source,), (result,), (), self.source)))
+        result = self.builder.apply_one("take", (source,), type, indices=indices, axis=axis)
         self.known[result] = Movement(source, axis, indices)
         return result
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from pallas_shim.evaluator import registry
+from pallas_shim.evaluator.builder import Builder
 from pallas_shim.evaluator.passes.rewrite import (
     Substitution,
     substitute,
@@ -15,21 +16,17 @@ from pallas_shim.evaluator.passes.rewrite import (
 from pallas_shim.evaluator.program import (
     ArrayType,
     Instruction,
-    Operation,
     Program,
     Region,
-    Type,
     Value,
-    make_instruction,
 )
-from pallas_shim.evaluator.specialise import specialise
 
 
 class Peephole:
     """Walks a program forwards, offering each instruction to the method for its name.
 
     A method returns the value that stands for the instruction's result, or None to keep the
-    instruction; it may `emit` others. What is no longer needed is left to dead code.
+    instruction; it may emit others with ``builder``. What is no longer needed is left to dead code.
     """
 
     methods: ClassVar[Mapping[str, Callable[[Any, Instruction], Value | None]]]
@@ -37,9 +34,7 @@ class Peephole:
     def __init__(self) -> None:
         registry.load()
         self.replaced: Substitution = {}
-        self.operations: dict[Any, Operation] = {}
-        self.body: list[Instruction] = []
-        self.source: Any = None
+        self.builder = Builder()
 
     @classmethod
     def run(cls, program: Program) -> Program:
@@ -47,28 +42,17 @@ class Peephole:
 
     def region(self, region: Region) -> Region:
         replaced, methods = self.replaced, self.methods
-        outer, self.body = self.body, []
-        for instruction in with_operands(region.body, replaced):
-            operation, ins, outs, regions, source = instruction
-            if regions:
-                instruction = with_regions(instruction, [self.region(r) for r in regions])
-            method = methods.get(operation.name)
-            if method is not None and type(outs[0].type) is ArrayType:
-                self.source = source
-                same = method(self, instruction)
-                if same is not None:
-                    replaced[outs[0]] = same
-                    continue
-            self.body.append(instruction)
-        body, self.body = self.body, outer
+        with self.builder.block() as body:
+            for instruction in with_operands(region.body, replaced):
+                operation, _, outs, regions, source = instruction
+                if regions:
+                    instruction = with_regions(instruction, [self.region(r) for r in regions])
+                method = methods.get(operation.name)
+                if method is not None and type(outs[0].type) is ArrayType:
+                    self.builder.source = source
+                    same = method(self, instruction)
+                    if same is not None:
+                        replaced[outs[0]] = same
+                        continue
+                body.append(instruction)
         return Region(region.params, tuple(body), substitute(region.results, replaced))
-
-    def emit(self, name: str, ins: tuple[Value, ...], type: Type, **params: Any) -> Value:
-        """Adds an instruction with a primitive's rule, and returns its result."""
-        key = (name, tuple([value.type for value in ins]), type, *params.values())
-        operation = self.operations.get(key)
-        if operation is None:
-            operation = self.operations[key] = specialise(name, key[1], (type,), params, False)
-        out = Value(type)
-        self.body.append(make_instruction((operation, ins, (out,), (), self.source)))
-        return out

@@ -98,7 +98,7 @@ def _over_any(ufunc: Any, count: int, position: int) -> Callable[..., Any]:
     return lambda *arrays: ufunc(*arrays[:count], out=arrays[position])
 
 
-class ScopedTable(dict):
+class ScopedTable(dict[Any, Any]):
     """A dictionary whose entries made inside ``scope()`` are forgotten after it."""
 
     def __init__(self) -> None:

@@ -31,9 +31,9 @@ class SelectToMinMax(Peephole):
         extremum = _EXTREMUM[comparison.name]
         left, right = comparison.ins
         if cases == [right, left]:
-            return self.emit(extremum, (left, right), type)
+            return self.builder.apply_one(extremum, (left, right), type)
         if cases == [left, right]:
-            return self.emit(_OTHER[extremum], (left, right), type)
+            return self.builder.apply_one(_OTHER[extremum], (left, right), type)
         return None
 
     methods = {**dict.fromkeys(_EXTREMUM, compare), "select_n": select}

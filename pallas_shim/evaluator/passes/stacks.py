@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pallas_shim.evaluator.batching_rules import stacked
+from pallas_shim.evaluator.builder import Builder
 from pallas_shim.evaluator.program import (
+    Array,
     ArrayType,
-    Instruction,
     Operation,
     Type,
     Value,
     make_instruction,
 )
-from pallas_shim.evaluator.specialise import specialise
 
 # What things cost, in microseconds as measured on a 2020s server. Only the ratios count:
 # what a call costs beside its work, making a view (a call too), each further array of a
@@ -60,48 +60,29 @@ class StackPlan(NamedTuple):
     pieces: Sequence[Piece] = ()
 
 
-class Operations:
-    """The operations that a pass makes, each once for a program."""
+def _member(stack: Type, out: Type, index: int) -> Operation:
+    return Operation(
+        "member", {"index": index}, (stack,), (out,), lambda x: x[index], view=True
+    )
 
-    def __init__(self) -> None:
-        self._made: dict[Any, Operation] = {}
 
-    def primitive(self, name: str, ins: tuple[Type, ...], out: Type, **params: Any) -> Operation:
-        key = (name, ins, out, *params.values())
-        if key not in self._made:
-            self._made[key] = specialise(name, ins, (out,), params, False)
-        return self._made[key]
-
-    def member(self, stack: Type, out: Type, index: int) -> Operation:
-        key = ("member", stack, index)
-        if key not in self._made:
-            self._made[key] = Operation(
-                "member", {"index": index}, (stack,), (out,), lambda x: x[index], view=True
-            )
-        return self._made[key]
-
-    def members(self, stack: Type, out: Type, key: slice) -> Operation:
-        at = ("members", stack, key.start, key.stop, key.step)
-        if at not in self._made:
-            self._made[at] = Operation(
-                "members", {"at": key}, (stack,), (out,), lambda x: x[key], view=True
-            )
-        return self._made[at]
+def _members(stack: Type, out: Type, key: slice) -> Operation:
+    return Operation("members", {"at": key}, (stack,), (out,), lambda x: x[key], view=True)
 
 
 def join(sources: Sequence[Value], out: ArrayType, parts: Sequence[tuple[int, Any]]) -> Operation:
     """Concatenates parts, given as positions among the sources and keys into those."""
     one, shape, dtype = (1, *out.shape[1:]), out.shape, out.dtype
 
-    def run(*arrays):
+    def run(*arrays: Array) -> Array:
         return np.concatenate(
             [arrays[i].reshape(one) if key is None else arrays[i][key] for i, key in parts]
         )
 
-    def run_scalars(*scalars):
+    def run_scalars(*scalars: Array) -> Array:
         return np.array([scalars[i] for i, _ in parts], dtype)
 
-    def run_whole(*arrays):
+    def run_whole(*arrays: Array) -> Array:
         return np.concatenate([arrays[i] for i, _ in parts]).reshape(shape)
 
     # An axis that is added at the end, once for all, costs less than one for each array.
@@ -112,21 +93,14 @@ def join(sources: Sequence[Value], out: ArrayType, parts: Sequence[tuple[int, An
 
 
 class Stacks:
-    """The stacks of one region's body. ``body`` is the list to which instructions go."""
+    """The stacks of one region's body, which is what ``builder`` emits to."""
 
-    def __init__(self, operations: Operations, body: list[Instruction]):
-        self.operations = operations
-        self.body = body
+    def __init__(self, builder: Builder) -> None:
+        self.builder = builder
         self.places: dict[Value, Place] = {}
         self._count = 0
         self._single: set[Value] = set()
         self._made: dict[tuple[Value, ...], Value] = {}
-
-    def emit(self, operation: Operation, ins: tuple[Value, ...], source: Any) -> Value:
-        (type,) = operation.outs
-        out = Value(type)
-        self.body.append(make_instruction((operation, ins, (out,), (), source)))
-        return out
 
     def add(self, stack: Value, members: Sequence[Value]) -> None:
         """Makes values the members of a stack, in order."""
@@ -135,14 +109,19 @@ class Stacks:
         places = zip(repeat(self._count, size), range(size), repeat(stack, size), strict=True)
         self.places.update(zip(members, places, strict=True))
 
-    def single(self, value: Value, source: Any) -> None:
+    def single(self, value: Value) -> None:
         """Sees to it that a value is computed by itself as well."""
         place = self.places.get(value)
         if place is not None and value not in self._single:
             self._single.add(value)
             _, index, stack = place
-            operation = self.operations.member(stack.type, value.type, index)
-            self.body.append(make_instruction((operation, (stack,), (value,), (), source)))
+            operation = self.builder.once(
+                ("member", stack.type, index), lambda: _member(stack.type, value.type, index)
+            )
+            builder = self.builder
+            builder.body.append(
+                make_instruction((operation, (stack,), (value,), (), builder.source))
+            )
 
     # -- stacking values --------------------------------------------------------------------
 
@@ -182,14 +161,14 @@ class Stacks:
             return StackPlan(CALL + moved, pieces)
         return StackPlan(CALL + PIECE * len(pieces) + moved, pieces)
 
-    def stack(self, values: tuple[Value, ...], pieces: Sequence[Piece], source: Any) -> Value:
+    def stack(self, values: tuple[Value, ...], pieces: Sequence[Piece]) -> Value:
         """A stack of values, as planned."""
         made = self._made.get(values)
         if made is None:
-            made = self._made[values] = self._stack(values, pieces, source)
+            made = self._made[values] = self._stack(values, pieces)
         return made
 
-    def _stack(self, values: tuple[Value, ...], pieces: Sequence[Piece], source: Any) -> Value:
+    def _stack(self, values: tuple[Value, ...], pieces: Sequence[Piece]) -> Value:
         type = stacked(values[0].type, len(values))
         if not pieces:
             array = np.stack([value.const for value in values if value.const is not None])
@@ -200,20 +179,22 @@ class Stacks:
             key = pieces[0].key
             if stack.type == type and key.step == 1:
                 return stack
-            return self.emit(self.operations.members(stack.type, type, key), (stack,), source)
+            members = self.builder.once(
+                ("members", stack.type, key.start, key.stop, key.step),
+                lambda: _members(stack.type, type, key),
+            )
+            return self.builder.emit(members, (stack,))[0]
         if all([piece.source is stack and piece.start is not None for piece in pieces]):
-            params = {"indices": np.array([self.places[v][1] for v in values]), "axis": 0}
-            take = specialise("take", (stack.type,), (type,), params, False)
-            return self.emit(take, (stack,), source)
+            indices = np.array([self.places[v][1] for v in values])
+            return self.builder.apply_one("take", (stack,), type, indices=indices, axis=0)
         sources = tuple(dict.fromkeys([piece.source for piece in pieces]))
         position = {v: i for i, v in enumerate(sources)}
         parts = [(position[piece.source], piece.key) for piece in pieces]
-        return self.emit(join(sources, type, parts), sources, source)
+        return self.builder.emit(join(sources, type, parts), sources)[0]
 
-    def repeated(self, value: Value, size: int, source: Any) -> Value:
+    def repeated(self, value: Value, size: int) -> Value:
         """A stack of which every member is the same value."""
         type = stacked(value.type, size)
         if value.const is not None:
             return Value(type, np.broadcast_to(value.const, type.shape))
-        operation = self.operations.primitive("broadcast_to", (value.type,), type)
-        return self.emit(operation, (value,), source)
+        return self.builder.apply_one("broadcast_to", (value,), type)

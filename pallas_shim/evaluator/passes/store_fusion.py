@@ -16,6 +16,7 @@ from pallas_shim.evaluator.analysis.alias import AliasAnalysis
 from pallas_shim.evaluator.passes.rewrite import is_ufunc, with_regions
 from pallas_shim.evaluator.program import (
     PURE,
+    Array,
     Effects,
     Instruction,
     Operation,
@@ -32,7 +33,7 @@ def fuse_stores(program: Program) -> Program:
 
 
 class _StoreFusion:
-    def __init__(self, aliases: AliasAnalysis, uses: Counter[Value]):
+    def __init__(self, aliases: AliasAnalysis, uses: Counter[Value]) -> None:
         self.aliases = aliases
         self.uses = uses
 
@@ -98,7 +99,7 @@ def _direct(source: Instruction, store: Instruction) -> Instruction | None:
     ufunc, count = operation.fn, len(operands)
     assert ufunc is not None
 
-    def run(ref, *args):
+    def run(ref: Array, *args: Array) -> tuple[()]:
         ufunc(*args[:count], out=view(ref, *args[count:]))
         return ()
 
@@ -114,7 +115,7 @@ def _unfilled(buffer: Instruction) -> Instruction:
     operation, ins, outs, regions, source = buffer
     shape, dtype, *_ = outs[0].ref
 
-    def empty():
+    def empty() -> Array:
         return np.empty(shape, dtype)
 
     unfilled = Operation("unfilled", operation.params, (), operation.outs, empty, operation.effects)

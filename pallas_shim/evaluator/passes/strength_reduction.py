@@ -21,6 +21,7 @@ from pallas_shim.evaluator.memory import Dynamic, as_slice
 from pallas_shim.evaluator.passes.rewrite import with_regions
 from pallas_shim.evaluator.program import (
     PURE,
+    Array,
     Effects,
     Instruction,
     Operation,
@@ -43,7 +44,7 @@ def reduce_strength(program: Program) -> Program:
 
 
 class _StrengthReduction:
-    def __init__(self, program: Program):
+    def __init__(self, program: Program) -> None:
         self.uses = Counter(program.top.uses())
 
     def region(self, region: Region) -> Region:
@@ -190,13 +191,19 @@ def _rows(dims: tuple[Any, ...], axis: int, walk: slice) -> Callable[[np.ndarray
     chosen = tuple(key)
     order = (before, *[axis for axis in range(rank) if axis != before])
 
-    def rows(ref):
+    def rows(ref: Array) -> Array:
         return ref[chosen].transpose(order)
 
     return rows
 
 
-def _changed(operation: Operation, fn: Any, ins: tuple, outs: tuple, source: Any) -> Instruction:
+def _changed(
+    operation: Operation,
+    fn: Callable[..., Any],
+    ins: tuple[Value, ...],
+    outs: tuple[Value, ...],
+    source: Any,
+) -> Instruction:
     """The same access, to a row."""
     params = {**operation.params, "path": ()}
     types, made = tuple([v.type for v in ins]), tuple([v.type for v in outs])
@@ -207,17 +214,17 @@ def _changed(operation: Operation, fn: Any, ins: tuple, outs: tuple, source: Any
     return make_instruction((made_of, ins, outs, (), source))
 
 
-def _copy(row):
+def _copy(row: Array) -> Array:
     return row.copy()
 
 
-def _store(row, value):
+def _store(row: Array, value: Array) -> tuple[()]:
     row[...] = value
     return ()
 
 
-def _into(ufunc: np.ufunc) -> Callable[..., tuple]:
-    def run(row, *operands):
+def _into(ufunc: np.ufunc) -> Callable[..., tuple[()]]:
+    def run(row: Array, *operands: Array) -> tuple[()]:
         ufunc(*operands, row)
         return ()
 

@@ -10,7 +10,8 @@ import numpy as np
 from jax import lax
 
 from pallas_shim.evaluator import refs
-from pallas_shim.evaluator.program import ArrayType, Value
+from pallas_shim.evaluator.lower import Lowering
+from pallas_shim.evaluator.program import ArrayType, KeyType, Value
 from pallas_shim.jax_compat import state
 
 _INT32, _BOOL = np.dtype(np.int32), np.dtype(np.bool_)
@@ -28,7 +29,7 @@ class Along(NamedTuple):
 Indices = Sequence[Along]
 
 
-def indices(lowering, view: state.RefView, shape: tuple[int, ...]) -> Indices | None:
+def indices(lowering: Lowering, view: state.RefView, shape: tuple[int, ...]) -> Indices | None:
     """The places of each dimension of a ref, where there is an array of the result's ``shape``
     for each dimension, or one vector beside slices; None for any other view."""
     type = view.ref.type
@@ -56,7 +57,7 @@ def indices(lowering, view: state.RefView, shape: tuple[int, ...]) -> Indices | 
     return found
 
 
-def of_slices(lowering, view: state.RefView) -> Indices | None:
+def of_slices(lowering: Lowering, view: state.RefView) -> Indices | None:
     """The places of slices with any strides, and of single indices; None for any other view."""
     type = view.ref.type
     if len(view.steps) != 1 or not isinstance(view.steps[0], state.Index) or 0 in type.shape:
@@ -78,7 +79,7 @@ def of_slices(lowering, view: state.RefView) -> Indices | None:
     return found
 
 
-def masked(lowering, indices: Indices, dims: Sequence[int], mask: Value) -> Indices:
+def masked(lowering: Lowering, indices: Indices, dims: Sequence[int], mask: Value) -> Indices:
     """The places with those that are masked out moved out of the array, where nothing is stored."""
     (index, axes, known), *others = indices
     shape = mask.type.shape
@@ -104,19 +105,23 @@ def _in_slice(dim: state.Slice, size: int) -> np.ndarray | None:
     return places if not places.size or 0 <= places[0] and places[-1] < size else None
 
 
-def load(lowering, ref: Value, indices: Indices, out: ArrayType) -> Value:
+def load(
+    lowering: Lowering, ref: Value, indices: Indices, out: ArrayType | KeyType
+) -> Value:
     """Emits a load of the elements at these places."""
     whole = refs.load(lowering, ref, (), (), ref.ref.contents)
     return _gathered(lowering, whole, indices, out)
 
 
-def store(lowering, ref: Value, indices: Indices, value: Value) -> None:
+def store(lowering: Lowering, ref: Value, indices: Indices, value: Value) -> None:
     """Emits a store of ``value`` to these places, where they are inside."""
     whole = refs.load(lowering, ref, (), (), ref.ref.contents)
     refs.store(lowering, ref, (), (), _scattered(lowering, whole, indices, value))
 
 
-def _gathered(lowering, array: Value, indices: Indices, out: ArrayType) -> Value:
+def _gathered(
+    lowering: Lowering, array: Value, indices: Indices, out: ArrayType | KeyType
+) -> Value:
     axes = tuple(range(len(indices)))
     numbers = lax.GatherDimensionNumbers(
         offset_dims=(), collapsed_slice_dims=axes, start_index_map=axes
@@ -131,7 +136,7 @@ def _gathered(lowering, array: Value, indices: Indices, out: ArrayType) -> Value
     return elements
 
 
-def _scattered(lowering, array: Value, indices: Indices, value: Value) -> Value:
+def _scattered(lowering: Lowering, array: Value, indices: Indices, value: Value) -> Value:
     axes = tuple(range(len(indices)))
     numbers = lax.ScatterDimensionNumbers(
         update_window_dims=(), inserted_window_dims=axes, scatter_dims_to_operand_dims=axes
@@ -147,12 +152,12 @@ def _scattered(lowering, array: Value, indices: Indices, value: Value) -> Value:
 
 
 def _places(
-    lowering, indices: Indices, dims: Sequence[int], shape: tuple[int, ...]
+    lowering: Lowering, indices: Indices, dims: Sequence[int], shape: tuple[int, ...]
 ) -> Value:
     """Coordinates along a last axis, negative ones counted from the end."""
     column = ArrayType((*shape, 1), _INT32)
     zero = lowering.const(np.int32(0))
-    columns = []
+    columns: list[Value] = []
     for (index, axes, known), dim in zip(indices, dims, strict=True):
         if not known:
             is_negative = ArrayType(index.type.shape, _BOOL)

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.program import Value
 from pallas_shim.evaluator.registry import Unsupported
 
 
-def axis(lowering, primitive: str, name: Any) -> tuple[Value, Value]:
+def axis(lowering: Lowering, primitive: str, name: Any) -> tuple[Value, Value]:
     """The index and size of the innermost kernel axis of that name, or of a lone device's."""
     for kernel in reversed(lowering.kernels):
         if name in kernel.names:
@@ -25,7 +26,7 @@ def axis(lowering, primitive: str, name: Any) -> tuple[Value, Value]:
     )
 
 
-def is_alone(lowering, primitive: str, name: Any) -> bool:
+def is_alone(lowering: Lowering, primitive: str, name: Any) -> bool:
     """Whether there is nothing else along the axis of that name."""
     size = axis(lowering, primitive, name)[1]
     return size.const is not None and int(size.const) == 1

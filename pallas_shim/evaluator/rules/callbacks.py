@@ -5,16 +5,20 @@ They run where the program runs, in order, and get JAX's arrays.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from pallas_shim.evaluator import refs
-from pallas_shim.evaluator.program import Effects, RefType
+from pallas_shim.evaluator.lower import Lowering
+from pallas_shim.evaluator.program import Array, Effects, RefType, Value
 from pallas_shim.evaluator.registry import lowering_rule
 from pallas_shim.jax_compat import callbacks
 
 
 @lowering_rule(*callbacks.CALLBACK_PRIMITIVES)
-def _callback(lowering, eqn, ins):
+def _callback(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     host = callbacks.host_function(eqn)
     types = [lowering.type(v.aval) for v in eqn.outvars]
     values = [
@@ -24,7 +28,7 @@ def _callback(lowering, eqn, ins):
         for v in ins
     ]
 
-    def call(*arrays):
+    def call(*arrays: Array) -> Array:
         # The user may keep or change what it gets; the program's own arrays stay its own.
         results = host(*(np.array(a) for a in arrays))
         outs = [np.asarray(r, t.dtype) for r, t in zip(results or (), types, strict=True)]

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from pallas_shim import jax_compat
+from pallas_shim.evaluator.lower import Lowering
+from pallas_shim.evaluator.program import Value
 from pallas_shim.evaluator.registry import Unsupported, lowering_rule
 from pallas_shim.jax_compat import definitions
 
 
 @lowering_rule(*jax_compat.CALL_PRIMITIVES)
-def _call(lowering, eqn, ins):
+def _call(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     return lowering.inline(jax_compat.called_jaxpr(eqn), ins)
 
 
 @lowering_rule("call_hi_primitive", "einshape_lo", "scaled_dot")
-def _defined(lowering, eqn, ins):
+def _defined(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     return lowering.inline_definition(definitions.definition(eqn), ins)
 
 
 @lowering_rule("platform_index")
-def _platform_index(lowering, eqn, ins):
+def _platform_index(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     """Which of the groups of platforms has the one that JAX compiles for; None stands for any."""
     platforms = eqn.params["platforms"]
     for index, group in enumerate(platforms):
@@ -30,5 +35,5 @@ def _platform_index(lowering, eqn, ins):
 
 
 @lowering_rule("dce_sink")
-def _nothing(lowering, eqn, ins):
+def _nothing(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     return []

@@ -13,6 +13,7 @@ import numpy as np
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import scalar_types
+from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.machine.programs import emit_meeting, emit_programs
 from pallas_shim.evaluator.program import ArrayType, Value
 from pallas_shim.evaluator.registry import Unsupported, lowering_rule
@@ -21,7 +22,7 @@ from pallas_shim.jax_compat import meshes
 
 
 @lowering_rule("shard_map")
-def _shard_map(lowering, eqn, ins):
+def _shard_map(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     call = meshes.shard_map(eqn)
     if lowering.kernels:
         raise Unsupported("shard_map", "inside a kernel")
@@ -33,7 +34,7 @@ def _shard_map(lowering, eqn, ins):
     return _emit(lowering, call, ins, outs)
 
 
-def _emit(lowering, call: meshes.ShardMap, ins, outs):
+def _emit(lowering: Lowering, call: meshes.ShardMap, ins: Any, outs: Any) -> Any:
     opened, _ = jax_compat.open_jaxpr(call.jaxpr)
     parts = [lowering.type(v.aval) for v in opened.invars]
     outer, lowering.mesh_axes = lowering.mesh_axes, tuple(call.mesh.shape)
@@ -45,7 +46,7 @@ def _emit(lowering, call: meshes.ShardMap, ins, outs):
     return results
 
 
-def _of_keys(lowering, call: meshes.ShardMap, ins, outs):
+def _of_keys(lowering: Lowering, call: meshes.ShardMap, ins: Any, outs: Any) -> Any:
     """With arrays of PRNG keys, which have dimensions of their own that are never cut."""
     call = call._replace(
         names_in=tuple(_with_key(n, v.type) for n, v in zip(call.names_in, ins, strict=True)),
@@ -62,7 +63,10 @@ def _with_key(names: Any, type: Any) -> Any:
 
 
 def _meet(
-    lowering, eqn, ins: Sequence[Value], combine: Callable[[list[list[Any]]], Sequence[Any]]
+    lowering: Lowering,
+    eqn: Any,
+    ins: Sequence[Value],
+    combine: Callable[[list[list[Any]]], Sequence[Any]],
 ) -> list[Value]:
     """A meeting along the axes of a collective. ``combine`` gets what each brought, a list of its
     operands, and gives what each takes away, a list too."""
@@ -84,7 +88,7 @@ def _meet(
     )
 
 
-def _size(lowering, primitive: str, name: Any) -> int | None:
+def _size(lowering: Lowering, primitive: str, name: Any) -> int | None:
     """The size of an axis by its name, None if it isn't known."""
     if not _in_kernel(lowering, name):
         found = lowering.machine.axis(name)
@@ -93,11 +97,11 @@ def _size(lowering, primitive: str, name: Any) -> int | None:
     return 1 if is_alone(lowering, primitive, name) else None
 
 
-def _in_kernel(lowering, name: Any) -> bool:
+def _in_kernel(lowering: Lowering, name: Any) -> bool:
     return any(name in kernel.names for kernel in lowering.kernels)
 
 
-def _reshaped(lowering, ins, outs) -> list[Value]:
+def _reshaped(lowering: Lowering, ins: Any, outs: Any) -> list[Value]:
     """Of one program alone: the operand, which may get or lose an axis of size 1."""
     return [
         lowering.apply("reshape", [v], [t], {"new_sizes": t.shape, "dimensions": None})[0]
@@ -107,7 +111,7 @@ def _reshaped(lowering, ins, outs) -> list[Value]:
     ]
 
 
-def _same_for_all(make: Callable[[list[list[Any]]], list[Any]]):
+def _same_for_all(make: Callable[[list[list[Any]]], list[Any]]) -> Any:
     return lambda brought: [make(brought)] * len(brought)
 
 
@@ -122,13 +126,13 @@ def _sum(arrays: Sequence[np.ndarray], dtype: np.dtype) -> np.ndarray:
 
 
 @lowering_rule("psum", "psum_invariant")
-def _psum(lowering, eqn, ins):
+def _psum(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     positions = tuple(a for a in eqn.params["axes"] if isinstance(a, int))
     if positions:
         raise Unsupported(eqn.primitive.name, "over positions of a batch")
     types = [v.type for v in ins]
 
-    def combine(brought):
+    def combine(brought: Any) -> Any:
         columns = zip(*brought, strict=True)
         return [_sum(column, t.dtype) for column, t in zip(columns, types, strict=True)]
 
@@ -136,32 +140,32 @@ def _psum(lowering, eqn, ins):
 
 
 @lowering_rule("pmax", "pmin")
-def _extremum(lowering, eqn, ins):
+def _extremum(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     pick = np.maximum if eqn.primitive.name == "pmax" else np.minimum
 
-    def combine(brought):
+    def combine(brought: Any) -> Any:
         return [functools.reduce(pick, column) for column in zip(*brought, strict=True)]
 
     return _meet(lowering, eqn, ins, _same_for_all(combine))
 
 
 @lowering_rule("all_gather", "all_gather_invariant", "all_gather_reduced")
-def _all_gather(lowering, eqn, ins):
+def _all_gather(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     axis, tiled = eqn.params["all_gather_dimension"], eqn.params["tiled"]
     join = np.concatenate if tiled else np.stack
 
-    def combine(brought):
+    def combine(brought: Any) -> Any:
         return [join(column, axis) for column in zip(*brought, strict=True)]
 
     return _meet(lowering, eqn, ins, _same_for_all(combine))
 
 
 @lowering_rule("reduce_scatter")
-def _reduce_scatter(lowering, eqn, ins):
+def _reduce_scatter(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     axis, tiled = eqn.params["scatter_dimension"], eqn.params["tiled"]
     types = [v.type for v in ins]
 
-    def combine(brought):
+    def combine(brought: Any) -> Any:
         size = len(brought)
         sums = [_sum(c, t.dtype) for c, t in zip(zip(*brought, strict=True), types, strict=True)]
         parts = [np.split(total, size, axis) for total in sums]
@@ -173,10 +177,10 @@ def _reduce_scatter(lowering, eqn, ins):
 
 
 @lowering_rule("all_to_all")
-def _all_to_all(lowering, eqn, ins):
+def _all_to_all(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     split, join = eqn.params["split_axis"], eqn.params["concat_axis"]
 
-    def combine(brought):
+    def combine(brought: Any) -> Any:
         size = len(brought)
         parts = [[np.split(x, size, split) for x in of_rank] for of_rank in brought]
         return [
@@ -191,13 +195,13 @@ def _all_to_all(lowering, eqn, ins):
 
 
 @lowering_rule("ppermute")
-def _ppermute(lowering, eqn, ins):
+def _ppermute(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     source = {int(to): int(of) for of, to in eqn.params["perm"]}
     types = [v.type for v in ins]
     zeros = [np.zeros(t.shape, t.dtype) for t in types]
     _refuse_groups(eqn)
 
-    def combine(brought):
+    def combine(brought: Any) -> Any:
         return [
             brought[source[rank]] if rank in source else zeros for rank in range(len(brought))
         ]
@@ -207,22 +211,22 @@ def _ppermute(lowering, eqn, ins):
     return _meet(lowering, eqn, ins, combine)
 
 
-def _refuse_groups(eqn) -> None:
+def _refuse_groups(eqn: Any) -> None:
     if meshes.index_groups(eqn) is not None:
         raise Unsupported(eqn.primitive.name, "among groups of indices")
 
 
 @lowering_rule("pbroadcast")
-def _pbroadcast(lowering, eqn, ins):
+def _pbroadcast(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     source = eqn.params.get("source", 0)
     return _meet(lowering, eqn, ins, _same_for_all(lambda brought: brought[source]))
 
 
 @lowering_rule("pbroadcast_dynamic")
-def _pbroadcast_dynamic(lowering, eqn, ins):
+def _pbroadcast_dynamic(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     """The second operand says whose it is; that of the first one counts."""
 
-    def combine(brought):
+    def combine(brought: Any) -> Any:
         return [[brought[int(brought[0][1])][0]]] * len(brought)
 
     return _meet(lowering, eqn, ins, combine)

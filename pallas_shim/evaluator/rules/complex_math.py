@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pallas_shim.evaluator.program import Array
 from pallas_shim.evaluator.rules.elementwise_math import atan2
 
 Function = Callable[[Any], Any]
@@ -40,7 +41,7 @@ def _right(fn: Function) -> Function:
 def _whole(fn: Function, but: Function) -> Function:
     """A NaN in one part of the result is one in both, ``but`` where an operand is such."""
 
-    def run(z):
+    def run(z: Array) -> Array:
         result = fn(z)
         return _nowhere(result, np.isnan(result) & ~but(z))
 
@@ -52,11 +53,11 @@ def _without_nan(fn: Function) -> Function:
     return lambda z: _nowhere(fn(z), np.isnan(z))
 
 
-def _on_real_axis(z):
+def _on_real_axis(z: Array) -> Array:
     return np.isnan(z.real) & (z.imag == 0)
 
 
-def _on_imaginary_axis(z):
+def _on_imaginary_axis(z: Array) -> Array:
     return np.isnan(z.imag) & (z.real == 0)
 
 
@@ -68,33 +69,33 @@ sin, cos, tan = (_whole(fn, _on_imaginary_axis) for fn in (np.sin, np.cos, np.ta
 sinh, cosh, tanh = (_whole(fn, _on_real_axis) for fn in (np.sinh, np.cosh, np.tanh))
 
 
-def atan(z):
+def atan(z: Array) -> Array:
     return np.where(np.isinf(z), _right(np.arctan)(z), np.arctan(z))
 
 
-def atanh(z):
+def atanh(z: Array) -> Array:
     return np.where(np.isinf(z), _above(np.arctanh)(z), np.arctanh(z))
 
 
-def sign(z):
+def sign(z: Array) -> Array:
     return np.where(z == 0, z, _joined(z.real / np.abs(z), z.imag / np.abs(z), z.dtype))
 
 
-def exp(z):
+def exp(z: Array) -> Array:
     return _nowhere(np.exp(z), np.isinf(z.real) & ~np.isfinite(z.imag))
 
 
-def expm1(z):
+def expm1(z: Array) -> Array:
     result = np.expm1(z)
     return _joined(result.real, np.where(z.imag == 0, z.imag, result.imag), z.dtype)
 
 
-def exp2(z):
+def exp2(z: Array) -> Array:
     """2 ** z as the exponential of a product, whose parts mix."""
     return exp(z * z.dtype.type(np.log(2)))
 
 
-def log1p(z):
+def log1p(z: Array) -> Array:
     """Near zero with all digits: of log |1 + z|, and not of 1 + z."""
     wide = z.astype(np.complex128)
     x, y = wide.real, wide.imag
@@ -105,7 +106,7 @@ def log1p(z):
     return _nowhere(_joined(real, angle, z.dtype), np.isnan(z))
 
 
-def divide(z, w):
+def divide(z: Array, w: Array) -> Array:
     """A quotient of which NumPy knows nothing may be infinite or zero, as in C's Annex G."""
     result = np.asarray(np.divide(z, w))
     by_zero, lost = w == 0, np.isnan(result.real) & np.isnan(result.imag)
@@ -130,10 +131,10 @@ def _directed(part: Any, where: Any) -> Any:
     return np.where(where, np.copysign(np.isinf(part).astype(part.dtype), part), part)
 
 
-def rsqrt(z):
+def rsqrt(z: Array) -> Array:
     return np.where(np.isinf(z), z.dtype.type(0), divide(z.dtype.type(1), np.sqrt(z)))
 
 
-def logistic(z):
+def logistic(z: Array) -> Array:
     one = z.dtype.type(1)
     return divide(one, one + exp(-z))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from pallas_shim import jax_compat
-from pallas_shim.evaluator.program import ArrayType, Value, branch_taken
+from pallas_shim.evaluator.lower import Lowering
+from pallas_shim.evaluator.program import Array, ArrayType, Region, Value, branch_taken
 from pallas_shim.evaluator.registry import lowering_rule
 
 
 @lowering_rule("scan")
-def _scan(lowering, eqn, ins):
+def _scan(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     scan = jax_compat.scan(eqn)
     consts, operands = ins[: scan.num_consts], ins[scan.num_consts :]
     inner, _ = jax_compat.open_jaxpr(scan.jaxpr)
@@ -28,7 +30,7 @@ def _scan(lowering, eqn, ins):
 
 
 @lowering_rule("while")
-def _while(lowering, eqn, ins):
+def _while(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     loop = jax_compat.while_loop(eqn)
     n, m = loop.num_condition_consts, loop.num_body_consts
     condition_consts, body_consts, carry = ins[:n], ins[n : n + m], ins[n + m :]
@@ -36,16 +38,16 @@ def _while(lowering, eqn, ins):
     predicate = jax_compat.open_jaxpr(loop.condition)[0].outvars[0].aval
     batch = tuple(range(predicate.ndim))
 
-    def going(args):
+    def going(args: Array) -> Array:
         return lowering.inline(loop.condition, [*condition_consts, *args])
 
-    def any_going(args):
+    def any_going(args: Array) -> Array:
         if not batch:
             return going(args)
         any_type = ArrayType((), np.dtype(np.bool_))
         return lowering.apply("reduce_or", going(args), [any_type], {"axes": batch})
 
-    def step(args):
+    def step(args: Array) -> Array:
         new = lowering.inline(loop.body, [*body_consts, *args])
         if not batch:
             return new
@@ -57,7 +59,7 @@ def _while(lowering, eqn, ins):
     return lowering.structured("while", carry, types, [condition, body], {})
 
 
-def _select(lowering, which: Value, cases: Sequence[Value]) -> Value:
+def _select(lowering: Lowering, which: Value, cases: Sequence[Value]) -> Value:
     """The case that ``which`` says, whose dimensions are the first ones of the cases'."""
     type = cases[0].type
     words = ArrayType(type.shape, type.dtype)
@@ -71,7 +73,7 @@ def _select(lowering, which: Value, cases: Sequence[Value]) -> Value:
 
 
 @lowering_rule("select_n")
-def _select_n(lowering, eqn, ins):
+def _select_n(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     which, *cases = ins
     if cases[0].type.key_ndim:
         return [_select(lowering, which, cases)]
@@ -79,15 +81,16 @@ def _select_n(lowering, eqn, ins):
 
 
 @lowering_rule("cond")
-def _cond(lowering, eqn, ins):
+def _cond(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     index, *operands = ins
     branches = jax_compat.branches(eqn)
     if index.const is not None:
         taken = branch_taken(int(index.const), len(branches))
         return lowering.inline(branches[taken], operands)
-    regions = [
-        lowering.region((), lambda _, branch=branch: lowering.inline(branch, operands))
-        for branch in branches
-    ]
+
+    def region(branch: Any) -> Region:
+        return lowering.region((), lambda _: lowering.inline(branch, operands))
+
+    regions = list(map(region, branches))
     types = [lowering.type(v.aval) for v in eqn.outvars]
     return lowering.structured("switch", [index], types, regions, {})

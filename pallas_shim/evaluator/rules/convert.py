@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.memory import same
-from pallas_shim.evaluator.registry import Unsupported, batch_rule, lowering_rule, rule
+from pallas_shim.evaluator.program import Array, Types, Value
+from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, lowering_rule, rule
 from pallas_shim.evaluator.rules.casts import cast
 from pallas_shim.evaluator.scalar_types import (
     bit_width,
@@ -34,7 +36,7 @@ _ROUNDED_OTHERWISE = {
 
 
 @lowering_rule("convert_element_type")
-def _convert_or_keep(lowering, eqn, ins):
+def _convert_or_keep(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     out = lowering.type(eqn.outvars[0].aval)
     if ins[0].type.dtype == out.dtype:
         return ins
@@ -43,7 +45,7 @@ def _convert_or_keep(lowering, eqn, ins):
 
 
 @rule("convert_element_type")
-def _convert_element_type(ins, outs, **_):
+def _convert_element_type(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     source, target = ins[0].dtype, outs[0].dtype
     scalar = None if ins[0].shape else _of_scalar(source, target)
     return scalar or conversion(source, target)
@@ -61,7 +63,7 @@ def _of_scalar(source: np.dtype, target: np.dtype) -> Function | None:
 
 
 @batch_rule("convert_element_type", "bitcast_convert_type", "reduce_precision")
-def _batch(stack, **params):
+def _batch(stack: Stack, **params: Any) -> Mapping[str, Any] | None:
     return params
 
 
@@ -105,7 +107,7 @@ def _casts(source: np.dtype, steps: list[np.dtype]) -> Function:
     if len(casts) == 1:
         return casts[0]
 
-    def cast_by_steps(x):
+    def cast_by_steps(x: Array) -> Array:
         for step in casts:
             x = step(x)
         return x
@@ -129,7 +131,7 @@ def _to_float4(source: np.dtype) -> Function:
     """There is no NaN: it becomes -0."""
     widened = _casts(source, [wide(source), np.dtype(np.float32)])
 
-    def convert(x):
+    def convert(x: Array) -> Array:
         x = widened(x)
         return np.where(np.isnan(x), np.float32(-0.0), x).astype(_FLOAT4)
 
@@ -149,7 +151,7 @@ def _to_integer(source: np.dtype, target: np.dtype) -> Function:
 
     widened = cast(source, computed) if source != computed else same
 
-    def convert(x):
+    def convert(x: Array) -> Array:
         x = widened(x)
         if ((x >= low) & (x <= high)).all():
             return x.astype(stored).astype(target, copy=False)
@@ -164,7 +166,7 @@ def _to_integer(source: np.dtype, target: np.dtype) -> Function:
 
 
 @rule("bitcast_convert_type", view=True)
-def _bitcast_convert_type(ins, outs, **_):
+def _bitcast_convert_type(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     source, (out_shape, target) = ins[0].dtype, outs[0]
     old, new = bit_width(source), bit_width(target)
     if min(old, new) < 8:
@@ -175,7 +177,9 @@ def _bitcast_convert_type(ins, outs, **_):
 
 
 @rule("reduce_precision")
-def _reduce_precision(ins, outs, *, exponent_bits, mantissa_bits, **_):
+def _reduce_precision(
+    ins: Types, outs: Types, *, exponent_bits: Any, mantissa_bits: Any, **_: Any
+) -> Callable[..., Any]:
     """Rounds to a float format of so many bits, and back."""
     dtype = ins[0].dtype
     if dtype.itemsize == 1:
@@ -194,7 +198,7 @@ def _reduce_precision(ins, outs, *, exponent_bits, mantissa_bits, **_):
     highest = bits.type((bias + reduced_bias) << mantissa)
     lowest = bits.type((bias - reduced_bias) << mantissa)
 
-    def reduce(x):
+    def reduce(x: Array) -> Array:
         value = x.view(bits)
         if lost:
             # To nearest, ties to even; a carry out of the mantissa steps the exponent.

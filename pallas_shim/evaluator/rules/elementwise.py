@@ -7,13 +7,15 @@ computes step by step in the narrow type (`in_place`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from pallas_shim.evaluator.registry import Unsupported, batch_rule, lowering_rule, rule
+from pallas_shim.evaluator.lower import Lowering
+from pallas_shim.evaluator.program import Array, Types, Value
+from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, lowering_rule, rule
 from pallas_shim.evaluator.rules import complex_math, float32_functions
 from pallas_shim.evaluator.rules import elementwise_math as math
 from pallas_shim.evaluator.rules.casts import cast
@@ -189,7 +191,7 @@ def cell(name: str, dtype: np.dtype) -> Function:
 
 def _register(name: str) -> None:
     @rule(name)
-    def make(ins, outs, **_):
+    def make(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
         dtype = ins[0].dtype
         return specialised(cell(name, dtype), dtype, outs[0].dtype)
 
@@ -199,21 +201,21 @@ for _name in TABLE:
 
 
 @rule("round")
-def _round(ins, outs, *, rounding_method, **_):
+def _round(ins: Types, outs: Types, *, rounding_method: Any, **_: Any) -> Callable[..., Any]:
     even = rounding_method.name == "TO_NEAREST_EVEN"
     dtype = ins[0].dtype
     return specialised(np.rint if even else math.round_away_from_zero, dtype, dtype)
 
 
 @rule("pow")
-def _pow(ins, outs, **_):
+def _pow(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     dtype, exponent = ins[0].dtype, ins[1].dtype
     fn = specialised(math.power, dtype, dtype)
     return fn if exponent == dtype else lambda x, y: fn(x, y.astype(dtype))
 
 
 @rule("integer_pow")
-def _integer_pow(ins, outs, *, y, **_):
+def _integer_pow(ins: Types, outs: Types, *, y: Any, **_: Any) -> Callable[..., Any]:
     dtype = ins[0].dtype
     computed = wide(dtype) if is_integer(dtype) else dtype
     fn = math.integer_pow(y, computed)
@@ -223,21 +225,21 @@ def _integer_pow(ins, outs, *, y, **_):
 # These two aren't JAX's: passes/floor_division.py puts them in the place of what jnp composes. The
 # divisor is a scalar above zero, by which NumPy divides without dividing.
 @rule("floor_divide")
-def _floor_divide(ins, outs, **_):
+def _floor_divide(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     return np.floor_divide
 
 
 @rule("floor_remainder")
-def _floor_remainder(ins, outs, **_):
+def _floor_remainder(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     return lambda x, by: x - np.floor_divide(x, by) * by
 
 
 @rule("polynomial")
-def _polynomial(ins, outs, *, unroll=None, **_):
+def _polynomial(ins: Types, outs: Types, *, unroll: Any = None, **_: Any) -> Callable[..., Any]:
     shape, dtype = outs[0]
     unrolled = len(ins) - 1 <= (8 if unroll is None else unroll)
 
-    def polynomial(x, *coefficients):
+    def polynomial(x: Array, *coefficients: Array) -> Array:
         # JAX's loop starts with zero, which matters where x is infinite.
         result = np.zeros(shape, dtype)
         rest = reversed(coefficients)
@@ -251,14 +253,14 @@ def _polynomial(ins, outs, *, unroll=None, **_):
 
 
 @rule("clamp")
-def _clamp(ins, outs, **_):
+def _clamp(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     dtype = ins[1].dtype
     lower, upper = (specialised(cell(n, dtype), dtype, dtype) for n in ("max", "min"))
     return lambda low, x, high: upper(lower(x, low), high)
 
 
 @rule("select_n")
-def _select_n(ins, outs, **_):
+def _select_n(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     predicate, *cases = ins
     if len(cases) == 1:
         return lambda _, x: x.copy()
@@ -275,7 +277,7 @@ def _select_n(ins, outs, **_):
 
 
 @batch_rule("select_n", broadcasts=True)
-def _select_batch(stack, **params):
+def _select_batch(stack: Stack, **params: Any) -> Mapping[str, Any] | None:
     # One predicate for a whole array chooses the array.
     return params if stack.ins[0].shape == stack.ins[1].shape else None
 
@@ -284,23 +286,23 @@ def _select_batch(stack, **params):
     *TABLE, "round", "pow", "integer_pow", "clamp", "real", "imag", "complex", "floor_divide",
     "floor_remainder", broadcasts=True,
 )
-def _batch(stack, **params):
+def _batch(stack: Stack, **params: Any) -> Mapping[str, Any] | None:
     return params
 
 
 @rule("real", view=True)
-def _real(ins, outs, **_):
+def _real(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     return lambda x: x.real
 
 
 @rule("imag")
-def _imag(ins, outs, **_):
+def _imag(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     return lambda x: x.imag.copy()
 
 
 @rule("complex")
-def _complex(ins, outs, **_):
-    def combine(real, imag):
+def _complex(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
+    def combine(real: Array, imag: Array) -> Array:
         result = np.empty(*outs[0])
         result.real, result.imag = real, imag
         return result
@@ -310,15 +312,15 @@ def _complex(ins, outs, **_):
 
 @lowering_rule("pvary", "reduced_vary_cast", "reduced_vary_cast_p", "vary_unreduced_cast",
                "vary_unreduced_cast_p", "preduced", "stage", "stop_gradient")
-def _same_value(lowering, eqn, ins):
+def _same_value(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     return ins
 
 
 @lowering_rule("tie")
-def _tie(lowering, eqn, ins):
+def _tie(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     return ins[1:]
 
 
 @lowering_rule(*COMPOSED)
-def _composed(lowering, eqn, ins):
+def _composed(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     return lowering.inline(composition(eqn), ins)

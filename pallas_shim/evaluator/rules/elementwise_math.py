@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy  # imports its parts at their first use, which keeps them out of most first calls
 
-from pallas_shim.evaluator.program import ArrayType
+from pallas_shim.evaluator.program import Array, ArrayType
 from pallas_shim.evaluator.scalar_types import bit_width, is_signed, signed, unsigned, wide
 from pallas_shim.jax_compat.special import DIGAMMA_AT_ZERO
 
@@ -42,13 +42,13 @@ def int_div(dtype: np.dtype) -> Function:
         # A float with more than twice the bits divides exactly, and far faster.
         exact = np.float32 if computed.itemsize <= 2 else np.float64
 
-        def divide(x, y):
+        def divide(x: Array, y: Array) -> Array:
             quotient = np.divide(x, y, dtype=exact)
             return np.where(y == 0, ones, quotient.astype(np.int64).astype(computed))
 
     elif is_signed(dtype):
 
-        def divide(x, y):
+        def divide(x: Array, y: Array) -> Array:
             quotient = np.floor_divide(x, y)
             remainder = x - quotient * y
             quotient = quotient + ((remainder != 0) & ((x < 0) != (y < 0)))
@@ -56,10 +56,10 @@ def int_div(dtype: np.dtype) -> Function:
 
     else:
 
-        def divide(x, y):
+        def divide(x: Array, y: Array) -> Array:
             return np.where(y == 0, ones, np.floor_divide(x, y))
 
-    def scalar_or_array(x, y):
+    def scalar_or_array(x: Array, y: Array) -> Array:
         if x.ndim or y.ndim or y == 0 or y == ones:
             return divide(x, y)
         a, b = int(x), int(y)
@@ -86,7 +86,7 @@ def mulhi(dtype: np.dtype) -> Function:
         return lambda x, y: ((x.astype(double) * y) >> double(width)).astype(computed)
     half, low = dtype.type(32), dtype.type(0xFFFFFFFF)
 
-    def by_halves(x, y):
+    def by_halves(x: Array, y: Array) -> Array:
         x_high, x_low, y_high, y_low = x >> half, x & low, y >> half, y & low
         # The product of the low halves is unsigned even where the operands are signed.
         carry = (x_low.view("u8") * y_low.view("u8") >> np.uint64(32)).view(dtype)
@@ -107,7 +107,7 @@ def shift_right_logical(dtype: np.dtype) -> Function:
         return lambda x, y: np.right_shift(x.view(bits), y.view(bits)).view(computed)
     mask = bits.type((1 << bit_width(dtype)) - 1)
 
-    def shift(x, y):
+    def shift(x: Array, y: Array) -> Array:
         return np.right_shift(x.view(bits) & mask, y.view(bits)).view(computed)
 
     return shift
@@ -120,7 +120,7 @@ def shift_right_arithmetic(dtype: np.dtype) -> Function:
         return np.right_shift
     unused = bits.type(8 * bits.itemsize - bit_width(dtype))
 
-    def shift(x, y):
+    def shift(x: Array, y: Array) -> Array:
         x = x.view(bits)
         if unused:  # the sign is moved to where the byte has it
             x = x << unused >> unused
@@ -141,7 +141,7 @@ def clz(dtype: np.dtype) -> Function:
     computed, bits, width = wide(dtype), unsigned(dtype), bit_width(dtype)
     mask = bits.type((1 << width) - 1)
 
-    def count(x):
+    def count(x: Array) -> Array:
         # Every bit below the highest is set, and then the set bits are counted.
         x = x.view(bits) & mask
         distance = 1
@@ -169,7 +169,7 @@ def _extremum(pick: np.ufunc, many: int, is_sure: Callable[[np.ndarray], bool]) 
     def of(dtype: np.dtype) -> Function:
         bits = signed(dtype)
 
-        def extremum(x, y):
+        def extremum(x: Array, y: Array) -> Array:
             result = pick(x, y)
             if y.ndim == 0 and y:
                 return result
@@ -193,15 +193,15 @@ minimum = _extremum(
 )
 
 
-def to_complex(x):
+def to_complex(x: Array) -> Array:
     return x.astype(np.result_type(x.dtype, np.complex64))
 
 
-def sign(x):
+def sign(x: Array) -> Array:
     return np.copysign(np.sign(x), x)
 
 
-def round_away_from_zero(x):
+def round_away_from_zero(x: Array) -> Array:
     whole = np.trunc(x)
     return np.copysign(whole + np.copysign(np.abs(x - whole) >= 0.5, x), x).astype(x.dtype)
 
@@ -246,11 +246,11 @@ def atan2(dtype: np.dtype) -> Function:
     bits = signed(dtype)
     magnitude = bits.type(np.iinfo(bits).max)
 
-    def without_exponent(x):
+    def without_exponent(x: Array) -> Array:
         # A subnormal is its mantissa times a constant, which changes no angle.
         return np.copysign((x.view(bits) & magnitude).astype(dtype), x)
 
-    def angle(y, x):
+    def angle(y: Array, x: Array) -> Array:
         zero = (y == 0) & (x == 0)
         result = np.arctan2(y, x)
         if not zero.any():
@@ -277,10 +277,10 @@ def power(dtype: np.dtype) -> Function:
     """A subnormal operand isn't a zero to XLA here."""
     bits = signed(dtype)
 
-    def is_subnormal(x):
+    def is_subnormal(x: Array) -> Array:
         return (x == 0) & (x.view(bits) << bits.type(1) != 0)
 
-    def power(x, y):
+    def power(x: Array, y: Array) -> Array:
         result = np.power(x, y)
         if dtype == np.float64 and np.count_nonzero(zero := result == 0):
             # With AVX-512, NumPy gives 0 for some results that are too small and negative.
@@ -306,7 +306,7 @@ def rsqrt(dtype: np.dtype) -> Function:
     return lambda x: one / np.sqrt(x)
 
 
-def cbrt(x):
+def cbrt(x: Array) -> Array:
     # C's function, which NumPy's is without AVX-512, is wrong of a flushed subnormal, so that
     # the product flushes it before.
     return np.cbrt(x * x.dtype.type(1))
@@ -319,7 +319,7 @@ def total_order(compare: np.ufunc) -> ByDtype:
         bits = signed(dtype)
         width, magnitude = bits.type(8 * bits.itemsize - 1), bits.type(np.iinfo(bits).max)
 
-        def key(x):
+        def key(x: Array) -> Array:
             x = x.view(bits)
             return x ^ ((x >> width) & magnitude)
 
@@ -335,7 +335,7 @@ def integer_pow(y: int, dtype: np.dtype) -> Function:
         return lambda x: np.full_like(x, one)
     bits = [digit == "1" for digit in reversed(f"{abs(y):b}")]
 
-    def power(x):
+    def power(x: Array) -> Array:
         result = x if bits[0] else None
         for bit in bits[1:]:
             x = x * x
@@ -369,7 +369,7 @@ def select(type: ArrayType) -> Function:
 def select_by_bits(dtype: np.dtype) -> Function:
     bits = signed(dtype)
 
-    def select(which, no, yes):
+    def select(which: Array, no: Array, yes: Array) -> Array:
         no = no.view(bits)
         result = no ^ yes.view(bits)
         if result.shape == which.shape:
@@ -382,7 +382,7 @@ def select_by_bits(dtype: np.dtype) -> Function:
     return select
 
 
-def select_many(which, *cases):
+def select_many(which: Array, *cases: Array) -> Array:
     result = cases[0].copy()
     for index, case in enumerate(cases[1:], 1):
         # As in XLA, an index beyond the last case selects the last.
@@ -393,24 +393,24 @@ def select_many(which, *cases):
 # -- special functions ----------------------------------------------------------------------
 
 
-def erfc(x):
+def erfc(x: Array) -> Array:
     return scipy.special.erfc(x)
 
 
-def bessel_i0e(x):
+def bessel_i0e(x: Array) -> Array:
     return scipy.special.i0e(x)
 
 
-def lgamma(x):
+def lgamma(x: Array) -> Array:
     return np.where(np.isinf(x), np.abs(x), scipy.special.gammaln(x))
 
 
-def digamma(x):
+def digamma(x: Array) -> Array:
     """At zero, SciPy has the infinity on the side of zero's sign."""
     return np.where(x == 0, x.dtype.type(DIGAMMA_AT_ZERO), scipy.special.psi(x))
 
 
-def zeta(x, q):
+def zeta(x: Array, q: Array) -> Array:
     """At its poles, and where it isn't defined, what XLA has and not SciPy."""
     inf, nan = x.dtype.type(np.inf), x.dtype.type(np.nan)
     result = scipy.special.zeta(x, q)
@@ -422,7 +422,7 @@ def zeta(x, q):
     return np.where(x == 1, inf, result)
 
 
-def polygamma(m, x):
+def polygamma(m: Array, x: Array) -> Array:
     natural = (m >= 0) & (np.floor(m) == m) & (m < np.inf)
     # Rounded as JAX does, or large even numbers would be odd.
     order, wide_x = (m + m.dtype.type(1)).astype(np.float64), x.astype(np.float64)
@@ -436,7 +436,7 @@ def polygamma(m, x):
     return np.where(natural, result, np.nan).astype(x.dtype)
 
 
-def _scaled_zeta(order, x):
+def _scaled_zeta(order: Array, x: Array) -> Array:
     """gamma(order) * zeta(order, x), by their logarithms: either may be no float. The first terms
     of zeta's sum, and the rest by Euler and Maclaurin, are parts of its very first."""
     count = 64
@@ -450,5 +450,5 @@ def _scaled_zeta(order, x):
     return np.where(np.isinf(x), 0, np.exp(exponent))
 
 
-def bessel_i1e(x):
+def bessel_i1e(x: Array) -> Array:
     return np.copysign(scipy.special.i1e(x), x)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import scipy  # imports its parts at their first use, which keeps them out of most first calls
 
+from pallas_shim.evaluator.program import Array
 from pallas_shim.evaluator.rules.elementwise_math import ByDtype, select_by_bits
 
 Function = Callable[[np.ndarray], np.ndarray]
@@ -46,7 +47,7 @@ def log1p(dtype: np.dtype) -> Function:
 
 
 def _in_parts(function: Function) -> Function:
-    def run(x):
+    def run(x: Array) -> Array:
         if x.size <= _PART:
             return function(x)
         flat = x.reshape(-1)
@@ -82,7 +83,7 @@ _ERF = _float32s(
 
 
 @_in_parts
-def _erf(x):
+def _erf(x: Array) -> Array:
     """At most 3.3 ulp."""
     inner = _polynomial(x * x, _ERF)
     inner *= x
@@ -98,7 +99,7 @@ _EXPM1 = _float32s(
 
 
 @_in_parts
-def _expm1(x):
+def _expm1(x: Array) -> Array:
     """At most 2.7 ulp."""
     near = _polynomial(x, _EXPM1)
     near *= x
@@ -111,7 +112,7 @@ def _expm1(x):
 
 
 @_in_parts
-def _log1p(x):
+def _log1p(x: Array) -> Array:
     """At most 3.6 ulp."""
     sum_ = x + _ONE
     # What rounding took from the sum, as a part of it, is what its logarithm lacks.
@@ -138,7 +139,7 @@ _FIVE, _HALF, _THREE, _INFINITY = _float32s(5, 2.5, 3, np.inf)
 
 
 @_in_parts
-def _erf_inv(x):
+def _erf_inv(x: Array) -> Array:
     w = -_log1p(-x * x)
     factor = _select(
         w < _FIVE,
@@ -148,7 +149,7 @@ def _erf_inv(x):
     return np.where(np.abs(x) == 1, x * _INFINITY, factor * x)
 
 
-def _erf_inv_of_float64(x):
+def _erf_inv_of_float64(x: Array) -> Array:
     # SciPy's loses its digits near zero where subnormals are flushed.
     slope = np.sqrt(np.pi) / 2
     return np.where(np.abs(x) < 1e-9, x * slope, scipy.special.erfinv(x))

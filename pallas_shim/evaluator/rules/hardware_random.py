@@ -7,10 +7,13 @@ is a key and a counter, and belongs to one call of the kernel; before a seed it 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from pallas_shim.evaluator.program import Effects, RefType, Value
+from pallas_shim.evaluator.lower import Lowering
+from pallas_shim.evaluator.program import Array, Effects, RefType, Types, Value
 from pallas_shim.evaluator.registry import lowering_rule, rule
 from pallas_shim.evaluator.rules.random import threefry2x32
 
@@ -18,15 +21,15 @@ from pallas_shim.evaluator.rules.random import threefry2x32
 _STATE = RefType((4,), np.dtype(np.uint32), "smem")
 
 
-def _state(lowering, eqn) -> Value:
+def _state(lowering: Lowering, eqn: Any) -> Value:
     return lowering.shared("prng", _STATE, eqn.primitive.name)
 
 
 @lowering_rule("prng_seed")
-def _seed(lowering, eqn, ins):
+def _seed(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     """Each word of the seeds is hashed into the key, with its position; the counter restarts."""
 
-    def seed(state, *seeds):
+    def seed(state: Array, *seeds: Array) -> tuple[()]:
         key = np.zeros(2, np.uint32)
         words = [word for s in seeds for word in np.asarray(s).astype(np.uint32).ravel()]
         for position, word in enumerate(words):
@@ -42,12 +45,12 @@ def _seed(lowering, eqn, ins):
 
 
 @lowering_rule("prng_random_bits")
-def _bits(lowering, eqn, ins):
+def _bits(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     type = lowering.type(eqn.outvars[0].aval)
     count = math.prod(type.shape)
     steps = -(-count // 2)
 
-    def bits(state):
+    def bits(state: Array) -> Array:
         low, high = (int(word) for word in state[2:])
         counter = np.uint64(low | high << 32) + np.arange(steps + 1, dtype=np.uint64)
         halves = (counter >> np.uint64(32)).astype(np.uint32), counter.astype(np.uint32)
@@ -62,10 +65,10 @@ def _bits(lowering, eqn, ins):
 
 
 @rule("prng_split", keys=True)
-def _split(ins, outs, **_):
+def _split(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     return lambda key: tuple(word.copy() for word in key[0])
 
 
 @rule("prng_join", keys=True)
-def _join(ins, outs, **_):
+def _join(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     return lambda *words: np.array([words], np.uint32)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
-from pallas_shim.evaluator.registry import Unsupported, batch_rule, rule
+from pallas_shim.evaluator.program import Array, Types
+from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, rule
 from pallas_shim.evaluator.rules.sort import order_bits, sortable
 
 Shape = tuple[int, ...]
@@ -19,7 +20,7 @@ Shape = tuple[int, ...]
 # -- one window --------------------------------------------------------------------------------
 
 
-def _window_at(shape: Shape, sizes: Shape, axes: Sequence[int]):
+def _window_at(shape: Shape, sizes: Shape, axes: Sequence[int]) -> Callable[..., Any]:
     """A callable from start positions along ``axes``, which it clamps, to a window's index."""
     index = [slice(size) for size in sizes]
     moving = [
@@ -28,7 +29,7 @@ def _window_at(shape: Shape, sizes: Shape, axes: Sequence[int]):
         if sizes[axis] != shape[axis]
     ]
 
-    def at(starts):
+    def at(starts: Array) -> Array:
         result = index.copy()
         for i, axis, last, size in moving:
             start = min(max(int(starts[i]), 0), last)
@@ -39,16 +40,16 @@ def _window_at(shape: Shape, sizes: Shape, axes: Sequence[int]):
 
 
 @rule("dynamic_slice", view=True, keys=True)
-def _dynamic_slice(ins, outs, *, slice_sizes, **_):
+def _dynamic_slice(ins: Types, outs: Types, *, slice_sizes: Any, **_: Any) -> Callable[..., Any]:
     at = _window_at(ins[0].shape, outs[0].shape, range(len(slice_sizes)))
     return lambda x, *starts: x[at(starts)]
 
 
 @rule("dynamic_update_slice", keys=True)
-def _dynamic_update_slice(ins, outs, **_):
+def _dynamic_update_slice(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     at = _window_at(ins[0].shape, ins[1].shape, range(len(ins) - 2))
 
-    def update(x, window, *starts):
+    def update(x: Array, window: Array, *starts: Array) -> Array:
         out = np.array(x)
         out[at(starts)] = window
         return out
@@ -77,7 +78,7 @@ class _Windows:
         dropped: Sequence[int],
         index_map: Sequence[int],
         batching: Sequence[tuple[int, int]],
-    ):
+    ) -> None:
         """
         Args:
           shape: the operand's.
@@ -173,7 +174,16 @@ def _mode(primitive: str, mode: Any) -> str:
 
 
 @rule("gather", keys=True)
-def _gather(ins, outs, *, dimension_numbers, slice_sizes, mode, fill_value, **_):
+def _gather(
+    ins: Types,
+    outs: Types,
+    *,
+    dimension_numbers: Any,
+    slice_sizes: Any,
+    mode: Any,
+    fill_value: Any,
+    **_: Any,
+) -> Callable[..., Any]:
     dnums, operand = dimension_numbers, ins[0]
     shape, dtype = outs[0]
     fills = _mode("gather", mode) == "FILL_OR_DROP"
@@ -198,7 +208,7 @@ def _gather(ins, outs, *, dimension_numbers, slice_sizes, mode, fill_value, **_)
     if windows.single:
         at = _window_at(operand.shape, sizes, dnums.start_index_map)
 
-        def gather_one(x, indices):
+        def gather_one(x: Array, indices: Array) -> Array:
             if narrows:
                 indices = indices.astype(np.int32)
             starts = _as_int64(indices).reshape(-1).tolist()
@@ -208,7 +218,7 @@ def _gather(ins, outs, *, dimension_numbers, slice_sizes, mode, fill_value, **_)
 
         return gather_one
 
-    def gather(x, indices):
+    def gather(x: Array, indices: Array) -> Array:
         if narrows:
             indices = indices.astype(np.int32)
         starts, inside = windows.starts(indices)
@@ -228,7 +238,7 @@ _FEW_RUNS = 4
 
 
 @rule("take")  # of the passes, where positions are known
-def _take(ins, outs, *, indices, axis, **_):
+def _take(ins: Types, outs: Types, *, indices: Any, axis: Any, **_: Any) -> Callable[..., Any]:
     shape, size = ins[0].shape, ins[0].shape[axis]
     before = (slice(None),) * axis
     breaks = np.flatnonzero(np.diff(indices) != 1) + 1
@@ -247,12 +257,14 @@ def _take(ins, outs, *, indices, axis, **_):
 
 
 @batch_rule("take")
-def _take_batch(stack, *, indices, axis, **_):
+def _take_batch(stack: Stack, *, indices: Any, axis: int, **_: Any) -> Mapping[str, Any] | None:
     return {"indices": indices, "axis": axis + 1}
 
 
 @batch_rule("gather", unstacked=(1,))
-def _gather_batch(stack, *, dimension_numbers, slice_sizes, **params):
+def _gather_batch(
+    stack: Stack, *, dimension_numbers: Any, slice_sizes: Any, **params: Any
+) -> Mapping[str, Any] | None:
     dnums = dimension_numbers
     shifted = dnums._replace(
         collapsed_slice_dims=_behind(dnums.collapsed_slice_dims),
@@ -277,7 +289,7 @@ def _gather_batch(stack, *, dimension_numbers, slice_sizes, **params):
 class _Update:
     """The function of lax.scatter_apply, applied as a ufunc's ``at`` would."""
 
-    def __init__(self, jaxpr: Any, consts: Sequence[Any]):
+    def __init__(self, jaxpr: Any, consts: Sequence[Any]) -> None:
         self.run = Executable(lower(jaxpr, consts, "scatter_apply"))
 
     def at(self, out: np.ndarray, positions: np.ndarray, updates: np.ndarray) -> None:
@@ -285,7 +297,15 @@ class _Update:
             (out[i],) = self.run(out[i], update)
 
 
-def _scatter(combine: np.ufunc | _Update | None, ins, outs, *, primitive, dimension_numbers, mode):
+def _scatter(
+    combine: np.ufunc | _Update | None,
+    ins: Types,
+    outs: Types,
+    *,
+    primitive: Any,
+    dimension_numbers: Any,
+    mode: Any,
+) -> Callable[..., Any]:
     """A callable that scatters: assigns if ``combine`` is None. Later updates come later."""
     dnums, (operand, indices, updates) = dimension_numbers, ins
     clips = _mode(primitive, mode) == "CLIP"
@@ -315,7 +335,7 @@ def _scatter(combine: np.ufunc | _Update | None, ins, outs, *, primitive, dimens
     if windows.single and not isinstance(combine, _Update):
         window_at = _window_at(operand.shape, sizes, dnums.scatter_dims_to_operand_dims)
 
-        def scatter_one(x, indices, updates):
+        def scatter_one(x: Array, indices: Array, updates: Array) -> Array:
             out = np.array(x, order="C")
             starts = _as_int64(indices).reshape(-1).tolist()
             if clips or windows.all_inside(starts):
@@ -327,7 +347,7 @@ def _scatter(combine: np.ufunc | _Update | None, ins, outs, *, primitive, dimens
     planes, row = windows.planes, windows.row
     elements = np.arange(planes).reshape(-1, 1, 1) * windows.rows * row + np.arange(row)
 
-    def scatter(x, indices, updates):
+    def scatter(x: Array, indices: Array, updates: Array) -> Array:
         out = np.array(x, order="C")
         starts, inside = windows.starts(indices)
         values, offsets = windows.from_updates(updates), windows.offsets
@@ -349,16 +369,27 @@ def _scatter(combine: np.ufunc | _Update | None, ins, outs, *, primitive, dimens
 
 
 @rule("scatter", keys=True)
-def _scatter_set(ins, outs, *, update_jaxpr, update_consts, dimension_numbers, mode, **_):
+def _scatter_set(
+    ins: Types,
+    outs: Types,
+    *,
+    update_jaxpr: Any,
+    update_consts: Any,
+    dimension_numbers: Any,
+    mode: Any,
+    **_: Any,
+) -> Callable[..., Any]:
     combine = None if update_jaxpr is None else _Update(update_jaxpr, update_consts)
     return _scatter(
         combine, ins, outs, primitive="scatter", dimension_numbers=dimension_numbers, mode=mode
     )
 
 
-def _scatter_ufunc(primitive: str, ufunc: np.ufunc):
+def _scatter_ufunc(primitive: str, ufunc: np.ufunc) -> Callable[..., Any]:
     @rule(primitive)
-    def make(ins, outs, *, dimension_numbers, mode, **_):
+    def make(
+        ins: Types, outs: Types, *, dimension_numbers: Any, mode: Any, **_: Any
+    ) -> Callable[..., Any]:
         return _scatter(
             ufunc, ins, outs, primitive=primitive, dimension_numbers=dimension_numbers, mode=mode
         )
@@ -371,9 +402,11 @@ _scatter_ufunc("scatter-sub", np.subtract)
 _scatter_ufunc("scatter-mul", np.multiply)
 
 
-def _scatter_extremum(primitive: str, ufunc: np.ufunc, nan: str):
+def _scatter_extremum(primitive: str, ufunc: np.ufunc, nan: str) -> Callable[..., Any]:
     @rule(primitive)
-    def make(ins, outs, *, dimension_numbers, mode, **_):
+    def make(
+        ins: Types, outs: Types, *, dimension_numbers: Any, mode: Any, **_: Any
+    ) -> Callable[..., Any]:
         dtype, wide = outs[0].dtype, sortable(outs[0].dtype)
         if wide.kind == "c":
             raise Unsupported(primitive, "complex numbers have no order")
@@ -386,7 +419,7 @@ def _scatter_extremum(primitive: str, ufunc: np.ufunc, nan: str):
         bits = np.dtype(f"i{wide.itemsize}")
         nan_bits = getattr(np.iinfo(bits), nan)
 
-        def encode(x):
+        def encode(x: Array) -> Array:
             x = x.astype(wide, copy=False)
             return np.where(x != x, nan_bits, order_bits(x))
 
@@ -405,7 +438,9 @@ _scatter_extremum("scatter-min", np.minimum, "min")
     "scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-max", "scatter-min",
     unstacked=(1,),
 )
-def _scatter_batch(stack, *, dimension_numbers, **params):
+def _scatter_batch(
+    stack: Stack, *, dimension_numbers: Any, **params: Any
+) -> Mapping[str, Any] | None:
     dnums = dimension_numbers
     shifted = dnums._replace(
         update_window_dims=_behind(dnums.update_window_dims),

@@ -9,7 +9,8 @@ import numpy as np
 
 from pallas_shim.evaluator import memory, refs
 from pallas_shim.evaluator.dynamic_slices import DynamicSlices
-from pallas_shim.evaluator.program import ArrayType, Effects, RefType, Value
+from pallas_shim.evaluator.lower import Lowering
+from pallas_shim.evaluator.program import Array, ArrayType, Effects, RefType, Value
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.jax_compat import state
 
@@ -84,7 +85,7 @@ def _indices_type(indices: Value | state.RefView) -> tuple[tuple[int, ...], np.d
     return memory.viewed_type(indices.ref.type.shape, indices.ref.type.dtype, path)
 
 
-def copy(lowering, dma: state.Dma) -> ArrayType:
+def copy(lowering: Lowering, dma: state.Dma) -> ArrayType:
     """Emits the copying; returns the type of what is copied."""
     if lowering.checked is not None:
         raise Unsupported("dma_start", "array indices in checked memory")
@@ -95,7 +96,7 @@ def copy(lowering, dma: state.Dma) -> ArrayType:
         raise Unsupported("dma_start", "ignored indices of a source, and indices of a target")
     source, target, count, add = from_.side, to.side, len(from_.leaves), dma.add
 
-    def run(src, dst, *leaves):
+    def run(src: Array, dst: Array, *leaves: Array) -> tuple[()]:
         given = source.cut.read(src, leaves[:count])
         target.put(dst, leaves[count:], given, add, source.kept(leaves[:count], given.ndim))
         return ()
@@ -118,7 +119,7 @@ class _Operands(NamedTuple):
     leaves: list[Value]
 
 
-def _operands(lowering, view: state.RefView) -> _Operands:
+def _operands(lowering: Lowering, view: state.RefView) -> _Operands:
     chosen = rows(view)
     type, (view, axes, indices, ignored) = type_of(chosen), chosen
     path, leaves = refs.path_of(view)
@@ -177,7 +178,7 @@ def _put(value: np.ndarray, add: bool, kept: Any) -> Callable[[np.ndarray], None
     return lambda into: np.copyto(into, into + value if add else value, where=kept)
 
 
-def _loaded(lowering, indices: Value | state.RefView) -> Value:
+def _loaded(lowering: Lowering, indices: Value | state.RefView) -> Value:
     if isinstance(indices, Value):
         if not isinstance(indices.type, RefType):
             return indices

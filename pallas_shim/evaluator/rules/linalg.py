@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -12,9 +12,10 @@ import numpy as np
 import scipy  # imports its parts at their first use, which keeps them out of most first calls
 
 from pallas_shim.evaluator import blas, scalar_types
+from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.memory import same
-from pallas_shim.evaluator.program import ArrayType, Value
-from pallas_shim.evaluator.registry import Unsupported, batch_rule, lowering_rule, rule
+from pallas_shim.evaluator.program import Array, ArrayType, Types, Value
+from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, lowering_rule, rule
 from pallas_shim.evaluator.rules.casts import cast
 from pallas_shim.jax_compat import definitions
 
@@ -72,7 +73,7 @@ def _magnitude(dtype: np.dtype) -> int:
 
 
 @lowering_rule("dot_general")
-def _dot_of_an_algorithm(lowering, eqn, ins):
+def _dot_of_an_algorithm(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     """XLA on a CPU takes from an algorithm what it converts from and to, and so does this. Those
     that XLA has for a GPU only, as TF32_TF32_F32, are computed in the dtypes that they take."""
     out = lowering.type(eqn.outvars[0].aval)
@@ -94,7 +95,9 @@ def _dot_of_an_algorithm(lowering, eqn, ins):
 
 
 @rule("dot_general")
-def _dot_general(ins, outs, *, dimension_numbers, precision=None, **_):
+def _dot_general(
+    ins: Types, outs: Types, *, dimension_numbers: Any, precision: Any = None, **_: Any
+) -> Callable[..., Any]:
     (lhs_contracting, rhs_contracting), (lhs_batch, rhs_batch) = dimension_numbers
     (lhs, rhs), (out,) = ins, outs
     lhs_free = _others(lhs, lhs_contracting, lhs_batch)
@@ -113,7 +116,7 @@ def _dot_general(ins, outs, *, dimension_numbers, precision=None, **_):
     if left is None and right is None and finish is None and not reshapes:
         return multiply
 
-    def run(x, y):
+    def run(x: Array, y: Array) -> Array:
         x = x if left is None else left(x)
         y = y if right is None else right(y)
         product = multiply(x, y)
@@ -125,8 +128,10 @@ def _dot_general(ins, outs, *, dimension_numbers, precision=None, **_):
 
 
 @batch_rule("dot_general", ones=True)
-def _dot_general_batch(stack, *, dimension_numbers, **params):
-    def behind(pair):
+def _dot_general_batch(
+    stack: Stack, *, dimension_numbers: Any, **params: Any
+) -> Mapping[str, Any] | None:
+    def behind(pair: Array) -> Array:
         return tuple(tuple(d + 1 for d in dims) for dims in pair)
 
     contracting, batch = map(behind, dimension_numbers)
@@ -158,7 +163,7 @@ def _matrices(
 
     widen = cast(array.dtype, dtype) if casts else same
 
-    def prepare(x):
+    def prepare(x: Array) -> Array:
         x = widen(x)
         return x.transpose(order).reshape(shape) if reshapes else x.transpose(order)
 
@@ -176,12 +181,12 @@ def _matrices(
     "symmetric_product",
     "lu_pivots_to_permutation",
 )
-def _defined(lowering, eqn, ins):
+def _defined(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     return lowering.inline(definitions.definition(eqn), ins)
 
 
 @lowering_rule("custom_linear_solve")
-def _custom_linear_solve(lowering, eqn, ins):
+def _custom_linear_solve(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     """The solver that the user gave, on its own constants and the right-hand sides."""
     lengths, jaxprs = eqn.params["const_lengths"], eqn.params["jaxprs"]
     start = lengths.matvec + lengths.vecmat
@@ -192,7 +197,7 @@ def _custom_linear_solve(lowering, eqn, ins):
 # -- LAPACK ---------------------------------------------------------------------------------
 
 
-def _decomposition(primitive: str, *, rank: int = 2, multiple: bool = True):
+def _decomposition(primitive: str, *, rank: int = 2, multiple: bool = True) -> Callable[..., Any]:
     """Registers ``make(ins, outs, **params) -> fn`` where ``fn`` takes one matrix of each batch.
 
     ``fn`` returns a tuple, or None where LAPACK fails, which JAX says with NaNs. ``rank`` is
@@ -201,7 +206,7 @@ def _decomposition(primitive: str, *, rank: int = 2, multiple: bool = True):
 
     def register(make: Function) -> Function:
         @rule(primitive)
-        def batched(ins, outs, **params):
+        def batched(ins: Types, outs: Types, **params: Any) -> Callable[..., Any]:
             if any(a.dtype not in _LAPACK for a in (*ins, *outs)):
                 raise Unsupported(primitive, f"LAPACK has no {ins[0].dtype.name}")
             empty = not any(out.size for out in outs)
@@ -210,7 +215,7 @@ def _decomposition(primitive: str, *, rank: int = 2, multiple: bool = True):
             function = make(ins, outs, **params)
             batch = ins[0].shape[: ins[0].ndim - rank]
 
-            def run(*arrays):
+            def run(*arrays: Array) -> Array:
                 results = tuple(np.empty(out.shape, out.dtype) for out in outs)
                 if empty:
                     return results
@@ -231,10 +236,10 @@ _LAPACK = tuple(map(np.dtype, ("f4", "f8", "c8", "c16", "i4")))
 
 
 @_decomposition("cholesky", multiple=False)
-def _cholesky(ins, outs, **_):
+def _cholesky(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     (potrf,) = scipy.linalg.lapack.get_lapack_funcs(("potrf",), dtype=ins[0].dtype)
 
-    def run(a):
+    def run(a: Array) -> Array:
         factor, info = potrf(a, lower=1, clean=0)
         return None if info else (factor,)
 
@@ -243,8 +248,16 @@ def _cholesky(ins, outs, **_):
 
 @_decomposition("triangular_solve", multiple=False)
 def _triangular_solve(
-    ins, outs, *, left_side, lower, transpose_a, conjugate_a, unit_diagonal, **_
-):
+    ins: Types,
+    outs: Types,
+    *,
+    left_side: Any,
+    lower: Any,
+    transpose_a: Any,
+    conjugate_a: Any,
+    unit_diagonal: Any,
+    **_: Any,
+) -> Callable[..., Any]:
     (trsm,) = scipy.linalg.blas.get_blas_funcs(("trsm",), dtype=ins[0].dtype)
     transposition = (2 if conjugate_a else 1) if transpose_a else 0
     options = {
@@ -258,11 +271,11 @@ def _triangular_solve(
 
 
 @_decomposition("lu")
-def _lu(ins, outs, **_):
+def _lu(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     (getrf,) = scipy.linalg.lapack.get_lapack_funcs(("getrf",), dtype=ins[0].dtype)
     rows = ins[0].shape[-2]
 
-    def run(a):
+    def run(a: Array) -> tuple[Array, ...]:
         factors, pivots, _ = getrf(a)
         permutation = np.arange(rows, dtype=np.int32)
         for i, pivot in enumerate(pivots):
@@ -273,16 +286,16 @@ def _lu(ins, outs, **_):
 
 
 @_decomposition("geqrf")
-def _geqrf(ins, outs, **_):
+def _geqrf(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     (geqrf,) = scipy.linalg.lapack.get_lapack_funcs(("geqrf",), dtype=ins[0].dtype)
     return lambda a: geqrf(a)[:2]
 
 
 @_decomposition("geqp3")
-def _geqp3(ins, outs, **_):
+def _geqp3(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     (geqp3,) = scipy.linalg.lapack.get_lapack_funcs(("geqp3",), dtype=ins[0].dtype)
 
-    def run(a, fixed):
+    def run(a: Array, fixed: Array) -> Array:
         if fixed.any():
             raise Unsupported("geqp3", "columns that are fixed in front")
         return geqp3(a)[:3]
@@ -291,21 +304,29 @@ def _geqp3(ins, outs, **_):
 
 
 @_decomposition("householder_product", multiple=False)
-def _householder_product(ins, outs, **_):
+def _householder_product(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     name = "ungqr" if ins[0].dtype.kind == "c" else "orgqr"
     (gqr,) = scipy.linalg.lapack.get_lapack_funcs((name,), dtype=ins[0].dtype)
     return lambda a, taus: gqr(a, taus)[:1]
 
 
 @_decomposition("eigh")
-def _eigh(ins, outs, *, lower, subset_by_index=None, algorithm=None, **_):
+def _eigh(
+    ins: Types,
+    outs: Types,
+    *,
+    lower: Any,
+    subset_by_index: Any = None,
+    algorithm: Any = None,
+    **_: Any,
+) -> Callable[..., Any]:
     size = ins[0].shape[-1]
     if subset_by_index not in (None, (0, size)) or algorithm is not None:
         raise Unsupported("eigh", "subset_by_index and algorithm have no CPU form in JAX")
     name = "heevd" if ins[0].dtype.kind == "c" else "syevd"
     (evd,) = scipy.linalg.lapack.get_lapack_funcs((name,), dtype=ins[0].dtype)
 
-    def run(a):
+    def run(a: Array) -> Array:
         values, vectors, info = evd(a, compute_v=1, lower=int(lower))
         return None if info else (vectors, values)
 
@@ -313,7 +334,16 @@ def _eigh(ins, outs, *, lower, subset_by_index=None, algorithm=None, **_):
 
 
 @_decomposition("svd")
-def _svd(ins, outs, *, full_matrices, compute_uv, subset_by_index=None, algorithm=None, **_):
+def _svd(
+    ins: Types,
+    outs: Types,
+    *,
+    full_matrices: Any,
+    compute_uv: Any,
+    subset_by_index: Any = None,
+    algorithm: Any = None,
+    **_: Any,
+) -> Callable[..., Any]:
     if subset_by_index not in (None, (0, min(ins[0].shape[-2:]))):
         raise Unsupported("svd", "subset_by_index has no CPU form in JAX")
     name = "DEFAULT" if algorithm is None else algorithm.name
@@ -322,7 +352,7 @@ def _svd(ins, outs, *, full_matrices, compute_uv, subset_by_index=None, algorith
     (gesxd,) = scipy.linalg.lapack.get_lapack_funcs((_SVD[name],), dtype=ins[0].dtype)
     options = {"compute_uv": int(compute_uv), "full_matrices": int(bool(full_matrices))}
 
-    def run(a):
+    def run(a: Array) -> Array:
         u, s, vt, info = gesxd(a, **options)
         return None if info else (s, u, vt)
 
@@ -333,10 +363,17 @@ _SVD = {"DEFAULT": "gesdd", "DIVIDE_AND_CONQUER": "gesdd", "QR": "gesvd"}
 
 
 @_decomposition("eig")
-def _eig(ins, outs, *, compute_left_eigenvectors, compute_right_eigenvectors, **_):
+def _eig(
+    ins: Types,
+    outs: Types,
+    *,
+    compute_left_eigenvectors: Any,
+    compute_right_eigenvectors: Any,
+    **_: Any,
+) -> Callable[..., Any]:
     left, right = compute_left_eigenvectors, compute_right_eigenvectors
 
-    def run(a):
+    def run(a: Array) -> Array:
         try:
             result = scipy.linalg.eig(a, left=left, right=right, check_finite=False)
         except np.linalg.LinAlgError:
@@ -347,12 +384,12 @@ def _eig(ins, outs, *, compute_left_eigenvectors, compute_right_eigenvectors, **
 
 
 @_decomposition("schur")
-def _schur(ins, outs, *, sort_eig_vals, **_):
+def _schur(ins: Types, outs: Types, *, sort_eig_vals: Any, **_: Any) -> Callable[..., Any]:
     if sort_eig_vals:
         raise Unsupported("schur", "sort_eig_vals has no CPU form in JAX")
     kind = "complex" if ins[0].dtype.kind == "c" else "real"
 
-    def run(a):
+    def run(a: Array) -> Array:
         try:
             return scipy.linalg.schur(a, output=kind, check_finite=False)
         except np.linalg.LinAlgError:
@@ -362,25 +399,27 @@ def _schur(ins, outs, *, sort_eig_vals, **_):
 
 
 @_decomposition("hessenberg")
-def _hessenberg(ins, outs, **_):
+def _hessenberg(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     (gehrd,) = scipy.linalg.lapack.get_lapack_funcs(("gehrd",), dtype=ins[0].dtype)
     return lambda a: gehrd(a)[:2]
 
 
 @_decomposition("tridiagonal")
-def _tridiagonal(ins, outs, *, lower, **_):
+def _tridiagonal(ins: Types, outs: Types, *, lower: Any, **_: Any) -> Callable[..., Any]:
     name = "hetrd" if ins[0].dtype.kind == "c" else "sytrd"
     (trd,) = scipy.linalg.lapack.get_lapack_funcs((name,), dtype=ins[0].dtype)
     return lambda a: trd(a, lower=int(lower))[:4]
 
 
 @_decomposition("tridiagonal_solve", rank=1, multiple=False)
-def _tridiagonal_solve(ins, outs, *, perturb_singular=False, **_):
+def _tridiagonal_solve(
+    ins: Types, outs: Types, *, perturb_singular: Any = False, **_: Any
+) -> Callable[..., Any]:
     if perturb_singular:
         raise Unsupported("tridiagonal_solve", "perturb_singular")
     (gtsv,) = scipy.linalg.lapack.get_lapack_funcs(("gtsv",), dtype=ins[0].dtype)
 
-    def run(below, diagonal, above, b):
+    def run(below: Array, diagonal: Array, above: Array, b: Array) -> Array:
         *_, x, info = gtsv(below[1:], diagonal, above[:-1], b)
         return None if info else (x,)
 
@@ -394,7 +433,9 @@ _FFT = ("fftn", "ifftn", "rfftn", "irfftn")
 
 
 @rule("fft")
-def _fft(ins, outs, *, fft_type, fft_lengths, **_):
+def _fft(
+    ins: Types, outs: Types, *, fft_type: Any, fft_lengths: Any, **_: Any
+) -> Callable[..., Any]:
     transform = getattr(scipy.fft, _FFT[int(fft_type)])
     lengths = tuple(fft_lengths)
     axes = tuple(range(-len(lengths), 0))

@@ -11,14 +11,23 @@ Here they are composed of whole loads and stores, and of slices that know how fa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from pallas_shim.evaluator import memory, refs
-from pallas_shim.evaluator.program import Value
-from pallas_shim.evaluator.registry import batch_rule, lowering_rule, rule
+from pallas_shim.evaluator.lower import Lowering
+from pallas_shim.evaluator.program import (
+    Array,
+    ArrayType,
+    KeyType,
+    Type,
+    Types,
+    Value,
+    contents_type,
+)
+from pallas_shim.evaluator.registry import Stack, batch_rule, lowering_rule, rule
 from pallas_shim.evaluator.rules import array_indices, state
 from pallas_shim.jax_compat import state as jax_state
 
@@ -32,7 +41,7 @@ def _overlap(
 ) -> Callable[..., tuple[tuple[slice, ...], tuple[slice, ...]]]:
     """The function of the dynamic starts that says where array and slice overlap: in either."""
 
-    def overlap(*leaves):
+    def overlap(*leaves: Array) -> tuple[Array, ...]:
         inside, within = [], []
         for dim, start, size in zip(shape, starts, sizes, strict=True):
             at = int(leaves[start.leaf]) if isinstance(start, memory.Dynamic) else start
@@ -47,11 +56,13 @@ def _overlap(
 
 
 @rule("slice_sticking_out", view=True)
-def _slice_sticking_out(ins, outs, *, starts, sizes, fill, lengthened, **_):
+def _slice_sticking_out(
+    ins: Types, outs: Types, *, starts: Any, sizes: Any, fill: Any, lengthened: Any, **_: Any
+) -> Callable[..., Any]:
     """Operands: an array, the dynamic starts. The dimensions of the slice are the array's."""
     overlap, dtype = _overlap(ins[0].shape, starts, sizes, lengthened), outs[0].dtype
 
-    def read(array, *leaves):
+    def read(array: Array, *leaves: Array) -> Array:
         inside, within = overlap(*leaves)
         part = array[inside]
         if part.shape == sizes:
@@ -64,11 +75,13 @@ def _slice_sticking_out(ins, outs, *, starts, sizes, fill, lengthened, **_):
 
 
 @rule("update_sticking_out")
-def _update_sticking_out(ins, outs, *, starts, sizes, lengthened, **_):
+def _update_sticking_out(
+    ins: Types, outs: Types, *, starts: Any, sizes: Any, lengthened: Any, **_: Any
+) -> Callable[..., Any]:
     """Operands: an array, what its slice becomes, the dynamic starts."""
     overlap = _overlap(ins[0].shape, starts, sizes, lengthened)
 
-    def write(array, value, *leaves):
+    def write(array: Array, value: Array, *leaves: Array) -> Array:
         inside, within = overlap(*leaves)
         result = array.copy()
         result[inside] = value[within]
@@ -77,7 +90,9 @@ def _update_sticking_out(ins, outs, *, starts, sizes, lengthened, **_):
     return write
 
 
-def _at_shared_starts(stack, first, starts, sizes, **params):
+def _at_shared_starts(
+    stack: Stack, first: Any, starts: Any, sizes: Any, **params: Any
+) -> Mapping[str, Any] | None:
     if not all(stack.shared[first:]):
         return None
     return {"starts": (0, *starts), "sizes": (stack.size, *sizes), **params}
@@ -88,12 +103,12 @@ _STARTS = tuple(range(1, 33))
 
 
 @batch_rule("slice_sticking_out", unstacked=_STARTS)
-def _slice_batch(stack, **params):
+def _slice_batch(stack: Stack, **params: Any) -> Mapping[str, Any] | None:
     return _at_shared_starts(stack, 1, **params)
 
 
 @batch_rule("update_sticking_out", unstacked=_STARTS[1:])
-def _update_batch(stack, **params):
+def _update_batch(stack: Stack, **params: Any) -> Mapping[str, Any] | None:
     return _at_shared_starts(stack, 2, **params)
 
 
@@ -124,7 +139,7 @@ class _Elements(NamedTuple):
 
 
 def _place(
-    lowering, access: jax_state.LoadInfo | jax_state.StoreInfo, shape
+    lowering: Lowering, access: jax_state.LoadInfo | jax_state.StoreInfo, shape: Any
 ) -> _MaskedPlace | _Elements | None:
     """None for what is left to `state`: arrays beside slices, strides, checked memory, keys."""
     ref = access.view.ref
@@ -155,7 +170,9 @@ def _place(
     return _MaskedPlace(ref, starts, sizes, leaves, path, around, len(outer), known, lengthened)
 
 
-def _of_slices(lowering, access: jax_state.LoadInfo | jax_state.StoreInfo) -> _Elements | None:
+def _of_slices(
+    lowering: Lowering, access: jax_state.LoadInfo | jax_state.StoreInfo
+) -> _Elements | None:
     """A masked access as an array of indices, where that is more exact than what JAX does."""
     if access.mask is None or not lowering.for_device:
         return None
@@ -163,7 +180,10 @@ def _of_slices(lowering, access: jax_state.LoadInfo | jax_state.StoreInfo) -> _E
     return None if indices is None else _Elements(access.view.ref, indices)
 
 
-def _read(lowering, place: _MaskedPlace | _Elements, out) -> Value:
+_Read = TypeVar("_Read", jax_state.LoadInfo, jax_state.StoreInfo)
+
+
+def _read(lowering: Lowering, place: _MaskedPlace | _Elements, out: ArrayType | KeyType) -> Value:
     if isinstance(place, _Elements):
         return array_indices.load(lowering, place.ref, place.indices, out)
     if place.known:
@@ -179,7 +199,7 @@ def _read(lowering, place: _MaskedPlace | _Elements, out) -> Value:
     return _reshaped(lowering, part, out)
 
 
-def _write(lowering, place: _MaskedPlace | _Elements, value: Value) -> None:
+def _write(lowering: Lowering, place: _MaskedPlace | _Elements, value: Value) -> None:
     if isinstance(place, _Elements):
         array_indices.store(lowering, place.ref, place.indices, value)
         return
@@ -197,14 +217,14 @@ def _write(lowering, place: _MaskedPlace | _Elements, value: Value) -> None:
     refs.store(lowering, place.ref, place.around, place.leaves[: place.outer], changed)
 
 
-def _whole(lowering, place: _MaskedPlace) -> Value:
+def _whole(lowering: Lowering, place: _MaskedPlace) -> Value:
     contents = place.ref.ref.contents
     shape, dtype = memory.viewed_type(contents.shape, contents.dtype, place.around)
     type = contents._replace(shape=shape, dtype=dtype)
     return refs.load(lowering, place.ref, place.around, place.leaves[: place.outer], type)
 
 
-def _reshaped(lowering, value: Value, out) -> Value:
+def _reshaped(lowering: Lowering, value: Value, out: Type) -> Value:
     if value.type == out:
         return value
     params = {"new_sizes": out.shape, "dimensions": None}
@@ -212,7 +232,7 @@ def _reshaped(lowering, value: Value, out) -> Value:
     return reshaped
 
 
-def _fits(type, out) -> bool:
+def _fits(type: Array, out: Array) -> bool:
     return type.dtype == out.dtype and _spreads(type.shape, out.shape)
 
 
@@ -224,7 +244,7 @@ def _spreads(shape: tuple[int, ...], over: tuple[int, ...]) -> bool:
     )
 
 
-def _spread(lowering, value: Value, shape: tuple[int, ...]) -> Value:
+def _spread(lowering: Lowering, value: Value, shape: tuple[int, ...]) -> Value:
     if value.type.shape == shape:
         return value
     behind = tuple(range(len(shape) - len(value.type.shape), len(shape)))
@@ -235,12 +255,14 @@ def _spread(lowering, value: Value, shape: tuple[int, ...]) -> Value:
     return result
 
 
-def _choose(lowering, mask: Value, otherwise: Value, value: Value) -> Value:
+def _choose(lowering: Lowering, mask: Value, otherwise: Value, value: Value) -> Value:
     (chosen,) = lowering.apply("select_n", [mask, otherwise, value], [value.type], {})
     return chosen
 
 
-def _access(lowering, eqn, ins, read):
+def _access(
+    lowering: Lowering, eqn: Any, ins: Sequence[Value], read: Callable[..., _Read]
+) -> tuple[_Read, _MaskedPlace | _Elements | None]:
     """What ``read`` makes of the equation, and its place, None for what is left to `state`."""
     shape = lowering.type(eqn.outvars[0].aval).shape
     access = read(eqn, ins)
@@ -248,8 +270,8 @@ def _access(lowering, eqn, ins, read):
 
 
 @lowering_rule("masked_load")
-def _masked_load(lowering, eqn, ins):
-    out = lowering.type(eqn.outvars[0].aval)
+def _masked_load(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
+    out = contents_type(lowering.type(eqn.outvars[0].aval))
     access, place = _access(lowering, eqn, ins, jax_state.load)
     if place is None or access.other is not None and not _fits(access.other.type, out):
         return state.get(lowering, eqn, ins)
@@ -261,7 +283,7 @@ def _masked_load(lowering, eqn, ins):
 
 
 def update_slice(
-    lowering, access: jax_state.StoreInfo, new: Callable[[Value], Value]
+    lowering: Lowering, access: jax_state.StoreInfo, new: Callable[[Value], Value]
 ) -> Value | None:
     """Emits a masked store, of what ``new`` makes of the elements before, to a slice that may
     stick out; gives those elements. None if the access isn't one, or is to be as in JAX."""
@@ -276,8 +298,8 @@ def update_slice(
 
 
 @lowering_rule("masked_swap")
-def _masked_swap(lowering, eqn, ins):
-    out = lowering.type(eqn.outvars[0].aval)
+def _masked_swap(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
+    out = contents_type(lowering.type(eqn.outvars[0].aval))
     access, place = _access(lowering, eqn, ins, jax_state.store)
     if place is None or access.value.type != out:
         return state.swap(lowering, eqn, ins)

@@ -7,15 +7,17 @@ each with scratch memory of its own: that is one of the orders in which they may
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import grid, refs
 from pallas_shim.evaluator.analysis import alias
+from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.machine import programs
-from pallas_shim.evaluator.program import RefType, Value
+from pallas_shim.evaluator.program import RefType, Value, ref_type
 from pallas_shim.evaluator.registry import Unsupported, lowering_rule
 from pallas_shim.evaluator.rules import remote
 from pallas_shim.evaluator.rules.axes import axis
@@ -26,14 +28,14 @@ _CORES_OWN = ("any", "vmem", "smem", "semaphore", "semaphore_dma", "semaphore_me
 
 
 @lowering_rule("core_map")
-def _core_map(lowering, eqn, ins):
+def _core_map(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     function = jax_compat.core_map(eqn)
     if any(not isinstance(v.type, RefType) and v.type.shape for v in ins):
         raise Unsupported("core_map", "its function captures arrays, which JAX refuses")
     opened, _ = jax_compat.open_jaxpr(function.jaxpr)
-    scratch = [lowering.type(v.aval) for v in opened.invars]
+    scratch = [ref_type(lowering.type(v.aval)) for v in opened.invars]
 
-    def body():
+    def body() -> None:
         lowering.inline(function.jaxpr, _scratch(lowering, "core_map", function, scratch), ins)
 
     _on_cores(lowering, eqn, jax_compat.kernel_name(eqn), function, body)
@@ -41,7 +43,7 @@ def _core_map(lowering, eqn, ins):
 
 
 @lowering_rule("mpmd_map")
-def _mpmd_map(lowering, eqn, ins):
+def _mpmd_map(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     call = jax_compat.mpmd_map(eqn)
     if call.external_meshes:
         raise Unsupported("mpmd_map", "memory of a mesh that runs another kernel")
@@ -59,15 +61,17 @@ def _mpmd_map(lowering, eqn, ins):
         for value, type in zip(ins, types[:num_inputs], strict=True)
     ]
     outs = [
-        operands[source[out]] if out in source else refs.allocate(lowering, type)
+        operands[source[out]] if out in source else refs.allocate(lowering, ref_type(type))
         for out, type in enumerate(types[num_inputs:num_operands])
     ]
     with lowering.block() as cores:
         for function in call.functions:
 
-            def body(function=function):
-                scratch = _scratch(lowering, "mpmd_map", function, types[num_operands:],
-                                   len(call.functions) == 1)  # fmt: skip
+            def body(function: jax_compat.CoreFunction = function) -> None:
+                own = list(map(ref_type, types[num_operands:]))
+                scratch = _scratch(
+                    lowering, "mpmd_map", function, own, len(call.functions) == 1
+                )
                 lowering.inline(function.jaxpr, [*operands, *outs, *scratch])
 
             _on_cores(lowering, eqn, call.name, function, body)
@@ -77,13 +81,13 @@ def _mpmd_map(lowering, eqn, ins):
             grid.define_operand(lowering, ref, value, None, ref in written)
     lowering.body.extend(cores)
     return [
-        refs.load(lowering, ref, (), (), type.contents)
+        refs.load(lowering, ref, (), (), ref_type(type).contents)
         for ref, type in zip(outs, types[num_inputs:num_operands], strict=True)
     ]
 
 
 def _scratch(
-    lowering,
+    lowering: Lowering,
     primitive: str,
     function: jax_compat.CoreFunction,
     types: Sequence[RefType],
@@ -108,7 +112,13 @@ def _scratch(
     return made
 
 
-def _on_cores(lowering, eqn, name: str, function: jax_compat.CoreFunction, body) -> None:
+def _on_cores(
+    lowering: Lowering,
+    eqn: Any,
+    name: str,
+    function: jax_compat.CoreFunction,
+    body: Callable[[], None],
+) -> None:
     where = jax_compat.kernel_source(eqn) or ""
     sizes = [lowering.const(np.int32(size)) for size in function.axes.values()]
     with lowering.machine.within(name, where, meshes.talks(function.jaxpr)):
@@ -122,5 +132,5 @@ def _on_cores(lowering, eqn, name: str, function: jax_compat.CoreFunction, body)
 
 
 @lowering_rule("axis_index")
-def _axis_index(lowering, eqn, ins):
+def _axis_index(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     return [axis(lowering, "axis_index", eqn.params["axis_name"])[0]]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 
+from pallas_shim.evaluator.program import Array, Types
 from pallas_shim.evaluator.registry import Unsupported, rule
 
 
@@ -27,7 +31,9 @@ def _is_integer(dtype: np.dtype) -> bool:
 
 
 @rule("pack_elementwise")
-def _pack_elementwise(ins, outs, *, packed_dtype, **_):
+def _pack_elementwise(
+    ins: Types, outs: Types, *, packed_dtype: Any, **_: Any
+) -> Callable[..., Any]:
     """The first operand is in the lowest bits. Integers lose their upper bits; float32 is
     rounded to bfloat16."""
     (out,) = outs
@@ -36,11 +42,11 @@ def _pack_elementwise(ins, outs, *, packed_dtype, **_):
     word = np.dtype(f"u{max(out.dtype.itemsize, 4)}")
     mask = word.type((1 << width) - 1)
 
-    def low_bits(x):
+    def low_bits(x: Array) -> Array:
         x = np.asarray(x)
         return x.astype(word) & mask if _is_integer(narrow) else _words(x.astype(narrow), word)
 
-    def pack(*xs):
+    def pack(*xs: Array) -> Array:
         packed = np.zeros(out.shape, word)
         for position, x in enumerate(xs):
             packed |= low_bits(x) << word.type(position * width)
@@ -50,7 +56,9 @@ def _pack_elementwise(ins, outs, *, packed_dtype, **_):
 
 
 @rule("unpack_elementwise")
-def _unpack_elementwise(ins, outs, *, index, packed_dtype, **_):
+def _unpack_elementwise(
+    ins: Types, outs: Types, *, index: Any, packed_dtype: Any, **_: Any
+) -> Callable[..., Any]:
     """The element that ``index`` counts from the lowest bits, widened by its sign."""
     (x,), (out,) = ins, outs
     narrow = np.dtype(packed_dtype)
@@ -60,7 +68,7 @@ def _unpack_elementwise(ins, outs, *, index, packed_dtype, **_):
     signed = _is_integer(narrow) and ml_dtypes.iinfo(narrow).min < 0
     sign = np.int64(1 << (width - 1))
 
-    def unpack(a):
+    def unpack(a: Array) -> Array:
         found = (_words(np.asarray(a), word) >> shift) & mask
         if not _is_integer(narrow):
             return found.astype(f"u{narrow.itemsize}").view(narrow).astype(out.dtype)
@@ -79,7 +87,7 @@ def _words(array: np.ndarray, word: np.dtype) -> np.ndarray:
 
 
 @rule("stochastic_round")
-def _stochastic_round(ins, outs, **_):
+def _stochastic_round(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     """Towards zero, after a random part of the distance between neighbours was added.
 
     With k bits to drop, the lowest k of the random bits are added to the value's bits, and k
@@ -93,7 +101,7 @@ def _stochastic_round(ins, outs, **_):
     least = info.minexp - info.nmant  # the exponent of the smallest subnormal
     mask = np.uint32((1 << dropped) - 1)
 
-    def rounded(a, random):
+    def rounded(a: Array, random: Array) -> Array:
         a = np.asarray(a)
         wide = np.abs(a.astype(np.float64))
         _, exponent = np.frexp(wide)

@@ -6,16 +6,19 @@ A key array is the array of the unsigned integers that its keys are made of.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from pallas_shim.evaluator.program import ArrayType
-from pallas_shim.evaluator.registry import Unsupported, batch_rule, lowering_rule, rule
+from pallas_shim.evaluator.lower import Lowering
+from pallas_shim.evaluator.program import Array, ArrayType, Types, Value
+from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, lowering_rule, rule
 from pallas_shim.jax_compat import definitions
 
 
 @rule("random_wrap", "random_unwrap", "random_clone", view=True, keys=True)
-def _same(ins, outs, **_):
+def _same(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     # The hardware's bits are signed, and those of its keys aren't.
     dtype = outs[0].dtype
     return np.asarray if ins[0].dtype == dtype else lambda x: np.asarray(x).view(dtype)
@@ -31,8 +34,8 @@ def _same(ins, outs, **_):
     "philox4x32",
     "threefry4x32",
 )
-def _defined(lowering, eqn, ins):
-    def retyped(primitive, value, type):
+def _defined(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
+    def retyped(primitive: str, value: Array, type: Array) -> Array:
         return value if value.type == type else lowering.apply(primitive, [value], [type], {})[0]
 
     words = [retyped("random_unwrap", v, ArrayType(v.type.shape, v.type.dtype)) for v in ins]
@@ -42,7 +45,7 @@ def _defined(lowering, eqn, ins):
 
 
 @rule("iota_2x32_shape")
-def _iota_2x32_shape(ins, outs, *, shape, **_):
+def _iota_2x32_shape(ins: Types, outs: Types, *, shape: Any, **_: Any) -> Callable[..., Any]:
     counts = np.arange(math.prod(shape), dtype=np.uint64).reshape(shape)
     high, low = (counts >> np.uint64(32)).astype(np.uint32), counts.astype(np.uint32)
     return lambda: (high, low)
@@ -55,16 +58,16 @@ _PARITY = np.uint32(0x1BD11BDA)
 
 
 @rule("threefry2x32")
-def _threefry2x32(ins, outs, **_):
+def _threefry2x32(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     return threefry2x32
 
 
 @batch_rule("threefry2x32", broadcasts=True)
-def _batch(stack, **params):
+def _batch(stack: Stack, **params: Any) -> Mapping[str, Any] | None:
     return params
 
 
-def threefry2x32(key1, key2, x1, x2):
+def threefry2x32(key1: Array, key2: Array, x1: Array, x2: Array) -> tuple[Array, ...]:
     """The Threefry-2x32 hash, 20 rounds (Salmon et al., 2011), of uint32 arrays."""
     keys = (key1, key2, key1 ^ key2 ^ _PARITY)
     x1, x2 = np.add(x1, key1), np.add(x2, key2)
@@ -88,7 +91,7 @@ def threefry2x32(key1, key2, x1, x2):
 _PART = 1 << 16
 
 
-def _threefry_rounds(keys, a, b, other):
+def _threefry_rounds(keys: Array, a: Array, b: Array, other: Array) -> None:
     """Hashes the words of ``a`` and ``b`` in place; ``other`` is of their size."""
     for i in range(5):
         for distance in _ROTATIONS[i % 2]:
@@ -104,7 +107,7 @@ def _threefry_rounds(keys, a, b, other):
 # -- XLA's bit generators -------------------------------------------------------------------
 
 
-def _philox4x32(counters, key):
+def _philox4x32(counters: Array, key: Array) -> tuple[Array, ...]:
     """The Philox-4x32 hash, 10 rounds (Salmon et al., 2011), of four uint64 arrays < 2**32."""
     word = np.uint64(0xFFFFFFFF)
     half = np.uint64(32)
@@ -118,15 +121,17 @@ def _philox4x32(counters, key):
     return a, b, c, d
 
 
-def _split(words):
+def _split(words: Array) -> tuple[Array, ...]:
     return words & np.uint64(0xFFFFFFFF), words >> np.uint64(32)
 
 
-def _join(low, high):
+def _join(low: Array, high: Array) -> Array:
     return low.astype(np.uint64) | (high.astype(np.uint64) << np.uint64(32))
 
 
-def _philox_bits(key, counter, shape, wide):
+def _philox_bits(
+    key: Array, counter: Array, shape: tuple[int, ...], wide: Array
+) -> tuple[Array, ...]:
     """Bits of ``shape``, 64 wide or 32, and how far the counter has gone: 128 bits a step."""
     words = math.prod(shape) * (2 if wide else 1)
     steps = -(-words // 4)
@@ -138,7 +143,9 @@ def _philox_bits(key, counter, shape, wide):
     return (_join(bits[::2], bits[1::2]) if wide else bits).reshape(shape), steps
 
 
-def _threefry_bits(key, counter, shape, wide):
+def _threefry_bits(
+    key: Array, counter: Array, shape: tuple[int, ...], wide: Array
+) -> tuple[Array, ...]:
     """As `_philox_bits`, with 64 bits a step.
 
     Where 32 bits are wanted, the first even axis (else the longest) is cut into pairs, and
@@ -169,7 +176,7 @@ _GENERATORS = (_philox_bits, _threefry_bits, _philox_bits)
 
 
 @rule("rng_bit_generator")
-def _rng_bit_generator(ins, outs, *, algorithm, **_):
+def _rng_bit_generator(ins: Types, outs: Types, *, algorithm: Any, **_: Any) -> Callable[..., Any]:
     """The state is the key and the counter, each a uint64 or two uint32, the low one first."""
     state_type, bits_type = outs
     if bits_type.dtype.kind != "u":
@@ -177,7 +184,7 @@ def _rng_bit_generator(ins, outs, *, algorithm, **_):
     generate = _GENERATORS[int(algorithm)]
     wide = bits_type.dtype.itemsize == 8
 
-    def run(state):
+    def run(state: Array) -> tuple[Array, ...]:
         key, counter = np.ascontiguousarray(state).view(np.uint64)
         bits, steps = generate(key, counter, bits_type.shape, wide)
         new_state = np.array([key, counter + np.uint64(steps)]).view(state_type.dtype)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from pallas_shim.evaluator import scalar_types
+from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.memory import same
-from pallas_shim.evaluator.program import ArrayType
-from pallas_shim.evaluator.registry import Unsupported, batch_rule, lowering_rule, rule
+from pallas_shim.evaluator.program import Array, ArrayType, Types, Value
+from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, lowering_rule, rule
 from pallas_shim.evaluator.rules.casts import cast
 from pallas_shim.jax_compat import definitions
 
@@ -44,7 +45,9 @@ def _extreme(dtype: np.dtype, pick: Callable[[Any], Any]) -> Any:
 # -- the shared part ------------------------------------------------------------------------
 
 
-def accumulation(ufunc: np.ufunc, identity: int, dtype: np.dtype, apply: Apply):
+def accumulation(
+    ufunc: np.ufunc, identity: int, dtype: np.dtype, apply: Apply
+) -> Callable[..., Any]:
     """The callable of a sum or product: ``apply`` in the accumulator's dtype, rounded once."""
     wide = scalar_types.wide(dtype)
     initial = wide.type(identity)
@@ -54,7 +57,7 @@ def accumulation(ufunc: np.ufunc, identity: int, dtype: np.dtype, apply: Apply):
     return lambda x: apply(ufunc, widen(x), initial).astype(dtype)
 
 
-def extremum(ufunc: np.ufunc, dtype: np.dtype, apply: Apply):
+def extremum(ufunc: np.ufunc, dtype: np.dtype, apply: Apply) -> Callable[..., Any]:
     """The callable of a max or min: NaN if there is one, and -0.0 counts as less than 0.0.
 
     NumPy takes whichever zero it meets, so a result of zero is looked at again.
@@ -76,7 +79,7 @@ def extremum(ufunc: np.ufunc, dtype: np.dtype, apply: Apply):
 
     widen = cast(dtype, wide) if wide != dtype else same
 
-    def run(x):
+    def run(x: Array) -> Array:
         x = widen(x)
         result = apply(ufunc, x, initial)
         if np.count_nonzero(result) < result.size:
@@ -112,8 +115,10 @@ def _along_a_short_row(ufunc: np.ufunc, x: np.ndarray, initial: Any) -> np.ndarr
     return result
 
 
-def _sum_or_product(ufunc: np.ufunc, identity: int):
-    def make(ins: tuple[ArrayType, ...], outs: tuple[ArrayType, ...], *, axes, **_):
+def _sum_or_product(ufunc: np.ufunc, identity: int) -> Callable[..., Any]:
+    def make(
+        ins: tuple[ArrayType, ...], outs: tuple[ArrayType, ...], *, axes: Any, **_: Any
+    ) -> Callable[..., Any]:
         (operand,), (out,) = ins, outs
         if operand.size == out.size and all(operand.shape[axis] == 1 for axis in axes):
             return lambda x: np.array(x).reshape(out.shape)  # keeps the sign of zero
@@ -127,7 +132,7 @@ rule("reduce_prod")(_sum_or_product(np.multiply, 1))
 
 
 @rule("count")
-def _count(ins, outs, *, axes, **_):
+def _count(ins: Types, outs: Types, *, axes: Any, **_: Any) -> Callable[..., Any]:
     """The sum of booleans as numbers: NumPy need not widen them first."""
     along, dtype = _along(axes, ins[0]), outs[0].dtype
     if along is _along_a_short_row:
@@ -137,37 +142,39 @@ def _count(ins, outs, *, axes, **_):
 
 
 @rule("reduce_max")
-def _reduce_max(ins, outs, *, axes, **_):
+def _reduce_max(ins: Types, outs: Types, *, axes: Any, **_: Any) -> Callable[..., Any]:
     return extremum(np.maximum, ins[0].dtype, _along(axes, ins[0]))
 
 
 @rule("reduce_min")
-def _reduce_min(ins, outs, *, axes, **_):
+def _reduce_min(ins: Types, outs: Types, *, axes: Any, **_: Any) -> Callable[..., Any]:
     return extremum(np.minimum, ins[0].dtype, _along(axes, ins[0]))
 
 
 @rule("reduce_and")
-def _reduce_and(ins, outs, *, axes, **_):
+def _reduce_and(ins: Types, outs: Types, *, axes: Any, **_: Any) -> Callable[..., Any]:
     initial = ~ins[0].dtype.type(0)
     return lambda x: np.bitwise_and.reduce(x, axis=tuple(axes), dtype=x.dtype, initial=initial)
 
 
 @rule("reduce_or")
-def _reduce_or(ins, outs, *, axes, **_):
+def _reduce_or(ins: Types, outs: Types, *, axes: Any, **_: Any) -> Callable[..., Any]:
     return lambda x: np.bitwise_or.reduce(x, axis=tuple(axes), dtype=x.dtype)
 
 
 @rule("reduce_xor")
-def _reduce_xor(ins, outs, *, axes, **_):
+def _reduce_xor(ins: Types, outs: Types, *, axes: Any, **_: Any) -> Callable[..., Any]:
     return lambda x: np.bitwise_xor.reduce(x, axis=tuple(axes), dtype=x.dtype)
 
 
-def _arg(function: Callable[..., Any]):
-    def make(ins, outs, *, axes, index_dtype, **_):
+def _arg(function: Callable[..., Any]) -> Callable[..., Any]:
+    def make(
+        ins: Types, outs: Types, *, axes: Any, index_dtype: Any, **_: Any
+    ) -> Callable[..., Any]:
         (axis,) = axes
         wide = scalar_types.wide(ins[0].dtype)
 
-        def run(x):
+        def run(x: Array) -> Array:
             return function(x.astype(wide, copy=False), axis=axis).astype(index_dtype)
 
         return run
@@ -182,12 +189,12 @@ rule("argmin")(_arg(np.argmin))
 @batch_rule("reduce_max", "reduce_min", "reduce_and", "reduce_or", "reduce_xor", "argmax", "argmin")
 @batch_rule("count")
 @batch_rule("reduce_sum", "reduce_prod", reorders=True)
-def _batch(stack, *, axes, **params):
+def _batch(stack: Stack, *, axes: Any, **params: Any) -> Mapping[str, Any] | None:
     return {"axes": tuple(axis + 1 for axis in axes), **params}
 
 
 @lowering_rule("reduce")
-def _reduce(lowering, eqn, ins):
+def _reduce(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     return lowering.inline_definition(definitions.definition(eqn), ins)
 
 
@@ -195,17 +202,19 @@ def _reduce(lowering, eqn, ins):
 
 
 def _running(axis: int, reverse: bool) -> Apply:
-    def forward(ufunc, x, _):
+    def forward(ufunc: np.ufunc, x: Array, _: Array) -> Array:
         return ufunc.accumulate(x, axis=axis, dtype=x.dtype)
 
-    def backward(ufunc, x, initial):
+    def backward(ufunc: np.ufunc, x: Array, initial: Array) -> Array:
         return np.flip(forward(ufunc, np.flip(x, axis), initial), axis)
 
     return backward if reverse else forward
 
 
-def _cumulative(make: Callable[..., Any], *fixed: Any):
-    def rule_make(ins, outs, *, axis, reverse, **_):
+def _cumulative(make: Callable[..., Any], *fixed: Any) -> Callable[..., Any]:
+    def rule_make(
+        ins: Types, outs: Types, *, axis: Any, reverse: Any, **_: Any
+    ) -> Callable[..., Any]:
         return make(*fixed, ins[0].dtype, _running(axis, reverse))
 
     return rule_make
@@ -215,10 +224,10 @@ def _cumulative(make: Callable[..., Any], *fixed: Any):
 _BLOCK = 16
 
 
-def _in_blocks(ufunc: np.ufunc, identity: int):
+def _in_blocks(ufunc: np.ufunc, identity: int) -> Callable[..., Any]:
     """Running sums or products, rounded where XLA rounds: at each step, in the result's dtype."""
 
-    def make(ins, outs, *, axis, reverse, **_):
+    def make(ins: Types, outs: Types, *, axis: Any, reverse: Any, **_: Any) -> Callable[..., Any]:
         dtype = ins[0].dtype
         if scalar_types.is_integer(dtype):
             return accumulation(ufunc, identity, dtype, _running(axis, reverse))
@@ -276,5 +285,5 @@ rule("cummin")(_cumulative(extremum, np.minimum))
 
 
 @batch_rule("cumsum", "cumprod", "cumlogsumexp", "cummax", "cummin")
-def _running_batch(stack, *, axis, **params):
+def _running_batch(stack: Stack, *, axis: int, **params: Any) -> Mapping[str, Any] | None:
     return {"axis": axis + 1, **params}

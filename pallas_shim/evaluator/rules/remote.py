@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.machine.programs import NUMBER, Level, remote
 from pallas_shim.evaluator.program import Effects, Value
 from pallas_shim.evaluator.registry import Unsupported
@@ -16,7 +17,7 @@ from pallas_shim.jax_compat import meshes, state
 
 
 def of_other(
-    lowering, eqn, view: state.RefView, device_id: Any, core_index: Any = None
+    lowering: Lowering, eqn: Any, view: state.RefView, device_id: Any, core_index: Any = None
 ) -> state.RefView:
     """A view of the ref of the program that is meant; the same if that is the own one."""
     primitive = eqn.primitive.name
@@ -32,7 +33,7 @@ def of_other(
     return view._replace(ref=remote(lowering, view.ref, numbers))
 
 
-def of_first(lowering, ref: Value, axes: Sequence[Any]) -> Value:
+def of_first(lowering: Lowering, ref: Value, axes: Sequence[Any]) -> Value:
     """The ref of the program that is the first along some axes: memory that all of these have in
     common."""
     machine = lowering.machine
@@ -45,10 +46,12 @@ def of_first(lowering, ref: Value, axes: Sequence[Any]) -> Value:
     return remote(lowering, ref, numbers)
 
 
-def of_core(lowering, ref: Value, axis: Any, index: Value) -> Value:
+def of_core(lowering: Lowering, ref: Value, axis: Any, index: Value) -> Value:
     """The ref of another core along an axis."""
     machine = lowering.machine
-    _, size = machine.axis(axis)
+    found = machine.axis(axis)
+    assert found is not None
+    _, size = found
     meant = {axis: (0, 1, size, size)}
     numbers = [
         _number(lowering, "memory of a core", machine.levels[: depth + 1], meant, [index])
@@ -57,7 +60,7 @@ def of_core(lowering, ref: Value, axis: Any, index: Value) -> Value:
     return remote(lowering, ref, numbers)
 
 
-def _is_here(lowering, primitive: str, device_id: Any) -> bool:
+def _is_here(lowering: Lowering, primitive: str, device_id: Any) -> bool:
     """Whether a device id can mean this core only: no other device is known, or they are places
     along axes of one."""
     named = state.device_axes(device_id)
@@ -71,7 +74,7 @@ def _is_zero(index: Any) -> bool:
     return value is not None and int(value) == 0
 
 
-def _numbers(lowering, eqn, device_id: Any, core_index: Any) -> list[Value]:
+def _numbers(lowering: Lowering, eqn: Any, device_id: Any, core_index: Any) -> list[Value]:
     """The number of the program that is meant, at each level."""
     machine, primitive = lowering.machine, eqn.primitive.name
     meant: dict[Any, Any] = {}  # by axis, the operand and how to make its index of it
@@ -129,7 +132,11 @@ def _axes(levels: Sequence[Level], kind: str) -> dict[Any, int]:
 
 
 def _number(
-    lowering, primitive: str, levels: Sequence[Level], meant: dict[Any, Any], operands: list[Value]
+    lowering: Lowering,
+    primitive: str,
+    levels: Sequence[Level],
+    meant: dict[Any, Any],
+    operands: list[Value],
 ) -> Value:
     """The number at the last of some levels, of the program whose indices are meant; where none
     is, the own one's."""
@@ -140,7 +147,7 @@ def _number(
     steps = [(level.sizes[name], meant.get(name), at) for at, (name, level) in enumerate(axes)]
     given = len(operands)
 
-    def number(*values):
+    def number(*values: Any) -> Any:
         result = 0
         for size, index, at in steps:
             if index is None:

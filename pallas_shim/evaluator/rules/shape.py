@@ -7,27 +7,28 @@ that the parameters speak of. They are called hidden here, and stay where they a
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from pallas_shim.evaluator.program import RefType
-from pallas_shim.evaluator.registry import Unsupported, batch_rule, lowering_rule, rule
+from pallas_shim.evaluator.lower import Lowering
+from pallas_shim.evaluator.program import Array, RefType, Types, Value
+from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, lowering_rule, rule
 
 # A broadcast result up to this many bytes is filled in rather than viewed: that takes a
 # third of the time of making the view, and contiguous operands make the users faster.
 _FILL_UP_TO = 1 << 15
 
 
-def _broadcast(source, shape, dtype):
+def _broadcast(source: Array, shape: tuple[int, ...], dtype: np.dtype) -> Callable[..., Any]:
     """A callable that reshapes its operand to ``source`` and broadcasts that to ``shape``."""
     if source == shape:
         return lambda x: x.reshape(shape)
     if np.prod(shape, dtype=np.int64) * dtype.itemsize > _FILL_UP_TO:
         return lambda x: np.broadcast_to(x.reshape(source), shape)
 
-    def fill(x):
+    def fill(x: Array) -> Array:
         out = np.empty(shape, dtype)
         out[...] = x.reshape(source)
         return out
@@ -36,7 +37,9 @@ def _broadcast(source, shape, dtype):
 
 
 @rule("broadcast_in_dim", view=True, keys=True)
-def _broadcast_in_dim(ins, outs, *, broadcast_dimensions, **_):
+def _broadcast_in_dim(
+    ins: Types, outs: Types, *, broadcast_dimensions: Any, **_: Any
+) -> Callable[..., Any]:
     shape = outs[0].shape
     source = [1] * len(shape)
     hidden = ins[0].ndim - len(broadcast_dimensions)
@@ -47,13 +50,13 @@ def _broadcast_in_dim(ins, outs, *, broadcast_dimensions, **_):
 
 
 @rule("broadcast_to", view=True)  # of the index arrays of refs
-def _broadcast_to(ins, outs, **_):
+def _broadcast_to(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     shape = outs[0].shape
     return _broadcast((1,) * (len(shape) - ins[0].ndim) + ins[0].shape, shape, outs[0].dtype)
 
 
 @rule("tile", view=True)
-def _tile(ins, outs, *, reps, **_):
+def _tile(ins: Types, outs: Types, *, reps: Any, **_: Any) -> Callable[..., Any]:
     source = tuple(itertools.chain.from_iterable((1, d) for d in ins[0].shape))
     repeated = tuple(itertools.chain.from_iterable(zip(reps, ins[0].shape, strict=True)))
     repeat = _broadcast(source, repeated, outs[0].dtype)
@@ -62,7 +65,7 @@ def _tile(ins, outs, *, reps, **_):
 
 
 @rule("reshape", view=True, keys=True)
-def _reshape(ins, outs, *, dimensions, **_):
+def _reshape(ins: Types, outs: Types, *, dimensions: Any, **_: Any) -> Callable[..., Any]:
     shape = outs[0].shape
     if dimensions is None:
         return lambda x: x.reshape(shape)
@@ -70,56 +73,58 @@ def _reshape(ins, outs, *, dimensions, **_):
 
 
 @rule("squeeze", view=True, keys=True)
-def _squeeze(ins, outs, **_):
+def _squeeze(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     shape = outs[0].shape
     return lambda x: x.reshape(shape)
 
 
 @rule("transpose", view=True, keys=True)
-def _transpose(ins, outs, *, permutation, **_):
+def _transpose(ins: Types, outs: Types, *, permutation: Any, **_: Any) -> Callable[..., Any]:
     permutation = (*permutation, *range(len(permutation), ins[0].ndim))
     return lambda x: x.transpose(permutation)
 
 
 @rule("rev", view=True, keys=True)
-def _rev(ins, outs, *, dimensions, **_):
+def _rev(ins: Types, outs: Types, *, dimensions: Any, **_: Any) -> Callable[..., Any]:
     at = tuple(slice(None, None, -1 if d in dimensions else 1) for d in range(ins[0].ndim))
     return lambda x: x[at]
 
 
 @rule("slice", view=True, keys=True)
-def _slice(ins, outs, *, start_indices, limit_indices, strides, **_):
+def _slice(
+    ins: Types, outs: Types, *, start_indices: Any, limit_indices: Any, strides: Any, **_: Any
+) -> Callable[..., Any]:
     at = tuple(map(slice, start_indices, limit_indices, strides or (1,) * ins[0].ndim))
     return lambda x: x[at]
 
 
 @rule("split", view=True, keys=True)
-def _split(ins, outs, *, sizes, axis, **_):
+def _split(ins: Types, outs: Types, *, sizes: Any, axis: Any, **_: Any) -> Callable[..., Any]:
     bounds = list(itertools.accumulate(sizes, initial=0))
     at = [(slice(None),) * axis + (slice(a, b),) for a, b in itertools.pairwise(bounds)]
     return lambda x: tuple([x[i] for i in at])
 
 
 @rule("unstack", view=True, keys=True)
-def _unstack(ins, outs, *, axis, **_):
+def _unstack(ins: Types, outs: Types, *, axis: Any, **_: Any) -> Callable[..., Any]:
     at = [(slice(None),) * axis + (i,) for i in range(ins[0].shape[axis])]
     return lambda x: tuple([x[i] for i in at])
 
 
 @rule("concatenate", keys=True)
-def _concatenate(ins, outs, *, dimension, **_):
+def _concatenate(ins: Types, outs: Types, *, dimension: Any, **_: Any) -> Callable[..., Any]:
     return lambda *xs: np.concatenate(xs, dimension)
 
 
 @rule("stack", keys=True)
-def _stack(ins, outs, *, axis, **_):
+def _stack(ins: Types, outs: Types, *, axis: Any, **_: Any) -> Callable[..., Any]:
     shape = ins[0].shape
     expanded = (*shape[:axis], 1, *shape[axis:])
     return lambda *xs: np.concatenate([x.reshape(expanded) for x in xs], axis)
 
 
 @rule("pad")
-def _pad(ins, outs, *, padding_config, **_):
+def _pad(ins: Types, outs: Types, *, padding_config: Any, **_: Any) -> Callable[..., Any]:
     source, target = [], []
     for size, length, (low, _high, interior) in zip(
         ins[0].shape, outs[0].shape, padding_config, strict=True
@@ -133,7 +138,7 @@ def _pad(ins, outs, *, padding_config, **_):
     source_at, target_at = tuple(source), tuple(target)
     shape, dtype = outs[0]
 
-    def pad(x, value):
+    def pad(x: Array, value: Array) -> Array:
         out = np.empty(shape, dtype)
         out.fill(value)
         out[target_at] = x[source_at]
@@ -143,7 +148,7 @@ def _pad(ins, outs, *, padding_config, **_):
 
 
 @rule("iota")
-def _iota(ins, outs, *, dimension, **_):
+def _iota(ins: Types, outs: Types, *, dimension: Any, **_: Any) -> Callable[..., Any]:
     shape, dtype = outs[0]
     with np.errstate(all="ignore"):
         line = np.arange(shape[dimension]).astype(dtype)
@@ -152,12 +157,12 @@ def _iota(ins, outs, *, dimension, **_):
 
 
 @rule("empty", "empty2")
-def _empty(ins, outs, **_):
+def _empty(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     # What XLA puts there on a CPU.
     return _constant(np.zeros(*outs[0]))
 
 
-def _constant(array):
+def _constant(array: Array) -> Callable[..., Any]:
     array = np.ascontiguousarray(array).reshape(array.shape)
     array.flags.writeable = False
     return lambda: array
@@ -166,7 +171,7 @@ def _constant(array):
 # -- over an axis in front ---------------------------------------------------------------------
 
 
-def _behind(dims):
+def _behind(dims: Array) -> Array:
     """Dimensions, after a new one has come before them."""
     return tuple(d + 1 for d in dims)
 
@@ -197,7 +202,7 @@ for _name, _params in _SHIFTED.items():
 
 
 @batch_rule("pad", unstacked=(1,))
-def _pad_batch(stack, *, padding_config, **_):
+def _pad_batch(stack: Stack, *, padding_config: Any, **_: Any) -> Mapping[str, Any] | None:
     return {"padding_config": ((0, 0, 0), *padding_config)} if stack.shared[1] else None
 
 
@@ -205,27 +210,27 @@ def _pad_batch(stack, *, padding_config, **_):
 
 
 @lowering_rule("copy", "name", "layout_constraint", "relayout", "optimization_barrier")
-def _identity(lowering, eqn, ins):
+def _identity(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     # Values are immutable here and have no layout that JAX could ask for. The barrier also
     # takes refs, which it does not return.
     return [value for value in ins if not isinstance(value.type, RefType)]
 
 
 @lowering_rule("sharding_constraint", "reshard")
-def _resharding(lowering, eqn, ins):
+def _resharding(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     if not lowering.on_mesh:
         _one_device(eqn.primitive.name, eqn.params.get("sharding", eqn.params.get("dst_sharding")))
     return ins
 
 
 @lowering_rule("device_put")
-def _device_put(lowering, eqn, ins):
+def _device_put(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     for target in eqn.params["devices"]:
         _one_device(eqn.primitive.name, target)
     return ins
 
 
-def _one_device(primitive, target):
+def _one_device(primitive: str, target: Array) -> None:
     devices = getattr(target, "num_devices", 1)
     if devices != 1:
         raise Unsupported(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import numpy as np
 
-from pallas_shim.evaluator.registry import Unsupported, batch_rule, rule
+from pallas_shim.evaluator.program import Array, Types
+from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, rule
 
 
 def order_bits(x: np.ndarray) -> np.ndarray:
@@ -68,7 +72,9 @@ _POSITION = (1 << 32) - 1
 
 
 @rule("sort")
-def _sort(ins, outs, *, dimension, num_keys, **_):
+def _sort(
+    ins: Types, outs: Types, *, dimension: Any, num_keys: Any, **_: Any
+) -> Callable[..., Any]:
     for key in ins[:num_keys]:
         _require_order("sort", key.dtype)
     # An unstable sort may leave equal keys in any order; here it is always the stable one.
@@ -76,21 +82,21 @@ def _sort(ins, outs, *, dimension, num_keys, **_):
         return _sort_values(ins[0], dimension)
     order = _order(ins[:num_keys], dimension)
 
-    def sort(*operands):
+    def sort(*operands: Array) -> Array:
         at = order(*operands)
         return tuple([x.reshape(-1).take(at) for x in operands])
 
     return sort
 
 
-def _sort_values(type, axis):
+def _sort_values(type: Array, axis: int) -> Callable[..., Any]:
     dtype, wide = type.dtype, sortable(type.dtype)
     if wide.kind != "f":
         return lambda x: (np.sort(x.astype(wide, copy=False), axis).astype(dtype, copy=False),)
     bits = np.dtype(f"i{wide.itemsize}")
     negative_normal = np.iinfo(bits).min + (1 << np.finfo(wide).nmant)
 
-    def sort(x):
+    def sort(x: Array) -> tuple[Array, ...]:
         x = x.astype(wide, copy=False)
         # The fast sort is unstable, which only shows in the order of zeros of both signs, or
         # of subnormals, which are zeros here as they are for XLA.
@@ -100,13 +106,13 @@ def _sort_values(type, axis):
     return sort
 
 
-def _order(keys, axis):
+def _order(keys: Array, axis: int) -> Callable[..., Any]:
     """A callable from the operands to the flat positions of the elements in sorted order."""
     shape, size = keys[0].shape, keys[0].size
     positions = np.arange(size).reshape(shape)
     if len(keys) == 1 and keys[0].dtype.itemsize <= 4 and size <= _POSITION:
 
-        def order(x, *_):
+        def order(x: Array, *_: Array) -> Array:
             packed = _pack(_sort_key(x), positions)
             packed.sort(axis)
             packed &= _POSITION
@@ -116,14 +122,14 @@ def _order(keys, axis):
     stride = int(np.prod(shape[axis + 1 :], dtype=np.int64))
     line_starts = positions.take([0], axis) if size else positions
 
-    def lexicographic(*operands):
+    def lexicographic(*operands: Array) -> Array:
         parts = [part for x in operands[: len(keys)] for part in _parts(x)]
         return np.lexsort(parts[::-1], axis) * stride + line_starts
 
     return lexicographic
 
 
-def _parts(x):
+def _parts(x: Array) -> Array:
     """The arrays that order ``x`` when np.lexsort compares one after the other."""
     if x.dtype.kind == "c":
         return [x.real, x.imag]
@@ -131,23 +137,32 @@ def _parts(x):
 
 
 @batch_rule("sort")
-def _sort_batch(stack, *, dimension, **params):
+def _sort_batch(stack: Stack, *, dimension: int, **params: Any) -> Mapping[str, Any] | None:
     return {"dimension": dimension + 1, **params}
 
 
 @batch_rule("top_k")
-def _top_k_batch(stack, *, axis=-1, **params):
+def _top_k_batch(stack: Stack, *, axis: int = -1, **params: Any) -> Mapping[str, Any] | None:
     return {"axis": axis if axis < 0 else axis + 1, **params}
 
 
 @rule("top_k")
-def _top_k(ins, outs, *, k, axis=-1, **_):
+def _top_k(ins: Types, outs: Types, *, k: Any, axis: Any = -1, **_: Any) -> Callable[..., Any]:
     _require_order("top_k", ins[0].dtype)
     return _first(ins[0], k, axis, lambda x: ~_total_order_key(x))
 
 
 @rule("approx_top_k")
-def _approx_top_k(ins, outs, *, k, reduction_dimension, is_max_k, aggregate_to_topk, **_):
+def _approx_top_k(
+    ins: Types,
+    outs: Types,
+    *,
+    k: Any,
+    reduction_dimension: Any,
+    is_max_k: Any,
+    aggregate_to_topk: Any,
+    **_: Any,
+) -> Callable[..., Any]:
     if not aggregate_to_topk:
         raise Unsupported(
             "approx_top_k",
@@ -159,7 +174,7 @@ def _approx_top_k(ins, outs, *, k, reduction_dimension, is_max_k, aggregate_to_t
     return _first(ins[0], k, reduction_dimension, key)
 
 
-def _first(type, k, axis, key):
+def _first(type: Array, k: Array, axis: int, key: Array) -> Callable[..., Any]:
     """A callable to the k elements of the lowest keys, in order, and to their positions."""
     axis %= type.ndim
     length = type.shape[axis]
@@ -167,7 +182,7 @@ def _first(type, k, axis, key):
     head = (slice(None),) * axis + (slice(k),)
     packs = type.dtype.itemsize <= 4
 
-    def first(x):
+    def first(x: Array) -> tuple[Array, ...]:
         if packs:
             packed = _pack(key(x), line)
             if k < length:

@@ -6,13 +6,15 @@ uninitialised here.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pallas_shim.evaluator import memory, refs
+from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.machine import programs
-from pallas_shim.evaluator.program import ArrayType, Value
+from pallas_shim.evaluator.program import Array, ArrayType, Type, Types, Value, array_type
 from pallas_shim.evaluator.registry import Unsupported, lowering_rule, rule
 from pallas_shim.evaluator.rules import remote
 from pallas_shim.evaluator.scalar_types import is_integer
@@ -22,20 +24,20 @@ from pallas_shim.jax_compat import state
 
 
 @rule("masked_cumsum")
-def _masked_cumsum(ins, outs, **_):
+def _masked_cumsum(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     dtype = outs[0].dtype
     return lambda x, mask: np.cumsum(np.where(mask, x, dtype.type(0)), -1, dtype)
 
 
-def _running(pick: np.ufunc, lowest: bool):
-    def make(ins, outs, **_):
+def _running(pick: np.ufunc, lowest: bool) -> Callable[..., Any]:
+    def make(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
         dtype = outs[0].dtype
         if is_integer(dtype):
             neutral = dtype.type(np.iinfo(dtype).min if lowest else np.iinfo(dtype).max)
         else:
             neutral = dtype.type(-np.inf if lowest else np.inf)
 
-        def scan(x, mask):
+        def scan(x: Array, mask: Array) -> Array:
             result = pick.accumulate(np.where(mask, x, neutral), -1)
             # Elements before the first that counts pass.
             return np.where(np.logical_or.accumulate(mask, -1), result, x)
@@ -50,11 +52,11 @@ rule("masked_cummin")(_running(np.minimum, lowest=False))
 
 
 @rule("scan_count", "unique")
-def _scan_count(ins, outs, **_):
+def _scan_count(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     """How many equal elements there are up to each, and which is the last of its kind."""
     before = np.tri(ins[0].size, dtype=bool)
 
-    def count(x, mask):
+    def count(x: Array, mask: Array) -> tuple[Array, ...]:
         equal = (x[:, None] == x) & mask
         counts = (equal & before).sum(1, dtype=np.int32)
         return counts, mask & ~(equal & ~before).any(1)
@@ -63,11 +65,11 @@ def _scan_count(ins, outs, **_):
 
 
 @rule("masked_sort")
-def _masked_sort(ins, outs, *, descending, **_):
+def _masked_sort(ins: Types, outs: Types, *, descending: Any, **_: Any) -> Callable[..., Any]:
     """Stable; what the mask leaves out comes last, in its old order."""
     wide = np.int64 if is_integer(ins[0].dtype) else np.float64
 
-    def sort(keys, values, *masks):
+    def sort(keys: Array, values: Array, *masks: Array) -> Array:
         by = -keys.astype(wide) if descending else keys.astype(wide)
         for mask in masks:
             by[~mask] = 0
@@ -78,12 +80,12 @@ def _masked_sort(ins, outs, *, descending, **_):
 
 
 @rule("all_reduce_population_count")
-def _count(ins, outs, **_):
+def _count(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     return lambda x: np.full(outs[0].shape, np.count_nonzero(x), np.int32)
 
 
 @rule("all_reduce_ffs")
-def _first(ins, outs, **_):
+def _first(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     size = ins[0].size
     return lambda x: np.full(outs[0].shape, x.argmax() if x.any() else size, np.int32)
 
@@ -91,7 +93,7 @@ def _first(ins, outs, **_):
 # -- two halves in one -------------------------------------------------------------------------
 
 
-def _axis(format) -> int:
+def _axis(format: Array) -> int:
     """Along which axis of the two halves' stack they alternate."""
     return 1 if format.name == "INTERLEAVED" else 0
 
@@ -102,19 +104,19 @@ def _require_same_kind(primitive: str, narrow: np.dtype, wide: np.dtype) -> None
 
 
 @rule("pack")
-def _pack(ins, outs, *, format, **_):
+def _pack(ins: Types, outs: Types, *, format: Any, **_: Any) -> Callable[..., Any]:
     (out,), axis = outs, _axis(format)
     _require_same_kind("pack", out.dtype, ins[0].dtype)
     return lambda a, b: np.stack((a, b), axis).astype(out.dtype).reshape(out.shape)
 
 
 @rule("unpack")
-def _unpack(ins, outs, *, format, **_):
-    (out, _), axis = outs, _axis(format)
+def _unpack(ins: Types, outs: Types, *, format: Any, **_: Any) -> Callable[..., Any]:
+    out, axis = outs[0], _axis(format)
     _require_same_kind("unpack", ins[0].dtype, out.dtype)
     shape = (out.size, 2) if axis else (2, out.size)
 
-    def unpack(ab):
+    def unpack(ab: Array) -> tuple[Array, ...]:
         halves = ab.reshape(shape).astype(out.dtype)
         return halves.take(0, axis), halves.take(1, axis)
 
@@ -125,12 +127,12 @@ def _unpack(ins, outs, *, format, **_):
 
 
 @rule("expand")
-def _expand(ins, outs, **_):
+def _expand(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     """The array's elements in turn, where the mask is true."""
     (out,) = outs
     fill = memory.filler(out.dtype)
 
-    def expand(x, mask):
+    def expand(x: Array, mask: Array) -> Array:
         result = np.full(out.shape, fill, out.dtype)
         result[mask] = x.reshape(-1)[: np.count_nonzero(mask)]
         return result
@@ -139,10 +141,10 @@ def _expand(ins, outs, **_):
 
 
 @rule("compress")
-def _compress(ins, outs, *, add):
+def _compress(ins: Types, outs: Types, *, add: Any) -> Callable[..., Any]:
     """An array whose first elements are replaced by, or get added, the ones that count."""
 
-    def compress(before, x, mask):
+    def compress(before: Array, x: Array, mask: Array) -> Array:
         result, chosen = before.copy(), x[mask]
         first = result.reshape(-1)[: chosen.size]
         first[...] = first + chosen if add else chosen
@@ -152,13 +154,13 @@ def _compress(ins, outs, *, add):
 
 
 @rule("gather_elements")
-def _gather_elements(ins, outs, *, masked):
+def _gather_elements(ins: Types, outs: Types, *, masked: Any) -> Callable[..., Any]:
     (out,) = outs
     fill = memory.filler(out.dtype)
     if not masked:
         return lambda x, *indices: x[indices]
 
-    def gather(x, *operands):
+    def gather(x: Array, *operands: Array) -> Array:
         *indices, mask = operands
         result = np.full(out.shape, fill, out.dtype)
         result[mask] = x[tuple(index[mask] for index in indices)]
@@ -168,10 +170,10 @@ def _gather_elements(ins, outs, *, masked):
 
 
 @rule("scatter_elements")
-def _scatter_elements(ins, outs, *, masked, add):
+def _scatter_elements(ins: Types, outs: Types, *, masked: Any, add: Any) -> Callable[..., Any]:
     """Of several elements for one place the last counts, or all are added."""
 
-    def scatter(before, x, *operands):
+    def scatter(before: Array, x: Array, *operands: Array) -> Array:
         indices = operands[: before.ndim]
         if masked:
             mask = operands[-1]
@@ -194,14 +196,16 @@ class _LanePlace(NamedTuple):
     leaves: list[Value]
     type: ArrayType
 
-    def load(self, lowering) -> Value:
+    def load(self, lowering: Lowering) -> Value:
         return refs.load(lowering, self.ref, self.path, self.leaves, self.type)
 
-    def store(self, lowering, value: Value) -> None:
+    def store(self, lowering: Lowering, value: Value) -> None:
         refs.store(lowering, self.ref, self.path, self.leaves, value)
 
 
-def _access(lowering, eqn, ins) -> tuple[state.SparseAccess, _LanePlace]:
+def _access(
+    lowering: Lowering, eqn: Any, ins: Sequence[Value]
+) -> tuple[state.SparseAccess, _LanePlace]:
     access = state.sparse_access(eqn, ins)
     path, leaves = refs.path_of(access.view)
     ref = access.view.ref
@@ -209,12 +213,14 @@ def _access(lowering, eqn, ins) -> tuple[state.SparseAccess, _LanePlace]:
     return access, _LanePlace(ref, path, leaves, type)
 
 
-def _apply(lowering, name: str, ins, out: ArrayType, **params) -> Value:
+def _apply(
+    lowering: Lowering, name: str, ins: Sequence[Value | None], out: Type, **params: Any
+) -> Value:
     return lowering.apply(name, [v for v in ins if v is not None], [out], params)[0]
 
 
 @lowering_rule("sparsecore_load")
-def _load(lowering, eqn, ins):
+def _load(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     access, place = _access(lowering, eqn, ins)
     value = place.load(lowering)
     if access.mask is None:
@@ -223,7 +229,7 @@ def _load(lowering, eqn, ins):
 
 
 @lowering_rule("sparsecore_swap")
-def _swap(lowering, eqn, ins):
+def _swap(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     access, place = _access(lowering, eqn, ins)
     value, add = access.value, eqn.params["add"]
     if access.mask is not None and not eqn.params.get("compress", True):
@@ -238,7 +244,7 @@ def _swap(lowering, eqn, ins):
 
 
 @lowering_rule("sparsecore_gather")
-def _gather(lowering, eqn, ins):
+def _gather(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     access, place = _access(lowering, eqn, ins)
     operands = (place.load(lowering), *access.indices, access.mask)
     out = lowering.type(eqn.outvars[0].aval)
@@ -247,7 +253,7 @@ def _gather(lowering, eqn, ins):
 
 
 @lowering_rule("sparsecore_scatter")
-def _scatter(lowering, eqn, ins):
+def _scatter(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     access, place = _access(lowering, eqn, ins)
     operands = (place.load(lowering), access.value, *access.indices, access.mask)
     params = {"masked": access.mask is not None, "add": eqn.params["add"]}
@@ -259,7 +265,7 @@ def _scatter(lowering, eqn, ins):
 
 
 @lowering_rule("parallel_loop")
-def _parallel_loop(lowering, eqn, ins):
+def _parallel_loop(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     """In order, which is one of those that are allowed."""
     start, end, step, consts, carry = eqn.params["tree"].unflatten(ins)
     jaxpr = eqn.params["jaxpr"]
@@ -269,10 +275,10 @@ def _parallel_loop(lowering, eqn, ins):
     types = [start.type, *(v.type for v in carry)]
     boolean = ArrayType((), np.dtype(np.bool_))
 
-    def going(args):
+    def going(args: Array) -> Array:
         return [_apply(lowering, "lt", (args[0], end), boolean)]
 
-    def body(args):
+    def body(args: Array) -> Array:
         index, *carried = args
         new = lowering.inline(jaxpr, [*leading, index, *carried], consts if jaxpr.constvars else ())
         return [_apply(lowering, "add", (index, step), index.type), *new]
@@ -281,20 +287,20 @@ def _parallel_loop(lowering, eqn, ins):
     return lowering.structured("while", [start, *carry], types, regions, {})[1:]
 
 
-def _int32(lowering, value):
+def _int32(lowering: Lowering, value: Value) -> Value:
     if not isinstance(value.type, ArrayType) or value.type.dtype != np.int32:
         raise Unsupported("parallel_loop", f"over numbers of type {value.type}")
     return value
 
 
-def _subcores(lowering) -> Any:
+def _subcores(lowering: Lowering) -> Any:
     """The axis of the subcores that run as programs, None if there is only one."""
     levels = lowering.machine.levels
     return list(levels[-1].sizes)[-1] if levels and levels[-1].kind == "core" else None
 
 
 @lowering_rule("barrier")
-def _barrier(lowering, eqn, ins):
+def _barrier(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     axis = _subcores(lowering)
     if axis is not None:
         name = "the barrier of the subcores"
@@ -303,7 +309,7 @@ def _barrier(lowering, eqn, ins):
 
 
 @lowering_rule("sc_fetch_and_add")
-def _fetch_and_add(lowering, eqn, ins):
+def _fetch_and_add(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     ref, value, *indices, subcore = ins
     axis = _subcores(lowering)
     if axis is not None:
@@ -315,6 +321,7 @@ def _fetch_and_add(lowering, eqn, ins):
         )
     view = state.RefView(ref, (state.Index(tuple(indices)),) if indices else ())
     path, leaves = refs.path_of(view)
-    before = refs.load(lowering, ref, path, leaves, value.type)
-    refs.store(lowering, ref, path, leaves, _apply(lowering, "add", (before, value), value.type))
+    type = array_type(value.type)
+    before = refs.load(lowering, ref, path, leaves, type)
+    refs.store(lowering, ref, path, leaves, _apply(lowering, "add", (before, value), type))
     return [before]

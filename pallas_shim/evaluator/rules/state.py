@@ -8,15 +8,24 @@ from typing import Any
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import checked_memory, memory, refs
+from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.machine import programs
-from pallas_shim.evaluator.program import ArrayType, Effects, KeyType, RefType, Value
+from pallas_shim.evaluator.program import (
+    ArrayType,
+    Effects,
+    KeyType,
+    RefType,
+    Value,
+    contents_type,
+    ref_type,
+)
 from pallas_shim.evaluator.registry import Unsupported, lowering_rule
 from pallas_shim.evaluator.rules import array_indices, remote
 from pallas_shim.evaluator.rules.axes import is_alone
 from pallas_shim.jax_compat import state
 
 
-def by_discharge(lowering, eqn, ins: Sequence[Value]) -> list[Value]:
+def by_discharge(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> list[Value]:
     """Any memory primitive as JAX itself discharges it: whole refs in, changed refs out."""
     if lowering.checked is not None:
         raise Unsupported(eqn.primitive.name, f"{_not_basic(eqn, ins)}, in checked memory")
@@ -40,7 +49,7 @@ def by_discharge(lowering, eqn, ins: Sequence[Value]) -> list[Value]:
     return results[len(discharged.changed) :]
 
 
-def _not_basic(eqn, ins: Sequence[Value]) -> str:
+def _not_basic(eqn: Any, ins: Sequence[Value]) -> str:
     """What it is about an access that no basic index does."""
     if eqn.primitive.name == "atomic_cas":
         return "an atomic operation"
@@ -57,7 +66,7 @@ def _not_basic(eqn, ins: Sequence[Value]) -> str:
     return "a dynamic start of a strided slice"
 
 
-def _basic(lowering, view: state.RefView) -> tuple[Value, memory.Path, list[Value]]:
+def _basic(lowering: Lowering, view: state.RefView) -> tuple[Value, memory.Path, list[Value]]:
     path, leaves = refs.path_of(view)
     if lowering.checked is None and _goes_by_elements(view.ref.ref, path):
         raise refs.NotBasic
@@ -84,8 +93,8 @@ def _lies_inside(dim: int, index: Any) -> bool:
 
 
 @lowering_rule("get")
-def get(lowering, eqn, ins):
-    out = lowering.type(eqn.outvars[0].aval)
+def get(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
+    out = contents_type(lowering.type(eqn.outvars[0].aval))
     try:
         access = state.load(eqn, ins)
         _require_near(lowering, eqn)
@@ -100,8 +109,8 @@ def get(lowering, eqn, ins):
 
 
 @lowering_rule("swap")
-def swap(lowering, eqn, ins):
-    out = lowering.type(eqn.outvars[0].aval)
+def swap(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
+    out = contents_type(lowering.type(eqn.outvars[0].aval))
     try:
         access = state.store(eqn, ins)
         _require_near(lowering, eqn)
@@ -123,7 +132,7 @@ def swap(lowering, eqn, ins):
         return by_discharge(lowering, eqn, ins)
 
 
-def _require_near(lowering, eqn) -> None:
+def _require_near(lowering: Lowering, eqn: Any) -> None:
     """Checks that checked memory is in reach of loads and stores."""
     if lowering.checked is not None and jax_compat.in_hbm(eqn.invars[0].aval):
         raise Unsupported(
@@ -131,13 +140,15 @@ def _require_near(lowering, eqn) -> None:
         )
 
 
-def _may_stick_out(lowering, eqn, access: state.LoadInfo | state.StoreInfo) -> bool:
+def _may_stick_out(lowering: Lowering, eqn: Any, access: state.LoadInfo | state.StoreInfo) -> bool:
     """Whether an unmasked pl.load or pl.store needs other than clamped indices."""
     unclamped = lowering.checked is None and eqn.primitive.name in ("masked_load", "masked_swap")
     return unclamped and not inside(access)
 
 
-def _checked_masked_swap(lowering, access: state.StoreInfo, out: ArrayType | KeyType) -> Value:
+def _checked_masked_swap(
+    lowering: Lowering, access: state.StoreInfo, out: ArrayType | KeyType
+) -> Value:
     ref, path, leaves = _basic(lowering, access.view)
     dims = tuple(state.Slice(0, dim, 1) for dim in ref.type.shape)
     match path:
@@ -177,7 +188,7 @@ def inside(access: state.LoadInfo | state.StoreInfo) -> bool:
 
 
 @lowering_rule("addupdate")
-def _addupdate(lowering, eqn, ins):
+def _addupdate(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     try:
         access = state.store(eqn, ins)
         _require_near(lowering, eqn)
@@ -193,7 +204,7 @@ def _addupdate(lowering, eqn, ins):
 
 
 @lowering_rule("run_scoped")
-def _run_scoped(lowering, eqn, ins):
+def _run_scoped(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     jaxpr, collective_axes = jax_compat.run_scoped(eqn)
     common = [a for a in collective_axes if not is_alone(lowering, "run_scoped", a)]
     if common and not (lowering.machine.talks and lowering.machine.levels[-1].kind == "core"):
@@ -202,7 +213,7 @@ def _run_scoped(lowering, eqn, ins):
     if lowering.checked is not None and not lowering.checked.hbm_in_run_scoped:
         if any(jax_compat.in_hbm(v.aval) for v in opened.invars):
             raise Unsupported("run_scoped", "InterpretParams refuses it: it allocates HBM")
-    buffers = [refs.allocate(lowering, lowering.type(v.aval)) for v in opened.invars]
+    buffers = [refs.allocate(lowering, ref_type(lowering.type(v.aval))) for v in opened.invars]
     lowering.names.update(zip(buffers, jax_compat.argument_names(opened), strict=False))
     if common:
         buffers = [remote.of_first(lowering, ref, common) for ref in buffers]
@@ -213,12 +224,12 @@ def _run_scoped(lowering, eqn, ins):
 
 
 @lowering_rule("run_state")
-def _run_state(lowering, eqn, ins):
+def _run_state(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     opened, _ = jax_compat.open_jaxpr(eqn.params["jaxpr"])
     given = iter(ins)
     buffers = []
     for var, is_initialised in zip(opened.invars, eqn.params["is_initialized"], strict=True):
-        buffers.append(refs.allocate(lowering, lowering.type(var.aval)))
+        buffers.append(refs.allocate(lowering, ref_type(lowering.type(var.aval))))
         if is_initialised:
             refs.store(lowering, buffers[-1], (), (), next(given))
     lowering.inline(eqn.params["jaxpr"], buffers)
@@ -226,23 +237,23 @@ def _run_state(lowering, eqn, ins):
 
 
 @lowering_rule("new_ref")
-def _new_ref(lowering, eqn, ins):
-    ref = refs.allocate(lowering, lowering.type(eqn.outvars[0].aval))
+def _new_ref(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
+    ref = refs.allocate(lowering, ref_type(lowering.type(eqn.outvars[0].aval)))
     refs.store(lowering, ref, (), (), ins[0])
     return [ref]
 
 
 @lowering_rule("empty_ref")
-def _empty_ref(lowering, eqn, ins):
-    return [refs.allocate(lowering, lowering.type(eqn.outvars[0].aval))]
+def _empty_ref(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
+    return [refs.allocate(lowering, ref_type(lowering.type(eqn.outvars[0].aval)))]
 
 
 @lowering_rule("free_ref")
-def _free_ref(lowering, eqn, ins):
+def _free_ref(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     return []
 
 
 @lowering_rule("freeze")
-def _freeze(lowering, eqn, ins):
+def _freeze(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     (ref,) = ins
     return [refs.load(lowering, ref, (), (), ref.ref.contents)]

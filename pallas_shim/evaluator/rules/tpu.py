@@ -7,7 +7,7 @@ them, can't tell; a semaphore counts elements and signals as JAX's interpreter d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -16,8 +16,9 @@ import numpy as np
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import memory, refs
 from pallas_shim.evaluator.dynamic_slices import DynamicSlices
+from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.machine import faults, programs
-from pallas_shim.evaluator.program import PURE, ArrayType, Effects, Value
+from pallas_shim.evaluator.program import PURE, Array, ArrayType, Effects, Types, Value
 from pallas_shim.evaluator.registry import Unsupported, lowering_rule, rule
 from pallas_shim.evaluator.rules import indirect, remote
 from pallas_shim.evaluator.scalar_types import bit_width, recast
@@ -27,13 +28,20 @@ from pallas_shim.jax_compat import state
 _MOST_COUNTED = np.iinfo(np.int16).max
 
 
-def _access(lowering, view: state.RefView):
+def _access(
+    lowering: Lowering, view: state.RefView
+) -> tuple[Value, memory.Path, list[Value], ArrayType]:
     path, leaves = refs.path_of(view)
     probe = memory.viewed_type(view.ref.type.shape, view.ref.type.dtype, path)
     return view.ref, path, leaves, ArrayType(*probe)
 
 
-def _each_choice(lowering, eqn, ins, emit: Callable[[Any, Any, state.Dma], None]) -> None:
+def _each_choice(
+    lowering: Lowering,
+    eqn: Any,
+    ins: Sequence[Value],
+    emit: Callable[[Any, Any, state.Dma], None],
+) -> None:
     """Emits ``emit(lowering, eqn, dma)`` for a DMA, or for each of those that it may be."""
 
     def choose(dma: state.Dma | state.Choice) -> None:
@@ -47,8 +55,8 @@ def _each_choice(lowering, eqn, ins, emit: Callable[[Any, Any, state.Dma], None]
             choose(cases[memory.clamped(index, len(cases), 1)])
             return
 
-        def region(case):
-            def build(_):
+        def region(case: Array) -> Array:
+            def build(_: Array) -> tuple[()]:
                 choose(case)
                 return ()
 
@@ -60,12 +68,12 @@ def _each_choice(lowering, eqn, ins, emit: Callable[[Any, Any, state.Dma], None]
 
 
 @lowering_rule("dma_start")
-def _dma_start(lowering, eqn, ins):
+def _dma_start(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     _each_choice(lowering, eqn, ins, _start)
     return []
 
 
-def _start(lowering, eqn, dma: state.Dma) -> None:
+def _start(lowering: Lowering, eqn: Any, dma: state.Dma) -> None:
     if _talks(lowering) and (
         dma.device_id is not None or lowering.machine.levels[-1].kind == "core"
     ):
@@ -85,7 +93,7 @@ def _start(lowering, eqn, dma: state.Dma) -> None:
     _add(lowering, dma.dst_sem, size)
 
 
-def _copy(lowering, dma: state.Dma):
+def _copy(lowering: Lowering, dma: state.Dma) -> Any:
     """Copies, and returns what that adds to a DMA's semaphore."""
     if any(indirect.rows(view).indices for view in (dma.src, dma.dst)):
         type = indirect.copy(lowering, dma)
@@ -110,7 +118,7 @@ def _copy(lowering, dma: state.Dma):
     return _counted(lowering, type)
 
 
-def _copy_at_once(lowering, source, target) -> None:
+def _copy_at_once(lowering: Lowering, source: Any, target: Any) -> None:
     """A copy between programs, whose memory no pass looks into as it does into a program's own."""
     (src, path, leaves), (dst, to, to_leaves) = source, target
     path, to = refs.normalised(src.ref, path), refs.normalised(dst.ref, to)
@@ -118,7 +126,7 @@ def _copy_at_once(lowering, source, target) -> None:
     write = memory.writer(dst.type.shape, dst.type.dtype, to)
     count = len(leaves)
 
-    def copy(src, dst, *leaves):
+    def copy(src: Any, dst: Any, *leaves: Any) -> Any:
         write(dst, read(src, *leaves[:count]), *leaves[count:])
         return ()
 
@@ -129,12 +137,12 @@ def _copy_at_once(lowering, source, target) -> None:
 
 
 @lowering_rule("dma_wait")
-def _dma_wait(lowering, eqn, ins):
+def _dma_wait(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     _each_choice(lowering, eqn, ins, _await)
     return []
 
 
-def _await(lowering, eqn, dma: state.Dma) -> None:
+def _await(lowering: Lowering, eqn: Any, dma: state.Dma) -> None:
     into = indirect.rows(dma.dst)
     size = _dynamic_size(lowering, into.view)
     if into.indices:
@@ -145,34 +153,34 @@ def _await(lowering, eqn, dma: state.Dma) -> None:
     _take(lowering, dma.dst_sem, size, True)
 
 
-def _talks(lowering) -> bool:
+def _talks(lowering: Lowering) -> bool:
     """Whether programs wait for one another here; elsewhere copies are complete when they start."""
     return lowering.machine.talks
 
 
-def _counted(lowering, type: ArrayType):
+def _counted(lowering: Lowering, type: ArrayType) -> Any:
     """What a copy of some elements adds to a DMA's semaphore: bytes where programs talk, so that
     any parts add up; else elements, as in JAX's interpreter."""
     number = type.nbytes if _talks(lowering) else min(type.size, _MOST_COUNTED)
     return lowering.const(np.int32(number))
 
 
-def _of_semaphore(lowering, sem: state.RefView, size):
+def _of_semaphore(lowering: Lowering, sem: state.RefView, size: Any) -> Any:
     """The count for a copy on this semaphore: one that isn't a DMA's counts copies."""
     if _talks(lowering) and sem.ref.type.space != "semaphore_dma":
         return lowering.const(np.int32(1))
     return size
 
 
-def _add(lowering, sem: state.RefView, size) -> None:
+def _add(lowering: Lowering, sem: state.RefView, size: Any) -> None:
     _signal_count(lowering, sem, _of_semaphore(lowering, sem, size))
 
 
-def _take(lowering, sem: state.RefView, size, decrement: bool) -> None:
+def _take(lowering: Lowering, sem: state.RefView, size: Any, decrement: bool) -> None:
     _await_count(lowering, sem, _of_semaphore(lowering, sem, size), decrement)
 
 
-def _signal_count(lowering, sem: state.RefView, value) -> None:
+def _signal_count(lowering: Lowering, sem: state.RefView, value: Any) -> None:
     if not _talks(lowering):
         _count(lowering, sem, value, np.add)
         return
@@ -180,7 +188,7 @@ def _signal_count(lowering, sem: state.RefView, value) -> None:
     programs.emit_signal(lowering, ref, refs.normalised(ref.ref, path), leaves, value)
 
 
-def _await_count(lowering, sem: state.RefView, value, decrement: bool) -> None:
+def _await_count(lowering: Lowering, sem: state.RefView, value: Any, decrement: bool) -> None:
     if _talks(lowering):
         ref, path, leaves, _ = _access(lowering, sem)
         path = refs.normalised(ref.ref, path)
@@ -189,7 +197,7 @@ def _await_count(lowering, sem: state.RefView, value, decrement: bool) -> None:
         _count(lowering, sem, value, np.subtract)
 
 
-def _dynamic_size(lowering, view: state.RefView):
+def _dynamic_size(lowering: Lowering, view: state.RefView) -> Value | None:
     """The number of elements of a view that has slices of dynamic size, or None."""
     path, leaves = refs.path_of(view, sized=False)
     if not refs.has_dynamic_size(path):
@@ -202,7 +210,7 @@ def _dynamic_size(lowering, view: state.RefView):
     known = math.prod(size for size in sizes if isinstance(size, int))
     places = [size.leaf for size in sizes if not isinstance(size, int)]
 
-    def counted(*leaves):
+    def counted(*leaves: Array) -> Array:
         number = known * math.prod(int(leaves[place]) for place in places)
         return np.int32(number * itemsize if talks else min(number, _MOST_COUNTED))
 
@@ -213,7 +221,7 @@ def _dynamic_size(lowering, view: state.RefView):
     return size
 
 
-def _copy_cut_off(lowering, dma: state.Dma) -> None:
+def _copy_cut_off(lowering: Lowering, dma: state.Dma) -> None:
     """Copies what lies inside both refs. What the source lacks is zero: on a TPU it is the padding
     of the array to whole tiles, which its owners multiply with zeros and want finite."""
     (src_path, src_leaves), (dst_path, dst_leaves) = [
@@ -226,10 +234,10 @@ def _copy_cut_off(lowering, dma: state.Dma) -> None:
         raise Unsupported("dma_start", f"a DMA from {source.dtype} to {target.dtype}")
     count, add = len(src_leaves), dma.add
 
-    def copy(src, dst, *leaves):
+    def copy(src: Array, dst: Array, *leaves: Array) -> tuple[()]:
         given = source.read(src, leaves[:count])
 
-        def put(into):
+        def put(into: Array) -> None:
             both = tuple(map(slice, map(min, given.shape, into.shape)))
             if add:
                 into[both] += given[both]
@@ -247,14 +255,14 @@ def _copy_cut_off(lowering, dma: state.Dma) -> None:
     )
 
 
-def _count(lowering, sem: state.RefView, value, combine: np.ufunc) -> None:
+def _count(lowering: Lowering, sem: state.RefView, value: Value, combine: np.ufunc) -> None:
     """Adds to or takes from a semaphore. To the passes it is a store: nobody needs it who
     doesn't read the count."""
     ref, path, leaves, _ = _access(lowering, sem)
     path = refs.normalised(ref.ref, path)
     view = memory.viewer(ref.type.shape, ref.type.dtype, path)
 
-    def count(ref, value, *leaves):
+    def count(ref: Array, value: Array, *leaves: Array) -> tuple[()]:
         at = view(ref, *leaves)
         combine(at, value, out=at, casting="unsafe")
         return ()
@@ -265,7 +273,7 @@ def _count(lowering, sem: state.RefView, value, combine: np.ufunc) -> None:
     )
 
 
-def _semaphore(lowering, eqn, ins) -> state.Semaphore:
+def _semaphore(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> state.Semaphore:
     semaphore = state.semaphore(eqn, ins)
     view = remote.of_other(
         lowering, eqn, semaphore.view, semaphore.device_id, semaphore.core_index
@@ -274,14 +282,14 @@ def _semaphore(lowering, eqn, ins) -> state.Semaphore:
 
 
 @lowering_rule("semaphore_signal")
-def _signal(lowering, eqn, ins):
+def _signal(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     semaphore = _semaphore(lowering, eqn, ins)
     _signal_count(lowering, semaphore.view, semaphore.value)
     return []
 
 
 @lowering_rule("semaphore_wait")
-def _wait(lowering, eqn, ins):
+def _wait(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     view, value, _, _, decrement = _semaphore(lowering, eqn, ins)
     if not _talks(lowering) and view.ref.type.space == "semaphore":
         _take_own(lowering, view, value, decrement)
@@ -290,14 +298,14 @@ def _wait(lowering, eqn, ins):
     return []
 
 
-def _take_own(lowering, sem: state.RefView, value, decrement: bool) -> None:
+def _take_own(lowering: Lowering, sem: state.RefView, value: Any, decrement: bool) -> None:
     """A wait in a kernel that nobody else signals: the count is there, or never will be."""
     ref, path, leaves, _ = _access(lowering, sem)
     path = refs.normalised(ref.ref, path)
     view = memory.viewer(ref.type.shape, ref.type.dtype, path)
     kernel, name, source = lowering.machine.kernel, lowering.names.get(ref), lowering.source
 
-    def take(ref, value, *leaves):
+    def take(ref: Any, value: Any, *leaves: Any) -> Any:
         at = view(ref, *leaves)
         if at[()] < value:
             raise faults.own_deadlock(
@@ -313,7 +321,7 @@ def _take_own(lowering, sem: state.RefView, value, decrement: bool) -> None:
 
 
 @lowering_rule("semaphore_read")
-def _read(lowering, eqn, ins):
+def _read(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     ref, path, leaves, type = _access(lowering, _semaphore(lowering, eqn, ins).view)
     return [refs.load(lowering, ref, path, leaves, type)]
 
@@ -322,7 +330,9 @@ def _read(lowering, eqn, ins):
 
 
 @rule("roll")
-def _roll(ins, outs, *, axis, stride=None, stride_axis=None, **_):
+def _roll(
+    ins: Types, outs: Types, *, axis: Any, stride: Any = None, stride_axis: Any = None, **_: Any
+) -> Callable[..., Any]:
     size = ins[0].shape[axis]
     if stride is None:
         return lambda x, shift: np.roll(x, int(shift) % size if size else 0, axis)
@@ -335,7 +345,7 @@ def _roll(ins, outs, *, axis, stride=None, stride_axis=None, **_):
         tuple(i for i in range(ins[0].ndim) if i not in (axis, stride_axis)),
     )
 
-    def rolled(x, shift):
+    def rolled(x: Array, shift: Array) -> Array:
         index = (-offsets - int(shift)) % size
         return np.take_along_axis(x, np.broadcast_to(index, x.shape), axis)
 
@@ -343,12 +353,12 @@ def _roll(ins, outs, *, axis, stride=None, stride_axis=None, **_):
 
 
 @rule("repeat")
-def _repeat(ins, outs, *, repeats, axis, **_):
+def _repeat(ins: Types, outs: Types, *, repeats: Any, axis: Any, **_: Any) -> Callable[..., Any]:
     return lambda x: np.repeat(x, repeats, axis)
 
 
 @lowering_rule("repeat")
-def _repeat_or_tile(lowering, eqn, ins):
+def _repeat_or_tile(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     outs = [lowering.type(eqn.outvars[0].aval)]
     if jax_compat.REPEATS_ELEMENTS and not lowering.for_device:
         return lowering.apply("repeat", ins, outs, eqn.params)
@@ -358,7 +368,7 @@ def _repeat_or_tile(lowering, eqn, ins):
 
 
 @rule("bitcast")
-def _bitcast(ins, outs, *, ty, dim=None, **_):
+def _bitcast(ins: Types, outs: Types, *, ty: Any, dim: Any = None, **_: Any) -> Callable[..., Any]:
     (x,), (out,) = ins, outs
     axis = -2 if dim is None else dim
     if bit_width(x.dtype) * x.size != bit_width(out.dtype) * out.size:
@@ -366,7 +376,7 @@ def _bitcast(ins, outs, *, ty, dim=None, **_):
     if bit_width(x.dtype) == bit_width(out.dtype):
         return lambda a: recast(a.copy(), out.dtype)
 
-    def cast(a):
+    def cast(a: Array) -> Array:
         packed = recast(np.moveaxis(a, axis, -1), out.dtype)
         return np.moveaxis(packed, -1, axis)
 
@@ -374,12 +384,12 @@ def _bitcast(ins, outs, *, ty, dim=None, **_):
 
 
 @rule("sparsecore_bitcast")
-def _sparsecore_bitcast(ins, outs, *, dtype, **_):
+def _sparsecore_bitcast(ins: Types, outs: Types, *, dtype: Any, **_: Any) -> Callable[..., Any]:
     return _bitcast(ins, outs, ty=dtype, dim=-1)
 
 
 @rule("reciprocal")
-def _reciprocal(ins, outs, *, approx=False, **_):
+def _reciprocal(ins: Types, outs: Types, *, approx: Any = False, **_: Any) -> Callable[..., Any]:
     (out,) = outs
     one = out.dtype.type(1)
     if not approx:

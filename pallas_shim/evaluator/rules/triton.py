@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from pallas_shim.evaluator import refs
+from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.program import Value
 from pallas_shim.evaluator.registry import Unsupported, lowering_rule
 from pallas_shim.evaluator.rules import masked
@@ -13,7 +17,7 @@ _COMBINED = ("add", "max", "min", "and", "or", "xor")
 
 
 @lowering_rule("atomic_rmw")
-def _read_modify_write(lowering, eqn, ins):
+def _read_modify_write(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     access = state.store(eqn, ins)
     ref = access.view.ref
     try:
@@ -46,10 +50,10 @@ def _read_modify_write(lowering, eqn, ins):
 
 
 @lowering_rule("atomic_cas")
-def _compare_and_swap(lowering, eqn, ins):
+def _compare_and_swap(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     return by_discharge(lowering, eqn, ins)
 
 
 @lowering_rule("debug_barrier", "debug_barrier_p")
-def _nothing(lowering, eqn, ins):
+def _nothing(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     return []

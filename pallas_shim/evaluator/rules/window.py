@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from pallas_shim.evaluator import blas, scalar_types
+from pallas_shim.evaluator.lower import Lowering
+from pallas_shim.evaluator.program import Array, Types, Value
 from pallas_shim.evaluator.registry import lowering_rule, rule
 from pallas_shim.evaluator.rules.linalg import multiplication
 from pallas_shim.evaluator.rules.reduce import accumulation, extremum, highest, lowest
@@ -36,7 +38,7 @@ def _padded(
     inner, outer = tuple(source), tuple(target)
     empty = any(s.start >= s.stop for s in source)
 
-    def pad(x, fill):
+    def pad(x: Array, fill: Array) -> Array:
         result = np.full(new_shape, fill, x.dtype)
         if not empty:
             result[outer] = x[inner]
@@ -54,8 +56,16 @@ def _place(start: int, count: int, stride: int) -> slice:
 
 
 def _over_windows(
-    ins, outs, *, window_dimensions, window_strides, padding, base_dilation, window_dilation, **_
-):
+    ins: Types,
+    outs: Types,
+    *,
+    window_dimensions: Any,
+    window_strides: Any,
+    padding: Any,
+    base_dilation: Any,
+    window_dilation: Any,
+    **_: Any,
+) -> Callable[..., Any]:
     """An `Apply` that reduces each window, one axis after the other."""
     pad = _padded(ins[0].shape, padding, base_dilation)[1]
     (out,) = outs
@@ -66,7 +76,7 @@ def _over_windows(
         if size > 1 or stride > 1:
             axes.append([(*before, _place(i * step, count, stride)) for i in range(size)])
 
-    def apply(ufunc, x, initial):
+    def apply(ufunc: np.ufunc, x: Array, initial: Array) -> Array:
         if not out.size:
             return np.empty(out.shape, np.asarray(initial).dtype)
         result = pad(x, initial)
@@ -81,22 +91,22 @@ def _over_windows(
 
 
 @rule("reduce_window_sum")
-def _reduce_window_sum(ins, outs, **params):
+def _reduce_window_sum(ins: Types, outs: Types, **params: Any) -> Callable[..., Any]:
     return accumulation(np.add, 0, ins[0].dtype, _over_windows(ins, outs, **params))
 
 
 @rule("reduce_window_max")
-def _reduce_window_max(ins, outs, **params):
+def _reduce_window_max(ins: Types, outs: Types, **params: Any) -> Callable[..., Any]:
     return extremum(np.maximum, ins[0].dtype, _over_windows(ins, outs, **params))
 
 
 @rule("reduce_window_min")
-def _reduce_window_min(ins, outs, **params):
+def _reduce_window_min(ins: Types, outs: Types, **params: Any) -> Callable[..., Any]:
     return extremum(np.minimum, ins[0].dtype, _over_windows(ins, outs, **params))
 
 
 @lowering_rule("reduce_window", "select_and_scatter")
-def _by_definition(lowering, eqn, ins):
+def _by_definition(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     return lowering.inline_definition(definitions.definition(eqn), ins)
 
 
@@ -121,8 +131,15 @@ def _places(windows: Sequence[int], counts: Sequence[int], strides: Sequence[int
 
 @rule("select_and_scatter_add")
 def _select_and_scatter_add(
-    ins, outs, *, select_prim, window_dimensions, window_strides, padding, **_
-):
+    ins: Types,
+    outs: Types,
+    *,
+    select_prim: Any,
+    window_dimensions: Any,
+    window_strides: Any,
+    padding: Any,
+    **_: Any,
+) -> Callable[..., Any]:
     source, operand = ins
     if not source.size:
         return lambda values, x: np.zeros(operand.shape, source.dtype)
@@ -138,7 +155,7 @@ def _select_and_scatter_add(
     wide = scalar_types.wide(source.dtype)
     cut = _padded(shape, [(-int(low), -int(high)) for low, high in padding], ones)[1]
 
-    def run(values, x):
+    def run(values: Array, x: Array) -> Array:
         x = pad(x.astype(wide, copy=False), fill)
         selected = x[places[0]]
         distance = np.zeros(starts.shape, np.intp)
@@ -155,9 +172,17 @@ def _select_and_scatter_add(
 
 @rule("select_and_gather_add")
 def _select_and_gather_add(
-    ins, outs, *, select_prim, window_dimensions, window_strides, padding, base_dilation,
-    window_dilation, **_,
-):  # fmt: skip
+    ins: Types,
+    outs: Types,
+    *,
+    select_prim: Any,
+    window_dimensions: Any,
+    window_strides: Any,
+    padding: Any,
+    base_dilation: Any,
+    window_dilation: Any,
+    **_: Any,
+) -> Callable[..., Any]:
     (out,) = outs
     stays = _SELECT[select_prim.name][0]
     fill = -np.inf if select_prim.name == "ge" else np.inf
@@ -165,7 +190,7 @@ def _select_and_gather_add(
     places = _places(window_dimensions, out.shape, window_strides, window_dilation)
     wide = scalar_types.wide(out.dtype)
 
-    def run(tangents, x):
+    def run(tangents: Array, x: Array) -> Array:
         x = pad(x.astype(wide, copy=False), fill)
         tangents = pad(tangents, 0)
         selected = np.full(out.shape, fill, wide)
@@ -184,9 +209,19 @@ def _select_and_gather_add(
 
 @rule("conv_general_dilated")
 def _conv_general_dilated(
-    ins, outs, *, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers,
-    feature_group_count, batch_group_count, precision=None, **_,
-):  # fmt: skip
+    ins: Types,
+    outs: Types,
+    *,
+    window_strides: Any,
+    padding: Any,
+    lhs_dilation: Any,
+    rhs_dilation: Any,
+    dimension_numbers: Any,
+    feature_group_count: Any,
+    batch_group_count: Any,
+    precision: Any = None,
+    **_: Any,
+) -> Callable[..., Any]:
     """The windows become the rows of a matrix, for each group of features."""
     (lhs, rhs), (out,) = ins, outs
     lhs_spec, rhs_spec, out_spec = dimension_numbers
@@ -220,7 +255,7 @@ def _conv_general_dilated(
     to_out = tuple(int(i) for i in np.argsort(out_spec))
     multiply = blas.product(batch * math.prod(out_spatial), terms, kernels // groups)
 
-    def run(x, y):
+    def run(x: Array, y: Array) -> Array:
         x = x.astype(work, copy=False).transpose(lhs_spec)
         if batch_group_count > 1:
             x = x.reshape(groups, batch, depth, *spatial).swapaxes(0, 1)

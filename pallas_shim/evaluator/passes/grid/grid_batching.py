@@ -36,8 +36,8 @@ from pallas_shim.evaluator.passes.grid.layout import Layout
 from pallas_shim.evaluator.passes.grid.privatisation import carries_nothing
 from pallas_shim.evaluator.passes.grid.reductions import accumulations
 from pallas_shim.evaluator.passes.grid.scan_as_grid import Loop, as_grid
-from pallas_shim.evaluator.passes.grid.vectorise import Varies
-from pallas_shim.evaluator.passes.grid.vectorise_control import ControlVectoriser
+from pallas_shim.evaluator.passes.grid.vectorise import Varies, Vectoriser
+from pallas_shim.evaluator.passes.grid.vectorise_control import run
 from pallas_shim.evaluator.passes.rewrite import with_regions
 from pallas_shim.evaluator.program import (
     PURE,
@@ -256,7 +256,7 @@ class _Grid:
 
     def _on(
         self, ranges: Sequence[tuple[int, int]], chunks: Sequence[int], proven: _Proven
-    ) -> tuple[ControlVectoriser, list[Instruction]]:
+    ) -> tuple[Vectoriser, list[Instruction]]:
         """The instructions for a part of the grid."""
         layout = Layout(self.region.params, list(ranges), list(chunks))
         before: list[Instruction] = []
@@ -268,12 +268,13 @@ class _Grid:
             made = refs.allocation(type, 0)  # each cell stores before it reads
             before.append(make_instruction((made, (), (private[root],), (), source)))
         written = set(self.footprints.written)
-        vectorised = ControlVectoriser(
+        vectorised = Vectoriser(
             layout, self.known, private, lambda ref: self.aliases.root(ref) in written,
             self.accumulated,
         )  # fmt: skip
-        vectorised.run(self.region.body)
-        body = tuple(vectorised.entry + vectorised.body)
+        with vectorised.builder.block() as emitted:
+            run(vectorised, self.region.body)
+        body = (*vectorised.entry, *emitted)
         # What doesn't depend on the rest of the axes can then leave the inner loop.
         rest = [axis for axis in range(len(self.sizes)) if axis not in proven.axes]
         for axes in (rest, proven.axes):

@@ -8,15 +8,15 @@ computed on twice.
 
 from __future__ import annotations
 
-import abc
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pallas_shim.evaluator import batched_ops, refs
 from pallas_shim.evaluator.analysis.cell_tables import Table
 from pallas_shim.evaluator.analysis.dependence import Span, block_spans, index_spans
-from pallas_shim.evaluator.batching_rules import LeadingAxes, array_type, common, each, over_leads
+from pallas_shim.evaluator.batching_rules import LeadingAxes, common, each, over_leads
+from pallas_shim.evaluator.builder import Builder
 from pallas_shim.evaluator.passes.grid.layout import Layout
 from pallas_shim.evaluator.passes.grid.reductions import Accumulation
 from pallas_shim.evaluator.program import (
@@ -27,10 +27,9 @@ from pallas_shim.evaluator.program import (
     RefType,
     Type,
     Value,
-    make_instruction,
+    array_type,
 )
 from pallas_shim.evaluator.registry import BATCHING_RULES
-from pallas_shim.evaluator.specialise import specialise
 from pallas_shim.jax_compat.state import Index, Reshape, Slice, Transpose
 
 # Blocks that lie unevenly are copied if they take no more bytes than this.
@@ -54,8 +53,9 @@ class Cell(NamedTuple):
     listed: bool = False
 
 
-class Vectoriser(abc.ABC):
-    """What emits instructions without regions for the cells of a layout.
+class Vectoriser:
+    """One attempt to run a grid's region on the cells of a layout: what stands for each value,
+    and what emits instructions without regions. Those with regions: vectorise_control.py.
 
     ``calls`` and ``single`` count the instructions that do their work in one call, and those
     that do it cell by cell.
@@ -84,12 +84,12 @@ class Vectoriser(abc.ABC):
         self.cells: dict[Value, Cell] = {
             root: Cell(stack, layout.lead) for root, stack in private.items()
         }
+        self.builder = Builder()
         self.entry: list[Instruction] = []  # before the body: what any part of it may use
-        self.body: list[Instruction] = []
-        self.source: Any = None
         self.calls = 0
         self.single = 0
-        self._operations: dict[Any, Any] = {}
+        self._over_leads: dict[Any, Operation | None] = {}
+        self._each: dict[Any, Operation | None] = {}
 
     # -- values -----------------------------------------------------------------------------
 
@@ -113,17 +113,12 @@ class Vectoriser(abc.ABC):
         type = ArrayType(lead or (), value.type.dtype)
         if not at:
             return Cell(Value(type, rest), lead)
-        ins = tuple([step.type for step in at])
-        lookup = specialise("lookup", ins, (type,), {"table": rest}, False)
-        out = Value(type)
-        self.entry.append(make_instruction((lookup, tuple(at), (out,), (), self.source)))
-        return Cell(out, lead)
+        with self.builder.block(self.entry):
+            return Cell(self.builder.apply_one("lookup", at, type, table=rest), lead)
 
     def emit(self, operation: Operation, ins: Sequence[Value]) -> tuple[Value, ...]:
-        outs = tuple(map(Value, operation.outs))
-        self.body.append(make_instruction((operation, tuple(ins), outs, (), self.source)))
         self.calls += 1
-        return outs
+        return self.builder.emit(operation, ins)
 
     def _counted_singly(self) -> None:
         """What is emitted next does its work cell by cell."""
@@ -134,10 +129,8 @@ class Vectoriser(abc.ABC):
         type = ArrayType(shape, value.type.dtype)
         if value.type == type and name != "transpose":
             return value
-        key = (name, value.type, type, *params.items())
-        if key not in self._operations:
-            self._operations[key] = specialise(name, (value.type,), (type,), params, False)
-        return self.emit(self._operations[key], (value,))[0]
+        operation = self.builder.operation(name, (value.type,), (type,), params)
+        return self.emit(operation, (value,))[0]
 
     def spread(self, cell: Cell, lead: LeadingAxes) -> Value:
         """A value as a stack over just these axes."""
@@ -156,28 +149,33 @@ class Vectoriser(abc.ABC):
 
     # -- instructions -----------------------------------------------------------------------
 
-    def run(self, body: Sequence[Instruction]) -> None:
+    def to_do(self, body: Sequence[Instruction]) -> Iterator[Instruction]:
+        """The instructions for which something is to be emitted, where they are."""
         for instruction in body:
-            operation, ins, outs, regions, self.source = instruction
+            outs = instruction.outs
             if outs and outs[0] in self._within:
                 continue  # part of an accumulation
             if outs and outs[0] in self.known:
                 continue  # looked up where it is used
-            if regions:
-                self.structured(instruction)
-            elif operation.effects is PURE:
-                if outs and type(outs[0].type) is RefType:
-                    self._view(instruction)
-                else:
-                    self._pure(instruction)
-            elif operation.effects.allocates:
-                self._allocate(instruction)
-            elif operation.name == "get":
-                self._load(instruction)
-            elif operation.name == "store":
-                self._store(instruction)
+            self.builder.source = instruction.source
+            yield instruction
+
+    def instruction(self, instruction: Instruction) -> None:
+        """Emits an instruction without regions."""
+        operation, _, outs, _, _ = instruction
+        if operation.effects is PURE:
+            if outs and type(outs[0].type) is RefType:
+                self._view(instruction)
             else:
-                self._other(instruction)
+                self._pure(instruction)
+        elif operation.effects.allocates:
+            self._allocate(instruction)
+        elif operation.name == "get":
+            self._load(instruction)
+        elif operation.name == "store":
+            self._store(instruction)
+        else:
+            self._other(instruction)
 
     def _set(self, outs: Sequence[Value], values: Sequence[Value], lead: LeadingAxes) -> None:
         for out, value in zip(outs, values, strict=True):
@@ -203,9 +201,9 @@ class Vectoriser(abc.ABC):
                      for i, one in enumerate(leads)]
                 )  # fmt: skip
             key = (operation, leads)
-            if key not in self._operations:
-                self._operations[key] = over_leads(operation, leads)
-            many = self._operations[key]
+            if key not in self._over_leads:
+                self._over_leads[key] = over_leads(operation, leads)
+            many = self._over_leads[key]
         if form is None or many is None:
             self._set(outs, self._one_by_one(operation, cells), lead)
             return
@@ -229,12 +227,9 @@ class Vectoriser(abc.ABC):
         operands then broadcast to."""
         if operation.name != "select_n" or operation.ins[0].shape == operation.ins[1].shape:
             return operation
-        if operation not in self._operations:
-            which, *cases = map(array_type, operation.ins)
-            ins = (ArrayType(cases[0].shape, which.dtype), *cases)
-            params = operation.params
-            self._operations[operation] = specialise("select_n", ins, operation.outs, params, False)
-        return self._operations[operation]
+        which, *cases = map(array_type, operation.ins)
+        ins = (ArrayType(cases[0].shape, which.dtype), *cases)
+        return self.builder.operation("select_n", ins, operation.outs, operation.params)
 
     def _aligned(self, cell: Cell, rank: int) -> Value:
         """A stack that broadcasts against stacks of values of the given rank."""
@@ -246,10 +241,10 @@ class Vectoriser(abc.ABC):
 
     def _one_by_one(self, operation: Operation, cells: Sequence[Cell]) -> tuple[Value, ...]:
         leads = tuple([cell.lead for cell in cells])
-        key = ("each", operation, leads)
-        if key not in self._operations:
-            self._operations[key] = each(operation, leads)
-        single = self._operations[key]
+        key = (operation, leads)
+        if key not in self._each:
+            self._each[key] = each(operation, leads)
+        single = self._each[key]
         if single is None:
             raise self.give_up()
         self._counted_singly()
@@ -318,7 +313,7 @@ class Vectoriser(abc.ABC):
             return Cell(ref)
         ins = (ref.type, *[step.type for step in at])
         params = {"starts": starts, "steps": steps, "kept": kept}
-        view = specialise("blocks", ins, (out,), params, False)
+        view = self.builder.operation("blocks", ins, (out,), params)
         (value,) = self.emit(view, (ref, *at))
         return Cell(value, lead)
 
@@ -360,7 +355,7 @@ class Vectoriser(abc.ABC):
                 made = operation
             else:
                 path = behind(path, cell.lead)
-                made = self._known_once(
+                made = self.builder.once(
                     ("get", types, path),
                     lambda: batched_ops.load(cell.value.ref, path, types, shape),
                 )
@@ -385,7 +380,7 @@ class Vectoriser(abc.ABC):
             self._counted_singly()
         else:
             path = behind(path, cell.lead)
-            made = self._known_once(
+            made = self.builder.once(
                 ("store", types, path), lambda: batched_ops.store(cell.value.ref, path, types)
             )
         self.emit(made, values)
@@ -402,18 +397,8 @@ class Vectoriser(abc.ABC):
         path = operation.params["path"]
         self.emit(batched_ops.accumulate(accumulation.ufunc, path, types, rounds), values)
 
-    def _known_once(self, key: Any, make: Callable[[], Operation]) -> Operation:
-        if key not in self._operations:
-            self._operations[key] = make()
-        return self._operations[key]
-
-    @abc.abstractmethod
-    def structured(self, instruction: Instruction) -> None:
-        """Emits an instruction with regions."""
-
 
 # -- paths ------------------------------------------------------------------------------------
-
 
 
 def behind(path: tuple[Any, ...], lead: LeadingAxes) -> tuple[Any, ...]:
@@ -434,19 +419,10 @@ def behind(path: tuple[Any, ...], lead: LeadingAxes) -> tuple[Any, ...]:
 
 
 def leaves_of(path: Sequence[Any]) -> list[int]:
-    found: list[int] = []
-    renumbered(path, _Noted(found))
-    return sorted(set(found))
-
-
-class _Noted(dict):
-    def __init__(self, found: list[int]):
-        super().__init__()
-        self.found = found
-
-    def __missing__(self, leaf: int) -> int:
-        self.found.append(leaf)
-        return leaf
+    """The positions of the leaves that a path's dynamic indices are, in order."""
+    dims = [at for step in path if isinstance(step, Index) for at in step.dims]
+    places = [at.start if isinstance(at, Slice) else at for at in dims]
+    return sorted({place.leaf for place in places if hasattr(place, "leaf")})
 
 
 def renumbered(path: Sequence[Any], order: Mapping[int, int]) -> tuple[Any, ...]:

@@ -1,0 +1,199 @@
+"""The builder: what emits a program's instructions.
+
+Equal specialisations are made once, so that unrolled kernels (thousands of equations of a few
+kinds) cost a dictionary look-up each. `lower.Lowering` reads jaxprs with one; passes that put new
+instructions in a program have one each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from pallas_shim import jax_compat
+from pallas_shim.evaluator.program import (
+    PURE,
+    ArrayType,
+    Effects,
+    Instruction,
+    Operation,
+    Region,
+    Type,
+    Value,
+    make_instruction,
+)
+from pallas_shim.evaluator.specialise import specialise
+
+# Constants of more elements than this are not compared with one another.
+_LARGEST_SHARED = 16
+
+
+class Builder:
+    """Emits instructions to ``body``; they get ``source``, where the user's code asked for them."""
+
+    def __init__(self) -> None:
+        self.body: list[Instruction] = []
+        self.source: Any = None
+        self._operations: dict[Any, Operation] = {}
+        self._consts: dict[Any, Value] = {}
+
+    # -- operations -------------------------------------------------------------------------
+
+    def operation(
+        self,
+        primitive: str,
+        ins: tuple[Type, ...],
+        outs: tuple[Type, ...],
+        params: Mapping[str, Any],
+        multiple: bool = False,
+    ) -> Operation:
+        """A primitive that has a rule, specialised; the same object when asked for again.
+
+        Raises:
+          Unsupported: no rule, or the rule refuses.
+        """
+        key: Any = (primitive, ins, outs, tuple(params.items()))
+        try:
+            operation = self._operations.get(key)
+        except TypeError:  # arrays can't be hashed, but compared
+            key = (primitive, ins, outs, tuple([(k, _hashable(v)) for k, v in params.items()]))
+            try:
+                operation = self._operations.get(key)
+            except TypeError:  # nor can something else: specialise each time
+                return specialise(primitive, ins, outs, params, multiple)
+        if operation is None:
+            operation = specialise(primitive, ins, outs, params, multiple)
+            self._operations[key] = operation
+        return operation
+
+    def once(self, key: Any, make: Callable[[], Operation]) -> Operation:
+        """What ``make`` gives, which is asked only once for a key. The key starts with the
+        operation's name and says all that tells it from others of that name."""
+        operation = self._operations.get(key)
+        if operation is None:
+            operation = self._operations[key] = make()
+        return operation
+
+    # -- emitting -------------------------------------------------------------------------
+
+    def const(self, array: Any, type: Type | None = None) -> Value:
+        """A value known now. Equal small constants are one value."""
+        array = jax_compat.to_numpy(array, None if type is None else type.dtype)
+        type = type or ArrayType(array.shape, array.dtype)
+        if array.size > _LARGEST_SHARED:
+            return Value(type, array)
+        key = (type, array.tobytes())
+        if key not in self._consts:
+            self._consts[key] = Value(type, array)
+        return self._consts[key]
+
+    def apply(
+        self,
+        primitive: str,
+        ins: Sequence[Value],
+        outs: Sequence[Type],
+        params: Mapping[str, Any],
+        multiple: bool = False,
+    ) -> tuple[Value, ...]:
+        """Emits a primitive that has a rule."""
+        types = tuple([v.type for v in ins])
+        return self.emit(self.operation(primitive, types, tuple(outs), params, multiple), ins)
+
+    def apply_one(self, primitive: str, ins: Sequence[Value], out: Type, **params: Any) -> Value:
+        """Emits a primitive that has a rule and one result, which is returned."""
+        (result,) = self.apply(primitive, ins, (out,), params)
+        return result
+
+    def memory(
+        self,
+        name: str,
+        ins: Sequence[Value],
+        outs: Sequence[Type],
+        fn: Callable[..., Any] | None,
+        effects: Effects,
+        *,
+        params: Mapping[str, Any] | None = None,
+        key: Any = None,
+        view: bool = False,
+    ) -> tuple[Value, ...]:
+        """Emits an operation with effects whose callable a lowering rule made itself.
+
+        ``key``: whatever, beside name and types, tells this callable from others of the
+        same name; equal keys share one operation. None: never shared.
+        """
+        types = tuple(v.type for v in ins)
+        full = (name, types, tuple(outs), key)
+        operation = self._operations.get(full) if key is not None else None
+        if operation is None:
+            operation = Operation(
+                name, params or {}, types, tuple(outs), fn, effects, view, len(outs) != 1
+            )
+            if key is not None:
+                self._operations[full] = operation
+        return self.emit(operation, ins)
+
+    def define(
+        self,
+        name: str,
+        ref: Value,
+        ins: Sequence[Value],
+        fn: Callable[..., Any],
+        effects: Effects,
+        view: bool = False,
+    ) -> None:
+        """Emits what makes a ref that other instructions use already."""
+        types = tuple(v.type for v in ins)
+        operation = Operation(name, {}, types, (ref.type,), fn, effects, view)
+        self.body.append(Instruction(operation, tuple(ins), (ref,), (), self.source))
+
+    def structured(
+        self,
+        name: str,
+        ins: Sequence[Value],
+        outs: Sequence[Type],
+        regions: Sequence[Region],
+        params: Mapping[str, Any],
+    ) -> tuple[Value, ...]:
+        """Emits an operation with regions, which execute.py runs."""
+        operation = Operation(
+            name, params, tuple(v.type for v in ins), tuple(outs), None, PURE, multiple=True
+        )
+        return self.emit(operation, ins, tuple(regions))
+
+    def emit(
+        self, operation: Operation, ins: Sequence[Value], regions: tuple[Region, ...] = ()
+    ) -> tuple[Value, ...]:
+        outs = tuple(map(Value, operation.outs))
+        self.body.append(make_instruction((operation, tuple(ins), outs, regions, self.source)))
+        return outs
+
+    # -- regions --------------------------------------------------------------------------
+
+    @contextmanager
+    def block(self, body: list[Instruction] | None = None) -> Iterator[list[Instruction]]:
+        """Instructions emitted inside the with-statement go to the yielded list, which is new if
+        none is given."""
+        outer, self.body = self.body, [] if body is None else body
+        try:
+            yield self.body
+        finally:
+            self.body = outer
+
+    def region(
+        self, params: Sequence[Type], build: Callable[[Sequence[Value]], Sequence[Value]]
+    ) -> Region:
+        """A region with the given parameter types, whose instructions ``build`` emits."""
+        values = tuple(map(Value, params))
+        with self.block() as body:
+            results = tuple(build(values))
+        return Region(values, tuple(body), results)
+
+
+def _hashable(param: Any) -> Any:
+    """What stands for a parameter in a key: for an array, what it holds."""
+    if isinstance(param, np.ndarray):
+        return (param.shape, param.dtype, param.tobytes())
+    return param
