@@ -59,6 +59,7 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
     lowering.names.update(zip([*prefetch, *buffers, *scratch], all_names, strict=False))
     names = all_names[call.num_prefetch :]
     checked_blocks = None
+    warnings: list[Callable[[], None]] = []
     _share_aliased(call, buffers)
     if call.checked is not None:
         checked_blocks = CheckedBlocks(lowering, call, call.checked, sizes, buffers, block_types)
@@ -67,7 +68,7 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
         cell_start = len(lowering.body)
         starts = [lowering.inline(b.index_map, [*indices, *prefetch]) for b in call.blocks]
         if call.checked is None:
-            outside.warn_of_blocks(
+            warnings += outside.warnings_of_blocks(
                 call, names, [_array_shape(lowering, b) for b in call.blocks], indices, sizes,
                 starts, lowering.body[cell_start:],
             )  # fmt: skip
@@ -127,6 +128,8 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
         _allocate(lowering, ref, call.checked)
     for ref, make in checked_blocks.made if checked_blocks is not None else ():
         lowering.define("buffer", ref, (), make, Effects(allocates=True))
+    for warn in warnings:
+        _emit_warning(lowering, warn)
     programs.emit_entry(lowering)
     lowering.body.extend(cells)
     programs.emit_exit(lowering, [] if waits else list(filter(_is_semaphore, scratch)))
@@ -138,6 +141,14 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
             buffers[call.num_inputs :], call.blocks[call.num_inputs :], strict=True
         )
     ]
+
+
+def _emit_warning(lowering, warn: Callable[[], None]) -> None:
+    def run():
+        warn()
+        return ()
+
+    lowering.memory("warn", [], [], run, Effects(io=True))
 
 
 def _is_semaphore(ref: Value) -> bool:
