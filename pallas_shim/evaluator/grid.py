@@ -68,10 +68,10 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
         cell_start = len(lowering.body)
         starts = [lowering.inline(b.index_map, [*indices, *prefetch]) for b in call.blocks]
         if call.checked is None:
-            warnings += outside.warnings_of_blocks(
+            warnings.extend(outside.warnings_of_blocks(
                 call, names, [_array_shape(lowering, b) for b in call.blocks], indices, sizes,
                 starts, lowering.body[cell_start:],
-            )  # fmt: skip
+            ))  # fmt: skip
         if checked_blocks is not None:
             blocks = checked_blocks.refs()
             with lowering.block() as body:
