@@ -21,7 +21,7 @@ import numpy as np
 
 from pallas_shim import jax_compat
 from pallas_shim.cache import libraries
-from pallas_shim.evaluator.op_types import READ_BY_CODEGEN
+from pallas_shim.evaluator.op_types import NAMES_THE_USERS, READ_BY_CODEGEN
 from pallas_shim.evaluator.program import (
     PURE,
     Effects,
@@ -308,6 +308,8 @@ class _Encoder:
     def operation(self, operation: Operation) -> int:
         known = self._operation_at.get(operation)
         if known is None:
+            if operation.name in NAMES_THE_USERS:
+                raise NotData(f"its {operation.name} names what the user wrote")
             # Parameters are looked at where a structured operation is made ready, and by codegen.
             params = {
                 name: value

@@ -61,6 +61,7 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
     lowering.names.update(zip([*prefetch, *buffers, *scratch], all_names, strict=False))
     names = all_names[call.num_prefetch :]
     checked_blocks = None
+    warnings: list[Callable[[], None]] = []
     _share_aliased(call, buffers)
     if call.checked is not None:
         checked_blocks = CheckedBlocks(lowering, call, call.checked, sizes, buffers, block_types)
@@ -69,10 +70,10 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
         cell_start = len(lowering.body)
         starts = [lowering.inline(b.index_map, [*indices, *prefetch]) for b in call.blocks]
         if call.checked is None:
-            outside.warn_of_blocks(
+            warnings.extend(outside.warnings_of_blocks(
                 call, names, [_array_shape(lowering, b) for b in call.blocks], indices, sizes,
                 starts, lowering.body[cell_start:],
-            )  # fmt: skip
+            ))  # fmt: skip
         if checked_blocks is not None:
             blocks = checked_blocks.refs()
             with lowering.block() as body:
@@ -129,6 +130,8 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
         _allocate(lowering, ref, call.checked)
     for ref, make in checked_blocks.made if checked_blocks is not None else ():
         lowering.define("buffer", ref, (), make, Effects(allocates=True))
+    for warn in warnings:
+        _emit_warning(lowering, warn)
     programs.emit_entry(lowering)
     lowering.body.extend(cells)
     programs.emit_exit(lowering, [] if waits else list(filter(_is_semaphore, scratch)))
@@ -140,6 +143,14 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
             buffers[call.num_inputs :], call.blocks[call.num_inputs :], strict=True
         )
     ]
+
+
+def _emit_warning(lowering, warn: Callable[[], None]) -> None:
+    def run():
+        warn()
+        return ()
+
+    lowering.memory("warn", [], [], run, Effects(io=True))
 
 
 def _is_semaphore(ref: Value) -> bool:

@@ -26,6 +26,12 @@ UFUNC = "ufunc"
 # structured operations, and of the others only the callable.
 READ_BY_CODEGEN = frozenset({PATH, BLOCK, DIRECT, INTO, UFUNC})
 
+# Operations whose messages have the user's names and lines, which are no part of what the cache
+# knows programs by: it keeps no program that has one.
+NAMES_THE_USERS = frozenset(
+    {"programs", "await", "meet", "take_count", "semaphore_take", "leftover", "warn"}
+)
+
 
 # -- types: loads, stores and views -----------------------------------------------------------
 

@@ -249,6 +249,9 @@ _MEMORY_ROWS = (
         effects=(_UPDATE._replace(io=True),),
     ),
     _row(
+        "warn", "warns the user, once in a process", "", "", "grid", effects=(_IO,),
+    ),
+    _row(
         "prng_seed", "sets the state of the hardware's generator", "state:ref seed:array*", "",
         "rules/hardware_random", effects=(_WRITE,),
     ),

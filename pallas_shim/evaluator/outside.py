@@ -6,8 +6,9 @@ or to what lies there.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from pallas_shim.jax_compat.pallas import Block, PallasCall
 _MOST_CELLS = 1 << 18
 
 
-def warn_of_blocks(
+def warnings_of_blocks(
     call: PallasCall,
     names: Sequence[str],
     shapes: Sequence[tuple[int, ...]],
@@ -28,14 +29,15 @@ def warn_of_blocks(
     sizes: Sequence[Value],
     starts: Sequence[Sequence[Value]],
     body: Sequence[Instruction],
-) -> None:
-    """Warns of each block that some cell has wholly outside its array, of the given shapes.
+) -> list[Callable[[], None]]:
+    """What warns of the blocks that some cell has wholly outside their arrays, of the given shapes.
     ``body`` is what computes the ``starts`` of the grid's ``indices``."""
+    found: list[Callable[[], None]] = []
     if any(size.const is None for size in sizes):
-        return
+        return found
     bounds = [int(size.const) for size in sizes if size.const is not None]
     if not 0 < math.prod(bounds) <= _MOST_CELLS or not all(map(_is_plain, body)):
-        return
+        return found
     known = tables(bounds, Region(tuple(indices), tuple(body), ()), {}, {})
     for at, (block, shape, of_block) in enumerate(zip(call.blocks, shapes, starts, strict=True)):
         for axis, (dim, start) in enumerate(zip(block.dims, of_block, strict=False)):
@@ -48,15 +50,16 @@ def warn_of_blocks(
                 cell = tuple(int(i) for i in np.argwhere(np.broadcast_to(outside, bounds))[0])
                 name = names[at] if at < len(names) else block.origin
                 number = int(table[outside].flat[0])
-                _warn(call, block, name, shape, axis, cell, number)
+                found.append(_warning(call, block, name, shape, axis, cell, number))
                 break
+    return found
 
 
 def _is_plain(instruction: Instruction) -> bool:
     return not instruction.regions
 
 
-def _warn(
+def _warning(
     call: PallasCall,
     block: Block,
     name: str,
@@ -64,7 +67,7 @@ def _warn(
     axis: int,
     cell: tuple[int, ...],
     number: int,
-) -> None:
+) -> Callable[[], None]:
     dim = block.dims[axis]
     sizes = tuple(d.size for d in block.dims)
     message = (
@@ -74,4 +77,5 @@ def _warn(
     )
     if dim.kind == "blocked" and dim.size > 1 and 0 <= number <= shape[axis] - dim.size:
         message += ". Index maps return block numbers, not elements"
-    faults.warn_once((call.name, call.source, name), message, faults.BlockWarning, call.source)
+    key = (call.name, call.source, name)
+    return functools.partial(faults.warn_once, key, message, faults.BlockWarning, call.source)

@@ -26,7 +26,7 @@ def of_other(
     if not lowering.machine.levels:
         if device_id is not None and not _is_here(lowering, primitive, device_id):
             raise Unsupported(primitive, "memory of another device, outside shard_map")
-        if core_index is not None and not _is_zero(core_index):
+        if core_index is not None and not is_zero(core_index):
             raise Unsupported(primitive, "memory of another core")
         return view
     numbers = _numbers(lowering, eqn, device_id, core_index)
@@ -69,7 +69,7 @@ def _is_here(lowering: Lowering, primitive: str, device_id: Any) -> bool:
     return all(is_alone(lowering, primitive, name) for name in named)
 
 
-def _is_zero(index: Any) -> bool:
+def is_zero(index: Any) -> bool:
     value = index.const if isinstance(index, Value) else index
     return value is not None and int(value) == 0
 
@@ -119,7 +119,7 @@ def _numbers(lowering: Lowering, eqn: Any, device_id: Any, core_index: Any) -> l
     if core_index is not None:
         if cores:
             give(tuple(cores), core_index, cores)
-        elif not _is_zero(core_index):
+        elif not is_zero(core_index):
             raise Unsupported(primitive, "memory of another core")
     return [
         _number(lowering, primitive, machine.levels[: depth + 1], meant, operands)

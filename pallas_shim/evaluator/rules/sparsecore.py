@@ -314,11 +314,8 @@ def _fetch_and_add(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequen
     axis = _subcores(lowering)
     if axis is not None:
         ref = remote.of_core(lowering, ref, axis, subcore)
-    elif subcore.const is None or int(subcore.const):
-        raise Unsupported(
-            "sc_fetch_and_add",
-            "it reaches the memory of another subcore of a SparseCore, where there is only one",
-        )
+    elif not remote.is_zero(subcore):
+        raise Unsupported("sc_fetch_and_add", "it reaches the memory of another subcore")
     view = state.RefView(ref, (state.Index(tuple(indices)),) if indices else ())
     path, leaves = refs.path_of(view)
     type = array_type(value.type)

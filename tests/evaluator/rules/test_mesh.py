@@ -68,7 +68,8 @@ def test_cores_have_memory_of_their_own():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_core_may_wait_for_itself():
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_core_may_wait_for_itself(count):
     def body(x, o):
         def scoped(sem):
             semaphore_signal(sem, 2)
@@ -77,8 +78,7 @@ def test_a_core_may_wait_for_itself():
 
         pl.run_scoped(scoped, pltpu.SemaphoreType.REGULAR)
 
-    check(on_cores(body, 1, interpret=pltpu.InterpretParams()), X, jnp.zeros_like(X))
-    check(on_cores(body, 2), X, jnp.zeros_like(X), want=X)
+    check(on_cores(body, count, interpret=pltpu.InterpretParams()), X, jnp.zeros_like(X), want=X)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
