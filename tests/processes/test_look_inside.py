@@ -124,7 +124,10 @@ def test_verify(python, script):
         ("pass", ["the pass select_to_minmax changes", "= mul %", "= add %", "script.py:"]),
         ("store", ["the pass hoisting changes", "first in   %", "was      store[path="]),
         ("rule", ["the rule of exp gives another result than JAX", "= exp %", "script.py:"]),
-        ("function", ["codegen changes", "function of this loop is wrong", "def loop(f)", "*= 2"]),
+        (
+            "function",
+            ["code generation changes", "function of this loop is wrong", "def loop(f)", "*= 2"],
+        ),
     ],
 )
 def test_bisect_finds(python, script, wrong, said):
