@@ -11,7 +11,7 @@ import pytest
 
 import pallas_shim
 from pallas_shim import patching
-from pallas_shim.jax_compat import hooks
+from pallas_shim.jax_compat.hooks import jit_entry
 from tests.interrupts import at_every_bytecode
 from tests.shimmed import double, rungs
 
@@ -43,7 +43,7 @@ def is_free(lock) -> bool:
 
 def test_an_exception_at_any_moment(inactive):
     environment = dict(os.environ)
-    module, name = hooks.JIT_CALL
+    module, name = jit_entry.JIT_CALL
     stock = getattr(module, name)
     codes = {patching.activate.__code__, patching._Patch.__call__.__code__}
     ends = 0
