@@ -21,6 +21,8 @@ _TIMES = re.compile(r"[<>=|]?[mM]8|datetime64|timedelta64")
 # Nothing that a kept function computes comes from these: nobody may ask for texts and hashes.
 _UNSEEN = frozenset({"__repr__", "__str__", "__format__", "__hash__"})
 
+_MODULO = frozenset({"__mod__", "__rmod__", "__imod__", "mod", "imod"})
+
 # Methods that `dataclasses` has made from fields, which are read.
 _OF_DATACLASSES = "__create_fn__.<locals>.__"
 
@@ -56,6 +58,9 @@ def audit(found: Found) -> None:
                 raise Unkeyable(f"it reaches {name}")
         elif not libraries.is_pure(module, name, value):
             raise Unkeyable(f"it reaches {module}.{name}, which isn't known to be pure")
+    percent |= not attributes.isdisjoint(_MODULO) or any(
+        name in _MODULO for module, name, _ in found.library if module in ("operator", "_operator")
+    )
     for text in texts:
         if percent and rules.shows_a_value(text):
             raise Unkeyable(f"it may make a text of a value by {text!r}")

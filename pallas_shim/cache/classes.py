@@ -62,14 +62,32 @@ def _read_class(fingerprint: Fingerprint, kind: type) -> None:
                  f.compare, f.kw_only, f.metadata)
                 for f in value.values()
             ])  # fmt: skip
+        elif attribute == "_value2member_map_" and isinstance(kind, enum.EnumMeta):
+            _read_values_of_enum(fingerprint, kind, value)
         elif attribute not in _CLASS_ATTRIBUTES:
             fingerprint.emit(attribute)
-            if type(value) in _METHODS and attribute.startswith("__"):
-                fingerprint.emit(value.__name__)  # code can't name it
+            # Code can't name a special one; that of an enum is for its `__repr__`.
+            if type(value) in _METHODS and attribute.startswith(("__", "_value_repr_")):
+                fingerprint.emit(value.__name__)
                 fingerprint.of_library(value.__objclass__)
             else:
                 fingerprint.add(value, attribute)
     fingerprint.path.pop()
+
+
+def _read_values_of_enum(
+    fingerprint: Fingerprint, kind: enum.EnumMeta, members: dict[Any, Any]
+) -> None:
+    """Reads the members by their values; not what Python adds when flags are first combined."""
+    named = {id(member) for member in kind.__members__.values()}
+    for member in members.values():
+        if id(member) not in named and not _OF_FLAGS.issuperset(vars(member)):
+            raise fingerprint.refusal("combined flags with variables of their own")
+    fingerprint.emit("_value2member_map_")
+    fingerprint.add_items({k: m for k, m in members.items() if id(m) in named})
+
+
+_OF_FLAGS = frozenset({"_name_", "_value_", "_inverted_", "__objclass__", "_sort_order_"})
 
 
 @reader_otherwise

@@ -209,7 +209,10 @@ class Fingerprint:
             return True
         met = _met.get(id(function))
         first = met[1] if met is not None and met[0]() is function else None
-        traced = weakref.getweakrefcount(function) > references + (first is not None)
+        others = weakref.getweakrefcount(function) - (first is not None)
+        traced = others > references
+        if traced and not references and first is None and others == inputs.REFERENCES_OF_JIT:
+            traced = not inputs.is_jits_own(function)
         if not traced and not references:
             return False
         if traced and first is None and not self.after:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import enum
 import functools
 import types
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any
 from pallas_shim.cache import libraries
 from pallas_shim.cache.bytecode import closure_reads, contents, reads
 from pallas_shim.cache.fingerprint import Fingerprint, reader, reader_if
-from pallas_shim.cache.values import DATA
+from pallas_shim.cache.values import DATA, read_in_any_order
 from pallas_shim.jax_compat import inputs
 
 # What a module has beside what is in it. A module that is read whole may be asked for any name.
@@ -29,7 +30,11 @@ def _read_function(fingerprint: Fingerprint, function: types.FunctionType) -> No
         fingerprint.owned(name, code.co_qualname, function)
         fingerprint.emit(str(code.co_firstlineno), code.co_code)
         if "<locals>" in code.co_qualname:
-            fingerprint.add_all(map(contents, function.__closure__ or ()))
+            for value in map(contents, function.__closure__ or ()):
+                if isinstance(value, types.ModuleType) and libraries.is_own_module(value):
+                    fingerprint.emit("module", value.__name__)  # what it asks of it is known
+                else:
+                    fingerprint.add(value)
             _read_attributes(fingerprint, function)
     else:
         if libraries.is_standard(name) and name != "__main__":
@@ -121,6 +126,9 @@ def _read_global(
     else:
         fingerprint.emit("absent")
         return
+    if type(value) in (set, frozenset) and not attributes and name in namespace:
+        read_in_any_order(fingerprint, value)  # code may only look into it: see `rules`
+        return
     _read_chain(fingerprint, name, value, attributes)
 
 
@@ -183,7 +191,10 @@ def _read_of_library(
             return
     else:
         position = len(attributes) - 1
-    fingerprint.found.attributes.update(attributes[position + 1 :])
+    rest = attributes[position + 1 :]
+    if isinstance(value, enum.EnumMeta) and rest and rest[0] in value.__members__:
+        rest = rest[1:]
+    fingerprint.found.attributes.update(rest)
     if isinstance(value, types.ModuleType):
         fingerprint.add(value)
     else:  # it may be in the place of another

@@ -30,7 +30,8 @@ _STANDARD = {
     "copy": "copy deepcopy replace",
     "dataclasses": """FrozenInstanceError InitVar KW_ONLY MISSING _MISSING_TYPE asdict astuple
         _recursive_repr dataclass field is_dataclass replace""",
-    "enum": "Enum EnumMeta EnumType Flag IntEnum IntFlag ReprEnum StrEnum auto unique",
+    "_warnings": "warn",
+    "enum": "CONFORM EJECT KEEP STRICT FlagBoundary Enum EnumMeta EnumType Flag IntEnum IntFlag ReprEnum StrEnum auto unique",
     "fractions": "Fraction",
     "functools": """cached_property cmp_to_key partial partialmethod reduce total_ordering
         update_wrapper wraps""",
@@ -56,6 +57,8 @@ _STANDARD = {
 _MAKERS = frozenset({
     ("jax._src.pallas.pallas_call", "_pallas_call"),
     ("jax._src.traceback_util", "api_boundary"),
+    ("jax._src.tree_util", "register_dataclass"),
+    ("jax._src.tree_util", "register_static"),
 })
 # Modules whose functions are read by their names.
 _PURE = frozenset({*_STANDARD, "builtins", "keyword", "reprlib", "textwrap"})
@@ -194,6 +197,12 @@ def home(value: Any) -> tuple[str, str] | None:
     return None
 
 
+def is_own_module(module: types.ModuleType) -> bool:
+    """Whether a module is a library's, and the one that was imported."""
+    name = module.__name__
+    return is_library(name) and sys.modules.get(name) is module
+
+
 def owns_function(function: types.FunctionType) -> bool:
     """Whether a library's module defines a function."""
     name = function.__globals__.get("__name__", "")
@@ -216,6 +225,8 @@ def _identity(value: Any, under_way: tuple[Any, ...]) -> tuple[Any, ...] | None:
     if any(value is each for each in under_way):
         return "again", len(under_way)
     under_way = (*under_way, value)
+    if isinstance(value, types.ModuleType):
+        return ("module", value.__name__) if is_own_module(value) else None
     jitted = inputs.jitted(value)
     if jitted is not None:
         function, info = jitted

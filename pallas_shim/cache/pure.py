@@ -544,7 +544,7 @@ ATTRIBUTES = """
     is_trivial_windowing isalignedstruct isalnum isalpha isascii isdecimal isdigit
     isidentifier islower isnative isnumeric isprintable isspace istitle isupper item items
     itemsize join kernel_type key keys keywords kind leading_axis_spec like limit_denominator
-    ljust lo_ty lo_ty_qdd load_slots lower_val lower_val2 lowering_semantics lstrip mT machep
+    ljust lo_ty lo_ty_qdd load_slots lower lower_val lower_val2 lowering_semantics lstrip mT machep
     make_trivial_indexer maketrans max max_concurrent_steps maxexp maxlen mean
     mem_bw_bytes_per_second memory_space memory_space_cast min minexp most_common mul multiply
     multiref mxu_column_size name names nargs nbytes ndim needs_layout_passes negep nexp

@@ -288,7 +288,10 @@ class _Looking:
         known = name not in self.namespace and hasattr(builtins, name)
         if known and not is_pure_builtin(name):
             self.problem(f"it reaches {name}")
-        self.push(("builtin" if known else "global", name))
+        if type(self.namespace.get(name)) in (set, frozenset):
+            self.push(("set",))
+        else:
+            self.push(("builtin" if known else "global", name))
 
     def do_LOAD_ASSERTION_ERROR(self, _: Any) -> None:
         self.push(("builtin", "AssertionError"))

@@ -11,7 +11,7 @@ import re
 import struct
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -102,6 +102,16 @@ def _read_set(fingerprint: Fingerprint, values: Any) -> None:
     if len(values) > 1:
         raise fingerprint.refusal("a set, whose order may differ")
     fingerprint.add_all(values)
+
+
+def read_in_any_order(fingerprint: Fingerprint, values: Iterable[Any]) -> None:
+    """Reads a set of which nobody sees the order."""
+    digests = []
+    for value in values:
+        inner = Fingerprint(outer=fingerprint)
+        inner.add(value)
+        digests.append(inner.digest())
+    fingerprint.emit("in any order", *sorted(digests))
 
 
 @reader(object)

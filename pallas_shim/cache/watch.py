@@ -93,7 +93,8 @@ class Watch:
                 pure_ = libraries.is_pure(module, name, function)
             else:
                 pure_ = libraries.is_library(module)
-            if not pure_:
+            # Whoever is to be warned is, each time; that code could warn is no harm.
+            if not pure_ or module == "_warnings":
                 self._found(f"{module}.{name}")
         else:
             kind = owner if isinstance(owner, type) else type(owner)

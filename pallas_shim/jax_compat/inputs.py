@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -50,6 +51,13 @@ def jitted(value: Any) -> tuple[Callable[..., Any], Any] | None:
 
 # How many weak references jit itself has to a function that was not traced; a call makes one more.
 REFERENCES_OF_JIT = 1
+
+
+def is_jits_own(function: Any) -> bool:
+    """Whether the one weak reference to a function is jit's, so that JAX remembers no trace of
+    it: another jitted form of it shares that, and makes one beside any other."""
+    jax.jit(function)
+    return weakref.getweakrefcount(function) == REFERENCES_OF_JIT
 
 
 def variables_of_jitted(value: Any) -> dict[str, Any]:

@@ -42,7 +42,7 @@ CASES = cases(blocks, control, memory_kernels, numeric, refs)
 def directory(tmp_path, setting, monkeypatch):
     """The directory of the cache, which is on; nothing is sampled."""
     later._put_off.clear()
-    setting(cache=str(tmp_path / "programs"), verify=False)
+    setting(cache=str(tmp_path / "programs"), cache_verify=False)
     # The cache by functions is another one.
     monkeypatch.setattr(dispatch.Answers, "load", lambda self, call: None)
     monkeypatch.setattr(verify, "is_sampled", lambda: False)
@@ -146,7 +146,7 @@ def with_wrong_entry(directory):
 
 def test_verifying_finds_a_wrong_program(shim, directory, setting):
     own = with_wrong_entry(directory)
-    setting(verify=True)
+    setting(cache_verify=True)
     with pytest.raises(CacheError, match=r"program of double .* it has .*mul.*, where .*add"):
         became(double)
     assert not own.exists()

@@ -33,7 +33,9 @@ class Python:
             variables["PYTHONPATH"] = os.pathsep.join(path)
         return {**inherited, "PALLAS_NUMPY_VERIFY": "1", **self.variables, **variables}
 
-    def run(self, *arguments, cwd=None, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments, cwd=None, timeout=120, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         # In the checkout, or beside a folder that is named like a package, -m and -c find that.
         with tempfile.TemporaryDirectory() as empty:
             return subprocess.run(
@@ -43,7 +45,7 @@ class Python:
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
-                timeout=120,
+                timeout=timeout,
             )
 
     def stock(self) -> Python:

@@ -8,62 +8,38 @@ that the second process writes a program of its own; ``REFUSED``: the function i
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-READ, REFUSED, REFUSED_CHANGED = "read", "refused", "refused once changed"
-
-
-class Way(NamedTuple):
-    """``around``: an assignment that holds while the function is called, if `CHANGED`: a patch."""
-
-    expected: str
-    setup: str
-    expression: str
-    around: str = ""
-
-
-def _read(*ways: tuple[str, str]) -> list[Way]:
-    return [Way(READ, *way) for way in ways]
-
-
-def _refused(*ways: tuple[str, str]) -> list[Way]:
-    return [Way(REFUSED, *way) for way in ways]
-
-
-def _choices(expected: str, expression: str, *pairs: tuple[str, str]) -> list[Way]:
-    """One value or another."""
-    return [Way(expected, f"V = {b} if CHANGED else {a}", expression) for a, b in pairs]
-
+from tests.processes import more_ways_to_change as more
+from tests.processes.ways import READ, REFUSED, REFUSED_CHANGED, Way, choices, read, refused
 
 PLAIN = [
-    *_choices(READ, "float(V)", ("1", "2"), ("1.5", "2.5"), ("True", "False"), ("1", "True * 3"),
+    *choices(READ, "float(V)", ("1", "2"), ("1.5", "2.5"), ("True", "False"), ("1", "True * 3"),
               ("0.1", "0.1001"), ("2**70", "2**71"), ("-1", "1")),
-    *_choices(READ, "float(len(V))", ("'a'", "'ab'"), ("b'a'", "b'ab'"), ("[1]", "[1, 2]"),
+    *choices(READ, "float(len(V))", ("'a'", "'ab'"), ("b'a'", "b'ab'"), ("[1]", "[1, 2]"),
               ("(1,)", "()"), ("{1: 2}", "{}"), ("range(3)", "range(4)")),
-    *_choices(READ, "math.copysign(1.0, V)", ("0.0", "-0.0"), ("math.nan", "-math.nan")),
-    *_choices(READ, "float(V[0])", ("[1, 2]", "[2, 1]"), ("(1, 2)", "(2, 1)"), ("b'a'", "b'b'"),
+    *choices(READ, "math.copysign(1.0, V)", ("0.0", "-0.0"), ("math.nan", "-math.nan")),
+    *choices(READ, "float(V[0])", ("[1, 2]", "[2, 1]"), ("(1, 2)", "(2, 1)"), ("b'a'", "b'b'"),
               ("{0: 1}", "{0: 2}"), ("bytearray(b'a')", "bytearray(b'b')"),
               ("collections.deque([1])", "collections.deque([2])"),
               ("np.arange(3)", "np.arange(1, 4)"), ("(1.5, [2])", "(2.5, [2])"),
               ("collections.Counter({0: 1})", "collections.Counter({0: 2})"),
               ("collections.ChainMap({0: 1})", "collections.ChainMap({0: 2})"),
               ("types.MappingProxyType({0: 1})", "types.MappingProxyType({0: 2})")),
-    *_choices(READ, "float(list(V.values())[0])", ("dict(a=1, b=2)", "dict(b=2, a=1)"),
+    *choices(READ, "float(list(V.values())[0])", ("dict(a=1, b=2)", "dict(b=2, a=1)"),
               ("collections.OrderedDict(a=1, b=2)", "collections.OrderedDict(b=2, a=1)")),
-    *_choices(READ, "float(isinstance(V[9], float)) if 9 in V else float(len(V.copy()))",
+    *choices(READ, "float(isinstance(V[9], float)) if 9 in V else float(len(V.copy()))",
               ("collections.defaultdict(int)", "collections.defaultdict(int, {9: 1.0})")),
-    *_choices(READ, "float(V.maxlen)", ("collections.deque([], 3)", "collections.deque([], 4)")),
-    *_choices(READ, "float(V(2))", ("functools.partial(pow, 2)", "functools.partial(pow, 3)"),
+    *choices(READ, "float(V.maxlen)", ("collections.deque([], 3)", "collections.deque([], 4)")),
+    *choices(READ, "float(V(2))", ("functools.partial(pow, 2)", "functools.partial(pow, 3)"),
               ("(lambda x: x)", "(lambda x: x + 1)"), ("math.floor", "math.sqrt"),
               ("abs", "operator.neg"),
               ("int(2).__add__", "int(3).__add__")),
-    *_choices(READ, "float(V.numerator)", ("fractions.Fraction(1, 3)", "fractions.Fraction(2, 3)")),
-    *_choices(READ, "float(V.start)", ("slice(1, 2)", "slice(2, 2)")),
-    *_choices(READ, "float(V.a)", ("types.SimpleNamespace(a=1)", "types.SimpleNamespace(a=2)")),
-    *_choices(READ, "float(V([4, 5]))", ("operator.itemgetter(0)", "operator.itemgetter(1)")),
-    *_choices(READ, "float(V.match('AB') is None)", ("re.compile('ab')", "re.compile('ab', re.I)"),
+    *choices(READ, "float(V.numerator)", ("fractions.Fraction(1, 3)", "fractions.Fraction(2, 3)")),
+    *choices(READ, "float(V.start)", ("slice(1, 2)", "slice(2, 2)")),
+    *choices(READ, "float(V.a)", ("types.SimpleNamespace(a=1)", "types.SimpleNamespace(a=2)")),
+    *choices(READ, "float(V([4, 5]))", ("operator.itemgetter(0)", "operator.itemgetter(1)")),
+    *choices(READ, "float(V.match('AB') is None)", ("re.compile('ab')", "re.compile('ab', re.I)"),
               ("re.compile('AB')", "re.compile('AC')")),
-    *_read(
+    *read(
         ("A = 10**9\nB = A if CHANGED else int('1' + '0' * 9)", "float(A is B)"),
         ("A = [1]\nB = A if CHANGED else [1]", "float(A is B)"),
         ("A = (1, CHANGED * 0)\nB = A if CHANGED else (1, CHANGED * 0)", "float(A is B)"),
@@ -98,7 +74,7 @@ PLAIN = [
 ]  # fmt: skip
 
 CLASSES = [
-    *_read(
+    *read(
         ("class C:\n    k = 2 if CHANGED else 1", "float(C.k)"),
         ("class C:\n    k = 2 if CHANGED else 1", "float(C().k)"),
         ("class C:\n    def __init__(self): self.k = 2 if CHANGED else 1\nc = C()", "float(c.k)"),
@@ -153,38 +129,38 @@ CLASSES = [
 ]  # fmt: skip
 
 ARRAYS = [
-    *_choices(READ, "float(V.strides[0])", ("np.zeros((3, 4))", "np.zeros((3, 4), order='F')"),
+    *choices(READ, "float(V.strides[0])", ("np.zeros((3, 4))", "np.zeros((3, 4), order='F')"),
               ("np.zeros(4)", "np.zeros(8)[::2]"), ("np.zeros(4)", "np.zeros(4)[::-1]"),
               ("np.zeros(4)", "np.broadcast_to(0.0, 4)")),
-    *_choices(READ, "float(V.tobytes()[0])", ("np.ones(2, '<i4')", "np.ones(2, '>i4')"),
+    *choices(READ, "float(V.tobytes()[0])", ("np.ones(2, '<i4')", "np.ones(2, '>i4')"),
               ("np.array([0x7FC00000], 'u4').view('f4')", "np.array([0x7FC00001], 'u4').view('f4')")),
-    *_choices(READ, "float(np.signbit(V[0]))", ("np.zeros(2)", "-np.zeros(2)")),
-    *_choices(READ, "float(V.itemsize)", ("np.dtype('f4')", "np.dtype('f8')"),
+    *choices(READ, "float(np.signbit(V[0]))", ("np.zeros(2)", "-np.zeros(2)")),
+    *choices(READ, "float(V.itemsize)", ("np.dtype('f4')", "np.dtype('f8')"),
               ("np.dtype('i4,i4')", "np.dtype('i4,i8')"),
               ("np.dtype([('a', 'i1'), ('b', 'i4')])", "np.dtype([('a', 'i1'), ('b', 'i4')], align=True)")),
-    *_choices(READ, "float(V.newbyteorder('=') == V)", ("np.dtype('<i4')", "np.dtype('>i4')")),
-    *_choices(READ, "float(V.names[0] == 'a')", ("np.dtype([('a', 'i4')])", "np.dtype([('b', 'i4')])")),
-    *_choices(READ, "float(V)", ("np.float32(1)", "np.float32(2)"), ("np.int8(1)", "np.int8(2)"),
+    *choices(READ, "float(V.newbyteorder('=') == V)", ("np.dtype('<i4')", "np.dtype('>i4')")),
+    *choices(READ, "float(V.names[0] == 'a')", ("np.dtype([('a', 'i4')])", "np.dtype([('b', 'i4')])")),
+    *choices(READ, "float(V)", ("np.float32(1)", "np.float32(2)"), ("np.int8(1)", "np.int8(2)"),
               ("np.bool_(0)", "np.bool_(1)"), ("jnp.float32(1)", "jnp.float32(2)"),
               ("jnp.bfloat16(1)", "jnp.bfloat16(2)")),
-    *_choices(READ, "float((jnp.ones(2, jnp.int32) * V).dtype == jnp.float32)",
+    *choices(READ, "float((jnp.ones(2, jnp.int32) * V).dtype == jnp.float32)",
               ("jnp.asarray(2)", "jnp.float32(2)")),
-    *_choices(READ, "V(x)[1]", ("jnp.sin", "jnp.cos"), ("np.add.outer and jnp.exp", "jnp.log1p")),
-    *_choices(READ, "float(V(1.0))", ("np.sin", "np.cos"), ("np.exp", "np.expm1")),
-    *_choices(READ, "float(V(0).dtype.itemsize)", ("jnp.int8", "jnp.int16"), ("np.int8", "np.int16")),
-    *_choices(REFUSED, "float(V.metadata is None)", ("np.dtype('i4')", "np.dtype('i4', metadata={'a': 1})")),
-    *_choices(REFUSED, "float(V.flags.writeable)", ("np.zeros(2)", "np.broadcast_to(0.0, 2)")),
-    *_choices(REFUSED, "float(V.base is None)", ("np.zeros(2)", "np.zeros(4)[:2]")),
-    *_choices(REFUSED, "float(V[0].a)", ("np.array([types.SimpleNamespace(a=1)])", "np.array([types.SimpleNamespace(a=2)])")),
-    *_choices(REFUSED, "float(V.ctypes.data % 7)", ("np.zeros(2)", "np.zeros(4)[1:]")),
-    *_choices(REFUSED, "float(V.k)", ("sub(1)", "sub(2)")),
-    *_choices(REFUSED, "float(np.ma.getmaskarray(V)[0])", ("np.ma.array([1], mask=[0])", "np.ma.array([1], mask=[1])")),
-    *_choices(REFUSED, "float(np.array('1999-01-01', V).astype(int) % 7)", ("'M8[D]'", "'M8[s]'")),
-    *_choices(REFUSED, "float(memoryview(V)[0])", ("b'a'", "b'b'")),
+    *choices(READ, "V(x)[1]", ("jnp.sin", "jnp.cos"), ("np.add.outer and jnp.exp", "jnp.log1p")),
+    *choices(READ, "float(V(1.0))", ("np.sin", "np.cos"), ("np.exp", "np.expm1")),
+    *choices(READ, "float(V(0).dtype.itemsize)", ("jnp.int8", "jnp.int16"), ("np.int8", "np.int16")),
+    *choices(REFUSED, "float(V.metadata is None)", ("np.dtype('i4')", "np.dtype('i4', metadata={'a': 1})")),
+    *choices(REFUSED, "float(V.flags.writeable)", ("np.zeros(2)", "np.broadcast_to(0.0, 2)")),
+    *choices(REFUSED, "float(V.base is None)", ("np.zeros(2)", "np.zeros(4)[:2]")),
+    *choices(REFUSED, "float(V[0].a)", ("np.array([types.SimpleNamespace(a=1)])", "np.array([types.SimpleNamespace(a=2)])")),
+    *choices(REFUSED, "float(V.ctypes.data % 7)", ("np.zeros(2)", "np.zeros(4)[1:]")),
+    *choices(REFUSED, "float(V.k)", ("sub(1)", "sub(2)")),
+    *choices(REFUSED, "float(np.ma.getmaskarray(V)[0])", ("np.ma.array([1], mask=[0])", "np.ma.array([1], mask=[1])")),
+    *choices(REFUSED, "float(np.array('1999-01-01', V).astype(int) % 7)", ("'M8[D]'", "'M8[s]'")),
+    *choices(REFUSED, "float(memoryview(V)[0])", ("b'a'", "b'b'")),
 ]  # fmt: skip
 
 METADATA = [
-    *_read(
+    *read(
         ("def g(): 'a'\nif CHANGED: g.__doc__ = 'ab'", "float(len(g.__doc__))"),
         ("def g(): pass\nif CHANGED: g.__name__ = 'gg'", "float(len(g.__name__))"),
         ("def g(): pass\nif CHANGED: g.__qualname__ = 'gg'", "float(len(g.__qualname__))"),
@@ -196,7 +172,7 @@ METADATA = [
         ("g = jax.jit(lambda: 1)\nif CHANGED: g.__name__ = 'gg'", "float(len(g.__name__))"),
         ("__doc__ = 'a' if CHANGED else 'ab'", "float(len(__doc__))"),
     ),
-    *_refused(
+    *refused(
         ("def g(): pass\ng.__annotations__ = {'a': 2 if CHANGED else 1}", "float(g.__annotations__['a'])"),
         ("class C:\n    a: (2 if CHANGED else 1)", "float(C.__annotations__['a'])"),
         ("class C:\n    a: (2 if CHANGED else 1)", "float(typing.get_type_hints(C) == {})"),
@@ -259,7 +235,7 @@ METADATA = [
     ),
 ]  # fmt: skip
 
-ORDER = _refused(
+ORDER = refused(
     ("S = {'a', 'b', 'c'}", "float([*S][0] == 'a') + CHANGED"),
     ("S = {1, 2} if CHANGED else {2, 1}", "float([*S][0])"),
     ("S = {8, 0} if CHANGED else {0, 8}", "float([*S][0])"),
@@ -306,7 +282,7 @@ ORDER = _refused(
 )  # fmt: skip
 
 WORLD = [
-    *_refused(
+    *refused(
         *(
             (f"import time\nT = {'time.' + name}\nK = CHANGED", f"float(time.{name}() * 0) + K")
             for name in ("time", "monotonic", "perf_counter", "process_time", "time_ns", "thread_time")
@@ -367,12 +343,12 @@ WORLD = [
     Way(REFUSED_CHANGED, "class C: pass\nif CHANGED: collections.abc.Sequence.register(C)", "float(isinstance(C(), collections.abc.Sequence))"),
     Way(REFUSED_CHANGED, "class C: pass\nif CHANGED: numbers.Number.register(C)", "float(isinstance(C(), numbers.Number))"),
     Way(REFUSED_CHANGED, "import abc\nclass A(abc.ABC): pass\nclass C: pass\nA.register(C) if CHANGED else None", "float(isinstance(C(), A))"),
-    *_read(
+    *read(
         ("np.seterr(divide='ignore')", "float(CHANGED) + 1"),
     ),
 ]  # fmt: skip
 
-FILES = _refused(
+FILES = refused(
     ("np.save('w.npy', np.ones(1) + CHANGED)", "float(np.load('w.npy')[0])"),
     ("np.save('w2.npy', np.ones(1) + CHANGED)", "jnp.load('w2.npy')[0]"),
     ("np.savetxt('w.txt', np.ones(1) + CHANGED)", "float(np.loadtxt('w.txt'))"),
@@ -405,7 +381,7 @@ class Lazy(types.ModuleType):
 M = Lazy('users')
 """
 MODULES = [
-    *_refused(
+    *refused(
         (_LAZY.format(body="k = property(lambda self: 2 if CHANGED else 1)"), "float(M.k)"),
         (_LAZY.format(body="def __getattr__(self, name): return 2 if CHANGED else 1"), "float(M.k)"),
         (_LAZY.format(body="def __getattribute__(self, name): return 2 if CHANGED else 1"), "float(M.k)"),
@@ -421,7 +397,7 @@ MODULES = [
         ("N = 'sin' if CHANGED else 'cos'", "float(np.__dict__[N](1.0))"),
         ("N = 'sin' if CHANGED else 'cos'", "float(operator.attrgetter(N)(np)(1.0))"),
     ),
-    *_read(
+    *read(
         ("M = types.ModuleType('users')\nM.k = 2 if CHANGED else 1\nL = [M]", "float(L[0].k)"),
         ("def g():\n    import math\n    return math.sqrt(4.0) if CHANGED else K\nK = 1", "float(g())"),
     ),
@@ -476,7 +452,7 @@ PATCHES = [
 ]  # fmt: skip
 
 # What one function's tracing leaves for another, or for its next call.
-STATE = _refused(
+STATE = refused(
     ("S = [1 + CHANGED]", "float(S.append(1) or len(S)) + S[0]"),
     ("S = {'k': 1 + CHANGED}", "float(S.update(k=5) or S['k']) + CHANGED"),
     ("S = {'k': 1 + CHANGED}", "float(S.pop('k'))"),
@@ -513,7 +489,7 @@ STATE = _refused(
 
 # These stay, for whatever comes after them.
 ADDED = [
-    *_refused(
+    *refused(
         ("builtins.way = 2 if CHANGED else 1", "float(way)"),
         ("jnp.other_way = 2 if CHANGED else 1", "float(jnp.other_way)"),
         ("jax.other_way = (lambda: 2) if CHANGED else (lambda: 1)", "float(jax.other_way())"),
@@ -531,6 +507,12 @@ FAMILIES = {
     "modules": MODULES,
     "patches": PATCHES,
     "state": STATE,
+    "imported": more.IMPORTED,
+    "contexts": more.CONTEXTS,
+    "in place": more.IN_PLACE,
+    "more patches": more.PATCHES,
+    "of code": more.OF_CODE,
+    "libraries of the user's": more.LIBRARIES,
     "what is added to others": ADDED,
 }
 WAYS = {
