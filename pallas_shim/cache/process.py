@@ -28,7 +28,7 @@ def _unchanging() -> str:
     libraries = ("jaxlib", "ml_dtypes", "opt_einsum", "scipy")
     everything = (
         pallas_shim.__version__,
-        own_sources(),
+        OWN_SOURCES,
         sys.version,
         sys.flags.optimize,
         platform.machine(),
@@ -48,9 +48,7 @@ def _processor() -> tuple[Any, ...]:
     return tuple(sorted(features.items())), os.environ.get("OPENBLAS_CORETYPE", "")
 
 
-@functools.cache
-def own_sources() -> tuple[tuple[str, int, int], ...]:
-    """Our own source files, with their sizes and times: an edited rule makes other programs."""
+def _own_sources() -> tuple[tuple[str, int, int], ...]:
     root = os.path.dirname(pallas_shim.__file__)
     found = []
     pending = [root]
@@ -63,3 +61,8 @@ def own_sources() -> tuple[tuple[str, int, int], ...]:
                     status = entry.stat()
                     found.append((entry.path, status.st_size, status.st_mtime_ns))
     return tuple(sorted(found))
+
+
+# Our own source files, with their sizes and times, as near as can be to when they were imported:
+# an edited rule makes other programs.
+OWN_SOURCES = _own_sources()

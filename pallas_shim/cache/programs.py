@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import operator
 import struct
 import time
 from collections.abc import Callable, Mapping
@@ -51,7 +52,7 @@ class CachedProgram:
             self._became = self._not_kept(str(error))
             return
         self._key = read.digest
-        self._sources = [equation.source_info for equation in read.equations]
+        self._sources = list(map(operator.attrgetter("source_info"), read.equations))
 
     def get(self) -> Program:
         """The program.
@@ -130,8 +131,8 @@ class CachedProgram:
 
 def _require_own_rules(read: contents.Contents) -> None:
     """Raises Unreadable if another package's rule lowers one of the primitives."""
-    makers = {name: rule.make for name, rule in IMPL_RULES.items()} | LOWERING_RULES
     for name in read.primitives.values():
-        maker = makers.get(name)
-        if maker is not None and not maker.__module__.startswith("pallas_shim."):
-            raise contents.Unreadable(f"its {name}, whose rule is of {maker.__module__}")
+        rule = IMPL_RULES.get(name)
+        for maker in (LOWERING_RULES.get(name), None if rule is None else rule.make):
+            if maker is not None and not maker.__module__.startswith("pallas_shim."):
+                raise contents.Unreadable(f"its {name}, whose rule is of {maker.__module__}")

@@ -60,8 +60,11 @@ class Store:
         self.directory = os.path.abspath(os.path.expanduser(directory))
         self._written = 0
         try:
-            os.makedirs(self.directory, mode=0o700, exist_ok=True)
-            status = os.stat(self.directory)
+            try:
+                status = os.stat(self.directory)
+            except FileNotFoundError:
+                os.makedirs(self.directory, mode=0o700, exist_ok=True)
+                status = os.stat(self.directory)
         except OSError as error:
             raise Refused(f"{self.directory} can't be used: {error.strerror}") from error
         if not stat.S_ISDIR(status.st_mode):

@@ -11,12 +11,13 @@ import enum
 import functools
 import hashlib
 import itertools
+import marshal
 import operator
 import struct
 import sys
 import types
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -55,6 +56,12 @@ _GIVEN_CONSTS = frozenset({"run_scoped"})
 LARGEST = 16 << 20
 
 
+# The last version whose bytes depend on nothing but what they say.
+_MARSHAL = 2
+# How many equations are read at once.
+_AT_ONCE = 128
+
+
 class Unreadable(Exception):
     """A jaxpr holds something that can't be read completely; the message says what."""
 
@@ -64,9 +71,9 @@ def configuration() -> list[Any]:
     kept = (AbstractMesh, core.AxisEnv)
     context = [value for value in config.trace_context() if not isinstance(value, kept)]
     values = sorted(jax.config.values.items())
-    if {type(value) for _, value in values} <= _EXACT:
-        return [repr(values), *context]
-    return [values, *context]
+    exact = [item for item in values if type(item[1]) in _EXACT]
+    others = [item for item in values if type(item[1]) not in _EXACT]
+    return [repr(exact), others, *context]
 
 
 # What repr tells apart, bit for bit.
@@ -97,8 +104,7 @@ class Contents:
         self._kept: list[Any] = []  # so that no other object gets its id
         self._bytes = 0
         tops = [self._jaxpr(jaxpr), *self.values(beside)]
-        content = repr((tops, list(self._table)))
-        self.digest = _digest(content.encode("utf-8", "surrogatepass")).hex()
+        self.digest = _digest(marshal.dumps((tops, list(self._table)), _MARSHAL)).hex()
 
     # A token is a number that stands for a value: the place of its description in the table. A
     # description is a tuple of its kind and then of numbers, bytes and texts. Numbers in it are
@@ -133,39 +139,57 @@ class Contents:
         counted from 0; a literal is ~ its token.
 
         In columns, of the equations' primitives and so on, which takes half of the time of going
-        from equation to equation.
+        from equation to equation; and some equations at a time, which stay in the processor's
+        cache meanwhile.
         """
-        by_id = self._by_id
-        known = by_id.get
         eqns = list(jaxpr.eqns)
         self.equations += eqns
         given = [*jaxpr.constvars, *jaxpr.invars]
-        defined = [*given, *itertools.chain.from_iterable(map(_outvars, eqns))]
-        used = [*itertools.chain.from_iterable(map(_invars, eqns)), *jaxpr.outvars]
-        number = dict(zip(map(id, defined), itertools.count(), strict=False))
+        number = dict(zip(map(id, given), itertools.count(), strict=False))
+        words = [len(jaxpr.constvars), len(given), len(eqns), *self._avals(given)]
+        count = len(given)
+        known = self._by_id.get
+        for start in range(0, len(eqns), _AT_ONCE):
+            some = eqns[start : start + _AT_ONCE]
+            ins, outs = list(map(_invars, some)), list(map(_outvars, some))
+            defined = [*itertools.chain.from_iterable(outs)]
+            number.update(zip(map(id, defined), itertools.count(count), strict=False))
+            count += len(defined)
+            words += map(len, ins)
+            words += map(len, outs)
+            words += self._avals(defined)
+            words += self._contexts(some)
+            words += [
+                known((eqn.primitive, *params, *map(id, params.values())) if params
+                      else eqn.primitive)
+                or self._params(eqn)
+                for eqn, params in zip(some, map(_params, some), strict=True)
+            ]  # fmt: skip
+            words += self._uses([*itertools.chain.from_iterable(ins)], number)
+        words += self._uses(jaxpr.outvars, number)
+        return _digest(array("i", words).tobytes())
+
+    def _avals(self, variables: Sequence[Any]) -> list[Any]:
+        """The tokens of their types."""
+        tokens = list(map(self._by_id.get, map(id, map(_aval, variables))))
+        return [*map(self._aval, map(_aval, variables))] if None in tokens else tokens
+
+    def _contexts(self, eqns: Sequence[Any]) -> list[Any]:
+        """The tokens of their contexts, or the only one."""
+        contexts = list(map(_ctx, eqns))
+        if len(set(map(id, contexts))) == 1:
+            del contexts[1:]
+        tokens = self.values(contexts)
+        return tokens if len(set(tokens)) > 1 else tokens[:1]
+
+    def _uses(self, used: Sequence[Any], number: Mapping[int, int]) -> list[Any]:
+        """The numbers of variables and literals."""
         uses: list[Any] = list(map(number.get, map(id, used)))
-        avals = list(map(_aval, defined))
-        for aval in dict(zip(map(id, avals), avals, strict=True)).values():
-            self._aval(aval)
-        contexts = dict.fromkeys(map(_ctx, eqns))
-        words = [
-            len(jaxpr.constvars), len(given), len(eqns),
-            *map(len, map(_invars, eqns)),
-            *map(len, map(_outvars, eqns)),
-            *map(by_id.__getitem__, map(id, avals)),
-            *[self.value(context) for context in contexts],
-        ]  # fmt: skip
-        if len(contexts) > 1:
-            words += [self.value(eqn.ctx) for eqn in eqns]
-        words += [
-            known((eqn.primitive, *params, *map(id, params.values())) if params else eqn.primitive)
-            or self._params(eqn)
-            for eqn, params in zip(eqns, map(_params, eqns), strict=True)
-        ]
-        for position, place in enumerate(uses):
-            if place is None:
-                uses[position] = ~self._literal(used[position])
-        return _digest(array("i", words + uses).tobytes())
+        if None in uses:
+            for position, place in enumerate(uses):
+                if place is None:
+                    uses[position] = ~self._literal(used[position])
+        return uses
 
     def _params(self, eqn: Any) -> int:
         """The token of an equation's primitive and parameters."""
@@ -231,6 +255,12 @@ class Contents:
         if known is not None:
             return known
         kind = type(value)
+        leaf = _LEAVES.get(kind)
+        if leaf is not None:
+            token = self._token(kind.__name__, leaf(value))
+            self._kept.append(value)
+            self._by_id[id(value)] = token
+            return token
         if id(value) in self._under_way:
             raise Unreadable(f"a {kind.__name__} that holds itself")
         self._under_way.add(id(value))
@@ -451,20 +481,24 @@ def _is_jaxs_class(kind: type) -> bool:
         metaclass = type(base)
         if metaclass not in _METACLASSES and metaclass.__module__.partition(".")[0] != "jax":
             return False
-        if "__slots__" not in vars(base) and "__dict__" not in dir(base):
+        if "__slots__" not in vars(base) and not base.__dictoffset__:
             return False
     return _place(kind) is not None
 
 
+# What holds nothing else, and what it says.
+_LEAVES: dict[type, Callable[[Any], Any]] = {
+    type(None): str,
+    type(...): str,
+    bool: str,
+    int: str,
+    float: struct.Struct("<d").pack,
+    complex: lambda x: struct.pack("<dd", x.real, x.imag),
+    str: str,
+    bytes: bytes,
+}
+
 _READERS: dict[type, Callable[[Contents, Any], int]] = {
-    type(None): lambda read, x: read._token("None"),
-    type(...): lambda read, x: read._token("Ellipsis"),
-    bool: lambda read, x: read._token("bool", str(x)),
-    int: lambda read, x: read._token("int", str(x)),
-    float: lambda read, x: read._token("float", struct.pack("<d", x)),
-    complex: lambda read, x: read._token("complex", struct.pack("<dd", x.real, x.imag)),
-    str: lambda read, x: read._token("str", x),
-    bytes: lambda read, x: read._token("bytes", x),
     tuple: Contents._tuple,
     list: lambda read, x: read._token("list", *read.values(x)),
     dict: lambda read, x: read._token("dict", *read.values(y for item in x.items() for y in item)),
