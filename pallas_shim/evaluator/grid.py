@@ -145,8 +145,8 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
     ]
 
 
-def _emit_warning(lowering, warn: Callable[[], None]) -> None:
-    def run():
+def _emit_warning(lowering: Lowering, warn: Callable[[], None]) -> None:
+    def run() -> tuple[()]:
         warn()
         return ()
 
