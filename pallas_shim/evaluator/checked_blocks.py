@@ -9,17 +9,19 @@ not where an input and an output share an array.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from pallas_shim.evaluator import checked_memory, memory
-from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.program import PURE, Array, Effects, RefType, Value
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.jax_compat import CheckedMemory
 from pallas_shim.jax_compat.pallas import BlockDim, PallasCall
 from pallas_shim.jax_compat.state import Slice
+
+if TYPE_CHECKING:  # lower stands above
+    from pallas_shim.evaluator.lower import Lowering
 
 Starts = tuple[int, ...]
 

@@ -6,12 +6,11 @@ Where memory is checked, see checked_memory.py; elsewhere indices are clamped as
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pallas_shim.evaluator import checked_memory, memory
-from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.program import (
     Array,
     ArrayType,
@@ -25,6 +24,9 @@ from pallas_shim.evaluator.program import (
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.jax_compat import state
 from pallas_shim.refusal import Refusal
+
+if TYPE_CHECKING:  # lower stands above
+    from pallas_shim.evaluator.lower import Lowering
 
 READS_FIRST = Effects(reads=(0,))
 WRITES_FIRST = Effects(writes=(0,))
