@@ -204,7 +204,7 @@ class CheckedBlocks:
         for visits, buffer, ref, place in self._written_back:
 
             def write(
-                visits: Array, buffer: Array, block: Array, place: Array = place
+                visits: Any, buffer: Array, block: Array, place: _BlockPlace = place
             ) -> tuple[()]:
                 if visits.now is not None:
                     buffer[place.key(visits.now)] = block

@@ -17,7 +17,7 @@ from pallas_shim import jax_compat
 from pallas_shim.evaluator import memory, refs
 from pallas_shim.evaluator.dynamic_slices import DynamicSlices
 from pallas_shim.evaluator.lower import Lowering
-from pallas_shim.evaluator.program import PURE, Array, ArrayType, Effects, Types, Value
+from pallas_shim.evaluator.program import PURE, Array, ArrayType, Effects, Region, Types, Value
 from pallas_shim.evaluator.registry import Unsupported, lowering_rule, rule
 from pallas_shim.evaluator.rules import indirect
 from pallas_shim.evaluator.rules.mesh import is_alone
@@ -66,8 +66,8 @@ def _each_choice(
             choose(cases[memory.clamped(index, len(cases), 1)])
             return
 
-        def region(case: Array) -> Array:
-            def build(_: Array) -> tuple[()]:
+        def region(case: Any) -> Region:
+            def build(_: Sequence[Value]) -> tuple[()]:
                 choose(case)
                 return ()
 
