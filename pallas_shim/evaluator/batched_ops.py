@@ -66,7 +66,11 @@ def _strides(array: ArrayType) -> tuple[int, ...]:
 
 
 def _strided(
-    array: Array, first: Array, steps: Array, kept: Array, shape: tuple[int, ...]
+    array: Array,
+    first: Sequence[int],
+    steps: Sequence[Sequence[int]],
+    kept: Sequence[int],
+    shape: tuple[int, ...],
 ) -> Array:
     if not steps:  # as_strided is slow
         length = dict(zip(kept, shape, strict=True))
@@ -79,7 +83,7 @@ def _strided(
     return _as_strided(corner, shape, strides)
 
 
-def _as_strided(array: Array, shape: tuple[int, ...], strides: Array) -> Array:
+def _as_strided(array: Array, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
     """NumPy's function can't be given float8_e5m2, which it takes for a float of its own."""
     bits = array.view(np.uint8) if array.dtype == _E5M2 else array
     return np.lib.stride_tricks.as_strided(bits, shape, strides).view(array.dtype)

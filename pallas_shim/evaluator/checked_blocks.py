@@ -20,7 +20,7 @@ from pallas_shim.jax_compat import CheckedMemory
 from pallas_shim.jax_compat.pallas import BlockDim, PallasCall
 from pallas_shim.jax_compat.state import Slice
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # lower stands above
     from pallas_shim.evaluator.lower import Lowering
 
 Starts = tuple[int, ...]
@@ -204,7 +204,7 @@ class CheckedBlocks:
         for visits, buffer, ref, place in self._written_back:
 
             def write(
-                visits: Array, buffer: Array, block: Array, place: Array = place
+                visits: Any, buffer: Array, block: Array, place: _BlockPlace = place
             ) -> tuple[()]:
                 if visits.now is not None:
                     buffer[place.key(visits.now)] = block

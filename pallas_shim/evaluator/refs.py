@@ -25,7 +25,7 @@ from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.jax_compat import state
 from pallas_shim.refusal import Refusal
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # lower stands above
     from pallas_shim.evaluator.lower import Lowering
 
 READS_FIRST = Effects(reads=(0,))

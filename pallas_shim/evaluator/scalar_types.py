@@ -7,8 +7,6 @@ import functools
 import ml_dtypes
 import numpy as np
 
-from pallas_shim.evaluator.program import Array
-
 
 def is_float(dtype: np.dtype) -> bool:
     """True for real floating-point dtypes, ml_dtypes' included."""
@@ -75,7 +73,7 @@ def _from_low_bits(octets: np.ndarray, target: np.dtype) -> np.ndarray:
 
 
 @functools.cache
-def _describes(info: Array, dtype: np.dtype) -> bool:
+def _describes(info: type, dtype: np.dtype) -> bool:
     try:
         info(dtype)
     except ValueError:

@@ -19,7 +19,7 @@ from pallas_shim.evaluator import registry
 from pallas_shim.evaluator.batching_rules import over_stack, stacked
 from pallas_shim.evaluator.builder import Builder
 from pallas_shim.evaluator.passes.rewrite import with_regions
-from pallas_shim.evaluator.passes.stacks import CALL, VIEW, Stacks
+from pallas_shim.evaluator.passes.stacks import CALL, VIEW, StackPlan, Stacks
 from pallas_shim.evaluator.program import (
     PURE,
     Array,
@@ -314,11 +314,16 @@ class _Agenda:
             self.stacks.add(out, column)
         return True
 
-    def cheapest_order(self, members: Array, columns: Array, shared: Array) -> Array:
+    def cheapest_order(
+        self,
+        members: list[Instruction],
+        columns: list[tuple[Value, ...]],
+        shared: tuple[bool, ...],
+    ) -> tuple[list[Instruction], list[tuple[Value, ...]], dict[int, StackPlan], float]:
         """The members in the order, of those of one operand's stack, in which stacking costs
         least; their operands by position; the plans of those, and what they cost."""
         places = self.stacks.places
-        best = None
+        best: Any = None
         orders = [None, *[p for p, is_shared in enumerate(shared) if not is_shared]]
         for position in orders:
             if position is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pallas_shim.evaluator.program import Array, Operation, Value
+from pallas_shim.evaluator.program import Operation, Value
 
 Uniform = Callable[[Value], Any]
 Identity = Callable[[Operation, tuple[Value, ...], Uniform], Value | None]
@@ -47,7 +47,7 @@ def _neutral(
     is_neutral: Callable[[Any], bool],
     kinds: str,
     either_side: bool = True,
-    idempotent: Array = False,
+    idempotent: bool = False,
 ) -> Identity:
     """The identity of a binary operation with a neutral element, for dtypes of some kinds."""
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator.lower import Lowering
-from pallas_shim.evaluator.program import Array, ArrayType, Region, Value, branch_taken
+from pallas_shim.evaluator.program import ArrayType, Region, Value, branch_taken
 from pallas_shim.evaluator.registry import lowering_rule
 
 
@@ -38,16 +38,16 @@ def _while(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value
     predicate = jax_compat.open_jaxpr(loop.condition)[0].outvars[0].aval
     batch = tuple(range(predicate.ndim))
 
-    def going(args: Array) -> Array:
+    def going(args: Sequence[Value]) -> Sequence[Value]:
         return lowering.inline(loop.condition, [*condition_consts, *args])
 
-    def any_going(args: Array) -> Array:
+    def any_going(args: Sequence[Value]) -> Sequence[Value]:
         if not batch:
             return going(args)
         any_type = ArrayType((), np.dtype(np.bool_))
         return lowering.apply("reduce_or", going(args), [any_type], {"axes": batch})
 
-    def step(args: Array) -> Array:
+    def step(args: Sequence[Value]) -> Sequence[Value]:
         new = lowering.inline(loop.body, [*body_consts, *args])
         if not batch:
             return new

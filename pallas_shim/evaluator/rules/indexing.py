@@ -29,7 +29,7 @@ def _window_at(shape: Shape, sizes: Shape, axes: Sequence[int]) -> Callable[...,
         if sizes[axis] != shape[axis]
     ]
 
-    def at(starts: Array) -> Array:
+    def at(starts: Sequence[Any]) -> tuple[slice, ...]:
         result = index.copy()
         for i, axis, last, size in moving:
             start = min(max(int(starts[i]), 0), last)

@@ -131,7 +131,7 @@ def _dot_general(
 def _dot_general_batch(
     stack: Stack, *, dimension_numbers: Any, **params: Any
 ) -> Mapping[str, Any] | None:
-    def behind(pair: Array) -> Array:
+    def behind(pair: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(d + 1 for d in dims) for dims in pair)
 
     contracting, batch = map(behind, dimension_numbers)

@@ -232,7 +232,7 @@ def _reshaped(lowering: Lowering, value: Value, out: Type) -> Value:
     return reshaped
 
 
-def _fits(type: Array, out: Array) -> bool:
+def _fits(type: Type, out: Type) -> bool:
     return type.dtype == out.dtype and _spreads(type.shape, out.shape)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pallas_shim.evaluator.lower import Lowering
-from pallas_shim.evaluator.program import Array, ArrayType, Types, Value
+from pallas_shim.evaluator.program import Array, ArrayType, Type, Types, Value
 from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, lowering_rule, rule
 from pallas_shim.jax_compat import definitions
 
@@ -35,7 +35,7 @@ def _same(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     "threefry4x32",
 )
 def _defined(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
-    def retyped(primitive: str, value: Array, type: Array) -> Array:
+    def retyped(primitive: str, value: Value, type: Type) -> Value:
         return value if value.type == type else lowering.apply(primitive, [value], [type], {})[0]
 
     words = [retyped("random_unwrap", v, ArrayType(v.type.shape, v.type.dtype)) for v in ins]
@@ -130,7 +130,7 @@ def _join(low: Array, high: Array) -> Array:
 
 
 def _philox_bits(
-    key: Array, counter: Array, shape: tuple[int, ...], wide: Array
+    key: Array, counter: Array, shape: tuple[int, ...], wide: bool
 ) -> tuple[Array, ...]:
     """Bits of ``shape``, 64 wide or 32, and how far the counter has gone: 128 bits a step."""
     words = math.prod(shape) * (2 if wide else 1)
@@ -144,7 +144,7 @@ def _philox_bits(
 
 
 def _threefry_bits(
-    key: Array, counter: Array, shape: tuple[int, ...], wide: Array
+    key: Array, counter: Array, shape: tuple[int, ...], wide: bool
 ) -> tuple[Array, ...]:
     """As `_philox_bits`, with 64 bits a step.
 

@@ -21,7 +21,9 @@ from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, lower
 _FILL_UP_TO = 1 << 15
 
 
-def _broadcast(source: Array, shape: tuple[int, ...], dtype: np.dtype) -> Callable[..., Any]:
+def _broadcast(
+    source: tuple[int, ...], shape: tuple[int, ...], dtype: np.dtype
+) -> Callable[..., Any]:
     """A callable that reshapes its operand to ``source`` and broadcasts that to ``shape``."""
     if source == shape:
         return lambda x: x.reshape(shape)
@@ -171,7 +173,7 @@ def _constant(array: Array) -> Callable[..., Any]:
 # -- over an axis in front ---------------------------------------------------------------------
 
 
-def _behind(dims: Array) -> Array:
+def _behind(dims: Sequence[int]) -> tuple[int, ...]:
     """Dimensions, after a new one has come before them."""
     return tuple(d + 1 for d in dims)
 
@@ -230,7 +232,7 @@ def _device_put(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[
     return ins
 
 
-def _one_device(primitive: str, target: Array) -> None:
+def _one_device(primitive: str, target: Any) -> None:
     devices = getattr(target, "num_devices", 1)
     if devices != 1:
         raise Unsupported(

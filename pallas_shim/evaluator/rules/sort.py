@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pallas_shim.evaluator.program import Array, Types
+from pallas_shim.evaluator.program import Array, ArrayType, Types
 from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, rule
 
 
@@ -89,7 +89,7 @@ def _sort(
     return sort
 
 
-def _sort_values(type: Array, axis: int) -> Callable[..., Any]:
+def _sort_values(type: ArrayType, axis: int) -> Callable[..., Any]:
     dtype, wide = type.dtype, sortable(type.dtype)
     if wide.kind != "f":
         return lambda x: (np.sort(x.astype(wide, copy=False), axis).astype(dtype, copy=False),)
@@ -174,7 +174,9 @@ def _approx_top_k(
     return _first(ins[0], k, reduction_dimension, key)
 
 
-def _first(type: Array, k: Array, axis: int, key: Array) -> Callable[..., Any]:
+def _first(
+    type: ArrayType, k: int, axis: int, key: Callable[[Array], Array]
+) -> Callable[..., Any]:
     """A callable to the k elements of the lowest keys, in order, and to their positions."""
     axis %= type.ndim
     length = type.shape[axis]

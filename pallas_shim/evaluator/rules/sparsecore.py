@@ -93,7 +93,7 @@ def _first(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
 # -- two halves in one -------------------------------------------------------------------------
 
 
-def _axis(format: Array) -> int:
+def _axis(format: Any) -> int:
     """Along which axis of the two halves' stack they alternate."""
     return 1 if format.name == "INTERLEAVED" else 0
 
@@ -275,10 +275,10 @@ def _parallel_loop(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequen
     types = [start.type, *(v.type for v in carry)]
     boolean = ArrayType((), np.dtype(np.bool_))
 
-    def going(args: Array) -> Array:
+    def going(args: Sequence[Value]) -> list[Value]:
         return [_apply(lowering, "lt", (args[0], end), boolean)]
 
-    def body(args: Array) -> Array:
+    def body(args: Sequence[Value]) -> list[Value]:
         index, *carried = args
         new = lowering.inline(jaxpr, [*leading, index, *carried], consts if jaxpr.constvars else ())
         return [_apply(lowering, "add", (index, step), index.type), *new]

@@ -18,7 +18,7 @@ from pallas_shim.evaluator import memory, refs
 from pallas_shim.evaluator.dynamic_slices import DynamicSlices
 from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.machine import faults, programs
-from pallas_shim.evaluator.program import PURE, Array, ArrayType, Effects, Types, Value
+from pallas_shim.evaluator.program import PURE, Array, ArrayType, Effects, Region, Types, Value
 from pallas_shim.evaluator.registry import Unsupported, lowering_rule, rule
 from pallas_shim.evaluator.rules import indirect, remote
 from pallas_shim.evaluator.scalar_types import bit_width, recast
@@ -55,8 +55,8 @@ def _each_choice(
             choose(cases[memory.clamped(index, len(cases), 1)])
             return
 
-        def region(case: Array) -> Array:
-            def build(_: Array) -> tuple[()]:
+        def region(case: Any) -> Region:
+            def build(_: Sequence[Value]) -> tuple[()]:
                 choose(case)
                 return ()
 
