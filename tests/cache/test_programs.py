@@ -145,7 +145,7 @@ def with_wrong_entry(directory):
 
 def test_verifying_finds_a_wrong_program(shim, directory, setting):
     own = with_wrong_entry(directory)
-    setting(verify=True)
+    setting(cache_verify=True)
     with pytest.raises(CacheError, match=r"program of double .* it has .*mul.*, where .*add"):
         became(double)
     assert not own.exists()
