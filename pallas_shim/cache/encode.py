@@ -361,7 +361,7 @@ class _Encoder:
 
 
 def _attribute(module: str, name: str) -> Any:
-    found: Any = importlib.import_module(module)
+    found: Any = sys.modules.get(module) or importlib.import_module(module)
     for part in name.split("."):
         found = getattr(found, part)
     return found
@@ -378,14 +378,15 @@ class _Decoder:
         self._objects: list[Any] = []
         for kind, *parts in contents["objects"]:
             self._objects.append(_MAKERS[kind](self, *parts))
-        self._values = [Value(*map(self.term, value)) for value in contents["values"]]
+        self._values = [Value(*self.terms(value)) for value in contents["values"]]
         self._operations = list(map(self.operation, contents["operations"]))
 
     def term(self, term: Any) -> Any:
         return self._objects[term[0]] if type(term) is list else term
 
     def terms(self, terms: Sequence[Any]) -> list[Any]:
-        return [self.term(term) for term in terms]
+        objects = self._objects
+        return [objects[term[0]] if type(term) is list else term for term in terms]
 
     def operation(self, content: Any) -> Operation:
         name, ins, outs, fn, params, effects, view, multiple = self.terms(content)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import locale
-import os
-import platform
 import sys
 import warnings
 from typing import Any
@@ -13,9 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-import pallas_shim
-from pallas_shim import settings
-from pallas_shim.cache import classes, functions, pristine, values  # noqa: F401 (they read)
+from pallas_shim.cache import classes, functions, pristine, process, values  # noqa: F401 (they read)
 from pallas_shim.cache.audit import audit
 from pallas_shim.cache.fingerprint import Fingerprint, Unkeyable
 from pallas_shim.cache.watch import Watch
@@ -85,42 +80,13 @@ def _read(call: jit_calls.Call, after: bool) -> Fingerprint:
 
 def _process() -> list[Any]:
     """What all functions may depend on."""
-    chosen = settings.current()
     return [
-        pallas_shim.__version__,
-        _own_sources(),
-        sorted(chosen.disabled_passes),
-        chosen.force,
-        chosen.tpu,
-        sys.version,
+        *process.facts(),
         repr(sys.flags),
         sys.getrecursionlimit(),
         sys.get_int_max_str_digits(),
-        platform.machine(),
-        sys.byteorder,
-        sys.modules["jaxlib"].__version__,
-        sys.modules["ml_dtypes"].__version__,
-        np.__version__,
-        jax.__version__,
         np.geterr(),
         repr(np.get_printoptions()),
         repr(warnings.filters),
         locale.setlocale(locale.LC_ALL),
     ]
-
-
-@functools.cache
-def _own_sources() -> list[tuple[str, int, int]]:
-    """Our own source files, with their sizes and times: an edited rule makes other programs."""
-    root = os.path.dirname(pallas_shim.__file__)
-    found = []
-    pending = [root]
-    while pending:
-        with os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    pending.append(entry.path)
-                elif entry.name.endswith(".py"):
-                    status = entry.stat()
-                    found.append((entry.path, status.st_size, status.st_mtime_ns))
-    return sorted(found)

@@ -111,8 +111,10 @@ KEPT = ("scaled", "tree", "donating", "capturing", "wrapped")
 
 @pytest.fixture(scope="module")
 def python(source):
-    """A Python with the shim from a copy, which nobody edits: an edit makes other keys."""
-    return Python(sys.executable, {"PYTHONPATH": str(source / "sitecustomize_pkg")})
+    """A Python with the shim from a copy, which nobody edits: an edit makes other keys. What
+    checks programs passes the cache by, so it is off."""
+    variables = {"PYTHONPATH": str(source / "sitecustomize_pkg"), "PALLAS_NUMPY_VERIFY": "0"}
+    return Python(sys.executable, variables)
 
 
 def prepared(directory):
@@ -318,3 +320,82 @@ def test_a_named_directory_that_can_not_be_used_is_told_of(python, project):
     variables = {"PALLAS_NUMPY": "1", "PALLAS_NUMPY_CACHE": str(project / "file")}
     got = python.run(project / "script.py", cwd=project, **variables)
     assert got.returncode == 0 and got.stderr.count("no program is kept") == 1
+
+
+# -- how processes end ----------------------------------------------------------------------------
+
+ENDING = """
+import os, signal, sys, threading
+import jax, numpy as np
+from jax.experimental import pallas as pl
+
+def plain_kernel(x_ref, o_ref):
+    o_ref[...] = x_ref[...] * 2
+
+def doubled(x):
+    return pl.pallas_call(plain_kernel, out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
+                          interpret=True)(x)
+
+def call():
+    print(jax.jit(doubled)(np.arange(4.0, dtype=np.float32)).tolist(), flush=True)
+
+def in_child(end):
+    child = os.fork()
+    if child == 0:
+        call()
+        end()
+    assert os.waitpid(child, 0)[1] == 0
+
+match sys.argv[1]:
+    case "exit":
+        call(); sys.exit(3)
+    case "_exit":
+        call(); os._exit(3)
+    case "SIGTERM" | "SIGKILL":
+        call(); os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+    case "raise":
+        call(); raise SystemExit("this")
+    case "thread":
+        thread = threading.Thread(target=call); thread.start(); thread.join()
+    case "daemon":
+        # Is still at it when Python ends.
+        called = threading.Event()
+        def go():
+            call(); called.set()
+            while True: jax.jit(lambda x: doubled(x) + 1)(np.ones(3, np.float32))
+        threading.Thread(target=go, daemon=True).start(); called.wait(); sys.exit(0)
+    case "at exit":
+        import atexit
+        atexit.register(call)
+    case "fork":
+        call(); in_child(lambda: os._exit(0))
+    case "fork, exit":
+        in_child(lambda: sys.exit(0))
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "is_kept"),
+    [
+        ("exit", True), ("_exit", False), ("SIGTERM", False), ("SIGKILL", False), ("raise", True),
+        ("thread", True), ("daemon", None), ("at exit", None), ("fork", True),
+        ("fork, exit", True),
+    ],
+)  # fmt: skip
+def test_however_a_process_ends_the_cache_is_not_noticed(ending, is_kept, python, tmp_path):
+    (tmp_path / "script.py").write_text(ENDING)
+    home = {"XDG_CACHE_HOME": str(tmp_path / "home"), "PALLAS_NUMPY_CACHE": ""}
+
+    def run(**variables):
+        return python.run(tmp_path / "script.py", ending, cwd=tmp_path, **variables)
+
+    directory = tmp_path / "home" / "pallas_shim" / "programs"
+    want = run(PALLAS_NUMPY="1", PALLAS_NUMPY_CACHE="0")
+    for _ in range(2):
+        got = run(PALLAS_NUMPY="1", **home)
+        assert (got.stdout, got.stderr) == (want.stdout, want.stderr)
+        assert got.returncode == want.returncode
+        files = list(directory.iterdir()) if directory.exists() else []
+        assert all(file.suffix == ".program" for file in files)
+        if is_kept is not None:
+            assert bool(files) == is_kept
