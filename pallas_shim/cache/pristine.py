@@ -205,7 +205,9 @@ def _is_state(module: str, name: str, old: Any, new: Any) -> bool:
         return name in ("__warningregistry__", "__annotations__")
     if type(old) is bool and type(new) is bool:
         return name.startswith("_")
-    return not (callable(old) or callable(new) or type(old) in _PLAIN)
+    # What it remembers; a primitive, a type or an object of another class is no such thing.
+    remembers = type(old).__module__ in ("builtins", "collections", "weakref", "itertools")
+    return remembers and not (callable(old) or callable(new) or type(old) in _PLAIN)
 
 
 def _matters(old: Any, new: Any, is_class: bool) -> bool:
