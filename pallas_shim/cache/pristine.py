@@ -54,7 +54,7 @@ class _Noted:
         self.seen: set[int] = set()
         self.owners: list[Any] = []
         self.held: list[dict[str, Any]] = []
-        self.contents: _Contents | None = None
+        self.contents: _Contents = ([], [], [])
         self.functions: list[types.FunctionType] = []
         self.parts: dict[str, list[Any]] = {part: [] for part in _PARTS}
         self.tables: list[tuple[str, dict[Any, Any], dict[Any, Any]]] = []
@@ -119,8 +119,6 @@ def _change() -> str | None:
     for name, module in _noted.modules.items():
         if sys.modules.get(name) is not module:
             return f"the module {name} isn't the one that was imported"
-    if _noted.contents is None:
-        _noted.contents = _contents(_noted.held)
     if not _same(_contents(map(vars, _noted.owners)), _noted.contents):
         for at, owner in enumerate(_noted.owners):
             held = _noted.held[at]
@@ -129,7 +127,7 @@ def _change() -> str | None:
                 if change is not None:
                     return change
                 _noted.held[at] = dict(vars(owner))  # its state, which need not be looked at again
-        _noted.contents = None
+        _noted.contents = _contents(_noted.held)
     for part, get in _PARTS.items():
         if not _same(list(map(get, _noted.functions)), _noted.parts[part]):
             for function, value in zip(_noted.functions, _noted.parts[part], strict=True):
@@ -205,7 +203,9 @@ def _is_state(module: str, name: str, old: Any, new: Any) -> bool:
         return name in ("__warningregistry__", "__annotations__")
     if type(old) is bool and type(new) is bool:
         return name.startswith("_")
-    return not (callable(old) or callable(new) or type(old) in _PLAIN)
+    # What it remembers; a primitive, a type or an object of another class is no such thing.
+    remembers = type(old).__module__ in ("builtins", "collections", "weakref", "itertools")
+    return remembers and not (callable(old) or callable(new) or type(old) in _PLAIN)
 
 
 def _matters(old: Any, new: Any, is_class: bool) -> bool:
@@ -302,8 +302,12 @@ def _note_method(part: Any) -> None:
 def _note_owner(owner: Any) -> None:
     _noted.seen.add(id(owner))
     _noted.owners.append(owner)
-    _noted.held.append(dict(vars(owner)))
-    _noted.contents = None
+    held = dict(vars(owner))
+    _noted.held.append(held)
+    sizes, names, values = _noted.contents
+    sizes.append(len(held))
+    names.extend(held)
+    values.extend(held.values())
 
 
 def _note_function(function: types.FunctionType) -> None:

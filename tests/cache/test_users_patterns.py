@@ -354,13 +354,6 @@ PATTERNS = {
         def f(x):
             return g(x, n=3)
     """,
-    "a cached helper": """
-        @functools.lru_cache(maxsize=None)
-        def blocks(n):
-            return n // 2
-        def f(x):
-            return call(add_one, x) * blocks(x.shape[0])
-    """,
     "exceptions that are caught": """
         SIZES = {}
         def size(x):
