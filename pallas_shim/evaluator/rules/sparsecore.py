@@ -258,13 +258,10 @@ def _scatter(lowering, eqn, ins):
 
 @lowering_rule("parallel_loop")
 def _parallel_loop(lowering, eqn, ins):
-    """In order, which is one of those that are allowed."""
-    start, end, step, consts, carry = eqn.params["tree"].unflatten(ins)
-    jaxpr = eqn.params["jaxpr"]
-    # What it closes over is given as constants, or since JAX 0.12 before the other operands.
-    leading = [] if jaxpr.constvars else consts
-    start, end, step = (_int32(lowering, v) for v in (start, end, step))
-    types = [start.type, *(v.type for v in carry)]
+    """Its rounds may run in any order; they run in the order of the index."""
+    loop = state.parallel_loop(eqn, ins)
+    start, end, step = (_int32(lowering, v) for v in loop.bounds)
+    types = [start.type, *(v.type for v in loop.carry)]
     boolean = ArrayType((), np.dtype(np.bool_))
 
     def going(args):
@@ -272,11 +269,11 @@ def _parallel_loop(lowering, eqn, ins):
 
     def body(args):
         index, *carried = args
-        new = lowering.inline(jaxpr, [*leading, index, *carried], consts if jaxpr.constvars else ())
+        new = lowering.inline(loop.jaxpr, [*loop.leading, index, *carried], loop.consts)
         return [_apply(lowering, "add", (index, step), index.type), *new]
 
     regions = [lowering.region(types, going), lowering.region(types, body)]
-    return lowering.structured("while", [start, *carry], types, regions, {})[1:]
+    return lowering.structured("while", [start, *loop.carry], types, regions, {})[1:]
 
 
 def _int32(lowering, value):
