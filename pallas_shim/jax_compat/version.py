@@ -33,6 +33,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "Literal",
         "Primitive",
         "ShapedArray",
+        "Tracer",
         "Var",
         "aval_method",
         "eval_jaxpr",
@@ -98,8 +99,11 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.lib._jax": ("collect_garbage",),
     "jax._src.lib.jax_jit": ("parse_arguments",),
     "jax._src.lib.xla_client": ("batched_device_put",),
+    "jax._src.literals": ("TypedInt", "TypedNdArray"),
+    "jax._src.literals.TypedNdArray": ("tobytes>=0.9",),
     "jax._src.mesh": (
         "AbstractMesh",
+        "Mesh",
         "empty_abstract_mesh",
         "empty_concrete_mesh",
         "get_abstract_mesh",
@@ -159,6 +163,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.tree_util": (
         "_registry",
         "tracing_registry|default_registry",
+        "tree_map",
         "tree_unflatten",
     ),
     "jax._src.util": ("cache",),

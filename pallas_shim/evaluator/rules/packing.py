@@ -5,7 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 
-from pallas_shim.evaluator.registry import Unsupported, rule
+from pallas_shim.evaluator.registry import Unsupported, batch_rule, rule
 
 
 def bits(dtype: np.dtype) -> int:
@@ -69,6 +69,11 @@ def _unpack_elementwise(ins, outs, *, index, packed_dtype, **_):
         return found.astype(out.dtype)
 
     return unpack
+
+
+@batch_rule("pack_elementwise", "unpack_elementwise", broadcasts=True)
+def _batch(stack, **params):
+    return params
 
 
 def _words(array: np.ndarray, word: np.dtype) -> np.ndarray:

@@ -17,7 +17,7 @@ from pallas_shim import jax_compat
 from pallas_shim.evaluator import memory, refs
 from pallas_shim.evaluator.dynamic_slices import DynamicSlices
 from pallas_shim.evaluator.program import PURE, ArrayType, Effects, Value
-from pallas_shim.evaluator.registry import Unsupported, lowering_rule, rule
+from pallas_shim.evaluator.registry import Unsupported, batch_rule, lowering_rule, rule
 from pallas_shim.evaluator.rules import indirect
 from pallas_shim.evaluator.rules.mesh import is_alone
 from pallas_shim.evaluator.scalar_types import bit_width, recast
@@ -250,6 +250,14 @@ def _roll(ins, outs, *, axis, stride=None, stride_axis=None, **_):
     return rolled
 
 
+@batch_rule("roll", unstacked=(1,))
+def _roll_batch(stack, *, axis, stride=None, stride_axis=None, **params):
+    if not stack.shared[1]:
+        return None
+    moved = None if stride_axis is None else stride_axis + 1
+    return {"axis": axis + 1, "stride": stride, "stride_axis": moved, **params}
+
+
 @rule("repeat")
 def _repeat(ins, outs, *, repeats, axis, **_):
     return lambda x: np.repeat(x, repeats, axis)
@@ -296,3 +304,8 @@ def _reciprocal(ins, outs, *, approx=False, **_):
     # that a conversion back follows.
     narrow = np.dtype(ml_dtypes.bfloat16)
     return lambda x: np.asarray(one / np.asarray(x).astype(narrow).astype(out.dtype))
+
+
+@batch_rule("reciprocal", broadcasts=True)
+def _reciprocal_batch(stack, **params):
+    return params
