@@ -1,7 +1,7 @@
 """Primitives that have no rule, and why.
 
-Outside a kernel such a primitive leaves the outer function to XLA, and its kernels still run
-in the evaluator; inside a kernel it leaves the kernel to JAX.
+Outside a kernel, XLA runs the function that holds such a primitive, and calls the evaluator for
+its kernels. Inside a kernel, the primitive leaves the kernel to JAX.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pallas_shim.evaluator.registry import Unsupported
 _BY_XLA = {
     "it runs on several devices": (
         "shard_map xla_pmap full_to_shard shard_to_full ppermute ppermute_start ppermute_done "
-        "psend precv pgather ragged_all_to_all psum_start psum_done psum_invariant_start "
-        "all_gather_start all_gather_done all_gather_reduced all_gather_reduced_start "
-        "all_to_all_start all_to_all_done reduce_scatter_start reduce_scatter_done "
-        "pbroadcast_start pbroadcast_done pbroadcast_dynamic unreduced_psum "
+        "psend precv pgather ragged_all_to_all psum_start psum_done "
+        "psum_invariant_start all_gather_start all_gather_done all_gather_reduced "
+        "all_gather_reduced_start all_to_all_start all_to_all_done reduce_scatter_start "
+        "reduce_scatter_done pbroadcast_start pbroadcast_done pbroadcast_dynamic unreduced_psum "
         "unreduced_psum_start unreduced_pmax unreduced_pmin unreduced_reduce_scatter "
         "unreduced_reduce_scatter_start inspect_sharding"
     ),

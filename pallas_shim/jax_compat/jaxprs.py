@@ -29,7 +29,8 @@ CALL_PRIMITIVES = (
     "composite",
     "xla_metadata_call",
     "linear_call",
-    "custom_partitioning",  # run by one device, it isn't partitioned
+    "custom_partitioning",  # one device runs it, so nothing is partitioned
+    "program_order",  # orders communication between devices
 )
 # Since JAX 0.12 a jaxpr holds its own consts and there is no closed kind.
 _CLOSED = getattr(core, "ClosedJaxpr", None)
