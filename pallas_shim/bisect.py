@@ -1,11 +1,11 @@
-"""python -m pallas_shim bisect script.py: which pass, or which rule, makes a number wrong.
+"""python -m pallas_shim bisect script.py: finds the pass or the rule that makes a number wrong.
 
-The script runs here, with the shim on. Each run of a function or kernel is repeated: with its
-program as lowered, which is the measure for the passes, and by JAX. Where results differ, the
-program after each pass is run, the first pass whose result differs is named, and the first value
-in it that does. Where the program as lowered differs from JAX, each primitive is asked by itself.
+The script runs here, with the shim on. Each run of a function or kernel is repeated twice: with the
+unoptimised program, the reference for the passes, and by JAX. If the optimised program differs, the
+program after each pass runs, to find the first pass whose result differs, and the first value in it
+that does. If the unoptimised program differs from JAX, each primitive runs by itself.
 
-Results agree as in `agree`: integers are equal, floats within the rounding that sums differ by.
+`agree` compares results: integers are equal, floats within the rounding by which sums differ.
 """
 
 from __future__ import annotations

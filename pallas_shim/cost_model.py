@@ -1,4 +1,4 @@
-"""Estimates what the work outside a function's kernels costs, in NumPy and in XLA."""
+"""Estimates the cost of the work outside a function's kernels, in NumPy and in XLA."""
 
 from __future__ import annotations
 

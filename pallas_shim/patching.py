@@ -1,8 +1,8 @@
-"""Applies the patches, and takes them back.
+"""Applies the patches, and undoes them.
 
-A patch is an entry point of the group ``pallas_shim.patches``. Its name is the module whose
-import triggers it; its value is ``module:function``. The function is called with the imported
-module, and returns a callable that undoes exactly what it did.
+A patch is an entry point of the group ``pallas_shim.patches``. Its name is the module whose import
+triggers it, and its value is ``module:function``. The function is called with the imported module,
+and returns a callable that undoes exactly what it did.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What was intercepted, how it ran, and what it cost."""
+"""The report: which kernels were called, how each ran, and the time it took."""
 
 from __future__ import annotations
 

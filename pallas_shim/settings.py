@@ -1,4 +1,4 @@
-"""Every PALLAS_NUMPY* variable, read once, in one place."""
+"""Reads every PALLAS_NUMPY* variable, once, in one place."""
 
 from __future__ import annotations
 

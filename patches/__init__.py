@@ -1,4 +1,4 @@
-"""One module for each thing in JAX that is patched; found through entry points."""
+"""One module per patch in JAX, found through entry points."""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
-"""What the batching of grid cells needs beside primitives: tables of what each cell knows, views
-of many blocks at once, and doing for one cell after the other what nothing does for all.
+"""Operations on many cells of a grid that no primitive does.
 
-A stack has axes in front, its *lead*; a lead's sizes are 1 where the stack's members don't
-differ. A ref of many blocks is a NumPy view where the blocks lie evenly. Elsewhere it is a
-list of views, in the order of its lead, which only the operations here take.
+They are tables over the cells, views of many blocks, and running an operation for one cell after
+the other if it has no batching rule.
+
+A stack has axes in front, its *lead*. An axis of the lead has size 1 if the stack's members don't
+differ along it. A ref of many blocks is a NumPy view if the blocks are evenly spaced. Otherwise it
+is a list of views, in the order of its lead, which only the operations here take.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Matrix products by BLAS, and with how many threads.
+"""Matrix products by BLAS, with the number of threads that pays.
 
-OpenBLAS shares products of some microseconds already among its threads, which wait for each
-other actively. Where other work keeps the cores busy (tests in parallel, a second
-benchmark), each of them then takes until the system's scheduler has been round: up to 700 times
-as long. So products whose share would be small are computed by the thread that asks.
+OpenBLAS shares even products of some microseconds among its threads, and each thread waits for the
+others actively. If other work keeps the cores busy (tests in parallel, a second benchmark), a
+thread waits until the system's scheduler gets to the others: up to 700 times as long. So the
+calling thread computes products whose share would be small.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where blocks of an array start, and views of them."""
+"""Where the blocks of an array start, and views of them."""
 
 from __future__ import annotations
 

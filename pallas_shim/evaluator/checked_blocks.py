@@ -1,9 +1,9 @@
 """The blocks of a pallas_call whose memory is checked, as under pltpu.InterpretParams().
 
-There each block has memory of its own: an input's is filled when the index map moves on, an
-output's is written back when it does. A view of the array is as good for an input that the
-kernel doesn't write to and for an output that no block is visited twice of, which is most; but
-not where an input and an output share an array.
+There, each block has memory of its own. An input's is filled, and an output's is written back, when
+the index map moves on. A view of the array does the same for an input that the kernel doesn't write
+to, and for an output of which no block is visited twice. Most are of these kinds. But a view won't
+do if an input and an output share an array.
 """
 
 from __future__ import annotations

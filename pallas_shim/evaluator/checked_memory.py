@@ -1,7 +1,8 @@
-"""Checked memory: what an index that leaves its ref does under pltpu.InterpretParams().
+"""Checked memory: an index that leaves its ref is an error under pltpu.InterpretParams().
 
-Each index of a path is checked against what it indexes. A read may instead give uninitialised
-elements for those outside. Ordinary kernels know nothing of this: their indices are clamped.
+Each index of a path is checked against the dimension that it indexes. A read may instead give
+uninitialised elements for indices outside. Ordinary kernels don't use this: their indices are
+clamped.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Views of dynamic size, which end where their refs end."""
+"""Views of dynamic size. They end where their refs end."""
 
 from __future__ import annotations
 

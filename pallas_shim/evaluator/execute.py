@@ -1,9 +1,8 @@
 """Runs a Program on a Frame of NumPy arrays.
 
-A program is prepared once: each value gets a slot in a flat list (the frame), and
-each instruction becomes a small closure that reads and writes slots, so the run
-loop does nothing but call closures. Structured operations become closures that
-run their regions as Python loops and branches.
+A program is prepared once. Each value gets a slot in a flat list, the frame. Each instruction
+becomes a small closure that reads and writes slots, so the run loop only calls closures. Structured
+operations become closures that run their regions as Python loops and branches.
 """
 
 from __future__ import annotations

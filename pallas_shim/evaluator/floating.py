@@ -1,7 +1,7 @@
-"""The floating-point environment that programs run in: XLA's on CPU.
+"""The floating-point environment of programs: XLA's on a CPU.
 
-XLA treats subnormal numbers as zeros, as operands and as results; NumPy computes with them
-unless the thread's control register says otherwise. C's ``fesetenv`` sets that register.
+XLA treats subnormal numbers as zeros, both operands and results. NumPy computes with them, unless
+the thread's control register says otherwise. C's ``fesetenv`` sets that register.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The grid of a pallas_call: its operands as buffers, its blocks as views, its cells as a loop.
 
-Values are those of JAX's interpreter: each operand and result is one buffer, padded to whole
-blocks with uninitialised elements, and a cell sees views of it. An operand is copied only if
-it has to be padded or is written to. Where memory is checked, checked_blocks.py makes the blocks.
+Values are those of JAX's interpreter: each operand and result is one buffer, padded to whole blocks
+with uninitialised elements, and a cell sees views of it. An operand is copied only if it has to be
+padded or if the kernel writes to it. If memory is checked, checked_blocks.py makes the blocks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How freed memory is kept for the next array."""
+"""Keeps freed memory for the next array."""
 
 from __future__ import annotations
 

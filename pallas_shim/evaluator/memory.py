@@ -1,9 +1,9 @@
 """Memory: buffers, and refs as NumPy views of them.
 
-A ref at run time is an array that shares its memory with a buffer. A *path* is what is done
-to a ref before it is read or written (index, bitcast, reshape, transpose). Paths are
-resolved at lowering: `viewer` makes the function from a ref and the path's dynamic indices
-to the view, `writer` the one that stores through it.
+At run time, a ref is an array that shares its memory with a buffer. A *path* is the list of steps
+from a ref to the part that is read or written (index, bitcast, reshape, transpose). Lowering
+resolves paths: `viewer` makes the function from a ref and the path's dynamic indices to the view,
+and `writer` the one that stores through it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""The types of operations: what is wrong with those of an operation, or with an instruction's
-regions. Each check returns that in words, or None. `ops` says which check is which operation's.
+"""Checks of types: those of an operation, and those of an instruction's regions.
+
+Each check returns the error in words, or None. `ops` says which operation has which check.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What kinds of dtype there are, and in which dtype arithmetic on each is done."""
+"""Kinds of dtypes, and the dtype in which arithmetic on each is done."""
 
 from __future__ import annotations
 

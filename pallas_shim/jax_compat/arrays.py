@@ -1,4 +1,4 @@
-"""The boundary: JAX's values become NumPy arrays, and NumPy arrays JAX's, whatever the version."""
+"""The boundary: converts JAX's values to NumPy arrays, and NumPy arrays to JAX's."""
 
 from __future__ import annotations
 

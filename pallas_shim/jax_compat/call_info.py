@@ -1,4 +1,4 @@
-"""A jitted call as JAX describes it: what it was compiled for, and what its jaxpr needs."""
+"""A jitted call as JAX describes it: its compilation options, and the needs of its jaxpr."""
 
 from __future__ import annotations
 

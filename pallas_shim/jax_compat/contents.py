@@ -1,7 +1,7 @@
-"""All that a jaxpr says, as a digest: for caches that are keyed by a jaxpr and nothing else.
+"""The complete contents of a jaxpr as a digest, for caches keyed by a jaxpr alone.
 
-Each value is read by its own type, bit for bit. What is of a type that isn't known here is refused
-by name, never left out, except for what `UNSEEN` lists.
+Each value is read by its own type, bit for bit. A value of an unknown type is refused by name.
+Nothing is left out, except what `UNSEEN` lists.
 """
 
 from __future__ import annotations

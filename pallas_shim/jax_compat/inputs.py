@@ -1,4 +1,4 @@
-"""What JAX's tracing depends on beside the function and its arguments, for keys of caches."""
+"""The inputs of JAX's tracing beside the function and its arguments, for cache keys."""
 
 from __future__ import annotations
 

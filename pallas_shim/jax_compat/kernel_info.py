@@ -1,4 +1,4 @@
-"""Which kernels a jaxpr holds, what names them, and what their user asked the interpreter for."""
+"""The kernels in a jaxpr: their names, and the options that the user gave the interpreter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What instructions do to memory: buffers, who reads and writes them, and at what address."""
+"""Alias analysis: which buffers instructions read and write, and at what addresses."""
 
 from __future__ import annotations
 

@@ -1,15 +1,14 @@
 """Dependence: where the cells of a grid touch memory, and the proof that they don't meet.
 
-A *box* bounds what a ref or an access covers of its buffer: along each of the buffer's
-dimensions a start, which may be a table over the cells, and a length. What isn't known makes
-a box larger, never smaller: an index that only the run knows leaves all that it may reach.
+A *box* bounds the part of a buffer that a ref or an access covers. Along each dimension of the
+buffer it has a start, which may be a table over the cells, and a length. Missing knowledge makes a
+box larger, never smaller: an index known only at run time covers everything that it may reach.
 
-The cells of a grid may run at once along some of its axes, in the order of the others, if no
-two cells that differ along the former touch the same element of a buffer that either of them
-writes to. `apart` proves that of one buffer: along a dimension in which the intervals that
-cells cover, over all accesses and all rounds, are the same or disjoint, cells with different
-intervals don't meet; and each two cells must have different intervals along some such
-dimension. Buffers that nothing in the grid writes to need no proof.
+Some axes of the grid are to run at once, the others in order. That is allowed if no two cells that
+differ along the former touch the same element of a buffer that either of them writes to. `apart`
+proves that of one buffer. A dimension tells two cells apart if their intervals along it differ, and
+the intervals of all cells, over all accesses and rounds, are the same or disjoint. Some such
+dimension must tell each two cells apart. Buffers that nothing in the grid writes to need no proof.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What integers can be: intervals, and what primitives make of them.
+"""Ranges: the interval in which an integer lies, and the interval of a primitive's result.
 
-A result's interval is that of exact arithmetic. Where it leaves the type, NumPy wraps around, and
-what the result can be is not told.
+A result's interval is that of exact arithmetic. If it leaves the type, NumPy wraps around, and the
+result has no known interval.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Code generation: a loop that turns often becomes one Python function.
+"""Code generation: turns a loop with many rounds into one Python function.
 
-A closure for each instruction is made sooner than source is compiled, but where there is a loop,
-its rounds pay for that: values are local variables, loops and branches are Python's own, scalar
-integers and booleans are Python's numbers, and memory is indexed where it is used. Whatever has no
-shorter form is called as the closures would call it.
+Closures are cheaper to make than source is to compile, so this pays only for loops. In the
+function, values are local variables, loops and branches are Python's own, scalar integers and
+booleans are Python's numbers, and memory is indexed in place. Other instructions are called as the
+closures would call them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Instructions as lines of source, apart from loops and branches."""
+"""Writes instructions as lines of source, except loops and branches."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Places in memory as Python's own index expressions: what loads, stores and blocks become in a
-loop that is emitted."""
+"""Writes loads, stores and blocks as Python's index expressions."""
 
 from __future__ import annotations
 

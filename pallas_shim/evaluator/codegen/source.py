@@ -1,4 +1,4 @@
-"""The source of one function that is being written: its lines, and what values are called there."""
+"""The source of the function being written: its lines, and the names of values in it."""
 
 from __future__ import annotations
 

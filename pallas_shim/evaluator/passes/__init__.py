@@ -1,6 +1,6 @@
-"""The passes: each makes a Program that does the same with less.
+"""The passes. Each turns a Program into one that does the same with less.
 
-They can be left out by name, so that a wrong result can be bisected to one of them.
+Each can be left out by name, so that a wrong result can be bisected to one of them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Batching: unrolled instructions that do the same become one, on stacks of their operands.
+"""Batching: runs equal unrolled instructions as one, on stacks of their operands.
 
 The agenda is DyNet's (Neubig, Goldberg and Dyer, "On-the-fly operation batching in dynamic
-computation graphs", 2017): of what is ready, all that is the same operation runs next, the
-operation first whose remaining instructions lie at the lowest average depth. What has
-effects, and what is too large for stacks, stays in order.
+computation graphs", 2017). Of all ready instructions, those with the same operation run together.
+The operation whose remaining instructions have the lowest average depth comes first. Instructions
+with effects, and those too large for stacks, stay in order.
 """
 
 from __future__ import annotations

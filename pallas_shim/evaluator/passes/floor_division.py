@@ -1,7 +1,7 @@
-"""Floor division: `x // n` and `x % n` by a number above zero, which are known, are one operation.
+"""Floor division: makes one operation of `x // n` or `x % n`, where n is known and above zero.
 
-JAX has divisions towards zero only, so jnp makes each of its divisions of eight operations, and
-NumPy has no fast one towards zero: the one towards minus infinity, which was meant, it has.
+JAX only has division towards zero, so jnp composes each floor division of eight operations. NumPy
+has no fast division towards zero, but one towards minus infinity, which is what the user wrote.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Instructions that only give back one of their operands, whatever its value.
+"""Identities: instructions that return one of their operands, whatever its value.
 
-Each entry of `IDENTITIES` takes an operation, its operands and `uniform`, and returns that
-operand, or None. Floats have no neutral elements here: arithmetic makes zeros of subnormals.
+Each entry of `IDENTITIES` takes an operation, its operands and `uniform`, and returns that operand,
+or None. Floats have no neutral elements here, since arithmetic makes zeros of subnormals.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Recurrences in place: what a round stores in a row, and goes on with, is computed there.
+"""Recurrences in place: computes a result that a later round uses in the row where it is stored.
 
-A loop that walks along memory has a row of its own in each round. A result that is stored there
-and used otherwise, most often by the next round, as in a recurrence, needs no array beside that
-row if nothing else in the loop touches the memory; nor does what only that result is computed
-from. After the loop, what it carries is a copy.
+A loop that walks along memory has a row of its own in each round. A result may be stored there and
+used again, most often by the next round, as in a recurrence. It needs no other array if nothing
+else in the loop touches the memory. Neither do the values from which only that result is computed.
+After the loop, the carried value is a copy.
 """
 
 from __future__ import annotations

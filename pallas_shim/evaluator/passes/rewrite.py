@@ -1,4 +1,4 @@
-"""How passes build changed programs: instructions with other operands, scoped tables."""
+"""Helpers that build changed programs: instructions with other operands, scoped tables."""
 
 from __future__ import annotations
 

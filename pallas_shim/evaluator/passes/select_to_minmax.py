@@ -1,6 +1,6 @@
-"""Selects to extrema: a choice between the two sides of a comparison is their minimum or maximum.
+"""Select to min and max: turns a select between the sides of a comparison into an extremum.
 
-On integers only: on floats it isn't, because of NaN and signed zeros.
+This holds for integers only. Floats have NaN and signed zeros.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Stacks: values of one type that lie behind one another in one array.
 
-`Stacks` knows which values are members of which stack, and emits the instructions that
-make a stack of any values, at the least cost, and members of stacks.
+`Stacks` knows which values are members of which stack. It emits the instructions that make a stack
+of any values, at the least cost, and those that take members out.
 """
 
 from __future__ import annotations

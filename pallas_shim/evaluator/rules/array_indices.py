@@ -1,5 +1,7 @@
-"""Arrays of indices in refs: as JAX discharges them, which takes it milliseconds of tracing for
-each load or store."""
+"""Refs indexed by arrays: the same results as JAX's discharge.
+
+Discharging would take JAX milliseconds of tracing for each load or store.
+"""
 
 from __future__ import annotations
 

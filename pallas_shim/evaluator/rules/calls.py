@@ -1,4 +1,4 @@
-"""Primitives that call a jaxpr, or stand for one: inlined."""
+"""Inlines primitives that call a jaxpr, or are defined by one."""
 
 from __future__ import annotations
 

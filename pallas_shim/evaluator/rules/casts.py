@@ -1,5 +1,6 @@
-"""Casts between dtypes: what ``astype`` gives, sooner where NumPy or ml_dtypes would compute it one
-number at a time.
+"""Casts between dtypes. They give what ``astype`` gives.
+
+They are faster where NumPy or ml_dtypes would convert one number at a time.
 """
 
 from __future__ import annotations

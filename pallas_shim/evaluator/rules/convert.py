@@ -1,4 +1,4 @@
-"""Conversions: of values from dtype to dtype, of bits, and of precision."""
+"""Conversions between dtypes, of bits, and of precision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The elementwise operations that are not one NumPy or SciPy function."""
+"""Elementwise operations that need more than one NumPy or SciPy function."""
 
 from __future__ import annotations
 

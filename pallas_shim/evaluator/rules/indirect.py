@@ -1,4 +1,4 @@
-"""DMAs that gather from or scatter to rows that an array of indices names, as on a SparseCore."""
+"""DMAs that gather from, or scatter to, the rows named by an array, as on a SparseCore."""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
-"""Pallas' own load and store, as GPU kernels use them: with masks, and with slices that may
-stick out of their refs.
+"""Pallas' own load and store, as GPU kernels use them: with masks, and with slices that may stick out.
 
-Unlike a ref's own indexing these don't move such a slice. JAX's interpreter lengthens the
-array for them: what lies outside is uninitialised when it is read, and lost when it is stored.
-There a slice that starts before the array is one of its lengthened end. With a mask, and where the
-user asked for no interpreter, it starts where it does on a device, and elements that are masked
-out touch no memory.
+Unlike a ref's own indexing, they don't move a slice that sticks out of its ref. JAX's interpreter
+lengthens the array for them: elements outside are uninitialised when read, and lost when stored. A
+slice that starts before the array then wraps to the lengthened end. With a mask, if the user asked
+for no interpreter, it starts where it does on a device, and masked-out elements touch no memory.
+
 Here they are composed of whole loads and stores, and of slices that know how far they reach.
 """
 

@@ -1,7 +1,7 @@
-"""Kernels on the cores of a mesh, and what their axes' names mean inside a kernel.
+"""Kernels on the cores of a mesh, and the names of its axes inside a kernel.
 
-The cores of a mesh run one after the other, each with scratch memory of its own. That is one of
-the orders in which they may run, provided that none waits for another.
+The cores of a mesh run one after the other, each with its own scratch memory. The hardware may run
+them in this order, too, if none waits for another.
 """
 
 from __future__ import annotations

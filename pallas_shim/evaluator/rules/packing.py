@@ -1,4 +1,4 @@
-"""Pallas TPU: several narrow elements in one wide element, and rounding by random bits."""
+"""Pallas TPU: packs narrow elements into a wide one, and rounds by random bits."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Rules that move, repeat or name elements without computing on them.
 
-An array of PRNG keys arrives as the integers of its keys: it has dimensions after those
-that the parameters speak of. They are called hidden here, and stay where they are.
+An array of PRNG keys arrives as the integers of its keys. Those have dimensions after the ones that
+the parameters count. They are called hidden here, and stay where they are.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Pallas TPU: what SparseCore's vector units do, as JAX documents it.
+"""Pallas TPU: the vector units of SparseCore, as JAX documents them.
 
-JAX has no interpreter for these. Elements that its documentation leaves undefined are
-uninitialised here.
+JAX has no interpreter for these. Elements that its documentation leaves undefined are uninitialised
+here.
 """
 
 from __future__ import annotations

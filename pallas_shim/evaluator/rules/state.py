@@ -1,5 +1,7 @@
-"""The primitives of refs: loads and stores, masked and accumulating ones among them, and what
-makes and ends refs. What isn't a path of basic indices goes by JAX's own discharge."""
+"""The primitives of refs: loads and stores, also masked and accumulating ones; making and ending refs.
+
+JAX's own discharge handles paths that have more than basic indices.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Pallas TPU: DMAs and semaphores, roll, repeat, bitcasts, reciprocal.
 
-A DMA moves its data when it starts. Programs that wait before they read, as hardware makes
-them, can't tell; a semaphore counts elements and signals as JAX's interpreter does.
+A DMA moves its data when it starts. Programs that wait before they read, as the hardware requires,
+can't tell the difference. A semaphore counts elements and signals as JAX's interpreter does.
 """
 
 from __future__ import annotations

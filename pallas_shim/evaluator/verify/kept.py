@@ -1,5 +1,6 @@
-"""What a pass has to keep: stores that somebody sees, what the outside world sees, and the order of
-loads and stores."""
+"""Checks what a pass has to keep: visible stores, effects on the outside world, and the order of loads
+and stores.
+"""
 
 from __future__ import annotations
 

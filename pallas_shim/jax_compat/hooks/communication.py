@@ -1,4 +1,4 @@
-"""Kernels whose devices talk to one another: of JAX's interpreters only the TPU's runs them."""
+"""Sends kernels whose devices talk to one another to JAX's TPU interpreter, which runs them."""
 
 from __future__ import annotations
 

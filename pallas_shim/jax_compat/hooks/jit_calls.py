@@ -1,8 +1,8 @@
-"""Calls of jitted functions above tracing: where jit's C++ cache has no answer for a call.
+"""Answers calls of jitted functions before JAX traces, if jit's C++ cache has no answer.
 
-JAX remembers what it inferred from a call (its traced form above all) in an entry for the
-function, the types of the arguments, the static values and the configuration. What is answered
-here goes by those entries, so that whatever makes JAX forget makes us forget.
+JAX keeps what it inferred from a call (above all its traced form) in an entry for the function, the
+types of the arguments, the static values and the configuration. The answers here are attached to
+those entries, so whatever makes JAX forget also makes the shim forget.
 """
 
 from __future__ import annotations

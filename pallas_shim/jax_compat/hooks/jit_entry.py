@@ -1,4 +1,4 @@
-"""Where jit asks Python how to run a call, and how it is made to ask again."""
+"""The place where jit asks Python how to run a call, and the way to make it ask again."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Operators and casts of arrays that are being traced, by a shorter way.
+"""A short cut for operators and casts of traced arrays.
 
-`x + y` of two traced arrays calls jnp.add, a jitted function, whose jaxpr JAX looks up and copies
-into the caller's. Of two arrays of the same type, and of an array and a Python number, that
-jaxpr is one equation, which the function of `jax.lax` adds at once: in unrolled kernels, this
-saves a quarter to a half of the time that tracing takes. `x.astype` asks at length what its type
-is; of the types that have one meaning, this is known. Under a mesh, where a number may first have
-to be spread over devices, JAX goes its own way.
+`x + y` of two traced arrays calls jnp.add, a jitted function. JAX looks up its jaxpr and copies it
+into the caller's. For two arrays of the same type, or an array and a Python number, that jaxpr is
+one equation. Here, the function of `jax.lax` adds it directly. This saves a quarter to a half of
+the time of tracing an unrolled kernel. `x.astype` takes long to find out the meaning of its type;
+for types with only one meaning, it is known. Under a mesh, a number may first have to be spread
+over devices, so JAX goes its own way.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Equations of arrays that are being traced, by a shorter way.
+"""A short cut for adding the equations of traced arrays.
 
-`Primitive.bind` asks what kind of value each operand is, on which mesh, and of which trace, puts
-the current trace aside, and then asks how the trace adds an equation of this primitive. Of a
+`Primitive.bind` asks for each operand's kind, mesh and trace, puts the current trace aside, and
+then asks how that trace adds an equation of this primitive. The answers are known beforehand for a
 primitive of `jax.lax`, or a call of a jitted function, whose operands are arrays of the current
-trace and on no mesh, the answers are known beforehand. There the equation is added at once, which
-takes a quarter to a third off the tracing of an unrolled kernel.
+trace and on no mesh. Then the equation is added directly, which saves a quarter to a third of the
+time of tracing an unrolled kernel.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jax._src.interpreters.partial_eval import DynamicJaxprTrace, DynamicJaxprTr
 from jax._src.mesh import empty_abstract_mesh as no_mesh
 from jax._src.source_info_util import current as current_source
 
-# A way to add an equation; None where JAX's own is to be gone.
+# A way to add an equation. None: fall back to JAX's bind.
 Way = Callable[[Any, Any, list[Any], dict[str, Any]], Any]
 
 

@@ -1,4 +1,4 @@
-"""What JAX's own code for Pallas on a TPU asks of the TPU, answered for one that isn't there."""
+"""Answers what JAX's own code for Pallas asks about the TPU, for a TPU that isn't there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What JAX shows of errors."""
+"""Hides frames of the shim from the tracebacks that JAX shows."""
 
 from __future__ import annotations
 

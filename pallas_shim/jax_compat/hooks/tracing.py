@@ -1,4 +1,4 @@
-"""Where JAX traces kernels, and how long it traces."""
+"""Hooks into the place where JAX traces kernels, and measures the time."""
 
 from __future__ import annotations
 

@@ -1,23 +1,22 @@
-"""Grid batching: cells of a grid that are proven independent run at once.
+"""Grid batching: runs cells of a grid together that are proven independent.
 
-Running at once means that each instruction is done for all of these cells before the next.
-The cells of a grid run in lexicographic order of its axes; here they run at once along some,
-the *parallel* axes, and one after the other along the rest. That gives the same results if
+Together means that each instruction runs for all of these cells before the next instruction. A grid
+runs its cells in lexicographic order. Here, the cells along some axes, the *parallel* ones, run
+together, and the rest in order. That gives the same results if
 
-1. no two cells that differ along a parallel axis meet in memory that either writes to
-   (analysis/dependence.py), whatever they are along the others, so that none sees what another did;
-2. but for scratch, of which each cell gets its own: that changes nothing where nobody else
-   looks at it and a cell only reads what it has stored there itself, or what the first of the
-   cells that run one after another has, if the grid goes through all of these before it goes
-   on to any that differs along a parallel axis (privatisation.py);
-3. all cells that run at once do the same instructions: whether a branch is taken, and how
-   often a loop runs, may not differ between them (`Varies`), but where a cell may also do what
-   is not its own (vectorise_control.py);
-4. nothing in a cell is seen outside in the order in which cells run.
+1. no two cells that differ along a parallel axis touch memory that either writes to, wherever they
+   are along the other axes (analysis/dependence.py);
+2. scratch is the exception: each cell gets its own. That is right if nothing else looks at it, and
+   a cell only reads elements that it has stored itself. It may also read what the first of the
+   cells that run in order has stored, if the grid visits all of those before any cell that differs
+   along a parallel axis (privatisation.py);
+3. all cells that run together execute the same instructions: whether a branch is taken, and how
+   often a loop runs, doesn't differ between them (`Varies`). The exception is code that a cell may
+   execute for others (vectorise_control.py);
+4. nothing outside sees the order in which cells run.
 
-What `dimension_semantics` says is not looked at. An axis for which one of these isn't proven
-is not parallel. Along the parallel ones cells are taken in chunks, so that stacks stay in the
-cache and take memory that doesn't grow with the grid.
+`dimension_semantics` isn't used. An axis is parallel only if all of this is proven. Cells run in
+chunks, so that stacks stay in the cache, and memory doesn't grow with the grid.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which cells of a grid run at once, and how what is known of each lies in their stacks."""
+"""Layout: which cells of a grid run together, and where the values of each lie in stacks."""
 
 from __future__ import annotations
 

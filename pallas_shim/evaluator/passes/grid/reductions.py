@@ -1,11 +1,10 @@
-"""Reductions: what the rounds of a loop accumulate in memory, done after the rest of each.
+"""Reductions: accumulates into memory after the rest of each round has run.
 
-The rounds of a loop may do one thing more than cells of a grid, since they run in order: a part
-of a buffer may be *accumulated* into, ``ref[at] = f(ref[at], value)``, wherever `at` leads. If
-the buffer is touched by that load and that store only, and the load's result by `f` only and that
-by the store only, then neither `at` nor `value` of any round depend on what the buffer holds. So
-they can be computed for many rounds first, and the accumulation be done for these one after the
-other, in their order, with the same rounding at each.
+The rounds of a loop run in order, so they may do one thing that cells of a grid may not:
+*accumulate* into a part of a buffer, ``ref[at] = f(ref[at], value)``, wherever `at` leads. Suppose
+that only this load and this store touch the buffer, only `f` uses the load's result, and only the
+store uses `f`'s. Then no `at` or `value` depends on the buffer. So both are computed for many
+rounds first, and then accumulated round by round, in order, with the same rounding at each.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Loops that count: a scan that carries only counters is a grid of one axis.
+"""Counting loops: turns a scan that carries only counters into a grid of one axis.
 
-Its rounds are cells, and may run at once under the same conditions as a grid's, with what a
-round of such a loop knows of itself: its counters.
+Its rounds are cells, and may run together under the same conditions as those of a grid.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""A grid's body for many cells at once: each instruction over axes in front of its operands.
+"""Vectorisation: runs each instruction of a grid's body over many cells.
 
-Every value is either shared, the same for all cells that run at once, or a stack with one axis
-in front for each axis of the grid along which cells run at once. That axis is 1 where the value
-doesn't depend on it: a block that all cells of a row have in common is neither copied nor
-computed on twice.
+A value is either shared, the same for all cells that run together, or a stack. A stack has one axis
+in front for each parallel axis of the grid. The axis has size 1 if the value doesn't depend on it.
+So a block that all cells of a row share is neither copied nor computed on twice.
 """
 
 from __future__ import annotations
