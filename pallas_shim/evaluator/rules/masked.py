@@ -1,4 +1,4 @@
-"""Pallas' own load and store, as GPU kernels use them: with masks, and with slices that may stick out.
+"""Pallas' own load and store, as GPU kernels use them: with masks, and slices that may stick out.
 
 Unlike a ref's own indexing, they don't move a slice that sticks out of its ref. JAX's interpreter
 lengthens the array for them: elements outside are uninitialised when read, and lost when stored. A

@@ -1,4 +1,4 @@
-"""The primitives of refs: loads and stores, also masked and accumulating ones; making and ending refs.
+"""The primitives of refs: loads, stores, masked and accumulating ones, making and ending refs.
 
 JAX's own discharge handles paths that have more than basic indices.
 """

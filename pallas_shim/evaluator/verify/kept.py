@@ -1,6 +1,4 @@
-"""Checks what a pass has to keep: visible stores, effects on the outside world, and the order of loads
-and stores.
-"""
+"""Checks that a pass keeps visible stores, outside effects, and the order of loads and stores."""
 
 from __future__ import annotations
 
