@@ -122,7 +122,8 @@ def _agree(got: Any, want: Any) -> bool:
 
 
 def _epsilon(dtype: np.dtype) -> float | None:
-    """What is taken for rounding, relative to the largest element; None if nothing is."""
+    """The distance that counts as rounding, relative to the largest element. None: no distance
+    does."""
     if dtype.kind in "biuSUO":
         return None
     if dtype.kind == "c":
@@ -249,7 +250,7 @@ def _outcome(
 
 
 def _in_jax(function: _Function, values: Sequence[np.ndarray]) -> Results | None:
-    """What JAX gives, None if it can't say."""
+    """JAX's results, None if JAX has none."""
     if function.unasked is not None:
         return None
     try:
@@ -269,7 +270,7 @@ def _in_jax(function: _Function, values: Sequence[np.ndarray]) -> Results | None
 def _in_passes(
     function: _Function, values: Sequence[np.ndarray], plain: Results
 ) -> list[str]:
-    """What there is to say of a function whose passes make a difference."""
+    """The finding about a function in which a pass makes a difference."""
     before = function.stages[0][1]
     for name, program in function.stages[1:]:
         found = _outcome(program, values)
@@ -310,7 +311,7 @@ def _code(program: Program, emits: Callable[[Instruction], bool]) -> list[str]:
 
 
 def _difference(got: Results, want: Results) -> str:
-    """What differs, in words."""
+    """The difference in words."""
     if isinstance(got, Exception) or isinstance(want, Exception):
         one, other = (
             f"{type(r).__name__}: {r}" if isinstance(r, Exception) else "results"
@@ -480,7 +481,7 @@ class _Trace:
 def _in_rules(
     function: _Function, values: Sequence[np.ndarray], plain: Results, reference: Results
 ) -> list[str]:
-    """What there is to say of a function whose program as lowered isn't what JAX does."""
+    """The finding about a function whose unoptimised program differs from JAX."""
     lines = [f"lowering is not what JAX does: {_difference(plain, reference)}"]
     program = function.stages[0][1]
     primitives = {

@@ -27,7 +27,7 @@ class Estimate(NamedTuple):
 
 
 def outside_kernels(jaxpr: Any) -> Estimate:
-    """What the equations of a jaxpr cost, all but its kernels."""
+    """The cost of the equations of a jaxpr, without its kernels."""
     seconds, count = _outside(jaxpr, 1)
     return Estimate(seconds, _COMPILING + count * _COMPILING_EQUATION)
 

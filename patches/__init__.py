@@ -41,8 +41,8 @@ def patch_pallas(pallas: ModuleType) -> Callable[[], None]:
 
 @contextlib.contextmanager
 def noted() -> Iterator[None]:
-    """For the function cache: what patches change is as it is to be, whatever else was changed
-    before them is not."""
+    """Tells the function cache that these changes are intended. It still notices changes made
+    before."""
     from pallas_shim import settings
 
     if settings.current().cache is None:

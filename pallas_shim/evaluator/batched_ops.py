@@ -29,7 +29,7 @@ from pallas_shim.jax_compat.state import Index, Slice
 
 @rule("lookup")
 def _lookup(ins, outs, *, table, **_):
-    """What a table has at the given indices: an array over the table's other axes."""
+    """The entries of a table at the given indices: an array over the table's other axes."""
     return lambda *at: table[at]
 
 
@@ -90,7 +90,7 @@ _E5M2 = np.dtype(ml_dtypes.float8_e5m2)
 
 
 def _members(leads: Sequence[LeadingAxes]) -> list[tuple[Any, ...]]:
-    """For each cell of the leads' common one, what to index each operand with."""
+    """The index into each operand, for each cell of the leads' common one."""
     lead = [max(sizes) for sizes in zip(*[one for one in leads if one is not None], strict=True)]
     return [
         tuple(
@@ -128,7 +128,8 @@ def _each(ins, outs, *, primitive, of, members, leads, multiple):
 def _picker(
     leads: Sequence[LeadingAxes], listed: bool
 ) -> Callable[[Sequence[Any]], list[list[Any]]]:
-    """What gives each cell's operands. The first of them is a ref, ``listed`` if it is a list."""
+    """Returns the function that gives each cell's operands. The first is a ref, or if ``listed``, a
+    list."""
     cells = _members(leads)
     if not listed:
         return lambda operands: [
@@ -227,7 +228,8 @@ def _as_block(path: memory.Path, shape: tuple[int, ...]) -> Any:
 
 
 def block_of_all(member: RefType, path: memory.Path, leads: Sequence[LeadingAxes]) -> Any:
-    """What one index takes all cells' parts with, as of `blocks.block_viewer`; None if nothing."""
+    """The block, as in `blocks.block_viewer`, with which one index takes the parts of all cells.
+    None if there is none."""
     return _as_block(path, member.shape) if leads[0] is None else None
 
 

@@ -68,7 +68,8 @@ def _start_over() -> None:
 
 
 def _find() -> tuple[Callable[[], int], Callable[[int], None]] | None:
-    """What gets and sets the number of threads of NumPy's BLAS; None if it isn't OpenBLAS."""
+    """Functions that get and set the number of threads of NumPy's BLAS, None if it isn't
+    OpenBLAS."""
     try:
         library = ctypes.PyDLL(importlib.import_module("numpy._core._multiarray_umath").__file__)
     except (ImportError, OSError):

@@ -37,7 +37,7 @@ def clamped(starts: np.ndarray, scale: int, dim: int, size: int) -> np.ndarray:
 
 
 def from_the_start(starts: np.ndarray, scale: int, dim: int) -> np.ndarray:
-    """Where blocks start, which JAX counts from the end if they are negative."""
+    """The starts of blocks, counted from the start. JAX counts negative ones from the end."""
     if dim < 1 << 31:
         starts = starts.astype(np.int32, copy=False)
         if scale != 1:

@@ -20,7 +20,7 @@ _SLOTS = 33_000
 
 
 def with_room(call: Callable[..., R], *args: object, **kwargs: object) -> R:
-    """What a call gives. It costs one piece, and those inside it hardly any."""
+    """Returns the result of a call. It costs one chunk, and calls inside it cost hardly any."""
     return call(*args, **kwargs)
 
 

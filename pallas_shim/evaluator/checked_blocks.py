@@ -24,7 +24,8 @@ Starts = tuple[int, ...]
 
 
 class _Visits:
-    """Where a block lies, and when it first and last lay where. Changed while a program runs."""
+    """The place of a block, and the first and last visit of each place. Changes while a program
+    runs."""
 
     def __init__(self) -> None:
         self.now: Starts | None = None
@@ -32,8 +33,8 @@ class _Visits:
 
 
 class _BlockPlace(NamedTuple):
-    """Where one block lies: for each dimension, a known element offset or the position of a
-    leaf and what to multiply it by."""
+    """The place of one block: for each dimension a known element offset, or the position of a leaf
+    and its factor."""
 
     dims: tuple[BlockDim, ...]
     shape: tuple[int, ...]
@@ -214,7 +215,7 @@ class CheckedBlocks:
     def _place(
         self, position: int, starts: Sequence[Value], indices: Sequence[Value]
     ) -> tuple[_BlockPlace, list[Value]]:
-        """Where the block lies, and the values that this depends on."""
+        """The place of the block, and the values on which it depends."""
         dims = self.call.blocks[position].dims
         shape = self.buffers[position].ref.shape
         leaves: list[Value] = []

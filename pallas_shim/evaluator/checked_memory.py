@@ -79,7 +79,7 @@ class Window(NamedTuple):
 
 
 def window(shape: Sequence[int], dims: Sequence[Any], leaves: Sequence[Any]) -> Window | None:
-    """What of an index is inside ``shape``; None if nothing is."""
+    """The part of an index inside ``shape``, None if it is all outside."""
     inner: list[Any] = []
     outer: list[slice] = []
     for size, index in zip(shape, dims, strict=True):

@@ -43,7 +43,7 @@ class DynamicSlices:
     def change(
         self, ref: np.ndarray, leaves: Sequence[Any], write: Callable[[np.ndarray], None]
     ) -> None:
-        """Has ``write`` change it."""
+        """Calls ``write`` to change it."""
 
         def change_part(array):
             whole, chosen = self._cut(array, leaves)

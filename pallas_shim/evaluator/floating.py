@@ -56,7 +56,7 @@ def as_xla(call: Callable[..., R], *args: object) -> R:
 
 
 def _ignored_errors() -> tuple[ContextVar[Any], Any]:
-    """Where NumPy keeps what is done about floating-point errors, and its value for nothing."""
+    """The place of NumPy's handling of floating-point errors, and the value that ignores them."""
     context = Context()
     context.run(np.seterr, all="ignore")
     ((variable, value),) = context.items()

@@ -250,7 +250,7 @@ def padded_shape(shape: Sequence[int], dims: Sequence[BlockDim]) -> tuple[int, .
 
 
 def _inner(shape: Sequence[int], dims: Sequence[BlockDim]) -> tuple[slice, ...]:
-    """Where the array lies in its padded buffer."""
+    """The place of the array in its padded buffer."""
     return tuple(
         slice(dim.padding[0], dim.padding[0] + size)
         for size, dim in zip(shape, dims, strict=False)

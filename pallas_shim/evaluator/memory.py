@@ -311,8 +311,8 @@ def change(
     leaves: Sequence[Any],
     write: Callable[[np.ndarray], None],
 ) -> None:
-    """Has ``write`` change what the stages lead to. A reshape or a bitcast of a strided block is a
-    copy: it is changed there, then copied back."""
+    """Calls ``write`` to change the memory that the stages lead to. A reshape or a bitcast of a
+    strided block is a copy, so the copy is changed, and copied back."""
     arrays = [ref]
     for stage in stages:
         arrays.append(stage.forward(arrays[-1], *leaves))
@@ -345,14 +345,14 @@ def _index(shape: tuple[int, ...], dims: Sequence[Any]) -> Callable[..., np.ndar
 
 
 def as_slice(index: Slice) -> slice:
-    """What Python has for a slice with a known start."""
+    """Python's slice for one with a known start."""
     stop = index.start + (index.size - 1) * index.stride + 1 if index.size else index.start
     return slice(index.start, stop, index.stride)
 
 
 def _key(shape: tuple[int, ...], dims: Sequence[Any], *, to_view: bool = False) -> Any:
-    """What to index an array with, or the function of the leaves that gives that. An element's
-    gives a scalar, or if asked ``to_view``, a view."""
+    """The index into an array, or the function of the leaves that gives it. That of an element
+    gives a scalar, or with ``to_view``, a view."""
     fixed: list[Any] = []
     moving: list[tuple[int, int, int | None, int]] = []  # dimension, leaf, size, limit
     for position, (dim, index) in enumerate(zip(shape, dims, strict=True)):

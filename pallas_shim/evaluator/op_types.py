@@ -39,7 +39,7 @@ def same_dtype(operation: Operation) -> str | None:
 
 
 def _leaves_of(path: memory.Path) -> int:
-    """How many leaves a path needs."""
+    """The number of leaves that a path needs."""
     highest = -1
     for step in path:
         for dim in step.dims if isinstance(step, Index) else ():

@@ -371,7 +371,7 @@ def row_of(operation: Operation) -> Op:
 
 
 def wrong_with(operation: Operation) -> str | None:
-    """What an operation has that its row doesn't allow, None if all is well."""
+    """The first thing in an operation that its row doesn't allow, None if all is well."""
     row = row_of(operation)
     for what, types, operands in (
         ("operand", operation.ins, row.operands), ("result", operation.outs, row.results),

@@ -191,7 +191,7 @@ make_instruction: Callable[[Sequence[Any]], Instruction] = functools.partial(
 
 
 def branch_taken(index: int, branches: int) -> int:
-    """Which of its branches a `switch` takes: its index is clamped to them."""
+    """The branch that a `switch` takes: its index is clamped to the branches."""
     return min(max(index, 0), branches - 1)
 
 

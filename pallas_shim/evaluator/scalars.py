@@ -51,7 +51,8 @@ _TABLES = {"f": _OF_ALL, **dict.fromkeys("iub", _OF_ALL | _OF_INTEGERS)}
 
 
 def function(operation: Operation) -> Function | None:
-    """What computes an operation: its own ``fn``, or a faster one if all is scalars."""
+    """The function that computes an operation: its own ``fn``, or a faster one if all operands are
+    scalars."""
     types = (*operation.ins, *operation.outs)
     if operation.ins and all(isinstance(t, ArrayType) and not t.shape for t in types):
         table = _TABLES.get(operation.ins[0].dtype.kind, {})

@@ -22,7 +22,7 @@ class Elsewhere(Exception):
 
 
 class Place(NamedTuple):
-    """Where jit would have put a call's results."""
+    """The place where jit would have put a call's results."""
 
     sharding: SingleDeviceSharding
     committed: bool
@@ -30,8 +30,8 @@ class Place(NamedTuple):
 
 
 class ResultType(NamedTuple):
-    """What `write` makes of one result: an array of the type ``aval``, and of that, if there is
-    a ``key_type``, a key array."""
+    """The type of one result of `write`: an array of the type ``aval``, and if there is a
+    ``key_type``, a key array of that."""
 
     aval: Any
     key_type: Any
@@ -75,7 +75,7 @@ def result_aval(shape: tuple[int, ...], dtype: np.dtype, weak_type: bool) -> Any
 
 
 def result_types(avals: Sequence[Any]) -> tuple[ResultType, ...]:
-    """What `write` needs to know of results of these types."""
+    """The information that `write` needs about results of these types."""
     return tuple(
         ResultType(aval, None)
         if isinstance(aval.dtype, np.dtype)

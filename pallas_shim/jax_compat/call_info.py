@@ -43,7 +43,7 @@ def describe_call(params: dict[str, Any]) -> JitCall:
 
 
 def call_key(params: dict[str, Any]) -> tuple[Any, ...]:
-    """What tells calls of one jaxpr apart; cheap to make and to compare."""
+    """A key that tells calls of one jaxpr apart. It is cheap to make and to compare."""
     return (
         params["donated_invars"],
         params["in_shardings"],
@@ -65,7 +65,7 @@ def out_avals(jaxpr: Any) -> Sequence[Any]:
 
 
 def used_arguments(jaxpr: Any, *, keep_unused: bool) -> tuple[bool, ...]:
-    """Which of a jaxpr's inputs jit hands to XLA: those that results or effects depend on."""
+    """The inputs of a jaxpr that jit passes to XLA: those on which results or effects depend."""
     inner = getattr(jaxpr, "jaxpr", jaxpr)
     if keep_unused:
         return (True,) * len(inner.invars)
@@ -83,7 +83,7 @@ def calls_back(jaxpr: Any) -> bool:
 
 
 def on_donation() -> str:
-    """Where JAX explains donation, as it says when it warns of it."""
+    """The place of JAX's documentation of donation, as JAX's warning gives it."""
     constants = mlir.lower_jaxpr_to_module.__code__.co_consts
     return next(c for c in constants if isinstance(c, str) and c.startswith("See an expl"))
 

@@ -220,7 +220,7 @@ def _reduce_window(
 def _places(
     counts: Sequence[int], sizes: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
 ) -> list[tuple[slice, ...]]:
-    """For each place in a window, in row-major order, where it is for all ``counts`` windows."""
+    """For each place in a window, in row-major order: that place in all ``counts`` windows."""
     if 0 in counts:
         return []
     return [

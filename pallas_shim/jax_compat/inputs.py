@@ -23,8 +23,8 @@ def configuration() -> Iterator[Any]:
 
 
 def jit_options(jit_info: Any) -> list[tuple[str, Any]] | None:
-    """What a jitted function was told when it was made, and the names of its parameters; None if
-    that says where arrays lie."""
+    """The options with which a jitted function was made, and the names of its parameters. None if
+    an option says where arrays lie."""
     signature = jit_info.fun_signature
     options: list[tuple[str, Any]] = [("parameters", signature and [*signature.parameters])]
     for name in jit_info._fields:
@@ -53,7 +53,7 @@ REFERENCES_OF_JIT = 1
 
 
 def variables_of_jitted(value: Any) -> dict[str, Any]:
-    """What the user set on a jitted function, or on that in it."""
+    """Attributes that the user set on a jitted function, or on the function in it."""
     return {
         name: part
         for name, part in vars(value).items()
@@ -66,7 +66,7 @@ _OF_JIT = frozenset(vars(jax.jit(lambda: None)))
 
 
 def pytree_functions(kind: type) -> Any:
-    """How JAX takes apart and puts together a container of this type; None if it doesn't."""
+    """JAX's functions that flatten and unflatten a container of this type, None if it has none."""
     return tree_util._registry.get(kind)
 
 
@@ -111,7 +111,7 @@ SHARDING: Any = jax.sharding.NamedSharding
 
 
 def sharding_without_mesh(sharding: Any) -> list[str] | None:
-    """What tells shardings on an empty mesh apart; None if there is a mesh."""
+    """A key that tells shardings on an empty mesh apart, None if there is a mesh."""
     if not sharding.mesh.empty or sharding._logical_device_ids is not None:
         return None
     return [str(type(sharding.mesh)), repr(sharding.spec), str(sharding.memory_kind)]

@@ -95,7 +95,7 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 
 
 def primitive_name(primitive: Any) -> str:
-    """What names a primitive alone: some of SparseCore's borrow the names of others."""
+    """A unique name of a primitive. Some of SparseCore have the names of others."""
     name = primitive.name
     if name in _BORROWED and _SPARSECORE in sys.modules:
         if primitive is getattr(sys.modules[_SPARSECORE], f"{name}_p", None):
@@ -200,7 +200,7 @@ _WIDE = frozenset(map(np.dtype, (np.int64, np.uint64, np.float64, np.complex128)
 
 
 def source_of(eqn: Any) -> Any:
-    """Where an equation comes from, unresolved: `user_source` turns it into text."""
+    """The source of an equation, unresolved. `user_source` turns it into text."""
     return eqn.source_info
 
 

@@ -291,7 +291,8 @@ class ParallelLoop(NamedTuple):
 
 
 def parallel_loop(eqn: Any, ins: Sequence[Any]) -> ParallelLoop:
-    """Where the jaxpr has no constvars (JAX >= 0.12), what it closes over are leading inputs."""
+    """If the jaxpr has no constvars (JAX >= 0.12), the values that it closes over are leading
+    inputs."""
     start, end, step, closed_over, carry = eqn.params["tree"].unflatten(ins)
     jaxpr, closed_over = eqn.params["jaxpr"], tuple(closed_over)
     consts, leading = (closed_over, ()) if jaxpr.constvars else ((), closed_over)

@@ -37,7 +37,7 @@ Table = np.ndarray
 
 
 def constants(program: Program, aliases: AliasAnalysis) -> dict[Value, np.ndarray]:
-    """What is in the buffers of constants that nothing writes to."""
+    """The contents of buffers of constants that nothing writes to."""
     held, written = {}, set()
     for instruction in program.top.walk():
         operation, ins, outs, _, _ = instruction

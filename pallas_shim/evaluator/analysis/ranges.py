@@ -41,7 +41,7 @@ def result(name: str, dtype: np.dtype, operands: Sequence[Range]) -> Range | Non
 
 
 def _of_corners(compute: Callable[[int, int], int]) -> Callable[..., Range]:
-    """Of two intervals the ends of the result are among the results of their ends."""
+    """The result's ends are among the results of the ends of the two intervals."""
 
     def rule(dtype: np.dtype, x: Range, y: Range) -> Range:
         corners = [compute(a, b) for a in x for b in y]

@@ -26,7 +26,7 @@ DEEPEST = 12
 
 
 def choice(skip: Collection[str]) -> Callable[[Instruction], bool]:
-    """Which loops become functions, where the passes named in ``skip`` are left out."""
+    """Chooses the loops that become functions, if the passes named in ``skip`` are left out."""
     return (lambda loop: False) if "codegen" in skip else pays
 
 
@@ -47,8 +47,8 @@ def emit(loop: Instruction, slot: Callable[[Value], int]) -> Emitted | None:
 
 
 def _worth(instruction: Instruction) -> tuple[int, float, int]:
-    """How many lines an instruction becomes, what these save when they run, and how many loops
-    and branches are inside one another."""
+    """The number of lines of an instruction, the time that they save per run, and the depth of
+    nested loops and branches."""
     lines, saved, depth = 1, _WRITTEN_OUT if is_written_out(instruction) else _CALLED, 0
     for region in instruction.regions:
         for inner in region.body:
@@ -60,7 +60,7 @@ def _worth(instruction: Instruction) -> tuple[int, float, int]:
 
 
 def rounds(instruction: Instruction) -> float:
-    """How often each region of an instruction is taken to run when it does."""
+    """How often each region of an instruction runs, by estimate, when the instruction runs once."""
     if instruction.name == "switch":
         return 1 / len(instruction.regions)
     if instruction.name == "scan":

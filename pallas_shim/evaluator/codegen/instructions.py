@@ -164,7 +164,7 @@ class Instructions(Source, abc.ABC):
         self.line(f"{self.fresh(outs[0])} = {place}" if outs else f"{place} = {self.text(ins[1])}")
 
     def _clamped(self, start: Number, dim: int, size: int) -> str:
-        """Where a slice starts when it has been moved inside as XLA does."""
+        """The start of a slice after XLA has clamped it."""
         text, last = start.text, dim - size
         if not (text.isidentifier() or text.lstrip("-").isdigit()):
             text = self.fresh()

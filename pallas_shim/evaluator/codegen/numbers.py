@@ -30,7 +30,7 @@ class Number(NamedTuple):
 
 
 def kind(type: Type) -> str | None:
-    """What a value of this type is in source: "integer", "boolean", or None: NumPy's."""
+    """The kind of a value of this type in source: "integer", "boolean", or None for NumPy's."""
     if not isinstance(type, ArrayType) or type.shape:
         return None
     return {"i": "integer", "u": "integer", "b": "boolean"}.get(type.dtype.kind)

@@ -29,8 +29,8 @@ from pallas_shim.evaluator.program import Program
 
 Pass = Callable[[Program], Program]
 
-# The comments argue for the order. For each pass they say what it needs from earlier passes, what it
-# makes, and what later passes may no longer assume.
+# The comments argue for the order. They say what each pass needs from earlier passes, what it makes,
+# and what later passes may no longer assume.
 PIPELINE: tuple[tuple[str, Pass], ...] = (
     # Needs: nothing. Makes: constants of known values; branches taken and loops of one round become
     # inline code. After it: later passes may assume all they could before.
@@ -54,11 +54,11 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("movements", Movements.run),
     # Needs: each access has its ref, path and block, and only loads and stores touch memory. Makes:
     # stacks over cells, grids with fewer axes or none, `blocks`, `lookup`, `each_*`, `accumulate`.
-    # After it: a ref may be a list of views, scratch may have axes in front, and the instructions of
-    # a cell are no longer in one region.
+    # After it: a ref may be a list of views, scratch may have axes in front, and the instructions
+    # of a cell are no longer in one region.
     ("grid_batching", batch_grids),
-    # Needs: final loops and grids, since cells can't batch an instruction that left its grid. Makes:
-    # invariants before their loops. After it: a value may be live through a loop.
+    # Needs: final loops and grids, since cells can't batch an instruction that left its grid.
+    # Makes: invariants before their loops. After it: a value may be live through a loop.
     ("hoisting", hoist_invariants),
     # Needs: an address that doesn't change in a loop is one Value outside it. Makes: stored values
     # instead of loads.
@@ -75,17 +75,17 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("copy_elision", elide_copies),
     # Needs: nothing. Makes: a program without what batching and forwarding left unused.
     ("dead_code", remove_dead_code),
-    # Needs: loads that are views, since only their lifetimes are known. Makes: elementwise operations
-    # that write to memory (`direct`), and buffers that start unfilled (`unfilled`). After it: an
-    # elementwise operation may have an effect and no result.
+    # Needs: loads that are views, since only their lifetimes are known. Makes: elementwise
+    # operations that write to memory (`direct`), and buffers that start unfilled (`unfilled`).
+    # After it: an elementwise operation may have an effect and no result.
     ("store_fusion", fuse_stores),
-    # Needs: loads and stores in their final form. Makes: `rows` before a scan, which then takes refs
-    # beside arrays. After it: the place of such a row is unknown, and a counter may be gone.
+    # Needs: loads and stores in their final form. Makes: `rows` before a scan, which then takes
+    # refs beside arrays. After it: the place of such a row is unknown, and a counter may be gone.
     ("strength_reduction", reduce_strength),
     # Needs: rows. Makes: carried values that lie in rows. After it: a carried value may be memory.
     ("in_place_recurrences", compute_recurrences_in_place),
-    # Needs: final last uses, so it comes last. Makes: results that are written over operands without
-    # a further use (`into`). After it: a value's array may hold another value.
+    # Needs: final last uses, so it comes last. Makes: results that are written over operands
+    # without a further use (`into`). After it: a value's array may hold another value.
     ("in_place", write_in_place),
 )
 

@@ -52,7 +52,7 @@ def batch(program: Program) -> Program:
 
 
 class _Batching:
-    """What is known throughout a program."""
+    """Facts that hold throughout a program."""
 
     def __init__(self) -> None:
         self.operations = Operations()
@@ -153,7 +153,7 @@ class _Agenda:
         self.worthwhile = len(set(levels)) < len(levels)
 
     def _keys(self) -> list[Hashable]:
-        """For each instruction what it shares with those that it may be one with, if any."""
+        """The key that each instruction shares with those that it may run together with, if any."""
         stackable = self.batching.stackable
         keys: list[Hashable] = [
             operation if not regions and stackable(operation) else None

@@ -50,7 +50,7 @@ class FloorDivision(Peephole):
         return self.emit(name, (x, divisor), plain.type)
 
     def condition(self, value: Value, x: Value, number: int) -> str | None:
-        """What a boolean says of x, or of its remainder by a number."""
+        """The condition on x, or on its remainder by a number, that a boolean stands for."""
         different = self.operands("ne", value)
         if different is not None:
             left, right = different

@@ -74,7 +74,7 @@ class _SlicePlace(NamedTuple):
 
 
 class _Scatter(NamedTuple):
-    """What a scatter makes of all that a ref held: ``updates`` at a place."""
+    """The contents of a whole ref after a scatter: ``updates`` at a place."""
 
     before: Value
     place: _SlicePlace
@@ -185,7 +185,7 @@ class _GatherToSlice:
             self.note(out, Affine(moving.scalar, moving.low, moving.high, offsets))
 
     def move(self, instruction: Instruction) -> tuple[Value, ...] | None:
-        """What rearranges elements does so with the offsets."""
+        """Rearranges the offsets as the operation rearranges elements."""
         operation, (x, *others), (out,), _, _ = instruction
         if others or not isinstance(out.type, ArrayType) or out.type.size > _LARGEST:
             return None

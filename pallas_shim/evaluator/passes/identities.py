@@ -21,7 +21,7 @@ _LARGEST_SEARCHED = 1 << 16
 
 
 def uniform(value: Value) -> Any:
-    """The one element that a constant consists of, None if there is no such."""
+    """The only element of a constant, None if its elements differ."""
     array = value.const
     if array is None or not 0 < array.size <= _LARGEST_SEARCHED:
         return None

@@ -69,7 +69,7 @@ class _InPlace:
 
 
 def _last_reads(region: Region) -> dict[Value, int]:
-    """Where values are last used; without those that are used otherwise than by being read."""
+    """The last use of each value, without values that are used otherwise than by being read."""
     last = last_uses(region.body)
     kept = set(region.results)
     for operation, ins, _, regions, _ in region.body:

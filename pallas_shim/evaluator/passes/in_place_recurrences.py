@@ -96,8 +96,8 @@ class _Recurrences:
     def compute_in(
         self, row: Value, value: Value, body: list[Instruction | None], made: dict[Value, int]
     ) -> None:
-        """Has an elementwise result computed in a row, and what only it is computed from. These
-        are no longer ``made`` elsewhere."""
+        """Computes an elementwise result in a row, with the values that only it is computed from.
+        These are no longer ``made`` elsewhere."""
         at = made.pop(value)
         instruction = body[at]
         assert instruction is not None

@@ -46,7 +46,7 @@ class Piece(NamedTuple):
 
     @property
     def key(self) -> Any:
-        """What to index the source with to have its part of a stack, None: give it an axis."""
+        """The index into the source that gives its part of a stack. None: add an axis."""
         if self.start is None:
             return None
         stop = self.start + self.step * self.length
@@ -54,7 +54,7 @@ class Piece(NamedTuple):
 
 
 class StackPlan(NamedTuple):
-    """How to stack some values, and what that costs."""
+    """A way to stack some values, and its cost."""
 
     cost: float
     pieces: Sequence[Piece] = ()
@@ -147,7 +147,7 @@ class Stacks:
     # -- stacking values --------------------------------------------------------------------
 
     def plan(self, values: tuple[Value, ...]) -> StackPlan:
-        """How values, not all the same one, are best stacked."""
+        """The best way to stack values that are not all the same."""
         if values in self._made:
             return StackPlan(0)
         if values[0].const is not None and all([value.const is not None for value in values]):

@@ -99,7 +99,7 @@ def _is_array(dim: Any, shape: tuple[int, ...]) -> bool:
 
 
 def _in_slice(dim: state.Slice, size: int) -> np.ndarray | None:
-    """What a slice consists of, if that is known and inside."""
+    """The indices in a slice, if they are known and inside."""
     if not isinstance(dim.start, int):
         return None
     places = dim.start + dim.stride * np.arange(dim.size, dtype=np.int32)

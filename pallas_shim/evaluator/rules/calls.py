@@ -21,7 +21,8 @@ def _defined(lowering, eqn, ins):
 
 @lowering_rule("platform_index")
 def _platform_index(lowering, eqn, ins):
-    """Which of the groups of platforms has the one that JAX compiles for; None stands for any."""
+    """The group of platforms that has the one that JAX compiles for. None stands for any
+    platform."""
     platforms = eqn.params["platforms"]
     for index, group in enumerate(platforms):
         if group is None or "cpu" in group:

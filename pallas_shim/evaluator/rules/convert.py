@@ -126,7 +126,7 @@ def _to_bool(source: np.dtype) -> Function:
 
 
 def _to_float4(source: np.dtype) -> Function:
-    """There is no NaN: it becomes -0."""
+    """The type has no NaN: a NaN becomes -0."""
     widened = _casts(source, [wide(source), np.dtype(np.float32)])
 
     def convert(x):

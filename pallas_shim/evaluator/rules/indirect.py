@@ -147,7 +147,7 @@ class _Side(NamedTuple):
     ignored: int | None
 
     def kept(self, leaves: Sequence[Any], ndim: int) -> Any:
-        """What of the source is copied, as a mask that spreads over it."""
+        """The mask of the copied part of the source, which broadcasts over it."""
         if self.ignored is None:
             return True
         kept = np.asarray(leaves[-1]) != self.ignored

@@ -116,7 +116,7 @@ class _MaskedPlace(NamedTuple):
 
 
 class _Elements(NamedTuple):
-    """Where an access goes that has arrays of indices."""
+    """The place of an access with arrays of indices."""
 
     ref: Value
     indices: array_indices.Indices
@@ -240,7 +240,7 @@ def _choose(lowering, mask: Value, otherwise: Value, value: Value) -> Value:
 
 
 def _access(lowering, eqn, ins, read):
-    """What ``read`` makes of the equation, and its place, None for what is left to `state`."""
+    """What ``read`` returns for the equation, and its place. None: `state` handles it."""
     shape = lowering.type(eqn.outvars[0].aval).shape
     access = read(eqn, ins)
     return access, _place(lowering, access, shape)

@@ -49,7 +49,7 @@ rule("masked_cummin")(_running(np.minimum, lowest=False))
 
 @rule("scan_count", "unique")
 def _scan_count(ins, outs, **_):
-    """How many equal elements there are up to each, and which is the last of its kind."""
+    """The number of equal elements up to each, and a mask of the last of each kind."""
     before = np.tri(ins[0].size, dtype=bool)
 
     def count(x, mask):
@@ -167,7 +167,7 @@ def _gather_elements(ins, outs, *, masked):
 
 @rule("scatter_elements")
 def _scatter_elements(ins, outs, *, masked, add):
-    """Of several elements for one place the last counts, or all are added."""
+    """If several elements go to one place, the last one counts, or all are added."""
 
     def scatter(before, x, *operands):
         indices = operands[: before.ndim]
@@ -185,7 +185,7 @@ def _scatter_elements(ins, outs, *, masked, add):
 
 
 class _LanePlace(NamedTuple):
-    """What an access goes to, and the type of what lies there."""
+    """The place of an access, and the type of its contents."""
 
     ref: Value
     path: memory.Path
@@ -284,5 +284,5 @@ def _int32(lowering, value):
 
 @lowering_rule("barrier")
 def _barrier(lowering, eqn, ins):
-    """Of one subcore: a kernel with a barrier on several is refused."""
+    """The barrier of one subcore. A kernel with a barrier on several is refused."""
     return []

@@ -41,7 +41,7 @@ def by_discharge(lowering, eqn, ins: Sequence[Value]) -> list[Value]:
 
 
 def _not_basic(eqn, ins: Sequence[Value]) -> str:
-    """What it is about an access that no basic index does."""
+    """The part of an access that no basic index can express."""
     if eqn.primitive.name == "atomic_cas":
         return "an atomic operation"
     try:

@@ -46,7 +46,7 @@ def _padded(
 
 
 def _place(start: int, count: int, stride: int) -> slice:
-    """Where, along one axis, the elements at one place of each of ``count`` windows are."""
+    """The elements at one place of each of ``count`` windows, along one axis."""
     return slice(start, max(start + (count - 1) * stride + 1, 0), stride)
 
 
@@ -109,7 +109,7 @@ _SELECT = {"ge": (np.greater_equal, lowest), "le": (np.less_equal, highest)}
 
 def _places(windows: Sequence[int], counts: Sequence[int], strides: Sequence[int],
             dilation: Sequence[int]) -> list[tuple[slice, ...]]:  # fmt: skip
-    """For each place in the window, in row-major order, where it is for every window."""
+    """For each place in the window, in row-major order: that place in every window."""
     return [
         tuple(
             _place(i * step, count, stride)

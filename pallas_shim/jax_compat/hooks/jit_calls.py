@@ -33,7 +33,7 @@ class Call(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What `CallHandler.load` knows of a call: see there."""
+    """The information of `CallHandler.load` about a call: see there."""
 
     plan: Any
     out_tree: Any
@@ -41,7 +41,7 @@ class Known(NamedTuple):
 
 
 class CallHandler(Protocol):
-    """What calls are answered with."""
+    """Answers calls."""
 
     def plan(self, params: dict[str, Any]) -> Any | None:
         """The plan, if there is one, for calls of a function that JAX has traced. ``params`` are
@@ -229,7 +229,7 @@ def _may_be_traced(info: Any) -> None:
 
 
 class _ToTrace(Exception):
-    """What JAX was going to trace."""
+    """The function and arguments that JAX was going to trace."""
 
 
 def without_arrays(call: Call) -> Call:

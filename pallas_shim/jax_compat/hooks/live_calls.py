@@ -16,7 +16,7 @@ from jax._src.interpreters import partial_eval
 
 
 def leave_alone() -> Callable[[], None]:
-    """Has JAX leave such calls as they are, and gives the undoing."""
+    """Makes JAX leave such calls as they are; returns the undoing."""
     rules: Any = partial_eval.dce_rules
     stock = rules[pjit.jit_p]
     if len(inspect.signature(stock).parameters) != 2:

@@ -61,7 +61,7 @@ _CASTS: dict[Any, np.dtype] = {
 
 
 def shorten() -> Callable[[], None]:
-    """Has operators and casts of traced arrays take the shorter way, and gives the undoing."""
+    """Makes operators and casts of traced arrays take the short cut; returns the undoing."""
     stock: dict[str, Any] = {}
 
     def put(name: str, function: Callable[..., Any], dtypes: frozenset[np.dtype]) -> None:

@@ -25,7 +25,7 @@ Way = Callable[[Any, Any, list[Any], dict[str, Any]], Any]
 
 
 def shorten() -> Callable[[], None]:
-    """Has primitives bound by the shorter way, and gives the undoing."""
+    """Makes primitives bind by the short cut; returns the undoing."""
     stock = core.Primitive.bind
     context = core.trace_ctx
     ways = _ways()
@@ -103,7 +103,7 @@ def _add(trace: Any, primitive: Any, tracers: list[Any], params: dict[str, Any])
 def _add_by_rule(
     trace: Any, primitive: Any, tracers: list[Any], params: dict[str, Any]
 ) -> Any | None:
-    """Has the primitive's own rule add what stands for it."""
+    """Lets the primitive's own rule add its equations."""
     rule = partial_eval.custom_staging_rules[primitive]
     return rule(trace, current_source(), *tracers, **params)
 

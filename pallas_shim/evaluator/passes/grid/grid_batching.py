@@ -120,8 +120,8 @@ class _Grid:
         (self.region,) = instruction.regions
 
     def batched(self) -> list[Instruction] | None:
-        """What does the same as the grid with cells at once, None if that isn't proven or
-        doesn't pay."""
+        """Instructions that do the same as the grid, with cells together. None if that isn't proven
+        or doesn't pay."""
         if any(size.const is None for size in self.instruction.ins) or not self._tractable():
             return None
         self.sizes = [int(size.const) for size in self.instruction.ins if size.const is not None]
@@ -228,8 +228,8 @@ class _Grid:
         return body
 
     def _chunks(self, axes: Sequence[int]) -> tuple[list[int], int]:
-        """How many cells along each axis run at once, and the axis on which a chunk may be
-        left over."""
+        """The number of cells along each axis that run together, and the axis on which a partial
+        chunk may be left."""
         largest = max(
             [
                 type.nbytes

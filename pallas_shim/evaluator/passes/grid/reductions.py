@@ -29,7 +29,7 @@ _COMMUTING = (np.add, np.multiply, *_OF_INTEGERS)
 
 
 class Accumulation(NamedTuple):
-    """What is done to a part of a buffer. ``replaced``: the value that does it in a round."""
+    """An accumulation into a part of a buffer. ``replaced``: the value that does it in a round."""
 
     root: Value
     ufunc: Any
@@ -77,7 +77,7 @@ def _accumulates(operation: Operation) -> bool:
 
 
 def _orders(update: Instruction) -> list[tuple[Value, Value]]:
-    """What may be the old value and what goes on top of it."""
+    """The pairs of operands that may be the old value and the value added to it."""
     first, second = update.ins
     exact = update.operation.outs[0].dtype.kind != "f"
     commutes = exact and update.operation.fn in _COMMUTING

@@ -37,7 +37,8 @@ class Loop(NamedTuple):
 
 
 def as_grid(scan: Instruction) -> Loop | None:
-    """What does the same as a scan, None unless it carries only counters."""
+    """Instructions that do the same as a scan, as a grid. None unless the scan carries only
+    counters."""
     params, (region,) = scan.operation.params, scan.regions
     length, count = params["length"], params["num_carry"]
     if not (len(scan.ins) == len(scan.outs) == count and 1 < length <= _MOST_ROUNDS):

@@ -45,8 +45,8 @@ class Varies(Exception):
 
 
 class Cell(NamedTuple):
-    """What stands for a value: ``lead`` is None if it is shared. ``listed``: it is a ref that
-    is a list of views."""
+    """The value over cells that stands for a value. ``lead`` is None if all cells share it.
+    ``listed``: it is a ref that is a list of views."""
 
     value: Value
     lead: LeadingAxes = None
@@ -93,7 +93,7 @@ class Vectoriser(abc.ABC):
     # -- values -----------------------------------------------------------------------------
 
     def cell(self, value: Value) -> Cell:
-        """What stands for a value. One from outside the grid is itself."""
+        """The value over cells that stands for a value. One from outside the grid is itself."""
         found = self.cells.get(value)
         if found is None:
             table = self.known.get(value)
@@ -125,7 +125,7 @@ class Vectoriser(abc.ABC):
         return outs
 
     def _counted_singly(self) -> None:
-        """What is emitted next does its work cell by cell."""
+        """Counts the next instruction as one that works cell by cell."""
         self.single += 1
         self.calls -= 1
 

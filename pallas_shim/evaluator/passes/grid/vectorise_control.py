@@ -242,7 +242,7 @@ class ControlVectoriser(Vectoriser):
         return [*carry, wants(carry)], regions
 
     def _selected(self, which: Value, cases: Sequence[Value]) -> Cell:
-        """The one of several values that each cell chooses."""
+        """The one of several values that each cell selects."""
         type, out = cases[0].type, Value(cases[0].type)
         types = (which.type, *[case.type for case in cases])
         select = specialise("select_n", types, (type,), {}, False)
