@@ -49,8 +49,8 @@ Results = Sequence[np.ndarray] | Exception
 # many runs of one instruction JAX is asked about.
 _MOST_BYTES = 1 << 28
 _MOST_RUNS = 16
-# In units of the last place of the largest element: what sums in another order differ by, and for
-# types that are computed with in float32 and then rounded.
+# The tolerance in units of the last place of the largest element: for sums in another order, and
+# for types that are computed in float32 and then rounded.
 _ROUNDING, _NARROW_ROUNDING = 512, 4
 
 

@@ -9,13 +9,13 @@ import numpy as np
 
 from pallas_shim.jax_compat import kernel_info
 
-# What XLA takes to compile a function, and each equation in it, in seconds on one core.
+# The seconds in which XLA compiles a function, and each equation in it, on one core.
 _COMPILING = 0.02
 _COMPILING_EQUATION = 0.002
-# What NumPy takes for an equation, a byte of its result, a byte to sort and an operation of a
-# dot or a convolution.
+# The seconds in which NumPy computes an equation, a byte of its result, a byte to sort, and an
+# operation of a dot or a convolution.
 _EQUATION, _BYTE, _SORTED_BYTE, _DOT, _CONVOLUTION = 3e-6, 1e-9, 2e-8, 5e-11, 1e-9
-# How often a loop whose length isn't known is taken to run.
+# The assumed number of rounds of a loop whose length isn't known.
 _LOOP = 10
 
 

@@ -52,7 +52,8 @@ class _Patch:
             return
         try:
             _applied.append(self)
-            # In one call, after which a signal may raise: what is done can be undone.
+            # Make it one call: a signal may raise after it, and the patches that were applied can
+            # be undone.
             self.undoings.extend(map(self.entry_point.load(), (module,)))
         except Exception as error:
             deactivate()

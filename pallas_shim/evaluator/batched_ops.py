@@ -189,7 +189,7 @@ def _copier(block: Any) -> Callable[..., np.ndarray]:
         for d, leaf, scale, dim, size, _ in moving:
             shape[d] = size
             starts.append(clamped(np.asarray(leaves[leaf]), scale, dim, size))
-        # An array of the blocks at all places, of which those at the starts are taken.
+        # Makes an array of the blocks at all places, and takes those at the starts.
         counts = [dim - size + 1 for _, _, _, dim, size, _ in moving]
         strides = [array.strides[d] for d, *_ in moving]
         everywhere = _as_strided(array, (*counts, *shape), (*strides, *array.strides))

@@ -14,8 +14,8 @@ from typing import TypeVar
 
 R = TypeVar("R")
 
-# The slots of a frame that takes a piece of 512 KB, half of which is left to those that follow. No
-# page is touched that isn't used.
+# A frame with this many slots takes a chunk of 512 KB, and leaves half of it to the next frames.
+# Pages that nobody uses are never touched.
 _SLOTS = 33_000
 
 

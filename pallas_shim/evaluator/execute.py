@@ -82,7 +82,7 @@ def _run(steps: Steps, frame: Frame) -> None:
         for step in remaining:
             step(frame)
     except Exception as error:
-        # How far we came is read off the iterator, so the loop itself keeps no count.
+        # The iterator tells the progress, so the loop itself keeps no count.
         at = len(steps) - remaining.__length_hint__() - 1
         _blame(error, steps.instructions[at])
         raise
@@ -92,10 +92,11 @@ def _run_with_room(steps: Steps, frame: Frame) -> None:
     with_room(_run, steps, frame)
 
 
-# Of so many steps it is worth the 30 to 50 microseconds that room takes beside threads: one run in
-# some thirty would stand at the end of a piece of the stack, and each of its steps take 10 more.
+# From this many steps on, room on the stack pays for its 30 to 50 microseconds. One run in thirty
+# or so would stand at the end of a chunk of the stack, and each of its steps would take 10
+# microseconds more.
 _MANY_STEPS = 200
-# Regions inside one another, each of which has two or three frames on Python's stack.
+# The deepest nesting of regions. Each has two or three frames on the stack.
 _MANY_LEVELS = 50
 
 
@@ -135,7 +136,7 @@ class _Preparation:
         if slot is None:
             slot = self._slots[value] = len(self.frame)
             const = value.const
-            # Of rank 0 this gives a scalar, of any other rank the array.
+            # This gives a scalar for rank 0, and the array for any other rank.
             self.frame.append(None if const is None else const[()])
         return slot
 

@@ -89,7 +89,8 @@ def lower_call(lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
             lowering.body[cell_start:cell_start] = first
 
     local = [i for i in range(len(call.grid)) if i not in call.vmapped_dims]
-    # The cells come first, though they run last: only what they write to need be copied.
+    # Build the cells first, though they run last: they decide which operands are written to, and
+    # only those need a copy.
     cells = lower_cells(
         lowering, call.name, sizes, call.axis_names, local, cell, call.checked, call.for_device
     )

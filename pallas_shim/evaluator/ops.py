@@ -38,7 +38,7 @@ from pallas_shim.jax_compat.callbacks import CALLBACK_PRIMITIVES
 
 # -- parameters -------------------------------------------------------------------------------
 
-# Beside the ufuncs, the operations whose result is always an array of its own.
+# Operations, besides the ufuncs, whose result is always an array of its own.
 MAKES_ARRAYS = frozenset({"concatenate", "convert_element_type", "dot_general", "join", "select_n",
                           "take"})  # fmt: skip
 

@@ -154,7 +154,7 @@ def _devices(sharding: Any) -> str:
     return f"{count} device{'s' * (count != 1)} by a {type(sharding).__name__}"
 
 
-# What refers to a result while `write` looks at it, if nobody else does: the list, the loop's
+# The references to a result while `write` looks at it, if nobody else has one: the list, the loop's
 # variable and getrefcount's own argument.
 _OWN_REFERENCES = 3
 
@@ -186,6 +186,6 @@ def write(results: list[Any], types: Sequence[ResultType], place: Place) -> list
                 )
         out.append(array if key_type is None else prng.PRNGKeyArray(key_type._impl, array))
     if any_shared:
-        # XLA lets go of what it has copied at the next call of its own, or here.
+        # XLA frees a copied buffer at its next call, or here.
         _jax.collect_garbage()
     return out

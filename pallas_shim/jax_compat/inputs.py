@@ -48,7 +48,8 @@ def jitted(value: Any) -> tuple[Callable[..., Any], Any] | None:
     return value._fun, value._jit_info
 
 
-# How many weak references jit itself has to a function that was not traced; a call makes one more.
+# The number of weak references that jit itself has to a function that was not traced. A call makes
+# one more.
 REFERENCES_OF_JIT = 1
 
 

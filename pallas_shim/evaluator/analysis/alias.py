@@ -128,7 +128,8 @@ class AliasAnalysis:
                 for out in outs:
                     if type(out.type) is RefType:
                         roots[out] = roots.get(ins[0], ins[0])
-        # Each run of the region has its own, so what it does to them can't be told outside.
+        # Each run of the region has its own buffers, so its accesses to them have no address
+        # outside.
         self.allocated.update(local)
         touched.reads.difference_update(local)
         touched.writes.difference_update(local)

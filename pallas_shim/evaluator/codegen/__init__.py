@@ -16,10 +16,10 @@ from pallas_shim.evaluator.codegen.loops import Loops
 from pallas_shim.evaluator.codegen.source import Emitted
 from pallas_shim.evaluator.program import Instruction, Value
 
-# In seconds: what a line takes to be compiled; what a round saves for an instruction that is
-# written out, and for another one.
+# Seconds to compile a line; seconds that a round saves for an instruction that is written out, and
+# for any other.
 _LINE, _WRITTEN_OUT, _CALLED = 1.2e-5, 5e-7, 1e-7
-# How often a loop of unknown length is taken to turn, and a program to be called.
+# The assumed number of rounds of a loop of unknown length, and of calls of a program.
 _ROUNDS, _CALLS = 10, 3
 # Python has a limit of 20 loops inside one another, and one of 100 levels of indentation.
 DEEPEST = 12

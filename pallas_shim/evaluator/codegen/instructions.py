@@ -20,7 +20,7 @@ from pallas_shim.evaluator.program import PURE, ArrayType, Instruction, Region, 
 # These operands come as the leaves of a path, which any kind of number can be.
 _FIRST_LEAF = {"get": 1, "store": 2, "view": 1}
 
-# How what `scalars` has for floats is written.
+# The source of the operations that `scalars` has for floats.
 _OPERATORS: dict[Any, str] = {
     operator.add: "{} + {}",
     operator.sub: "{} - {}",

@@ -29,8 +29,8 @@ from pallas_shim.evaluator.program import Program
 
 Pass = Callable[[Program], Program]
 
-# The comments argue for the order. They say what each pass needs from earlier passes, what it makes,
-# and what later passes may no longer assume.
+# The comments argue for the order. They say what each pass needs from earlier passes, what it
+# makes, and what later passes may no longer assume.
 PIPELINE: tuple[tuple[str, Pass], ...] = (
     # Needs: nothing. Makes: constants of known values; branches taken and loops of one round become
     # inline code. After it: later passes may assume all they could before.

@@ -40,7 +40,7 @@ from pallas_shim.evaluator.registry import BATCHING_RULES, Stack
 # and the work on them outweighs the calls that they save.
 _LARGEST_STACK = 1 << 18
 _LARGEST_MEMBER = _LARGEST_STACK // 8
-# By how many instructions, directly or through results, a stack once made is taken to be used.
+# The assumed number of instructions that use a stack, directly or through results.
 _USES = 3
 # Fewer slices of an array than this are not worth its being copied into a stack.
 _FEWEST_SLICES = 4
@@ -88,7 +88,7 @@ class _Batching:
                 and not (BATCHING_RULES[name].reorders and ins[0].dtype.kind not in "iub")
                 and all(isinstance(t, ArrayType) and t.nbytes <= _LARGEST_MEMBER for t in types)
                 and all(isinstance(t, ArrayType) and t.size for t in outs)
-                # What scalars' own operators do costs less than getting one out of a stack.
+                # Operators on scalars cost less than taking one out of a stack.
                 and any(t.shape for t in (*ins, *outs))
             )
         return known
@@ -146,7 +146,8 @@ class _Agenda:
         self.depth = [0] * len(body)
         self.used_singly: set[Value] = set()
         self._depend()
-        # Whether some of what may become one can be ready at the same time, as a quick test.
+        # A quick test: whether some instructions that may run together can be ready at the same
+        # time.
         levels = [
             level for level in zip(self.keys, self.depth, strict=True) if level[0] is not None
         ]
@@ -412,7 +413,7 @@ def windows_on_grid(
     order = (*range(0, len(split), 2), *range(1, len(split), 2))
 
     def run(x):
-        # In one piece, because what is taken from a stack is used many times.
+        # Make it one piece, because parts of a stack are used many times.
         parts = x[at].reshape(split)[within].transpose(order)
         return np.ascontiguousarray(parts).reshape(out.shape)
 

@@ -78,7 +78,7 @@ class _CopyElision:
             returned = self.loads.get(value)
             if returned is None:
                 continue
-            # What the program returns lives on after it, while the caller's memory may change.
+            # Results outlive the program, while the memory of the caller may change.
             if top and self.aliases.root(body[returned.at].ins[0]) in self.aliases.allocated:
                 returned.last = max(returned.last, len(body))
             else:

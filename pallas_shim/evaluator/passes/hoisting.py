@@ -18,7 +18,7 @@ from pallas_shim.evaluator.program import (
     Value,
 )
 
-# What is hoisted stays in memory while the loop runs, so larger results are not.
+# A hoisted value stays in memory while the loop runs, so larger results stay in it.
 _LARGEST_RESULT = 1 << 24
 
 

@@ -41,7 +41,7 @@ class _Recurrences:
     def region(self, region: Region) -> Region:
         body: list[Instruction] = []
         for instruction in region.body:
-            # From the outside in: `AliasAnalysis` knows the regions as they were.
+            # Go from the outside in, since `AliasAnalysis` knows the regions before the change.
             for each in self.scan(instruction) if instruction.name == "scan" else [instruction]:
                 if each.regions:
                     each = with_regions(each, list(map(self.region, each.regions)))

@@ -23,7 +23,7 @@ from pallas_shim.evaluator.program import (
 )
 from pallas_shim.evaluator.specialise import specialise
 
-# Where elements come from is found by gathering positions, so larger arrays are not tried.
+# Gathering positions shows where elements come from, so larger arrays are not tried.
 _LARGEST_TRIED = 1 << 16
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pallas_shim.evaluator.passes.peephole import Peephole
 from pallas_shim.evaluator.program import Instruction, Value
 
-# What a select gives that takes the left side where the comparison holds.
+# The extremum that a select gives if it takes the left side where the comparison holds.
 _EXTREMUM = {"gt": "max", "ge": "max", "lt": "min", "le": "min"}
 _OTHER = {"max": "min", "min": "max"}
 

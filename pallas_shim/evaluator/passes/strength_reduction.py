@@ -32,7 +32,7 @@ from pallas_shim.evaluator.program import (
 )
 from pallas_shim.jax_compat.state import Index, Slice
 
-# In shorter loops the rows cost more than the addresses.
+# In loops shorter than this, rows cost more than addresses.
 _FEWEST_ROUNDS = 3
 
 

@@ -97,7 +97,7 @@ def _to_float16(x: np.ndarray) -> np.ndarray:
     result += _REBIASED
     result >>= _DROPPED
     np.minimum(result, _INFINITY_AS_16, out=result)
-    # That is too small where a float16 is subnormal.
+    # The result is too small if it is a subnormal float16.
     small = np.minimum(magnitude.view(np.float32), _EVENLY_SPACED)
     small += _HALF
     multiple = small.view(_INT)

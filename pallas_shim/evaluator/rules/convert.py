@@ -120,7 +120,7 @@ def _to_bool(source: np.dtype) -> Function:
         return lambda x: x != zero
     if is_integer(source):
         return lambda x: x.astype(computed) != zero
-    # In the bits, because XLA doesn't take the subnormals of narrow floats for zeros.
+    # Work on the bits, because XLA doesn't treat the subnormals of narrow floats as zeros.
     magnitude = np.uint32(0x7FFFFFFF)
     return lambda x: (x.astype(computed).view(np.uint32) & magnitude) != 0
 
@@ -197,7 +197,7 @@ def _reduce_precision(ins, outs, *, exponent_bits, mantissa_bits, **_):
     def reduce(x):
         value = x.view(bits)
         if lost:
-            # To nearest, ties to even; a carry out of the mantissa steps the exponent.
+            # Round to nearest, ties to even. A carry out of the mantissa steps the exponent.
             value = (value + ((value >> shift) & one) + half_less_one) & kept
         if narrower:
             power, sign = value & infinity, value & sign_bit

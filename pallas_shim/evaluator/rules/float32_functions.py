@@ -21,7 +21,7 @@ _FLOAT32 = np.dtype(np.float32)
 _select = select_by_bits(_FLOAT32)
 _ONE = np.float32(1)
 
-# So many numbers at once, and what is computed on the way, stay in the processor's caches.
+# This many numbers, with their intermediate results, stay in the processor's caches.
 _PART = 1 << 16
 
 

@@ -390,7 +390,7 @@ def _tridiagonal_solve(ins, outs, *, perturb_singular=False, **_):
 
 # -- Fourier transforms ---------------------------------------------------------------------
 
-# In the order of JAX's FftType.
+# The order is that of JAX's FftType.
 _FFT = ("fftn", "ifftn", "rfftn", "irfftn")
 
 

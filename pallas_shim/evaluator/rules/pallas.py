@@ -74,5 +74,5 @@ def _global(lowering, eqn, ins):
     type = lowering.type(eqn.outvars[0].aval)
     if type.space != "semaphore":
         raise Unsupported("get_global", f"memory in {type.space} that outlives the call")
-    # Each equation has one of its own, wherever the kernel's code is repeated.
+    # Each equation has its own semaphore, however often the kernel's code is repeated.
     return [lowering.shared(id(eqn), type, "get_global")]

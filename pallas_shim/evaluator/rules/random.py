@@ -84,7 +84,7 @@ def threefry2x32(key1, key2, x1, x2):
     return first.reshape(shape), second.reshape(shape)
 
 
-# So many words at once stay in the processor's caches, and are worth a hundred calls.
+# This many words stay in the processor's caches, and are worth a hundred calls.
 _PART = 1 << 16
 
 
@@ -164,7 +164,7 @@ def _threefry_bits(key, counter, shape, wide):
     return pairs[tuple(map(slice, shape_or_one))].reshape(shape), steps
 
 
-# By JAX's RandomAlgorithm. On CPU the default is Philox.
+# The keys are JAX's RandomAlgorithm. On a CPU the default is Philox.
 _GENERATORS = (_philox_bits, _threefry_bits, _philox_bits)
 
 

@@ -153,7 +153,7 @@ def _iota(ins, outs, *, dimension, **_):
 
 @rule("empty", "empty2")
 def _empty(ins, outs, **_):
-    # What XLA puts there on a CPU.
+    # XLA on a CPU gives zeros, too.
     return _constant(np.zeros(*outs[0]))
 
 

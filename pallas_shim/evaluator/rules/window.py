@@ -102,8 +102,8 @@ def _by_definition(lowering, eqn, ins):
 
 # -- select and scatter, select and gather --------------------------------------------------
 
-# By the primitive that selects: whether a value stays selected when the next one is seen
-# (NaN never compares true, so it is always passed on), and the value of the padding.
+# For each selecting primitive: whether a value stays selected when the next one comes (NaN never
+# compares true, so it is always passed on), and the value of the padding.
 _SELECT = {"ge": (np.greater_equal, lowest), "le": (np.less_equal, highest)}
 
 

@@ -66,7 +66,7 @@ class CallHandler(Protocol):
         it."""
 
 
-# What jit looks at to see whether its C++ cache can serve the next call: it can't.
+# jit looks at this to see whether its C++ cache can serve the next call. It can't.
 _NO_JAXPR = SimpleNamespace(effects=(), consts=())
 
 _REGISTRY = getattr(tree_util, "tracing_registry", None) or tree_util.default_registry
@@ -104,8 +104,7 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
         except _ToTrace as error:
             to_trace = error.args
         if to_trace is not None:
-            # It is traced with no frame of ours more than under stock JAX, which user code can
-            # count.
+            # Tracing has no more frames than under stock JAX, since user code can count them.
             with nullcontext() if given is None else answers.tracing(given):
                 traced.params = stock_trace(*to_trace)
             inferred, args_flat = stock_infer(fun, info, args, kwargs)

@@ -29,7 +29,7 @@ _INTEGERS = _SIGNED | _UNSIGNED
 _FLOATS = frozenset(map(np.dtype, ("f2", "f4", jnp.bfloat16)))
 _NUMBERS = _INTEGERS | _FLOATS
 
-# Where JAX's operator is one function of lax, and of which types.
+# Operators of JAX that are one function of lax, and the types for which they are.
 _BINARY: tuple[tuple[str, Callable[..., Any], frozenset[np.dtype]], ...] = (
     ("add", lax.add, _NUMBERS),
     ("sub", lax.sub, _NUMBERS),
@@ -48,7 +48,7 @@ _BINARY: tuple[tuple[str, Callable[..., Any], frozenset[np.dtype]], ...] = (
     ("gt", lax.gt, _NUMBERS | _BOOL),
     ("ge", lax.ge, _NUMBERS | _BOOL),
 )
-# Those with a form in which the number comes first.
+# Operators with a form in which the number comes first.
 _REFLECTED = frozenset({"add", "sub", "mul", "truediv", "and", "or", "xor", "lshift", "rshift"})
 
 
@@ -108,7 +108,7 @@ def _astype(stock: Callable[..., Any]) -> Callable[..., Any]:
     def astype(x: Any, dtype: Any, *args: Any, **kwargs: Any) -> Any:
         if type(x) is DynamicJaxprTracer and not args and not kwargs:
             aval: Any = x.aval
-            # What can't be hashed is left to JAX.
+            # JAX handles unhashable values.
             to = _CASTS.get(dtype) if isinstance(dtype, (type, np.dtype)) else None
             if to is not None and aval.dtype in _CASTS and aval.sharding.mesh is no_mesh:
                 if to != aval.dtype:

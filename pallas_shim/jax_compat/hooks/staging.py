@@ -118,7 +118,8 @@ def _convert(trace: Any, primitive: Any, tracers: list[Any], params: dict[str, A
     return _add(trace, primitive, tracers, params)
 
 
-# How a call says that tracing replaces it with what it calls; JAX before 0.12 says yes or no.
+# The parameter by which tracing replaces a call with the called function. JAX before 0.12 has a
+# boolean.
 _INLINED: Any = api.Inline.JAX_EARLY if hasattr(api, "Inline") else True
 
 

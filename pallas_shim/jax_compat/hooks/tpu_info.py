@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax._src import config
 
-# Where it is since JAX 0.12, since JAX 0.9, and before.
+# Its module since JAX 0.12, since JAX 0.9, and before.
 _PLACES = ("jax._src.tpu_info", "jax._src.pallas.mosaic.tpu_info", "jax._src.pallas.mosaic.core")
 
 

@@ -54,8 +54,8 @@ from pallas_shim.evaluator.program import (
 _LARGEST_STACK = 1 << 20
 # Grids of more cells times instructions than this are not looked at.
 _LARGEST_PROOF = 1 << 26
-# What doing an instruction cell by cell costs more than doing it in each cell, as a part of
-# what a call costs.
+# The extra cost of running an instruction cell by cell here instead of in each cell, as a fraction
+# of the cost of a call.
 _ONE_BY_ONE = 0.5
 
 
@@ -273,7 +273,7 @@ class _Grid:
         )  # fmt: skip
         vectorised.run(self.region.body)
         body = tuple(vectorised.entry + vectorised.body)
-        # What doesn't depend on the rest of the axes can then leave the inner loop.
+        # Instructions that don't depend on the other axes can then leave the inner loop.
         rest = [axis for axis in range(len(self.sizes)) if axis not in proven.axes]
         for axes in (rest, proven.axes):
             params = [layout.params[axis] for axis in axes]

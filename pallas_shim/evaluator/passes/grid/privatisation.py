@@ -77,7 +77,7 @@ class _StoredElements:
         if self.root not in within.reads and self.root not in within.writes:
             return
         if instruction.name == "scan":
-            # Each round finds what the ones before have stored to, so the first reads least.
+            # Each round finds the stores of the earlier ones, so the first round may read least.
             if instruction.operation.params["length"] > 0:
                 self.region(instruction.regions[0], stored)
             return

@@ -24,7 +24,7 @@ from pallas_shim.jax_compat.state import Index, Slice
 # The functions that accumulate numbers of any kind, and those that do integers.
 _OF_NUMBERS = (np.add, np.subtract, np.multiply)
 _OF_INTEGERS = (np.minimum, np.maximum, np.bitwise_and, np.bitwise_or, np.bitwise_xor)
-# Those whose operands may come in either order. (Of two NaNs the first is the result.)
+# Functions whose operands may come in either order. (Of two NaNs, the first is the result.)
 _COMMUTING = (np.add, np.multiply, *_OF_INTEGERS)
 
 

@@ -32,7 +32,7 @@ from pallas_shim.evaluator.registry import BATCHING_RULES
 from pallas_shim.evaluator.specialise import specialise
 from pallas_shim.jax_compat.state import Index, Reshape, Slice, Transpose
 
-# Blocks that lie unevenly are copied if they take no more bytes than this.
+# Unevenly spaced blocks are copied if they take no more bytes than this.
 _LARGEST_COPY = 1 << 21
 
 

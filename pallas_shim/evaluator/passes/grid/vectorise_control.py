@@ -258,7 +258,7 @@ class ControlVectoriser(Vectoriser):
         self._replace(instruction, sizes, (), [made])
 
 
-# What a cell may compute for nothing, in bytes: it takes no longer than another call.
+# The bytes that a cell may compute without need. Computing them takes no longer than another call.
 _LITTLE = 1 << 12
 
 
