@@ -1,4 +1,4 @@
-"""What Python processes need in their environment to start with the shim on."""
+"""The environment variables with which a Python process starts with the shim on."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Answers user code that asks which accelerator it runs on, if PALLAS_NUMPY_TPU names a TPU.
+"""Answers user code that asks for the accelerator, if PALLAS_NUMPY_TPU names a TPU.
 
-Many scripts refuse to start without one. JAX itself keeps seeing the CPU that it runs on: who
-asks is told by the module that the question comes from.
+Many scripts refuse to start without one. JAX itself keeps seeing the CPU: the answer depends on the
+module that asks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Operations over axes in front: what one instruction does, done on stacks of its operands."""
+"""Applies batching rules: the operation that does on stacks what one does on their members."""
 
 from __future__ import annotations
 

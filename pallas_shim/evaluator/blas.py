@@ -1,9 +1,9 @@
-"""Matrix products by BLAS, and with how many threads.
+"""Matrix products by BLAS, with the number of threads that pays.
 
-OpenBLAS shares products of some microseconds already among its threads, which wait for each
-other actively. Where other work keeps the cores busy (tests in parallel, a second
-benchmark), each of them then takes until the system's scheduler has been round: up to 700 times
-as long. So products whose share would be small are computed by the thread that asks.
+OpenBLAS shares even products of some microseconds among its threads, and each thread waits for the
+others actively. If other work keeps the cores busy (tests in parallel, a second benchmark), a
+thread waits until the system's scheduler gets to the others: up to 700 times as long. So the
+calling thread computes products whose share would be small.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def _start_over() -> None:
 
 
 def _find() -> tuple[Callable[[], int], Callable[[int], None]] | None:
-    """What gets and sets the number of threads of NumPy's BLAS; None if it isn't OpenBLAS."""
+    """Functions that get and set the number of threads of NumPy's BLAS, None if it isn't
+    OpenBLAS."""
     try:
         library = ctypes.PyDLL(importlib.import_module("numpy._core._multiarray_umath").__file__)
     except (ImportError, OSError):

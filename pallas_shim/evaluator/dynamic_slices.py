@@ -1,4 +1,4 @@
-"""Views of dynamic size, which end where their refs end."""
+"""Views of dynamic size. They end where their refs end."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class DynamicSlices:
     def change(
         self, ref: np.ndarray, leaves: Sequence[Any], write: Callable[[np.ndarray], None]
     ) -> None:
-        """Has ``write`` change it."""
+        """Calls ``write`` to change it."""
 
         def change_part(array: Array) -> None:
             whole, chosen = self._cut(array, leaves)

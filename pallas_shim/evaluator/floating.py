@@ -1,7 +1,7 @@
-"""The floating-point environment that programs run in: XLA's on CPU.
+"""The floating-point environment of programs: XLA's on a CPU.
 
-XLA treats subnormal numbers as zeros, as operands and as results; NumPy computes with them
-unless the thread's control register says otherwise. C's ``fesetenv`` sets that register.
+XLA treats subnormal numbers as zeros, both operands and results. NumPy computes with them, unless
+the thread's control register says otherwise. C's ``fesetenv`` sets that register.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def as_xla(call: Callable[..., R], *args: object) -> R:
 
 
 def _ignored_errors() -> tuple[ContextVar[Any], Any]:
-    """Where NumPy keeps what is done about floating-point errors, and its value for nothing."""
+    """The place of NumPy's handling of floating-point errors, and the value that ignores them."""
     context = Context()
     context.run(np.seterr, all="ignore")
     ((variable, value),) = context.items()

@@ -1,4 +1,4 @@
-"""How freed memory is kept for the next array."""
+"""Keeps freed memory for the next array."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-# The most that glibc raises its threshold to, less what it may add for its own use.
+# The highest value to which glibc raises its threshold, less the memory that it may add for itself.
 _LARGEST_KEPT = (32 << 20) - (64 << 10)
 
 

@@ -1,9 +1,9 @@
 """Memory: buffers, and refs as NumPy views of them.
 
-A ref at run time is an array that shares its memory with a buffer. A *path* is what is done
-to a ref before it is read or written (index, bitcast, reshape, transpose). Paths are
-resolved at lowering: `viewer` makes the function from a ref and the path's dynamic indices
-to the view, `writer` the one that stores through it.
+At run time, a ref is an array that shares its memory with a buffer. A *path* is the list of steps
+from a ref to the part that is read or written (index, bitcast, reshape, transpose). Lowering
+resolves paths: `viewer` makes the function from a ref and the path's dynamic indices to the view,
+and `writer` the one that stores through it.
 """
 
 from __future__ import annotations
@@ -329,8 +329,8 @@ def change(
     leaves: Sequence[Any],
     write: Callable[[np.ndarray], None],
 ) -> None:
-    """Has ``write`` change what the stages lead to. A reshape or a bitcast of a strided block is a
-    copy: it is changed there, then copied back."""
+    """Calls ``write`` to change the memory that the stages lead to. A reshape or a bitcast of a
+    strided block is a copy, so the copy is changed, and copied back."""
     arrays = [ref]
     for stage in stages:
         arrays.append(stage.forward(arrays[-1], *leaves))
@@ -363,14 +363,14 @@ def _index(shape: tuple[int, ...], dims: Sequence[Any]) -> Callable[..., np.ndar
 
 
 def as_slice(index: Slice) -> slice:
-    """What Python has for a slice with a known start."""
+    """Python's slice for one with a known start."""
     stop = index.start + (index.size - 1) * index.stride + 1 if index.size else index.start
     return slice(index.start, stop, index.stride)
 
 
 def _key(shape: tuple[int, ...], dims: Sequence[Any], *, to_view: bool = False) -> Any:
-    """What to index an array with, or the function of the leaves that gives that. An element's
-    gives a scalar, or if asked ``to_view``, a view."""
+    """The index into an array, or the function of the leaves that gives it. That of an element
+    gives a scalar, or with ``to_view``, a view."""
     fixed: list[Any] = []
     moving: list[tuple[int, int, int | None, int]] = []  # dimension, leaf, size, limit
     for position, (dim, index) in enumerate(zip(shape, dims, strict=True)):

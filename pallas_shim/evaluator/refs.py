@@ -1,6 +1,6 @@
-"""What rules emit for a ref: its allocation, and loads and stores by a path into it.
+"""Instructions that rules emit for a ref: its allocation, and loads and stores by a path into it.
 
-Where memory is checked, see checked_memory.py; elsewhere indices are clamped as XLA does.
+checked_memory.py handles checked memory. Elsewhere indices are clamped, as XLA does.
 """
 
 from __future__ import annotations

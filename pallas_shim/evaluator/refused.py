@@ -1,7 +1,7 @@
 """Primitives that have no rule, and why.
 
-Outside a kernel such a primitive leaves the outer function to XLA, and its kernels still run
-in the evaluator; inside a kernel it leaves the kernel to JAX.
+Outside a kernel, XLA runs the function that holds such a primitive, and calls the evaluator for
+its kernels. Inside a kernel, the primitive leaves the kernel to JAX.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Where rules are registered and found.
+"""Registers and finds rules.
 
-There are two kinds. An *impl rule* turns a primitive, once its parameters and types are
-known, into the NumPy callable for exactly that case. A *lowering rule* emits
-instructions itself: for primitives that hold jaxprs, touch memory, or are
-composed of other primitives. Where a primitive has both, the lowering rule decides, and
-may apply the rule.
+There are two kinds. An *impl rule* turns a primitive with known parameters and types into the NumPy
+callable for exactly that case. A *lowering rule* emits instructions itself: for primitives that
+hold jaxprs, touch memory, or are composed of other primitives. If a primitive has both, the
+lowering rule decides, and may apply the impl rule.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A jitted call as JAX describes it: what it was compiled for, and what its jaxpr needs."""
+"""A jitted call as JAX describes it: its compilation options, and the needs of its jaxpr."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def describe_call(params: dict[str, Any]) -> JitCall:
 
 
 def call_key(params: dict[str, Any]) -> tuple[Any, ...]:
-    """What tells calls of one jaxpr apart; cheap to make and to compare."""
+    """A key that tells calls of one jaxpr apart. It is cheap to make and to compare."""
     return (
         params["donated_invars"],
         params["in_shardings"],
@@ -77,7 +77,7 @@ def out_avals(jaxpr: Any) -> Sequence[Any]:
 
 
 def used_arguments(jaxpr: Any, *, keep_unused: bool) -> tuple[bool, ...]:
-    """Which of a jaxpr's inputs jit hands to XLA: those that results or effects depend on."""
+    """The inputs of a jaxpr that jit passes to XLA: those on which results or effects depend."""
     inner = getattr(jaxpr, "jaxpr", jaxpr)
     if keep_unused:
         return (True,) * len(inner.invars)
@@ -95,7 +95,7 @@ def calls_back(jaxpr: Any) -> bool:
 
 
 def on_donation() -> str:
-    """Where JAX explains donation, as it says when it warns of it."""
+    """The place of JAX's documentation of donation, as JAX's warning gives it."""
     constants = mlir.lower_jaxpr_to_module.__code__.co_consts
     return next(c for c in constants if isinstance(c, str) and c.startswith("See an expl"))
 

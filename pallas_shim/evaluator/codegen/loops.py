@@ -1,4 +1,4 @@
-"""Loops and branches as those of Python."""
+"""Writes loops and branches as Python's own."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Functions of complex numbers where NumPy's, which are C's, are not what XLA computes: at
-infinities, NaNs and branch cuts, for which XLA takes the side of the positive zero.
+"""Functions of complex numbers for which NumPy differs from XLA.
 
-Operands and results are complex64 or complex128.
+NumPy's are C's. They differ at infinities, NaNs and branch cuts; XLA takes the side of the positive
+zero. Operands and results are complex64 or complex128.
 """
 
 from __future__ import annotations

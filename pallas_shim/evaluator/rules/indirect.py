@@ -1,4 +1,4 @@
-"""DMAs that gather from or scatter to rows that an array of indices names, as on a SparseCore."""
+"""DMAs that gather from, or scatter to, the rows named by an array, as on a SparseCore."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class _Side(NamedTuple):
     ignored: int | None
 
     def kept(self, leaves: Sequence[Any], ndim: int) -> Any:
-        """What of the source is copied, as a mask that spreads over it."""
+        """The mask of the copied part of the source, which broadcasts over it."""
         if self.ignored is None:
             return True
         kept = np.asarray(leaves[-1]) != self.ignored
@@ -167,7 +167,7 @@ class _Side(NamedTuple):
             valid = indices[0] != self.ignored
             indices, value = [indices[0][valid]], value.compress(valid, self.place)
         number = indices[0].size
-        # What is added to one place twice counts twice.
+        # Two additions to one place both count.
         for part in [slice(i, i + 1) for i in range(number)] if add else [slice(number)]:
             given = value[(slice(None),) * self.place + (part,)]
             chosen = [index[part] for index in indices]

@@ -149,7 +149,8 @@ def _matrices(
     columns: Sequence[int],
     dtype: np.dtype,
 ) -> Function | None:
-    """What makes an array a batch of matrices of ``dtype``; None if it is one already."""
+    """A function that makes an array a batch of matrices of ``dtype``, None if it is one
+    already."""
     order = (*batch, *rows, *columns)
     sizes = [array.shape[d] for d in batch]
     shape = (*sizes, *(math.prod(array.shape[d] for d in dims) for dims in (rows, columns)))
@@ -428,7 +429,7 @@ def _tridiagonal_solve(
 
 # -- Fourier transforms ---------------------------------------------------------------------
 
-# In the order of JAX's FftType.
+# The order is that of JAX's FftType.
 _FFT = ("fftn", "ifftn", "rfftn", "irfftn")
 
 

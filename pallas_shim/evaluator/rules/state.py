@@ -1,5 +1,7 @@
-"""The primitives of refs: loads and stores, masked and accumulating ones among them, and what
-makes and ends refs. What isn't a path of basic indices goes by JAX's own discharge."""
+"""The primitives of refs: loads, stores, masked and accumulating ones, making and ending refs.
+
+JAX's own discharge handles paths that have more than basic indices.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,7 @@ def by_discharge(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> list[Val
 
 
 def _not_basic(eqn: Any, ins: Sequence[Value]) -> str:
-    """What it is about an access that no basic index does."""
+    """The part of an access that no basic index can express."""
     if eqn.primitive.name == "atomic_cas":
         return "an atomic operation"
     try:

@@ -1,4 +1,4 @@
-"""What is raised for a wrong program."""
+"""The error for an invalid program."""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
-"""How long arrays that share memory are used: what an instruction writes over isn't used
-afterwards, and what a load views isn't overwritten while it is."""
+"""Checks lifetimes of arrays that share memory.
+
+Nothing uses an array after an instruction has written over it, and nothing overwrites memory while
+a load's view of it is in use.
+"""
 
 from __future__ import annotations
 

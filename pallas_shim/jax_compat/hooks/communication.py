@@ -1,5 +1,5 @@
-"""Kernels whose devices talk to one another, in what XLA compiles: of JAX's interpreters only the
-TPU's runs them."""
+"""Sends kernels whose devices talk to one another, in functions that XLA compiles, to JAX's TPU
+interpreter. JAX's other interpreters can't run them."""
 
 from __future__ import annotations
 

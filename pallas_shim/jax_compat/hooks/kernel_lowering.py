@@ -1,4 +1,4 @@
-"""Kernels in programs that XLA compiles for a CPU: how they are lowered, as one chooses here."""
+"""Changes how kernels are lowered in programs that XLA compiles for a CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What JAX's own code for Pallas on a TPU asks of the TPU, answered for one that isn't there."""
+"""Answers what JAX's own code for Pallas asks about the TPU, for a TPU that isn't there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax._src import config
 
-# Where it is since JAX 0.12, since JAX 0.9, and before.
+# Its module since JAX 0.12, since JAX 0.9, and before.
 _PLACES = ("jax._src.tpu_info", "jax._src.pallas.mosaic.tpu_info", "jax._src.pallas.mosaic.core")
 
 
