@@ -96,7 +96,8 @@ def _run_with_room(steps: Steps, frame: Frame) -> None:
 # or so would stand at the end of a chunk of the stack, and each of its steps would take 10
 # microseconds more.
 _MANY_STEPS = 200
-# The deepest nesting of regions. Each has two or three frames on the stack.
+# More nested regions than this need a higher recursion limit. Each takes two or three frames on
+# Python's stack.
 _MANY_LEVELS = 50
 
 

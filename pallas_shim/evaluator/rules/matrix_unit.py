@@ -23,10 +23,10 @@ def _register(lowering, primitive: str, key: Any, type: RefType | None = None) -
     if not lowering.kernels:
         raise Unsupported(primitive, "used outside a kernel")
     if type is None and key not in lowering.kernels[-1].shared:
-        raise Unsupported(primitive, "of a register that nothing was written to before")
+        raise Unsupported(primitive, "nothing was written to its register before")
     ref = lowering.shared(key, type, primitive)
     if type is not None and ref.type != type:
-        raise Unsupported(primitive, f"of a register that holds {ref.ref.contents} elsewhere")
+        raise Unsupported(primitive, f"its register holds {ref.ref.contents} elsewhere")
     return ref
 
 
