@@ -109,11 +109,11 @@ class Value:
 
 
 class Effects(NamedTuple):
-    """What an operation does beside computing its results.
+    """The effects of an operation besides its results.
 
-    ``reads`` and ``writes`` are the positions of operands that are refs.
-    ``allocates``: each run yields new memory, so two such instructions are never
-    one. ``io``: the outside world sees it, so it is kept and stays in order.
+    ``reads`` and ``writes`` are the positions of operands that are refs. ``allocates``: each run
+    yields new memory, so two such instructions are never merged. ``io``: the outside world sees it,
+    so it is kept and stays in order.
     """
 
     reads: tuple[int, ...] = ()

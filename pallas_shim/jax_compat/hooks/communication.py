@@ -20,10 +20,10 @@ except ImportError:  # JAX < 0.9.1
 
 
 def interpret_as_tpus() -> Callable[[], None]:
-    """Has kernels that reach other devices traced for the TPU interpreter, unless their user
-    asked for another; returns the undoing.
+    """Traces kernels that reach other devices for the TPU interpreter, unless their user asked for
+    another; returns the undoing.
 
-    That interpreter gives a kernel an effect, which JAX has to know of from the start.
+    That interpreter gives a kernel an effect, and JAX has to know the effect from the start.
     """
     primitives = [jax_pallas_call.pallas_call_p]
     if mpmd is not None:
