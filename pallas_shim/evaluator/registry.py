@@ -65,8 +65,8 @@ class BatchRule(NamedTuple):
     """How a primitive runs when its operands and results get one more axis in front.
 
     ``params(stack, **params)`` returns the parameters for that, or None if there are none.
-    ``unstacked``: operands that don't get the axis if all members share them. ``broadcasts``: no
-    operand gets it then, since the primitive broadcasts operands of lower rank as NumPy does.
+    ``unstacked``: the operands that don't get the axis if all members share them. ``broadcasts``:
+    all operands are of this kind, and the primitive takes operands of lower rank as NumPy does.
     ``ones``: a shared operand gets an axis of size 1. ``reorders``: the rounding of floats may
     depend on how they lie in memory.
     """
