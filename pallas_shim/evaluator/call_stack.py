@@ -36,12 +36,13 @@ _added = 0
 
 
 def with_depth(levels: int, call: Callable[..., R], *args: object, **kwargs: object) -> R:
-    """What a call gives, for which Python's recursion limit is higher by so many levels of regions
-    inside one another: a setting of the process, which has its value back when the last call ends.
+    """Returns the result of a call, made while Python's recursion limit is higher by so many levels
+    of nested regions. The limit is a setting of the process. It gets its old value back when the
+    last such call ends.
 
-    There is no lock, which a signal could keep from being taken at the end. Python runs another
-    thread or a signal's handler only after a call has returned, so what stands below before a call
-    and that call itself are one step.
+    There is no lock, since a signal could keep the end from taking it. Python runs another thread
+    or a signal's handler only after a call has returned. So the lines below before a call, and that
+    call itself, are one step.
     """
     global _before, _added
     frames = _FRAMES * (levels + 20)

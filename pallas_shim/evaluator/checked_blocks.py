@@ -133,7 +133,7 @@ class CheckedBlocks:
           written: those that the kernel writes to.
         """
         num_inputs = self.call.num_inputs
-        # Write back the result of the cell before first: an input may read it.
+        # Outputs come first: they write back the block of the cell before, which an input may read.
         for position in [*range(num_inputs, len(refs)), *range(num_inputs)]:
             if self.call.blocks[position].in_hbm:
                 continue

@@ -34,7 +34,8 @@ from pallas_shim.evaluator.machine import regions, scheduler
 from pallas_shim.evaluator.memory import same
 from pallas_shim.evaluator.program import Instruction, Program, Region, Value
 
-# The deepest nesting of regions. Each has two or three frames on the stack.
+# More nested regions than this need a higher recursion limit. Each takes two or three frames on
+# Python's stack.
 _MANY_LEVELS = 50
 
 

@@ -23,7 +23,7 @@ from pallas_shim.jax_compat.state import Bitcast, Index, Reshape, Slice, Step, T
 
 
 class Dynamic(NamedTuple):
-    """A scalar index that is known at run time only: the position among the path's leaves."""
+    """A scalar index known only at run time: its position among the path's leaves."""
 
     leaf: int
 
@@ -60,7 +60,7 @@ def initial(space: str, dtype: np.dtype, checked: CheckedMemory | None = None) -
 
 
 def filler(dtype: np.dtype, checked: CheckedMemory | None = None) -> Any:
-    """The value of an element that nobody has written."""
+    """The value of an uninitialised element."""
     if checked is not None and checked.zero:
         return np.zeros((), dtype)[()]
     if dtype.kind == "b":
@@ -224,7 +224,7 @@ def _transpose(permutation: tuple[int, ...]) -> _Stage:
 def viewed_type(
     shape: tuple[int, ...], dtype: np.dtype, path: Path
 ) -> tuple[tuple[int, ...], np.dtype]:
-    """The shape and dtype of what a path leads to."""
+    """The shape and dtype of the part that a path leads to."""
     for step in path:
         match step:
             case Index(dims):
@@ -241,7 +241,8 @@ def viewed_type(
 def viewer(
     shape: tuple[int, ...], dtype: np.dtype, path: Path
 ) -> Callable[..., np.ndarray]:
-    """The function ``(ref, *leaves)`` -> what the path leads to; a view wherever NumPy has one."""
+    """The function ``(ref, *leaves)`` -> the part that the path leads to; a view wherever NumPy has
+    one."""
     stages = _stages(shape, dtype, path)
     if not stages:
         return same

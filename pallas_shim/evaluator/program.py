@@ -93,7 +93,7 @@ Array = Any
 
 
 def array_type(type: Type) -> ArrayType:
-    """The type of what only arrays get to."""
+    """The type, which must be that of an array."""
     assert isinstance(type, ArrayType), type
     return type
 
@@ -130,11 +130,11 @@ class Value:
 
 
 class Effects(NamedTuple):
-    """What an operation does beside computing its results.
+    """The effects of an operation besides its results.
 
-    ``reads`` and ``writes`` are the positions of operands that are refs.
-    ``allocates``: each run yields new memory, so two such instructions are never
-    one. ``io``: the outside world sees it, so it is kept and stays in order.
+    ``reads`` and ``writes`` are the positions of operands that are refs. ``allocates``: each run
+    yields new memory, so two such instructions are never merged. ``io``: the outside world sees it,
+    so it is kept and stays in order.
     """
 
     reads: tuple[int, ...] = ()

@@ -180,8 +180,8 @@ def check() -> None:
 
     if not supports(jax.__version__):
         raise IncompatibleJax(
-            f"JAX {jax.__version__} isn't supported: install one from {OLDEST} on, "
-            f"older than {TOO_NEW}"
+            f"JAX {jax.__version__} isn't supported: install {OLDEST} or newer, "
+            f"but older than {TOO_NEW}"
         )
     missing = [
         f"{place}.{name}"

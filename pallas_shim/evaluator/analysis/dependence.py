@@ -218,8 +218,9 @@ class Footprints:
 
 
 def _intervals(boxes: Sequence[Box], dim: int, axes: Sequence[int]) -> np.ndarray | None:
-    """Numbers the interval that each cell along the axes covers in one dimension of a buffer. None
-    if some intervals overlap without being the same."""
+    """For each cell along the axes, the number of the interval that it covers in one dimension of a
+    buffer, wherever the cell is along the other axes. None if some intervals overlap without being
+    the same."""
     rest = tuple([a for a in range(boxes[0].starts[dim].ndim) if a not in axes])
     low = high = None
     for box in boxes:

@@ -54,9 +54,9 @@ def _from_table(source: np.dtype, x: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _rounded(target: np.dtype) -> np.ndarray:
-    """Rounds float32s by their upper halves. The last bit of a half is set if the lower half has
-    any bit set, which is enough for a type of so few bits (Boldo and Melquiond, "When double
-    rounding is odd", 2005)."""
+    """The rounded values of float32s: a table indexed by their upper halves. The last bit of a half
+    is set if any bit of the lower half is, which is enough for a type of so few bits (Boldo and
+    Melquiond, "When double rounding is odd", 2005)."""
     upper = np.arange(1 << 16, dtype=np.uint32) << np.uint32(16)
     with np.errstate(all="ignore"):
         return upper.view(np.float32).astype(target)

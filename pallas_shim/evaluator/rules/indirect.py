@@ -16,10 +16,9 @@ from pallas_shim.jax_compat import state
 
 
 class Rows(NamedTuple):
-    """What one side of a DMA leads to: ``view``, and of its dimensions ``axes`` the ``indices``,
-    each an array or a view of a ref that holds one; all of it if there are none. ``ignored`` is
-    the index of places that are left out, None if there is no such.
-    """
+    """One side of a DMA: the part of ``view`` that the ``indices`` choose along its dimensions
+    ``axes``. Each index is an array, or a view of a ref that holds one. Without indices it is the
+    whole view. Places with the index ``ignored`` are left out, if that isn't None."""
 
     view: state.RefView
     axes: tuple[int, ...]
@@ -60,7 +59,7 @@ def _is_array(index: Any) -> bool:
 
 
 def type_of(chosen: Rows) -> ArrayType:
-    """The type of what one side leads to."""
+    """The type of one side of a DMA."""
     view, axes, indices, _ = chosen
     path, _ = refs.path_of(view)
     shape, dtype = memory.viewed_type(view.ref.type.shape, view.ref.type.dtype, path)
@@ -73,8 +72,8 @@ def type_of(chosen: Rows) -> ArrayType:
 
 
 def _place(axes: tuple[int, ...]) -> int:
-    """Where the dimensions of the indices are in what they choose: as in NumPy, at the first of
-    ``axes`` if these follow each other, else in front."""
+    """The place of the indices' dimensions in the chosen part: as in NumPy, at the first of
+    ``axes`` if these are adjacent, else in front."""
     return axes[0] if axes[-1] - axes[0] == len(axes) - 1 else 0
 
 
@@ -138,8 +137,8 @@ def _operands(lowering: Lowering, view: state.RefView) -> _Operands:
 
 
 class _Side(NamedTuple):
-    """How one side of the DMA is written to: the last ``arrays`` leaves are indices of ``rank``
-    dimensions, which are at ``place`` in what they choose."""
+    """How to write to one side of the DMA: the last ``arrays`` leaves are indices of ``rank``
+    dimensions, at ``place`` in the chosen part."""
 
     cut: DynamicSlices
     arrays: int

@@ -30,13 +30,13 @@ _PRECISIONS = ("DEFAULT", "HIGH", "HIGHEST")
 def multiplication(
     primitive: str, lhs: np.dtype, rhs: np.dtype, out: np.dtype, terms: int, precision: Any
 ) -> tuple[np.dtype, Function | None]:
-    """How to add up ``terms`` products: the dtype to do it in, and what rounds the sums.
+    """How to sum ``terms`` products: the dtype to sum in, and the function that rounds the sums.
 
-    Integers go through floating point, which BLAS is for, where every sum is exact there;
-    otherwise they are added in the result's dtype, and wrap around like it.
+    Integers use floating point, and so BLAS, if every sum is exact there. Otherwise they are summed
+    in the result's dtype, and wrap around like it.
 
     Raises:
-      Unsupported: the arithmetic asked for is not one of these.
+      Unsupported: the requested arithmetic is not one of these.
     """
     pair = precision if isinstance(precision, (tuple, list)) else (precision,)
     for one in pair:

@@ -27,11 +27,11 @@ def _register(lowering: Lowering, primitive: str, key: Any, type: RefType | None
     if type is None:
         known = lowering.kernels[-1].shared.get(key)
         if known is None:
-            raise Unsupported(primitive, "of a register that nothing was written to before")
+            raise Unsupported(primitive, "nothing was written to its register before")
         return known
     ref = lowering.shared(key, type, primitive)
     if ref.type != type:
-        raise Unsupported(primitive, f"of a register that holds {ref.ref.contents} elsewhere")
+        raise Unsupported(primitive, f"its register holds {ref.ref.contents} elsewhere")
     return ref
 
 

@@ -75,10 +75,10 @@ _REGISTRY = getattr(tree_util, "tracing_registry", None) or tree_util.default_re
 
 
 def answer_calls(answers: CallHandler) -> Callable[[], None]:
-    """Has jitted calls that jit's C++ cache doesn't serve answered; returns the undoing.
+    """Answers jitted calls that jit's C++ cache doesn't serve; returns the undoing.
 
-    ``answers`` isn't asked while another function is traced, or while JAX debugs. Nor is it at all
-    on JAX 0.9.0, which has no such entries: there calls go JAX's whole way to `jit_entry.JIT_CALL`.
+    ``answers`` isn't asked while another function is traced, or while JAX debugs. It is never asked
+    on JAX 0.9.0, which has no such entries; calls go JAX's whole way to `jit_entry.JIT_CALL` there.
     """
     if not hasattr(pjit, "_infer_params"):
         return lambda: None
@@ -255,8 +255,8 @@ def without_arrays(call: Call) -> Call:
 
 
 def trace_anew(call: Call) -> tuple[dict[str, Any], Any, list[Any]]:
-    """Has JAX trace a call as if for the first time; the parameters that `hooks.JIT_CALL` would
-    get, the tree of the results, and the arrays that the function captured."""
+    """Makes JAX trace a call as if for the first time. Returns the parameters that `hooks.JIT_CALL`
+    would get, the tree of the results, and the arrays that the function captured."""
     pjit._infer_params_cached.cache_clear()
     inferred, _ = pjit._infer_params(call.function, call.jit_info, call.args, call.kwargs)
     return inferred.params, inferred.out_tree, inferred.consts
@@ -295,9 +295,9 @@ def _ordinary() -> bool:
 
 
 def _entry(fun: Any, info: Any, args: Any, kwargs: Any) -> tuple[Any, list[Any], tuple[Any, ...]]:
-    """JAX's entry for a call, its arguments that aren't static, and their types.
+    """JAX's entry for a call, its non-static arguments, and their types.
 
-    The entry is None if there is a mesh, or an argument that JAX is to complain about.
+    The entry is None if there is a mesh, or an argument about which JAX has to complain.
     """
     signature, dynamic = jax_jit.parse_arguments(
         args, tuple(kwargs.values()), tuple(kwargs), info.static_argnums, info.static_argnames,

@@ -15,8 +15,8 @@ JIT_CALL = (pjit, "_pjit_call_impl_python")
 def forget_calls() -> None:
     """Makes every jitted function ask Python again at its next call.
 
-    If JAX compiled a function that holds a kernel, all that JAX compiled is dropped: that
-    program would run the kernel as things were then.
+    If JAX compiled a function that holds a kernel, everything that JAX compiled is dropped: that
+    program would run the kernel as it was decided before.
     """
     for key in pjit._pjit_lower.cache_keys():
         jaxpr = key[0]()

@@ -132,8 +132,8 @@ def _is_scalar_beside(one: Any, other: Any) -> bool:
 
 
 def _number(value: Any, dtype: np.dtype) -> Any | None:
-    """A Python number as JAX has it beside an array of ``dtype``; None where that is a matter of
-    x64 mode, of two roundings, or an error."""
+    """A Python number as JAX has it beside an array of ``dtype``. None if that depends on x64 mode,
+    takes two roundings, or is an error."""
     if type(value) is int and dtype in _RANGE:
         least, largest = _RANGE[dtype]
         if least <= value <= largest:

@@ -21,7 +21,7 @@ def _module() -> Any:
 
 
 def tile_without_tpu() -> Callable[[], None]:
-    """Has emit_pipeline cut its last blocks where there is no TPU; returns the undoing.
+    """Makes emit_pipeline cut its last blocks without a TPU; returns the undoing.
 
     It asks for the tiling, which is the same on every TPU since v4.
     """
@@ -55,9 +55,9 @@ def _device(kind: str, cores: int) -> Any:
 
 
 def emit_pipelines_at_once() -> Callable[[], None]:
-    """Has emit_pipeline never make a primitive of itself, whatever jax_use_emit_pipeline_primitive
-    says; returns the undoing. It stands for what is otherwise emitted where it is called.
-    """
+    """Makes emit_pipeline emit its equations directly instead of a primitive, whatever
+    jax_use_emit_pipeline_primitive says; returns the undoing. The primitive stands for the same
+    equations."""
     flag = getattr(config, "use_emit_pipeline_primitive", None)  # JAX >= 0.10
     if flag is None:
         return lambda: None

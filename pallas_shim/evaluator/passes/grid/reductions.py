@@ -77,7 +77,7 @@ def _accumulates(operation: Operation) -> bool:
 
 
 def _orders(update: Instruction) -> list[tuple[Value, Value]]:
-    """The pairs of operands that may be the old value and the value added to it."""
+    """The pairs of operands that may be the old value and the value combined with it."""
     first, second = update.ins
     exact = update.operation.outs[0].dtype.kind != "f"
     commutes = exact and update.operation.fn in _COMMUTING

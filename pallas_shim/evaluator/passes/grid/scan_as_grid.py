@@ -37,7 +37,7 @@ class Loop(NamedTuple):
 
 
 def as_grid(scan: Instruction) -> Loop | None:
-    """Instructions that do the same as a scan, as a grid. None unless the scan carries only
+    """The loop over cells that does the same as a scan. None unless the scan carries only
     counters."""
     params, (region,) = scan.operation.params, scan.regions
     length, count = params["length"], params["num_carry"]

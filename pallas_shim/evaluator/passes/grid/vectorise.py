@@ -44,7 +44,7 @@ class Varies(Exception):
 
 
 class Cell(NamedTuple):
-    """The value over cells that stands for a value. ``lead`` is None if all cells share it.
+    """A value of a cell as it is over many cells. ``lead`` is None if all cells share it.
     ``listed``: it is a ref that is a list of views."""
 
     value: Value
@@ -93,7 +93,7 @@ class Vectoriser:
     # -- values -----------------------------------------------------------------------------
 
     def cell(self, value: Value) -> Cell:
-        """The value over cells that stands for a value. One from outside the grid is itself."""
+        """The cell that stands for a value. A value from outside the grid stands for itself."""
         found = self.cells.get(value)
         if found is None:
             table = self.known.get(value)
