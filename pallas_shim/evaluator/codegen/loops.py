@@ -110,7 +110,8 @@ class Loops(Instructions):
             self.names[out] = self.names[param]
 
     def _switch(self, switch: Instruction) -> None:
-        """The index is clamped to the branches, of which the first and the last have the rest."""
+        """The index is clamped to the branches: the first takes all lower indices, the last all
+        higher ones."""
         (index,) = switch.ins
         text, last = self.text(index), len(switch.regions) - 1
         first = f"not {self.conditions[index]}" if index in self.conditions else f"{text} <= 0"

@@ -210,7 +210,7 @@ class Stacks:
         return self.emit(join(sources, type, parts), sources, source)
 
     def repeated(self, value: Value, size: int, source: Any) -> Value:
-        """A stack of which every member is the same value."""
+        """A stack whose members are all the same value."""
         type = stacked(value.type, size)
         if value.const is not None:
             return Value(type, np.broadcast_to(value.const, type.shape))

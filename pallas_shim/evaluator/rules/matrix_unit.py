@@ -93,7 +93,7 @@ def _pop(lowering, eqn, ins):
 
 
 def _sums(lowering, primitive: str, acc: state.Accumulator, type: ArrayType):
-    """The ref, the path and its leaves by which an accumulator is accessed."""
+    """The ref, path and leaves with which to access an accumulator."""
     if acc.view is not None:
         return acc.view.ref, *refs.path_of(acc.view)
     ref_type = RefType(type.shape, type.dtype, "accumulator")

@@ -62,7 +62,7 @@ def _scan_count(ins, outs, **_):
 
 @rule("masked_sort")
 def _masked_sort(ins, outs, *, descending, **_):
-    """Stable; what the mask leaves out comes last, in its old order."""
+    """A stable sort. Masked-out elements come last, in their old order."""
     wide = np.int64 if is_integer(ins[0].dtype) else np.float64
 
     def sort(keys, values, *masks):
