@@ -34,7 +34,7 @@ def test_empty_is_unset(name):
         ("_CACHE", "0", {"cache": None}),
         ("_CACHE", "trace", {}),
         ("_CACHE", "function", {"cache": "function"}),
-        ("_CACHE_VERIFY", "1", {"verify": True}),
+        ("_CACHE_VERIFY", "1", {"cache_verify": True}),
         ("_CACHE_VERIFY", "0", {}),
         ("_CACHE", "a b/c", {"cache": "a b/c"}),
         ("_VERIFY", "1", {"verify": True}),
