@@ -336,8 +336,8 @@ def _shown(instruction: Instruction, program: Program, names: printer.Names | No
 
 
 def _in_pass(before: Program, after: Program, values: Sequence[np.ndarray]) -> list[str]:
-    """The first value that both programs have and that differs, and what the pass changed of what
-    it is made of."""
+    """The first value that both programs have and that differs, and how the pass changed the
+    instructions that make it."""
     names = printer.names(after, printer.names(before))
     wanted, found = _Trace(before, values), _Trace(after, values)
     for key, number, got in found.events:

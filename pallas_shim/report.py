@@ -66,7 +66,7 @@ class Use:
         return self.cache if known else f"{self.cache}; {self.traced_cache}"
 
     def prepared(self, lowering: float, tracing: float | None = None) -> None:
-        """Adds what it took to get ready to run."""
+        """Adds the time of the preparation."""
         with _lock:
             self.lowering += lowering
             if tracing is not None:

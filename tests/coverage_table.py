@@ -53,20 +53,12 @@ SECTIONS = {
 }
 
 NOTES = {
-    "between the cores of a mesh of one; between devices: callback": (
-        "psum psum_invariant pmax pmin pbroadcast all_gather all_gather_invariant all_to_all "
-        "reduce_scatter"
-    ),
-    "of a kernel's grid and cores; of devices: callback": "axis_index",
-    "several cores run one after the other; refused if they wait for one another": (
-        "core_map mpmd_map"
-    ),
-    "within a device; between devices: refused": (
-        "dma_start dma_wait semaphore_signal semaphore_wait"
-    ),
     "for debugging: nothing; else refused, as by jit": "check",
     "of semaphores": "get_global",
-    "see [limits](limits.md)": "prng_seed prng_random_bits stochastic_round",
+    "see [limits](limits.md)": (
+        "core_map mpmd_map dma_start dma_wait semaphore_signal semaphore_wait "
+        "prng_seed prng_random_bits stochastic_round"
+    ),
 }
 
 

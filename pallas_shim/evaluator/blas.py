@@ -61,7 +61,7 @@ def _by_this_thread(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _start_over() -> None:
-    """In a forked process no other thread is left that is to leave."""
+    """Starts over in a forked process, where the threads inside are gone."""
     if _inside and _threads is not None:
         _threads[1](_before)
     _inside.clear()

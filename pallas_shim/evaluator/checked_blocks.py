@@ -111,7 +111,7 @@ class CheckedBlocks:
                 raise Unsupported("pallas_call", f"blocks of {block.origin}, which is in HBM")
 
     def refs(self) -> list[Value]:
-        """The refs that the kernel of one cell is lowered with; `define` tells what they are."""
+        """The refs with which the kernel of one cell is lowered; `define` defines them."""
         return [
             buffer if block.in_hbm else Value(type)
             for buffer, block, type in zip(

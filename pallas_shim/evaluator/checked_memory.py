@@ -106,7 +106,8 @@ def window(shape: Sequence[int], dims: Sequence[Any], leaves: Sequence[Any]) -> 
 def reader(
     shape: tuple[int, ...], dtype: np.dtype, path: Path, fill: Any
 ) -> Callable[..., np.ndarray]:
-    """The function ``(ref, *leaves)`` -> a copy of what the path leads to, ``fill`` outside."""
+    """The function ``(ref, *leaves)`` -> a copy of the part that the path leads to, with ``fill``
+    outside."""
     stages: list[Callable[[np.ndarray, Sequence[Any]], np.ndarray]] = []
     for step in path:
         if isinstance(step, Index):

@@ -261,7 +261,7 @@ def _synchronise(
     written: set[Value],
     axes: Sequence[tuple[Value, Value]],
 ) -> None:
-    """After a cell, what it wrote through one of two aliased refs shows in the other's buffer.
+    """Shows in one aliased buffer, after a cell, what the cell wrote through the other.
 
     ``axes``: the cell's index and the size along each axis of the grid.
     """

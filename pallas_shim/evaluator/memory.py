@@ -44,7 +44,7 @@ class Pack(NamedTuple):
 
 
 class Unpack(NamedTuple):
-    """Rows become those of a narrower type, of which some are chosen: a bitcast, then an index."""
+    """Sees rows as those of a narrower type and selects some: a bitcast, then an index."""
 
     dtype: np.dtype
     dims: tuple[Any, ...]
@@ -274,7 +274,7 @@ def element_reader(shape: tuple[int, ...], path: Path) -> Callable[..., Any] | N
 def direct_viewer(
     shape: tuple[int, ...], dtype: np.dtype, path: Path
 ) -> Callable[..., np.ndarray] | None:
-    """The `viewer` if what it gives is always a view, else None."""
+    """The `viewer` if its result is always a view, else None."""
     if any(stage.back is not None for stage in _stages(shape, dtype, path)):
         return None
     return viewer(shape, dtype, path)

@@ -53,9 +53,9 @@ def is_plain(aval: Any) -> bool:
 def argument_dtypes(
     avals: Sequence[Any], used: Sequence[bool] | None = None
 ) -> tuple[np.dtype | np.ndarray, ...]:
-    """The NumPy dtypes that `read` makes of arguments of these types.
+    """The NumPy dtypes of the results of `read` for arguments of these types.
 
-    In the place of those that aren't ``used`` (None: all are) are zeros of their types.
+    Arguments that aren't ``used`` (None: all are) become zeros of their types.
     """
     physical = [core.physical_aval(aval) for aval in avals]
     return tuple(

@@ -14,7 +14,7 @@ from pallas_shim.jax_compat.callbacks import CALLBACK_PRIMITIVES
 
 
 class JitCall(NamedTuple):
-    """What a jitted call was compiled for, apart from its jaxpr: a key, and what it forbids.
+    """The options for which a jitted call was compiled, apart from its jaxpr: a key, and obstacles.
 
     ``obstacle``: why the call needs XLA whatever its arguments, or None. ``sharded``: why it
     needs XLA unless it runs on a mesh; ``told_in`` and ``told_out`` are the shardings that the
@@ -32,7 +32,7 @@ class JitCall(NamedTuple):
 
 
 def describe_call(params: dict[str, Any]) -> JitCall:
-    """Reads the parameters that `hooks.jit_entry.JIT_CALL` is given beside the arguments."""
+    """Reads the parameters that `hooks.jit_entry.JIT_CALL` gets beside the arguments."""
     obstacle = sharded = None
     for key in ("in_shardings", "out_shardings"):
         if not all(isinstance(s, UnspecifiedValue) for s in params[key]):

@@ -429,7 +429,7 @@ _JAXPRS = (core.Jaxpr, getattr(core, "ClosedJaxpr", core.Jaxpr))
 
 
 def _require_jaxs_discharge(primitive: Any, name: str) -> None:
-    """Raises Unreadable if somebody else says what a primitive does to memory."""
+    """Raises Unreadable if the rule for a primitive that touches memory is not JAX's own."""
     rule = state_discharge._discharge_rules.get(primitive)
     rule = getattr(rule, "func", rule)
     if rule is not None and not (getattr(rule, "__module__", None) or "").startswith("jax."):

@@ -64,8 +64,8 @@ def _traced_once(name, avals, params, context):
 
 
 def dtypes_of_product(eqn: Any) -> tuple[np.dtype, np.dtype, np.dtype] | None:
-    """To which dtypes a dot_general converts its operands, and in which it has its sums, where
-    it names an algorithm (``jax.lax.DotAlgorithmPreset``) that decides that. Else None."""
+    """The dtypes to which a dot_general converts its operands, and in which it sums. None unless it
+    names an algorithm (``jax.lax.DotAlgorithmPreset``) that decides them."""
     algorithm = eqn.params["precision"]
     named = isinstance(algorithm, (lax.DotAlgorithmPreset, lax.DotAlgorithm))
     if not named or algorithm == lax.DotAlgorithmPreset.DEFAULT:

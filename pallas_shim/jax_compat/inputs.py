@@ -101,7 +101,7 @@ def split_arguments(
 
 
 def tree_parts(tree: Any) -> Any:
-    """The containers of a tree: the type of each, what it keeps of its own, and its children."""
+    """The containers of a tree: the type of each, its own data, and its children."""
     if tree.node_data() is None:
         return None
     return [*tree.node_data(), *map(tree_parts, tree.children())]
@@ -111,8 +111,8 @@ TREE: Any = jax.tree_util.PyTreeDef
 
 
 def is_ordinary_tree(tree: Any) -> bool:
-    """Whether a tree's containers are those that jit takes apart, so that `tree_parts` is all
-    there is to know of it."""
+    """Whether jit itself takes apart all of a tree's containers, so that `tree_parts` says
+    everything about it."""
     return tree.__getstate__()[0] is tree_util.default_registry
 
 

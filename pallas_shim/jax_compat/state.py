@@ -37,7 +37,7 @@ class Index(NamedTuple):
 
 
 class Marked(NamedTuple):
-    """An array of indices, of which those that are ``ignored`` lead nowhere."""
+    """An array of indices. Those equal to ``ignored`` lead nowhere."""
 
     values: Any
     ignored: int
@@ -66,7 +66,7 @@ class UnsupportedTransform(Refusal):
 
 
 class RefView(NamedTuple):
-    """A ref and what is done to it before it is read or written, in order."""
+    """A ref, and the transforms before it is read or written, in order."""
 
     ref: Any
     steps: tuple[Step, ...]

@@ -146,7 +146,7 @@ def written(body: Sequence[Instruction], refs: Iterable[Value]) -> set[Value]:
 
 
 def only_reads(operation: Operation) -> bool:
-    """Whether all it does is to return a copy of memory, so equal ones are one and it may move."""
+    """Whether it only returns a copy of memory. Equal ones are then one, and it may move."""
     _, writes, allocates, io = operation.effects
     return not (writes or allocates or io or operation.view) and operation.fn is not None
 

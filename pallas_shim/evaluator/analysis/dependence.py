@@ -124,8 +124,8 @@ class Access(NamedTuple):
 class Footprints:
     """The accesses of a grid's region to each buffer.
 
-    ``accesses``: by root. ``written``: the roots that are written to, but for those that each
-    cell makes anew.
+    ``accesses``: by root. ``written``: the roots that are written to, without those that each cell
+    allocates itself.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ def choice(skip: Collection[str]) -> Callable[[Instruction], bool]:
 
 
 def pays(loop: Instruction) -> bool:
-    """Whether what a loop saves as a function is more than what it takes to make one."""
+    """Whether a loop saves more as a function than it costs to make one."""
     lines, saved, _ = _worth(loop)
     return saved * _CALLS > lines * _LINE
 

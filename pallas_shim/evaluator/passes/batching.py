@@ -133,7 +133,7 @@ class _Batching:
 
 
 class _Agenda:
-    """One region's body: what depends on what, and what is emitted in its stead."""
+    """The body of one region: its dependences, and the instructions that replace it."""
 
     def __init__(self, batching: _Batching, body: Sequence[Instruction]) -> None:
         self.batching = batching
@@ -198,7 +198,7 @@ class _Agenda:
                 producer[out] = at
 
     def run(self, results: Sequence[Value]) -> None:
-        """Emits the body in which what is ready at once and may become one is one."""
+        """Emits the body in which instructions that are ready together and equal run as one."""
         body, keys, users, missing, depth = (
             self.body, self.keys, self.users, self.missing, self.depth,
         )  # fmt: skip

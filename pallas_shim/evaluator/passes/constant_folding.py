@@ -55,7 +55,7 @@ class _Folding:
         return Region(region.params, tuple(body), substitute(region.results, self.replaced))
 
     def block(self, region: Region, body: list[Instruction]) -> None:
-        """Appends what is left of a region's instructions to ``body``."""
+        """Appends the remaining instructions of a region to ``body``."""
         replaced, append = self.replaced, body.append
         for instruction in with_operands(region.body, replaced):
             operation, ins, outs, regions, _ = instruction

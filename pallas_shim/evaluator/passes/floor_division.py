@@ -69,7 +69,7 @@ class FloorDivision(Peephole):
         return self.by_number("rem", value, x, number)
 
     def by_number(self, name: str, value: Value, x: Value, number: int) -> bool:
-        """Whether a value is what a primitive makes of x and a known number."""
+        """Whether a value is the result of a primitive on x and a known number."""
         operands = self.operands(name, value)
         return operands is not None and operands[0] is x and uniform(operands[1]) == number
 

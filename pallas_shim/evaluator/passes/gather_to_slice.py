@@ -117,7 +117,7 @@ class _GatherToSlice:
         return Region(region.params, tuple(body), substitute(region.results, replaced))
 
     def enter(self, instruction: Instruction) -> None:
-        """Notes what the integers that a grid or a loop counts with can be."""
+        """Notes the ranges of the counters of a grid or a loop."""
         operation, ins, _, regions, _ = instruction
         if operation.name == "grid":
             for index, size in zip(regions[0].params, ins, strict=True):
@@ -367,7 +367,7 @@ def array_size(type: Type) -> int:
 
 
 def _is_integer(type: Type, shape: tuple[int, ...] | None = None) -> bool:
-    """Whether values are integers of which there are some but not too many."""
+    """Whether values are integers, at least one but not too many."""
     if not isinstance(type, ArrayType) or type.dtype.kind not in "iu":
         return False
     return 0 < type.size <= _LARGEST and shape in (None, type.shape)

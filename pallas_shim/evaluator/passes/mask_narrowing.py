@@ -27,7 +27,7 @@ class MaskNarrowing(Peephole):
         self.floats: dict[Value, Value] = {}  # of floats that are 0 or 1: the boolean
 
     def truth(self, value: Value) -> Value | None:
-        """The boolean of which an integer is the 0 or 1, None if there is none."""
+        """The boolean that an integer holds as 0 or 1, None if there is none."""
         if value not in self.truths:
             array, boolean = value.const, None
             if (

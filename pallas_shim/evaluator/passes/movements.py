@@ -155,7 +155,8 @@ def _is_movable(value: Value) -> bool:
 
 
 def _rows(operation: Operation, indices: np.ndarray | None) -> tuple[int, np.ndarray] | None:
-    """The axis and the indices along it of all that a gather gives, None if there are none."""
+    """The axis of a gather, and the indices along it of its whole result. None if it has no such
+    axis."""
     (operand, index_type), (out,) = operation.ins, operation.outs
     if indices is None or not isinstance(operand, ArrayType) or not isinstance(out, ArrayType):
         return None

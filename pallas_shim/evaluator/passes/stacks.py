@@ -192,7 +192,7 @@ class Stacks:
         return self.builder.emit(join(sources, type, parts), sources)[0]
 
     def repeated(self, value: Value, size: int) -> Value:
-        """A stack of which every member is the same value."""
+        """A stack whose members are all the same value."""
         type = stacked(value.type, size)
         if value.const is not None:
             return Value(type, np.broadcast_to(value.const, type.shape))

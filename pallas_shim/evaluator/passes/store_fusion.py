@@ -123,7 +123,8 @@ def _unfilled(buffer: Instruction) -> Instruction:
 
 
 def _covers(store: Instruction, root: Value, blocks: Instruction | None) -> bool:
-    """Whether a store is to all of a buffer. ``blocks``: what made its ref, if that is blocks."""
+    """Whether a store covers a whole buffer. ``blocks``: the instruction that made its ref, if that
+    is `blocks`."""
     if store.operation.params["path"]:
         return False
     if blocks is None:

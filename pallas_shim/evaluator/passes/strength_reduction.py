@@ -121,8 +121,8 @@ class _StrengthReduction:
 def _access(
     instruction: Instruction, counters: dict[Value, Induction], length: int, inside: set[Value]
 ) -> tuple[Instruction, Value, Instruction | None] | None:
-    """For an access to a row by a counter: what makes all rows, the row of a round, and what is
-    done to it, None if it is just used."""
+    """For an access to a row by a counter: the operation that makes all rows, the row of a round,
+    and the access to the row, None if the row is used as it is."""
     operation, ins, outs, _, source = instruction
     path = operation.params.get("path")
     if not path or len(path) > 1 or not isinstance(path[0], Index) or ins[0] in inside:

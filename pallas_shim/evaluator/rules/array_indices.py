@@ -116,7 +116,7 @@ def load(
 
 
 def store(lowering: Lowering, ref: Value, indices: Indices, value: Value) -> None:
-    """Emits a store of ``value`` to these places, where they are inside."""
+    """Emits a store of ``value`` to those of these places that are inside."""
     whole = refs.load(lowering, ref, (), (), ref.ref.contents)
     refs.store(lowering, ref, (), (), _scattered(lowering, whole, indices, value))
 

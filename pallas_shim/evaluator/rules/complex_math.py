@@ -107,7 +107,7 @@ def log1p(z: Array) -> Array:
 
 
 def divide(z: Array, w: Array) -> Array:
-    """A quotient of which NumPy knows nothing may be infinite or zero, as in C's Annex G."""
+    """Computes quotients. NumPy's NaN may stand for an infinite or zero one, as in C's Annex G."""
     result = np.asarray(np.divide(z, w))
     by_zero, lost = w == 0, np.isnan(result.real) & np.isnan(result.imag)
     if not (lost.any() or by_zero.any()):

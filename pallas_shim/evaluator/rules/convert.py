@@ -139,7 +139,8 @@ def _to_float4(source: np.dtype) -> Function:
 
 
 def _to_integer(source: np.dtype, target: np.dtype) -> Function:
-    """Towards zero; NaN becomes 0, and what is out of range the nearest that isn't."""
+    """Rounds towards zero. NaN becomes 0. A number out of range becomes the nearest one in
+    range."""
     if source == _FLOAT4:  # XLA takes its largest value for an infinity
         raise Unsupported("convert_element_type", f"from {source.name} to {target.name}")
     info = ml_dtypes.iinfo(target)

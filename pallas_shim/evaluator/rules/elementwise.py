@@ -26,7 +26,7 @@ Function = Callable[..., Any] | math.ByDtype
 
 
 class Row(NamedTuple):
-    """The callables of one primitive by kind of operand. None: there is no such operation."""
+    """The callables of one primitive by kind of operand. None: no operation for that kind."""
 
     boolean: Function | None = None
     integer: Function | None = None

@@ -265,7 +265,7 @@ def atan2(dtype: np.dtype) -> Function:
 
 
 def _exactly(x: np.ndarray) -> np.ndarray:
-    """Floats with more digits, of which the subnormal ones aren't zeros."""
+    """Converts floats to more digits. Subnormal ones don't become zeros."""
     bits, info = signed(x.dtype), np.finfo(x.dtype)
     mantissa = (x.view(bits) & bits.type((1 << info.nmant) - 1)).astype(np.longdouble)
     subnormal = np.copysign(np.ldexp(mantissa, info.minexp - info.nmant), x)

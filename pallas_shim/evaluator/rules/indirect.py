@@ -85,7 +85,7 @@ def _indices_type(indices: Value | state.RefView) -> tuple[tuple[int, ...], np.d
 
 
 def copy(lowering: Lowering, dma: state.Dma) -> ArrayType:
-    """Emits the copying; returns the type of what is copied."""
+    """Emits the copy; returns the type of the copied part."""
     if lowering.checked is not None:
         raise Unsupported("dma_start", "array indices in checked memory")
     from_, to = _operands(lowering, dma.src), _operands(lowering, dma.dst)
@@ -108,8 +108,8 @@ def copy(lowering: Lowering, dma: state.Dma) -> ArrayType:
 
 
 class _Operands(NamedTuple):
-    """One side of the DMA as operands, of which the indices are the last leaves, and what is done
-    with them; equal by ``key``."""
+    """One side of the DMA as operands, with the indices as the last leaves, and the operation on
+    them. Equal by ``key``."""
 
     side: _Side
     key: tuple[Any, ...]

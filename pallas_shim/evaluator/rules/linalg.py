@@ -74,8 +74,8 @@ def _magnitude(dtype: np.dtype) -> int:
 
 @lowering_rule("dot_general")
 def _dot_of_an_algorithm(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
-    """XLA on a CPU takes from an algorithm what it converts from and to, and so does this. Those
-    that XLA has for a GPU only, as TF32_TF32_F32, are computed in the dtypes that they take."""
+    """Converts operands and sums as the algorithm says, like XLA on a CPU. XLA has some algorithms
+    for a GPU only, such as TF32_TF32_F32. Those are computed in the dtypes of their operands."""
     out = lowering.type(eqn.outvars[0].aval)
     params = {"dimension_numbers": eqn.params["dimension_numbers"]}
     dtypes = definitions.dtypes_of_product(eqn)

@@ -172,7 +172,7 @@ def _place(
 def _of_slices(
     lowering: Lowering, access: jax_state.LoadInfo | jax_state.StoreInfo
 ) -> _Elements | None:
-    """A masked access as an array of indices, where that is more exact than what JAX does."""
+    """A masked access as an array of indices, if that is more exact than JAX's interpreter."""
     if access.mask is None or not lowering.for_device:
         return None
     indices = array_indices.of_slices(lowering, access.view)

@@ -100,7 +100,7 @@ def _pop(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
 def _sums(
     lowering: Lowering, primitive: str, acc: state.Accumulator, type: ArrayType
 ) -> tuple[Value, memory.Path, Sequence[Value]]:
-    """The ref, the path and its leaves by which an accumulator is accessed."""
+    """The ref, path and leaves with which to access an accumulator."""
     if acc.view is not None:
         return acc.view.ref, *refs.path_of(acc.view)
     ref_type = RefType(type.shape, type.dtype, "accumulator")

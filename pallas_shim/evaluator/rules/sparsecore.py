@@ -66,7 +66,7 @@ def _scan_count(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
 
 @rule("masked_sort")
 def _masked_sort(ins: Types, outs: Types, *, descending: Any, **_: Any) -> Callable[..., Any]:
-    """Stable; what the mask leaves out comes last, in its old order."""
+    """A stable sort. Masked-out elements come last, in their old order."""
     wide = np.int64 if is_integer(ins[0].dtype) else np.float64
 
     def sort(keys: Array, values: Array, *masks: Array) -> Array:

@@ -77,7 +77,7 @@ def _basic(lowering: Lowering, view: state.RefView) -> tuple[Value, memory.Path,
 
 def _goes_by_elements(ref: RefType, path: memory.Path) -> bool:
     """Whether one slice is strided, so that JAX reads and writes element by element, and an index
-    beside it may be outside: then that isn't moved inside, as where no slice is strided."""
+    beside it may be outside. Such an index isn't clamped, as it would be without strided slices."""
     shape, dtype = ref.shape, ref.dtype
     for step in path:
         if isinstance(step, state.Index):

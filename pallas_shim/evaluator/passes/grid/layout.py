@@ -50,7 +50,7 @@ class Layout:
         self._axis_of = {index: axis for axis, index in enumerate(indices)}
 
     def step_of(self, value: Value) -> Value | None:
-        """The number of the chunk, if that is what a value is."""
+        """The number of the chunk, if the value is one."""
         axis = self._axis_of.get(value)
         if axis is None or self.chunks[axis] > 1 or self.ranges[axis][0]:
             return None

@@ -29,7 +29,7 @@ _LARGEST_BODY = 1 << 10
 
 
 class Loop(NamedTuple):
-    """A loop as a grid. ``known``: its counters; ``after``: what it leaves them at."""
+    """A loop as a grid. ``known``: its counters; ``after``: their final values."""
 
     grid: Instruction
     known: Mapping[Value, Table]
