@@ -34,12 +34,12 @@ _before = 0  # how many threads BLAS had before the first of them
 
 
 def _by_this_thread(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """np.matmul, while BLAS uses one thread: a setting of the process, which has its value back
-    when the last call ends.
+    """np.matmul, while BLAS uses one thread. That is a setting of the process. It gets its old
+    value back when the last such call ends.
 
-    There is no lock, which a signal could keep from being taken at the end. Python runs another
-    thread or a signal's handler only after a call has returned, so what stands below before a call
-    and that call itself are one step.
+    There is no lock, since a signal could keep the end from taking it. Python runs another thread
+    or a signal's handler only after a call has returned. So the lines below before a call, and that
+    call itself, are one step.
     """
     global _before
     if _threads is None:
