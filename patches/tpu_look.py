@@ -6,6 +6,7 @@ module that asks.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -49,14 +50,17 @@ def _asked_by_user() -> bool:
 
 def patch_devices(jax: ModuleType) -> Callable[[], None]:
     """Called when jax is imported: its devices say that they are TPUs."""
-    with noted():
-        return _patch_devices(jax)
-
-
-def _patch_devices(jax: ModuleType) -> Callable[[], None]:
     asked = settings.current().tpu
     if asked is None:
         return _nothing
+    # `noted` imports jax_compat, which imports modules of Pallas. In some versions of JAX those
+    # import jax.experimental.pallas, whose patches need all of jax_compat. So they come first.
+    importlib.import_module("jax.experimental.pallas")
+    with noted():
+        return _patch_devices(jax, asked)
+
+
+def _patch_devices(jax: ModuleType, asked: str) -> Callable[[], None]:
     generation = GENERATIONS[asked]
     undoings = [
         _set(jax, "default_backend", lambda: "tpu"),
