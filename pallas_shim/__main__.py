@@ -1,4 +1,4 @@
-"""python -m pallas_shim: Python itself runs the script, started with the shim on."""
+"""python -m pallas_shim: starts Python with the shim on, and has it run the script."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""python -m pallas_shim bisect script.py: which pass, or which rule, makes a number wrong.
+"""python -m pallas_shim bisect script.py: finds the pass or the rule that makes a number wrong.
 
-The script runs here, with the shim on. Each run of a function or kernel is repeated: with its
-program as lowered, which is the measure for the passes, and by JAX. Where results differ, the
-program after each pass is run, the first pass whose result differs is named, and the first value
-in it that does. Where the program as lowered differs from JAX, each primitive is asked by itself.
+The script runs here, with the shim on. Each run of a function or kernel is repeated twice: with the
+unoptimised program, the reference for the passes, and by JAX. If the optimised program differs, the
+program after each pass runs, to find the first pass whose result differs, and the first value in it
+that does. If the unoptimised program differs from JAX, each primitive runs by itself.
 
-Results agree as in `agree`: integers are equal, floats within the rounding that sums differ by.
+`agree` compares results: integers are equal, floats within the rounding by which sums differ.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ Results = Sequence[np.ndarray] | Exception
 # many runs of one instruction JAX is asked about.
 _MOST_BYTES = 1 << 28
 _MOST_RUNS = 16
-# In units of the last place of the largest element: what sums in another order differ by, and for
-# types that are computed with in float32 and then rounded.
+# The tolerance in units of the last place of the largest element: for sums in another order, and
+# for types that are computed in float32 and then rounded.
 _ROUNDING, _NARROW_ROUNDING = 512, 4
 
 
@@ -121,7 +121,8 @@ def _agree(got: Any, want: Any) -> bool:
 
 
 def _epsilon(dtype: np.dtype) -> float | None:
-    """What is taken for rounding, relative to the largest element; None if nothing is."""
+    """The distance that counts as rounding, relative to the largest element. None: no distance
+    does."""
     if dtype.kind in "biuSUO":
         return None
     if dtype.kind == "c":
@@ -246,7 +247,7 @@ def _outcome(
 
 
 def _in_jax(function: _Function, values: Sequence[np.ndarray]) -> Results | None:
-    """What JAX gives, None if it can't say."""
+    """JAX's results, None if JAX has none."""
     if function.unasked is not None:
         return None
     try:
@@ -266,7 +267,7 @@ def _in_jax(function: _Function, values: Sequence[np.ndarray]) -> Results | None
 def _in_passes(
     function: _Function, values: Sequence[np.ndarray], plain: Results
 ) -> list[str]:
-    """What there is to say of a function whose passes make a difference."""
+    """The finding about a function in which a pass makes a difference."""
     before = function.stages[0][1]
     for name, program in function.stages[1:]:
         found = _outcome(program, values)
@@ -307,7 +308,7 @@ def _code(program: Program, emits: Callable[[Instruction], bool]) -> list[str]:
 
 
 def _difference(got: Results, want: Results) -> str:
-    """What differs, in words."""
+    """The difference in words."""
     if isinstance(got, Exception) or isinstance(want, Exception):
         one, other = (
             f"{type(r).__name__}: {r}" if isinstance(r, Exception) else "results"
@@ -335,8 +336,8 @@ def _shown(instruction: Instruction, program: Program, names: printer.Names | No
 
 
 def _in_pass(before: Program, after: Program, values: Sequence[np.ndarray]) -> list[str]:
-    """The first value that both programs have and that differs, and what the pass changed of what
-    it is made of."""
+    """The first value that both programs have and that differs, and how the pass changed the
+    instructions that make it."""
     names = printer.names(after, printer.names(before))
     wanted, found = _Trace(before, values), _Trace(after, values)
     for key, number, got in found.events:
@@ -477,7 +478,7 @@ class _Trace:
 def _in_rules(
     function: _Function, values: Sequence[np.ndarray], plain: Results, reference: Results
 ) -> list[str]:
-    """What there is to say of a function whose program as lowered isn't what JAX does."""
+    """The finding about a function whose unoptimised program differs from JAX."""
     lines = [f"lowering is not what JAX does: {_difference(plain, reference)}"]
     program = function.stages[0][1]
     primitives = {

@@ -1,4 +1,4 @@
-"""Estimates what the work outside a function's kernels costs, in NumPy and in XLA."""
+"""Estimates the cost of the work outside a function's kernels, in NumPy and in XLA."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 
 from pallas_shim.jax_compat import kernel_info, meshes
 
-# What XLA takes to compile a function, and each equation in it, in seconds on one core.
+# The seconds in which XLA compiles a function, and each equation in it, on one core.
 _COMPILING = 0.02
 _COMPILING_EQUATION = 0.002
-# What NumPy takes for an equation, a byte of its result, a byte to sort and an operation of a
-# dot or a convolution.
+# The seconds in which NumPy computes an equation, a byte of its result, a byte to sort, and an
+# operation of a dot or a convolution.
 _EQUATION, _BYTE, _SORTED_BYTE, _DOT, _CONVOLUTION = 3e-6, 1e-9, 2e-8, 5e-11, 1e-9
-# How often a loop whose length isn't known is taken to run.
+# The assumed number of rounds of a loop whose length isn't known.
 _LOOP = 10
 
 
@@ -27,7 +27,7 @@ class Estimate(NamedTuple):
 
 
 def outside_kernels(jaxpr: Any) -> Estimate:
-    """What the equations of a jaxpr cost, all but its kernels."""
+    """The cost of the equations of a jaxpr, without its kernels."""
     seconds, count = _outside(jaxpr, 1)
     return Estimate(seconds, _COMPILING + count * _COMPILING_EQUATION)
 

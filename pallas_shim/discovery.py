@@ -1,4 +1,4 @@
-"""The entry points of ours and of other packages."""
+"""Finds entry points, those of this package and of others."""
 
 from __future__ import annotations
 

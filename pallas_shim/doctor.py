@@ -1,4 +1,4 @@
-"""python -m pallas_shim doctor: what is here, and whether it works together."""
+"""python -m pallas_shim doctor: says which packages are here, and whether they work together."""
 
 from __future__ import annotations
 

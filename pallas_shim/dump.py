@@ -1,9 +1,9 @@
-"""PALLAS_NUMPY_DUMP: what becomes of each function and kernel, as text, step by step.
+"""PALLAS_NUMPY_DUMP: writes each step of the compilation of a function or kernel, as text.
 
-A folder for each, ``DIRECTORY/0001-name/``, holds ``jaxpr.txt``, the program as lowered and after
+Each gets a folder, ``DIRECTORY/0001-name/``, with ``jaxpr.txt``, the program as lowered and after
 each pass (``00-lowering.txt``, ``01-constant_folding.txt``, ...), and ``code.py``, the Python
-functions that its loops became. A value has one name in all of them, so that ``diff`` shows what a
-pass did.
+functions generated for its loops. A value has the same name in all of them, so ``diff`` shows what
+a pass did.
 """
 
 from __future__ import annotations

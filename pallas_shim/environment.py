@@ -1,4 +1,4 @@
-"""What Python processes need in their environment to start with the shim on."""
+"""The environment variables with which a Python process starts with the shim on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 
 def say_off(reason: str) -> None:
-    """Tells the user why the shim is off though it was asked for."""
+    """Tells the user why the shim is off although PALLAS_NUMPY asks for it."""
     print(f"pallas_shim is off, this process runs on stock JAX: {reason}", file=sys.stderr)
 
 

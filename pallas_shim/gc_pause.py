@@ -1,4 +1,4 @@
-"""How long work in Python is done that makes many objects: tracing, lowering, the passes."""
+"""Runs allocation-heavy work (tracing, lowering, the passes) with garbage collection paused."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ R = TypeVar("R")
 
 
 def gc_paused(call: Callable[..., R], *args: object, **kwargs: object) -> R:
-    """What a call gives, made with room on the stack and without garbage collection.
+    """Returns ``call(*args, **kwargs)``, run with room on the stack and garbage collection paused.
 
-    A full collection walks all that JAX holds, which takes as long as planning a small kernel, and
-    a fifth of what JAX takes to trace an unrolled one.
+    A full collection walks all objects of JAX. That takes as long as planning a small kernel, and a
+    fifth of the time in which JAX traces an unrolled one.
     """
     if not gc.isenabled():
         return with_room(call, *args, **kwargs)
-    # Only who found it on turns it off, and on again; twice, as in `as_xla`, since a signal or a
-    # debugger may raise anywhere.
+    # Only a call that found collection on turns it off, and on again. It does so twice, as in
+    # `as_xla`, since a signal or a debugger may raise anywhere.
     this_thread = threading.get_ident()
     try:
         try:
@@ -40,7 +40,7 @@ _pausing: set[int] = set()  # the threads that have turned collection off
 
 
 def _resume() -> None:
-    """In a forked process no other thread is left that would turn collection on again."""
+    """Turns collection on in a forked process, where the thread that paused it is gone."""
     if _pausing:
         _pausing.clear()
         gc.enable()

@@ -1,8 +1,8 @@
-"""Applies the patches, and takes them back.
+"""Applies the patches, and undoes them.
 
-A patch is an entry point of the group ``pallas_shim.patches``. Its name is the module whose
-import triggers it; its value is ``module:function``. The function is called with the imported
-module, and returns a callable that undoes exactly what it did.
+A patch is an entry point of the group ``pallas_shim.patches``. Its name is the module whose import
+triggers it, and its value is ``module:function``. The function is called with the imported module,
+and returns a callable that undoes exactly what it did.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class _Patch:
             return
         try:
             _applied.append(self)
-            # In one call, after which a signal may raise: what is done can be undone.
+            # Make it one call: a signal may raise after it, and the patches that were applied can
+            # be undone.
             self.undoings.extend(map(self.entry_point.load(), (module,)))
         except Exception as error:
             deactivate()

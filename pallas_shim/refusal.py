@@ -1,4 +1,4 @@
-"""The one way to refuse: what can't be done raises a `Refusal`, and lowering says where."""
+"""The base class of all refusals. Lowering adds the user's source line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was intercepted, how it ran, and what it cost."""
+"""The report: which kernels were called, how each ran, and the time it took."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ class Use:
                 self.error = type(error).__name__
 
     def caches(self) -> str | None:
-        """What became of the program on disk, for people; None if no cache was asked."""
+        """The outcome of both caches for a reader; None if neither was asked."""
         if self.cache is None or self.traced_cache is None:
             return self.cache or self.traced_cache
         known = not self.cache.startswith("not kept")
         return self.cache if known else f"{self.cache}; {self.traced_cache}"
 
     def prepared(self, lowering: float, tracing: float | None = None) -> None:
-        """Adds what it took to get ready to run."""
+        """Adds the time of the preparation."""
         with _lock:
             self.lowering += lowering
             if tracing is not None:
@@ -226,7 +226,7 @@ def show(path: str) -> int:
 
 
 def write_at_exit(destination: str | None) -> None:
-    """Has the report written when Python ends; called again, the last destination counts."""
+    """Writes the report when Python ends. If called again, the last destination counts."""
     atexit.unregister(write)
     if destination is not None:
         atexit.register(write, destination)

@@ -1,4 +1,4 @@
-"""Every PALLAS_NUMPY* variable, read once, in one place."""
+"""Reads every PALLAS_NUMPY* variable, once, in one place."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _passes(value: str) -> dict[str, Any]:
 
 TPUS = ("v4", "v5e", "v5p", "v6e", "v7x")
 
-# What the evaluator, which knows nothing of settings, has passes for.
+# The passes of the evaluator, which knows nothing of settings.
 PASSES = (
     "batching", "codegen", "common_subexpressions", "constant_folding", "copy_elision",
     "dead_code", "floor_division", "gather_to_slice", "grid_batching", "hoisting", "in_place",

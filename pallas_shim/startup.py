@@ -1,4 +1,4 @@
-"""Starts the shim in a Python process that begins."""
+"""Starts the shim in a new Python process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One module for each thing in JAX that is patched; found through entry points."""
+"""One module per patch in JAX, found through entry points."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def patch_pallas(pallas: ModuleType) -> Callable[[], None]:
 
 @contextlib.contextmanager
 def noted() -> Iterator[None]:
-    """For the function cache: what patches change is as it is to be, whatever else was changed
-    before them is not."""
+    """Tells the function cache that these changes are intended. It still notices changes made
+    before."""
     from pallas_shim import settings
 
     if settings.current().cache in (None, "trace"):

@@ -1,9 +1,9 @@
-"""Takes over the calls of jitted functions that hold Pallas kernels.
+"""Takes over calls of jitted functions that hold Pallas kernels.
 
-jit's functions are C++ and keep serving every function without a kernel from their own cache.
-What is wrapped is the Python function that they, and evaluated inner calls, ask when that cache
-has no answer; calls that run here leave none, so they come back. Those are answered sooner, by
-what is wrapped above it.
+jit's functions are C++, and keep serving every function without a kernel from their own cache. If
+that cache has no answer, they ask a Python function, and so do evaluated inner calls. The patch
+wraps that function. Calls that run here leave no answer in the cache, so they come back. A second
+wrapper, above the first, answers those sooner.
 """
 
 from __future__ import annotations

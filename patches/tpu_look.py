@@ -1,11 +1,12 @@
-"""Answers user code that asks which accelerator it runs on, if PALLAS_NUMPY_TPU names a TPU.
+"""Answers user code that asks for the accelerator, if PALLAS_NUMPY_TPU names a TPU.
 
-Many scripts refuse to start without one. JAX itself keeps seeing the CPU that it runs on: who
-asks is told by the module that the question comes from.
+Many scripts refuse to start without one. JAX itself keeps seeing the CPU: the answer depends on the
+module that asks.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -49,14 +50,17 @@ def _asked_by_user() -> bool:
 
 def patch_devices(jax: ModuleType) -> Callable[[], None]:
     """Called when jax is imported: its devices say that they are TPUs."""
-    with noted():
-        return _patch_devices(jax)
-
-
-def _patch_devices(jax: ModuleType) -> Callable[[], None]:
     asked = settings.current().tpu
     if asked is None:
         return _nothing
+    # `noted` imports jax_compat, which imports modules of Pallas. In some versions of JAX those
+    # import jax.experimental.pallas, whose patches need all of jax_compat. So they come first.
+    importlib.import_module("jax.experimental.pallas")
+    with noted():
+        return _patch_devices(jax, asked)
+
+
+def _patch_devices(jax: ModuleType, asked: str) -> Callable[[], None]:
     generation = GENERATIONS[asked]
     undoings = [
         _set(jax, "default_backend", lambda: "tpu"),

@@ -1,4 +1,4 @@
-"""Shortens the way from an operator of traced arrays to its equation."""
+"""Shortens the way from an operator on traced arrays to its equation."""
 
 from __future__ import annotations
 

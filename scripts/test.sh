@@ -2,33 +2,24 @@
 # Runs the checks and the tests on every supported JAX, each in an environment of its own, which
 # is made once in ${PALLAS_SHIM_VENVS:-~/.cache/pallas_shim}/jax-VERSION.
 #
-#   scripts/test.sh                      ruff, mypy, the floors of imports, all tests on three versions,
-#                                        and whether the shim works on some of those between them
+#   scripts/test.sh                      ruff, mypy, import contracts; all tests on each tested version;
+#                                        one kernel on each version between them
 #   scripts/test.sh 0.10.2 [arguments]   the tests on any version; arguments go to pytest
+#
+# The versions stand in pallas_shim/jax_compat/versions.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-versions="0.8.0 0.10.2 0.12.0.1"
-# JAX's internals are others in each of these.
-between="0.9.0 0.9.2 0.10.1 0.11.2"
-checks_on=0.10.2
 venvs=${PALLAS_SHIM_VENVS:-$HOME/.cache/pallas_shim}
 requirements=scripts/requirements-test.txt
 
 say() { printf '== %s\n' "$*"; }
 
-# The tests set these themselves; what the caller has set must not reach them.
+# The tests set these themselves, so the caller's values must not reach them.
 unset "${!PALLAS_NUMPY@}" JAX_ENABLE_X64 XLA_FLAGS
-# Each worker would compile all the tests anew.
+# With it, each worker would compile all tests again.
 unset PYTHONDONTWRITEBYTECODE
 export JAX_PLATFORMS=cpu
-
-pythons_of() { # VERSION: prints the Pythons that a JAX may run on, the first that is found
-    case $1 in
-    0.8.* | 0.9.* | 0.10.*) echo 3.11 ;;
-    *) echo 3.13 3.12 ;;
-    esac
-}
 
 find_python() { # MINOR...: prints the first interpreter of one of these versions
     local minor candidate
@@ -45,13 +36,25 @@ find_python() { # MINOR...: prints the first interpreter of one of these version
     return 1
 }
 
+# Any Python can read versions.py, since it imports nothing.
+reader=$(find_python 3.11 3.12 3.13)
+of_versions_py() { # EXPRESSION: prints the strings that it gives among versions.py's names
+    "$reader" -c 'import runpy, sys
+names = runpy.run_path("pallas_shim/jax_compat/versions.py")
+print(*eval(sys.argv[1], names))' "$1"
+}
+versions=$(of_versions_py TESTED)
+between=$(of_versions_py BETWEEN)
+oldest=$(of_versions_py '[OLDEST]')
+checks_on=$(of_versions_py '[CHECKED_ON]')
+
 set_up() { # VERSION: makes its environment, unless it is there and complete
     local venv=$venvs/jax-$1 stamp python
     stamp="$1 $(cksum <"$requirements")"
     [ "$(cat "$venv/complete" 2>/dev/null)" = "$stamp" ] && return
     if [ ! -x "$venv/bin/python" ]; then
         # shellcheck disable=SC2046  # a list of versions
-        python=$(find_python $(pythons_of "$1"))
+        python=$(find_python $(of_versions_py "pythons('$1')"))
         say "making $venv with $python"
         "$python" -m venv "$venv"
     fi
@@ -88,9 +91,9 @@ check "imports that point down (.importlinter)" "$bin/lint-imports" --no-cache
 for version in $between; do
     check "a kernel on JAX $version" "$venvs/jax-$version/bin/python" -m pallas_shim doctor
 done
-# The runner of JAX's tests, the benchmark suite, emitted numbers, passes over programs of the tests'
-# own, and how a wheel is installed depend on no JAX. What changes a key of the cache, tests/cache
-# tests on each.
+# These don't depend on the version of JAX, so they run on one version only: the conformance runner,
+# the benchmark suite, generated arithmetic, passes over hand-written programs, installing a wheel.
+# tests/cache covers on every version what changes a cache key.
 of_no_jax=(
     --ignore=tests/conformance
     --ignore=tests/evaluator/codegen/test_numbers.py
@@ -99,7 +102,7 @@ of_no_jax=(
     --deselect=tests/processes/test_cache.py::test_a_change_is_seen
     -k "not wheel and not on_stock_jax"
 )
-# How a process starts depends on Python.
+# These depend on the version of Python, and the oldest JAX is tested on the same one as the next.
 of_python=(
     --ignore=tests/processes/test_bad_input.py
     --ignore=tests/processes/test_install.py
@@ -110,7 +113,7 @@ of_python=(
 for version in $versions; do
     case $version in
     "$checks_on") ignored=() ;;
-    0.8.0) ignored=("${of_no_jax[@]}" "${of_python[@]}") ;;
+    "$oldest") ignored=("${of_no_jax[@]}" "${of_python[@]}") ;;
     *) ignored=("${of_no_jax[@]}") ;;
     esac
     check "tests on JAX $version" \

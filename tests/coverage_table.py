@@ -1,13 +1,14 @@
-"""docs/coverage.md: every primitive that JAX and Pallas define, and what becomes of it.
+"""docs/coverage.md: each primitive that JAX and Pallas define, and how it runs.
 
-    python -m tests.coverage_table           # writes the installed JAX's part anew
-    python -m tests.coverage_table --check   # fails if that would change something
+    python -m tests.coverage_table           # rewrites the installed JAX's part
+    python -m tests.coverage_table --check   # fails if that would change the file
 
-The primitives come from the installed JAX itself. What the table says of other versions stays.
+The primitives come from the installed JAX. What the table says of other versions stays.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from collections.abc import Iterator
@@ -22,13 +23,16 @@ from jax.experimental.pallas import tpu, tpu_sc, triton  # noqa: F401
 from pallas_shim.evaluator import refused, rules
 from pallas_shim.jax_compat.jaxprs import primitive_name
 
+with contextlib.suppress(ImportError):  # JAX < 0.11 has none
+    import jax.experimental.overlap  # noqa: F401
+
 TABLE = Path(__file__).parent.parent / "docs" / "coverage.md"
 
 HEAD = """\
 # Coverage
 
-What becomes of each primitive. `python -m tests.coverage_table` writes this table from the
-installed JAX, and a test compares them.
+How each primitive runs. `python -m tests.coverage_table` writes this table from the installed JAX,
+and a test compares the two.
 
 - **rule**: a NumPy function, chosen for the operands' types when the kernel is lowered.
 - **composed**: other primitives, a loop or a branch of the program, or an access to memory.
@@ -49,20 +53,12 @@ SECTIONS = {
 }
 
 NOTES = {
-    "between the cores of a mesh of one; between devices: callback": (
-        "psum psum_invariant pmax pmin pbroadcast all_gather all_gather_invariant all_to_all "
-        "reduce_scatter"
-    ),
-    "of a kernel's grid and cores; of devices: callback": "axis_index",
-    "several cores run one after the other; refused if they wait for one another": (
-        "core_map mpmd_map"
-    ),
-    "within a device; between devices: refused": (
-        "dma_start dma_wait semaphore_signal semaphore_wait"
-    ),
     "for debugging: nothing; else refused, as by jit": "check",
     "of semaphores": "get_global",
-    "see [limits](limits.md)": "prng_seed prng_random_bits stochastic_round",
+    "see [limits](limits.md)": (
+        "core_map mpmd_map dma_start dma_wait semaphore_signal semaphore_wait "
+        "prng_seed prng_random_bits stochastic_round"
+    ),
 }
 
 
@@ -81,7 +77,7 @@ def installed() -> Iterator[tuple[str, str]]:
 
 
 def outcome(primitive: str) -> str:
-    """What becomes of a primitive, and why.
+    """How a primitive runs, and why.
 
     Raises:
       KeyError: it has neither a rule nor a reason to have none.
@@ -93,6 +89,8 @@ def outcome(primitive: str) -> str:
         return f"composed{note}"
     if primitive in refused.BY_XLA:
         return f"callback: {refused.BY_XLA[primitive]}"
+    if primitive not in refused.NOWHERE:
+        raise KeyError(f"{primitive} has neither a rule nor an entry in evaluator/refused.py")
     return f"refused: {refused.NOWHERE[primitive]}"
 
 
@@ -110,7 +108,7 @@ def parsed(text: str) -> dict[tuple[str, str], set[str]]:
 
 
 def table(old: str) -> str:
-    """The whole file, with this JAX's part made anew."""
+    """The whole file, with the part of the installed JAX rewritten."""
     found = {key: versions - {jax.__version__} for key, versions in parsed(old).items()}
     for key in installed():
         found.setdefault(key, set()).add(jax.__version__)

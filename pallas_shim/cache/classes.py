@@ -79,8 +79,7 @@ def _read_values_of_enum(
     fingerprint: Fingerprint, kind: enum.EnumMeta, members: dict[Any, Any]
 ) -> None:
     """Reads the members by their values; not what Python adds when flags are first combined."""
-    named_members: Any = kind.__members__
-    named = set(map(id, named_members.values()))
+    named = set(map(id, kind.__members__.values()))
     for member in members.values():
         if id(member) not in named and not _OF_FLAGS.issuperset(vars(member)):
             raise fingerprint.refusal("combined flags with variables of their own")

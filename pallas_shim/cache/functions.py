@@ -7,7 +7,7 @@ import enum
 import functools
 import types
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from pallas_shim.cache import libraries
 from pallas_shim.cache.bytecode import closure_reads, contents, reads
@@ -46,7 +46,7 @@ def _read_function(fingerprint: Fingerprint, function: types.FunctionType) -> No
 
 def _read_users_function(fingerprint: Fingerprint, function: types.FunctionType) -> None:
     code, namespace = function.__code__, function.__globals__
-    known: Any = function.__builtins__  # type: ignore[attr-defined]
+    known = cast(Any, function).__builtins__
     if type(namespace) is not dict or (known and known is not vars(builtins)):
         raise fingerprint.refusal("its globals or built-ins are of a kind of their own")
     fingerprint.emit(

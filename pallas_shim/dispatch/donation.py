@@ -1,4 +1,4 @@
-"""Donated arguments: which of them jit deletes, and which calls it refuses for them."""
+"""Donated arguments: which ones jit deletes, and which calls it refuses because of them."""
 
 from __future__ import annotations
 

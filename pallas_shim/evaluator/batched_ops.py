@@ -1,9 +1,11 @@
-"""What the batching of grid cells needs beside primitives: tables of what each cell knows, views
-of many blocks at once, and doing for one cell after the other what nothing does for all.
+"""Operations on many cells of a grid that no primitive does.
 
-A stack has axes in front, its *lead*; a lead's sizes are 1 where the stack's members don't
-differ. A ref of many blocks is a NumPy view where the blocks lie evenly. Elsewhere it is a
-list of views, in the order of its lead, which only the operations here take.
+They are tables over the cells, views of many blocks, and running an operation for one cell after
+the other if it has no batching rule.
+
+A stack has axes in front, its *lead*. An axis of the lead has size 1 if the stack's members don't
+differ along it. A ref of many blocks is a NumPy view if the blocks are evenly spaced. Otherwise it
+is a list of views, in the order of its lead, which only the operations here take.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from pallas_shim.jax_compat.state import Index, Slice
 
 @rule("lookup")
 def _lookup(ins: Types, outs: Types, *, table: Any, **_: Any) -> Callable[..., Any]:
-    """What a table has at the given indices: an array over the table's other axes."""
+    """The entries of a table at the given indices: an array over the table's other axes."""
     return lambda *at: table[at]
 
 
@@ -96,7 +98,7 @@ _E5M2 = np.dtype(ml_dtypes.float8_e5m2)
 
 
 def _members(leads: Sequence[LeadingAxes]) -> list[tuple[Any, ...]]:
-    """For each cell of the leads' common one, what to index each operand with."""
+    """The index into each operand, for each cell of the leads' common one."""
     lead = [max(sizes) for sizes in zip(*[one for one in leads if one is not None], strict=True)]
     return [
         tuple(
@@ -136,7 +138,8 @@ def _each(
 def _picker(
     leads: Sequence[LeadingAxes], listed: bool
 ) -> Callable[[Sequence[Any]], list[list[Any]]]:
-    """What gives each cell's operands. The first of them is a ref, ``listed`` if it is a list."""
+    """Returns the function that gives each cell's operands. The first is a ref, or if ``listed``, a
+    list."""
     cells = _members(leads)
     if not listed:
         return lambda operands: [
@@ -196,7 +199,7 @@ def _copier(block: Any) -> Callable[..., np.ndarray]:
         for d, leaf, scale, dim, size, _ in moving:
             shape[d] = size
             starts.append(clamped(np.asarray(leaves[leaf]), scale, dim, size))
-        # An array of the blocks at all places, of which those at the starts are taken.
+        # Makes an array of the blocks at all places, and takes those at the starts.
         counts = [dim - size + 1 for _, _, _, dim, size, _ in moving]
         strides = [array.strides[d] for d, *_ in moving]
         everywhere = _as_strided(array, (*counts, *shape), (*strides, *array.strides))
@@ -235,7 +238,8 @@ def _as_block(path: memory.Path, shape: tuple[int, ...]) -> Any:
 
 
 def block_of_all(member: RefType, path: memory.Path, leads: Sequence[LeadingAxes]) -> Any:
-    """What one index takes all cells' parts with, as of `blocks.block_viewer`; None if nothing."""
+    """The block, as in `blocks.block_viewer`, with which one index takes the parts of all cells.
+    None if there is none."""
     return _as_block(path, member.shape) if leads[0] is None else None
 
 

@@ -1,4 +1,4 @@
-"""Operations over axes in front: what one instruction does, done on stacks of its operands."""
+"""Applies batching rules: the operation that does on stacks what one does on their members."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def stacked(type: Type, size: int) -> ArrayType:
 
 
 def over_stack(operation: Operation, stack: Stack) -> Operation | None:
-    """The operation that does on stacks what the given one does on each member."""
+    """The operation that does on stacks what the given one does on each member. None if there is
+    none."""
     form = BATCHING_RULES.get(operation.name)
     if form is None:
         return None
@@ -38,14 +39,14 @@ def over_stack(operation: Operation, stack: Stack) -> Operation | None:
 
 
 def common(leads: Sequence[LeadingAxes]) -> LeadingAxes:
-    """The axes of what is made of operands with the given ones."""
+    """The axes of a result whose operands have the given axes."""
     some = [lead for lead in leads if lead is not None]
     return tuple(map(max, *some)) if len(some) > 1 else some[0] if some else None
 
 
 def over_leads(operation: Operation, leads: Sequence[LeadingAxes]) -> Operation | None:
-    """The operation on stacks with several axes in front, of which ``leads`` tells for each
-    operand; each operand's are the same, but where the form says otherwise."""
+    """The operation on stacks with several axes in front, None if there is none. ``leads`` has the
+    axes of each operand."""
     form = BATCHING_RULES.get(operation.name)
     lead = common(leads)
     if form is None or lead is None:
@@ -75,7 +76,7 @@ def over_leads(operation: Operation, leads: Sequence[LeadingAxes]) -> Operation 
 
 
 def each(operation: Operation, leads: Sequence[LeadingAxes]) -> Operation | None:
-    """The operation that does the same one member after the other."""
+    """The operation that does the same for one member after the other. None if there is none."""
     lead = common(leads)
     if lead is None or operation.name not in IMPL_RULES:
         return None

@@ -1,9 +1,9 @@
-"""Matrix products by BLAS, and with how many threads.
+"""Matrix products by BLAS, with the number of threads that pays.
 
-OpenBLAS shares products of some microseconds already among its threads, which wait for each
-other actively. Where other work keeps the cores busy (tests in parallel, a second
-benchmark), each of them then takes until the system's scheduler has been round: up to 700 times
-as long. So products whose share would be small are computed by the thread that asks.
+OpenBLAS shares even products of some microseconds among its threads, and each thread waits for the
+others actively. If other work keeps the cores busy (tests in parallel, a second benchmark), a
+thread waits until the system's scheduler gets to the others: up to 700 times as long. So the
+calling thread computes products whose share would be small.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _before = 0  # how many threads BLAS had before the first of them
 
 
 def _by_this_thread(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """np.matmul, while BLAS uses one thread: a setting of the process, which has its value back
-    when the last call ends.
+    """np.matmul, while BLAS uses one thread. That is a setting of the process. It gets its old
+    value back when the last such call ends.
 
-    There is no lock, which a signal could keep from being taken at the end. Python runs another
-    thread or a signal's handler only after a call has returned, so what stands below before a call
-    and that call itself are one step.
+    There is no lock, since a signal could keep the end from taking it. Python runs another thread
+    or a signal's handler only after a call has returned. So the lines below before a call, and that
+    call itself, are one step.
     """
     global _before
     if _threads is None:
@@ -61,14 +61,15 @@ def _by_this_thread(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _start_over() -> None:
-    """In a forked process no other thread is left that is to leave."""
+    """Starts over in a forked process, where the threads inside are gone."""
     if _inside and _threads is not None:
         _threads[1](_before)
     _inside.clear()
 
 
 def _find() -> tuple[Callable[[], int], Callable[[int], None]] | None:
-    """What gets and sets the number of threads of NumPy's BLAS; None if it isn't OpenBLAS."""
+    """Functions that get and set the number of threads of NumPy's BLAS, None if it isn't
+    OpenBLAS."""
     try:
         library = ctypes.PyDLL(importlib.import_module("numpy._core._multiarray_umath").__file__)
     except (ImportError, OSError):

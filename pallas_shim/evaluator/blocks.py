@@ -1,4 +1,4 @@
-"""Where blocks of an array start, and views of them."""
+"""Where the blocks of an array start, and views of them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def clamped(starts: np.ndarray, scale: int, dim: int, size: int) -> np.ndarray:
 
 
 def from_the_start(starts: np.ndarray, scale: int, dim: int) -> np.ndarray:
-    """Where blocks start, which JAX counts from the end if they are negative."""
+    """The starts of blocks, counted from the start. JAX counts negative ones from the end."""
     if dim < 1 << 31:
         starts = starts.astype(np.int32, copy=False)
         if scale != 1:

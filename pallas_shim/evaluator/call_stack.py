@@ -1,9 +1,9 @@
-"""Room on Python's stack for what calls many functions, and for what is nested deeply.
+"""Makes room on Python's stack for code that makes many calls or nests deeply.
 
-CPython has its frames in pieces of memory of 16 KB, each of which it asks the system for when a
-call needs it, and gives back when that call returns. Where a loop happens to stand at the end of a
-piece, each call that it makes costs that, some 10 microseconds; tracing, whose calls are nested
-deeply, is a fifth slower for it. A piece is larger if the first frame in it is.
+CPython keeps frames in chunks of 16 KB. It gets a chunk from the system when a call needs one, and
+gives it back when that call returns. If a loop runs at the end of a chunk, each call in it pays for
+that, some 10 microseconds. Tracing, whose calls nest deeply, is a fifth slower for it. A chunk is
+larger if its first frame is.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import TypeVar
 
 R = TypeVar("R")
 
-# The slots of a frame that takes a piece of 512 KB, half of which is left to those that follow. No
-# page is touched that isn't used.
+# A frame with this many slots takes a chunk of 512 KB, and leaves half of it to the next frames.
+# Pages that nobody uses are never touched.
 _SLOTS = 33_000
 
 
 def with_room(call: Callable[..., R], *args: object, **kwargs: object) -> R:
-    """What a call gives. It costs one piece, and those inside it hardly any."""
+    """Returns the result of a call. It costs one chunk, and calls inside it cost hardly any."""
     return call(*args, **kwargs)
 
 
@@ -36,12 +36,13 @@ _added = 0
 
 
 def with_depth(levels: int, call: Callable[..., R], *args: object, **kwargs: object) -> R:
-    """What a call gives, for which Python's recursion limit is higher by so many levels of regions
-    inside one another: a setting of the process, which has its value back when the last call ends.
+    """Returns the result of a call, made while Python's recursion limit is higher by so many levels
+    of nested regions. The limit is a setting of the process. It gets its old value back when the
+    last such call ends.
 
-    There is no lock, which a signal could keep from being taken at the end. Python runs another
-    thread or a signal's handler only after a call has returned, so what stands below before a call
-    and that call itself are one step.
+    There is no lock, since a signal could keep the end from taking it. Python runs another thread
+    or a signal's handler only after a call has returned. So the lines below before a call, and that
+    call itself, are one step.
     """
     global _before, _added
     frames = _FRAMES * (levels + 20)

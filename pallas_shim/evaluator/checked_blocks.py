@@ -1,9 +1,9 @@
 """The blocks of a pallas_call whose memory is checked, as under pltpu.InterpretParams().
 
-There each block has memory of its own: an input's is filled when the index map moves on, an
-output's is written back when it does. A view of the array is as good for an input that the
-kernel doesn't write to and for an output that no block is visited twice of, which is most; but
-not where an input and an output share an array.
+There, each block has memory of its own. An input's is filled, and an output's is written back, when
+the index map moves on. A view of the array does the same for an input that the kernel doesn't write
+to, and for an output of which no block is visited twice. Most are of these kinds. But a view won't
+do if an input and an output share an array.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ Starts = tuple[int, ...]
 
 
 class _Visits:
-    """Where a block lies, and when it first and last lay where. Changed while a program runs."""
+    """The place of a block, and the first and last visit of each place. Changes while a program
+    runs."""
 
     def __init__(self) -> None:
         self.now: Starts | None = None
@@ -35,8 +36,8 @@ class _Visits:
 
 
 class _BlockPlace(NamedTuple):
-    """Where one block lies: for each dimension, a known element offset or the position of a
-    leaf and what to multiply it by."""
+    """The place of one block: for each dimension a known element offset, or the position of a leaf
+    and its factor."""
 
     dims: tuple[BlockDim, ...]
     shape: tuple[int, ...]
@@ -110,7 +111,7 @@ class CheckedBlocks:
                 raise Unsupported("pallas_call", f"blocks of {block.origin}, which is in HBM")
 
     def refs(self) -> list[Value]:
-        """The refs that the kernel of one cell is lowered with; `define` tells what they are."""
+        """The refs with which the kernel of one cell is lowered; `define` defines them."""
         return [
             buffer if block.in_hbm else Value(type)
             for buffer, block, type in zip(
@@ -132,7 +133,7 @@ class CheckedBlocks:
           written: those that the kernel writes to.
         """
         num_inputs = self.call.num_inputs
-        # What the cell before wrote comes first: an input may read it.
+        # Outputs come first: they write back the block of the cell before, which an input may read.
         for position in [*range(num_inputs, len(refs)), *range(num_inputs)]:
             if self.call.blocks[position].in_hbm:
                 continue
@@ -219,7 +220,7 @@ class CheckedBlocks:
     def _place(
         self, position: int, starts: Sequence[Value], indices: Sequence[Value]
     ) -> tuple[_BlockPlace, list[Value]]:
-        """Where the block lies, and the values that this depends on."""
+        """The place of the block, and the values on which it depends."""
         dims = self.call.blocks[position].dims
         shape = self.buffers[position].ref.shape
         leaves: list[Value] = []

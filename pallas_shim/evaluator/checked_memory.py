@@ -1,7 +1,8 @@
-"""Checked memory: what an index that leaves its ref does under pltpu.InterpretParams().
+"""Checked memory: an index that leaves its ref is an error under pltpu.InterpretParams().
 
-Each index of a path is checked against what it indexes. A read may instead give uninitialised
-elements for those outside. Ordinary kernels know nothing of this: their indices are clamped.
+Each index of a path is checked against the dimension that it indexes. A read may instead give
+uninitialised elements for indices outside. Ordinary kernels don't use this: their indices are
+clamped.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Window(NamedTuple):
 
 
 def window(shape: Sequence[int], dims: Sequence[Any], leaves: Sequence[Any]) -> Window | None:
-    """What of an index is inside ``shape``; None if nothing is."""
+    """The part of an index inside ``shape``, None if it is all outside."""
     inner: list[Any] = []
     outer: list[slice] = []
     for size, index in zip(shape, dims, strict=True):
@@ -105,7 +106,8 @@ def window(shape: Sequence[int], dims: Sequence[Any], leaves: Sequence[Any]) -> 
 def reader(
     shape: tuple[int, ...], dtype: np.dtype, path: Path, fill: Any
 ) -> Callable[..., np.ndarray]:
-    """The function ``(ref, *leaves)`` -> a copy of what the path leads to, ``fill`` outside."""
+    """The function ``(ref, *leaves)`` -> a copy of the part that the path leads to, with ``fill``
+    outside."""
     stages: list[Callable[[np.ndarray, Sequence[Any]], np.ndarray]] = []
     for step in path:
         if isinstance(step, Index):

@@ -1,4 +1,4 @@
-"""Views of dynamic size, which end where their refs end."""
+"""Views of dynamic size. They end where their refs end."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pallas_shim.jax_compat.state import Bitcast, Index, Slice
 
 
 class DynamicSlices:
-    """What a path with slices of dynamic size leads to, cut off where the ref ends: on a TPU an
-    array is padded to whole tiles. Before these slices the path may have any steps, after them
-    only indices. So it is with arrays of indices in the last step: an index outside is moved
-    inside, a negative one to the start.
+    """The part that a path with slices of dynamic size leads to, cut off where the ref ends. On a
+    TPU, an array is padded to whole tiles. Before these slices the path may have any steps, after
+    them only indices. The same holds for arrays of indices in the last step: an index outside is
+    moved to the nearest end, a negative one to the start.
 
     Attributes:
       dtype: that of the elements.
@@ -44,7 +44,7 @@ class DynamicSlices:
     def change(
         self, ref: np.ndarray, leaves: Sequence[Any], write: Callable[[np.ndarray], None]
     ) -> None:
-        """Has ``write`` change it."""
+        """Calls ``write`` to change it."""
 
         def change_part(array: Array) -> None:
             whole, chosen = self._cut(array, leaves)

@@ -1,9 +1,8 @@
 """Runs a Program on a Frame of NumPy arrays.
 
-A program is prepared once: each value gets a slot in a flat list (the frame), and
-each instruction becomes a small closure that reads and writes slots, so the run
-loop does nothing but call closures. Structured operations become closures that
-run their regions as Python loops and branches.
+A program is prepared once. Each value gets a slot in a flat list, the frame. Each instruction
+becomes a small closure that reads and writes slots, so the run loop only calls closures. Structured
+operations become closures that run their regions as Python loops and branches.
 """
 
 from __future__ import annotations
@@ -35,7 +34,8 @@ from pallas_shim.evaluator.machine import regions, scheduler
 from pallas_shim.evaluator.memory import same
 from pallas_shim.evaluator.program import Instruction, Program, Region, Value
 
-# Regions inside one another, each of which has two or three frames on Python's stack.
+# More nested regions than this need a higher recursion limit. Each takes two or three frames on
+# Python's stack.
 _MANY_LEVELS = 50
 
 
@@ -109,7 +109,7 @@ class _Preparation:
         if slot is None:
             slot = self._slots[value] = len(self.frame)
             const = value.const
-            # Of rank 0 this gives a scalar, of any other rank the array.
+            # This gives a scalar for rank 0, and the array for any other rank.
             self.frame.append(None if const is None else const[()])
         return slot
 

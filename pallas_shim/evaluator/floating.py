@@ -1,7 +1,7 @@
-"""The floating-point environment that programs run in: XLA's on CPU.
+"""The floating-point environment of programs: XLA's on a CPU.
 
-XLA treats subnormal numbers as zeros, as operands and as results; NumPy computes with them
-unless the thread's control register says otherwise. C's ``fesetenv`` sets that register.
+XLA treats subnormal numbers as zeros, both operands and results. NumPy computes with them, unless
+the thread's control register says otherwise. C's ``fesetenv`` sets that register.
 """
 
 from __future__ import annotations
@@ -29,16 +29,15 @@ _FLUSH = {
 
 
 def as_xla(call: Callable[..., R], *args: object) -> R:
-    """What a call gives, made while this thread computes as XLA's do: subnormals are zeros, and
-    overflow and division by zero have results instead of warnings.
+    """Returns the result of a call, made while this thread computes as XLA's threads do: subnormals
+    are zeros, and overflow and division by zero have results instead of warnings.
 
-    On a machine that `_FLUSH` doesn't know, subnormals stay what they are.
+    On a machine that `_FLUSH` doesn't know, subnormals stay as they are.
 
-    Whatever ends the call, the thread computes afterwards as it did before, even if a signal
-    raises while it enters or leaves. Python looks for signals after a call has returned, and where
-    a function begins. So this is no context manager, whose methods are functions, and what changes
-    or restores something is one call into C. One that is skipped, since the one before it ended
-    with an exception, is made first thing in the outer block.
+    However the call ends, the thread then computes as before, even if a signal raises on the way in
+    or out. Python handles signals after a call has returned, and where a function begins. The
+    methods of a context manager are functions, so this is none, and each change or restoration is
+    one call into C. If an exception skips a restoration, the outer block starts with it.
     """
     outer, errors = _Environment(), _errors.get()
     _read(outer)
@@ -56,7 +55,7 @@ def as_xla(call: Callable[..., R], *args: object) -> R:
 
 
 def _ignored_errors() -> tuple[ContextVar[Any], Any]:
-    """Where NumPy keeps what is done about floating-point errors, and its value for nothing."""
+    """The place of NumPy's handling of floating-point errors, and the value that ignores them."""
     context = Context()
     context.run(np.seterr, all="ignore")
     ((variable, value),) = context.items()

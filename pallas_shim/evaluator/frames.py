@@ -36,7 +36,7 @@ def run_steps(steps: Steps, frame: Frame) -> None:
         for step in remaining:
             step(frame)
     except Exception as error:
-        # How far we came is read off the iterator, so the loop itself keeps no count.
+        # The iterator tells the progress, so the loop itself keeps no count.
         at = len(steps) - remaining.__length_hint__() - 1
         blame(error, steps.instructions[at])
         raise
@@ -46,8 +46,9 @@ def run_with_room(steps: Steps, frame: Frame) -> None:
     with_room(run_steps, steps, frame)
 
 
-# Of so many steps it is worth the 30 to 50 microseconds that room takes beside threads: one run in
-# some thirty would stand at the end of a piece of the stack, and each of its steps take 10 more.
+# From this many steps on, room on the stack pays for its 30 to 50 microseconds. One run in thirty
+# or so would stand at the end of a chunk of the stack, and each of its steps would take 10
+# microseconds more.
 MANY_STEPS = 200
 
 

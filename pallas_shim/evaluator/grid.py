@@ -1,8 +1,8 @@
 """The grid of a pallas_call: its operands as buffers, its blocks as views, its cells as a loop.
 
-Values are those of JAX's interpreter: each operand and result is one buffer, padded to whole
-blocks with uninitialised elements, and a cell sees views of it. An operand is copied only if
-it has to be padded or is written to. Where memory is checked, checked_blocks.py makes the blocks.
+Values are those of JAX's interpreter: each operand and result is one buffer, padded to whole blocks
+with uninitialised elements, and a cell sees views of it. An operand is copied only if it has to be
+padded or if the kernel writes to it. If memory is checked, checked_blocks.py makes the blocks.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
     waits = call.cores is not None and call.cores.waits_for_others
     of_each_core = scratch if waits else []
     local = [i for i in range(len(call.grid)) if i not in call.vmapped_dims]
-    # The cells come first, though they run last: only what they write to need be copied.
+    # Build the cells first, though they run last: they decide which operands are written to, and
+    # only those need a copy.
     cells = lower_cells(
         lowering, call.name, sizes, call.axis_names, local, cell, call.checked, call.for_device,
         of_each_core if waits else None,
@@ -260,7 +261,7 @@ def _synchronise(
     written: set[Value],
     axes: Sequence[tuple[Value, Value]],
 ) -> None:
-    """After a cell, what it wrote through one of two aliased refs shows in the other's buffer.
+    """Shows in one aliased buffer, after a cell, what the cell wrote through the other.
 
     ``axes``: the cell's index and the size along each axis of the grid.
     """
@@ -322,7 +323,7 @@ def padded_shape(shape: Sequence[int], dims: Sequence[BlockDim]) -> tuple[int, .
 
 
 def _inner(shape: Sequence[int], dims: Sequence[BlockDim]) -> tuple[slice, ...]:
-    """Where the array lies in its padded buffer."""
+    """The place of the array in its padded buffer."""
     return tuple(
         slice(dim.padding[0], dim.padding[0] + size)
         for size, dim in zip(shape, dims, strict=False)

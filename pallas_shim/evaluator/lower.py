@@ -119,7 +119,7 @@ class Lowering(Builder):
         """Emits a jaxpr's equations here; ``args`` stand for its inputs. Returns its outputs."""
         jaxpr, own_consts = jax_compat.open_jaxpr(jaxpr)
         env: dict[Any, Value] = {}
-        # Those given come first: what a jaxpr of run_scoped holds itself, in JAX 0.12, are tracers.
+        # Given consts come first, since those that a jaxpr of run_scoped holds may be tracers.
         for var, const in zip(jaxpr.constvars, consts or own_consts, strict=True):
             if not isinstance(const, Value):
                 const = self.const(const, self.type(var.aval))

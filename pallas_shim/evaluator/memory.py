@@ -1,9 +1,9 @@
 """Memory: buffers, and refs as NumPy views of them.
 
-A ref at run time is an array that shares its memory with a buffer. A *path* is what is done
-to a ref before it is read or written (index, bitcast, reshape, transpose). Paths are
-resolved at lowering: `viewer` makes the function from a ref and the path's dynamic indices
-to the view, `writer` the one that stores through it.
+At run time, a ref is an array that shares its memory with a buffer. A *path* is the list of steps
+from a ref to the part that is read or written (index, bitcast, reshape, transpose). Lowering
+resolves paths: `viewer` makes the function from a ref and the path's dynamic indices to the view,
+and `writer` the one that stores through it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pallas_shim.jax_compat.state import Bitcast, Index, Reshape, Slice, Step, T
 
 
 class Dynamic(NamedTuple):
-    """A scalar index that is known at run time only: the position among the path's leaves."""
+    """A scalar index known only at run time: its position among the path's leaves."""
 
     leaf: int
 
@@ -44,7 +44,7 @@ class Pack(NamedTuple):
 
 
 class Unpack(NamedTuple):
-    """Rows become those of a narrower type, of which some are chosen: a bitcast, then an index."""
+    """Sees rows as those of a narrower type and selects some: a bitcast, then an index."""
 
     dtype: np.dtype
     dims: tuple[Any, ...]
@@ -60,7 +60,7 @@ def initial(space: str, dtype: np.dtype, checked: CheckedMemory | None = None) -
 
 
 def filler(dtype: np.dtype, checked: CheckedMemory | None = None) -> Any:
-    """The value of an element that nobody has written."""
+    """The value of an uninitialised element."""
     if checked is not None and checked.zero:
         return np.zeros((), dtype)[()]
     if dtype.kind == "b":
@@ -224,7 +224,7 @@ def _transpose(permutation: tuple[int, ...]) -> _Stage:
 def viewed_type(
     shape: tuple[int, ...], dtype: np.dtype, path: Path
 ) -> tuple[tuple[int, ...], np.dtype]:
-    """The shape and dtype of what a path leads to."""
+    """The shape and dtype of the part that a path leads to."""
     for step in path:
         match step:
             case Index(dims):
@@ -241,7 +241,8 @@ def viewed_type(
 def viewer(
     shape: tuple[int, ...], dtype: np.dtype, path: Path
 ) -> Callable[..., np.ndarray]:
-    """The function ``(ref, *leaves)`` -> what the path leads to; a view wherever NumPy has one."""
+    """The function ``(ref, *leaves)`` -> the part that the path leads to; a view wherever NumPy has
+    one."""
     stages = _stages(shape, dtype, path)
     if not stages:
         return same
@@ -273,7 +274,7 @@ def element_reader(shape: tuple[int, ...], path: Path) -> Callable[..., Any] | N
 def direct_viewer(
     shape: tuple[int, ...], dtype: np.dtype, path: Path
 ) -> Callable[..., np.ndarray] | None:
-    """The `viewer` if what it gives is always a view, else None."""
+    """The `viewer` if its result is always a view, else None."""
     if any(stage.back is not None for stage in _stages(shape, dtype, path)):
         return None
     return viewer(shape, dtype, path)
@@ -329,8 +330,8 @@ def change(
     leaves: Sequence[Any],
     write: Callable[[np.ndarray], None],
 ) -> None:
-    """Has ``write`` change what the stages lead to. A reshape or a bitcast of a strided block is a
-    copy: it is changed there, then copied back."""
+    """Calls ``write`` to change the memory that the stages lead to. A reshape or a bitcast of a
+    strided block is a copy, so the copy is changed, and copied back."""
     arrays = [ref]
     for stage in stages:
         arrays.append(stage.forward(arrays[-1], *leaves))
@@ -363,14 +364,14 @@ def _index(shape: tuple[int, ...], dims: Sequence[Any]) -> Callable[..., np.ndar
 
 
 def as_slice(index: Slice) -> slice:
-    """What Python has for a slice with a known start."""
+    """Python's slice for one with a known start."""
     stop = index.start + (index.size - 1) * index.stride + 1 if index.size else index.start
     return slice(index.start, stop, index.stride)
 
 
 def _key(shape: tuple[int, ...], dims: Sequence[Any], *, to_view: bool = False) -> Any:
-    """What to index an array with, or the function of the leaves that gives that. An element's
-    gives a scalar, or if asked ``to_view``, a view."""
+    """The index into an array, or the function of the leaves that gives it. That of an element
+    gives a scalar, or with ``to_view``, a view."""
     fixed: list[Any] = []
     moving: list[tuple[int, int, int | None, int]] = []  # dimension, leaf, size, limit
     for position, (dim, index) in enumerate(zip(shape, dims, strict=True)):

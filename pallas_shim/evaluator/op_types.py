@@ -1,5 +1,6 @@
-"""The types of operations: what is wrong with those of an operation, or with an instruction's
-regions. Each check returns that in words, or None. `ops` says which check is which operation's.
+"""Checks of types: those of an operation, and those of an instruction's regions.
+
+Each check returns the error in words, or None. `ops` says which operation has which check.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def same_dtype(operation: Operation) -> str | None:
 
 
 def _leaves_of(path: memory.Path) -> int:
-    """How many leaves a path needs."""
+    """The number of leaves that a path needs."""
     highest = -1
     for step in path:
         for dim in step.dims if isinstance(step, Index) else ():

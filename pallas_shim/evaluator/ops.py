@@ -1,13 +1,13 @@
 """The contract of the IR: one row for each operation that lowering and the passes make.
 
-Lowering rules, passes, codegen and the cache agree on operations by name and on parameters by
-name. What a name stands for is written down here and nowhere else, and `verify` holds every
-program to it. `row_of` finds the row of an operation:
+Lowering rules, passes, codegen and the cache know operations and parameters by name. Only this file
+defines the names, and `verify` checks every program against it. `row_of` finds the row of an
+operation:
 
 - an operation of our own has the row of its name in `ROWS`;
-- an elementwise operation that a pass has given a place for its result has the row `STORED` or
+- an elementwise operation to which a pass has given a place for its result has the row `STORED` or
   `IN_PLACE`, whatever its name;
-- any other name is a primitive that has a rule, and has the row `PRIMITIVE`.
+- any other name is a primitive with a rule, and has the row `PRIMITIVE`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from pallas_shim.jax_compat.callbacks import CALLBACK_PRIMITIVES
 
 # -- parameters -------------------------------------------------------------------------------
 
-# Beside the ufuncs, the operations whose result is always an array of its own.
+# Operations, besides the ufuncs, whose result is always an array of its own.
 MAKES_ARRAYS = frozenset({"concatenate", "convert_element_type", "dot_general", "join", "select_n",
                           "take"})  # fmt: skip
 
@@ -465,7 +465,7 @@ def row_of(operation: Operation) -> Op:
 
 
 def wrong_with(operation: Operation) -> str | None:
-    """What an operation has that its row doesn't allow, None if all is well."""
+    """The first thing in an operation that its row doesn't allow, None if all is well."""
     row = row_of(operation)
     for what, types, operands in (
         ("operand", operation.ins, row.operands), ("result", operation.outs, row.results),

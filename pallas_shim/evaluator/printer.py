@@ -1,9 +1,9 @@
 """Programs as text.
 
-A line is an instruction: its results with their types, its name and parameters, its operands, and
-behind ``#`` its effects and the user's line, where that is another than the line before. Values
-are numbered in the order of the text: ``%3`` is an array, ``&4`` a ref. A constant stands for
-itself. The regions of a loop or a branch are indented below it.
+Each line is an instruction: its results with their types, its name and parameters, its operands,
+and behind ``#`` its effects and the user's line, if that differs from the line before. Values are
+numbered in the order of the text: ``%3`` is an array, ``&4`` a ref. A constant stands for itself.
+The regions of a loop or a branch are indented below it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """The IR: types, values, operations, instructions, regions, programs.
 
-A Program is SSA over NumPy arrays. Values are defined once, either by an
-instruction or as a parameter of a region, and an instruction inside a region
-may use any value defined before it in an enclosing region, so a loop closes over
-what is outside it without naming it. A program is immutable once built: passes
-make new ones, and any number of threads may run one.
+A Program is in SSA form over NumPy arrays. Each value is defined once, by an instruction or as a
+parameter of a region. An instruction in a region may use any value defined before it in an
+enclosing region, so a loop closes over values outside it without naming them. A program is
+immutable: passes make new ones, and any number of threads may run one.
 """
 
 from __future__ import annotations
@@ -94,7 +93,7 @@ Array = Any
 
 
 def array_type(type: Type) -> ArrayType:
-    """The type of what only arrays get to."""
+    """The type, which must be that of an array."""
     assert isinstance(type, ArrayType), type
     return type
 
@@ -131,11 +130,11 @@ class Value:
 
 
 class Effects(NamedTuple):
-    """What an operation does beside computing its results.
+    """The effects of an operation besides its results.
 
-    ``reads`` and ``writes`` are the positions of operands that are refs.
-    ``allocates``: each run yields new memory, so two such instructions are never
-    one. ``io``: the outside world sees it, so it is kept and stays in order.
+    ``reads`` and ``writes`` are the positions of operands that are refs. ``allocates``: each run
+    yields new memory, so two such instructions are never merged. ``io``: the outside world sees it,
+    so it is kept and stays in order.
     """
 
     reads: tuple[int, ...] = ()
@@ -213,7 +212,7 @@ make_instruction: Callable[[Sequence[Any]], Instruction] = functools.partial(
 
 
 def branch_taken(index: int, branches: int) -> int:
-    """Which of its branches a `switch` takes: its index is clamped to them."""
+    """The branch that a `switch` takes: its index is clamped to the branches."""
     return min(max(index, 0), branches - 1)
 
 

@@ -1,4 +1,4 @@
-"""Progress of a long grid, on a terminal only."""
+"""Shows the progress of a long grid, on a terminal only."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What rules emit for a ref: its allocation, and loads and stores by a path into it.
+"""Instructions that rules emit for a ref: its allocation, and loads and stores by a path into it.
 
-Where memory is checked, see checked_memory.py; elsewhere indices are clamped as XLA does.
+checked_memory.py handles checked memory. Elsewhere indices are clamped, as XLA does.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def _of_slice(dim: int, outer: state.Slice, index: Any) -> Any:
 
 
 class TooLarge(Unsupported):
-    """A slice is larger than what it is a slice of."""
+    """A slice is larger than the dimension that it is of."""
 
 
 def _inside(dim: int, index: Any) -> Any:
@@ -293,7 +293,7 @@ def allocate(lowering: Lowering, type: RefType, fill: Any = None) -> Value:
 
 
 def allocation(type: RefType, fill: Any) -> Operation:
-    """The operation that makes a new buffer of which each element is ``fill``."""
+    """The operation that makes a new buffer with ``fill`` in each element."""
     shape, dtype = type.shape, type.dtype
     effects = Effects(allocates=True)
     return Operation(

@@ -1,7 +1,7 @@
 """Primitives that have no rule, and why.
 
-Outside a kernel such a primitive leaves the outer function to XLA, and its kernels still run
-in the evaluator; inside a kernel it leaves the kernel to JAX.
+Outside a kernel, XLA runs the function that holds such a primitive, and calls the evaluator for
+its kernels. Inside a kernel, the primitive leaves the kernel to JAX.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _BY_XLA = {
     "it calls compiled code": "ffi_call call_exported tpu_custom_call",
     "it orders effects of a compiled program": "after_all create_token",
     "its sizes are known when XLA compiles": "dim_as_value dimension_size shape_assertion",
-    "its numbers come from a state of XLA's that each call changes": "rng_uniform",
-    "Jacobi's method is XLA's own": "eigh_jacobi",
+    "its numbers come from a state in XLA that changes with each call": "rng_uniform",
+    "only XLA has Jacobi's method": "eigh_jacobi",
 }
 
 _NOWHERE = {
-    "it is cuDNN's, on a GPU": (
+    "it needs cuDNN on a GPU": (
         "cudnn_fusion scaled_matmul scaled_matmul_wrapper dot_product_attention_fwd "
         "dot_product_attention_fwd_wrapper dot_product_attention_bwd "
         "dot_product_attention_bwd_wrapper dot_product_attention_fp8_fwd "
@@ -35,22 +35,22 @@ _NOWHERE = {
         "dot_product_attention_fp8_bwd_wrapper"
     ),
     "it is code for a GPU": "elementwise_inline_asm elementwise_inline_asm_p",
-    "how many results the queue of a TPU's matrix unit holds isn't documented": (
+    "the length of the matrix unit's queue isn't documented": (
         "matmul_lhs_fifo matmul_pop_fifo"
     ),
-    "it is Mosaic GPU's": "jaxpr_call",
-    "the shim has emit_pipeline emit what it stands for": "emit_pipeline pipeline_body",
-    "it is the fuser's, which takes it away before the kernel is called": (
+    "it belongs to Mosaic GPU": "jaxpr_call",
+    "the shim makes emit_pipeline emit its equations instead": "emit_pipeline pipeline_body",
+    "JAX's fuser removes it before the kernel is called": (
         "custom_fusion pack_dtype unpack_dtype"
     ),
-    "JAX takes it away before anything is compiled": (
+    "JAX removes it before it compiles": (
         "new_box box_get box_set new_log log_read log_extend accum_grad_in_ref "
         "call_hi_primitive_linearized custom_jvp_call_jaxpr custom_lin custom_transpose_call "
         "vmap remove_memory_space zeros_like bias_fwd bias_bwd"
     ),
     "it belongs to an extended dtype other than PRNG keys": "to_edtype from_edtype",
-    "what it makes has undefined contents and a linear type": "create_linear",
-    "it stands for code that must not run": "unreachable",
+    "its result has undefined contents and a linear type": "create_linear",
+    "it marks code that must not run": "unreachable",
 }
 
 

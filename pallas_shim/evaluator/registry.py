@@ -1,10 +1,9 @@
-"""Where rules are registered and found.
+"""Registers and finds rules.
 
-There are two kinds. An *impl rule* turns a primitive, once its parameters and types are
-known, into the NumPy callable for exactly that case. A *lowering rule* emits
-instructions itself: for primitives that hold jaxprs, touch memory, or are
-composed of other primitives. Where a primitive has both, the lowering rule decides, and
-may apply the rule.
+There are two kinds. An *impl rule* turns a primitive with known parameters and types into the NumPy
+callable for exactly that case. A *lowering rule* emits instructions itself: for primitives that
+hold jaxprs, touch memory, or are composed of other primitives. If a primitive has both, the
+lowering rule decides, and may apply the impl rule.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ class Unsupported(Refusal):
 
 
 class ImplRule(NamedTuple):
-    """``make(ins, outs, **params)`` gets the operands' and results' ArrayTypes (tuples)
-    and returns ``fn(*arrays)``, which returns the array, or a tuple of arrays if the
-    primitive has several results. It raises `Unsupported` for a case it can't do.
-    ``view``: the result may share memory with the first operand. ``keys``: the rule leaves
-    alone the trailing dimensions that an array of PRNG keys has beyond JAX's count.
+    """``make(ins, outs, **params)`` gets the ArrayTypes of operands and results (tuples). It
+    returns ``fn(*arrays)``, which returns the array, or a tuple of arrays if the primitive has
+    several results. It raises `Unsupported` for a case it can't do. ``view``: the result may share
+    memory with the first operand. ``keys``: the rule leaves alone the trailing dimensions that an
+    array of PRNG keys has beyond JAX's count.
     """
 
     make: Callable[..., Callable[..., Any]]
@@ -51,10 +50,10 @@ class ImplRule(NamedTuple):
 
 
 class Stack(NamedTuple):
-    """What a batching rule has to know of the instructions that are to run as one.
+    """The instructions that are to run as one, for a batching rule.
 
-    ``size`` is their number, ``ins`` the types of one's operands, and ``shared`` says which
-    of those are the same value for all.
+    ``size`` is their number, ``ins`` the operand types of one instruction. ``shared`` says which
+    operands are the same value for all.
     """
 
     size: int
@@ -63,12 +62,12 @@ class Stack(NamedTuple):
 
 
 class BatchRule(NamedTuple):
-    """How a primitive runs when its operands and results get an axis in front.
+    """How a primitive runs when its operands and results get one more axis in front.
 
-    ``params(stack, **params)`` gives the parameters of the primitive that does so, None if
-    there are none. ``unstacked`` are the operands that don't get the axis if they are shared.
-    ``broadcasts``: that are all, and it takes operands of lower rank as NumPy would.
-    ``ones``: a shared operand gets an axis of size 1. ``reorders``: how floats are rounded may
+    ``params(stack, **params)`` returns the parameters for that, or None if there are none.
+    ``unstacked``: the operands that don't get the axis if all members share them. ``broadcasts``:
+    all operands are of this kind, and the primitive takes operands of lower rank as NumPy does.
+    ``ones``: a shared operand gets an axis of size 1. ``reorders``: the rounding of floats may
     depend on how they lie in memory.
     """
 

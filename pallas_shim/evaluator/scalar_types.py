@@ -1,4 +1,4 @@
-"""What kinds of dtype there are, and in which dtype arithmetic on each is done."""
+"""Kinds of dtypes, and the dtype in which arithmetic on each is done."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def is_integer(dtype: np.dtype) -> bool:
 
 
 def is_signed(dtype: np.dtype) -> bool:
-    """Of an integer dtype: has it negative values?"""
+    """Whether an integer dtype has negative values."""
     return ml_dtypes.iinfo(dtype).min < 0
 
 
 @functools.cache
 def bit_width(dtype: np.dtype) -> int:
-    """How many bits a value has. NumPy keeps 4-bit and narrower values in a byte each."""
+    """The number of bits of a value. NumPy stores each 4-bit or narrower value in a byte."""
     if dtype.kind != "V":
         return 8 * dtype.itemsize
     return (ml_dtypes.iinfo if is_integer(dtype) else ml_dtypes.finfo)(dtype).bits

@@ -1,4 +1,4 @@
-"""What asks a rule: the operation that a primitive is on given types, with given parameters."""
+"""Asks a rule for the operation of a primitive on given types, with given parameters."""
 
 from __future__ import annotations
 

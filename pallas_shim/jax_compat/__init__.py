@@ -1,7 +1,7 @@
-"""All that the project knows of JAX's internals: the only package that imports jax._src.
+"""All knowledge of JAX's internals. This is the only package that imports jax._src.
 
-It hands everyone else one normal form of jaxprs, loops, refs, block mappings and hooks,
-whatever the JAX version.
+It gives the rest of the code one normal form of jaxprs, loops, refs, block mappings and hooks for
+all versions of JAX.
 """
 
 from pallas_shim.jax_compat import version  # fails, by name, if this JAX can't be worked with

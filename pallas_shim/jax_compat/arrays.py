@@ -1,4 +1,4 @@
-"""The boundary: JAX's values become NumPy arrays, and NumPy arrays JAX's, whatever the version."""
+"""The boundary: converts JAX's values to NumPy arrays, and NumPy arrays to JAX's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Elsewhere(Exception):
 
 
 class Place(NamedTuple):
-    """Where jit would have put a call's results."""
+    """The place where jit would have put a call's results."""
 
     sharding: SingleDeviceSharding
     committed: bool
@@ -30,8 +30,8 @@ class Place(NamedTuple):
 
 
 class ResultType(NamedTuple):
-    """What `write` makes of one result: an array of the type ``aval``, and of that, if there is
-    a ``key_type``, a key array."""
+    """The type of one result of `write`: an array of the type ``aval``, and if there is a
+    ``key_type``, a key array of that."""
 
     aval: Any
     key_type: Any
@@ -53,9 +53,9 @@ def is_plain(aval: Any) -> bool:
 def argument_dtypes(
     avals: Sequence[Any], used: Sequence[bool] | None = None
 ) -> tuple[np.dtype | np.ndarray, ...]:
-    """The NumPy dtypes that `read` makes of arguments of these types.
+    """The NumPy dtypes of the results of `read` for arguments of these types.
 
-    In the place of those that aren't ``used`` (None: all are) are zeros of their types.
+    Arguments that aren't ``used`` (None: all are) become zeros of their types.
     """
     physical = [core.physical_aval(aval) for aval in avals]
     return tuple(
@@ -75,7 +75,7 @@ def result_aval(shape: tuple[int, ...], dtype: np.dtype, weak_type: bool) -> Any
 
 
 def result_types(avals: Sequence[Any]) -> tuple[ResultType, ...]:
-    """What `write` needs to know of results of these types."""
+    """The information that `write` needs about results of these types."""
     return tuple(
         ResultType(aval, None)
         if isinstance(aval.dtype, np.dtype)
@@ -154,7 +154,7 @@ def _devices(sharding: Any) -> str:
     return f"{count} device{'s' * (count != 1)} by a {type(sharding).__name__}"
 
 
-# What refers to a result while `write` looks at it, if nobody else does: the list, the loop's
+# The references to a result while `write` looks at it, if nobody else has one: the list, the loop's
 # variable and getrefcount's own argument.
 _OWN_REFERENCES = 3
 
@@ -177,7 +177,7 @@ def write(results: list[Any], types: Sequence[ResultType], place: Place) -> list
         array = put(aval, sharding, devices, result, committed, shared)
         out.append(array if key_type is None else prng.PRNGKeyArray(key_type._impl, array))
     if any_shared:
-        # XLA lets go of what it has copied at the next call of its own, or here.
+        # XLA frees a copied buffer at its next call, or here.
         _jax.collect_garbage()
     return out
 

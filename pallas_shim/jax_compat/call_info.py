@@ -1,4 +1,4 @@
-"""A jitted call as JAX describes it: what it was compiled for, and what its jaxpr needs."""
+"""A jitted call as JAX describes it: its compilation options, and the needs of its jaxpr."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pallas_shim.jax_compat.callbacks import CALLBACK_PRIMITIVES
 
 
 class JitCall(NamedTuple):
-    """What a jitted call was compiled for, apart from its jaxpr: a key, and what it forbids.
+    """The options for which a jitted call was compiled, apart from its jaxpr: a key, and obstacles.
 
     ``obstacle``: why the call needs XLA whatever its arguments, or None. ``sharded``: why it
     needs XLA unless it runs on a mesh; ``told_in`` and ``told_out`` are the shardings that the
@@ -32,7 +32,7 @@ class JitCall(NamedTuple):
 
 
 def describe_call(params: dict[str, Any]) -> JitCall:
-    """Reads the parameters that `hooks.jit_entry.JIT_CALL` is given beside the arguments."""
+    """Reads the parameters that `hooks.jit_entry.JIT_CALL` gets beside the arguments."""
     obstacle = sharded = None
     for key in ("in_shardings", "out_shardings"):
         if not all(isinstance(s, UnspecifiedValue) for s in params[key]):
@@ -55,7 +55,7 @@ def describe_call(params: dict[str, Any]) -> JitCall:
 
 
 def call_key(params: dict[str, Any]) -> tuple[Any, ...]:
-    """What tells calls of one jaxpr apart; cheap to make and to compare."""
+    """A key that tells calls of one jaxpr apart. It is cheap to make and to compare."""
     return (
         params["donated_invars"],
         params["in_shardings"],
@@ -77,7 +77,7 @@ def out_avals(jaxpr: Any) -> Sequence[Any]:
 
 
 def used_arguments(jaxpr: Any, *, keep_unused: bool) -> tuple[bool, ...]:
-    """Which of a jaxpr's inputs jit hands to XLA: those that results or effects depend on."""
+    """The inputs of a jaxpr that jit passes to XLA: those on which results or effects depend."""
     inner = getattr(jaxpr, "jaxpr", jaxpr)
     if keep_unused:
         return (True,) * len(inner.invars)
@@ -95,7 +95,7 @@ def calls_back(jaxpr: Any) -> bool:
 
 
 def on_donation() -> str:
-    """Where JAX explains donation, as it says when it warns of it."""
+    """The place of JAX's documentation of donation, as JAX's warning gives it."""
     constants = mlir.lower_jaxpr_to_module.__code__.co_consts
     return next(c for c in constants if isinstance(c, str) and c.startswith("See an expl"))
 

@@ -1,4 +1,4 @@
-"""What ``interpret=pltpu.InterpretParams()`` asks for, and what JAX then refuses to run."""
+"""Reads ``interpret=pltpu.InterpretParams()``: its options, and what JAX refuses under them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""All that a jaxpr says, as a digest: for caches that are keyed by a jaxpr and nothing else.
+"""The complete contents of a jaxpr as a digest, for caches keyed by a jaxpr alone.
 
-Each value is read by its own type, bit for bit. What is of a type that isn't known here is refused
-by name, never left out, except for what `UNSEEN` lists.
+Each value is read by its own type, bit for bit. A value of an unknown type is refused by name.
+Nothing is left out, except what `UNSEEN` lists.
 """
 
 from __future__ import annotations
@@ -36,16 +36,17 @@ from pallas_shim.jax_compat.jaxprs import open_jaxpr, primitive_name
 # looks at it. (Nor at effects, which JAX derives from what is read; nor at the names of arguments
 # and the lines of source, which the caller has from the equations at hand.)
 UNSEEN: dict[str, frozenset[str]] = {
-    # How to differentiate, transpose, batch or partition the function, which is called as it is.
+    # These say how to differentiate, transpose, batch or partition the function. It is called as it
+    # is.
     "custom_jvp_call": frozenset({"jvp_jaxpr_fun"}),
     "custom_vjp_call": frozenset({"fwd_jaxpr_thunk", "bwd", "out_trees"}),
     "custom_vmap_call": frozenset({"rule"}),
     "linear_call": frozenset({"transpose_thunk"}),
     "remat2": frozenset({"policy"}),
     "remat_opt": frozenset({"fwd_jaxpr_thunk", "policy"}),
-    # How vmap finds its place in the grid; that place is in vmapped_dims.
+    # These say how vmap finds its place in the grid. The place is in vmapped_dims.
     "GridMapping": frozenset({"get_grid_indices", "local_grid_env"}),
-    # A memory of what its other fields say.
+    # A cache of its other fields.
     "ShapedArray": frozenset({"_stripped_weak_type"}),
 }
 # Primitives whose jaxpr doesn't see the constants that it holds: they come as operands, and in
@@ -76,7 +77,7 @@ def configuration() -> list[Any]:
     return [repr(exact), others, *context]
 
 
-# What repr tells apart, bit for bit.
+# Types that repr tells apart, bit for bit.
 _EXACT = {bool, int, str, type(None)}
 
 
@@ -334,7 +335,7 @@ class Contents:
         return self._token("jax", self._array(np.asarray(value)), self.value(value.aval))
 
     def _set(self, value: Any) -> int:
-        # Its order differs from process to process, and so would the tokens of what it holds.
+        # Its order differs between processes, and so would the tokens of its elements.
         if not all(type(item) in (str, int) for item in value):
             raise Unreadable("a set of other things than texts and numbers")
         items = sorted(map(repr, value))
@@ -386,7 +387,7 @@ class Contents:
                 held = getattr(value, name, _UNSET)
                 parts += [name, -1 if held is _UNSET else self.value(held)]
         for name, held in getattr(value, "__dict__", {}).items():
-            # What is cached is known by the rest, and only there if somebody asked for it.
+            # Cached attributes follow from the others, and exist only if somebody asked for them.
             if name not in unseen and not isinstance(getattr(kind, name, None), cached_property):
                 parts += [self._text(name), self.value(held)]
         return self._token("object", *parts)
@@ -414,7 +415,7 @@ def _slots(kind: type) -> tuple[str, ...]:
 
 
 _INT = {int}
-# What a type of an array has beside its shape.
+# The fields of an array's type besides its shape.
 _ARRAY_TYPE = tuple(name for name in _slots(core.ShapedArray)
                     if name != "shape" and name not in UNSEEN["ShapedArray"])  # fmt: skip
 
@@ -428,7 +429,7 @@ _JAXPRS = (core.Jaxpr, getattr(core, "ClosedJaxpr", core.Jaxpr))
 
 
 def _require_jaxs_discharge(primitive: Any, name: str) -> None:
-    """Raises Unreadable if somebody else says what a primitive does to memory."""
+    """Raises Unreadable if the rule for a primitive that touches memory is not JAX's own."""
     rule = state_discharge._discharge_rules.get(primitive)
     rule = getattr(rule, "func", rule)
     if rule is not None and not (getattr(rule, "__module__", None) or "").startswith("jax."):

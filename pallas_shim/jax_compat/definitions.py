@@ -1,9 +1,9 @@
-"""Primitives that are defined by other primitives: `definition` gives theirs as a jaxpr.
+"""Primitives that JAX defines by other primitives: `definition` gives the jaxpr.
 
-JAX lowers many primitives by tracing a function of simpler ones (a random split is
-threefry hashes of counters, a QR decomposition two LAPACK calls). The evaluator inlines
-the same jaxprs, so those primitives mean what they mean to JAX in every version and
-under every setting. Key arrays appear here as the integers that they are made of.
+JAX lowers many primitives by tracing a function of simpler ones. A random split is threefry hashes
+of counters, and a QR decomposition two LAPACK calls. The evaluator inlines the same jaxprs, so
+those primitives mean the same as to JAX, in every version and under every setting. Key arrays
+appear here as the integers of their keys.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def _traced_once(name, avals, params, context):
 
 
 def dtypes_of_product(eqn: Any) -> tuple[np.dtype, np.dtype, np.dtype] | None:
-    """To which dtypes a dot_general converts its operands, and in which it has its sums, where
-    it names an algorithm (``jax.lax.DotAlgorithmPreset``) that decides that. Else None."""
+    """The dtypes to which a dot_general converts its operands, and in which it sums. None unless it
+    names an algorithm (``jax.lax.DotAlgorithmPreset``) that decides them."""
     algorithm = eqn.params["precision"]
     named = isinstance(algorithm, (lax.DotAlgorithmPreset, lax.DotAlgorithm))
     if not named or algorithm == lax.DotAlgorithmPreset.DEFAULT:
@@ -220,7 +220,7 @@ def _reduce_window(
 def _places(
     counts: Sequence[int], sizes: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
 ) -> list[tuple[slice, ...]]:
-    """For each place in a window, in row-major order, where it is for all ``counts`` windows."""
+    """For each place in a window, in row-major order: that place in all ``counts`` windows."""
     if 0 in counts:
         return []
     return [

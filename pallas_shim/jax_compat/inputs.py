@@ -1,4 +1,4 @@
-"""What JAX's tracing depends on beside the function and its arguments, for keys of caches."""
+"""The inputs of JAX's tracing beside the function and its arguments, for cache keys."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def configuration() -> Iterator[Any]:
 
 
 def jit_options(jit_info: Any) -> list[tuple[str, Any]] | None:
-    """What a jitted function was told when it was made, and the names of its parameters; None if
-    that says where arrays lie."""
+    """The options with which a jitted function was made, and the names of its parameters. None if
+    an option says where arrays lie."""
     signature = jit_info.fun_signature
     options: list[tuple[str, Any]] = [("parameters", signature and [*signature.parameters])]
     for name in jit_info._fields:
@@ -49,7 +49,8 @@ def jitted(value: Any) -> tuple[Callable[..., Any], Any] | None:
     return value._fun, value._jit_info
 
 
-# How many weak references jit itself has to a function that was not traced; a call makes one more.
+# The number of weak references that jit itself has to a function that was not traced. A call makes
+# one more.
 REFERENCES_OF_JIT = 1
 
 
@@ -61,7 +62,7 @@ def is_jits_own(function: Any) -> bool:
 
 
 def variables_of_jitted(value: Any) -> dict[str, Any]:
-    """What the user set on a jitted function, or on that in it."""
+    """Attributes that the user set on a jitted function, or on the function in it."""
     return {
         name: part
         for name, part in vars(value).items()
@@ -74,7 +75,7 @@ _OF_JIT = frozenset(vars(jax.jit(lambda: None)))
 
 
 def pytree_functions(kind: type) -> Any:
-    """How JAX takes apart and puts together a container of this type; None if it doesn't."""
+    """JAX's functions that flatten and unflatten a container of this type, None if it has none."""
     return tree_util._registry.get(kind)
 
 
@@ -100,7 +101,7 @@ def split_arguments(
 
 
 def tree_parts(tree: Any) -> Any:
-    """The containers of a tree: the type of each, what it keeps of its own, and its children."""
+    """The containers of a tree: the type of each, its own data, and its children."""
     if tree.node_data() is None:
         return None
     return [*tree.node_data(), *map(tree_parts, tree.children())]
@@ -110,8 +111,8 @@ TREE: Any = jax.tree_util.PyTreeDef
 
 
 def is_ordinary_tree(tree: Any) -> bool:
-    """Whether a tree's containers are those that jit takes apart, so that `tree_parts` is all
-    there is to know of it."""
+    """Whether jit itself takes apart all of a tree's containers, so that `tree_parts` says
+    everything about it."""
     return tree.__getstate__()[0] is tree_util.default_registry
 
 
@@ -119,7 +120,7 @@ SHARDING: Any = jax.sharding.NamedSharding
 
 
 def sharding_without_mesh(sharding: Any) -> list[str] | None:
-    """What tells shardings on an empty mesh apart; None if there is a mesh."""
+    """A key that tells shardings on an empty mesh apart, None if there is a mesh."""
     if not sharding.mesh.empty or sharding._logical_device_ids is not None:
         return None
     return [str(type(sharding.mesh)), repr(sharding.spec), str(sharding.memory_kind)]

@@ -29,7 +29,8 @@ CALL_PRIMITIVES = (
     "composite",
     "xla_metadata_call",
     "linear_call",
-    "custom_partitioning",  # run by one device, it isn't partitioned
+    "custom_partitioning",  # one device runs it, so nothing is partitioned
+    "program_order",  # orders communication between devices
 )
 # Since JAX 0.12 a jaxpr holds its own consts and there is no closed kind.
 _CLOSED = getattr(core, "ClosedJaxpr", None)
@@ -94,7 +95,7 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 
 
 def primitive_name(primitive: Any) -> str:
-    """What names a primitive alone: some of SparseCore's borrow the names of others."""
+    """A unique name of a primitive. Some of SparseCore have the names of others."""
     name = primitive.name
     if name in _BORROWED and _SPARSECORE in sys.modules:
         if primitive is getattr(sys.modules[_SPARSECORE], f"{name}_p", None):
@@ -205,7 +206,7 @@ _WIDE = frozenset(map(np.dtype, (np.int64, np.uint64, np.float64, np.complex128)
 
 
 def source_of(eqn: Any) -> Any:
-    """Where an equation comes from, unresolved: `user_source` turns it into text."""
+    """The source of an equation, unresolved. `user_source` turns it into text."""
     return eqn.source_info
 
 

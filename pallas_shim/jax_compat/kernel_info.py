@@ -1,4 +1,4 @@
-"""Which kernels a jaxpr holds, what names them, and what their user asked the interpreter for."""
+"""The kernels in a jaxpr: their names, and the options that the user gave the interpreter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KERNEL_PRIMITIVES = frozenset({"pallas_call", "core_map", "mpmd_map"})
 
 
 class KernelInfo(NamedTuple):
-    """What names one kernel to the user."""
+    """A kernel's names for the user."""
 
     name: str
     source: str | None
@@ -51,7 +51,7 @@ def inner_jaxprs(eqn: Any) -> Iterator[Any]:
 
 
 def nesting(jaxpr: Any) -> int:
-    """How many jaxprs are inside one another. It takes no more of Python's stack for many."""
+    """The depth of nested jaxprs. A deep one takes no more of Python's stack."""
     deepest: dict[int, int] = {}  # by the jaxpr's id, at which depth it was met
     waiting = [(getattr(jaxpr, "jaxpr", jaxpr), 0)]
     while waiting:
@@ -89,7 +89,7 @@ _WITHOUT_CONSEQUENCE = frozenset({"dma_execution_mode", "vector_clock_size"})
 
 
 def unhonoured(eqn: Any) -> str | None:
-    """What the user's ``interpret=`` asks for that only JAX's own interpreter does."""
+    """Options of the user's ``interpret=`` that only JAX's own interpreter honours."""
     interpret = eqn.params.get("interpret", False)
     if interpret is None or isinstance(interpret, bool):  # Mosaic GPU's kernels have None
         return None

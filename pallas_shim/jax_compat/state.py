@@ -37,7 +37,7 @@ class Index(NamedTuple):
 
 
 class Marked(NamedTuple):
-    """An array of indices, of which those that are ``ignored`` lead nowhere."""
+    """An array of indices. Those equal to ``ignored`` lead nowhere."""
 
     values: Any
     ignored: int
@@ -66,7 +66,7 @@ class UnsupportedTransform(Refusal):
 
 
 class RefView(NamedTuple):
-    """A ref and what is done to it before it is read or written, in order."""
+    """A ref, and the transforms before it is read or written, in order."""
 
     ref: Any
     steps: tuple[Step, ...]
@@ -255,13 +255,48 @@ def semaphore(eqn: Any, ins: Sequence[Any]) -> Semaphore:
             return Semaphore(view, value, None, None, bool(const))
 
 
-def accumulator(eqn: Any, ins: Sequence[Any]) -> tuple[RefView, Any]:
-    """`matmul_acc_lhs` and `matmul_pop` since JAX 0.12: the accumulator, and the LHS if any."""
+class Accumulator(NamedTuple):
+    """The accumulator of a TPU's matrix unit, by a ref or by its address, and the LHS, if any.
+
+    ``view`` is None for one with an ``address``: (unit, address). JAX before 0.12 has those.
+    """
+
+    view: RefView | None
+    address: tuple[int, int] | None
+    lhs: Any
+
+
+def accumulator(eqn: Any, ins: Sequence[Any]) -> Accumulator:
+    """`matmul_acc_lhs` and `matmul_pop`."""
+    p, has_lhs = eqn.params, eqn.primitive.name == "matmul_acc_lhs"
+    if "acc_addr" in p:
+        return Accumulator(None, (p["mxu_index"], p["acc_addr"]), ins[0] if has_lhs else None)
     ref, *rest = ins
-    given = rest[:1] if eqn.primitive.name == "matmul_acc_lhs" else []
-    leaves = rest[len(given) :]
-    view = _view(ref, tree_util.tree_unflatten(eqn.params["acc_transforms_tree"], leaves))
-    return view, given[0] if given else None
+    lhs = rest.pop(0) if has_lhs else None
+    view = _view(ref, tree_util.tree_unflatten(p["acc_transforms_tree"], rest))
+    return Accumulator(view, None, lhs)
+
+
+class ParallelLoop(NamedTuple):
+    """SparseCore's `parallel_loop`: its bounds, its carry, and the jaxpr of one round.
+
+    The jaxpr takes ``leading``, the index and the carry; ``consts`` stand for its constvars.
+    """
+
+    jaxpr: Any
+    bounds: tuple[Any, Any, Any]  # start, end, step
+    consts: tuple[Any, ...]
+    leading: tuple[Any, ...]
+    carry: tuple[Any, ...]
+
+
+def parallel_loop(eqn: Any, ins: Sequence[Any]) -> ParallelLoop:
+    """If the jaxpr has no constvars (JAX >= 0.12), the values that it closes over are leading
+    inputs."""
+    start, end, step, closed_over, carry = eqn.params["tree"].unflatten(ins)
+    jaxpr, closed_over = eqn.params["jaxpr"], tuple(closed_over)
+    consts, leading = (closed_over, ()) if jaxpr.constvars else ((), closed_over)
+    return ParallelLoop(jaxpr, (start, end, step), consts, leading, tuple(carry))
 
 
 class SparseAccess(NamedTuple):

@@ -1,6 +1,6 @@
-"""Which JAX this is, and whether it has every private name that the shim uses.
+"""Checks the installed JAX: its version, and that it has every private name that the shim uses.
 
-Importing this module raises IncompatibleJax if it has not.
+Importing this module raises IncompatibleJax if either is wrong.
 """
 
 from __future__ import annotations
@@ -8,12 +8,11 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-OLDEST = "0.8.0"
-TOO_NEW = "0.13"
+from pallas_shim.jax_compat.versions import OLDEST, TOO_NEW
 
-# Every private name that jax_compat uses, by where it is. "a|b" stands for names or places of
-# different versions, of which one must exist; "a>=0.10" for a name that came with that version,
-# as did what it is used for.
+# Every private name that jax_compat uses, by module or class. "a|b": the name differs between
+# versions, and one of the two must exist. "a>=0.10": JAX has the name from 0.10 on, and the shim
+# needs it only there.
 PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.api": ("Inline>=0.11",),
     "jax._src.array": ("ArrayImpl",),
@@ -34,6 +33,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "Literal",
         "Primitive",
         "ShapedArray",
+        "Tracer",
         "Var",
         "aval_method",
         "eval_jaxpr",
@@ -100,6 +100,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.lib.jax_jit": ("parse_arguments",),
     "jax._src.lib.xla_client": ("batched_device_put",),
     "jax._src.literals": ("TypedInt", "TypedNdArray"),
+    "jax._src.literals.TypedNdArray": ("tobytes>=0.9",),
     "jax._src.mesh": (
         "AbstractMesh",
         "Mesh",
@@ -162,6 +163,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.tree_util": (
         "_registry",
         "tracing_registry|default_registry",
+        "tree_map",
         "tree_unflatten",
     ),
     "jax._src.util": ("cache",),
@@ -178,8 +180,8 @@ def check() -> None:
 
     if not supports(jax.__version__):
         raise IncompatibleJax(
-            f"JAX {jax.__version__} isn't supported: install one from {OLDEST} on, "
-            f"older than {TOO_NEW}"
+            f"JAX {jax.__version__} isn't supported: install {OLDEST} or newer, "
+            f"but older than {TOO_NEW}"
         )
     missing = [
         f"{place}.{name}"
@@ -196,7 +198,7 @@ def check() -> None:
 
 
 def supports(version: str) -> bool:
-    """Whether a version of JAX is in the range that the shim is tested with."""
+    """Whether a version of JAX lies between the bounds in versions.py."""
     return _numbers(OLDEST) <= _numbers(version) < _numbers(TOO_NEW)
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import importlib
 import pathlib
+import re
 
 import jax
 import pytest
 
-from pallas_shim.jax_compat import version
+from pallas_shim.jax_compat import version, versions
 
 JAX_COMPAT = pathlib.Path(version.__file__).parent
+ROOT = pathlib.Path(__file__).parents[2]
+LIMITS = ROOT / "docs" / "limits.md"
 
 
 def private_names(tree: ast.Module) -> set[tuple[str, str]]:
@@ -58,9 +62,40 @@ def test_another_jax_is_refused(installed, monkeypatch):
         version.check()
 
 
-@pytest.mark.parametrize("installed", ["0.8.0", "0.10.2", "0.12.0.1", "0.9.3.dev5"])
+@pytest.mark.parametrize("installed", [*versions.TESTED, *versions.BETWEEN, "0.9.3.dev5"])
 def test_supported_versions(installed):
     assert version.supports(installed)
+
+
+def test_the_versions_that_are_checked_are_tested():
+    assert versions.OLDEST == versions.TESTED[0]
+    assert versions.CHECKED_ON in versions.TESTED
+    assert not set(versions.TESTED) & set(versions.BETWEEN)
+
+
+def test_setup_cfg_has_the_same_bounds():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    requirements = setup["options"]["install_requires"].strip().splitlines()
+    assert f"jax >= {versions.OLDEST}, < {versions.TOO_NEW}" in requirements
+    # The oldest Python that is tested is also the oldest that may install the package.
+    pythons = {python for v in versions.TESTED for python in versions.pythons(v)}
+    oldest = min(pythons, key=lambda python: [int(part) for part in python.split(".")])
+    assert setup["options"]["python_requires"] == f">={oldest}"
+
+
+def test_the_docs_name_the_same_versions():
+    (entry,) = re.findall(r"^- \*\*JAX versions\.\*\*.*?(?=^- )", LIMITS.read_text(), re.M | re.S)
+    assert tuple(re.findall(r"\b0\.[0-9.]*[0-9]", entry)) == (
+        *versions.TESTED, *versions.BETWEEN, versions.OLDEST, versions.TOO_NEW
+    )
+
+
+def test_nothing_else_lists_them():
+    """Neither the script that runs the tests nor the README repeats what versions.py says."""
+    for name in ("scripts/test.sh", "README.md", ".ci/run"):
+        listed = set(re.findall(r"0\.[0-9.]*[0-9]", (ROOT / name).read_text()))
+        assert not listed & ({*versions.TESTED, *versions.BETWEEN} - {versions.CHECKED_ON}), name
 
 
 def test_what_is_missing_is_named(monkeypatch):

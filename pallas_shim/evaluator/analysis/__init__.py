@@ -1,1 +1,1 @@
-"""What passes ask of a program: who may touch what memory, and when a value is used last."""
+"""Analyses that passes ask: alias and mod-ref, memory versions, liveness, dependence, ranges."""

@@ -1,4 +1,4 @@
-"""What instructions do to memory: buffers, who reads and writes them, and at what address."""
+"""Alias analysis: which buffers instructions read and write, and at what addresses."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ class AliasAnalysis:
         return [self._roots.get(ref, ref) for ref in (instruction.ins[p] for p in positions)]
 
     def touched(self, region: Region) -> ModRef:
-        """What a region touches of the memory that is there before it runs."""
+        """The accesses of a region to memory that is there before it runs."""
         return self._touched[region]
 
     def within(self, instruction: Instruction) -> ModRef:
-        """What the regions of a structured instruction touch."""
+        """The accesses of the regions of a structured instruction."""
         touched = ModRef()
         for region in instruction.regions:
             touched.add(self._touched[region])
@@ -128,7 +128,8 @@ class AliasAnalysis:
                 for out in outs:
                     if type(out.type) is RefType:
                         roots[out] = roots.get(ins[0], ins[0])
-        # Each run of the region has its own, so what it does to them can't be told outside.
+        # Each run of the region has its own buffers, so its accesses to them have no address
+        # outside.
         self.allocated.update(local)
         touched.reads.difference_update(local)
         touched.writes.difference_update(local)
@@ -145,13 +146,13 @@ def written(body: Sequence[Instruction], refs: Iterable[Value]) -> set[Value]:
 
 
 def only_reads(operation: Operation) -> bool:
-    """Whether all it does is to return a copy of memory, so equal ones are one and it may move."""
+    """Whether it only returns a copy of memory. Equal ones are then one, and it may move."""
     _, writes, allocates, io = operation.effects
     return not (writes or allocates or io or operation.view) and operation.fn is not None
 
 
 def load_address(instruction: Instruction) -> Any:
-    """What a load reads, None if it isn't a load: equal addresses are the same memory."""
+    """The address that a load reads, None if it is no load. Equal addresses are the same memory."""
     operation = instruction.operation
     if operation.name != "get" or not only_reads(operation):
         return None
@@ -160,7 +161,7 @@ def load_address(instruction: Instruction) -> Any:
 
 
 def store_address(instruction: Instruction) -> Any:
-    """What a store overwrites with its second operand, None if it isn't a store."""
+    """The address that a store overwrites with its second operand, None if it is no store."""
     if instruction.operation.name != "store":
         return None
     ref, _, *leaves = instruction.ins

@@ -1,9 +1,9 @@
-"""What is known of a grid's cells before they run: scalars that depend on the grid indices only.
+"""Cell tables: scalars that depend on the grid indices only, known for all cells before they run.
 
-Each is a *table*: an array with one dimension for each axis of the grid, of size 1 along
-those that the scalar doesn't depend on. Tables are made by running the scalar's own
-instructions on all indices at once, so whatever an index map computes is known exactly, also
-what it looks up in a constant that nothing writes to.
+A *table* is an array with one dimension for each axis of the grid. The dimension has size 1 if the
+scalar doesn't depend on that axis. The scalar's own instructions run on all indices at once and
+make the table. So every computation of an index map is known exactly, including look-ups in a
+constant that nothing writes to.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Table = np.ndarray
 
 
 def constants(program: Program, aliases: AliasAnalysis) -> dict[Value, np.ndarray]:
-    """What is in the buffers of constants that nothing writes to."""
+    """The contents of buffers of constants that nothing writes to."""
     held, written = {}, set()
     for instruction in program.top.walk():
         operation, ins, outs, _, _ = instruction

@@ -1,15 +1,14 @@
 """Dependence: where the cells of a grid touch memory, and the proof that they don't meet.
 
-A *box* bounds what a ref or an access covers of its buffer: along each of the buffer's
-dimensions a start, which may be a table over the cells, and a length. What isn't known makes
-a box larger, never smaller: an index that only the run knows leaves all that it may reach.
+A *box* bounds the part of a buffer that a ref or an access covers. Along each dimension of the
+buffer it has a start, which may be a table over the cells, and a length. Missing knowledge makes a
+box larger, never smaller: an index known only at run time covers everything that it may reach.
 
-The cells of a grid may run at once along some of its axes, in the order of the others, if no
-two cells that differ along the former touch the same element of a buffer that either of them
-writes to. `apart` proves that of one buffer: along a dimension in which the intervals that
-cells cover, over all accesses and all rounds, are the same or disjoint, cells with different
-intervals don't meet; and each two cells must have different intervals along some such
-dimension. Buffers that nothing in the grid writes to need no proof.
+Some axes of the grid are to run at once, the others in order. That is allowed if no two cells that
+differ along the former touch the same element of a buffer that either of them writes to. `apart`
+proves that of one buffer. A dimension tells two cells apart if their intervals along it differ, and
+the intervals of all cells, over all accesses and rounds, are the same or disjoint. Some such
+dimension must tell each two cells apart. Buffers that nothing in the grid writes to need no proof.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ _LEAVES = {"get": 1, "store": 2}
 
 
 class Span(NamedTuple):
-    """What an index takes of one dimension: ``length`` elements from ``start`` on, None where
-    the run decides. ``kept``: the dimension is one of the result's. ``exact``: no strides."""
+    """The part of one dimension that an index takes: ``length`` elements from ``start`` on, None if
+    known only at run time. ``kept``: the result has the dimension. ``exact``: no strides."""
 
     start: Table | None
     length: int
@@ -46,7 +45,7 @@ class Span(NamedTuple):
 def block_spans(
     instruction: Instruction, known: Mapping[Value, Table], axes: int
 ) -> list[Span] | None:
-    """What the view of a block takes of its buffer; None if the instruction makes no block."""
+    """The part of its buffer that a block's view takes, None if the instruction makes no block."""
     block = instruction.operation.params.get("block")
     if block is None:
         return None
@@ -70,7 +69,7 @@ def index_spans(
     step: Index, shape: Sequence[int], leaves: Sequence[Value], known: Mapping[Value, Table],
     axes: int,
 ) -> list[Span]:  # fmt: skip
-    """What one index of a path takes of an array of the given shape."""
+    """The part of an array of the given shape that one index of a path takes."""
 
     def starts(index: Any, dim: int, size: int) -> Table | None:
         if not isinstance(index, memory.Dynamic):
@@ -125,8 +124,8 @@ class Access(NamedTuple):
 class Footprints:
     """The accesses of a grid's region to each buffer.
 
-    ``accesses``: by root. ``written``: the roots that are written to, but for those that each
-    cell makes anew.
+    ``accesses``: by root. ``written``: the roots that are written to, without those that each cell
+    allocates itself.
     """
 
     def __init__(
@@ -149,7 +148,7 @@ class Footprints:
         ]
 
     def box(self, ref: Value) -> Box:
-        """What a ref covers of its buffer: all of it, if the ref comes from outside."""
+        """The part of its buffer that a ref covers: all of it, if the ref comes from outside."""
         known = self._boxes.get(ref)
         if known is None:
             root = self.aliases.root(ref)
@@ -219,8 +218,9 @@ class Footprints:
 
 
 def _intervals(boxes: Sequence[Box], dim: int, axes: Sequence[int]) -> np.ndarray | None:
-    """For each cell along the axes the number of the interval that it covers in one dimension
-    of a buffer, whatever the rest; None if some intervals overlap without being the same."""
+    """For each cell along the axes, the number of the interval that it covers in one dimension of a
+    buffer, wherever the cell is along the other axes. None if some intervals overlap without being
+    the same."""
     rest = tuple([a for a in range(boxes[0].starts[dim].ndim) if a not in axes])
     low = high = None
     for box in boxes:

@@ -17,7 +17,7 @@ class Induction(NamedTuple):
     step: int
 
     def range(self, start: Range, rounds: int) -> Range | None:
-        """What it is in so many rounds, if it starts in a given range; None if it may wrap."""
+        """Its range after so many rounds, if it starts in the given range. None if it may wrap."""
         change = self.step * max(rounds - 1, 0)
         found = Range(start.low + min(change, 0), start.high + max(change, 0))
         return found if found.within(of_dtype(self.start.type.dtype)) else None

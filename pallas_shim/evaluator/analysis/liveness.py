@@ -1,4 +1,4 @@
-"""Where values are used for the last time."""
+"""Liveness: the last use of each value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which state of memory a read sees."""
+"""Memory versions: the state of memory that a read sees."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What integers can be: intervals, and what primitives make of them.
+"""Ranges: the interval in which an integer lies, and the interval of a primitive's result.
 
-A result's interval is that of exact arithmetic. Where it leaves the type, NumPy wraps around, and
-what the result can be is not told.
+A result's interval is that of exact arithmetic. If it leaves the type, NumPy wraps around, and the
+result has no known interval.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def result(name: str, dtype: np.dtype, operands: Sequence[Range]) -> Range | Non
 
 
 def _of_corners(compute: Callable[[int, int], int]) -> Callable[..., Range]:
-    """Of two intervals the ends of the result are among the results of their ends."""
+    """The result's ends are among the results of the ends of the two intervals."""
 
     def rule(dtype: np.dtype, x: Range, y: Range) -> Range:
         corners = [compute(a, b) for a in x for b in y]

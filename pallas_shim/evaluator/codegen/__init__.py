@@ -1,9 +1,9 @@
-"""Code generation: a loop that turns often becomes one Python function.
+"""Code generation: turns a loop with many rounds into one Python function.
 
-A closure for each instruction is made sooner than source is compiled, but where there is a loop,
-its rounds pay for that: values are local variables, loops and branches are Python's own, scalar
-integers and booleans are Python's numbers, and memory is indexed where it is used. Whatever has no
-shorter form is called as the closures would call it.
+Closures are cheaper to make than source is to compile, so this pays only for loops. In the
+function, values are local variables, loops and branches are Python's own, scalar integers and
+booleans are Python's numbers, and memory is indexed in place. Other instructions are called as the
+closures would call them.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from pallas_shim.evaluator.codegen.loops import function
 from pallas_shim.evaluator.codegen.source import Emitted
 from pallas_shim.evaluator.program import Instruction, Value
 
-# In seconds: what a line takes to be compiled; what a round saves for an instruction that is
-# written out, and for another one.
+# Seconds to compile a line; seconds that a round saves for an instruction that is written out, and
+# for any other.
 _LINE, _WRITTEN_OUT, _CALLED = 1.2e-5, 5e-7, 1e-7
-# How often a loop of unknown length is taken to turn, and a program to be called.
+# The assumed number of rounds of a loop of unknown length, and of calls of a program.
 _ROUNDS, _CALLS = 10, 3
 # Python has a limit of 20 loops inside one another, and one of 100 levels of indentation.
 DEEPEST = 12
 
 
 def choice(skip: Collection[str]) -> Callable[[Instruction], bool]:
-    """Which loops become functions, where the passes named in ``skip`` are left out."""
+    """Chooses the loops that become functions, if the passes named in ``skip`` are left out."""
     return (lambda loop: False) if "codegen" in skip else pays
 
 
 def pays(loop: Instruction) -> bool:
-    """Whether what a loop saves as a function is more than what it takes to make one."""
+    """Whether a loop saves more as a function than it costs to make one."""
     lines, saved, _ = _worth(loop)
     return saved * _CALLS > lines * _LINE
 
@@ -47,8 +47,8 @@ def emit(loop: Instruction, slot: Callable[[Value], int]) -> Emitted | None:
 
 
 def _worth(instruction: Instruction) -> tuple[int, float, int]:
-    """How many lines an instruction becomes, what these save when they run, and how many loops
-    and branches are inside one another."""
+    """The number of lines of an instruction, the time that they save per run, and the depth of
+    nested loops and branches."""
     lines, saved, depth = 1, _WRITTEN_OUT if is_written_out(instruction) else _CALLED, 0
     for region in instruction.regions:
         for inner in region.body:
@@ -60,7 +60,7 @@ def _worth(instruction: Instruction) -> tuple[int, float, int]:
 
 
 def rounds(instruction: Instruction) -> float:
-    """How often each region of an instruction is taken to run when it does."""
+    """How often each region of an instruction runs, by estimate, when the instruction runs once."""
     if instruction.name == "switch":
         return 1 / len(instruction.regions)
     if instruction.name == "scan":

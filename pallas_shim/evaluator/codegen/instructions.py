@@ -1,4 +1,4 @@
-"""Instructions as lines of source, apart from loops and branches."""
+"""Writes instructions as lines of source, except loops and branches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pallas_shim.evaluator.program import PURE, ArrayType, Instruction, Value
 # These operands come as the leaves of a path, which any kind of number can be.
 _FIRST_LEAF = {"get": 1, "store": 2, "view": 1}
 
-# How what `scalars` has for floats is written.
+# The source of the operations that `scalars` has for floats.
 _OPERATORS: dict[Any, str] = {
     operator.add: "{} + {}",
     operator.sub: "{} - {}",
@@ -149,7 +149,7 @@ def _element(to: Source, instruction: Instruction, key: places.Key) -> None:
 
 
 def _clamped(to: Source, start: Number, dim: int, size: int) -> str:
-    """Where a slice starts when it has been moved inside as XLA does."""
+    """The start of a slice after XLA has clamped it."""
     text, last = start.text, dim - size
     if not (text.isidentifier() or text.lstrip("-").isdigit()):
         text = to.fresh()

@@ -1,4 +1,4 @@
-"""Loops and branches as those of Python."""
+"""Writes loops and branches as Python's own."""
 
 from __future__ import annotations
 
@@ -123,7 +123,8 @@ def _while(to: Source, loop: Instruction) -> None:
 
 
 def _switch(to: Source, switch: Instruction) -> None:
-    """The index is clamped to the branches, of which the first and the last have the rest."""
+    """The index is clamped to the branches: the first takes all lower indices, the last all higher
+    ones."""
     (index,) = switch.ins
     text, last = to.text(index), len(switch.regions) - 1
     first = f"not {to.conditions[index]}" if index in to.conditions else f"{text} <= 0"

@@ -1,8 +1,8 @@
-"""Scalar integers and booleans as Python's own: the expressions of a loop that is emitted.
+"""Writes scalar integers and booleans as Python's own numbers.
 
-An integer is an int within the limits of its type; a boolean is a bool or a NumPy bool. Beside
-its text each number has the limits between which it is known to lie, so that what can't overflow
-isn't checked, nor an index that can't leave its dimension.
+An integer is an int within the bounds of its type. A boolean is a bool or a NumPy bool. Each number
+has its text and the bounds between which it provably lies. So no check is written if a number can't
+overflow, or an index can't leave its dimension.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Number(NamedTuple):
 
 
 def kind(type: Type) -> str | None:
-    """What a value of this type is in source: "integer", "boolean", or None: NumPy's."""
+    """The kind of a value of this type in source: "integer", "boolean", or None for NumPy's."""
     if not isinstance(type, ArrayType) or type.shape:
         return None
     return {"i": "integer", "u": "integer", "b": "boolean"}.get(type.dtype.kind)

@@ -1,5 +1,4 @@
-"""Places in memory as Python's own index expressions: what loads, stores and blocks become in a
-loop that is emitted."""
+"""Writes loads, stores and blocks as Python's index expressions."""
 
 from __future__ import annotations
 
@@ -17,15 +16,15 @@ Clamped = Callable[[Number, int, int], str]
 
 
 class Key(NamedTuple):
-    """What stands between the brackets, without the dimensions at the end that are taken whole.
+    """The text between the brackets, without trailing dimensions that are taken whole.
     ``is_element``: no dimension is left."""
 
     parts: tuple[str, ...]
     is_element: bool
 
     def of(self, ref: str, *, to_view: bool = False) -> str:
-        """What it leads to in the memory that is named ``ref``. An element is a scalar, or if
-        asked ``to_view``, a view."""
+        """Its contents in the memory named ``ref``. An element is a scalar, or with ``to_view``, a
+        view."""
         parts = [*self.parts, *(["..."] if to_view and self.is_element else [])]
         return f"{ref}[{', '.join(parts) or '()'}]" if parts or self.is_element else ref
 
@@ -48,13 +47,13 @@ def _is_plain(index: Any) -> bool:
 
 
 def leaves(path: Path) -> int:
-    """How many leaves a path with a key has."""
+    """The number of leaves of a path with a key."""
     dims = [at for step in path if isinstance(step, Index) for at in step.dims]
     return sum(isinstance(at.start if isinstance(at, Slice) else at, Dynamic) for at in dims)
 
 
 def key_of_path(ref: RefType, path: Path, leaves: Sequence[Number], clamped: Clamped) -> Key:
-    """Where a path with a key leads."""
+    """The place to which a path with a key leads."""
     if not path:
         return Key((), not ref.shape)
     (index,) = path
@@ -76,7 +75,7 @@ def key_of_path(ref: RefType, path: Path, leaves: Sequence[Number], clamped: Cla
 def key_of_block(
     ref: RefType, block: Sequence[Any], leaves: Sequence[Number], clamped: Clamped
 ) -> Key:
-    """Where a block lies; ``block`` is as of `blocks.block_viewer`."""
+    """The place of a block; ``block`` is as in `blocks.block_viewer`."""
     parts: list[str] = []
     for dim, at in zip(ref.shape, block, strict=True):
         if isinstance(at, slice):

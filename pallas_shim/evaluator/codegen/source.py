@@ -1,4 +1,4 @@
-"""The source of one function that is being written: its lines, and what values are called there."""
+"""The source of the function being written: its lines, and the names of values in it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pallas_shim.evaluator.codegen import numbers
 from pallas_shim.evaluator.codegen.numbers import Number
 from pallas_shim.evaluator.program import ArrayType, Instruction, Value
 
-# What the source is said to be from. Tools that look for files pass over names in such brackets;
-# JAX is told to leave what is in HOME out of the tracebacks that it shows.
+# The file name of the source. Tools that look for files skip names in such brackets. JAX omits code
+# in HOME from its tracebacks.
 HOME = "<pallas_shim"
 _numbers = itertools.count(1)
 
@@ -124,7 +124,7 @@ class Source:
         name = self.names.get(value)
         if name is None:
             assert value.const is not None
-            # Of rank 0 this gives a scalar, of any other rank the array.
+            # This gives a scalar for rank 0, and the array for any other rank.
             name = self.names[value] = self.given(value.const[()])
         return name
 

@@ -1,6 +1,6 @@
-"""The passes: each makes a Program that does the same with less.
+"""The passes. Each turns a Program into one that does the same with less.
 
-They can be left out by name, so that a wrong result can be bisected to one of them.
+Each can be left out by name, so that a wrong result can be bisected to one of them.
 """
 
 from __future__ import annotations
@@ -29,88 +29,87 @@ from pallas_shim.evaluator.program import Program
 
 Pass = Callable[[Program], Program]
 
-# The order is an argument. Of each pass it is said what it needs of those before it, what it makes
-# of the program, and what those after it may no longer take for granted.
+# The comments argue for the order. They say what each pass needs from earlier passes, what it
+# makes, and what later passes may no longer assume.
 PIPELINE: tuple[tuple[str, Pass], ...] = (
-    # Needs: nothing. Makes: constants of all that is known, branches taken and loops of one round
-    # inline. After it: nothing changes for others.
+    # Needs: nothing. Makes: constants of known values; branches taken and loops of one round become
+    # inline code. After it: later passes may assume all they could before.
     ("constant_folding", fold_constants),
-    # Needs: what folding left without a use. Makes: less of the same.
+    # Needs: folding, which leaves instructions without a use. Makes: a smaller program.
     ("dead_code", remove_dead_code),
-    # Needs: no dead values, which would keep others. Makes: equal values one Value, so that later
-    # passes compare by `is`. After it: a value may be used in regions inside its own.
+    # Needs: no dead values, since they would keep others. Makes: one Value of equal values, so that
+    # later passes compare by `is`. After it: a value may be used in regions inside its own.
     ("common_subexpressions", share_common_subexpressions),
-    # Needs: equal operands are one Value. Makes: `floor_divide` and `floor_remainder`, which no JAX
-    # primitive is. After it: divisions by known numbers aren't jnp's composition any more.
+    # Needs: equal operands are one Value. Makes: `floor_divide` and `floor_remainder`, which aren't
+    # JAX primitives. After it: divisions by known numbers no longer look like jnp's composition.
     ("floor_division", FloorDivision.run),
-    # Needs: known sizes of grids and loops, and whole loads and stores beside the gathers and
-    # scatters. Makes: loads and stores of slices at a scalar plus a number, and masks constant.
+    # Needs: known sizes of grids and loops; gathers and scatters with whole loads and stores beside
+    # them. Makes: loads and stores of slices at a scalar plus a number, and constant masks.
     ("gather_to_slice", turn_gathers_into_slices),
-    # Needs: what masks are constant is so. Makes: booleans in the place of integers and floats that
-    # are 0 or 1. After it: `count` is one more reduction.
+    # Needs: constant masks are constants. Makes: booleans instead of integers and floats that are 0
+    # or 1. After it: there is one more reduction, `count`.
     ("mask_narrowing", MaskNarrowing.run),
     # Needs: constant indices and masks. Makes: `take` and `join` of gathers, rolls, slices and
-    # choices. After it: these two have no JAX primitive behind them.
+    # selects. After it: these two aren't JAX primitives.
     ("movements", Movements.run),
-    # Needs: every access by its ref, path and block, and memory that only loads and stores touch.
-    # Makes: stacks over cells, grids with fewer axes or none, `blocks`, `lookup`, `each_*`,
-    # `accumulate`. After it: a ref may be a list of views, scratch may have axes in front, and
-    # what a cell does is no longer in one region.
+    # Needs: each access has its ref, path and block, and only loads and stores touch memory. Makes:
+    # stacks over cells, grids with fewer axes or none, `blocks`, `lookup`, `each_*`, `accumulate`.
+    # After it: a ref may be a list of views, scratch may have axes in front, and the instructions
+    # of a cell are no longer in one region.
     ("grid_batching", batch_grids),
-    # Needs: loops and grids as they stay, since what leaves one is out of reach of batching by
-    # cells. Makes: invariants before their loops. After it: a value may be live through a loop.
+    # Needs: final loops and grids, since cells can't batch an instruction that left its grid.
+    # Makes: invariants before their loops. After it: a value may be live through a loop.
     ("hoisting", hoist_invariants),
-    # Needs: addresses that don't change in a loop are one Value outside it. Makes: stored values in
-    # the place of loads.
+    # Needs: an address that doesn't change in a loop is one Value outside it. Makes: stored values
+    # instead of loads.
     ("store_forwarding", forward_stores),
-    # Needs: chains from value to value, without memory between. Makes: one operation on a stack
-    # of many. After it: what is pure is in another order, and an operand may be part of a stack.
+    # Needs: chains from value to value, without memory between. Makes: one operation on a stack of
+    # many. After it: pure instructions are in another order, and an operand may be part of a stack.
     ("batching", batch),
-    # Needs: batches made, since a choice batches with others and an extremum wouldn't. Makes: `min`
-    # and `max` of selects.
+    # Needs: batching is done, since a select batches with others and an extremum wouldn't. Makes:
+    # `min` and `max` of selects.
     ("select_to_minmax", SelectToMinMax.run),
-    # Needs: no pass after it moves an instruction past a write. Makes: loads that are views of
-    # memory. After it: the value of a load changes with the memory, so that it may be used no
-    # later than the last use that there is, and nothing may write there before that.
+    # Needs: no later pass moves an instruction past a write. Makes: loads that are views of memory.
+    # After it: the value of a load changes with the memory. So no pass may add a use after its last
+    # use, nor a write to that memory before it.
     ("copy_elision", elide_copies),
-    # Needs: nothing. Makes: what batching and forwarding left unused is gone.
+    # Needs: nothing. Makes: a program without what batching and forwarding left unused.
     ("dead_code", remove_dead_code),
-    # Needs: loads that are views, since only of those it is known how long they hold. Makes:
-    # elementwise operations that write to memory (`direct`), buffers that start unfilled (`empty`).
+    # Needs: loads that are views, since only their lifetimes are known. Makes: elementwise
+    # operations that write to memory (`direct`), and buffers that start unfilled (`unfilled`).
     # After it: an elementwise operation may have an effect and no result.
     ("store_fusion", fuse_stores),
-    # Needs: loads and stores in their last form. Makes: `rows` before a scan, which takes refs
-    # beside arrays. After it: where such a row lies is told nowhere, and a counter may be gone.
+    # Needs: loads and stores in their final form. Makes: `rows` before a scan, which then takes
+    # refs beside arrays. After it: the place of such a row is unknown, and a counter may be gone.
     ("strength_reduction", reduce_strength),
-    # Needs: rows. Makes: what a loop carries in its rows. After it: a carried value may be memory.
+    # Needs: rows. Makes: carried values that lie in rows. After it: a carried value may be memory.
     ("in_place_recurrences", compute_recurrences_in_place),
-    # Needs: last uses that stay the last, so it is itself last. Makes: results over operands that
-    # are used no more (`into`). After it: a value's array may hold another value.
+    # Needs: final last uses, so it comes last. Makes: results that are written over operands
+    # without a further use (`into`). After it: a value's array may hold another value.
     ("in_place", write_in_place),
 )
 
-# Code generation makes no Program of a Program, and so has its place in execute.py; it can be left
-# out as the others can.
+# Code generation doesn't return a Program, so execute.py calls it. It can be left out like a pass.
 NAMES = frozenset(name for name, _ in PIPELINE) | {"codegen"}
 
 
 class Watcher(Protocol):
-    """Sees the programs of a pipeline: the one that lowering made, and that of each pass."""
+    """Sees the programs of a pipeline: the one from lowering, and the one after each pass."""
 
     def program(self, program: Program, after: str) -> None: ...
 
 
-# What makes a watcher for each pipeline, beside those that are given: the tests set it.
+# Makes a watcher for each pipeline, beside those passed to `optimise`. The tests set it.
 watch_all: Callable[[], Watcher] | None = None
 
 
 def optimise(
     program: Program, skip: Collection[str] = frozenset(), watchers: Collection[Watcher] = ()
 ) -> Program:
-    """Runs the pipeline, but for the passes named in ``skip``.
+    """Runs the pipeline, without the passes named in ``skip``.
 
     Raises:
-      ValueError: there is no pass of some name in ``skip``.
+      ValueError: ``skip`` has a name that no pass has.
     """
     unknown = set(skip) - NAMES
     if unknown:

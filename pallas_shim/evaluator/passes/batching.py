@@ -1,9 +1,9 @@
-"""Batching: unrolled instructions that do the same become one, on stacks of their operands.
+"""Batching: runs equal unrolled instructions as one, on stacks of their operands.
 
 The agenda is DyNet's (Neubig, Goldberg and Dyer, "On-the-fly operation batching in dynamic
-computation graphs", 2017): of what is ready, all that is the same operation runs next, the
-operation first whose remaining instructions lie at the lowest average depth. What has
-effects, and what is too large for stacks, stays in order.
+computation graphs", 2017). Of all ready instructions, those with the same operation run together.
+The operation whose remaining instructions have the lowest average depth comes first. Instructions
+with effects, and those too large for stacks, stay in order.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pallas_shim.evaluator.registry import BATCHING_RULES, Stack
 # and the work on them outweighs the calls that they save.
 _LARGEST_STACK = 1 << 18
 _LARGEST_MEMBER = _LARGEST_STACK // 8
-# By how many instructions, directly or through results, a stack once made is taken to be used.
+# The assumed number of instructions that use a stack, directly or through results.
 _USES = 3
 # Fewer slices of an array than this are not worth its being copied into a stack.
 _FEWEST_SLICES = 4
@@ -49,7 +49,7 @@ def batch(program: Program) -> Program:
 
 
 class _Batching:
-    """What is known throughout a program."""
+    """Facts that hold throughout a program."""
 
     def __init__(self) -> None:
         self.builder = Builder()
@@ -87,7 +87,7 @@ class _Batching:
                 and not (BATCHING_RULES[name].reorders and ins[0].dtype.kind not in "iub")
                 and all(isinstance(t, ArrayType) and t.nbytes <= _LARGEST_MEMBER for t in types)
                 and all(isinstance(t, ArrayType) and t.size for t in outs)
-                # What scalars' own operators do costs less than getting one out of a stack.
+                # Operators on scalars cost less than taking one out of a stack.
                 and any(t.shape for t in (*ins, *outs))
             )
         return known
@@ -133,7 +133,7 @@ class _Batching:
 
 
 class _Agenda:
-    """One region's body: what depends on what, and what is emitted in its stead."""
+    """The body of one region: its dependences, and the instructions that replace it."""
 
     def __init__(self, batching: _Batching, body: Sequence[Instruction]) -> None:
         self.batching = batching
@@ -146,14 +146,15 @@ class _Agenda:
         self.depth = [0] * len(body)
         self.used_singly: set[Value] = set()
         self._depend()
-        # Whether some of what may become one can be ready at the same time, as a quick test.
+        # A quick test: whether some instructions that may run together can be ready at the same
+        # time.
         levels = [
             level for level in zip(self.keys, self.depth, strict=True) if level[0] is not None
         ]
         self.worthwhile = len(set(levels)) < len(levels)
 
     def _keys(self) -> list[Hashable]:
-        """For each instruction what it shares with those that it may be one with, if any."""
+        """The key that each instruction shares with those that it may run together with, if any."""
         stackable = self.batching.stackable
         keys: list[Hashable] = [
             operation if not regions and stackable(operation) else None
@@ -197,7 +198,7 @@ class _Agenda:
                 producer[out] = at
 
     def run(self, results: Sequence[Value]) -> None:
-        """Emits the body in which what is ready at once and may become one is one."""
+        """Emits the body in which instructions that are ready together and equal run as one."""
         body, keys, users, missing, depth = (
             self.body, self.keys, self.users, self.missing, self.depth,
         )  # fmt: skip
@@ -415,7 +416,7 @@ def windows_on_grid(
     order = (*range(0, len(split), 2), *range(1, len(split), 2))
 
     def run(x: Array) -> Array:
-        # In one piece, because what is taken from a stack is used many times.
+        # Make it one piece, because parts of a stack are used many times.
         parts = x[at].reshape(split)[within].transpose(order)
         return np.ascontiguousarray(parts).reshape(out.shape)
 

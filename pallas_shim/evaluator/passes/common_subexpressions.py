@@ -1,6 +1,6 @@
-"""Common subexpressions: what was computed before, here or in an enclosing region, is reused.
+"""Common subexpressions: reuses a value computed before, here or in an enclosing region.
 
-Loads count too, while nothing writes to their buffer.
+Loads count too, as long as nothing writes to their buffer.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Constant folding: what can be known before the program runs is computed now.
+"""Constant folding: computes now what is known before the program runs.
 
-Pure instructions on constants are run; those that give back an operand are replaced
-by it (`identities`); switches on a constant become the branch taken, loops of one round
-that round, and a grid's axes of one cell their only index.
+It runs pure instructions on constants, and replaces those that return an operand by it
+(`identities`). A switch on a constant becomes the branch taken, a loop of one round that round, and
+a grid axis of one cell its only index.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _Folding:
         return Region(region.params, tuple(body), substitute(region.results, self.replaced))
 
     def block(self, region: Region, body: list[Instruction]) -> None:
-        """Appends what is left of a region's instructions to ``body``."""
+        """Appends the remaining instructions of a region to ``body``."""
         replaced, append = self.replaced, body.append
         for instruction in with_operands(region.body, replaced):
             operation, ins, outs, regions, _ = instruction

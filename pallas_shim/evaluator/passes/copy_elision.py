@@ -1,7 +1,7 @@
-"""Copy elision: a load is a view of memory if nothing overwrites it while the value is in use.
+"""Copy elision: makes a load a view, if nothing overwrites the memory while the value is in use.
 
-That holds if every use of the value, and of what are views of it, comes before the next
-write to its buffer, and none lets it leave the round of the region that loaded it.
+That holds if every use of the value, and of views of it, comes before the next write to its buffer,
+and no use lets it leave the round of the region that loaded it.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class _CopyElision:
             returned = self.loads.get(value)
             if returned is None:
                 continue
-            # What the program returns lives on after it, while the caller's memory may change.
+            # Results outlive the program, while the memory of the caller may change.
             if top and self.aliases.root(body[returned.at].ins[0]) in self.aliases.allocated:
                 returned.last = max(returned.last, len(body))
             else:

@@ -1,8 +1,8 @@
-"""Dead code: what has no result that is used and no effect that anyone can see.
+"""Dead code: removes instructions without a used result or a visible effect.
 
-One walk backwards, which knows at each instruction what is used and read after it.
-So stores into a buffer of the program's own that nothing reads any more go too, and
-stores that are wholly overwritten before anything reads them.
+One walk backwards knows at each instruction which values and memory are used after it. So it also
+removes stores to a buffer of the program's own that nothing reads any more, and stores that are
+wholly overwritten before anything reads them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Floor division: `x // n` and `x % n` by a number above zero, which are known, are one operation.
+"""Floor division: makes one operation of `x // n` or `x % n`, where n is known and above zero.
 
-JAX has divisions towards zero only, so jnp makes each of its divisions of eight operations, and
-NumPy has no fast one towards zero: the one towards minus infinity, which was meant, it has.
+JAX only has division towards zero, so jnp composes each floor division of eight operations. NumPy
+has no fast division towards zero, but one towards minus infinity, which is what the user wrote.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class FloorDivision(Peephole):
         return self.builder.apply_one(name, (x, divisor), plain.type)
 
     def condition(self, value: Value, x: Value, number: int) -> str | None:
-        """What a boolean says of x, or of its remainder by a number."""
+        """The condition on x, or on its remainder by a number, that a boolean stands for."""
         different = self.operands("ne", value)
         if different is not None:
             left, right = different
@@ -69,7 +69,7 @@ class FloorDivision(Peephole):
         return self.by_number("rem", value, x, number)
 
     def by_number(self, name: str, value: Value, x: Value, number: int) -> bool:
-        """Whether a value is what a primitive makes of x and a known number."""
+        """Whether a value is the result of a primitive on x and a known number."""
         operands = self.operands(name, value)
         return operands is not None and operands[0] is x and uniform(operands[1]) == number
 

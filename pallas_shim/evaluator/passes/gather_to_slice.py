@@ -1,11 +1,10 @@
-"""Gathers to slices: loads and stores at ``start + arange(size)`` become those of slices.
+"""Gathers to slices: turns loads and stores at ``start + arange(size)`` into those of slices.
 
-Kernels for GPUs give their places as arrays of indices, masked where these leave the array. What
-an integer scalar can be is known from the grid's and the loops' sizes, as an interval, and so it
-is of a scalar plus a constant array. Comparisons that such intervals decide become constants,
-which leaves no masks and no negative indices. A gather at indices that are proven to lie inside,
-one after the other, is a load of a slice, if it is from all of a ref as it still is; a
-scatter into it is a store to that slice.
+Kernels for GPUs give places as arrays of indices, masked where these leave the array. The sizes of
+the grid and of loops bound each integer scalar by an interval, and so each sum of a scalar and a
+constant array. A comparison that the intervals decide becomes a constant, which removes masks and
+negative indices. A gather from a whole, unchanged ref becomes the load of a slice if its indices
+are consecutive and provably inside. A scatter into such a ref becomes the store of a slice.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ class _SlicePlace(NamedTuple):
 
 
 class _Scatter(NamedTuple):
-    """What a scatter makes of all that a ref held: ``updates`` at a place."""
+    """The contents of a whole ref after a scatter: ``updates`` at a place."""
 
     before: Value
     place: _SlicePlace
@@ -118,7 +117,7 @@ class _GatherToSlice:
         return Region(region.params, tuple(body), substitute(region.results, replaced))
 
     def enter(self, instruction: Instruction) -> None:
-        """Notes what the integers that a grid or a loop counts with can be."""
+        """Notes the ranges of the counters of a grid or a loop."""
         operation, ins, _, regions, _ = instruction
         if operation.name == "grid":
             for index, size in zip(regions[0].params, ins, strict=True):
@@ -182,7 +181,7 @@ class _GatherToSlice:
             self.note(out, Affine(moving.scalar, moving.low, moving.high, offsets))
 
     def move(self, instruction: Instruction) -> tuple[Value, ...] | None:
-        """What rearranges elements does so with the offsets."""
+        """Rearranges the offsets as the operation rearranges elements."""
         operation, (x, *others), (out,), _, _ = instruction
         if others or not isinstance(out.type, ArrayType) or out.type.size > _LARGEST:
             return None
@@ -368,7 +367,7 @@ def array_size(type: Type) -> int:
 
 
 def _is_integer(type: Type, shape: tuple[int, ...] | None = None) -> bool:
-    """Whether values are integers of which there are some but not too many."""
+    """Whether values are integers, at least one but not too many."""
     if not isinstance(type, ArrayType) or type.dtype.kind not in "iu":
         return False
     return 0 < type.size <= _LARGEST and shape in (None, type.shape)

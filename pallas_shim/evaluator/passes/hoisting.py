@@ -1,7 +1,7 @@
-"""Hoisting: what a loop or the grid computes anew in each round, and could once, moves out.
+"""Hoisting: moves invariants out of loops and the grid.
 
-Regions are walked from the inside out, so that what leaves an inner loop is a candidate
-for leaving the outer one. Branches of a switch keep what they have: it may not be wanted.
+Regions are walked from the inside out, so an instruction that leaves an inner loop may leave the
+outer one, too. Instructions stay in the branches of a switch: the branch may not be taken.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pallas_shim.evaluator.program import (
     Value,
 )
 
-# What is hoisted stays in memory while the loop runs, so larger results are not.
+# A hoisted value stays in memory while the loop runs, so larger results stay in it.
 _LARGEST_RESULT = 1 << 24
 
 

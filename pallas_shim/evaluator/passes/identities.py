@@ -1,7 +1,7 @@
-"""Instructions that only give back one of their operands, whatever its value.
+"""Identities: instructions that return one of their operands, whatever its value.
 
-Each entry of `IDENTITIES` takes an operation, its operands and `uniform`, and returns that
-operand, or None. Floats have no neutral elements here: arithmetic makes zeros of subnormals.
+Each entry of `IDENTITIES` takes an operation, its operands and `uniform`, and returns that operand,
+or None. Floats have no neutral elements here, since arithmetic makes zeros of subnormals.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LARGEST_SEARCHED = 1 << 16
 
 
 def uniform(value: Value) -> Any:
-    """The one element that a constant consists of, None if there is no such."""
+    """The only element of a constant, None if its elements differ."""
     array = value.const
     if array is None or not 0 < array.size <= _LARGEST_SEARCHED:
         return None

@@ -1,8 +1,7 @@
-"""In place: an elementwise result is written over an array that nothing uses afterwards: an
-operand, or else what was last used shortly before.
+"""In place: writes an elementwise result over an array that nothing uses afterwards.
 
-That array must have been made in the same round of the same region, as one of its own, and no
-other value may be a view of it.
+That array is an operand, or else one whose last use was shortly before. It must have been made in
+the same round of the same region, as an array of its own, and no other value may be a view of it.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from pallas_shim.evaluator.program import (
     make_instruction,
 )
 
-# How many instructions an array waits to be used again: so long it may be in a cache, and the
-# memory that waits is little. A smaller one is made faster than it is found.
+# For how many instructions an array waits to be reused. It may then still be in a cache, and little
+# memory waits. Below 32 KB allocating is cheaper than reusing.
 _WAITS, _AT_LEAST = 16, 1 << 15
 
 
@@ -70,7 +69,7 @@ class _InPlace:
 
 
 def _last_reads(region: Region) -> dict[Value, int]:
-    """Where values are last used; without those that are used otherwise than by being read."""
+    """The last use of each value, without values that are used otherwise than by being read."""
     last = last_uses(region.body)
     kept = set(region.results)
     for operation, ins, _, regions, _ in region.body:

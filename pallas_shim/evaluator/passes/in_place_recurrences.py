@@ -1,9 +1,9 @@
-"""Recurrences in place: what a round stores in a row, and goes on with, is computed there.
+"""Recurrences in place: computes a result that a later round uses in the row where it is stored.
 
-A loop that walks along memory has a row of its own in each round. A result that is stored there
-and used otherwise, most often by the next round, as in a recurrence, needs no array beside that
-row if nothing else in the loop touches the memory; nor does what only that result is computed
-from. After the loop, what it carries is a copy.
+A loop that walks along memory has a row of its own in each round. A result may be stored there and
+used again, most often by the next round, as in a recurrence. It needs no other array if nothing
+else in the loop touches the memory. Neither do the values from which only that result is computed.
+After the loop, the carried value is a copy.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Recurrences:
     def region(self, region: Region) -> Region:
         body: list[Instruction] = []
         for instruction in region.body:
-            # From the outside in: `AliasAnalysis` knows the regions as they were.
+            # Go from the outside in, since `AliasAnalysis` knows the regions before the change.
             for each in self.scan(instruction) if instruction.name == "scan" else [instruction]:
                 if each.regions:
                     each = with_regions(each, list(map(self.region, each.regions)))
@@ -96,8 +96,8 @@ class _Recurrences:
     def compute_in(
         self, row: Value, value: Value, body: list[Instruction | None], made: dict[Value, int]
     ) -> None:
-        """Has an elementwise result computed in a row, and what only it is computed from. These
-        are no longer ``made`` elsewhere."""
+        """Computes an elementwise result in a row, with the values that only it is computed from.
+        These are no longer ``made`` elsewhere."""
         at = made.pop(value)
         instruction = body[at]
         assert instruction is not None

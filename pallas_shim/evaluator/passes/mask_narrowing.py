@@ -1,8 +1,8 @@
-"""Mask narrowing: booleans that code widens to numbers stay booleans.
+"""Mask narrowing: keeps booleans as booleans that the code widens to numbers.
 
-Vector units combine few masks, so kernels widen booleans to integers, combine those, and
-compare the result with zero. What was widened is remembered, combined as booleans too, and
-takes the place of the comparison. A sum of widened booleans counts the true ones.
+Vector units combine few masks, so kernels widen booleans to integers, combine those, and compare
+the result with zero. The pass remembers the boolean behind each integer, combines booleans instead,
+and replaces the comparison. A sum of widened booleans counts the true ones.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class MaskNarrowing(Peephole):
         self.floats: dict[Value, Value] = {}  # of floats that are 0 or 1: the boolean
 
     def truth(self, value: Value) -> Value | None:
-        """The boolean of which an integer is the 0 or 1, None if there is none."""
+        """The boolean that an integer holds as 0 or 1, None if there is none."""
         if value not in self.truths:
             array, boolean = value.const, None
             if (

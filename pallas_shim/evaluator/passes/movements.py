@@ -1,10 +1,9 @@
-"""Movements: what only rearranges an array along one axis, in ways that are known, is taken
-from it at once.
+"""Movements: merges known rearrangements of an array along one axis into one.
 
-Gathers with constant indices, rolls, reversals, slices and joins of one array's parts are
-movements, and so is a choice between movements of one array by a mask that is known: the
-partner in a bitonic network is a choice between two rolls. Taking whole rows is many times
-faster than gathering elements, and one movement faster than two and a choice.
+Gathers with constant indices, rolls, reversals, slices, and joins of one array's parts are
+movements. So is a select between movements of one array by a known mask: the partner in a bitonic
+network is a select between two rolls. Taking whole rows is many times as fast as gathering
+elements, and one movement is faster than two and a select.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pallas_shim.evaluator.program import (
 )
 from pallas_shim.evaluator.specialise import specialise
 
-# Where elements come from is found by gathering positions, so larger arrays are not tried.
+# Gathering positions shows where elements come from, so larger arrays are not tried.
 _LARGEST_TRIED = 1 << 16
 
 
@@ -156,7 +155,8 @@ def _is_movable(value: Value) -> bool:
 
 
 def _rows(operation: Operation, indices: np.ndarray | None) -> tuple[int, np.ndarray] | None:
-    """The axis and the indices along it of all that a gather gives, None if there are none."""
+    """The axis of a gather, and the indices along it of its whole result. None if it has no such
+    axis."""
     (operand, index_type), (out,) = operation.ins, operation.outs
     if indices is None or not isinstance(operand, ArrayType) or not isinstance(out, ArrayType):
         return None

@@ -1,4 +1,4 @@
-"""The walk of passes that look at one instruction and those that made its operands."""
+"""The walk for passes that look at one instruction and at those that made its operands."""
 
 from __future__ import annotations
 

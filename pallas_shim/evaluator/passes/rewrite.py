@@ -1,4 +1,4 @@
-"""How passes build changed programs: instructions with other operands, scoped tables."""
+"""Helpers that build changed programs: instructions with other operands, scoped tables."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _both_over_out(fn: Any) -> Callable[..., Any]:
     return lambda x, y, out: fn(x, y, out=out)
 
 
-# By how many operands a ufunc takes, and where in a call the array is that it writes over.
+# By the number of a ufunc's operands: the position in a call of the array that it writes over.
 _OVER: dict[tuple[int, int], Callable[[Any], Callable[..., Any]]] = {
     (1, 0): _over_x,
     (1, 1): _x_over_out,

@@ -1,6 +1,6 @@
-"""Selects to extrema: a choice between the two sides of a comparison is their minimum or maximum.
+"""Select to min and max: turns a select between the sides of a comparison into an extremum.
 
-On integers only: on floats it isn't, because of NaN and signed zeros.
+This holds for integers only. Floats have NaN and signed zeros.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from pallas_shim.evaluator.passes.peephole import Peephole
 from pallas_shim.evaluator.program import Instruction, Value
 
-# What a select gives that takes the left side where the comparison holds.
+# The extremum that a select gives if it takes the left side where the comparison holds.
 _EXTREMUM = {"gt": "max", "ge": "max", "lt": "min", "le": "min"}
 _OTHER = {"max": "min", "min": "max"}
 

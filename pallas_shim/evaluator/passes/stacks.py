@@ -1,7 +1,7 @@
 """Stacks: values of one type that lie behind one another in one array.
 
-`Stacks` knows which values are members of which stack, and emits the instructions that
-make a stack of any values, at the least cost, and members of stacks.
+`Stacks` knows which values are members of which stack. It emits the instructions that make a stack
+of any values, at the least cost, and those that take members out.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from pallas_shim.evaluator.program import (
     make_instruction,
 )
 
-# What things cost, in microseconds as measured on a 2020s server. Only the ratios count:
-# what a call costs beside its work, making a view (a call too), each further array of a
-# concatenation, and copying a byte.
+# Costs in microseconds, as measured on a 2020s server. Only their ratios count: a call without its
+# work, making a view (a call too), each further array of a concatenation, and copying a byte.
 CALL = 0.8
 VIEW = 0.4
 PIECE = 0.25
@@ -46,7 +45,7 @@ class Piece(NamedTuple):
 
     @property
     def key(self) -> Any:
-        """What to index the source with to have its part of a stack, None: give it an axis."""
+        """The index into the source that gives its part of a stack. None: add an axis."""
         if self.start is None:
             return None
         stop = self.start + self.step * self.length
@@ -54,7 +53,7 @@ class Piece(NamedTuple):
 
 
 class StackPlan(NamedTuple):
-    """How to stack some values, and what that costs."""
+    """A way to stack some values, and its cost."""
 
     cost: float
     pieces: Sequence[Piece] = ()
@@ -126,7 +125,7 @@ class Stacks:
     # -- stacking values --------------------------------------------------------------------
 
     def plan(self, values: tuple[Value, ...]) -> StackPlan:
-        """How values, not all the same one, are best stacked."""
+        """The best way to stack values that are not all the same."""
         if values in self._made:
             return StackPlan(0)
         if values[0].const is not None and all([value.const is not None for value in values]):
@@ -193,7 +192,7 @@ class Stacks:
         return self.builder.emit(join(sources, type, parts), sources)[0]
 
     def repeated(self, value: Value, size: int) -> Value:
-        """A stack of which every member is the same value."""
+        """A stack whose members are all the same value."""
         type = stacked(value.type, size)
         if value.const is not None:
             return Value(type, np.broadcast_to(value.const, type.shape))

@@ -1,4 +1,4 @@
-"""Store-to-load forwarding: a load of what was just stored is the stored value."""
+"""Store-to-load forwarding: replaces a load by the value that was just stored there."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Store fusion: an elementwise result that is only stored is computed where it is stored.
+"""Store fusion: computes an elementwise result where it is stored, if it is only stored.
 
-The computation moves down to its store, past nothing that writes to what it reads. NumPy gives
-the same if its operands overlap with where the result goes. Memory that is stored to as a whole
-before anything reads it is not filled first.
+The computation moves down to its store, but not past a write to its operands. NumPy allows operands
+that overlap with the destination. Memory that is wholly stored to before anything reads it isn't
+filled first.
 """
 
 from __future__ import annotations
@@ -123,7 +123,8 @@ def _unfilled(buffer: Instruction) -> Instruction:
 
 
 def _covers(store: Instruction, root: Value, blocks: Instruction | None) -> bool:
-    """Whether a store is to all of a buffer. ``blocks``: what made its ref, if that is blocks."""
+    """Whether a store covers a whole buffer. ``blocks``: the instruction that made its ref, if that
+    is `blocks`."""
     if store.operation.params["path"]:
         return False
     if blocks is None:

@@ -1,9 +1,9 @@
-"""Strength reduction: a loop that goes along memory by its counter takes the rows one by one.
+"""Strength reduction: hands a loop that walks along memory by its counter the rows, one by one.
 
-A row ``ref[..., counter, ...]`` of each round is a view that the loop gets as it gets the rows of
-an array that it scans, in place of an address that each round computes. It is the same memory,
-whatever writes to it, so nothing has to be proven but that the counter stays inside. A counter
-that nothing else needs is gone. Later passes can tell of what memory such rows are, not where.
+In each round, the row ``ref[..., counter, ...]`` is a view that the loop gets like the rows of an
+array that it scans. No round computes an address. The view is the same memory, whatever writes to
+it, so only one thing has to be proven: the counter stays inside. A counter without another use is
+removed. Later passes know the memory of such rows, but not their place in it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pallas_shim.evaluator.program import (
 )
 from pallas_shim.jax_compat.state import Index, Slice
 
-# In shorter loops the rows cost more than the addresses.
+# In loops shorter than this, rows cost more than addresses.
 _FEWEST_ROUNDS = 3
 
 
@@ -121,8 +121,8 @@ class _StrengthReduction:
 def _access(
     instruction: Instruction, counters: dict[Value, Induction], length: int, inside: set[Value]
 ) -> tuple[Instruction, Value, Instruction | None] | None:
-    """For an access to a row by a counter: what makes all rows, the row of a round, and what is
-    done to it, None if it is just used."""
+    """For an access to a row by a counter: the operation that makes all rows, the row of a round,
+    and the access to the row, None if the row is used as it is."""
     operation, ins, outs, _, source = instruction
     path = operation.params.get("path")
     if not path or len(path) > 1 or not isinstance(path[0], Index) or ins[0] in inside:

@@ -1,7 +1,7 @@
 """The rules: one module per family of primitives.
 
-`load_own` imports them all: with Pallas, so that no first call waits for it. `registry.load` adds
-those of other packages, before the first lowering.
+`load_own` imports them all. It runs with Pallas' import, so that no first call waits for it.
+`registry.load` adds the rules of other packages before the first lowering.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""Arrays of indices in refs: as JAX discharges them, which takes it milliseconds of tracing for
-each load or store."""
+"""Refs indexed by arrays: the same results as JAX's discharge.
+
+Discharging would take JAX milliseconds of tracing for each load or store.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +100,7 @@ def _is_array(dim: Any, shape: tuple[int, ...]) -> bool:
 
 
 def _in_slice(dim: state.Slice, size: int) -> np.ndarray | None:
-    """What a slice consists of, if that is known and inside."""
+    """The indices in a slice, if they are known and inside."""
     if not isinstance(dim.start, int):
         return None
     places = dim.start + dim.stride * np.arange(dim.size, dtype=np.int32)
@@ -114,7 +116,7 @@ def load(
 
 
 def store(lowering: Lowering, ref: Value, indices: Indices, value: Value) -> None:
-    """Emits a store of ``value`` to these places, where they are inside."""
+    """Emits a store of ``value`` to those of these places that are inside."""
     whole = refs.load(lowering, ref, (), (), ref.ref.contents)
     refs.store(lowering, ref, (), (), _scattered(lowering, whole, indices, value))
 

@@ -1,4 +1,4 @@
-"""Callbacks to the host: printing, and Python functions of the user's.
+"""Callbacks to the host: printing, and the user's Python functions.
 
 They run where the program runs, in order, and get JAX's arrays.
 """

@@ -1,4 +1,4 @@
-"""Primitives that call a jaxpr, or stand for one: inlined."""
+"""Inlines primitives that call a jaxpr, or are defined by one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def _defined(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Val
 
 @lowering_rule("platform_index")
 def _platform_index(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
-    """Which of the groups of platforms has the one that JAX compiles for; None stands for any."""
+    """The group of platforms that has the one that JAX compiles for. None stands for any
+    platform."""
     platforms = eqn.params["platforms"]
     for index, group in enumerate(platforms):
         if group is None or "cpu" in group:

@@ -1,5 +1,6 @@
-"""Casts between dtypes: what ``astype`` gives, sooner where NumPy or ml_dtypes would compute it one
-number at a time.
+"""Casts between dtypes. They give what ``astype`` gives.
+
+They are faster where NumPy or ml_dtypes would convert one number at a time.
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ def _from_table(source: np.dtype, x: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _rounded(target: np.dtype) -> np.ndarray:
-    """What float32s are rounded to, by their upper halves, of which the last bit is set if any
-    in the lower half is: that says enough where a type has so few bits (Boldo and Melquiond,
-    "When double rounding is odd", 2005)."""
+    """The rounded values of float32s: a table indexed by their upper halves. The last bit of a half
+    is set if any bit of the lower half is, which is enough for a type of so few bits (Boldo and
+    Melquiond, "When double rounding is odd", 2005)."""
     upper = np.arange(1 << 16, dtype=np.uint32) << np.uint32(16)
     with np.errstate(all="ignore"):
         return upper.view(np.float32).astype(target)
@@ -96,7 +97,7 @@ def _to_float16(x: np.ndarray) -> np.ndarray:
     result += _REBIASED
     result >>= _DROPPED
     np.minimum(result, _INFINITY_AS_16, out=result)
-    # That is too small where a float16 is subnormal.
+    # The result is too small if it is a subnormal float16.
     small = np.minimum(magnitude.view(np.float32), _EVENLY_SPACED)
     small += _HALF
     multiple = small.view(_INT)

@@ -1,7 +1,7 @@
-"""Functions of complex numbers where NumPy's, which are C's, are not what XLA computes: at
-infinities, NaNs and branch cuts, for which XLA takes the side of the positive zero.
+"""Functions of complex numbers for which NumPy differs from XLA.
 
-Operands and results are complex64 or complex128.
+NumPy's are C's. They differ at infinities, NaNs and branch cuts; XLA takes the side of the positive
+zero. Operands and results are complex64 or complex128.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def log1p(z: Array) -> Array:
 
 
 def divide(z: Array, w: Array) -> Array:
-    """A quotient of which NumPy knows nothing may be infinite or zero, as in C's Annex G."""
+    """Computes quotients. NumPy's NaN may stand for an infinite or zero one, as in C's Annex G."""
     result = np.asarray(np.divide(z, w))
     by_zero, lost = w == 0, np.isnan(result.real) & np.isnan(result.imag)
     if not (lost.any() or by_zero.any()):

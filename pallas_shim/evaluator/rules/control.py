@@ -1,4 +1,4 @@
-"""Control flow: scan, while, cond become regions that execute.py runs."""
+"""Control flow: makes regions, which execute.py runs, of scan, while and cond."""
 
 from __future__ import annotations
 

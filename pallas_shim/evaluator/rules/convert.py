@@ -1,4 +1,4 @@
-"""Conversions: of values from dtype to dtype, of bits, and of precision."""
+"""Conversions between dtypes, of bits, and of precision."""
 
 from __future__ import annotations
 
@@ -122,13 +122,13 @@ def _to_bool(source: np.dtype) -> Function:
         return lambda x: x != zero
     if is_integer(source):
         return lambda x: x.astype(computed) != zero
-    # In the bits, because XLA doesn't take the subnormals of narrow floats for zeros.
+    # Work on the bits, because XLA doesn't treat the subnormals of narrow floats as zeros.
     magnitude = np.uint32(0x7FFFFFFF)
     return lambda x: (x.astype(computed).view(np.uint32) & magnitude) != 0
 
 
 def _to_float4(source: np.dtype) -> Function:
-    """There is no NaN: it becomes -0."""
+    """The type has no NaN: a NaN becomes -0."""
     widened = _casts(source, [wide(source), np.dtype(np.float32)])
 
     def convert(x: Array) -> Array:
@@ -139,7 +139,8 @@ def _to_float4(source: np.dtype) -> Function:
 
 
 def _to_integer(source: np.dtype, target: np.dtype) -> Function:
-    """Towards zero; NaN becomes 0, and what is out of range the nearest that isn't."""
+    """Rounds towards zero. NaN becomes 0. A number out of range becomes the nearest one in
+    range."""
     if source == _FLOAT4:  # XLA takes its largest value for an infinity
         raise Unsupported("convert_element_type", f"from {source.name} to {target.name}")
     info = ml_dtypes.iinfo(target)
@@ -201,7 +202,7 @@ def _reduce_precision(
     def reduce(x: Array) -> Array:
         value = x.view(bits)
         if lost:
-            # To nearest, ties to even; a carry out of the mantissa steps the exponent.
+            # Round to nearest, ties to even. A carry out of the mantissa steps the exponent.
             value = (value + ((value >> shift) & one) + half_less_one) & kept
         if narrower:
             power, sign = value & infinity, value & sign_bit

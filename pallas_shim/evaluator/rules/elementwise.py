@@ -1,8 +1,8 @@
-"""Elementwise arithmetic, comparisons and bit operations: tables of data, a line an operation.
+"""Elementwise arithmetic, comparisons and bit operations: a table with one row per operation.
 
-A row gives, for each kind of dtype, the NumPy callable. Narrow types (bfloat16, float16,
-float8, int4, ...) are widened, computed, and rounded once, except where XLA itself
-computes step by step in the narrow type (`in_place`).
+A row gives the NumPy callable for each kind of dtype. Narrow types (bfloat16, float16, float8,
+int4, ...) are widened, computed, and rounded once, unless XLA computes step by step in the narrow
+type (`in_place`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Function = Callable[..., Any] | math.ByDtype
 
 
 class Row(NamedTuple):
-    """The callables of one primitive by kind of operand. None: there is no such operation."""
+    """The callables of one primitive by kind of operand. None: no operation for that kind."""
 
     boolean: Function | None = None
     integer: Function | None = None

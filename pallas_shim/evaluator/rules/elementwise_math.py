@@ -1,4 +1,4 @@
-"""The elementwise operations that are not one NumPy or SciPy function."""
+"""Elementwise operations that need more than one NumPy or SciPy function."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ def atan2(dtype: np.dtype) -> Function:
 
 
 def _exactly(x: np.ndarray) -> np.ndarray:
-    """Floats with more digits, of which the subnormal ones aren't zeros."""
+    """Converts floats to more digits. Subnormal ones don't become zeros."""
     bits, info = signed(x.dtype), np.finfo(x.dtype)
     mantissa = (x.view(bits) & bits.type((1 << info.nmant) - 1)).astype(np.longdouble)
     subnormal = np.copysign(np.ldexp(mantissa, info.minexp - info.nmant), x)
@@ -350,9 +350,9 @@ def integer_pow(y: int, dtype: np.dtype) -> Function:
 
 # -- choices --------------------------------------------------------------------------------
 
-# From so many elements on, bit operations beat np.where on masks without a pattern, and cost at
-# most 1.5 times as much on those with one. Numbers of 64 bits take twice as long, and np.where
-# doesn't.
+# From this many elements on, bit operations beat np.where on masks without a pattern, and cost at
+# most 1.5 times as much on those with one. With 64-bit numbers they take twice as long, and
+# np.where doesn't.
 _SELECT_BY_BITS = 1 << 11
 _SELECT_64_BY_BITS = 1 << 13
 

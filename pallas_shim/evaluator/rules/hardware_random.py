@@ -1,7 +1,7 @@
-"""Pallas TPU: the generator that a TPU core has in hardware.
+"""Pallas TPU: the hardware's random generator of a TPU core.
 
-Ours is Threefry-2x32, so its bits are good, equal on every machine, and not a TPU's. Its state
-is a key and a counter, and belongs to one call of the kernel; before a seed it is all zeros.
+Here it is Threefry-2x32. Its bits are good, equal on every machine, and differ from a TPU's. Its
+state is a key and a counter, and belongs to one call of the kernel. Before a seed, it is all zeros.
 """
 
 from __future__ import annotations

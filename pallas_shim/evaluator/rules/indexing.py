@@ -123,7 +123,7 @@ class _Windows:
         """The index vectors, (windows, components), and which windows lie inside the operand,
         or None if all do."""
         starts = _as_int64(indices).reshape(self.number, self.components)
-        # As unsigned numbers the negative ones are too large as well.
+        # Negative numbers are too large, too, as unsigned ones.
         inside: np.ndarray = starts.view(np.uint64) <= self.last.view(np.uint64)
         return starts, None if inside.all() else np.all(inside, axis=1)
 

@@ -1,4 +1,4 @@
-"""DMAs that gather from or scatter to rows that an array of indices names, as on a SparseCore."""
+"""DMAs that gather from, or scatter to, the rows named by an array, as on a SparseCore."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from pallas_shim.jax_compat import state
 
 
 class Rows(NamedTuple):
-    """What one side of a DMA leads to: ``view``, and of its dimensions ``axes`` the ``indices``,
-    each an array or a view of a ref that holds one; all of it if there are none. ``ignored`` is
-    the index of places that are left out, None if there is no such.
-    """
+    """One side of a DMA: the part of ``view`` that the ``indices`` choose along its dimensions
+    ``axes``. Each index is an array, or a view of a ref that holds one. Without indices it is the
+    whole view. Places with the index ``ignored`` are left out, if that isn't None."""
 
     view: state.RefView
     axes: tuple[int, ...]
@@ -60,7 +59,7 @@ def _is_array(index: Any) -> bool:
 
 
 def type_of(chosen: Rows) -> ArrayType:
-    """The type of what one side leads to."""
+    """The type of one side of a DMA."""
     view, axes, indices, _ = chosen
     path, _ = refs.path_of(view)
     shape, dtype = memory.viewed_type(view.ref.type.shape, view.ref.type.dtype, path)
@@ -73,8 +72,8 @@ def type_of(chosen: Rows) -> ArrayType:
 
 
 def _place(axes: tuple[int, ...]) -> int:
-    """Where the dimensions of the indices are in what they choose: as in NumPy, at the first of
-    ``axes`` if these follow each other, else in front."""
+    """The place of the indices' dimensions in the chosen part: as in NumPy, at the first of
+    ``axes`` if these are adjacent, else in front."""
     return axes[0] if axes[-1] - axes[0] == len(axes) - 1 else 0
 
 
@@ -86,7 +85,7 @@ def _indices_type(indices: Value | state.RefView) -> tuple[tuple[int, ...], np.d
 
 
 def copy(lowering: Lowering, dma: state.Dma) -> ArrayType:
-    """Emits the copying; returns the type of what is copied."""
+    """Emits the copy; returns the type of the copied part."""
     if lowering.checked is not None:
         raise Unsupported("dma_start", "array indices in checked memory")
     from_, to = _operands(lowering, dma.src), _operands(lowering, dma.dst)
@@ -109,8 +108,8 @@ def copy(lowering: Lowering, dma: state.Dma) -> ArrayType:
 
 
 class _Operands(NamedTuple):
-    """One side of the DMA as operands, of which the indices are the last leaves, and what is done
-    with them; equal by ``key``."""
+    """One side of the DMA as operands, with the indices as the last leaves, and the operation on
+    them. Equal by ``key``."""
 
     side: _Side
     key: tuple[Any, ...]
@@ -138,8 +137,8 @@ def _operands(lowering: Lowering, view: state.RefView) -> _Operands:
 
 
 class _Side(NamedTuple):
-    """How one side of the DMA is written to: the last ``arrays`` leaves are indices of ``rank``
-    dimensions, which are at ``place`` in what they choose."""
+    """How to write to one side of the DMA: the last ``arrays`` leaves are indices of ``rank``
+    dimensions, at ``place`` in the chosen part."""
 
     cut: DynamicSlices
     arrays: int
@@ -148,7 +147,7 @@ class _Side(NamedTuple):
     ignored: int | None
 
     def kept(self, leaves: Sequence[Any], ndim: int) -> Any:
-        """What of the source is copied, as a mask that spreads over it."""
+        """The mask of the copied part of the source, which broadcasts over it."""
         if self.ignored is None:
             return True
         kept = np.asarray(leaves[-1]) != self.ignored
@@ -167,7 +166,7 @@ class _Side(NamedTuple):
             valid = indices[0] != self.ignored
             indices, value = [indices[0][valid]], value.compress(valid, self.place)
         number = indices[0].size
-        # What is added to one place twice counts twice.
+        # Two additions to one place both count.
         for part in [slice(i, i + 1) for i in range(number)] if add else [slice(number)]:
             given = value[(slice(None),) * self.place + (part,)]
             chosen = [index[part] for index in indices]

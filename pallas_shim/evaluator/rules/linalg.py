@@ -30,13 +30,13 @@ _PRECISIONS = ("DEFAULT", "HIGH", "HIGHEST")
 def multiplication(
     primitive: str, lhs: np.dtype, rhs: np.dtype, out: np.dtype, terms: int, precision: Any
 ) -> tuple[np.dtype, Function | None]:
-    """How to add up ``terms`` products: the dtype to do it in, and what rounds the sums.
+    """How to sum ``terms`` products: the dtype to sum in, and the function that rounds the sums.
 
-    Integers go through floating point, which BLAS is for, where every sum is exact there;
-    otherwise they are added in the result's dtype, and wrap around like it.
+    Integers use floating point, and so BLAS, if every sum is exact there. Otherwise they are summed
+    in the result's dtype, and wrap around like it.
 
     Raises:
-      Unsupported: the arithmetic asked for is not one of these.
+      Unsupported: the requested arithmetic is not one of these.
     """
     pair = precision if isinstance(precision, (tuple, list)) else (precision,)
     for one in pair:
@@ -74,8 +74,8 @@ def _magnitude(dtype: np.dtype) -> int:
 
 @lowering_rule("dot_general")
 def _dot_of_an_algorithm(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
-    """XLA on a CPU takes from an algorithm what it converts from and to, and so does this. Those
-    that XLA has for a GPU only, as TF32_TF32_F32, are computed in the dtypes that they take."""
+    """Converts operands and sums as the algorithm says, like XLA on a CPU. XLA has some algorithms
+    for a GPU only, such as TF32_TF32_F32. Those are computed in the dtypes of their operands."""
     out = lowering.type(eqn.outvars[0].aval)
     params = {"dimension_numbers": eqn.params["dimension_numbers"]}
     dtypes = definitions.dtypes_of_product(eqn)
@@ -149,7 +149,8 @@ def _matrices(
     columns: Sequence[int],
     dtype: np.dtype,
 ) -> Function | None:
-    """What makes an array a batch of matrices of ``dtype``; None if it is one already."""
+    """A function that makes an array a batch of matrices of ``dtype``, None if it is one
+    already."""
     order = (*batch, *rows, *columns)
     sizes = [array.shape[d] for d in batch]
     shape = (*sizes, *(math.prod(array.shape[d] for d in dims) for dims in (rows, columns)))
@@ -428,7 +429,7 @@ def _tridiagonal_solve(
 
 # -- Fourier transforms ---------------------------------------------------------------------
 
-# In the order of JAX's FftType.
+# The order is that of JAX's FftType.
 _FFT = ("fftn", "ifftn", "rfftn", "irfftn")
 
 

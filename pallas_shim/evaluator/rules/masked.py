@@ -1,11 +1,10 @@
-"""Pallas' own load and store, as GPU kernels use them: with masks, and with slices that may
-stick out of their refs.
+"""Pallas' own load and store, as GPU kernels use them: with masks, and slices that may stick out.
 
-Unlike a ref's own indexing these don't move such a slice. JAX's interpreter lengthens the
-array for them: what lies outside is uninitialised when it is read, and lost when it is stored.
-There a slice that starts before the array is one of its lengthened end. With a mask, and where the
-user asked for no interpreter, it starts where it does on a device, and elements that are masked
-out touch no memory.
+Unlike a ref's own indexing, they don't move a slice that sticks out of its ref. JAX's interpreter
+lengthens the array for them: elements outside are uninitialised when read, and lost when stored. A
+slice that starts before the array then wraps to the lengthened end. With a mask, if the user asked
+for no interpreter, it starts where it does on a device, and masked-out elements touch no memory.
+
 Here they are composed of whole loads and stores, and of slices that know how far they reach.
 """
 
@@ -132,7 +131,7 @@ class _MaskedPlace(NamedTuple):
 
 
 class _Elements(NamedTuple):
-    """Where an access goes that has arrays of indices."""
+    """The place of an access with arrays of indices."""
 
     ref: Value
     indices: array_indices.Indices
@@ -173,7 +172,7 @@ def _place(
 def _of_slices(
     lowering: Lowering, access: jax_state.LoadInfo | jax_state.StoreInfo
 ) -> _Elements | None:
-    """A masked access as an array of indices, where that is more exact than what JAX does."""
+    """A masked access as an array of indices, if that is more exact than JAX's interpreter."""
     if access.mask is None or not lowering.for_device:
         return None
     indices = array_indices.of_slices(lowering, access.view)
@@ -263,7 +262,7 @@ def _choose(lowering: Lowering, mask: Value, otherwise: Value, value: Value) -> 
 def _access(
     lowering: Lowering, eqn: Any, ins: Sequence[Value], read: Callable[..., _Read]
 ) -> tuple[_Read, _MaskedPlace | _Elements | None]:
-    """What ``read`` makes of the equation, and its place, None for what is left to `state`."""
+    """What ``read`` returns for the equation, and its place. None: `state` handles it."""
     shape = lowering.type(eqn.outvars[0].aval).shape
     access = read(eqn, ins)
     return access, _place(lowering, access, shape)

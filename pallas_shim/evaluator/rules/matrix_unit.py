@@ -1,41 +1,37 @@
-"""Pallas TPU: products and convolutions by the matrix unit, whose registers are memory here.
+"""Pallas TPU: products and convolutions of the matrix unit. Its registers become memory here.
 
-Each unit has registers for right-hand sides (staged ones, and the one that is loaded) and
-accumulators, which start at zero and are zero again when they are popped. JAX before 0.12 names
-an accumulator by its address: slices at two addresses are taken for two memories, so what was
-summed up has to be popped whole.
+Each unit has registers for right-hand sides (staged ones, and the loaded one) and accumulators. An
+accumulator starts at zero, and popping it sets it to zero again. Some versions of JAX name it by
+its address instead of by a ref. Each address is then a memory of its own, so what was summed up
+has to be popped whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from pallas_shim.evaluator import memory, refs, scalar_types
 from pallas_shim.evaluator.lower import Lowering
-from pallas_shim.evaluator.program import ArrayType, RefType, Type, Value, array_type
+from pallas_shim.evaluator.program import ArrayType, RefType, Value, array_type
 from pallas_shim.evaluator.registry import Unsupported, lowering_rule
 from pallas_shim.jax_compat import state
 
-# The path to all that a register holds, and its leaves.
-_WHOLE: memory.Path = ()
-_NONE: Sequence[Value] = ()
-
 
 def _register(lowering: Lowering, primitive: str, key: Any, type: RefType | None = None) -> Value:
-    """A register of the kernel; without a type, one that an earlier equation wrote to."""
+    """A register of the kernel. Without ``type``, an earlier equation must have written to it."""
     if not lowering.kernels:
         raise Unsupported(primitive, "used outside a kernel")
     if type is None:
         known = lowering.kernels[-1].shared.get(key)
         if known is None:
-            raise Unsupported(primitive, "of a register that nothing was written to before")
+            raise Unsupported(primitive, "nothing was written to its register before")
         return known
     ref = lowering.shared(key, type, primitive)
     if ref.type != type:
-        raise Unsupported(primitive, f"of a register that holds {ref.ref.contents} elsewhere")
+        raise Unsupported(primitive, f"its register holds {ref.ref.contents} elsewhere")
     return ref
 
 
@@ -57,7 +53,7 @@ def _push_rhs(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Va
 
 
 def _loaded_rhs(lowering: Lowering, unit: int, staged: int | None) -> Value:
-    """The right-hand side in a unit, after the staged one, if any, has been loaded."""
+    """The right-hand side in a unit. If ``staged`` is given, loads that register first."""
     primitive, key = "matmul_acc_lhs", ("mxu loaded", unit)
     if staged is None:
         return _whole(lowering, _register(lowering, primitive, key))
@@ -75,18 +71,16 @@ def _product(lowering: Lowering, lhs: Value, rhs: Value, dtype: np.dtype) -> Val
 
 @lowering_rule("matmul_acc_lhs")
 def _acc_lhs(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
-    p = eqn.params
-    if "acc_addr" in p:
-        (lhs,), unit = ins, p["mxu_index"]
-        rhs = _loaded_rhs(lowering, unit, p["load_staged_rhs"])
-        whole = scalar_types.is_integer(lhs.type.dtype)
-        product = _product(lowering, lhs, rhs, np.dtype(np.int32 if whole else np.float32))
-        ref, path, leaves = _sums(lowering, "matmul_acc_lhs", p, product.type), _WHOLE, _NONE
+    p, acc = eqn.params, state.accumulator(eqn, ins)
+    if acc.view is None:
+        rhs = _loaded_rhs(lowering, p["mxu_index"], p["load_staged_rhs"])
+        whole = scalar_types.is_integer(acc.lhs.type.dtype)
+        product = _product(lowering, acc.lhs, rhs, np.dtype(np.int32 if whole else np.float32))
     else:
-        ref, path, leaves, lhs = _accumulator(lowering, eqn, ins)
-        rhs = _loaded_rhs(lowering, _unit(ref), p["load_staged_rhs"])
-        product = _product(lowering, lhs, rhs, ref.type.dtype)
+        rhs = _loaded_rhs(lowering, _unit(acc.view.ref), p["load_staged_rhs"])
+        product = _product(lowering, acc.lhs, rhs, acc.view.ref.type.dtype)
     type = ArrayType(product.type.shape, product.type.dtype)
+    ref, path, leaves = _sums(lowering, "matmul_acc_lhs", acc, type)
     before = refs.load(lowering, ref, path, leaves, type)
     (total,) = lowering.apply("add", [before, product], [type], {})
     refs.store(lowering, ref, path, leaves, total)
@@ -95,33 +89,26 @@ def _acc_lhs(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Val
 
 @lowering_rule("matmul_pop")
 def _pop(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
-    out, p = array_type(lowering.type(eqn.outvars[0].aval)), eqn.params
-    if "acc_addr" in p:
-        ref, path, leaves = _sums(lowering, "matmul_pop", p, out), _WHOLE, _NONE
-    else:
-        ref, path, leaves, _ = _accumulator(lowering, eqn, ins)
+    out = array_type(lowering.type(eqn.outvars[0].aval))
+    ref, path, leaves = _sums(lowering, "matmul_pop", state.accumulator(eqn, ins), out)
     value = refs.load(lowering, ref, path, leaves, out)
     zeros = lowering.const(np.zeros(out.shape, out.dtype))
     refs.store(lowering, ref, path, leaves, zeros)
     return [value]
 
 
-def _sums(lowering: Lowering, primitive: str, params: Mapping[str, Any], type: Type) -> Value:
-    """The accumulator at an address."""
-    key = ("mxu sums", params["mxu_index"], params["acc_addr"])
-    return _register(lowering, primitive, key, RefType(type.shape, type.dtype, "accumulator"))
-
-
-def _accumulator(
-    lowering: Lowering, eqn: Any, ins: Sequence[Value]
-) -> tuple[Value, memory.Path, Sequence[Value], Any]:
-    view, lhs = state.accumulator(eqn, ins)
-    path, leaves = refs.path_of(view)
-    return view.ref, path, leaves, lhs
+def _sums(
+    lowering: Lowering, primitive: str, acc: state.Accumulator, type: ArrayType
+) -> tuple[Value, memory.Path, Sequence[Value]]:
+    """The ref, path and leaves with which to access an accumulator."""
+    if acc.view is not None:
+        return acc.view.ref, *refs.path_of(acc.view)
+    ref_type = RefType(type.shape, type.dtype, "accumulator")
+    return _register(lowering, primitive, ("mxu sums", acc.address), ref_type), (), ()
 
 
 def _unit(ref: Value) -> int:
-    """The matrix unit that an accumulator belongs to, which its memory space tells."""
+    """The number of the matrix unit that an accumulator belongs to, read from its memory space."""
     return int(ref.ref.space.partition("=")[2].rstrip(")"))
 
 
@@ -142,6 +129,6 @@ def _conv(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]
 
 @lowering_rule("has_memory_space")
 def _has_memory_space(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
-    """An array that may be anywhere is in HBM, where all arrays of a program begin."""
+    """An array without a memory space is in HBM, since all arrays of a program start there."""
     space = getattr(eqn.params["memory_space"], "value", eqn.params["memory_space"])
     return [lowering.const(np.bool_(str(space).lower() == "hbm"))]

@@ -1,7 +1,7 @@
-"""Kernels on the cores of a mesh, and what their axes' names mean inside a kernel.
+"""Kernels on the cores of a mesh, and the names of its axes inside a kernel.
 
 Cores that may wait for one another run as programs of a machine. Others run one after the other,
-each with scratch memory of its own: that is one of the orders in which they may run.
+each with its own scratch memory. The hardware may run them in this order, too.
 """
 
 from __future__ import annotations

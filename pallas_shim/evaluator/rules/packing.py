@@ -1,15 +1,15 @@
-"""Pallas TPU: several narrow elements in one wide element, and rounding by random bits."""
+"""Pallas TPU: packs narrow elements into a wide one, and rounds by random bits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from pallas_shim.evaluator.program import Array, Types
-from pallas_shim.evaluator.registry import Unsupported, rule
+from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, rule
 
 
 def bits(dtype: np.dtype) -> int:
@@ -77,6 +77,11 @@ def _unpack_elementwise(
         return found.astype(out.dtype)
 
     return unpack
+
+
+@batch_rule("pack_elementwise", "unpack_elementwise", broadcasts=True)
+def _batch(stack: Stack, **params: Any) -> Mapping[str, Any]:
+    return params
 
 
 def _words(array: np.ndarray, word: np.dtype) -> np.ndarray:

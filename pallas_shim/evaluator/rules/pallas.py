@@ -81,5 +81,5 @@ def _global(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Valu
     type = ref_type(lowering.type(eqn.outvars[0].aval))
     if not type.space.startswith("semaphore"):
         raise Unsupported("get_global", f"memory in {type.space} that outlives the call")
-    # Each equation has one of its own, wherever the kernel's code is repeated.
+    # Each equation has its own semaphore, however often the kernel's code is repeated.
     return [lowering.shared(id(eqn), type, "get_global")]

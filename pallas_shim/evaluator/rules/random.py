@@ -87,7 +87,7 @@ def threefry2x32(key1: Array, key2: Array, x1: Array, x2: Array) -> tuple[Array,
     return first.reshape(shape), second.reshape(shape)
 
 
-# So many words at once stay in the processor's caches, and are worth a hundred calls.
+# This many words stay in the processor's caches, and are worth a hundred calls.
 _PART = 1 << 16
 
 
@@ -171,7 +171,7 @@ def _threefry_bits(
     return pairs[tuple(map(slice, shape_or_one))].reshape(shape), steps
 
 
-# By JAX's RandomAlgorithm. On CPU the default is Philox.
+# The keys are JAX's RandomAlgorithm. On a CPU the default is Philox.
 _GENERATORS = (_philox_bits, _threefry_bits, _philox_bits)
 
 

@@ -1,7 +1,7 @@
 """Rules that move, repeat or name elements without computing on them.
 
-An array of PRNG keys arrives as the integers of its keys: it has dimensions after those
-that the parameters speak of. They are called hidden here, and stay where they are.
+An array of PRNG keys arrives as the integers of its keys. Those have dimensions after the ones that
+the parameters count. They are called hidden here, and stay where they are.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _iota(ins: Types, outs: Types, *, dimension: Any, **_: Any) -> Callable[...,
 
 @rule("empty", "empty2")
 def _empty(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
-    # What XLA puts there on a CPU.
+    # XLA on a CPU gives zeros, too.
     return _constant(np.zeros(*outs[0]))
 
 

@@ -1,7 +1,7 @@
-"""Pallas TPU: what SparseCore's vector units do, as JAX documents it.
+"""Pallas TPU: the vector units of SparseCore, as JAX documents them.
 
-JAX has no interpreter for these. Elements that its documentation leaves undefined are
-uninitialised here.
+JAX has no interpreter for these. Elements that its documentation leaves undefined are uninitialised
+here.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ rule("masked_cummin")(_running(np.minimum, lowest=False))
 
 @rule("scan_count", "unique")
 def _scan_count(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
-    """How many equal elements there are up to each, and which is the last of its kind."""
+    """The number of equal elements up to each, and a mask of the last of each kind."""
     before = np.tri(ins[0].size, dtype=bool)
 
     def count(x: Array, mask: Array) -> tuple[Array, ...]:
@@ -66,7 +66,7 @@ def _scan_count(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
 
 @rule("masked_sort")
 def _masked_sort(ins: Types, outs: Types, *, descending: Any, **_: Any) -> Callable[..., Any]:
-    """Stable; what the mask leaves out comes last, in its old order."""
+    """A stable sort. Masked-out elements come last, in their old order."""
     wide = np.int64 if is_integer(ins[0].dtype) else np.float64
 
     def sort(keys: Array, values: Array, *masks: Array) -> Array:
@@ -171,7 +171,7 @@ def _gather_elements(ins: Types, outs: Types, *, masked: Any) -> Callable[..., A
 
 @rule("scatter_elements")
 def _scatter_elements(ins: Types, outs: Types, *, masked: Any, add: Any) -> Callable[..., Any]:
-    """Of several elements for one place the last counts, or all are added."""
+    """If several elements go to one place, the last one counts, or all are added."""
 
     def scatter(before: Array, x: Array, *operands: Array) -> Array:
         indices = operands[: before.ndim]
@@ -189,7 +189,7 @@ def _scatter_elements(ins: Types, outs: Types, *, masked: Any, add: Any) -> Call
 
 
 class _LanePlace(NamedTuple):
-    """What an access goes to, and the type of what lies there."""
+    """The place of an access, and the type of its contents."""
 
     ref: Value
     path: memory.Path
@@ -266,13 +266,10 @@ def _scatter(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Val
 
 @lowering_rule("parallel_loop")
 def _parallel_loop(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
-    """In order, which is one of those that are allowed."""
-    start, end, step, consts, carry = eqn.params["tree"].unflatten(ins)
-    jaxpr = eqn.params["jaxpr"]
-    # What it closes over is given as constants, or since JAX 0.12 before the other operands.
-    leading = [] if jaxpr.constvars else consts
-    start, end, step = (_int32(lowering, v) for v in (start, end, step))
-    types = [start.type, *(v.type for v in carry)]
+    """Its rounds may run in any order; they run in the order of the index."""
+    loop = state.parallel_loop(eqn, ins)
+    start, end, step = (_int32(lowering, v) for v in loop.bounds)
+    types = [start.type, *(v.type for v in loop.carry)]
     boolean = ArrayType((), np.dtype(np.bool_))
 
     def going(args: Sequence[Value]) -> list[Value]:
@@ -280,11 +277,11 @@ def _parallel_loop(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequen
 
     def body(args: Sequence[Value]) -> list[Value]:
         index, *carried = args
-        new = lowering.inline(jaxpr, [*leading, index, *carried], consts if jaxpr.constvars else ())
+        new = lowering.inline(loop.jaxpr, [*loop.leading, index, *carried], loop.consts)
         return [_apply(lowering, "add", (index, step), index.type), *new]
 
     regions = [lowering.region(types, going), lowering.region(types, body)]
-    return lowering.structured("while", [start, *carry], types, regions, {})[1:]
+    return lowering.structured("while", [start, *loop.carry], types, regions, {})[1:]
 
 
 def _int32(lowering: Lowering, value: Value) -> Value:

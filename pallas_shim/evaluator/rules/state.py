@@ -1,5 +1,7 @@
-"""The primitives of refs: loads and stores, masked and accumulating ones among them, and what
-makes and ends refs. What isn't a path of basic indices goes by JAX's own discharge."""
+"""The primitives of refs: loads, stores, masked and accumulating ones, making and ending refs.
+
+JAX's own discharge handles paths that have more than basic indices.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,7 @@ def by_discharge(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> list[Val
 
 
 def _not_basic(eqn: Any, ins: Sequence[Value]) -> str:
-    """What it is about an access that no basic index does."""
+    """The part of an access that no basic index can express."""
     if eqn.primitive.name == "atomic_cas":
         return "an atomic operation"
     try:
@@ -75,7 +77,7 @@ def _basic(lowering: Lowering, view: state.RefView) -> tuple[Value, memory.Path,
 
 def _goes_by_elements(ref: RefType, path: memory.Path) -> bool:
     """Whether one slice is strided, so that JAX reads and writes element by element, and an index
-    beside it may be outside: then that isn't moved inside, as where no slice is strided."""
+    beside it may be outside. Such an index isn't clamped, as it would be without strided slices."""
     shape, dtype = ref.shape, ref.dtype
     for step in path:
         if isinstance(step, state.Index):

@@ -1,13 +1,13 @@
 """Pallas TPU: DMAs and semaphores, roll, repeat, bitcasts, reciprocal.
 
-A DMA moves its data when it starts. Programs that wait before they read, as hardware makes
-them, can't tell; a semaphore counts elements and signals as JAX's interpreter does.
+A DMA moves its data when it starts. Programs that wait before they read, as the hardware requires,
+can't tell the difference. A semaphore counts elements and signals as JAX's interpreter does.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -19,7 +19,7 @@ from pallas_shim.evaluator.dynamic_slices import DynamicSlices
 from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.machine import faults, programs
 from pallas_shim.evaluator.program import PURE, Array, ArrayType, Effects, Region, Types, Value
-from pallas_shim.evaluator.registry import Unsupported, lowering_rule, rule
+from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, lowering_rule, rule
 from pallas_shim.evaluator.rules import indirect, remote
 from pallas_shim.evaluator.scalar_types import bit_width, recast
 from pallas_shim.jax_compat import state
@@ -352,6 +352,16 @@ def _roll(
     return rolled
 
 
+@batch_rule("roll", unstacked=(1,))
+def _roll_batch(
+    stack: Stack, *, axis: int, stride: Any = None, stride_axis: int | None = None, **params: Any
+) -> Mapping[str, Any] | None:
+    if not stack.shared[1]:
+        return None
+    moved = None if stride_axis is None else stride_axis + 1
+    return {"axis": axis + 1, "stride": stride, "stride_axis": moved, **params}
+
+
 @rule("repeat")
 def _repeat(ins: Types, outs: Types, *, repeats: Any, axis: Any, **_: Any) -> Callable[..., Any]:
     return lambda x: np.repeat(x, repeats, axis)
@@ -398,3 +408,8 @@ def _reciprocal(ins: Types, outs: Types, *, approx: Any = False, **_: Any) -> Ca
     # that a conversion back follows.
     narrow = np.dtype(ml_dtypes.bfloat16)
     return lambda x: np.asarray(one / np.asarray(x).astype(narrow).astype(out.dtype))
+
+
+@batch_rule("reciprocal", broadcasts=True)
+def _reciprocal_batch(stack: Stack, **params: Any) -> Mapping[str, Any]:
+    return params

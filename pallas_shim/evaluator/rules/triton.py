@@ -1,4 +1,4 @@
-"""Pallas Triton: atomic operations, which need no care where cells run one after the other."""
+"""Pallas Triton: atomic operations. They are plain updates here: cells run in order."""
 
 from __future__ import annotations
 

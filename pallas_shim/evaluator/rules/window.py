@@ -48,7 +48,7 @@ def _padded(
 
 
 def _place(start: int, count: int, stride: int) -> slice:
-    """Where, along one axis, the elements at one place of each of ``count`` windows are."""
+    """The elements at one place of each of ``count`` windows, along one axis."""
     return slice(start, max(start + (count - 1) * stride + 1, 0), stride)
 
 
@@ -112,14 +112,14 @@ def _by_definition(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequen
 
 # -- select and scatter, select and gather --------------------------------------------------
 
-# By the primitive that selects: whether a value stays selected when the next one is seen
-# (NaN never compares true, so it is always passed on), and the value of the padding.
+# For each selecting primitive: whether a value stays selected when the next one comes (NaN never
+# compares true, so it is always passed on), and the value of the padding.
 _SELECT = {"ge": (np.greater_equal, lowest), "le": (np.less_equal, highest)}
 
 
 def _places(windows: Sequence[int], counts: Sequence[int], strides: Sequence[int],
             dilation: Sequence[int]) -> list[tuple[slice, ...]]:  # fmt: skip
-    """For each place in the window, in row-major order, where it is for every window."""
+    """For each place in the window, in row-major order: that place in every window."""
     return [
         tuple(
             _place(i * step, count, stride)

@@ -1,14 +1,14 @@
-"""Holds programs to the contract of the IR (`ops`), and passes to what they may change.
+"""Checks programs against the contract of the IR (`ops`), and passes against what they may change.
 
-`verify` looks at one program: each value is defined once, before it is used and around it; types,
-parameters, effects and regions are what the operations' rows say; an array that an instruction
-writes over isn't used afterwards, and what a load views isn't overwritten while it is.
+`verify` checks one program. Each value is defined once, before its uses and around them. Types,
+parameters, effects and regions are as the rows say. Nothing uses an array after an instruction has
+written over it, and nothing overwrites memory while a load's view of it is in use.
 
-`verify_pass` looks at a program before and after a pass: all that the outside sees is still there.
-A pass may leave out a store only if it proves that nobody reads it, which is checked again here in
-another way; and a load that is still there still sees the same stores.
+`verify_pass` compares the programs before and after a pass. Everything that the outside sees is
+still there. A pass may remove a store only if nobody reads it; this is proven again here, in
+another way. A load that is still there sees the same stores.
 
-`Verifier` does both along the pipeline. It is off in ordinary runs: `optimise` takes one.
+`Verifier` does both along the pipeline. Ordinary runs don't use it; `optimise` takes one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is raised for a wrong program."""
+"""The error for an invalid program."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pallas_shim.evaluator.program import Instruction, Program
 
 
 class InvalidProgram(Exception):
-    """A program isn't what the contract says, which is a bug in lowering or in a pass.
+    """A program breaks the contract, which is a bug in lowering or in a pass.
 
-    The message names the pass, the instruction, the user's line, and what is wrong.
+    The message names the pass, the instruction, the user's line, and the error.
     """
 
 

@@ -1,5 +1,4 @@
-"""What a pass has to keep: stores that somebody sees, what the outside world sees, and the order of
-loads and stores."""
+"""Checks that a pass keeps visible stores, outside effects, and the order of loads and stores."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ _WORLD = "the outside world"  # in the place of a buffer: what `io` is done to
 
 
 class _Access(NamedTuple):
-    """What an instruction does to one buffer, in the order of the text. ``loops``: the loops
+    """An access of an instruction to one buffer, in the order of the text. ``loops``: the loops
     around it, by the number of their instruction."""
 
     at: int
@@ -36,7 +35,7 @@ class _Access(NamedTuple):
 
 
 class ProgramEffects:
-    """What a program does to memory and to the world."""
+    """The effects of a program on memory and on the outside world."""
 
     def __init__(self, program: Program, memory: AliasAnalysis):
         self.program = program
@@ -126,8 +125,8 @@ class Comparison:
             self.order()
 
     def bounds(self, region: Region) -> tuple[Counter[Any], Counter[Any]]:
-        """How many stores to each buffer there must be after a pass at least, and at most: of a
-        switch that is gone there is one branch left."""
+        """The least and the largest number of stores to each buffer that a pass may leave. Of a
+        switch that is gone, one branch is left."""
         least: Counter[Any] = Counter()
         most: Counter[Any] = Counter()
         roots = self.before.memory.roots
@@ -181,7 +180,7 @@ class Comparison:
                 )  # fmt: skip
 
     def unseen(self) -> None:
-        """What is gone was stored where nobody looks, or stored over."""
+        """Checks that nobody reads the stores that are gone, or that they were overwritten."""
         left = Counter([access.key for access in self.after.writes])
         over = {store_address(access.instruction) for access in self.after.writes} - {None}
         reading = {access.key for access in self.after.reads}

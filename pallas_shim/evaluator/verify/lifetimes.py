@@ -1,5 +1,8 @@
-"""How long arrays that share memory are used: what an instruction writes over isn't used
-afterwards, and what a load views isn't overwritten while it is."""
+"""Checks lifetimes of arrays that share memory.
+
+Nothing uses an array after an instruction has written over it, and nothing overwrites memory while
+a load's view of it is in use.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +35,12 @@ class Storage(NamedTuple):
 
 
 class Lifetimes:
-    """Which arrays share memory, and until when they are used, along one walk in the order of the
-    text. Instructions are numbered in that order; a region's results count as after its body.
+    """Finds which arrays share memory, and until when they are used, in one walk in the order of
+    the text. Instructions are numbered in that order. A region's results count as after its body.
 
-    ``memories``: for a value the memory that it may share, of arrays that instructions make and of
-    loads that are views. What a round of a loop made is not what the next one makes, so a value
-    that is carried along shares nothing that is made inside.
+    ``memories``: the memory that each value may share, of arrays that instructions make and of
+    loads that are views. Each round of a loop makes new arrays, so a carried value shares none that
+    is made inside.
     """
 
     def __init__(self, program: Program, after: str, memory: AliasAnalysis):

@@ -1,4 +1,4 @@
-"""One program: its values, types, parameters, effects and regions."""
+"""Checks one program: its values, types, parameters, effects and regions."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is changed in JAX while the shim is on: one module a thing, each change with its undoing."""
+"""Changes in JAX while the shim is on: one module per change, each with its undoing."""

@@ -1,5 +1,5 @@
-"""Kernels whose devices talk to one another, in what XLA compiles: of JAX's interpreters only the
-TPU's runs them."""
+"""Sends kernels whose devices talk to one another, in functions that XLA compiles, to JAX's TPU
+interpreter. JAX's other interpreters can't run them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def compile_for_tpu_interpreter() -> Callable[[], None]:
     """Has kernels that reach other devices run in the TPU interpreter where XLA compiles them,
     unless their user asked for another; returns the undoing.
 
-    That interpreter gives a kernel effects, of which everything around it has to know. While JAX
-    traces there are none: where a function runs is decided afterwards, and jax.checkpoint, say,
-    refuses them.
+    That interpreter gives a kernel effects, and JAX has to know the effects of all that is around
+    it. While JAX traces there are none: where a function runs is decided afterwards, and some of
+    JAX's functions, such as jax.checkpoint, refuse effects.
     """
     stock = pxla.lower_sharding_computation
 

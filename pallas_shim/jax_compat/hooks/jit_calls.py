@@ -1,10 +1,10 @@
-"""Calls of jitted functions above tracing: where jit's C++ cache has no answer for a call.
+"""Answers calls of jitted functions before JAX traces, if jit's C++ cache has no answer.
 
-JAX remembers what it inferred from a call (its traced form above all) in an entry for the
-function, the types of the arguments, the static values and the configuration. What is answered
-here goes by those entries, so that whatever makes JAX forget makes us forget. To look plans up by
-jaxpr, where JAX runs what it has inferred, would be plainer, but a call that adds 8 numbers takes a
-fifth longer so; and one whose program was kept by an earlier process has no jaxpr.
+JAX keeps what it inferred from a call (above all its traced form) in an entry for the function, the
+types of the arguments, the static values and the configuration. The answers here are attached to
+those entries, so whatever makes JAX forget also makes the shim forget. Looking plans up by jaxpr,
+where JAX runs what it has inferred, would be plainer. But a call that adds 8 numbers takes a fifth
+longer that way, and a call whose program an earlier process has cached has no jaxpr.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Call(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What `CallHandler.load` knows of a call: see there."""
+    """The information of `CallHandler.load` about a call: see there."""
 
     plan: Any
     out_tree: Any
@@ -43,7 +43,7 @@ class Known(NamedTuple):
 
 
 class CallHandler(Protocol):
-    """What calls are answered with."""
+    """Answers calls."""
 
     def plan(self, params: dict[str, Any]) -> Any | None:
         """The plan, if there is one, for calls of a function that JAX has traced. ``params`` are
@@ -68,17 +68,17 @@ class CallHandler(Protocol):
         it."""
 
 
-# What jit looks at to see whether its C++ cache can serve the next call: it can't.
+# jit looks at this to see whether its C++ cache can serve the next call. It can't.
 _NO_JAXPR = SimpleNamespace(effects=(), consts=())
 
 _REGISTRY = getattr(tree_util, "tracing_registry", None) or tree_util.default_registry
 
 
 def answer_calls(answers: CallHandler) -> Callable[[], None]:
-    """Has jitted calls that jit's C++ cache doesn't serve answered; returns the undoing.
+    """Answers jitted calls that jit's C++ cache doesn't serve; returns the undoing.
 
-    ``answers`` isn't asked while another function is traced, or while JAX debugs. Nor is it at all
-    on JAX 0.9.0, which has no such entries: there calls go JAX's whole way to `jit_entry.JIT_CALL`.
+    ``answers`` isn't asked while another function is traced, or while JAX debugs. It is never asked
+    on JAX 0.9.0, which has no such entries; calls go JAX's whole way to `jit_entry.JIT_CALL` there.
     """
     if not hasattr(pjit, "_infer_params"):
         return lambda: None
@@ -106,8 +106,7 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
         except _ToTrace as error:
             to_trace = error.args
         if to_trace is not None:
-            # It is traced with no frame of ours more than under stock JAX, which user code can
-            # count.
+            # Tracing has no more frames than under stock JAX, since user code can count them.
             with nullcontext() if given is None else answers.tracing(given):
                 traced.params = stock_trace(*to_trace)
             inferred, args_flat = stock_infer(fun, info, args, kwargs)
@@ -230,7 +229,7 @@ def _may_be_traced(info: Any) -> None:
 
 
 class _ToTrace(Exception):
-    """What JAX was going to trace."""
+    """The function and arguments that JAX was going to trace."""
 
 
 def without_arrays(call: Call) -> Call:
@@ -256,8 +255,8 @@ def without_arrays(call: Call) -> Call:
 
 
 def trace_anew(call: Call) -> tuple[dict[str, Any], Any, list[Any]]:
-    """Has JAX trace a call as if for the first time; the parameters that `hooks.JIT_CALL` would
-    get, the tree of the results, and the arrays that the function captured."""
+    """Makes JAX trace a call as if for the first time. Returns the parameters that `hooks.JIT_CALL`
+    would get, the tree of the results, and the arrays that the function captured."""
     pjit._infer_params_cached.cache_clear()
     inferred, _ = pjit._infer_params(call.function, call.jit_info, call.args, call.kwargs)
     return inferred.params, inferred.out_tree, inferred.consts
@@ -296,9 +295,9 @@ def _ordinary() -> bool:
 
 
 def _entry(fun: Any, info: Any, args: Any, kwargs: Any) -> tuple[Any, list[Any], tuple[Any, ...]]:
-    """JAX's entry for a call, its arguments that aren't static, and their types.
+    """JAX's entry for a call, its non-static arguments, and their types.
 
-    The entry is None if there is a mesh, or an argument that JAX is to complain about.
+    The entry is None if there is a mesh, or an argument about which JAX has to complain.
     """
     signature, dynamic = jax_jit.parse_arguments(
         args, tuple(kwargs.values()), tuple(kwargs), info.static_argnums, info.static_argnames,

@@ -1,4 +1,4 @@
-"""Where jit asks Python how to run a call, and how it is made to ask again."""
+"""The place where jit asks Python how to run a call, and the way to make it ask again."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from jax._src import pjit
 
 from pallas_shim.jax_compat.kernel_info import kernel_equations
 
-# What runs a jitted function on the path that jit's C++ cache doesn't serve, whether the call
-# comes from the user or from the evaluation of an outer jaxpr.
+# Runs a jitted function on the path that jit's C++ cache doesn't serve, whether the user calls it
+# or the evaluation of an outer jaxpr.
 JIT_CALL = (pjit, "_pjit_call_impl_python")
 
 
 def forget_calls() -> None:
     """Makes every jitted function ask Python again at its next call.
 
-    If JAX compiled a function that holds a kernel, all that JAX compiled is dropped: that
-    program would run the kernel as things were then.
+    If JAX compiled a function that holds a kernel, everything that JAX compiled is dropped: that
+    program would run the kernel as it was decided before.
     """
     for key in pjit._pjit_lower.cache_keys():
         jaxpr = key[0]()

@@ -1,4 +1,4 @@
-"""Kernels in programs that XLA compiles for a CPU: how they are lowered, as one chooses here."""
+"""Changes how kernels are lowered in programs that XLA compiles for a CPU."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ Callback = Callable[..., Sequence[np.ndarray]]
 def register_kernel_lowering(
     choose: Callable[[KernelLowering], tuple[Callback, bool] | None],
 ) -> Callable[[], None]:
-    """Has kernels that are compiled for a CPU run as ``choose`` says; returns the undoing.
+    """Runs kernels that are compiled for a CPU as ``choose`` says; returns the undoing.
 
-    ``choose`` returns the function to call back, with NumPy arrays to NumPy arrays, and
-    whether the outside world sees its calls; or None for JAX's own interpreter.
+    ``choose`` returns the function to call back, from NumPy arrays to NumPy arrays, and whether the
+    outside world sees its calls. It returns None for JAX's own interpreter.
     """
     stock: dict[Any, Callable[..., Any]] = {
         jax_pallas_call.pallas_call_p: jax_pallas_call._pallas_call_lowering
@@ -76,10 +76,10 @@ def register_kernel_lowering(
 
 
 def _interpreter(primitive: Any, params: dict[str, Any]) -> bool:
-    """Which interpreter of JAX's takes a kernel whose user asked for none.
+    """JAX's interpreter for a kernel whose user asked for none.
 
     Raises:
-      NotImplementedError: only the TPU interpreter can, and JAX prepares for that when it
+      NotImplementedError: only the TPU interpreter can run it, and JAX prepares for that when it
         traces the kernel.
     """
     if primitive is not jax_pallas_call.pallas_call_p or params.get("mesh") is not None:
@@ -143,10 +143,10 @@ def _call_back(ctx: Any, operands: Any, callback: Callback, seen: bool) -> Any:
 
 
 def _on_all_devices(ctx: Any, value: Any, aval: Any) -> Any:
-    """A result of a call on the first of several devices, replicated to all.
+    """Replicates a result of a call on the first of several devices to all of them.
 
-    Else XLA may leave a result of the whole function on that one device, which JAX can't
-    express where a mesh is set.
+    Otherwise XLA may leave a result of the whole function on that one device. JAX can't express
+    that if a mesh is set.
     """
     axes = ctx.module_context.axis_context
     if not isinstance(axes, ShardingContext) or axes.num_devices == 1:

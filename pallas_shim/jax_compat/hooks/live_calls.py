@@ -1,9 +1,7 @@
-"""Calls of jitted functions in which all is used: JAX's dead code elimination leaves them as they
-are.
+"""Keeps calls of jitted functions without dead code as they are when JAX removes dead code.
 
-JAX before 0.12 makes each such call anew, with a jaxpr that says the same. In an unrolled kernel,
-whose operations on arrays are calls of jitted functions, that is half of what the elimination
-takes.
+JAX before 0.12 builds each such call again, with an equal jaxpr. In an unrolled kernel, operations
+on arrays are calls of jitted functions, so this is half of the elimination's time.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from jax._src.interpreters import partial_eval
 
 
 def leave_alone() -> Callable[[], None]:
-    """Has JAX leave such calls as they are, and gives the undoing."""
+    """Makes JAX leave such calls as they are; returns the undoing."""
     rules: Any = partial_eval.dce_rules
     stock = rules[pjit.jit_p]
     if len(inspect.signature(stock).parameters) != 2:

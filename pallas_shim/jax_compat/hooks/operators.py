@@ -1,11 +1,11 @@
-"""Operators and casts of arrays that are being traced, by a shorter way.
+"""A short cut for operators and casts of traced arrays.
 
-`x + y` of two traced arrays calls jnp.add, a jitted function, whose jaxpr JAX looks up and copies
-into the caller's. Of two arrays of the same type, and of an array and a Python number, that
-jaxpr is one equation, which the function of `jax.lax` adds at once: in unrolled kernels, this
-saves a quarter to a half of the time that tracing takes. `x.astype` asks at length what its type
-is; of the types that have one meaning, this is known. Under a mesh, where a number may first have
-to be spread over devices, JAX goes its own way.
+`x + y` of two traced arrays calls jnp.add, a jitted function. JAX looks up its jaxpr and copies it
+into the caller's. For two arrays of the same type, or an array and a Python number, that jaxpr is
+one equation. Here, the function of `jax.lax` adds it directly. This saves a quarter to a half of
+the time of tracing an unrolled kernel. `x.astype` takes long to find out the meaning of its type;
+for types with only one meaning, it is known. Under a mesh, a number may first have to be spread
+over devices, so JAX goes its own way.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _INTEGERS = _SIGNED | _UNSIGNED
 _FLOATS = frozenset(map(np.dtype, ("f2", "f4", jnp.bfloat16)))
 _NUMBERS = _INTEGERS | _FLOATS
 
-# Where JAX's operator is one function of lax, and of which types.
+# Operators of JAX that are one function of lax, and the types for which they are.
 _BINARY: tuple[tuple[str, Callable[..., Any], frozenset[np.dtype]], ...] = (
     ("add", lax.add, _NUMBERS),
     ("sub", lax.sub, _NUMBERS),
@@ -48,7 +48,7 @@ _BINARY: tuple[tuple[str, Callable[..., Any], frozenset[np.dtype]], ...] = (
     ("gt", lax.gt, _NUMBERS | _BOOL),
     ("ge", lax.ge, _NUMBERS | _BOOL),
 )
-# Those with a form in which the number comes first.
+# Operators with a form in which the number comes first.
 _REFLECTED = frozenset({"add", "sub", "mul", "truediv", "and", "or", "xor", "lshift", "rshift"})
 
 
@@ -61,7 +61,7 @@ _CASTS: dict[Any, np.dtype] = {
 
 
 def shorten() -> Callable[[], None]:
-    """Has operators and casts of traced arrays take the shorter way, and gives the undoing."""
+    """Makes operators and casts of traced arrays take the short cut; returns the undoing."""
     stock: dict[str, Any] = {}
 
     def put(name: str, function: Callable[..., Any], dtypes: frozenset[np.dtype]) -> None:
@@ -108,7 +108,7 @@ def _astype(stock: Callable[..., Any]) -> Callable[..., Any]:
     def astype(x: Any, dtype: Any, *args: Any, **kwargs: Any) -> Any:
         if type(x) is DynamicJaxprTracer and not args and not kwargs:
             aval: Any = x.aval
-            # What can't be hashed is left to JAX.
+            # JAX handles unhashable values.
             to = _CASTS.get(dtype) if isinstance(dtype, (type, np.dtype)) else None
             if to is not None and aval.dtype in _CASTS and aval.sharding.mesh is no_mesh:
                 if to != aval.dtype:
@@ -132,8 +132,8 @@ def _is_scalar_beside(one: Any, other: Any) -> bool:
 
 
 def _number(value: Any, dtype: np.dtype) -> Any | None:
-    """A Python number as JAX has it beside an array of ``dtype``; None where that is a matter of
-    x64 mode, of two roundings, or an error."""
+    """A Python number as JAX has it beside an array of ``dtype``. None if that depends on x64 mode,
+    takes two roundings, or is an error."""
     if type(value) is int and dtype in _RANGE:
         least, largest = _RANGE[dtype]
         if least <= value <= largest:

@@ -1,10 +1,10 @@
-"""Equations of arrays that are being traced, by a shorter way.
+"""A short cut for adding the equations of traced arrays.
 
-`Primitive.bind` asks what kind of value each operand is, on which mesh, and of which trace, puts
-the current trace aside, and then asks how the trace adds an equation of this primitive. Of a
+`Primitive.bind` asks for each operand's kind, mesh and trace, puts the current trace aside, and
+then asks how that trace adds an equation of this primitive. The answers are known beforehand for a
 primitive of `jax.lax`, or a call of a jitted function, whose operands are arrays of the current
-trace and on no mesh, the answers are known beforehand. There the equation is added at once, which
-takes a quarter to a third off the tracing of an unrolled kernel.
+trace and on no mesh. Then the equation is added directly, which saves a quarter to a third of the
+time of tracing an unrolled kernel.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from jax._src.interpreters.partial_eval import DynamicJaxprTrace, DynamicJaxprTr
 from jax._src.mesh import empty_abstract_mesh as no_mesh
 from jax._src.source_info_util import current as current_source
 
-# A way to add an equation; None where JAX's own is to be gone.
+# A way to add an equation. None: fall back to JAX's bind.
 Way = Callable[[Any, Any, list[Any], dict[str, Any]], Any]
 
 
 def shorten() -> Callable[[], None]:
-    """Has primitives bound by the shorter way, and gives the undoing."""
+    """Makes primitives bind by the short cut; returns the undoing."""
     stock = core.Primitive.bind
     context = core.trace_ctx
     ways = _ways()
@@ -103,7 +103,7 @@ def _add(trace: Any, primitive: Any, tracers: list[Any], params: dict[str, Any])
 def _add_by_rule(
     trace: Any, primitive: Any, tracers: list[Any], params: dict[str, Any]
 ) -> Any | None:
-    """Has the primitive's own rule add what stands for it."""
+    """Lets the primitive's own rule add its equations."""
     rule = partial_eval.custom_staging_rules[primitive]
     return rule(trace, current_source(), *tracers, **params)
 
@@ -118,7 +118,8 @@ def _convert(trace: Any, primitive: Any, tracers: list[Any], params: dict[str, A
     return _add(trace, primitive, tracers, params)
 
 
-# How a call says that tracing replaces it with what it calls; JAX before 0.12 says yes or no.
+# The parameter by which tracing replaces a call with the called function. JAX before 0.12 has a
+# boolean.
 _INLINED: Any = api.Inline.JAX_EARLY if hasattr(api, "Inline") else True
 
 

@@ -1,4 +1,4 @@
-"""What JAX's own code for Pallas on a TPU asks of the TPU, answered for one that isn't there."""
+"""Answers what JAX's own code for Pallas asks about the TPU, for a TPU that isn't there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax._src import config
 
-# Where it is since JAX 0.12, since JAX 0.9, and before.
+# Its module since JAX 0.12, since JAX 0.9, and before.
 _PLACES = ("jax._src.tpu_info", "jax._src.pallas.mosaic.tpu_info", "jax._src.pallas.mosaic.core")
 
 
@@ -21,7 +21,7 @@ def _module() -> Any:
 
 
 def tile_without_tpu() -> Callable[[], None]:
-    """Has emit_pipeline cut its last blocks where there is no TPU; returns the undoing.
+    """Makes emit_pipeline cut its last blocks without a TPU; returns the undoing.
 
     It asks for the tiling, which is the same on every TPU since v4.
     """
@@ -55,9 +55,9 @@ def _device(kind: str, cores: int) -> Any:
 
 
 def emit_pipelines_at_once() -> Callable[[], None]:
-    """Has emit_pipeline never make a primitive of itself, whatever jax_use_emit_pipeline_primitive
-    says; returns the undoing. It stands for what is otherwise emitted where it is called.
-    """
+    """Makes emit_pipeline emit its equations directly instead of a primitive, whatever
+    jax_use_emit_pipeline_primitive says; returns the undoing. The primitive stands for the same
+    equations."""
     flag = getattr(config, "use_emit_pipeline_primitive", None)  # JAX >= 0.10
     if flag is None:
         return lambda: None

@@ -1,4 +1,4 @@
-"""Where JAX traces kernels, and how long it traces."""
+"""Hooks into the place where JAX traces kernels, and measures the time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 from jax._src import monitoring
 from jax._src.pallas import pallas_call as jax_pallas_call
 
-# What traces a kernel's function to its jaxpr.
+# The function of JAX that traces a kernel to its jaxpr.
 KERNEL_TRACING = (jax_pallas_call, "_trace_kernel_to_jaxpr")
 
 TRACE_EVENT = "/jax/core/compile/jaxpr_trace_duration"

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 from pallas_shim.evaluator.passes.batching import batch
 from pallas_shim.evaluator.passes.constant_folding import fold_constants
@@ -86,13 +88,20 @@ SAMPLES: dict[str, Any] = {
     "sort": lambda x: lax.sort([x, -x], dimension=0, num_keys=1)[1],
     "top_k": lambda x: lax.top_k(x, 2)[1],
     "dot_general": (lambda x: x @ FLOATS[0].T, FLOATS),
+    "roll": lambda x: pltpu.roll(x, 2, 1, stride=1, stride_axis=0),
+    "reciprocal": (lambda x: pl.reciprocal(x + 9, approx=True), FLOATS),
 }
-NEWER = {  # which some JAX versions don't have
+# Some versions of JAX don't have these.
+NEWER: dict[str, Any] = {
     "tile": lambda x: lax.tile(x, (2, 3)),
     "stack": lambda x: lax.stack([x, -x], axis=1),
     "unstack": lambda x: lax.unstack(x, axis=1)[2],
+    "pack_elementwise": lambda x: pltpu.pack_elementwise([x, -x], packed_dtype=jnp.int16),
+    "unpack_elementwise": lambda x: pltpu.unpack_elementwise(
+        x, index=1, packed_dtype=jnp.int16, unpacked_dtype=jnp.int32
+    ),
 }
-SAMPLES |= {name: sample for name, sample in NEWER.items() if hasattr(lax, name)}
+SAMPLES |= {n: sample for n, sample in NEWER.items() if hasattr(lax, n) or hasattr(pltpu, n)}
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -136,6 +145,11 @@ def test_scatters_with_indices_of_their_own():
         return [x.at[jnp.abs(x[:3, 0] % 5)].add(x[1:4], mode="drop") for x in tiles]
 
     assert batched(f, *TILES)["scatter-add"] == 1
+
+
+def test_rolls_by_distances_of_their_own():
+    rolled = lambda *xs: [pltpu.roll(x, abs(x[0, 0]), 1) for x in xs]  # noqa: E731
+    assert batched(rolled, *TILES)["roll"] == LANES
 
 
 def test_a_sum_of_floats_is_left_alone():

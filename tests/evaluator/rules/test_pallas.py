@@ -1,5 +1,8 @@
 """Pallas' own primitives, but for memory, against JAX's interpreter."""
 
+import functools
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,6 +102,20 @@ def test_a_linear_call():
         )
 
     check(kernel, X + 2)
+
+
+if importlib.util.find_spec("jax.experimental.overlap"):  # JAX >= 0.11
+
+    def test_an_order_of_communication_changes_nothing():
+        overlap = importlib.import_module("jax.experimental.overlap")
+
+        @functools.partial(overlap.program_order, enforce=False)
+        def ordered(x):
+            return pl.pallas_call(lambda x, o: pltpu.sync_copy(x, o), out_shape=LIKE_X)(x) * 2
+
+        assert "program_order" in str(jax.make_jaxpr(ordered)(X))
+        for (got,) in evaluate(ordered, X):
+            compare(got, np.asarray(X * 2))
 
 
 if hasattr(pltpu, "touch"):  # JAX >= 0.10

@@ -1,1 +1,1 @@
-"""Grid batching, and what only it needs: cells of a grid, or rounds of a loop, at once."""
+"""Grid batching: runs cells of a grid, or rounds of a loop, together."""

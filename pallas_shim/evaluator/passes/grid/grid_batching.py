@@ -1,23 +1,22 @@
-"""Grid batching: cells of a grid that are proven independent run at once.
+"""Grid batching: runs cells of a grid together that are proven independent.
 
-Running at once means that each instruction is done for all of these cells before the next.
-The cells of a grid run in lexicographic order of its axes; here they run at once along some,
-the *parallel* axes, and one after the other along the rest. That gives the same results if
+Together means that each instruction runs for all of these cells before the next instruction. A grid
+runs its cells in lexicographic order. Here, the cells along some axes, the *parallel* ones, run
+together, and the rest in order. That gives the same results if
 
-1. no two cells that differ along a parallel axis meet in memory that either writes to
-   (analysis/dependence.py), whatever they are along the others, so that none sees what another did;
-2. but for scratch, of which each cell gets its own: that changes nothing where nobody else
-   looks at it and a cell only reads what it has stored there itself, or what the first of the
-   cells that run one after another has, if the grid goes through all of these before it goes
-   on to any that differs along a parallel axis (privatisation.py);
-3. all cells that run at once do the same instructions: whether a branch is taken, and how
-   often a loop runs, may not differ between them (`Varies`), but where a cell may also do what
-   is not its own (vectorise_control.py);
-4. nothing in a cell is seen outside in the order in which cells run.
+1. no two cells that differ along a parallel axis touch memory that either writes to, wherever they
+   are along the other axes (analysis/dependence.py);
+2. scratch is the exception: each cell gets its own. That is right if nothing else looks at it, and
+   a cell only reads elements that it has stored itself. It may also read what the first of the
+   cells that run in order has stored, if the grid visits all of those before any cell that differs
+   along a parallel axis (privatisation.py);
+3. all cells that run together execute the same instructions: whether a branch is taken, and how
+   often a loop runs, doesn't differ between them (`Varies`). The exception is code that a cell may
+   execute for others (vectorise_control.py);
+4. nothing outside sees the order in which cells run.
 
-What `dimension_semantics` says is not looked at. An axis for which one of these isn't proven
-is not parallel. Along the parallel ones cells are taken in chunks, so that stacks stay in the
-cache and take memory that doesn't grow with the grid.
+`dimension_semantics` isn't used. An axis is parallel only if all of this is proven. Cells run in
+chunks, so that stacks stay in the cache, and memory doesn't grow with the grid.
 """
 
 from __future__ import annotations
@@ -55,8 +54,8 @@ from pallas_shim.evaluator.program import (
 _LARGEST_STACK = 1 << 20
 # Grids of more cells times instructions than this are not looked at.
 _LARGEST_PROOF = 1 << 26
-# What doing an instruction cell by cell costs more than doing it in each cell, as a part of
-# what a call costs.
+# The extra cost of running an instruction cell by cell here instead of in each cell, as a fraction
+# of the cost of a call.
 _ONE_BY_ONE = 0.5
 
 
@@ -121,8 +120,8 @@ class _Grid:
         (self.region,) = instruction.regions
 
     def batched(self) -> list[Instruction] | None:
-        """What does the same as the grid with cells at once, None if that isn't proven or
-        doesn't pay."""
+        """Instructions that do the same as the grid, with cells together. None if that isn't proven
+        or doesn't pay."""
         if any(size.const is None for size in self.instruction.ins) or not self._tractable():
             return None
         self.sizes = [int(size.const) for size in self.instruction.ins if size.const is not None]
@@ -229,8 +228,8 @@ class _Grid:
         return body
 
     def _chunks(self, axes: Sequence[int]) -> tuple[list[int], int]:
-        """How many cells along each axis run at once, and the axis on which a chunk may be
-        left over."""
+        """The number of cells along each axis that run together, and the axis on which a partial
+        chunk may be left."""
         largest = max(
             [
                 type.nbytes
@@ -275,7 +274,7 @@ class _Grid:
         with vectorised.builder.block() as emitted:
             run(vectorised, self.region.body)
         body = (*vectorised.entry, *emitted)
-        # What doesn't depend on the rest of the axes can then leave the inner loop.
+        # Instructions that don't depend on the other axes can then leave the inner loop.
         rest = [axis for axis in range(len(self.sizes)) if axis not in proven.axes]
         for axes in (rest, proven.axes):
             params = [layout.params[axis] for axis in axes]

@@ -1,4 +1,4 @@
-"""Which cells of a grid run at once, and how what is known of each lies in their stacks."""
+"""Layout: which cells of a grid run together, and where the values of each lie in stacks."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Layout:
         self._axis_of = {index: axis for axis, index in enumerate(indices)}
 
     def step_of(self, value: Value) -> Value | None:
-        """The number of the chunk, if that is what a value is."""
+        """The number of the chunk, if the value is one."""
         axis = self._axis_of.get(value)
         if axis is None or self.chunks[axis] > 1 or self.ranges[axis][0]:
             return None
@@ -73,8 +73,8 @@ class Layout:
         return self._values(used), rest, None if all(size == 1 for size in lead) else lead
 
     def evenly(self, spans: Sequence[Span]) -> Evenly | None:
-        """How the parts that spans take of an array lie, None if that isn't known or not
-        evenly."""
+        """The layout of the parts of an array that spans take, None if it isn't known to be
+        even."""
         bases: list[Table] = []
         distances: list[list[int]] = []
         for span in spans:

@@ -1,10 +1,10 @@
-"""Privatisation: the proof that cells read of a buffer only what they themselves have stored there.
+"""Privatisation: proves that cells read only elements of a buffer that they themselves have stored.
 
-Then each of the cells that run at once can have such a buffer of its own. Which elements a
-cell has stored to is followed along its instructions, as a mask over the buffer: what a store
-at a known place covers is added, what may not happen isn't, and every read must be of elements
-in the mask. If cells run one after another, and the grid goes through all of them before it
-goes on to others, a cell also finds what the first of them has stored.
+Each of the cells that run together can then have its own copy of the buffer. A mask over the buffer
+follows the stored elements along a cell's instructions. A store at a known place adds the elements
+that it covers; a store that may not happen adds none. Every read must lie within the mask. If cells
+run in order, and the grid visits all of them before any other, a cell also finds the elements that
+the first of them has stored.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class _StoredElements:
         if self.root not in within.reads and self.root not in within.writes:
             return
         if instruction.name == "scan":
-            # Each round finds what the ones before have stored to, so the first reads least.
+            # Each round finds the stores of the earlier ones, so the first round may read least.
             if instruction.operation.params["length"] > 0:
                 self.region(instruction.regions[0], stored)
             return

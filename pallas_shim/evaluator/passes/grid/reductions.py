@@ -1,11 +1,10 @@
-"""Reductions: what the rounds of a loop accumulate in memory, done after the rest of each.
+"""Reductions: accumulates into memory after the rest of each round has run.
 
-The rounds of a loop may do one thing more than cells of a grid, since they run in order: a part
-of a buffer may be *accumulated* into, ``ref[at] = f(ref[at], value)``, wherever `at` leads. If
-the buffer is touched by that load and that store only, and the load's result by `f` only and that
-by the store only, then neither `at` nor `value` of any round depend on what the buffer holds. So
-they can be computed for many rounds first, and the accumulation be done for these one after the
-other, in their order, with the same rounding at each.
+The rounds of a loop run in order, so they may do one thing that cells of a grid may not:
+*accumulate* into a part of a buffer, ``ref[at] = f(ref[at], value)``, wherever `at` leads. Suppose
+that only this load and this store touch the buffer, only `f` uses the load's result, and only the
+store uses `f`'s. Then no `at` or `value` depends on the buffer. So both are computed for many
+rounds first, and then accumulated round by round, in order, with the same rounding at each.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from pallas_shim.jax_compat.state import Index, Slice
 # The functions that accumulate numbers of any kind, and those that do integers.
 _OF_NUMBERS = (np.add, np.subtract, np.multiply)
 _OF_INTEGERS = (np.minimum, np.maximum, np.bitwise_and, np.bitwise_or, np.bitwise_xor)
-# Those whose operands may come in either order. (Of two NaNs the first is the result.)
+# Functions whose operands may come in either order. (Of two NaNs, the first is the result.)
 _COMMUTING = (np.add, np.multiply, *_OF_INTEGERS)
 
 
 class Accumulation(NamedTuple):
-    """What is done to a part of a buffer. ``replaced``: the value that does it in a round."""
+    """An accumulation into a part of a buffer. ``replaced``: the value that does it in a round."""
 
     root: Value
     ufunc: Any
@@ -78,7 +77,7 @@ def _accumulates(operation: Operation) -> bool:
 
 
 def _orders(update: Instruction) -> list[tuple[Value, Value]]:
-    """What may be the old value and what goes on top of it."""
+    """The pairs of operands that may be the old value and the value combined with it."""
     first, second = update.ins
     exact = update.operation.outs[0].dtype.kind != "f"
     commutes = exact and update.operation.fn in _COMMUTING

@@ -1,7 +1,6 @@
-"""Loops that count: a scan that carries only counters is a grid of one axis.
+"""Counting loops: turns a scan that carries only counters into a grid of one axis.
 
-Its rounds are cells, and may run at once under the same conditions as a grid's, with what a
-round of such a loop knows of itself: its counters.
+Its rounds are cells, and may run together under the same conditions as those of a grid.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _LARGEST_BODY = 1 << 10
 
 
 class Loop(NamedTuple):
-    """A loop as a grid. ``known``: its counters; ``after``: what it leaves them at."""
+    """A loop as a grid. ``known``: its counters; ``after``: their final values."""
 
     grid: Instruction
     known: Mapping[Value, Table]
@@ -38,7 +37,8 @@ class Loop(NamedTuple):
 
 
 def as_grid(scan: Instruction) -> Loop | None:
-    """What does the same as a scan, None unless it carries only counters."""
+    """The loop over cells that does the same as a scan. None unless the scan carries only
+    counters."""
     params, (region,) = scan.operation.params, scan.regions
     length, count = params["length"], params["num_carry"]
     if not (len(scan.ins) == len(scan.outs) == count and 1 < length <= _MOST_ROUNDS):

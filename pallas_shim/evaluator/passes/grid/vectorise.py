@@ -1,9 +1,8 @@
-"""A grid's body for many cells at once: each instruction over axes in front of its operands.
+"""Vectorisation: runs each instruction of a grid's body over many cells.
 
-Every value is either shared, the same for all cells that run at once, or a stack with one axis
-in front for each axis of the grid along which cells run at once. That axis is 1 where the value
-doesn't depend on it: a block that all cells of a row have in common is neither copied nor
-computed on twice.
+A value is either shared, the same for all cells that run together, or a stack. A stack has one axis
+in front for each parallel axis of the grid. The axis has size 1 if the value doesn't depend on it.
+So a block that all cells of a row share is neither copied nor computed on twice.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from pallas_shim.evaluator.program import (
 from pallas_shim.evaluator.registry import BATCHING_RULES
 from pallas_shim.jax_compat.state import Index, Reshape, Slice, Transpose
 
-# Blocks that lie unevenly are copied if they take no more bytes than this.
+# Unevenly spaced blocks are copied if they take no more bytes than this.
 _LARGEST_COPY = 1 << 21
 
 
@@ -45,8 +44,8 @@ class Varies(Exception):
 
 
 class Cell(NamedTuple):
-    """What stands for a value: ``lead`` is None if it is shared. ``listed``: it is a ref that
-    is a list of views."""
+    """A value of a cell as it is over many cells. ``lead`` is None if all cells share it.
+    ``listed``: it is a ref that is a list of views."""
 
     value: Value
     lead: LeadingAxes = None
@@ -94,7 +93,7 @@ class Vectoriser:
     # -- values -----------------------------------------------------------------------------
 
     def cell(self, value: Value) -> Cell:
-        """What stands for a value. One from outside the grid is itself."""
+        """The cell that stands for a value. A value from outside the grid stands for itself."""
         found = self.cells.get(value)
         if found is None:
             table = self.known.get(value)
@@ -121,7 +120,7 @@ class Vectoriser:
         return self.builder.emit(operation, ins)
 
     def _counted_singly(self) -> None:
-        """What is emitted next does its work cell by cell."""
+        """Counts the next instruction as one that works cell by cell."""
         self.single += 1
         self.calls -= 1
 

@@ -1,12 +1,12 @@
-"""Branches and loops in a grid's body, for many cells at once.
+"""Vectorises the branches and loops of a grid's body.
 
-A loop stays a loop. What it carries is a stack along the axes along which what it starts with or
-any round differs.
+A loop stays a loop. A carried value is a stack along the axes along which its start or any round
+differs.
 
-All cells that run at once take the same branch and loop as often, but where that only computes
-and loads, and little. There all branches are taken, and each cell has the results of its own; and
-the rounds of a loop go on until no cell is left that wants one, and those that want none keep what
-they have.
+All cells that run together take the same branch and loop equally often, unless the divergent code
+is small and pure; then every cell executes it and the result is masked. All branches run, and each
+cell keeps the results of its own. A loop goes on until no cell wants another round, and cells that
+are done keep their values.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ def _until_none_is_left(
 
 
 def _selected(on: Vectoriser, which: Value, cases: Sequence[Value]) -> Cell:
-    """The one of several values that each cell chooses."""
+    """The one of several values that each cell selects."""
     type, out = cases[0].type, Value(cases[0].type)
     types = (which.type, *[case.type for case in cases])
     select = on.builder.operation("select_n", types, (type,), {})
@@ -277,7 +277,7 @@ def _loop(on: Vectoriser, instruction: Instruction) -> None:
     _replace(on, instruction, sizes, (), [made])
 
 
-# What a cell may compute for nothing, in bytes: it takes no longer than another call.
+# The bytes that a cell may compute without need. Computing them takes no longer than another call.
 _LITTLE = 1 << 12
 
 
