@@ -46,7 +46,7 @@ def _read_function(fingerprint: Fingerprint, function: types.FunctionType) -> No
 
 def _read_users_function(fingerprint: Fingerprint, function: types.FunctionType) -> None:
     code, namespace = function.__code__, function.__globals__
-    known = function.__builtins__  # type: ignore[attr-defined]
+    known = function.__builtins__
     if type(namespace) is not dict or (known and known is not vars(builtins)):
         raise fingerprint.refusal("its globals or built-ins are of a kind of their own")
     fingerprint.emit(

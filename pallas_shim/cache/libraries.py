@@ -31,7 +31,8 @@ _STANDARD = {
     "dataclasses": """FrozenInstanceError InitVar KW_ONLY MISSING _MISSING_TYPE asdict astuple
         _recursive_repr dataclass field is_dataclass replace""",
     "_warnings": "warn",
-    "enum": "CONFORM EJECT KEEP STRICT FlagBoundary Enum EnumMeta EnumType Flag IntEnum IntFlag ReprEnum StrEnum auto unique",
+    "enum": """CONFORM EJECT Enum EnumMeta EnumType Flag FlagBoundary IntEnum IntFlag KEEP ReprEnum
+        STRICT StrEnum auto unique""",
     "fractions": "Fraction",
     "functools": """cached_property cmp_to_key partial partialmethod reduce total_ordering
         update_wrapper wraps""",

@@ -3,7 +3,7 @@ when it imports, contexts, what is changed in place, and libraries of the user's
 
 from __future__ import annotations
 
-from tests.processes.ways import READ, REFUSED, REFUSED_CHANGED, Way, read, refused
+from tests.processes.ways import READ, REFUSED_CHANGED, Way, read, refused
 
 # Read when the module is imported, into what the function then reads.
 IMPORTED = [

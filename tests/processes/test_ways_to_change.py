@@ -108,8 +108,10 @@ def found(source, tmp_path_factory):
         place.mkdir()
         (place / "switch.py").write_text(f"CHANGED = {changed}\n")
         got = python.run(
-            project / "script.py", ",".join(map(str, numbers)), place / "out.json", cwd=place, timeout=600,
-            PYTHONPATH=os.pathsep.join(map(str, (place, packages))), PALLAS_NUMPY="1", PALLAS_NUMPY_CACHE=str(project / "cache"),
+            project / "script.py", ",".join(map(str, numbers)), place / "out.json",
+            cwd=place, timeout=600,
+            PYTHONPATH=os.pathsep.join(map(str, (place, packages))),
+            PALLAS_NUMPY="1", PALLAS_NUMPY_CACHE=str(project / "cache"),
             PALLAS_NUMPY_REPORT=str(place / "report.json"),
         )  # fmt: skip
         assert got.returncode == 0, got.stderr
@@ -122,6 +124,7 @@ def found(source, tmp_path_factory):
 
 
 NAMES = list(WAYS)
+pytestmark = pytest.mark.timeout(600)  # for the three processes, on a busy machine
 
 
 def test_there_are_many():
