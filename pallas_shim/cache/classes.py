@@ -116,7 +116,7 @@ def _read_instance(fingerprint: Fingerprint, value: Any) -> None:
             name = f"_{base.__name__.lstrip('_')}{slot}" if slot.startswith("__") else slot
             if slot not in ("__dict__", "__weakref__"):
                 fingerprint.emit(slot)
-                member = vars(base).get(name)
+                member: Any = vars(base).get(name)
                 if isinstance(member, types.MemberDescriptorType):
                     try:
                         fingerprint.add(member.__get__(value), f".{slot}")

@@ -29,7 +29,7 @@ _STANDARD = {
         contextmanager nullcontext suppress""",
     "copy": "copy deepcopy replace",
     "dataclasses": """FrozenInstanceError InitVar KW_ONLY MISSING _MISSING_TYPE asdict astuple
-        _recursive_repr dataclass field is_dataclass replace""",
+        _recursive_repr _replace dataclass field is_dataclass replace""",
     "_warnings": "warn",
     "enum": """CONFORM EJECT KEEP STRICT FlagBoundary Enum EnumMeta EnumType Flag IntEnum IntFlag
         ReprEnum StrEnum auto unique""",
@@ -59,6 +59,7 @@ _MAKERS = frozenset({
     ("jax._src.pallas.pallas_call", "_pallas_call"),
     ("jax._src.traceback_util", "api_boundary"),
     ("jax._src.tree_util", "register_dataclass"),
+    ("jax._src.tree_util", "_register_dataclass"),
     ("jax._src.tree_util", "register_static"),
 })
 # Modules whose functions are read by their names.

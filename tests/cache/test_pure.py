@@ -66,3 +66,34 @@ def test_the_kernels_of_the_benchmarks_can_be_kept(kernels):
         except Exception as error:
             refused[name] = str(error)
     assert refused == {}
+
+
+KERNELS_OF_JAX = {
+    "gpu.softmax": "softmax",
+    "gpu.layer_norm": "layer_norm",
+    "gpu.rms_norm": "rms_norm",
+    "gpu.attention": "mha",
+    "gpu.decode_attention": "mqa",
+    "gpu.paged_attention": "paged_attention",
+    "tpu.flash_attention": "flash_attention",
+    "tpu.matmul": "matmul",
+    "tpu.megablox.gmm": "gmm",
+    "tpu.paged_attention.paged_attention_kernel": "paged_attention",
+    "tpu.splash_attention.splash_attention_kernel": "make_splash_mha",
+}
+
+
+@pytest.mark.parametrize("module, name", KERNELS_OF_JAX.items())
+def test_the_kernels_that_come_with_jax_can_be_kept(module, name):
+    try:
+        kernel = getattr(importlib.import_module(f"jax.experimental.pallas.ops.{module}"), name)
+    except ImportError:
+        pytest.skip("not in this version of JAX")
+
+    def users(*args):
+        return kernel(*args)
+
+    fingerprint = Fingerprint()
+    fingerprint.add_jitted(*inputs.jitted(jax.jit(users)))
+    fingerprint.digest()
+    audit(fingerprint.found)

@@ -124,6 +124,7 @@ def found(source, tmp_path_factory):
 
 
 NAMES = list(WAYS)
+pytestmark = pytest.mark.timeout(600)  # for the three processes, on a busy machine
 
 
 def test_there_are_many():
