@@ -35,7 +35,7 @@ _NOWHERE = {
         "dot_product_attention_fp8_bwd_wrapper"
     ),
     "it is code for a GPU": "elementwise_inline_asm elementwise_inline_asm_p",
-    "the length of the matrix unit's queue isn't documented": (
+    "the length of the queue of a TPU's matrix unit isn't documented": (
         "matmul_lhs_fifo matmul_pop_fifo"
     ),
     "it belongs to Mosaic GPU": "jaxpr_call",
