@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from pallas_shim.evaluator import execute
+from pallas_shim.evaluator import execute, frames
 from pallas_shim.evaluator.call_stack import with_room
 from pallas_shim.evaluator.lower import lower
 
@@ -70,7 +70,7 @@ def test_programs_of_many_steps_run_with_room(monkeypatch, f, length, emitted, r
         calls.append(args)
         return with_room(*args)
 
-    monkeypatch.setattr(execute, "with_room", noted)
+    monkeypatch.setattr(frames, "with_room", noted)
     x = np.ones(3, np.float32)
     program = lower(jax.make_jaxpr(lambda x: f(x, length))(x))
     (got,) = execute.Executable(program, lambda loop: emitted)(x)

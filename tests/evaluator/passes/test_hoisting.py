@@ -103,10 +103,13 @@ def test_large_results_stay():
 
     def build(b, x):
         def body(carry):
-            wide = b.pure("sin", lambda: np.broadcast_to(INT.type(1), large.shape), [], large)
-            first = b.pure("cos", lambda w: w[0, 0], [wide], SCALAR)
+            wide = b.pure(
+                "iota", lambda: np.broadcast_to(INT.type(1), large.shape), [], large,
+                dtype=INT, shape=large.shape, dimension=0, sharding=None,
+            )  # fmt: skip
+            first = b.pure("reduce_max", lambda w: w[0, 0], [wide], SCALAR, axes=(0, 1))
             return [b.binary("add", carry, first)]
 
         return b.scan([x], [], body, length=2)
 
-    assert hoisted([SCALAR], build) == [("scan", ["sin", "cos", "add"])]
+    assert hoisted([SCALAR], build) == [("scan", ["iota", "reduce_max", "add"])]
