@@ -7,6 +7,7 @@ be known to be pure.
 
 from __future__ import annotations
 
+import gc
 import sys
 import types
 from typing import Any
@@ -32,6 +33,7 @@ class Watch:
 
     def __init__(self, found: Found) -> None:
         self.problem: str | None = "JAX had traced it already"
+        self._collects = False
         self._users = {id(code): code for code, _, _ in found.codes}
         self._anywhere: dict[int, Any] = {}  # code of libraries, by where it lies
         self._standard: dict[int, Any] = {}
@@ -43,6 +45,9 @@ class Watch:
             self.problem = "a profiler is at work while it is traced"
         else:
             self.problem = None
+            # Callbacks of garbage collection (profilers and test tools have some) aren't tracing's.
+            self._collects = gc.isenabled()
+            gc.disable()
             sys.setprofile(self._event)
         return self
 
@@ -51,6 +56,8 @@ class Watch:
             sys.setprofile(None)
         elif self.problem is None:
             self.problem = "a profiler was started while it was traced"
+        if self._collects:
+            gc.enable()
 
     def _event(self, frame: types.FrameType, event: str, argument: Any) -> None:
         if event == "call":

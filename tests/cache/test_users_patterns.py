@@ -3,6 +3,7 @@ use."""
 
 from __future__ import annotations
 
+import gc
 import sys
 import textwrap
 import types
@@ -508,3 +509,17 @@ def test_what_users_write_is_kept_and_read(keeping, pattern):
     assert how == {"written"}
     how, read = became()
     assert (how, read) == ({"read"}, written)
+
+
+def test_callbacks_of_garbage_collection_are_not_tracings(keeping):
+    def callback(phase, info):
+        len(info)
+
+    before = gc.get_threshold()
+    gc.callbacks.append(callback)
+    gc.set_threshold(1)
+    try:
+        test_what_users_write_is_kept_and_read(keeping, next(iter(PATTERNS)))
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(callback)
