@@ -49,9 +49,18 @@ def plain(x):
     return x + x
 
 
+# Before JAX 0.9.2.
+OTHERWISE_BEFORE = {
+    "how_deep_the_stack_is_while_it_is_traced": "tracing has two frames of the shim's more",
+    "keys_that_are_used_again": "jit's C++ cache serves the second call, without a check",
+}
+
+
 @pytest.mark.parametrize("work", [double, plain], ids=["kernel", "no kernel"])
 @pytest.mark.parametrize("name", OBSERVATIONS)
 def test_what_a_user_sees_is_as_under_jit(name, work, setting):
+    if name in OTHERWISE_BEFORE and jax.__version_info__ < (0, 9, 2):
+        pytest.skip(OTHERWISE_BEFORE[name])
     observation = OBSERVATIONS[name]
     want = observation(work)
     jax.clear_caches()
