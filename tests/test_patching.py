@@ -12,6 +12,7 @@ import pytest
 import pallas_shim
 from pallas_shim import patching
 from pallas_shim.jax_compat.hooks import jit_entry
+from pallas_shim.report import REPORT
 from tests.interrupts import at_every_bytecode
 from tests.shimmed import double, rungs
 
@@ -56,6 +57,7 @@ def test_an_exception_at_any_moment(inactive):
         assert dict(os.environ) == environment, ends
     assert ends >= 4
     pallas_shim.deactivate()
+    REPORT.clear()  # of other tests
     with pallas_shim.active():
         got = jax.jit(lambda x: double(x) + ends)(X)
         np.testing.assert_array_equal(np.asarray(got), 2 * X + ends)
