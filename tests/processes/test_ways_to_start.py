@@ -165,7 +165,8 @@ def test_flags_under_which_nothing_would_start_it(bare):
 def test_options_become_variables(python):
     code = "import os; print({k: v for k, v in os.environ.items() if k.startswith('PALLAS')})"
     passes = "-hoisting,-copy_elision"
-    options = ["--strict", "--log", "--force", "--report=r.json", f"--passes={passes}"]
+    options = ["--strict", "--log", "--force", "--report=r.json", f"--passes={passes}", "--verify",
+               "--cache=function"]  # fmt: skip
     got = python.run("-m", "pallas_shim", *options, "-c", code)
     assert eval(got.stdout) == {
         "PALLAS_NUMPY": "force",
@@ -173,4 +174,6 @@ def test_options_become_variables(python):
         "PALLAS_NUMPY_LOG": "1",
         "PALLAS_NUMPY_REPORT": "r.json",
         "PALLAS_NUMPY_PASSES": passes,
+        "PALLAS_NUMPY_VERIFY": "1",
+        "PALLAS_NUMPY_CACHE": "function",
     }
