@@ -127,7 +127,7 @@ def _read_global(
         fingerprint.emit("absent")
         return
     if type(value) in (set, frozenset) and not attributes and name in namespace:
-        read_in_any_order(fingerprint, value)  # `rules` allows only membership tests
+        read_in_any_order(fingerprint, value)  # `rules` allows only uses without an order
         return
     _read_chain(fingerprint, name, value, attributes)
 

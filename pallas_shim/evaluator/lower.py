@@ -58,7 +58,7 @@ def lower(
             results = lowering.inline(jaxpr, params, consts)
     except Unsupported:
         raise
-    except Refusal as refused:  # by the type of an input or of a captured value
+    except Refusal as refused:  # of an input or a captured value
         raise Unsupported("type", str(refused)) from refused
     return Program(name, Region(params, tuple(body), tuple(results)))
 

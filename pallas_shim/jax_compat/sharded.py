@@ -171,8 +171,8 @@ def read(
 
     An argument at a position in ``cut`` becomes the list of its parts, in the order of the mesh,
     if the devices hold it cut that way already. On a CPU only parts that have to be joined are
-    copied, so the arrays must not be written to. An unused argument whose dtype is an array is
-    returned as it is.
+    copied, so the arrays must not be written to. For an unused argument, ``dtypes`` may have an
+    array, which is then returned in place of the argument.
 
     Raises:
       Elsewhere: an array is committed to other devices, or against the shardings that jit was
