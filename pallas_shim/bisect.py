@@ -1,11 +1,12 @@
 """python -m pallas_shim bisect script.py: finds the pass or the rule that makes a number wrong.
 
-The script runs here, with the shim on. Each run of a function or kernel is repeated twice: with the
-unoptimised program, the reference for the passes, and by JAX. If the optimised program differs, the
-program after each pass runs, to find the first pass whose result differs, and the first value in it
-that does. If the unoptimised program differs from JAX, each primitive runs by itself.
+The script runs here, with the shim on. Each run of a function or kernel is repeated twice: by the
+unoptimised program, which is the reference for the passes, and by JAX. If the optimised program
+differs from the unoptimised one, the program after each pass runs. That finds the first pass whose
+result differs, and the first value in it that differs. If the unoptimised program differs from JAX,
+each primitive runs by itself.
 
-`agree` compares results: integers are equal, floats within the rounding by which sums differ.
+`agree` compares results: integers are equal; floats agree within the rounding of sums.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ from pallas_shim.jax_compat.callbacks import CALLBACK_PRIMITIVES
 
 Results = Sequence[np.ndarray] | Exception
 
-# Bytes of intermediate values, and of runs inside XLA's programs, that are remembered; and how
-# many runs of one instruction JAX is asked about.
+# The limits: bytes of intermediate values, and of runs inside XLA's programs, that are kept; and
+# the number of runs of one instruction that are repeated in JAX.
 _MOST_BYTES = 1 << 28
 _MOST_RUNS = 16
 # The tolerance in units of the last place of the largest element: for sums in another order, and
@@ -54,9 +55,10 @@ _ROUNDING, _NARROW_ROUNDING = 512, 4
 
 
 def main(target: list[str]) -> int:
-    """Runs a target as Python's command line has it (a script, ``-m``, ``-c``), and prints what
-    differs. The exit status: 0 nothing, 1 something, 2 the script failed and nothing differs."""
-    os.environ["PALLAS_NUMPY_CACHE"] = "0"  # a program that is read has no passes to look at
+    """Runs a target, given as on Python's command line (a script, ``-m``, ``-c``), and prints what
+    differs. Returns the exit status: 0 if nothing differs, 1 if something does, 2 if the script
+    failed and nothing differed."""
+    os.environ["PALLAS_NUMPY_CACHE"] = "0"  # a program from the cache has no passes to look at
     settings.current.cache_clear()
     patching.activate()
     recorder = Recorder()
@@ -94,9 +96,12 @@ def _run(target: list[str]) -> None:
 
 
 def agree(got: Results, want: Results) -> bool:
-    """Whether results are the same: integers and booleans bit for bit; floats with the same NaNs
-    and infinities, and else within the rounding of sums, relative to the largest element. Errors
-    agree if they are of one type."""
+    """Whether results are the same.
+
+    Integers and booleans are equal bit for bit. Floats have the same NaNs and infinities, and
+    otherwise differ by no more than the rounding of sums, relative to the largest element. Errors
+    agree if they are of one type.
+    """
     if isinstance(got, Exception) or isinstance(want, Exception):
         return type(got) is type(want)
     return len(got) == len(want) and all(map(_agree, got, want))
@@ -121,8 +126,10 @@ def _agree(got: Any, want: Any) -> bool:
 
 
 def _epsilon(dtype: np.dtype) -> float | None:
-    """The distance that counts as rounding, relative to the largest element. None: no distance
-    does."""
+    """The largest difference that counts as rounding, relative to the largest element.
+
+    None: the results must be equal.
+    """
     if dtype.kind in "biuSUO":
         return None
     if dtype.kind == "c":
@@ -139,7 +146,7 @@ def _epsilon(dtype: np.dtype) -> float | None:
 
 @dataclasses.dataclass(eq=False)
 class _Function:
-    """One function or kernel. ``stages``: its programs, by what made them."""
+    """One function or kernel. ``stages`` maps the name of each stage to the program after it."""
 
     name: str
     jaxpr: Any
@@ -147,10 +154,10 @@ class _Function:
     stages: list[tuple[str, Program]] = dataclasses.field(default_factory=list)
     calls: int = 0
     in_jax: Callable[..., Any] | None = None
-    unasked: str | None = None  # why JAX can't be asked
+    unasked: str | None = None  # the reason why JAX can't run it
 
     def program(self, program: Program, after: str) -> None:
-        """Watches its own pipeline, see `passes.Watcher`."""
+        """Watches the function's pipeline, see `passes.Watcher`."""
         self.stages.append((after, program))
 
     def make_stages(self) -> None:
@@ -160,7 +167,7 @@ class _Function:
 
 
 class Recorder:
-    """Compares each run of a program that `dispatch` tells of. See `dispatch.Observer`."""
+    """Compares each run of a program that `dispatch` reports. See `dispatch.Observer`."""
 
     def __init__(self) -> None:
         self.findings: dict[_Function, list[str]] = {}
@@ -194,7 +201,7 @@ class Recorder:
         self._waiting.append((function, [np.array(v) for v in values], kept))
 
     def finish(self) -> None:
-        """Compares what ran inside programs of XLA's."""
+        """Compares the runs inside XLA's programs."""
         waiting, self._waiting = self._waiting, []
         for function, values, results in waiting:
             if function not in self.findings:
@@ -238,7 +245,8 @@ def _outcome(
     values: Sequence[np.ndarray],
     emits: Callable[[Instruction], bool] | None = None,
 ) -> Results:
-    """What a program gives; none of its loops are functions, if nothing says which are."""
+    """The results of a program. Its loops stay interpreted, unless the caller says which become
+    Python functions."""
     try:
         run = Executable(program, emits or (lambda loop: False))
         return [np.array(result) for result in run(*values)]
@@ -247,7 +255,7 @@ def _outcome(
 
 
 def _in_jax(function: _Function, values: Sequence[np.ndarray]) -> Results | None:
-    """JAX's results, None if JAX has none."""
+    """JAX's results, or None if JAX can't run the function."""
     if function.unasked is not None:
         return None
     try:
@@ -267,7 +275,7 @@ def _in_jax(function: _Function, values: Sequence[np.ndarray]) -> Results | None
 def _in_passes(
     function: _Function, values: Sequence[np.ndarray], plain: Results
 ) -> list[str]:
-    """The finding about a function in which a pass makes a difference."""
+    """The finding about a function whose result a pass changes."""
     before = function.stages[0][1]
     for name, program in function.stages[1:]:
         found = _outcome(program, values)
@@ -297,7 +305,7 @@ def _in_passes(
 
 
 def _code(program: Program, emits: Callable[[Instruction], bool]) -> list[str]:
-    """The source of the functions that loops become."""
+    """The source of the Python functions that loops become."""
     lines: list[str] = []
 
     def note(loop: Instruction, source: str) -> None:
@@ -336,8 +344,10 @@ def _shown(instruction: Instruction, program: Program, names: printer.Names | No
 
 
 def _in_pass(before: Program, after: Program, values: Sequence[np.ndarray]) -> list[str]:
-    """The first value that both programs have and that differs, and how the pass changed the
-    instructions that make it."""
+    """The first value that both programs have and that differs.
+
+    The finding also shows how the pass changed the instructions that make the value.
+    """
     names = printer.names(after, printer.names(before))
     wanted, found = _Trace(before, values), _Trace(after, values)
     for key, number, got in found.events:
@@ -363,8 +373,10 @@ def _key(instruction: Instruction) -> Any:
 
 
 def _made_of(program: Program, last: Instruction) -> list[Instruction]:
-    """The instructions that one depends on, itself too, in order: through values, and through
-    memory that they read or that others write over."""
+    """The instructions that ``last`` depends on, and itself, in order.
+
+    It depends on them through values, and through memory that it reads or that others overwrite.
+    """
     everything = list(program.top.walk())
     try:
         memory: AliasAnalysis | None = AliasAnalysis(program)
@@ -402,8 +414,9 @@ def _made_of(program: Program, last: Instruction) -> list[Instruction]:
 class _Trace:
     """The values of all instructions in one run of a program.
 
-    ``events``: in order, what was made (a value, or a store), which time, and the array. ``runs``:
-    the arrays of each. ``arguments``: of the first runs of each instruction, operands and results.
+    ``events``: in order, each value made and each store, which run of its instruction it is, and
+    the array. ``runs``: the arrays of each value and each store. ``arguments``: the operands and
+    results of the first runs of each instruction.
     """
 
     def __init__(self, program: Program, values: Sequence[np.ndarray]):
@@ -447,7 +460,7 @@ class _Trace:
         return make_instruction((traced, ins, outs, (), source))
 
     def _asks(self, instruction: Instruction, args: Sequence[Any]) -> bool:
-        """Whether the operands of a run are kept."""
+        """Whether to keep the operands of this run."""
         if ops.row_of(instruction.operation) is not ops.PRIMITIVE or self.is_full:
             return False
         return len(self.arguments.get(id(instruction), ())) < _MOST_RUNS
@@ -466,7 +479,7 @@ class _Trace:
         runs.append(copy)
 
     def asked(self) -> Iterator[tuple[Instruction, list[Any], list[Any]]]:
-        """Each remembered run of a primitive: the instruction, operands, and results."""
+        """Each kept run of a primitive: the instruction, its operands and its results."""
         for at, runs in self.arguments.items():
             for given, made in runs:
                 yield self._instructions[at], given, made
@@ -478,7 +491,7 @@ class _Trace:
 def _in_rules(
     function: _Function, values: Sequence[np.ndarray], plain: Results, reference: Results
 ) -> list[str]:
-    """The finding about a function whose unoptimised program differs from JAX."""
+    """The finding about a function whose unoptimised program differs from JAX's result."""
     lines = [f"lowering is not what JAX does: {_difference(plain, reference)}"]
     program = function.stages[0][1]
     primitives = {
@@ -500,7 +513,7 @@ def _in_rules(
             with dispatch.left_to_jax():
                 want = [np.asarray(x) for x in jax.tree.leaves(asked[operation](*given))]
         except Exception:
-            continue  # lowering made it, with parameters of its own
+            continue  # lowering made this primitive with parameters of its own, so JAX can't run it
         if [(x.shape, x.dtype) for x in want] != [(x.shape, x.dtype) for x in made]:
             continue
         if not agree(made, want):

@@ -19,7 +19,7 @@ from pallas_shim.evaluator.program import Instruction, Program
 
 
 class Folder:
-    """The folder of one function. Watches its pipeline (`passes.Watcher`)."""
+    """The folder of one function. It watches the function's pipeline (`passes.Watcher`)."""
 
     def __init__(self, directory: str, name: str):
         self.path = _new_folder(pathlib.Path(directory), name)
@@ -37,7 +37,7 @@ class Folder:
         self._steps += 1
 
     def code(self, loop: Instruction, source: str) -> None:
-        """Adds the function that a loop became."""
+        """Adds the generated function of a loop."""
         place = jax_compat.user_source(loop.source)
         self._functions += 1
         with open(self.path / "code.py", "a") as file:
@@ -46,7 +46,7 @@ class Folder:
 
 
 def _new_folder(directory: pathlib.Path, name: str) -> pathlib.Path:
-    """A folder that no other process has: they are numbered in the order of their making."""
+    """Makes a folder that no other process has. Folders are numbered in the order of creation."""
     directory.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"[^\w.-]+", "_", name)[:80]
     taken = [re.match(r"\d+", entry) for entry in os.listdir(directory)]

@@ -17,21 +17,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pallas_shim")
 
-_lock = threading.Lock()  # of all that is counted
+_lock = threading.Lock()  # guards all counts
 
 
 @dataclasses.dataclass(eq=False)
 class Use:
     """The kernels of one jitted function (or one kernel of a compiled one) on one rung.
 
-    There may be none, under PALLAS_NUMPY_SCOPE=all.
+    There may be no kernels, under PALLAS_NUMPY_SCOPE=all.
 
-    ``calls`` and the seconds are of all the kernels together: ``tracing`` is JAX's tracing
-    of the function (None: it can't be told), ``lowering`` making the NumPy program of it,
-    ``running`` the calls. ``happened``: it is in the report. ``cache``: what became of the
-    program on disk that goes by the function: "read", "written", or why it isn't kept; None: there
-    is no such cache. ``traced_cache``: the same of the one that goes by the jaxpr.
-    ``raised``: how many of the calls ended with an exception, ``error`` the last one's type.
+    ``calls`` and the seconds count all the kernels together. ``tracing`` is the time JAX took to
+    trace the function (None: unknown), ``lowering`` the time to make its NumPy program, and
+    ``running`` the time of the calls. ``happened``: the use is in the report. ``cache`` is the
+    outcome of the cache on disk whose key is the function: "read", "written", or the reason why the
+    program isn't kept; None: this cache is off. ``traced_cache`` is the outcome of the cache whose
+    key is the jaxpr. ``raised`` counts the calls that ended with an exception, and ``error`` is the
+    last exception's type.
     """
 
     function: str
@@ -49,7 +50,7 @@ class Use:
     error: str | None = None
 
     def ran(self, seconds: float, error: BaseException | None = None) -> None:
-        """Counts one call, and with which exception it ended."""
+        """Counts one call, and the exception that ended it, if any."""
         with _lock:
             self.happened = True
             self.calls += 1
@@ -59,7 +60,7 @@ class Use:
                 self.error = type(error).__name__
 
     def caches(self) -> str | None:
-        """The outcome of both caches for a reader; None if neither was asked."""
+        """The outcome of both caches, as text for people. None if neither was used."""
         if self.cache is None or self.traced_cache is None:
             return self.cache or self.traced_cache
         known = not self.cache.startswith("not kept")
@@ -80,7 +81,7 @@ class Report:
         self._uses: dict[Any, Use] = {}
 
     def use(self, function: str, kernels: tuple[KernelInfo, ...], rung: str, reason: str) -> Use:
-        """The use with this description; the first time, it is logged."""
+        """The use with this description. A new one is logged."""
         key = (function, kernels, rung, reason)
         with _lock:
             found = self._uses.get(key)
@@ -91,19 +92,19 @@ class Report:
             return found
 
     def clear(self) -> None:
-        """Forgets what happened; plans that are kept go on counting from nothing."""
+        """Forgets all uses. Plans that are kept go on counting, from zero."""
         with _lock:
             for use in self._uses.values():
                 use.calls, use.tracing, use.lowering, use.running = 0, None, 0.0, 0.0
                 use.happened, use.raised, use.error = False, 0, None
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row for each kernel, or each function without one: the JSON form.
+        """One row for each kernel, or for each function without one. This is the JSON form.
 
         The keys: name, source, grid, function, calls, rung, reason, tracing_s, lowering_s,
-        running_s, shared_with, cache, raised, error. The calls and seconds of kernels of one jitted
-        function that ran as one program are of that program: ``shared_with`` counts the function's
-        other kernels.
+        running_s, shared_with, cache, raised, error. If several kernels of one jitted function ran
+        as one program, the calls and seconds are the program's. ``shared_with`` counts the
+        function's other kernels.
         """
         with _lock:
             uses = [use for use in self._uses.values() if use.happened]
@@ -186,7 +187,8 @@ REPORT = Report()
 
 
 def _start_over() -> None:
-    """In a forked process, where nobody is left to release the lock, and nothing has run."""
+    """Runs in a forked process: makes a new lock, since no thread is left to release the old one,
+    and forgets the parent's runs."""
     global _lock
     _lock = threading.Lock()
     REPORT.clear()
@@ -197,9 +199,9 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 def write(destination: str) -> None:
-    """Writes the report: "1" is a table on stderr, else a path of a JSON file.
+    """Writes the report. "1" prints a table to stderr; anything else is the path of a JSON file.
 
-    In a path, ``{pid}`` stands for the number of the process, for scripts that start others.
+    ``{pid}`` in a path stands for the process id, for scripts that start other processes.
     """
     if destination == "1":
         print(REPORT.table(), file=sys.stderr)
@@ -214,7 +216,8 @@ def write(destination: str) -> None:
 
 
 def show(path: str) -> int:
-    """Prints the table of a JSON file that `write` made; the exit status: 1 if it can't be read."""
+    """Prints the table of a JSON file that `write` made. Returns the exit status: 1 if the file
+    can't be read."""
     try:
         with open(path, encoding="utf-8") as file:
             rows = json.load(file)["kernels"]
@@ -226,14 +229,14 @@ def show(path: str) -> int:
 
 
 def write_at_exit(destination: str | None) -> None:
-    """Writes the report when Python ends. If called again, the last destination counts."""
+    """Writes the report when Python ends. If it is called again, the last destination counts."""
     atexit.unregister(write)
     if destination is not None:
         atexit.register(write, destination)
 
 
 def log_to_stderr() -> None:
-    """Shows each decision as it is made. Does nothing if logging is set up for it already."""
+    """Shows each decision as it is made, unless the user has set up logging already."""
     log.setLevel(logging.INFO)
     if not log.hasHandlers():
         handler = logging.StreamHandler()

@@ -1,8 +1,9 @@
-"""Whether a function does only what its fingerprint says all of.
+"""Whether a function depends only on what its fingerprint has read.
 
-A key is right if tracing is a function of what the key has read. So before a program is written,
-all that was met while reading is held against what is known to be pure, and what isn't known is
-refused. Who finds the program by the same key has met the same, and need not look again.
+A key is right only if tracing is a function of what the key has read. So before a program is
+written, everything that the fingerprint met is compared with the lists of what is known to be
+pure. The rest is refused. A process that finds the program under the same key has met the same
+things, and need not check again.
 """
 
 from __future__ import annotations
@@ -16,22 +17,22 @@ from typing import Any
 from pallas_shim.cache import libraries, pure, rules
 from pallas_shim.cache.fingerprint import Found, Unkeyable
 
-# Types of times, which NumPy makes of words like "now" too.
+# The dtypes of times. NumPy makes times from words, too, and "now" differs at each call.
 _TIMES = re.compile(r"[<>=|]?[mM]8|datetime64|timedelta64")
-# Nothing that a kept function computes comes from these: nobody may ask for texts and hashes.
+# Methods that no kept function can use: its code may not make texts or hashes of such objects.
 _UNSEEN = frozenset({"__repr__", "__str__", "__format__", "__hash__"})
 
 _MODULO = frozenset({"__mod__", "__rmod__", "__imod__", "mod", "imod"})
 
-# Methods that `dataclasses` has made from fields, which are read.
+# The qualified name of a method that `dataclasses` generated. Its fields are read, so it is known.
 _OF_DATACLASSES = "__create_fn__.<locals>.__"
 
 
 def audit(found: Found) -> None:
-    """Looks at all that a fingerprint met.
+    """Checks all that a fingerprint met.
 
     Raises:
-      Unkeyable: something isn't known to be pure; says what.
+      Unkeyable: something isn't known to be pure; the message says what.
     """
     attributes, defined = set(found.attributes), set(found.defined)
     texts, percent = list(found.texts), False
@@ -78,7 +79,7 @@ def _attributes() -> frozenset[str]:
 
 
 def _check_import(where: str, module: str, names: list[str]) -> None:
-    """What code takes from a module that it imports when it runs."""
+    """Checks the names that code takes from a module that it imports while it runs."""
     place: Any = sys.modules.get(module)
     for at, name in enumerate(names):
         try:

@@ -1,4 +1,4 @@
-"""What code reads beside its arguments: the globals and closures that its bytecode names."""
+"""What code reads besides its arguments: the globals and closures that its bytecode names."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ _LOAD_ATTR, _LOAD_METHOD = dis.opmap["LOAD_ATTR"], dis.opmap.get("LOAD_METHOD")
 # From Python 3.12 on, the lowest bit of LOAD_ATTR's argument says whether a method is loaded.
 _ATTR_SHIFT = 0 if sys.version_info < (3, 12) else 1
 _LOAD_DEREF = dis.opmap["LOAD_DEREF"]
-# What a closure is used by beside reading it, and making other functions that close over it.
+# Instructions that use a variable of a closure for something else than reading it, or than making
+# another function that closes over it.
 _OTHER_DEREFS = frozenset(op for op in dis.hasfree if dis.opname[op] != "LOAD_CLOSURE") - {
     _LOAD_DEREF
 }
 
-# A name and the attributes that are then asked for in turn.
+# A name, and the attributes that are read from it, one from another.
 Chain = tuple[str, ...]
 
 
 class Reads(NamedTuple):
-    """What one code object, without those inside it, reads and sets.
+    """What one code object reads and sets, without the code objects inside it.
 
-    ``globals``, ``closures``: of which attributes are asked. ``imports``: of modules.
-    ``sets``: globals that are set. ``uncertain``: closures that are used in other ways.
+    ``globals`` and ``closures``: the variables that it reads, each with the attributes that are
+    read from it. ``imports``: the modules that it imports. ``sets``: the globals that it sets.
+    ``uncertain``: the variables of closures that it uses in other ways.
     """
 
     globals: tuple[Chain, ...]
@@ -41,7 +43,7 @@ class Reads(NamedTuple):
 
 
 def reads(code: types.CodeType) -> Reads:
-    """What code reads beside its arguments."""
+    """Lists what code reads besides its arguments."""
     found: dict[str, dict[Any, None]] = {field: {} for field in Reads._fields}
     names = code.co_names
     kind, chain = "", list[str]()
@@ -71,8 +73,10 @@ def reads(code: types.CodeType) -> Reads:
 
 
 def closure_reads(code: types.CodeType, name: str) -> list[Chain] | None:
-    """The attributes that code, and the code inside it, ask of a variable that it closes over;
-    None if it does something else with it."""
+    """The attributes that code, with the code inside it, reads from a variable of its closure.
+
+    None: the code does something else with the variable.
+    """
     own = reads(code)
     if name in own.uncertain:
         return None
@@ -87,7 +91,7 @@ def closure_reads(code: types.CodeType, name: str) -> list[Chain] | None:
 
 
 def contents(cell: types.CellType) -> Any:
-    """What a variable of a closure holds, or that it has not been set."""
+    """The value of a closure's variable, or a mark that it has not been set."""
     try:
         return cell.cell_contents
     except ValueError:
@@ -98,7 +102,7 @@ def _instructions(code: types.CodeType) -> Iterator[tuple[int, int]]:
     data, high = code.co_code, 0
     for at in range(0, len(data), 2):
         operation, argument = data[at], high | data[at + 1]
-        if operation == 0:  # room for a cache
+        if operation == 0:  # an inline cache entry
             continue
         high = argument << 8 if operation == dis.EXTENDED_ARG else 0
         if operation != dis.EXTENDED_ARG:
@@ -106,6 +110,6 @@ def _instructions(code: types.CodeType) -> Iterator[tuple[int, int]]:
 
 
 def _variable(code: types.CodeType, argument: int) -> str:
-    """The name of a variable that closures share, by an instruction's argument."""
+    """The name of the closure variable that an instruction's argument refers to."""
     local = (*code.co_varnames, *(c for c in code.co_cellvars if c not in code.co_varnames))
     return (*local, *code.co_freevars)[argument]

@@ -1,4 +1,4 @@
-"""How classes, what is in them, and instances are read for a fingerprint."""
+"""Readers of classes, their contents and instances, for a fingerprint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pallas_shim.cache.fingerprint import Fingerprint, reader, reader_if, reader
 from pallas_shim.cache.values import CONTAINERS
 from pallas_shim.jax_compat import inputs
 
-# Names that code may not ask for, or that say nothing more.
+# Attributes that code may not read, or that add nothing to what is read otherwise.
 _CLASS_ATTRIBUTES = frozenset(
     """__abstractmethods__ __annotate__ __annotate_func__ __annotations__ __annotations_cache__
     __dict__ __firstlineno__ __module__ __orig_bases__ __parameters__
@@ -24,7 +24,7 @@ _CLASS_ATTRIBUTES = frozenset(
 
 @reader_if(lambda value: isinstance(value, type))
 def _read_class(fingerprint: Fingerprint, kind: type) -> None:
-    """Reads a class: its bases, and all that is in it."""
+    """Reads a class: its bases, and all its attributes."""
     module, name = kind.__module__, kind.__qualname__
     functions = inputs.pytree_functions(kind)
     if functions is not None:
@@ -66,7 +66,7 @@ def _read_class(fingerprint: Fingerprint, kind: type) -> None:
             _read_values_of_enum(fingerprint, kind, value)
         elif attribute not in _CLASS_ATTRIBUTES:
             fingerprint.emit(attribute)
-            # Code can't name a special one; that of an enum is for its `__repr__`.
+            # Code can't name a special method, and only an enum's `__repr__` uses `_value_repr_`.
             if type(value) in _METHODS and attribute.startswith(("__", "_value_repr_")):
                 fingerprint.emit(value.__name__)
                 fingerprint.of_library(value.__objclass__)
@@ -78,7 +78,7 @@ def _read_class(fingerprint: Fingerprint, kind: type) -> None:
 def _read_values_of_enum(
     fingerprint: Fingerprint, kind: enum.EnumMeta, members: dict[Any, Any]
 ) -> None:
-    """Reads the members by their values; not what Python adds when flags are first combined."""
+    """Reads the members by their values, without those that Python adds when flags are combined."""
     named = set(map(id, kind.__members__.values()))
     for member in members.values():
         if id(member) not in named and not _OF_FLAGS.issuperset(vars(member)):
@@ -92,7 +92,7 @@ _OF_FLAGS = frozenset({"_name_", "_value_", "_inverted_", "__objclass__", "_sort
 
 @reader_otherwise
 def _read_instance(fingerprint: Fingerprint, value: Any) -> None:
-    """Reads an instance of a class that is written in Python: its class, and its state."""
+    """Reads an instance of a class written in Python: its class and its state."""
     kind = type(value)
     if inputs.is_primitive(value):
         raise fingerprint.refusal(f"the primitive {value}, of which JAX keeps rules elsewhere")
@@ -134,16 +134,16 @@ def _read_instance(fingerprint: Fingerprint, value: Any) -> None:
 
 
 _METHODS = (types.WrapperDescriptorType, types.MethodDescriptorType)
-# Modules of the standard library whose instances have all of their state in variables.
+# Modules of the standard library whose instances keep all their state in attributes.
 _READ = ("dataclasses", "enum")
 
 
 def _made_in_python(kind: type) -> bool:
-    """Whether a class statement made it, so that all of an instance's state can be read."""
+    """Whether a class statement made the class, so that all state of an instance can be read."""
     module = sys.modules.get(kind.__module__)
     file = getattr(module, "__file__", None)
     in_python = kind.__module__ == "__main__" or (file is not None and file.endswith(".py"))
-    # What is written in C has methods of these types.
+    # A class written in C has methods of these types.
     in_c = any(
         isinstance(value, _IN_C)
         and kind in (getattr(value, "__objclass__", None), getattr(value, "__self__", None))

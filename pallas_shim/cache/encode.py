@@ -1,8 +1,8 @@
 """Programs as bytes, and back.
 
-What is kept is data. A callable is kept as the place of its code in our own sources (or its
-name, in a library's module) and what it closes over: the code itself is that of the process
-that reads it. What can't be said that way isn't kept.
+The bytes hold data only. A callable is kept as what it closes over and the place of its code in
+this package's sources (or its name in a library's module). The process that reads it uses its own
+code. A program that can't be expressed this way isn't kept.
 """
 
 from __future__ import annotations
@@ -33,36 +33,36 @@ from pallas_shim.evaluator.program import (
     make_instruction,
 )
 
-# Where what is kept by its name may be from.
+# The modules whose functions and classes may be kept by name.
 _NAMED = ("builtins", "functools", "math", "ml_dtypes", "numpy", "operator", "opt_einsum", "scipy")
 _OWN = ("pallas_shim",)
 
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None)})
-# The last version whose bytes depend on nothing but what they say.
+# Later versions of marshal may write equal values as different bytes.
 _MARSHAL = 2
 _ALIGNMENT = 64
 
 
 class NotData(Exception):
-    """Something in a program can't be kept; says what."""
+    """A program holds something that can't be kept; the message says what."""
 
 
 def encode(program: Program, sources: Mapping[int, int] | None = None) -> bytes:
     """A program as bytes.
 
     Args:
-      sources: numbers for the sources of instructions, by their ids. Without it they are kept as
-        text.
+      sources: the number of each source of an instruction, by its id. Without it, sources are
+        kept as text.
 
     Raises:
-      NotData: it holds something that isn't data.
+      NotData: the program holds something that isn't data.
     """
     encoder = _Encoder(sources)
     return encoder.packed({"name": program.name, "top": encoder.region(program.top)})
 
 
 def decode(data: bytes, sources: Sequence[Any] = ()) -> Program:
-    """The reverse of `encode`. ``sources``: those that it had numbers for."""
+    """The reverse of `encode`. ``sources``: the sources, in the order of their numbers."""
     contents, decoder = _unpacked(data, sources)
     return Program(contents["name"], decoder.region(contents["top"]))
 
@@ -71,7 +71,7 @@ def encode_data(value: Any) -> bytes:
     """Plain data and arrays as bytes.
 
     Raises:
-      NotData: it is something else.
+      NotData: the value is something else.
     """
     encoder = _Encoder()
     return encoder.packed({"term": encoder.term(value)})
@@ -97,14 +97,14 @@ def _padding(size: int) -> int:
 # -- where code is -----------------------------------------------------------------------------
 
 
-# A place is a text: the name of a function or class at the top of the module, and then positions
-# among the code in its code, and so on. What is in a table, say, is found by its position in the
-# module's own code, which has to be read from a file first.
+# A place is a text. It starts with the name of a function or class at the top of the module. Then
+# follow positions: of a code object inside that one's code, and so on. A function in a table, for
+# example, has only a position in the module's own code, which must be read from a file first.
 
 
 @functools.cache
 def _code_place(module: str, code: types.CodeType) -> str | None:
-    """Where a function's code lies in a module; None if it isn't there."""
+    """The place of a function's code in a module. None: the module doesn't hold it."""
     name = code.co_qualname.partition(".")[0]
     path = _path_to(code, _outer_code(module, name))
     if path is None:
@@ -181,7 +181,7 @@ class _Encoder:
         self.arrays: list[bytes] = []
         self._size = 0
         self._again: dict[Any, list[int]] = {}
-        self._terms: dict[int, Any] = {}  # of objects, by identity: what may change is one
+        self._terms: dict[int, Any] = {}  # by id, so that a mutable object stays one object
         self._kept: list[Any] = []
         self._under_way: set[int] = set()
         self._operation_at: dict[Operation, int] = {}
@@ -198,7 +198,8 @@ class _Encoder:
         size = len(head).to_bytes(8, "little")
         return b"".join([size, head, b"\0" * _padding(8 + len(head)), *self.arrays])
 
-    # Terms: plain data and tuples of it as they are, all else a list with an object's position.
+    # A term: plain data and tuples of it stand for themselves; any other object is a list of one
+    # number, its position among the objects.
 
     def term(self, x: Any) -> Any:
         if _is_plain(x):
@@ -210,7 +211,7 @@ class _Encoder:
             self._under_way.add(id(x))
             content = self._object(x)
             self._under_way.discard(id(x))
-            # What can't change may be one object where it was several.
+            # Equal immutable objects may become one object.
             again = marshal.dumps(content, _MARSHAL) if content[0] in _UNCHANGING else None
             known = self._again.get(again)
             if known is None:
@@ -272,12 +273,12 @@ class _Encoder:
         return [name, list(array.shape), start, order, array.flags.writeable]
 
     def _function(self, function: types.FunctionType) -> list[Any] | None:
-        """One of ours, as the place of its code and what it closes over."""
+        """A function of this package, as the place of its code and what it closes over."""
         module = function.__globals__.get("__name__", "")
         if not _within(module, _OWN) or vars(sys.modules[module]) is not function.__globals__:
             return None
         if vars(sys.modules[module]).get(function.__name__) is function:
-            return ["named", module, function.__name__]  # it is to be the same one again
+            return ["named", module, function.__name__]  # reading it must give the same object
         place = _code_place(module, function.__code__)
         if place is None or function.__dict__:
             return None
@@ -310,7 +311,7 @@ class _Encoder:
         if known is None:
             if operation.name in NAMES_THE_USERS:
                 raise NotData(f"its {operation.name} names what the user wrote")
-            # Parameters are looked at where a structured operation is made ready, and by codegen.
+            # Only structured operations and codegen look at parameters after lowering.
             params = {
                 name: value
                 for name, value in operation.params.items()
@@ -415,7 +416,7 @@ class _Decoder:
             tuple([values[i] for i in results]),
         )
 
-    # One function a kind of object.
+    # One method for each kind of object.
 
     def dict(self, *parts: Any) -> Any:
         terms = self.terms(parts)

@@ -1,12 +1,12 @@
 """The fingerprint of a function: all that tracing it could read, as one digest.
 
-A function is its code, what it closes over, its defaults, and the globals that its code names,
-each followed in turn: functions, classes and their methods, instances and their state, modules
-by the attributes that are asked of them. JAX, NumPy and the like are keyed by their versions,
-and the standard library's pure modules by Python's. What can't be read is refused, never left
-out: a key that says too little is a wrong number.
+It reads a function's code, closure and defaults, and the globals that the code names. It follows
+each of them in turn: functions, classes and their methods, instances and their state, modules by
+the attributes that are read from them. JAX, NumPy and the like are keyed by their versions, and
+the standard library's pure modules by Python's version. A value that can't be read is refused. It
+is never left out, because an incomplete key gives wrong numbers.
 
-How values of a type are read is said by readers, in `values`, `functions` and `classes`.
+Readers, in `values`, `functions` and `classes`, define how values of a type are read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pallas_shim.jax_compat import inputs
 
 
 class Unkeyable(Exception):
-    """A function reaches something whose state can't be read; says what."""
+    """A function reaches something whose state can't be read; the message says what."""
 
 
 Reader = Callable[["Fingerprint", Any], None]
@@ -35,7 +35,7 @@ _OTHERWISE: list[Reader] = []
 
 
 def reader(*kinds: type) -> Callable[[_R], _R]:
-    """Says that a function reads the values of these types, not of those that derive from them."""
+    """Registers the reader of exactly these types. Derived types need a reader of their own."""
 
     def register(read: _R) -> _R:
         _READERS.update(dict.fromkeys(kinds, read))
@@ -45,8 +45,11 @@ def reader(*kinds: type) -> Callable[[_R], _R]:
 
 
 def reader_if(holds: Callable[[Any], bool]) -> Callable[[_R], _R]:
-    """Says that a function reads what this holds of and no `reader` reads; asked in the order in
-    which they were registered."""
+    """Registers the reader of the values for which ``holds`` is true.
+
+    It serves only values whose type has no `reader`. The first registered predicate that holds
+    wins.
+    """
 
     def register(read: _R) -> _R:
         _KINDS.append((holds, read))
@@ -56,19 +59,18 @@ def reader_if(holds: Callable[[Any], bool]) -> Callable[[_R], _R]:
 
 
 def reader_otherwise(read: _R) -> _R:
-    """Says that a function reads what no other one does."""
+    """Registers the reader of all values that no other reader reads."""
     _OTHERWISE.append(read)
     return read
 
 
 @dataclasses.dataclass
 class Found:
-    """What a fingerprint met on its way, for a look at it when a program is to be written.
+    """What a fingerprint met while reading. `audit` checks it before a program is written.
 
-    ``codes``: code, its globals, and the variables that it closes over and that hold modules.
-    ``library``: what was taken from libraries, with the
-    module and the name. ``attributes``: names that are asked of values; ``defined``: those that
-    the user's classes and instances have.
+    ``codes``: code, its globals, and the names of its closure's variables that hold modules.
+    ``library``: values that were taken from libraries, with module and name. ``attributes``: names
+    that code reads from values. ``defined``: names that the user's classes and instances define.
     """
 
     codes: list[tuple[types.CodeType, dict[str, Any], frozenset[str]]] = dataclasses.field(
@@ -81,28 +83,28 @@ class Found:
 
 
 class Fingerprint:
-    """A digest of values, and of all that they reach.
+    """A digest of values and of all that they reach.
 
-    Readers fill it: with `emit`, which adds bytes; `add`, which adds a value; and `owned`, what
-    a library's version says all of. ``after``: JAX has just traced what it reads.
+    Readers fill it: `emit` adds bytes, `add` adds a value, and `owned` adds a value that is fully
+    described by a library's version. ``after``: JAX has just traced the function that is read.
     """
 
     def __init__(self, after: bool = False, outer: Fingerprint | None = None) -> None:
         self.after: bool = outer.after if outer else after
         self.found: Found = outer.found if outer else Found()
         self._under_way: frozenset[int] = outer._under_way if outer else frozenset()
-        self._root: Any = None  # a traced function that this is the fingerprint of, until met
+        self._root: Any = None  # the traced function that is read, until it is met
         self._parts: list[bytes] = []
         self._seen: dict[int, int] = {}
         self._kept: list[Any] = []
         self._versions: set[str] = set()
-        self.path: list[str] = []  # where what is read lies, for messages
+        self.path: list[str] = []  # the way to the value being read, for messages
 
     def digest(self) -> str:
         """The digest.
 
         Raises:
-          Unkeyable: a library may change.
+          Unkeyable: a library lies where it may change.
         """
         for name in sorted(self._versions):
             version = libraries.version(name)
@@ -112,7 +114,7 @@ class Fingerprint:
         return hashlib.sha256(b"".join(self._parts)).hexdigest()
 
     def refusal(self, reason: str) -> Unkeyable:
-        """What is to be raised of what is being read."""
+        """The error to raise about the value that is being read."""
         where = " of ".join(reversed(self.path[-3:]))
         return Unkeyable(f"{where}: {reason}" if where else reason)
 
@@ -122,10 +124,10 @@ class Fingerprint:
             self._parts.append(len(data).to_bytes(6, "little") + data)
 
     def add(self, value: Any, what: str = "") -> None:
-        """Adds a value, or that it is one that was added before; ``what`` names it in messages.
+        """Adds a value, or a reference to it if it was added before. ``what`` names it in messages.
 
         Raises:
-          Unkeyable: it can't be read.
+          Unkeyable: the value can't be read.
         """
         kind = type(value)
         if value is None or kind is bool:
@@ -152,7 +154,7 @@ class Fingerprint:
             self.path.pop()
 
     def add_all(self, values: Iterable[Any]) -> None:
-        """Adds values in turn, and how many they are."""
+        """Adds the values in order, and their number."""
         listed = list(values)
         self.emit(str(len(listed)))
         for value in listed:
@@ -166,17 +168,17 @@ class Fingerprint:
             self.add(value, f"[{key!r}]" if isinstance(key, (str, int)) else "")
 
     def add_variables(self, variables: Mapping[str, Any], what: str = "") -> None:
-        """Adds attributes and what they are, in their order."""
+        """Adds the names and values of attributes, in order."""
         self.emit(str(len(variables)))
         self.found.defined.update(variables)
         for name, value in variables.items():
-            if name == "__annotations__":  # nobody may ask for them
+            if name == "__annotations__":  # code that reads them is refused
                 continue
             self.emit(name)
             self.add(value, f"{what}.{name}")
 
     def add_jitted(self, function: Any, jit_info: Any, called: bool = False) -> None:
-        """Adds a function and what jit was told of it; ``called``: it is just being called.
+        """Adds a function and the options given to jit. ``called``: this call of it is under way.
 
         Raises:
           Unkeyable: it can't be read, or see `add_traced`.
@@ -188,17 +190,19 @@ class Fingerprint:
         self.emit("jitted")
         self.add(options)
         if isinstance(function, types.FunctionType) and libraries.owns_function(function):
-            self.add(function)  # whatever JAX remembers of it is right
+            self.add(function)  # whatever trace JAX kept of it is right
             return
         self.add_traced(function, inputs.REFERENCES_OF_JIT + called)
 
     def add_traced(self, function: Any, references: int = 0) -> bool:
-        """Adds a function that JAX may remember the traced form of, in which case it has at least
-        as many weak references; False if it is still to be read with what reaches it.
+        """Adds a function that JAX may have traced already, or returns False.
+
+        A function that has more weak references than ``references`` may have been traced. False:
+        the caller still has to read the function, as a part of what reaches it.
 
         Raises:
-          Unkeyable: it can't be read, it was traced before it was first met here, or has changed
-            since then: JAX may go on with what it traced then.
+          Unkeyable: the function can't be read, was traced before it was first met here, or has
+            changed since then. JAX may go on using the old trace.
         """
         name = getattr(function, "__qualname__", "")
         if function is self._root:
@@ -226,16 +230,16 @@ class Fingerprint:
             _met[id(function)] = weakref.ref(function), digest
         elif first != digest:
             raise self.refusal(f"what {name} reaches has changed since it was first called")
-        if not references:  # it is read in the same way whether JAX has traced it or not
+        if not references:  # reading must not depend on whether JAX has traced it
             return False
         self.emit("traced", digest)
         return True
 
     def owned(self, module: str, name: str, value: Any) -> None:
-        """Adds what the version of a library says all of.
+        """Adds a value that a library's version describes completely.
 
         Raises:
-          Unkeyable: it says nothing of its results.
+          Unkeyable: the library's version says nothing about what the value computes.
         """
         if libraries.is_impure(module):
             raise self.refusal(f"{module}.{name}, whose results differ from run to run")
@@ -247,11 +251,10 @@ class Fingerprint:
             self.add_registered(value)
 
     def add_registered(self, kind: type) -> None:
-        """Adds the classes that were registered with an abstract one, or with those that derive
-        from it.
+        """Adds the classes registered with an abstract class, or with a class derived from it.
 
         Raises:
-          Unkeyable: one is the user's.
+          Unkeyable: one of the registered classes is the user's.
         """
         found, pending = set(), [kind]
         while pending:
@@ -267,15 +270,15 @@ class Fingerprint:
             self.emit("registered", name)
 
     def of_library(self, kind: type) -> None:
-        """Adds that an instance is of a library's class."""
+        """Adds that an instance's class is a library's."""
         self._add_version(kind.__module__)
         self.emit("of", kind.__module__, kind.__qualname__)
 
     def imported(self, module: str) -> None:
-        """Adds a module that code imports when it runs.
+        """Adds a module that code imports while it runs.
 
         Raises:
-          Unkeyable: it isn't a library's.
+          Unkeyable: the module isn't a library's.
         """
         if not libraries.is_library(module):
             raise self.refusal(f"it imports {module or 'a module'} while it is traced")
@@ -288,5 +291,5 @@ class Fingerprint:
             self._versions.add(library)
 
 
-# Functions that JAX may have traced, with their digests when they were first met.
+# Functions that JAX may have traced, with the digest of each when it was first met.
 _met: dict[int, tuple[weakref.ref[Any], str]] = {}

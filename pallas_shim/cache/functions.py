@@ -1,4 +1,4 @@
-"""How functions are read for a fingerprint: their code, and the globals that it names."""
+"""Readers of functions for a fingerprint: their code, and the globals that it names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pallas_shim.cache.fingerprint import Fingerprint, reader, reader_if
 from pallas_shim.cache.values import DATA, read_in_any_order
 from pallas_shim.jax_compat import inputs
 
-# What a module has beside what is in it. A module that is read whole may be asked for any name.
+# The attributes of every module. Code could read any name from a module that is read as a whole.
 _MODULE_ATTRIBUTES = frozenset(
     """__annotations__ __builtins__ __cached__ __doc__ __file__ __loader__ __name__ __package__
     __path__ __spec__""".split()
@@ -32,7 +32,7 @@ def _read_function(fingerprint: Fingerprint, function: types.FunctionType) -> No
         if "<locals>" in code.co_qualname:
             for value in map(contents, function.__closure__ or ()):
                 if isinstance(value, types.ModuleType) and libraries.is_own_module(value):
-                    fingerprint.emit("module", value.__name__)  # what it asks of it is known
+                    fingerprint.emit("module", value.__name__)  # its uses are known
                 else:
                     fingerprint.add(value)
             _read_attributes(fingerprint, function)
@@ -68,7 +68,7 @@ def _read_attributes(fingerprint: Fingerprint, function: types.FunctionType) -> 
 def _read_closure(
     fingerprint: Fingerprint, code: types.CodeType, variable: str, value: Any
 ) -> None:
-    """Reads what a function closes over: of a module only what it asks of it."""
+    """Reads what a function closes over. A module is read only by the attributes that code uses."""
     chains = closure_reads(code, variable) if isinstance(value, types.ModuleType) else None
     fingerprint.emit("closure", variable)
     if chains is None:
@@ -97,7 +97,7 @@ def _read_code(
             _read_code(fingerprint, const, namespace, modules)
         elif type(const) is str:
             fingerprint.emit("str", const)
-        elif type(const) is frozenset:  # `rules` sees to it that its order makes no difference
+        elif type(const) is frozenset:  # `rules` allows only uses without an order
             fingerprint.emit("frozenset", repr(sorted(map(repr, const))))
         else:
             fingerprint.add(const)
@@ -127,7 +127,7 @@ def _read_global(
         fingerprint.emit("absent")
         return
     if type(value) in (set, frozenset) and not attributes and name in namespace:
-        read_in_any_order(fingerprint, value)  # code may only look into it: see `rules`
+        read_in_any_order(fingerprint, value)  # `rules` allows only uses without an order
         return
     _read_chain(fingerprint, name, value, attributes)
 
@@ -135,7 +135,7 @@ def _read_global(
 def _read_chain(
     fingerprint: Fingerprint, name: str, value: Any, attributes: Sequence[str]
 ) -> None:
-    """Reads attributes that are asked for in turn, from what isn't a module on as a whole."""
+    """Reads attributes, one from another. A value that isn't a module is read as a whole."""
     for position, attribute in enumerate(attributes):
         if not isinstance(value, types.ModuleType):
             fingerprint.found.attributes.update(attributes[position:])
@@ -168,7 +168,7 @@ def _check_users_module(fingerprint: Fingerprint, module: types.ModuleType) -> N
 def _read_of_library(
     fingerprint: Fingerprint, module: types.ModuleType, attributes: Sequence[str]
 ) -> None:
-    """Reads an attribute of a library's module, its own or one that was put there."""
+    """Reads an attribute of a library's module. The user may have replaced it."""
     value: Any = module
     for position, attribute in enumerate(attributes):
         if not isinstance(value, types.ModuleType):
@@ -197,7 +197,7 @@ def _read_of_library(
     fingerprint.found.attributes.update(rest)
     if isinstance(value, types.ModuleType):
         fingerprint.add(value)
-    else:  # it may be in the place of another
+    else:  # the user may have put it there
         identity = libraries.identity(value)
         if identity is None or type(value) in DATA:
             fingerprint.add(value, attributes[-1])
@@ -207,7 +207,7 @@ def _read_of_library(
 
 @reader_if(lambda value: isinstance(value, types.ModuleType))
 def _read_module(fingerprint: Fingerprint, module: types.ModuleType) -> None:
-    """A module that is not asked for a known attribute."""
+    """Refuses or reads a module of which no particular attribute is read."""
     name = module.__name__
     if libraries.is_library(name):
         raise fingerprint.refusal(f"it passes the module {name} on, of which it may ask anything")
@@ -272,7 +272,8 @@ def _read_cached(fingerprint: Fingerprint, function: Any) -> None:
 
 @reader(inputs.JIT_INFO)
 def _read_jit_info(fingerprint: Fingerprint, jit_info: Any) -> None:
-    """What jit was told, without the function: what wraps a jitted function holds it as well."""
+    """Reads the options given to jit, without the function. Wrappers of jitted functions hold
+    them, too."""
     options = inputs.jit_options(jit_info)
     if options is None:
         raise fingerprint.refusal("jit was told where the arguments lie")
@@ -289,7 +290,7 @@ def _read_jitted(fingerprint: Fingerprint, value: Any) -> None:
 
 @reader_if(lambda value: _is_known(value))
 def _read_known(fingerprint: Fingerprint, value: Any) -> None:
-    """Reads what a library's module has under a value's own name."""
+    """Reads a value that a library's module holds under the value's own name."""
     home, identity = libraries.home(value), libraries.identity(value)
     assert home is not None and identity is not None
     fingerprint.owned(*home, value)

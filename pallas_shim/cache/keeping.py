@@ -1,4 +1,4 @@
-"""Programs kept by the calls of jitted functions, which then need not be traced."""
+"""Kept programs for calls of jitted functions. A call with a kept program need not be traced."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ log = logging.getLogger("pallas_shim")
 
 
 class Facts(NamedTuple):
-    """What is known of a call beside its program.
+    """All that is known of a call, besides its program.
 
-    ``kernels``: name, source and grid of each. ``results``: shape, dtype and weak type of each;
-    ``out_tree``: the results' containers, with their positions in the place of the results.
-    ``deleted``: the donated arguments. ``unused``: those that nothing depends on. Both count what
-    the function captured first. ``consts``: the arrays that it captured.
+    ``kernels``: name, source and grid of each. ``results``: shape, dtype and weak type of each.
+    ``out_tree``: the containers of the results, with a position in place of each result.
+    ``deleted``: the donated arguments. ``unused``: the arguments that nothing depends on. Both
+    count the captured arrays first. ``consts``: the captured arrays.
     """
 
     function: str
@@ -51,9 +51,9 @@ class Kept(NamedTuple):
 
 
 class Traced(NamedTuple):
-    """A call that JAX has traced, and the program that was made of that.
+    """A call that JAX has traced, and the program made from the trace.
 
-    ``deleted``, ``unused``: see `Facts`. ``results``: the types.
+    ``deleted``, ``unused``: see `Facts`. ``results``: the types of the results.
     """
 
     call: call_info.JitCall
@@ -65,17 +65,17 @@ class Traced(NamedTuple):
     consts: Sequence[Any]
 
 
-# Of what `jit_calls.trace_anew` gives.
+# Makes a program from what `jit_calls.trace_anew` gives.
 Make = Callable[[dict[str, Any], Any, list[Any]], Traced]
 
 
 class CachedCall:
-    """One call that JAX has not traced: its program is read, or else, when it is, kept."""
+    """A call that JAX has not traced. Its program is read, or kept once JAX has traced the call."""
 
     def __init__(self, call: jit_calls.Call, setting: str):
         self._call = call
         self._reason: str | None = None
-        self._expected: bytes | None = None  # what JAX's tracing is to give, too
+        self._expected: bytes | None = None  # tracing must make these bytes again
         try:
             self._store = store(setting)
             self._key = Key(call)
@@ -83,10 +83,10 @@ class CachedCall:
             self._reason = str(error)
 
     def read(self, make: Make) -> Kept | None:
-        """What an earlier process kept of this call; None also if JAX is to trace it to verify
-        that.
+        """Reads what an earlier process kept of this call.
 
-        ``make`` makes the program of a call that was traced to verify another one.
+        None: nothing was kept, or JAX has to trace the call to verify what was kept. ``make``
+        makes the program of a call that was traced for such a check.
         """
         if self._reason is not None:
             return None
@@ -95,7 +95,7 @@ class CachedCall:
             return None
         try:
             kept = _decoded(data)
-        except Exception as error:  # it is intact, so this is a bug of ours: it is written anew
+        except Exception as error:  # the bytes are intact, so the bug is ours: write anew
             log.warning("a kept program can't be read: %s: %s", type(error).__name__, error)
             return None
         if settings.current().cache_verify:
@@ -106,15 +106,14 @@ class CachedCall:
         return kept
 
     def tracing(self) -> contextlib.AbstractContextManager[Any]:
-        """To be entered around the tracing of this call."""
+        """A context for the tracing of this call: it watches what tracing does."""
         return contextlib.nullcontext() if self._reason is not None else self._key.watch
 
     def traced(self, use: Use, traced: Traced) -> None:
-        """Has the program kept, with what is known of the call. Says in the report what became of
-        it.
+        """Keeps the program, with what is known of the call, and records the outcome in the report.
 
         Raises:
-          verify.CacheError: it isn't what was read.
+          verify.CacheError: the program differs from the one that was read.
         """
         try:
             if self._reason is not None:
@@ -123,7 +122,7 @@ class CachedCall:
             if self._expected is None:
                 self._key.verify()
                 use.cache = "to be written when the process ends"
-                key = self._key.digest  # neither the key nor the call is kept, which hold arrays
+                key = self._key.digest  # the key object and the call hold arrays; drop both
                 write = functools.partial(_write, self._store, key, use, head, traced.program)
                 later.at_exit(lambda seconds: write())
                 return
@@ -180,13 +179,13 @@ def _decoded(data: bytes) -> Kept:
 
 
 def _difference(data: bytes, head: bytes, program: Program) -> str | None:
-    """In what kept facts and a kept program differ from those of the call as it is traced now."""
+    """How the kept facts and program differ from those of the call as it is traced now."""
     kept = _decoded(data)
     now = Facts(*encode.decode_data(head)) if head else None
     if now is None:
         return "what it returns or captures can't be kept"
     for name, one, other in zip(Facts._fields, kept.facts, now, strict=True):
-        # Lines move without a change of what is computed.
+        # Lines may move without changing what is computed.
         if name != "kernels" and encode.encode_data(one) != encode.encode_data(other):
             return f"it has other {name.replace('_', ' ')}"
     made = encode.decode(encode.encode(program))

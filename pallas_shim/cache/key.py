@@ -19,17 +19,17 @@ from pallas_shim.jax_compat.hooks import jit_calls
 
 
 class Key:
-    """What tells the program of a call from all others.
+    """Identifies the program of a call.
 
-    ``digest`` finds it. Before a program is written under it, `watch` is entered around tracing,
-    and `verify` called after it.
+    ``digest`` is its name in the store. Before a program is written, `watch` must have watched
+    the tracing, and `verify` must have passed.
     """
 
     def __init__(self, call: jit_calls.Call) -> None:
         """Reads all that the call depends on.
 
         Raises:
-          Unkeyable: some of it can't be read.
+          Unkeyable: some part can't be read.
         """
         self._call = call
         fingerprint = _fingerprint(call, after=False)
@@ -38,11 +38,11 @@ class Key:
         self.watch = Watch(self._found)
 
     def verify(self) -> None:
-        """Makes sure that the program that was traced is what this key says.
+        """Verifies that this key covers all that the traced program depends on.
 
         Raises:
-          Unkeyable: tracing did something that isn't known to depend on what was read only, or
-            has changed some of that.
+          Unkeyable: tracing did something that may depend on more than what was read, or it changed
+            what was read.
         """
         audit(self._found)
         if self.watch.problem is not None:
@@ -56,7 +56,7 @@ def _fingerprint(call: jit_calls.Call, after: bool) -> Fingerprint:
         return _read(call, after)
     except Unkeyable:
         raise
-    except Exception as error:  # of what the user's classes do when they are looked at
+    except Exception as error:  # raised by methods of the user's classes
         raise Unkeyable(f"reading it failed with {type(error).__name__}: {error}") from None
 
 
@@ -79,7 +79,7 @@ def _read(call: jit_calls.Call, after: bool) -> Fingerprint:
 
 
 def _process() -> list[Any]:
-    """What all functions may depend on."""
+    """What every traced function may depend on."""
     return [
         *process.facts(),
         repr(sys.flags),

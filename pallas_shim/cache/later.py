@@ -1,8 +1,8 @@
-"""What is put off until the process ends, so that nobody's call waits for it.
+"""Work that is put off until the process ends, so that no call waits for it.
 
-Work is done in the order in which it was put off, for a bounded time, and by one thread: that
-which ends Python. What is left then isn't done, nor what a killed process had put off. A forked
-child doesn't do what its parent put off.
+The work is done in order, for a bounded time, by the thread that ends Python. Work that is left
+then is dropped. So is the work of a process that is killed. A forked child drops the work of its
+parent.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from collections.abc import Callable
 
 log = logging.getLogger("pallas_shim")
 
-# For how many seconds the end of a process is put off.
+# The end of a process takes at most about this many seconds longer.
 SECONDS = 2.0
-# More work than this isn't held: the oldest is done at once.
+# The queue's limit. Beyond it, the oldest work is done at once.
 _MOST = 64
 
 # Gets the seconds that are left.
@@ -29,7 +29,7 @@ os.register_at_fork(after_in_child=_put_off.clear)
 
 
 def at_exit(work: Work) -> None:
-    """Puts work off."""
+    """Puts work off until the process ends."""
     _put_off.append(work)
     if len(_put_off) > _MOST:
         try:
@@ -40,12 +40,12 @@ def at_exit(work: Work) -> None:
 
 
 def do_all() -> None:
-    """Does all that was put off, as far as there is time. Never raises."""
+    """Does the work that was put off, as far as time allows. Never raises."""
     end = time.perf_counter() + SECONDS
     try:
         while _put_off and time.perf_counter() < end:
             _do(_put_off.popleft(), end - time.perf_counter())
-    except BaseException:  # the user, who wants Python to end, or a thread that did the last
+    except BaseException:  # Ctrl-C, or another thread took the last piece of work
         pass
     _put_off.clear()
 
@@ -58,6 +58,6 @@ def _do(work: Work, seconds: float) -> None:
 
 
 def register() -> None:
-    """Has it done before what was registered to be done at exit until now."""
+    """Registers `do_all` anew, so that it runs before all exit functions registered so far."""
     atexit.unregister(do_all)
     atexit.register(do_all)

@@ -1,4 +1,4 @@
-"""What is known by the version of the library that it is from, so that nobody need read it."""
+"""What a library's version describes completely, so that its code need not be read."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pallas_shim.cache import pure
 from pallas_shim.cache.bytecode import contents
 from pallas_shim.jax_compat import inputs
 
-# Distributions that are known by their versions; their code isn't followed.
+# Distributions that are keyed by their versions. Their code isn't followed.
 VERSIONED = frozenset({"jax", "jaxlib", "ml_dtypes", "numpy", "opt_einsum", "scipy"})
-# What of the standard library depends on nothing but its arguments, by module; and a warning,
-# whose effects don't change what is computed.
+# Names in the standard library whose results depend only on their arguments, by module. `warn` is
+# among them, because its effects don't change what is computed.
 _STANDARD = {
     "_abc": "*", "_collections_abc": "*", "_functools": "*", "_operator": "*",
     "math": "*", "cmath": "*", "numbers": "*", "bisect": "*", "heapq": "*",
@@ -54,7 +54,7 @@ _STANDARD = {
     "warnings": "warn",
     "__future__": "annotations",
 }  # fmt: skip
-# Functions that aren't public but make what public ones give.
+# Functions that aren't public, but that public functions return.
 _MAKERS = frozenset({
     ("jax._src.pallas.pallas_call", "_pallas_call"),
     ("jax._src.traceback_util", "api_boundary"),
@@ -62,12 +62,12 @@ _MAKERS = frozenset({
     ("jax._src.tree_util", "_register_dataclass"),
     ("jax._src.tree_util", "register_static"),
 })
-# Modules whose functions are read by their names.
+# Modules of pure functions that the key identifies by name.
 _PURE = frozenset({*_STANDARD, "builtins", "keyword", "reprlib", "textwrap"})
 _IMPURE = ("numpy.random",)
-# Kernels that come with JAX; all that their modules have is a function of its arguments.
+# Kernels that come with JAX. Everything in their modules is a function of its arguments.
 _KERNELS = "jax.experimental.pallas.ops."
-# Where callables are that don't say what module they are from.
+# The modules to search for callables without a module of their own.
 _UFUNCS = ("numpy", "scipy.special")
 
 
@@ -77,7 +77,7 @@ def is_library(module: str) -> bool:
 
 
 def is_impure(module: str) -> bool:
-    """Whether a module is of a library, but the results of its functions differ."""
+    """Whether a library's module has functions whose results differ between equal calls."""
     return module.startswith(_IMPURE)
 
 
@@ -86,7 +86,7 @@ def is_standard(module: str) -> bool:
 
 
 def is_from_elsewhere(module: str) -> bool:
-    """Whether a module is Python's or a library's."""
+    """Whether a module belongs to Python or to a library."""
     return top(module) in VERSIONED or (is_standard(module) and module != "__main__")
 
 
@@ -95,10 +95,10 @@ def top(module: str) -> str:
 
 
 def is_pure(module: str, name: str, value: Any) -> bool:
-    """Whether what a library's module has under a name gives the same for the same arguments.
+    """Whether a library's value gives equal results for equal arguments.
 
-    It is known by that name, or by another one under which it is public; or it is what a public
-    function made.
+    The value is known by this name in its module, or by another public name; or a public function
+    made it.
     """
     table = _tables()
     if isinstance(value, enum.EnumMeta) and top(module) in VERSIONED:
@@ -125,7 +125,8 @@ def _tables() -> dict[str, frozenset[str]]:
     return {module: frozenset(names.split()) for module, names in named.items()}
 
 
-# Modules whose classes' instances are what is in them: blocks, references, types and the like.
+# Modules of classes whose instances are fully described by their attributes: blocks, references,
+# types and the like.
 _PLAIN_HOMES = (
     _KERNELS, "jax._src.ad_", "jax._src.api.", "jax._src.core.",
     "jax._src.custom_", "jax._src.dtypes.",
@@ -140,19 +141,19 @@ _PLAIN_HOMES = (
 
 
 def is_plain_class(kind: type) -> bool:
-    """Whether an instance of a library's class has nothing but its variables."""
+    """Whether the attributes of an instance of a library's class are its whole state."""
     if issubclass(kind, enum.Enum) or is_public(kind) or top(kind.__module__) not in VERSIONED:
         return True
     return f"{kind.__module__}.{kind.__qualname__}".startswith(_PLAIN_HOMES)
 
 
 def is_public(value: Any) -> bool:
-    """Whether a value is pure by any of its names."""
+    """Whether a value is known as pure under any name."""
     return id(value) in _pure_values()
 
 
 def _pure_values() -> set[int]:
-    """Where the values are that are pure by any of their names."""
+    """The ids of the values that are known as pure under any name."""
     loaded = tuple(name for name in _tables() if name in sys.modules)
     return _values_in(loaded)
 
@@ -172,7 +173,7 @@ def _values_in(loaded: tuple[str, ...]) -> set[int]:
 
 @functools.cache
 def version(library: str) -> str | None:
-    """A library's version; None if it lies where it may change."""
+    """A library's version. None: the library isn't installed but lies where it may change."""
     module = sys.modules[library]
     path = module.__file__ or ""
     if "site-packages" not in path and "dist-packages" not in path:
@@ -181,9 +182,9 @@ def version(library: str) -> str | None:
 
 
 def home(value: Any) -> tuple[str, str] | None:
-    """The module that was imported, and the name, by which a function or class is found again.
+    """The imported module and the name that give a function or class.
 
-    None if another lies there, or nothing.
+    None: that name gives another object, or nothing.
     """
     name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
     module = getattr(value, "__module__", None)
@@ -200,7 +201,7 @@ def home(value: Any) -> tuple[str, str] | None:
 
 
 def is_own_module(module: types.ModuleType) -> bool:
-    """Whether a module is a library's, and the one that was imported."""
+    """Whether a module is a library's, and is the one that was imported."""
     name = module.__name__
     return is_library(name) and sys.modules.get(name) is module
 
@@ -212,10 +213,10 @@ def owns_function(function: types.FunctionType) -> bool:
 
 
 def identity(value: Any) -> str | None:
-    """What tells a library's own function, class or object apart from the library's others.
+    """A text that identifies a library's own function, class or object.
 
-    None if somebody else made it, or part of it, so that the library's version doesn't say all
-    of it: whoever puts something in the place of a library's function gives it the same name.
+    None: something outside the library made it or a part of it, so the library's version doesn't
+    describe it. A replacement of a library's function may have the original's name.
     """
     parts = _identity(value, ())
     return None if parts is None else repr(parts)
@@ -239,7 +240,7 @@ def _identity(value: Any, under_way: tuple[Any, ...]) -> tuple[Any, ...] | None:
             return None
         code = value.__code__
         parts: list[Any] = [value.__module__, code.co_qualname, code.co_firstlineno]
-        if "<locals>" in code.co_qualname:  # it may hold what others gave it
+        if "<locals>" in code.co_qualname:  # its closure may hold values from outside
             for cell in value.__closure__ or ():
                 inside = _identity(contents(cell), under_way)
                 if inside is None:

@@ -1,8 +1,8 @@
 """Whether JAX, NumPy and the like are as they were when they were imported.
 
-Their versions say what their functions give only as long as nobody has put something else into
-them: a function in another's place, another rule for a primitive, a method of one's own. What
-they hold is noted when JAX and Pallas have been imported, and compared when a key is made.
+A version describes what a library's functions compute only if nobody has changed the library: a
+function replaced, a primitive's rule replaced, a method added. A snapshot is taken when JAX and
+Pallas have been imported, and compared when a key is made.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from typing import Any
 from pallas_shim.cache import libraries
 from pallas_shim.jax_compat import inputs
 
-# What the libraries use of Python's own.
+# Modules of Python's that the libraries use.
 _STANDARD = frozenset(
     """builtins collections contextlib copy dataclasses enum functools itertools math operator
     types typing warnings""".split()
 )
-# Bindings that the libraries change themselves.
+# Module variables that the libraries change themselves.
 _THEIR_OWN: frozenset[tuple[str, str]] = frozenset()
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, tuple, frozenset})
 
 
-# Of owners: how many variables each has, all their names, and all values.
+# The variables of many owners: the number of each one's variables, all names, and all values.
 _Contents = tuple[list[int], list[str], list[Any]]
 
 
 class _Noted:
-    """What was noted of the modules that were there, and of what is in them.
+    """The snapshot of the modules and of what they hold.
 
-    ``owners``: modules, classes and instances, with ``held``, copies of their variables, and
-    ``contents``, the same as flat lists, which are compared in a tenth of the time;
-    ``functions``, with the parts that make them what they are; ``tables``: of rules, say.
+    ``owners`` are modules, classes and instances. ``held`` has copies of their variables, and
+    ``contents`` the same as flat lists, which are compared in a tenth of the time. ``functions``
+    are kept with the parts that define them. ``tables`` are dictionaries, of rules for example.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.found: str | None = None  # what had changed when all was noted anew
+        self.found: str | None = None  # the change that was found before the snapshot was renewed
         self.clear()
 
     def clear(self) -> None:
@@ -60,7 +60,7 @@ class _Noted:
         self.tables: list[tuple[str, dict[Any, Any], dict[Any, Any]]] = []
 
 
-# What a function's results depend on beside what it names. (Getters, as they are quick.)
+# The parts that define a function's results, besides its globals. (Getters, for speed.)
 _PARTS = {
     part: operator.attrgetter(part) for part in ("__code__", "__defaults__", "__kwdefaults__")
 }
@@ -68,27 +68,28 @@ _noted = _Noted()
 
 
 def note() -> None:
-    """Notes what the libraries hold, whatever was noted before."""
+    """Takes a new snapshot of what the libraries hold."""
     with _noted.lock, _no_collection():
         _noted.clear()
         _note_new()
 
 
 def keep_finding() -> None:
-    """Remembers for good what has changed so far: the caller is about to change more itself."""
+    """Records for good what has changed so far, because the caller is about to change more."""
     _noted.found = changed()
 
 
 def forget() -> None:
-    """As if nothing had been noted."""
+    """Drops the snapshot and any recorded change."""
     _noted.found = None
     _noted.clear()
 
 
 def changed() -> str | None:
-    """What isn't as it was, in words; None if all is, or nothing has been noted.
+    """The first change found, in words. None: nothing has changed, or there is no snapshot.
 
-    What was imported since then is noted; of that only what isn't the library's is found.
+    Modules that were imported since the snapshot are added to it. In these, only functions that
+    aren't the library's count as changes.
     """
     with _noted.lock, _no_collection():
         if _noted.found is not None:
@@ -98,7 +99,7 @@ def changed() -> str | None:
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """There is no garbage, but much that is new."""
+    """Pauses garbage collection: much is allocated here, and none of it is garbage."""
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -126,7 +127,7 @@ def _change() -> str | None:
                 change = _change_of(owner, held)
                 if change is not None:
                     return change
-                _noted.held[at] = dict(vars(owner))  # its state, which need not be looked at again
+                _noted.held[at] = dict(vars(owner))  # ordinary state; skip it next time
         _noted.contents = _contents(_noted.held)
     for part, get in _PARTS.items():
         if not _same(list(map(get, _noted.functions)), _noted.parts[part]):
@@ -158,7 +159,7 @@ def _change_of(owner: Any, held: dict[str, Any]) -> str | None:
         if old is new:
             continue
         if not is_module:
-            # Python itself notes the names of slots, say.
+            # Python itself adds special names, such as the names of slots.
             special = key.startswith("__") and not callable(new) and old is _MISSING
             matters = not special and _matters(old, new, isinstance(owner, type))
         elif old is _MISSING:
@@ -191,19 +192,19 @@ _MISSING = object()
 def _same(now: Any, before: Any) -> bool:
     try:
         return bool(now == before)
-    except Exception:  # arrays, say, have no one answer
+    except Exception:  # comparing arrays, for example, has no single answer
         return False
 
 
 def _is_state(module: str, name: str, old: Any, new: Any) -> bool:
-    """Whether a module's variable is one that the module sets while it works."""
+    """Whether a module's variable is working state, which the module sets itself."""
     if (module, name) in _THEIR_OWN or isinstance(new, types.ModuleType):
         return True
     if name.startswith("__") or new is _MISSING:
         return name in ("__warningregistry__", "__annotations__")
     if type(old) is bool and type(new) is bool:
         return name.startswith("_")
-    # What it remembers; a primitive, a type or an object of another class is no such thing.
+    # Containers may be caches. A primitive, a type or an object of another class isn't one.
     remembers = type(old).__module__ in ("builtins", "collections", "weakref", "itertools")
     return remembers and not (callable(old) or callable(new) or type(old) in _PLAIN)
 
@@ -213,7 +214,7 @@ def _matters(old: Any, new: Any, is_class: bool) -> bool:
         return False  # an iterator's class, made when it is first needed
     if callable(old) or callable(new) or type(old) in _DESCRIPTORS or type(new) in _DESCRIPTORS:
         return True
-    if old is None:  # a default, or what the class remembers
+    if old is None:  # a default value, or a cache of the class
         return is_class and type(new) in _PLAIN
     return is_class and (old is _MISSING or type(old) in _PLAIN and old != new)
 
@@ -229,7 +230,7 @@ def _name(value: Any) -> str:
 
 
 def _is_theirs(value: Any) -> bool:
-    """Whether a value, as far as its type tells, is a library's."""
+    """Whether a value is a library's, as far as its type tells."""
     function = inputs.jitted(value)
     if function is not None:
         value = function[0]
@@ -248,7 +249,7 @@ def _is_theirs(value: Any) -> bool:
 
 
 def _note_new() -> str | None:
-    """Notes modules that weren't there; what in them isn't a library's, in words."""
+    """Adds new modules to the snapshot. Returns what in them isn't the library's, in words."""
     strange = None
     for name, module in _modules():
         if name in _noted.modules:
@@ -263,7 +264,7 @@ def _note_new() -> str | None:
     return strange
 
 
-# In these nothing is anybody else's; SciPy makes functions whose module isn't known.
+# Every function in these modules is a library's. SciPy makes functions whose module isn't known.
 _CHECKED = frozenset({"jax", "jaxlib", "numpy"})
 
 

@@ -1,4 +1,4 @@
-"""What programs depend on beside what is lowered: versions, our sources, settings, the machine."""
+"""What all programs depend on: versions, this package's sources, settings, the machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pallas_shim import settings
 
 
 def facts() -> tuple[str, str]:
-    """All of it, as texts that are equal in processes whose programs are the same."""
+    """Two texts. They are equal in two processes that make the same programs."""
     chosen = settings.current()
     return _unchanging(), repr((sorted(chosen.disabled_passes), chosen.force, chosen.tpu))
 
@@ -42,7 +42,7 @@ def _unchanging() -> str:
 
 
 def _processor() -> tuple[Any, ...]:
-    """What NumPy computes constants with: some functions' last bits depend on it."""
+    """The processor's features, since the last bits of some NumPy functions depend on them."""
     core: Any = getattr(np, "_core", None) or np.core
     features = core._multiarray_umath.__cpu_features__
     return tuple(sorted(features.items())), os.environ.get("OPENBLAS_CORETYPE", "")
@@ -63,6 +63,6 @@ def _own_sources() -> tuple[tuple[str, int, int], ...]:
     return tuple(sorted(found))
 
 
-# Our own source files, with their sizes and times, as near as can be to when they were imported:
-# an edited rule makes other programs.
+# This package's source files, with sizes and times, taken as close to their import as possible. An
+# edited rule makes other programs.
 OWN_SOURCES = _own_sources()

@@ -1,7 +1,7 @@
-"""Programs kept by their jaxprs: all that a program is made from is in its key.
+"""Programs kept by their jaxprs. The key holds all that a program is made from.
 
-They are read when JAX has traced, and save lowering, the passes and the making of code. They are
-written when the process ends.
+A program is read after JAX has traced. That saves lowering, the passes and code generation.
+Programs are written when the process ends.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _SECONDS = struct.Struct("<d")
 
 
 class CachedProgram:
-    """The program of one jaxpr: `get` reads or makes it, and `tell` says what became of it."""
+    """The program of one jaxpr. `get` reads or makes it, and `tell` reports what happened."""
 
     def __init__(
         self, jaxpr: Any, name: str, axes: Mapping[Any, int], make: Callable[[], Program]
     ):
-        """``make`` makes it, from all that the other arguments say."""
+        """``make`` makes the program, from all that the other arguments describe."""
         self._name = name
         self._make: Callable[[], Program] | None = make
         self._key: str | None = None
@@ -55,12 +55,12 @@ class CachedProgram:
         self._sources = list(map(operator.attrgetter("source_info"), read.equations))
 
     def get(self) -> Program:
-        """The program.
+        """Returns the program.
 
         Raises:
-          verify.CacheError: under PALLAS_NUMPY_CACHE_VERIFY=1, the one on disk isn't that which
-            is made.
-          Exception: what ``make`` raises.
+          verify.CacheError: under PALLAS_NUMPY_CACHE_VERIFY=1, the program on disk differs from the
+            one that is made.
+          Exception: any that ``make`` raises.
         """
         make = self._make
         assert make is not None
@@ -77,9 +77,9 @@ class CachedProgram:
         return program
 
     def tell(self, use: Use) -> None:
-        """Says in the report what became of the program, and has it kept if it isn't."""
+        """Records the outcome in the report, and has a new program written at exit."""
         use.traced_cache = self._became
-        self._make = None  # which holds the jaxpr
+        self._make = None  # it holds the jaxpr
         program, key = self._program, self._key
         if program is not None and key is not None:
             self._program = None
@@ -111,7 +111,7 @@ class CachedProgram:
         try:
             (seconds,) = _SECONDS.unpack(data[:start])
             program = encode.decode(data[start:], self._sources)
-        except Exception as error:  # it is intact, so this is a bug of ours: it is written anew
+        except Exception as error:  # the bytes are intact, so the bug is ours: write anew
             log.warning("a kept program can't be read: %s: %s", type(error).__name__, error)
             return None
 
@@ -119,7 +119,7 @@ class CachedProgram:
             made = self._encoded(make())
             if made == data[start:]:
                 return None
-            # Which equations share a source may differ; what is computed may not.
+            # Which equations share a source may differ. What is computed may not.
             back = [encode.decode(each, self._sources) for each in (data[start:], made)]
             one, other = (encode.encode(program, {}) for program in back)
             return None if one == other else verify.difference(*back)
@@ -130,7 +130,7 @@ class CachedProgram:
 
 
 def _require_own_rules(read: contents.Contents) -> None:
-    """Raises Unreadable if another package's rule lowers one of the primitives."""
+    """Raises Unreadable if another package's rule lowers one of the primitives in the jaxpr."""
     for name in read.primitives.values():
         rule = IMPL_RULES.get(name)
         for maker in (LOWERING_RULES.get(name), None if rule is None else rule.make):

@@ -1,13 +1,13 @@
-"""Which functions, classes and constants of the libraries are pure: what they give depends on
-nothing but their arguments, JAX's configuration and the library's version.
+"""Which functions, classes and constants of the libraries are pure.
 
-What is in neither table isn't known, and whoever reaches it isn't kept. A test holds the tables
-against what the installed libraries have.
+The results of a pure function depend only on its arguments, JAX's configuration and the library's
+version. A name in neither table is unknown, and a program that reaches it isn't kept. A test
+compares the tables with the installed libraries.
 """
 
 from __future__ import annotations
 
-# The public names of each module that are pure, over all versions of JAX that run here.
+# The pure public names of each module, for all supported versions of JAX together.
 PURE: dict[str, str] = {
     "jax": """
         Array Inline P Ref ShapeDtypeStruct allow_f16_reductions checkpoint
@@ -367,8 +367,8 @@ PURE: dict[str, str] = {
     """,
 }
 
-# Those that read or change more: files, clocks, devices, the state of the process; or that give
-# what was in memory before.
+# Names that read or change more: files, clocks, devices, the state of the process; and those that
+# return uninitialised memory.
 IMPURE: dict[str, str] = {
     "jax": """
         CompilerEffortLevel Device NamedSharding Shard ad array_garbage_collection_guard
@@ -503,8 +503,9 @@ IMPURE: dict[str, str] = {
     """,
 }
 
-# What may be asked of values beside what the user's own classes have: attributes of numbers,
-# texts, containers, arrays, references, blocks and the like that say nothing of where these lie.
+# The attributes that code may read from values, besides those of the user's own classes. They
+# belong to numbers, texts, containers, arrays, references, blocks and the like, and never reveal an
+# address in memory.
 ATTRIBUTES = """
     match fullmatch search findall newbyteorder
     BARRIER CMEM DMA HBM HOST MMA_ACC MMA_LHS MMA_RHS REGULAR SEMAPHORE SMEM SMEM_GMEM_COPY
@@ -574,7 +575,7 @@ ATTRIBUTES = """
     with_next_fetch with_slot_index with_spec with_window_ref zfill
 """
 
-# The special ones. `__doc__` and the names are read with what has them.
+# The special attributes that code may read. `__doc__` and the names are read with their owners.
 SPECIAL_ATTRIBUTES = """
     __abs__ __add__ __and__ __bool__ __call__ __class__ __contains__ __doc__ __enter__ __eq__
     __exit__ __float__ __floordiv__ __ge__ __getitem__ __gt__ __iadd__ __iand__ __imul__

@@ -1,9 +1,9 @@
-"""What code may do, for its function to be kept: a look at its instructions, made when a program
-is written.
+"""Checks what code may do if its function is to be kept. Looks at the code's instructions.
 
-The key says what code reads by name. Here is what no key can say: names that are asked for on
-values that aren't known, sets whose order differs, strings that hold addresses, modules that are
-passed on. Where the origin of a value isn't known, nothing that depends on it is allowed.
+The check runs when a program is written. The key covers what code reads by name. This module
+refuses what no key can cover: names read from unknown values, sets whose order differs, strings
+that hold addresses, modules that are passed on. If the origin of a value isn't known, nothing may
+depend on it.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ import re
 import types
 from typing import Any, NamedTuple
 
-# Where a value on the stack comes from: a kind, and what tells more.
+# The origin of a value on the stack: a kind, and more about it.
 Origin = tuple[Any, ...]
 _UNKNOWN: Origin = ("unknown",)
 
-# Built-ins that give the same for the same arguments, and show nothing of where these lie.
+# Built-ins that return equal results for equal arguments, and never reveal an address.
 _BUILTINS = frozenset(
     """abs all any bin bool bytearray bytes callable chr classmethod complex dict divmod enumerate
     filter float hex int isinstance issubclass iter len list map max min next object oct ord pow
     property range reversed round slice sorted staticmethod sum super tuple type zip
     Ellipsis NotImplemented NoneType ellipsis __debug__ __name__ __build_class__""".split()
 )
-# These are as well, by what is done with what they give: see `_Look`.
+# These may be pure, depending on how their results are used: see `_Looking`.
 _WATCHED = frozenset("ascii format frozenset getattr hasattr repr set str".split())
 _TEXT_MAKERS = frozenset({"ascii", "format", "repr", "str"})
 _SET_MAKERS = frozenset({"set", "frozenset"})
-# What of a set is the same whatever its order.
+# Functions whose result doesn't depend on the order of a set.
 _ORDERLESS = frozenset({"len", "sorted", "set", "frozenset", "bool"})
 _VIEW_TAKERS = frozenset(
     """all any dict enumerate iter len list map max min reversed set sorted sum tuple zip""".split()
 )
-# Whoever catches these learns how deep the stack was, or how much memory there is.
+# Code that catches these learns how deep the stack was, or how much memory there is.
 _OF_THE_MACHINE = frozenset({"MemoryError", "RecursionError", "KeyboardInterrupt"})
 _PLAINLY_SHOWN = frozenset({"shape", "ndim", "size", "dtype", "itemsize", "bits"})
 _PLAIN_CALLS = frozenset({"len", "int", "float", "bool", "abs", "round", "ord"})
@@ -65,7 +65,7 @@ _KNOWN_OPERATIONS = frozenset(
     UNARY_NEGATIVE UNARY_NOT UNARY_POSITIVE UNPACK_EX UNPACK_SEQUENCE WITH_EXCEPT_START
     YIELD_VALUE""".split()
 )
-# What puts values where they may be read again in ways that aren't followed.
+# Instructions that only test or drop a value, so no order or address of it gets further.
 _CONSUMERS_THAT_ONLY_TEST = frozenset(
     """POP_TOP TO_BOOL UNARY_NOT CONTAINS_OP GET_LEN POP_JUMP_IF_FALSE POP_JUMP_IF_TRUE
     POP_JUMP_FORWARD_IF_FALSE POP_JUMP_FORWARD_IF_TRUE POP_JUMP_BACKWARD_IF_FALSE
@@ -74,13 +74,13 @@ _CONSUMERS_THAT_ONLY_TEST = frozenset(
 
 
 class Look(NamedTuple):
-    """What one code object, without those inside it, does.
+    """What one code object does, without the code objects inside it.
 
-    ``problems``: what isn't allowed, in words. ``attributes``: the names that it asks of values
-    that aren't modules; ``stored``: those that it sets.
-    ``imports``: what it takes from modules that it imports: the module and
-    the attributes in turn. ``shown``: strings that may show a value; ``percent``: whether a
-    value that may be such a string is the left side of a ``%``.
+    ``problems``: the forbidden things that it does, in words. ``attributes``: the names that it
+    reads from values other than modules. ``stored``: the names that it sets on values.
+    ``imports``: what it takes from the modules that it imports, each as a module and attributes.
+    ``shown``: strings that may be formats that show a value. ``percent``: whether such a string may
+    be the left side of a ``%``.
     """
 
     problems: list[str]
@@ -92,13 +92,15 @@ class Look(NamedTuple):
 
 
 def shows_a_value(text: str) -> bool:
-    """Whether a string is one that ``%`` makes a text from that may hold addresses."""
+    """Whether ``%`` with this format may make a text that holds an address."""
     return _SHOWS_A_VALUE.search(text) is not None
 
 
 def is_pure_builtin(name: str, passed_on: bool = False) -> bool:
-    """Whether a built-in's results depend on its arguments only, or `look` watches its uses,
-    which it can't if it is passed on."""
+    """Whether a built-in's results depend on its arguments only, or `look` can watch its uses.
+
+    `look` can't watch the uses of a built-in that is passed on.
+    """
     value = getattr(builtins, name, None)
     if isinstance(value, type) and issubclass(value, BaseException):
         return name not in _OF_THE_MACHINE
@@ -108,15 +110,17 @@ def is_pure_builtin(name: str, passed_on: bool = False) -> bool:
 def look(
     code: types.CodeType, namespace: dict[str, Any], modules: frozenset[str] = frozenset()
 ) -> Look:
-    """Looks at the instructions of code whose globals are ``namespace``; ``modules`` are the
-    variables that it closes over and that hold one."""
+    """Looks at the instructions of code.
+
+    ``namespace``: the code's globals. ``modules``: the variables of its closure that hold a module.
+    """
     looking = _Looking(code, namespace, modules)
     looking.run()
     return looking.found
 
 
 class _Looking:
-    """Follows where the values on the stack come from, from one jump's target to the next."""
+    """Follows the origins of the values on the stack, from one jump target to the next."""
 
     def __init__(
         self, code: types.CodeType, namespace: dict[str, Any], closed: frozenset[str]
@@ -128,10 +132,10 @@ class _Looking:
         self.stack: list[Origin] = []
         self.keywords: tuple[str, ...] = ()
         self.percent = False
-        self.dead = False  # nothing comes here from the instruction before
-        self.arriving: dict[int, list[Origin]] = {}  # the stacks with which targets are jumped to
+        self.dead = False  # the instruction before never continues here
+        self.arriving: dict[int, list[Origin]] = {}  # the stack at each jump target
         self.operands: set[int] = set()
-        self.modules: dict[str, Origin] = {}  # local variables that hold what was imported
+        self.modules: dict[str, Origin] = {}  # local variables that hold imported names
         self.stores = self._stores()
 
     def run(self) -> None:
@@ -162,7 +166,7 @@ class _Looking:
         self.found = self.found._replace(shown=shown, percent=self.percent)
 
     def _stores(self) -> dict[str, int]:
-        """How often each local variable is set."""
+        """Counts the assignments to each local variable."""
         stores: dict[str, int] = {}
         for instruction in dis.get_instructions(self.code):
             if instruction.opname.startswith("STORE_FAST"):
@@ -187,7 +191,7 @@ class _Looking:
         return [self.pop() for _ in range(n)][::-1]
 
     def use(self, origin: Origin, by: str) -> None:
-        """A value goes where it isn't followed."""
+        """Checks a value whose further way isn't followed."""
         kind = origin[0]
         if kind == "set" and by not in _CONSUMERS_THAT_ONLY_TEST:
             self.problem("it uses a set otherwise than to sort, to count or to look into it")
@@ -216,7 +220,7 @@ class _Looking:
         self.dead = name in _LEAVING
 
     def join(self, offset: int) -> None:
-        """The stack is one of those of all ways to here."""
+        """Joins the stacks of all ways that lead here."""
         other = self.arriving.pop(offset, None)
         if self.dead:
             self.stack, self.dead = other or [], False
@@ -238,7 +242,7 @@ class _Looking:
                 stack[at] = _UNKNOWN
 
     def other(self, instruction: dis.Instruction) -> None:
-        """An instruction that does nothing with origins."""
+        """Handles an instruction that does nothing special with origins."""
         effect = dis.stack_effect(instruction.opcode, instruction.arg, jump=False)
         taken = max(_TAKES.get(instruction.opname, 0), -effect)
         if instruction.opname not in _TAKES:
@@ -349,7 +353,7 @@ class _Looking:
         if kind not in ("global", "builtin"):
             self.use(origin, "LOAD_ATTR")
         if (kind == "global" or kind == "chain") and name not in ("keys", "items"):
-            return ("chain", name)  # the key follows it, or says what it asks for
+            return ("chain", name)  # the key follows it, or lists its attributes
         self.found.attributes.add(name)
         return ("attribute", name)
 
@@ -442,7 +446,7 @@ class _Looking:
         return result
 
     def takes_messages(self, callee: Origin) -> bool:
-        """Whether what is called takes a text that nobody computes with: an exception's."""
+        """Whether a call takes a text only as a message: the callee is an exception's class."""
         if callee[0] == "builtin":
             value = getattr(builtins, callee[1], None)
         elif callee[0] == "global":
@@ -527,7 +531,7 @@ class _Looking:
     do_BUILD_LIST = do_BUILD_TUPLE = do_BUILD_SLICE = do_BUILD
 
 
-# How many values instructions take off the stack beside those in `_Looking`.
+# The numbers of values that instructions take off the stack, besides those in `_Looking`.
 _TAKES = {
     "POP_TOP": 1, "BINARY_SUBSCR": 2, "BINARY_SLICE": 3, "COMPARE_OP": 2, "IS_OP": 2,
     "STORE_SUBSCR": 3, "STORE_SLICE": 4, "STORE_DEREF": 1, "STORE_NAME": 1,

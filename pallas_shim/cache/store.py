@@ -14,25 +14,25 @@ from collections.abc import Mapping
 _MAGIC = b"pallas_shim program 2\n"
 _SUFFIX = ".program"
 
-# When the files take up more bytes than this, those that were not used for longest go.
+# The size of the directory in bytes. Beyond it, the least recently used files are removed.
 _LARGEST = 256 << 20
-# What is larger than this isn't kept: it would drive out too much else.
+# Larger files aren't kept, because they would drive out too many others.
 _LARGEST_FILE = 32 << 20
-# Files are counted once in so many that are written.
+# The files are counted once in this many writes.
 _CLEANING = 16
 
 _READING = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class Refused(Exception):
-    """The directory isn't one to keep programs in; says why."""
+    """Programs can't be kept in the directory; the message says why."""
 
 
 def default_directory(environ: Mapping[str, str] = os.environ) -> str:
-    """Where programs are kept if the user names no directory.
+    """The directory for programs if the user names none.
 
     Raises:
-      Refused: the user has no home.
+      Refused: the user has no home directory.
     """
     home = environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(home):
@@ -44,16 +44,16 @@ def default_directory(environ: Mapping[str, str] = os.environ) -> str:
 
 @functools.cache
 def say_once(message: str) -> None:
-    """Tells the user on stderr, the first time."""
+    """Prints a message to stderr, the first time only."""
     if sys.stderr is not None:
         print(f"pallas_shim: {message}", file=sys.stderr)
 
 
 class Store:
-    """A directory of files, made if it isn't there.
+    """A directory of files. It is created if it doesn't exist.
 
     Raises:
-      Refused: others could write to it, or it can't be made.
+      Refused: other users could write to it, or it can't be created.
     """
 
     def __init__(self, directory: str):
@@ -75,7 +75,7 @@ class Store:
             raise Refused(f"others may write to {self.directory}: chmod go-w it")
 
     def read(self, key: str) -> bytes | None:
-        """What was written under a key; None if that is nothing, or not what was written."""
+        """The bytes under a key. None: nothing was written, or the file was damaged."""
         path = self._path(key)
         try:
             with open(os.open(path, _READING), "rb") as file:
@@ -89,12 +89,12 @@ class Store:
         data = content[start:]
         if content[:start] != _MAGIC + _checksum(key, data):
             return None
-        with contextlib.suppress(OSError):  # the directory may be one to read only
+        with contextlib.suppress(OSError):  # the directory may be read-only
             os.utime(path)
         return data
 
     def write(self, key: str, data: bytes) -> str | None:
-        """Keeps bytes under a key, in the place of what was there. Why that failed, if it did."""
+        """Writes bytes under a key, in place of older ones. Returns why that failed, else None."""
         if len(data) > _LARGEST_FILE:
             return f"it takes up more than {_LARGEST_FILE >> 20} MB"
         temporary = None
@@ -114,7 +114,7 @@ class Store:
         return None
 
     def remove(self, key: str) -> None:
-        """Forgets what was written under a key."""
+        """Removes the bytes under a key."""
         with contextlib.suppress(OSError):
             os.unlink(self._path(key))
 
@@ -150,10 +150,10 @@ _store = functools.cache(Store)
 
 
 def store(setting: str) -> Store:
-    """The store of the setting PALLAS_NUMPY_CACHE: ``trace`` or ``function``, or a directory.
+    """The store for a value of PALLAS_NUMPY_CACHE: ``trace`` or ``function``, or a directory.
 
-    A directory that the user named and that can't be used is told of on stderr, once; the one by
-    default only by the exception.
+    If a directory that the user named can't be used, a message on stderr says so, once. For the
+    default directory only the exception says so.
 
     Raises:
       Refused: see `Store`.

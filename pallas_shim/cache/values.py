@@ -1,4 +1,4 @@
-"""How plain data, containers and arrays are read for a digest."""
+"""Readers of plain data, containers and arrays, for a digest."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from pallas_shim.cache import libraries
 from pallas_shim.cache.fingerprint import Fingerprint, reader, reader_if
 from pallas_shim.jax_compat import inputs
 
-# Arrays of more bytes than this are refused, not read.
+# Larger arrays, in bytes, are refused.
 _LARGEST_ARRAY = 64 << 20
 
-# What a user could have put into a library's module in the place of what was there.
+# Types of data that a user may have put into a library's module, in place of the library's.
 DATA = frozenset(
     {bool, int, float, complex, str, bytes, range, type(None), tuple, list, dict, set, frozenset,
      np.ndarray}
@@ -97,15 +97,18 @@ def _read_namespace(fingerprint: Fingerprint, namespace: Any) -> None:
 
 @reader(set, frozenset)
 def _read_set(fingerprint: Fingerprint, values: Any) -> None:
-    """Code may use its own only where their order makes no difference: see `rules`. But others
-    are iterated by anybody."""
+    """Refuses a set of several values, because its order may differ.
+
+    The code's own sets are read elsewhere: `rules` allows only uses of these without an order. Any
+    code may iterate over other sets.
+    """
     if len(values) > 1:
         raise fingerprint.refusal("a set, whose order may differ")
     fingerprint.add_all(values)
 
 
 def read_in_any_order(fingerprint: Fingerprint, values: Iterable[Any]) -> None:
-    """Reads a set of which nobody sees the order."""
+    """Reads a set whose order nobody sees."""
     digests = []
     for value in values:
         inner = Fingerprint(outer=fingerprint)
@@ -116,7 +119,7 @@ def read_in_any_order(fingerprint: Fingerprint, values: Iterable[Any]) -> None:
 
 @reader(object)
 def _read_object(fingerprint: Fingerprint, value: object) -> None:
-    """It has nothing but its identity."""
+    """Reads a plain object, which has nothing but its identity."""
 
 
 @reader(slice)
@@ -131,7 +134,7 @@ def _read_fraction(fingerprint: Fingerprint, value: fractions.Fraction) -> None:
 
 @reader(operator.itemgetter, operator.attrgetter, operator.methodcaller)
 def _read_getter(fingerprint: Fingerprint, getter: Any) -> None:
-    made = getter.__reduce__()  # by a partial where there are keywords
+    made = getter.__reduce__()  # a partial, if the getter has keywords
     names = made[1][:1] if type(getter) is operator.methodcaller else made[1]
     if type(getter) is not operator.itemgetter:
         for name in names:
@@ -226,8 +229,7 @@ def _read_ufunc(fingerprint: Fingerprint, ufunc: np.ufunc) -> None:
 
 @reader(inputs.TREE)
 def _read_tree(fingerprint: Fingerprint, tree: Any) -> None:
-    """What a container's form holds: the types of the containers and what they keep of their
-    own, keys above all."""
+    """Reads the structure of a container: the types of its nodes, and their data, such as keys."""
     if not inputs.is_ordinary_tree(tree):
         raise fingerprint.refusal("a PyTreeDef of a registry of its own")
     fingerprint.add(inputs.tree_parts(tree))
@@ -235,7 +237,7 @@ def _read_tree(fingerprint: Fingerprint, tree: Any) -> None:
 
 @reader(inputs.SHARDING)
 def _read_sharding(fingerprint: Fingerprint, sharding: Any) -> None:
-    """The sharding of a type on no mesh, which is a part of it."""
+    """Reads the sharding in a type, if it is on no mesh."""
     parts = inputs.sharding_without_mesh(sharding)
     if parts is None:
         raise fingerprint.refusal("an array that is to lie on several devices")
@@ -248,7 +250,7 @@ for _kind, _part in (
 ):  # fmt: skip
     reader(_kind)(lambda fingerprint, x, _part=_part: fingerprint.add(getattr(x, _part)))
 
-# The contents of containers, for types that derive from them.
+# Readers of the contents of containers, for derived types.
 CONTAINERS: dict[type, Callable[[Fingerprint, Any], None]] = {
     tuple: lambda fingerprint, x: fingerprint.add_all(tuple.__iter__(x)),
     list: lambda fingerprint, x: fingerprint.add_all(list.__iter__(x)),

@@ -1,7 +1,7 @@
-"""Checks that a program on disk is the one that would be made: trust, but verify.
+"""Checks that a program on disk equals the program that would be made now.
 
-Under PALLAS_NUMPY_CACHE_VERIFY=1 each that is read is checked at once. Else one in `ONE_IN` is
-when the process ends, if there is time.
+Under PALLAS_NUMPY_CACHE_VERIFY=1, each program is checked when it is read. Otherwise one in
+`ONE_IN` is checked when the process ends, if there is time.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pallas_shim import settings
 from pallas_shim.cache import later
 from pallas_shim.evaluator.program import Program
 
-# Of so many programs that are read, one is checked.
+# One in this many programs that are read is checked.
 ONE_IN = 50
 
 
 class CacheError(RuntimeError):
-    """A program on disk isn't the one that would be made; the message says of which function."""
+    """A program on disk differs from the one that would be made. The message names the function."""
 
 
 _random = random.Random()
@@ -30,7 +30,7 @@ os.register_at_fork(after_in_child=_random.seed)
 
 
 def is_sampled() -> bool:
-    """Whether this program is one of those that are checked."""
+    """Whether this program belongs to the sample that is checked."""
     return _random.randrange(ONE_IN) == 0
 
 
@@ -38,8 +38,8 @@ def is_sampled() -> bool:
 class Check:
     """A check of one program.
 
-    ``seconds``: how long it takes to make it, about. ``difference`` makes it and says in what the
-    one on disk differs, None if in nothing; ``remove`` takes that from disk.
+    ``seconds``: about how long making the program takes. ``difference`` makes it and says how the
+    one on disk differs; None if they are equal. ``remove`` deletes the one on disk.
     """
 
     function: str
@@ -48,10 +48,10 @@ class Check:
     remove: Callable[[], None]
 
     def now_or_later(self) -> None:
-        """Checks it if the user asked for that, or puts it off if it is sampled.
+        """Checks the program now if the user asked for that, or at exit if it is in the sample.
 
         Raises:
-          CacheError: it differs, now.
+          CacheError: it was checked now, and differs.
         """
         if settings.current().cache_verify:
             self.check()
@@ -69,7 +69,7 @@ class Check:
             )
 
     def at_exit(self, seconds: float) -> None:
-        """Checks it if that takes no longer than ``seconds``, and tells of a difference."""
+        """Checks the program if that takes at most ``seconds``. Reports a difference."""
         if self.seconds > seconds:
             return
         try:
@@ -81,7 +81,7 @@ class Check:
 
 
 def difference(kept: Program, made: Program) -> str:
-    """The first difference between two programs that aren't the same."""
+    """Describes the first difference between two programs that aren't equal."""
     lines = [str(program).splitlines()[1:] for program in (kept, made)]
     for one, other in itertools.zip_longest(*lines):
         if one != other:

@@ -1,8 +1,8 @@
-"""What tracing does, watched while it does it, against what was read of it beforehand.
+"""Watches tracing, and compares what it does with what was read beforehand.
 
-A second line of defence beside `audit`, which looks at code: here is what ran. Whatever runs must
-be a library's or be among what was read, and what the user's code calls that is written in C must
-be known to be pure.
+This is a second line of defence. `audit` looks at code, and this module at what really ran. All
+code that runs must belong to a library or be among what was read. Whatever function written in C
+the user's code calls must be known to be pure.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 from pallas_shim.cache import libraries, pure, rules
 from pallas_shim.cache.fingerprint import Found
 
-# What the libraries, and we, call.
+# Packages whose code libraries and this package call.
 _OTHERS = frozenset({"pallas_shim", "wrapt", "absl", "typing_extensions", "importlib_metadata"})
-# What is called of the standard library by what a function may use of it.
+# Standard modules that run on behalf of functions that code may use.
 _ALWAYS = ("importlib", "warnings", "contextlib", "functools", "weakref", "linecache", "re")
 _OF_TYPES = (
     str, bytes, bytearray, list, dict, tuple, int, float, complex, slice, range, enumerate, set,
@@ -29,13 +29,13 @@ _OF_TYPES = (
 
 
 class Watch:
-    """Watches this thread within ``with``; `problem` says afterwards what wasn't known."""
+    """Watches this thread inside ``with``. `problem` then names the first unknown thing it did."""
 
     def __init__(self, found: Found) -> None:
         self.problem: str | None = "JAX had traced it already"
         self._collects = False
         self._users = {id(code): code for code, _, _ in found.codes}
-        self._anywhere: dict[int, Any] = {}  # code of libraries, by where it lies
+        self._anywhere: dict[int, Any] = {}  # code of libraries, by id
         self._standard: dict[int, Any] = {}
         self._called: dict[int, Any] = {}
         self._attributes = frozenset((pure.ATTRIBUTES + pure.SPECIAL_ATTRIBUTES).split())
@@ -45,7 +45,7 @@ class Watch:
             self.problem = "a profiler is at work while it is traced"
         else:
             self.problem = None
-            # Callbacks of garbage collection (profilers and test tools have some) aren't tracing's.
+            # Callbacks of garbage collection (some tools have them) aren't part of tracing.
             self._collects = gc.isenabled()
             gc.disable()
             sys.setprofile(self._event)
@@ -100,7 +100,8 @@ class Watch:
                 pure_ = libraries.is_pure(module, name, function)
             else:
                 pure_ = libraries.is_library(module)
-            # Whoever is to be warned is, each time; that code could warn is no harm.
+            # A program whose tracing warns isn't kept, so each process warns. Code that could
+            # warn but didn't does no harm.
             if not pure_ or module == "_warnings":
                 self._found(f"{module}.{name}")
         else:

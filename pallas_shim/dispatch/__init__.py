@@ -1,11 +1,11 @@
 """Decides how one call runs, and remembers why.
 
-A jitted function that holds a kernel runs on one of three rungs: `numpy`, the whole function in
-the evaluator; `callback`, XLA runs it and calls back for its kernels; `jax`, its kernels stay
-with JAX's interpreter. The function's plan is made at its first call and kept with its jaxpr.
+A jitted function that holds a kernel runs on one of three rungs. On `numpy`, the evaluator runs the
+whole function. On `callback`, XLA runs the function and calls back for its kernels. On `jax`, JAX's
+interpreter runs the kernels. A function's plan is made at its first call and kept with its jaxpr.
 
-JAX comes in at two places: `calls`, where a jitted function is called, and `callback`, where XLA
-compiles a kernel. Both describe what there is (`function`) and have it compiled (`compiling`).
+JAX enters at two places: `calls`, where a jitted function is called, and `callback`, where XLA
+compiles a kernel. Both describe what they got (`function`) and have it compiled (`compiling`).
 """
 
 from pallas_shim.dispatch.callback import choose_kernel

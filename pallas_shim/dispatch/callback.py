@@ -1,4 +1,4 @@
-"""Kernels of functions that XLA compiles: which run here, called back by XLA, and which in JAX."""
+"""Kernels of functions that XLA compiles. Each runs here, called back by XLA, or in JAX."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ from pallas_shim.report import REPORT, Use
 def choose_kernel(
     kernel: kernel_lowering.KernelLowering,
 ) -> tuple[kernel_lowering.Callback, bool] | None:
-    """How a kernel in a program that XLA compiles runs: what to call back for it, and whether
-    that has effects; None for JAX's interpreter."""
+    """Decides how a kernel in a program that XLA compiles runs.
+
+    Returns the function for XLA to call back, and whether the kernel has effects. None: JAX's
+    interpreter runs the kernel.
+    """
     if stock.is_left_to_jax():
         return None
     described = function.of_kernel(kernel)
@@ -54,7 +57,7 @@ def choose_kernel(
 
 
 def _callback(executable: Executable, use: Use) -> Callable[..., tuple[np.ndarray, ...]]:
-    """What XLA calls: it counts its runs, and says in its errors which kernel it was."""
+    """The function that XLA calls. It counts its runs, and its errors name the kernel."""
 
     def run(*values: np.ndarray) -> tuple[np.ndarray, ...]:
         begun = time.perf_counter()
@@ -65,7 +68,7 @@ def _callback(executable: Executable, use: Use) -> Callable[..., tuple[np.ndarra
             if observing.current is not None:
                 observing.current.ran(executable, values, error, inside_xla=True)
             fallback.blame(error, use)
-            # XLA passes on the text of an error, without its notes.
+            # XLA passes on only the text of an error, so its notes go into the text.
             notes = "; ".join(error.__notes__)
             raise RuntimeError(f"{type(error).__name__}: {error} ({notes})") from error
         use.ran(time.perf_counter() - begun)

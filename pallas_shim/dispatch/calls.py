@@ -1,5 +1,8 @@
-"""Calls of jitted functions: one that JAX has traced and is about to run, and, above that, one that
-needs no JAX any more."""
+"""Calls of jitted functions.
+
+`call_jit` takes a call that JAX has traced and is about to run. `Answers` comes before that, and
+takes a call that no longer needs JAX.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def call_jit(call: Callable[..., Any], args: Sequence[Any], params: dict[str, Any]) -> Any:
-    """Runs one call of a jitted function, in the place of JAX's own ``call``.
+    """Runs one call of a jitted function, in place of JAX's own ``call``.
 
-    Returns what ``call`` does: the results, and what jit's C++ cache is to keep for the next
-    call, which is nothing if the call ran here.
+    Returns what ``call`` returns: the results, and what jit's C++ cache keeps for the next call.
+    That is nothing if the call ran here.
     """
     plan = None if stock.is_left_to_jax() else plan_of(params, args)
     if plan is None or call_info.execution_is_off():
@@ -42,8 +45,8 @@ def call_jit(call: Callable[..., Any], args: Sequence[Any], params: dict[str, An
 
 
 class Answers:
-    """Answers calls of jitted functions that have run here before, or in another process that
-    kept the program: see `jit_calls.CallHandler`."""
+    """Answers calls of jitted functions that have run here before, or whose program another process
+    kept. See `jit_calls.CallHandler`."""
 
     def plan(self, params: dict[str, Any]) -> Plan | None:
         plan = None if stock.is_left_to_jax() else known_plan(params)
@@ -63,7 +66,7 @@ class Answers:
         setting = settings.current().cache
         if setting in (None, "trace") or stock.is_left_to_jax():
             return None
-        from pallas_shim.dispatch import kept_calls  # which the start of a process needn't wait for
+        from pallas_shim.dispatch import kept_calls  # a slow import, so not at a process's start
 
         return kept_calls.load(call, setting)
 

@@ -1,4 +1,4 @@
-"""From a function to what runs it: the settings as the compiler's options, and the cache of
+"""Compiles functions: turns the settings into the compiler's options, and uses the cache of
 programs."""
 
 from __future__ import annotations
@@ -26,18 +26,20 @@ R = TypeVar("R")
 
 
 def compiled(function: Function, *, keep: bool) -> tuple[CachedProgram | None, Executable]:
-    """What runs a function, and what keeps its program for later processes, if that is wanted.
+    """Compiles a function. Also returns the object that keeps its program for later processes.
+
+    That object is None if the program isn't to be kept.
 
     Raises:
-      Unsupported: some part of it has no program.
-      InvalidProgram: the user has programs checked, and this one is wrong.
-      OSError: the user has programs written, and that failed.
+      Unsupported: some part of the function has no program.
+      InvalidProgram: programs are checked, and this one is wrong.
+      OSError: programs are to be written to files, and that failed.
     """
     folder = _folder(function.name)
     options = _options(folder)
     if folder is not None:
         folder.jaxpr(function.jaxpr)
-    # Who looks at a program wants to see it made.
+    # A dump or an observer needs each step of the compilation, so the cache is not used.
     if not keep or options.watchers or observing.current is not None:
         return None, _made(compiler.compile, function, options)
     make = functools.partial(_made, compiler.make_program, function, options)
@@ -47,14 +49,17 @@ def compiled(function: Function, *, keep: bool) -> tuple[CachedProgram | None, E
         return cached, compiler.prepare(program, options)
 
 
-# What the programs of a mesh meet for, and what they await, are functions of their own.
+# The operations that wait and meet hold functions of their own, which can't be kept.
 NOT_KEPT_ON_MESH = "its devices run as programs that wait for one another"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MeshPlan:
-    """What a function on a mesh of devices needs beside: ``cut`` has the positions of arguments
-    that may come in the devices' parts, and how these are cut."""
+    """What calls of a function on a mesh need to know.
+
+    ``cut`` has the positions of the arguments that may come as the devices' parts, and the axes
+    along which these are cut.
+    """
 
     on: sharded.OnMesh
     cut: Mapping[int, sharded.Names]
@@ -64,7 +69,7 @@ class MeshPlan:
 def compiled_on_mesh(
     function: Function, types: Sequence[arrays.ResultType]
 ) -> tuple[Executable, MeshPlan]:
-    """What runs a function of several devices, and what its calls need to know beside.
+    """Compiles a function of several devices. Also returns what its calls need to know.
 
     Raises: as `compiled`.
     """
@@ -78,7 +83,7 @@ def compiled_on_mesh(
     results = sharded.results(on, call_info.out_avals(function.jaxpr), types)
     parts: list[int] = []
     cut: Mapping[int, sharded.Names] = {}
-    if observing.current is None:  # it compares whole arrays
+    if observing.current is None:  # an observer compares whole arrays
         parts = [
             position
             for position, names in shards.results(made).items()
@@ -90,7 +95,7 @@ def compiled_on_mesh(
 
 
 def program(function: Function) -> Program:
-    """The program of a function, made now and not to be run.
+    """Makes the program of a function, not to be run.
 
     Raises: as `compiled`.
     """
@@ -98,7 +103,7 @@ def program(function: Function) -> Program:
 
 
 def kept(name: str, program: Program) -> Executable:
-    """What runs a program that an earlier process made."""
+    """Prepares a program that an earlier process made."""
     folder = _folder(name)
     if folder is not None:
         folder.program(program, "cache")
@@ -111,7 +116,7 @@ def _folder(name: str) -> dump.Folder | None:
 
 
 def _options(folder: dump.Folder | None) -> compiler.Options:
-    """What the user's settings ask of the compiler. ``folder``: where it is to be written down."""
+    """The options that the settings ask for. ``folder``: where the dump goes, if there is one."""
     asked = settings.current()
     watchers: list[Watcher] = [Verifier()] if asked.verify else []
     if folder is not None:
@@ -121,7 +126,7 @@ def _options(folder: dump.Folder | None) -> compiler.Options:
 
 
 def _made(make: Callable[..., R], function: Function, options: compiler.Options) -> R:
-    """What the compiler makes of a function."""
+    """Runs one of the compiler's functions."""
     with _bugs_refuse(function.name):
         return make(
             function.jaxpr,
@@ -134,13 +139,13 @@ def _made(make: Callable[..., R], function: Function, options: compiler.Options)
 
 @contextlib.contextmanager
 def _bugs_refuse(name: str) -> Iterator[None]:
-    """What goes wrong inside, in the compiler, is a reason to leave a function to JAX."""
+    """Turns an internal error of the compiler into a reason to leave the function to JAX."""
     try:
         yield
     except (Unsupported, InvalidProgram, OSError, RecursionError):
         raise
     except Exception as error:
-        # A wrong rule must not cost the user the call, but it must be seen.
+        # A wrong rule must not cost the user the call, but it must be visible.
         kind = type(error).__name__
         raise Unsupported(
             name, f"compiling it failed, which is a bug in pallas_shim: {kind}: {error}"
@@ -148,11 +153,12 @@ def _bugs_refuse(name: str) -> Iterator[None]:
 
 
 def with_depth_of(jaxpr: Any, name: str, call: Callable[..., R], *args: Any, **kwargs: Any) -> R:
-    """What a call gives that goes through a jaxpr; made again with room for its nesting, if that
-    is more than Python's recursion limit lets through.
+    """Calls a function that recurses through a jaxpr, and returns its result.
+
+    If Python's recursion limit stops the call, it is repeated with room for the jaxpr's nesting.
 
     Raises:
-      Unsupported: there is no room for so much.
+      Unsupported: there isn't enough room for the nesting.
     """
     call = functools.partial(call, *args, **kwargs)
     try:

@@ -1,4 +1,4 @@
-"""Donated arguments: which ones jit deletes, and which calls it refuses because of them."""
+"""Donated arguments: which of them jit deletes, and which calls jit refuses because of them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pallas_shim.jax_compat import arrays, call_info
 
 
 def deleted(jaxpr: Any, call: call_info.JitCall, used: Sequence[bool]) -> tuple[int, ...]:
-    """The donated arguments that jit deletes: those whose memory a result can have.
+    """The donated arguments that jit deletes: those whose memory a result can reuse.
 
-    Warns of those that no result has as many elements as. ``used``: which arguments the results
-    depend on; the others are as if they hadn't been donated.
+    Warns of the arguments that match no result in their number of elements. ``used``: whether the
+    results depend on each argument. An unused argument counts as not donated.
     """
     avals = call_info.in_avals(jaxpr)
     given = [i for i, donated in enumerate(call.donated) if donated and used[i]]
@@ -38,8 +38,10 @@ def deleted(jaxpr: Any, call: call_info.JitCall, used: Sequence[bool]) -> tuple[
 def _matches(
     positions: Sequence[int], avals: Sequence[Any], results: list[Any], property_of: Any
 ) -> list[int]:
-    """The positions whose types have a property in common with a result, each with one of its
-    own; these are taken from ``results``."""
+    """The positions whose type shares a property with a result.
+
+    Each position takes a result of its own, which is removed from ``results``.
+    """
     matched = []
     for position in positions:
         wanted = property_of(avals[position])
@@ -51,11 +53,12 @@ def _matches(
 
 
 def check(values: Sequence[np.ndarray | list[np.ndarray]], positions: Sequence[int]) -> None:
-    """Looks at the arguments of a call that deletes those at some positions; a list has the parts
-    of one argument.
+    """Checks the arguments of a call that deletes those at ``positions``.
+
+    A list in ``values`` holds the parts of one argument.
 
     Raises:
-      arrays.Elsewhere: one of these is passed twice, which XLA refuses.
+      arrays.Elsewhere: a deleted argument is passed twice, which XLA refuses.
     """
     addresses = [_address(value[0] if isinstance(value, list) else value) for value in values]
     for position in positions:

@@ -1,4 +1,4 @@
-"""What the user is told of a kernel that JAX interprets, and of one that fails."""
+"""Messages to the user about kernels that JAX interprets, and about kernels that fail."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pallas_shim.report import REPORT, Use
 
 
 class FallbackWarning(UserWarning):
-    """A kernel runs in JAX's own interpreter; the message says which and why."""
+    """A kernel runs in JAX's own interpreter. The message names the kernel and the reason."""
 
 
 class StrictError(RuntimeError):
-    """Under PALLAS_NUMPY_STRICT=1: a kernel would have run in JAX's own interpreter."""
+    """Under PALLAS_NUMPY_STRICT=1: a kernel would otherwise run in JAX's own interpreter."""
 
 
 _warned: set[tuple[KernelInfo, str]] = set()
 
 
 def leave_to_jax(function: str, kernel: KernelInfo, unsupported: Unsupported) -> Use:
-    """Records that JAX interprets a kernel, and tells the user once.
+    """Records that JAX interprets a kernel, and warns the user once.
 
     Raises:
-      StrictError: the user wants to know.
+      StrictError: the user wants an error instead.
     """
     message = f"{_names((kernel,))} runs in JAX's own interpreter, which is slow: {unsupported}"
     if settings.current().strict:
@@ -46,7 +46,7 @@ def leave_to_jax(function: str, kernel: KernelInfo, unsupported: Unsupported) ->
 
 
 def blame(error: BaseException, use: Use) -> None:
-    """Notes on an error in which kernels it was raised."""
+    """Adds a note to an error that names the kernels that raised it."""
     error.add_note(f"in {_names(use.kernels)}, run in NumPy by pallas_shim")
 
 

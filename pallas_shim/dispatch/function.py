@@ -1,4 +1,4 @@
-"""What there is to compile, described once for all that look at it."""
+"""The description of something to compile. It is made once, for all that need it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from pallas_shim.jax_compat.hooks.kernel_lowering import KernelLowering
 class Function(NamedTuple):
     """A jitted function, or one kernel of a function that XLA compiles.
 
-    ``jaxpr`` is what runs here. ``axes``: the sizes of the named axes of the devices that it is
-    for. ``kernels`` are those that it holds. ``on``: the mesh whose devices it runs on here, if it
-    does.
+    ``jaxpr`` is run here. ``axes``: the sizes of the named axes of its devices. ``kernels``: the
+    kernels in it. ``on``: the mesh whose devices run it here; None: it runs on one device.
     """
 
     name: str
@@ -25,13 +24,13 @@ class Function(NamedTuple):
 
 
 def of_call(jaxpr: Any, call: call_info.JitCall) -> Function:
-    """A jitted function, as it is called."""
+    """Describes a jitted function that is called."""
     kernels = tuple(map(kernel_info.describe_kernel, kernel_info.kernel_equations(jaxpr)))
     on = sharded.on_mesh(jaxpr, call.told_in, call.told_out, call.mesh)
     return Function(call.name, jaxpr, {}, kernels, on)
 
 
 def of_kernel(kernel: KernelLowering) -> Function:
-    """A kernel by itself."""
+    """Describes a kernel by itself."""
     described = kernel_info.describe_kernel(kernel.equation)
     return Function(described.name, kernel.jaxpr, kernel.axes, (described,))

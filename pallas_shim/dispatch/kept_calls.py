@@ -1,4 +1,4 @@
-"""Calls whose programs are kept by their functions: plans without a trace of JAX's."""
+"""Calls whose programs are kept by their functions. Their plans need no trace by JAX."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from pallas_shim.report import REPORT
 
 
 def load(call: Call, setting: str) -> Known | CachedCall | None:
-    """What an earlier process kept of a call that JAX has not traced; else what keeps it for later
-    ones, or None if that isn't wanted."""
+    """Loads what an earlier process kept of a call that JAX has not traced.
+
+    If nothing was kept, returns the object that will keep it. None: it isn't to be kept.
+    """
     if is_jaxs_own(call.function):
         return None
     start = time.perf_counter()
@@ -36,7 +38,7 @@ def load(call: Call, setting: str) -> Known | CachedCall | None:
 def keep(
     cached: CachedCall, plan: Plan, params: dict[str, Any], out_tree: Any, consts: list[Any]
 ) -> None:
-    """Has the program of a plan kept, of a call that JAX has traced."""
+    """Keeps the program of a plan, after JAX has traced the call."""
     assert plan.use is not None and plan.executable is not None
     call = call_info.describe_call(params)
     results, unused = call_info.out_avals(params["jaxpr"]), arrays.unused(plan.in_dtypes)
@@ -52,7 +54,7 @@ def _known(call: Call, cached: CachedCall) -> Known | None:
 
 
 def _plan(call: Call, program: Program, facts: Facts) -> Plan:
-    """The plan of a call whose program an earlier process kept."""
+    """Makes the plan of a call whose program an earlier process kept."""
     kernels = tuple(KernelInfo(*kernel) for kernel in facts.kernels)
     use = REPORT.use(facts.function, kernels, "numpy", IN_NUMPY)
     use.cache = "read"
@@ -72,7 +74,7 @@ def _plan(call: Call, program: Program, facts: Facts) -> Plan:
 
 
 def _traced_anew(params: dict[str, Any], out_tree: Any, consts: list[Any]) -> Traced:
-    """What JAX has traced to verify what was kept; the program is made as if nothing was."""
+    """Makes the program of a call that JAX traced to verify a kept program, ignoring the cache."""
     jaxpr, call = params["jaxpr"], call_info.describe_call(params)
     used = call_info.used_arguments(jaxpr, keep_unused=call.keep_unused)
     unused = arrays.unused(arrays.argument_dtypes(call_info.in_avals(jaxpr), used))

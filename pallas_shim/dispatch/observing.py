@@ -1,4 +1,4 @@
-"""Who looks on: one observer in a process, which is told of each program and each of its runs."""
+"""The observer. A process has at most one. It sees each program and each of its runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pallas_shim.evaluator.execute import Executable
 
 
 class Observer(Protocol):
-    """What `bisect` is, which compares the runs."""
+    """The interface of `bisect`'s recorder, which compares runs."""
 
     def planned(self, executable: Executable, function: Function) -> None: ...
 
@@ -23,13 +23,13 @@ class Observer(Protocol):
         results: Sequence[np.ndarray] | Exception,
         inside_xla: bool,
     ) -> None:
-        """``inside_xla``: XLA's thread waits, and JAX must not be called."""
+        """``inside_xla``: a thread of XLA waits for this call, so JAX must not be called."""
 
 
 current: Observer | None = None
 
 
 def observe(observer: Observer | None) -> None:
-    """From now on this observer is told, or nobody."""
+    """Sets the observer, or removes it."""
     global current
     current = observer

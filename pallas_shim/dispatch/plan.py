@@ -1,4 +1,4 @@
-"""Plans: what is known of how one call runs, and a run by it."""
+"""Plans: how the calls of a function run, and the runs themselves."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ IN_NUMPY = "the evaluator has a rule for all of it"
 class Plan:
     """How calls of one jaxpr with one set of jit's parameters run.
 
-    ``executable`` is None if JAX runs the function: ``reason`` says why, and ``jax_uses``
-    gathers those of its kernels that JAX interprets. ``trial``: of a function without a kernel.
+    ``executable`` is None if JAX runs the function. Then ``reason`` says why, and ``jax_uses``
+    collects the kernels in it that JAX interprets. ``trial`` is set for a function without kernels.
     """
 
     key: tuple[Any, ...]
@@ -53,12 +53,12 @@ class Trial:
 
 
 def event(function: str) -> str:
-    """What the profiler calls a function's calls, as under jit."""
+    """The profiler's name for calls of a function, the same as under jit."""
     return "jit_" + "".join([c if c.isalnum() or c == "_" else "_" for c in function])
 
 
 def run(plan: Plan, args: Sequence[Any]) -> list[Any]:
-    """The results of a plan with an executable. What was donated is the caller's to delete.
+    """Runs a plan that has an executable. The caller deletes the donated arguments.
 
     Raises:
       arrays.Elsewhere: these arguments don't belong in the evaluator.
@@ -92,8 +92,9 @@ def run(plan: Plan, args: Sequence[Any]) -> list[Any]:
 
 
 def read(args: Sequence[Any], plan: Plan) -> tuple[list[Any], Any]:
-    """The arguments as NumPy's, and the place of the results where that is one device. Waits for
-    what XLA still computes.
+    """Reads the arguments as NumPy arrays, and waits for what XLA still computes.
+
+    Also returns the place for the results, if that is one device.
 
     Raises:
       arrays.Elsewhere: these arguments don't belong in the evaluator.

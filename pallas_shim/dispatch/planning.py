@@ -1,4 +1,4 @@
-"""How a call is to run: plans are made at a function's first call, and found at the next."""
+"""Planning: a plan is made at a function's first call, and found again at later calls."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _planning = threading.RLock()
 
 
 def _start_over() -> None:
-    """In a forked process nobody is left to release what another thread held."""
+    """Makes a new lock in a forked process, where no thread is left to release the old one."""
     global _planning
     _planning = threading.RLock()
 
@@ -34,7 +34,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 def known_plan(params: dict[str, Any]) -> Plan | None:
-    """The plan of a call, if it has been made."""
+    """The plan of a call, if there is one already."""
     known = _plans.get(params["jaxpr"])
     if known is None:
         return None
@@ -48,7 +48,10 @@ def known_plan(params: dict[str, Any]) -> Plan | None:
 
 
 def plan_of(params: dict[str, Any], args: Sequence[Any]) -> Plan | None:
-    """The plan of a call; None if the function holds no kernel, and only kernels are run here."""
+    """Finds or makes the plan of a call.
+
+    None: the function holds no kernel, and the settings send only kernels here.
+    """
     known = known_plan(params)
     if known is not None:
         return known
@@ -70,7 +73,7 @@ def _new_plan(params: dict[str, Any], args: Sequence[Any]) -> Plan | None:
         try:
             plan = gc_paused(_make_plan, jaxpr, key, call_info.describe_call(params), args)
         except arrays.Elsewhere as elsewhere:
-            return Plan(key, str(elsewhere))  # other arguments may be elsewhere
+            return Plan(key, str(elsewhere))  # not stored: other arguments may run here
         _plans[jaxpr] = (*_plans.get(jaxpr, ()), plan)
         return plan
 
@@ -78,7 +81,7 @@ def _new_plan(params: dict[str, Any], args: Sequence[Any]) -> Plan | None:
 def _make_plan(
     jaxpr: Any, key: tuple[Any, ...], call: call_info.JitCall, args: Sequence[Any]
 ) -> Plan:
-    """The plan of a call, which JAX runs if there is an obstacle, or no program.
+    """Makes the plan of a call. JAX runs it if there is an obstacle or no program.
 
     Raises:
       arrays.Elsewhere: these arguments don't belong in the evaluator.
@@ -128,7 +131,7 @@ def _make_plan(
 
 
 def _obstacle(described: function.Function, call: call_info.JitCall) -> str | None:
-    """Why XLA has to run this function, or None.
+    """The reason why XLA has to run this function, or None.
 
     Raises:
       Unsupported: a kernel in it has to stay with JAX's interpreter.

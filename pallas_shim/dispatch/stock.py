@@ -1,4 +1,4 @@
-"""What is left to JAX: calls that it runs, and why, for the kernels that it compiles meanwhile."""
+"""Calls that JAX runs, and why. The kernels that it compiles meanwhile need to know the reason."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ _left_to_jax: contextvars.ContextVar[bool] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def left_to_jax() -> Iterator[None]:
-    """Inside, functions that are compiled now run as if the shim weren't there: on a CPU, their
-    kernels in JAX's interpreter."""
+    """A context in which JAX compiles functions as if the shim weren't installed.
+
+    On a CPU, JAX's interpreter then runs their kernels.
+    """
     token = _left_to_jax.set(True)
     try:
         yield
@@ -37,7 +39,7 @@ is_left_to_jax = _left_to_jax.get
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Compilation:
-    """Why JAX runs the function that it may be compiling, and which kernels it interprets."""
+    """Why JAX runs the function that it is compiling, and the kernels that it interprets."""
 
     reason: str
     jax_uses: list[Use]
@@ -51,8 +53,10 @@ compilation = _compilation.get
 
 
 def _compiling(compilation: Compilation, call: Callable[..., R], *args: Any, **kwargs: Any) -> R:
-    """What a call gives, during which that is what JAX compiles. No context manager, and restored
-    twice, for the reasons that `as_xla` gives."""
+    """Calls JAX with ``compilation`` as the current one, and returns the result.
+
+    This is no context manager, and it restores the outer one twice. `as_xla` gives the reasons.
+    """
     outer = _compilation.get()
     try:
         try:
@@ -70,12 +74,12 @@ def call_stock(
     params: dict[str, Any],
     compilation: Compilation,
 ) -> Any:
-    """Has JAX run a call; returns what ``stock`` does."""
+    """Lets JAX run a call, and returns the result of ``stock``."""
     start = time.perf_counter()
     returned = _compiling(compilation, stock, *args, **params)
     if settings.current().report is None or not compilation.jax_uses:
         return returned
-    # To count the calls, keep jit's C++ cache from serving the next one.
+    # Without an entry in jit's C++ cache, the next call comes here, too, and is counted.
     out, _, profiler, consts = returned
     jax.block_until_ready(out)
     for use in compilation.jax_uses:

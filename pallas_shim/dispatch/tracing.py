@@ -1,4 +1,4 @@
-"""How long JAX traced a function: what each thread notes for the plan that it makes next."""
+"""Tracing times. Each thread notes how long JAX traced a function, for the plan that follows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def note_tracing(function: str, seconds: float) -> None:
 
 
 def last_tracing(function: str) -> float | None:
-    """The seconds that were noted last, if they are this function's. They are given once."""
+    """Returns the seconds noted last, if they belong to this function. Reading removes them."""
     last: tuple[str, float] | None = getattr(_traced, "last", None)
     _traced.last = None
     return last[1] if last is not None and last[0] == function else None

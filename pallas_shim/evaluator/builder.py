@@ -1,8 +1,8 @@
-"""The builder: what emits a program's instructions.
+"""The builder, which emits a program's instructions.
 
-Equal specialisations are made once, so that unrolled kernels (thousands of equations of a few
-kinds) cost a dictionary look-up each. `lower.Lowering` reads jaxprs with one; passes that put new
-instructions in a program have one each.
+Equal specialisations are made once, so an unrolled kernel (thousands of equations of a few kinds)
+costs a dictionary look-up for each equation. `lower.Lowering` is a builder that reads jaxprs. A
+pass that puts new instructions into a program has a builder of its own.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from pallas_shim.evaluator.program import (
 )
 from pallas_shim.evaluator.specialise import specialise
 
-# Constants of more elements than this are not compared with one another.
+# Larger constants are not compared with one another, because comparing them takes time.
 _LARGEST_SHARED = 16
 
 
 class Builder:
-    """Emits instructions to ``body``; they get ``source``, where the user's code asked for them."""
+    """Emits instructions to ``body``. Each gets ``source``, its line in the user's code."""
 
     def __init__(self) -> None:
         self.body: list[Instruction] = []
@@ -50,7 +50,7 @@ class Builder:
         params: Mapping[str, Any],
         multiple: bool = False,
     ) -> Operation:
-        """A primitive that has a rule, specialised; the same object when asked for again.
+        """A primitive that has a rule, specialised. Asking again gives the same object.
 
         Raises:
           Unsupported: no rule, or the rule refuses.
@@ -58,11 +58,11 @@ class Builder:
         key: Any = (primitive, ins, outs, tuple(params.items()))
         try:
             operation = self._operations.get(key)
-        except TypeError:  # arrays can't be hashed, but compared
+        except TypeError:  # arrays can't be hashed, but their contents can be compared
             key = (primitive, ins, outs, tuple([(k, _hashable(v)) for k, v in params.items()]))
             try:
                 operation = self._operations.get(key)
-            except TypeError:  # nor can something else: specialise each time
+            except TypeError:  # another parameter can't be hashed either: specialise each time
                 return specialise(primitive, ins, outs, params, multiple)
         if operation is None:
             operation = specialise(primitive, ins, outs, params, multiple)
@@ -70,8 +70,11 @@ class Builder:
         return operation
 
     def once(self, key: Any, make: Callable[[], Operation]) -> Operation:
-        """What ``make`` gives, which is asked only once for a key. The key starts with the
-        operation's name and says all that tells it from others of that name."""
+        """Returns what ``make`` gives, which is called only once for each key.
+
+        The key starts with the operation's name, and holds all that tells the operation from others
+        of that name.
+        """
         operation = self._operations.get(key)
         if operation is None:
             operation = self._operations[key] = make()
@@ -80,7 +83,7 @@ class Builder:
     # -- emitting -------------------------------------------------------------------------
 
     def const(self, array: Any, type: Type | None = None) -> Value:
-        """A value known now. Equal small constants are one value."""
+        """A value that is known at compile time. Equal small constants are one value."""
         array = jax_compat.to_numpy(array, None if type is None else type.dtype)
         type = type or ArrayType(array.shape, array.dtype)
         if array.size > _LARGEST_SHARED:
@@ -103,7 +106,7 @@ class Builder:
         return self.emit(self.operation(primitive, types, tuple(outs), params, multiple), ins)
 
     def apply_one(self, primitive: str, ins: Sequence[Value], out: Type, **params: Any) -> Value:
-        """Emits a primitive that has a rule and one result, which is returned."""
+        """Emits a primitive that has a rule and one result. Returns that result."""
         (result,) = self.apply(primitive, ins, (out,), params)
         return result
 
@@ -119,10 +122,10 @@ class Builder:
         key: Any = None,
         view: bool = False,
     ) -> tuple[Value, ...]:
-        """Emits an operation with effects whose callable a lowering rule made itself.
+        """Emits an operation with effects. A lowering rule made its callable.
 
-        ``key``: whatever, beside name and types, tells this callable from others of the
-        same name; equal keys share one operation. None: never shared.
+        ``key`` tells this callable from others with the same name and types. Operations with equal
+        keys are one object. None: the operation is never shared.
         """
         types = tuple(v.type for v in ins)
         full = (name, types, tuple(outs), key)
@@ -144,7 +147,7 @@ class Builder:
         effects: Effects,
         view: bool = False,
     ) -> None:
-        """Emits what makes a ref that other instructions use already."""
+        """Emits the definition of a ref that other instructions use already."""
         types = tuple(v.type for v in ins)
         operation = Operation(name, {}, types, (ref.type,), fn, effects, view)
         self.body.append(Instruction(operation, tuple(ins), (ref,), (), self.source))
@@ -174,8 +177,10 @@ class Builder:
 
     @contextmanager
     def block(self, body: list[Instruction] | None = None) -> Iterator[list[Instruction]]:
-        """Instructions emitted inside the with-statement go to the yielded list, which is new if
-        none is given."""
+        """Inside the with-statement, instructions are emitted to the yielded list.
+
+        That list is ``body``, or a new one if there is none.
+        """
         outer, self.body = self.body, [] if body is None else body
         try:
             yield self.body
@@ -193,7 +198,7 @@ class Builder:
 
 
 def _hashable(param: Any) -> Any:
-    """What stands for a parameter in a key: for an array, what it holds."""
+    """Makes a parameter hashable for a key: an array is replaced by its contents."""
     if isinstance(param, np.ndarray):
         return (param.shape, param.dtype, param.tobytes())
     return param

@@ -1,13 +1,13 @@
-"""The door into the evaluator: a jaxpr goes in, and what runs it comes out. Read this first.
+"""The door into the evaluator: a jaxpr goes in, an Executable comes out. Read this first.
 
     lower      jaxpr -> Program       lower.py asks the rule of each primitive (rules/)
     optimise   Program -> Program     the passes, in the order of the list in passes/__init__.py
     prepare    Program -> Executable  a closure for each instruction (execute.py), and for each loop
                                       that turns often enough, a Python function (codegen/)
 
-A Program (program.py; what it may hold stands in ops.py) is immutable and holds no user data, so a
-cache can keep it and come in by the last step. An Executable is called with NumPy arrays, and
-gives NumPy arrays; JAX has no part in that.
+A Program is immutable and holds no user data, so a cache can keep it and start from the last step.
+program.py defines it, and ops.py lists what it may hold. An Executable takes NumPy arrays and
+returns NumPy arrays, without JAX.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from pallas_shim.evaluator.program import Instruction, Program
 
 
 class Options(NamedTuple):
-    """How something is compiled.
+    """How a function is compiled.
 
     skip: the names of passes to leave out, "codegen" too (`passes.NAMES`).
-    watchers: see the program that lowering makes, and that of each pass.
-    emitted: is told each loop that becomes a Python function, and the source of that.
+    watchers: each gets the program after lowering and after each pass.
+    emitted: is called with each loop that becomes a Python function, and the function's source.
     """
 
     skip: Collection[str] = frozenset()
@@ -47,7 +47,7 @@ def compile(
     on_mesh: bool = False,
     options: Options = ALL_PASSES,
 ) -> Executable:
-    """What runs a jaxpr. The arguments and errors are those of `make_program`."""
+    """Compiles a jaxpr. The arguments and errors are those of `make_program`."""
     program = make_program(jaxpr, name=name, axes=axes, on_mesh=on_mesh, options=options)
     return prepare(program, options)
 
@@ -67,13 +67,13 @@ def make_program(
       name: for messages.
       axes: the sizes of the named axes of the devices that the jaxpr is for.
       on_mesh: whether arrays may be laid out over several devices, which changes no value.
-      options: see there.
+      options: see `Options`.
 
     Raises:
       Unsupported: some primitive has no rule, or its rule refuses this case. The error names the
         primitive and the user's source line.
-      ValueError: there is no pass of some name in ``options.skip``.
-      RecursionError: it is nested deeper than Python's stack has room for.
+      ValueError: ``options.skip`` has a name that no pass has.
+      RecursionError: the jaxpr is nested deeper than Python's stack has room for.
       Exception: what a watcher raises.
     """
     program = lower(jaxpr, name=name, axes=axes, on_mesh=on_mesh)
@@ -83,9 +83,9 @@ def make_program(
 def prepare(
     program: Program, options: Options = ALL_PASSES, parts: Collection[int] = ()
 ) -> Executable:
-    """What runs an optimised program, whether it was made now or kept by a cache.
+    """Makes a program executable. It was optimised just now, or comes from a cache.
 
-    ``parts``: the positions of the results that stay in the parts of a mesh's devices.
+    ``parts``: the positions of the results that stay split into the parts of a mesh's devices.
     """
     emits = codegen.choice(options.skip)
     return Executable(program, emits, options.emitted, parts=parts)

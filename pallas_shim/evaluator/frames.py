@@ -19,7 +19,7 @@ Step = Callable[[Frame], None]
 
 
 class Steps(tuple[Step, ...]):
-    """Closures in order, and for each the instruction that it came from."""
+    """Closures in the order in which they run, each with the instruction that it came from."""
 
     instructions: tuple[Instruction, ...]
 
@@ -36,7 +36,7 @@ def run_steps(steps: Steps, frame: Frame) -> None:
         for step in remaining:
             step(frame)
     except Exception as error:
-        # The iterator tells the progress, so the loop itself keeps no count.
+        # The iterator knows how far the run has come, so the loop itself keeps no count.
         at = len(steps) - remaining.__length_hint__() - 1
         blame(error, steps.instructions[at])
         raise
@@ -46,14 +46,14 @@ def run_with_room(steps: Steps, frame: Frame) -> None:
     with_room(run_steps, steps, frame)
 
 
-# From this many steps on, room on the stack pays for its 30 to 50 microseconds. One run in thirty
-# or so would stand at the end of a chunk of the stack, and each of its steps would take 10
+# A chunk of stack costs 30 to 50 microseconds to reserve, and pays from this many steps on.
+# Without it, one run in thirty or so stands at the end of a chunk, and each of its steps takes 10
 # microseconds more.
 MANY_STEPS = 200
 
 
 def blame(error: Exception, instruction: Instruction) -> None:
-    """Notes on the error which instruction raised it, innermost only."""
+    """Adds a note to the error that names the instruction; only the innermost one does."""
     if getattr(error, "_pallas_shim_blamed", False):
         return
     where = jax_compat.user_source(instruction.source)
@@ -70,7 +70,7 @@ def row_of(slots: Sequence[int]) -> slice:
 
 
 def moves(sources: Sequence[int], targets: Sequence[int]) -> Step:
-    """Copies slots to those of a region's parameters, all at once."""
+    """Copies slots to the slots of a region's parameters, all at once."""
     if not sources:
         return lambda f: None
     get, row = operator.itemgetter(*sources), row_of(targets)

@@ -1,7 +1,7 @@
 """Lowering: a jaxpr becomes a Program.
 
-Every call-like equation is inlined, every parameter resolved, and each equation
-turned into instructions by the rule of its primitive.
+Lowering inlines every call-like equation and resolves every parameter. The rule of its primitive
+turns each equation into instructions.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def lower(
 
     Args:
       jaxpr: a JAX Jaxpr or ClosedJaxpr, of any supported version.
-      consts: values of the jaxpr's constvars, where it does not hold its own.
+      consts: values of the jaxpr's constvars, if the jaxpr does not hold its own.
       name: for messages.
       axes: the sizes of the named axes of the devices that the jaxpr is for.
       on_mesh: whether arrays may be laid out over several devices, which changes no value.
@@ -58,7 +58,7 @@ def lower(
             results = lowering.inline(jaxpr, params, consts)
     except Unsupported:
         raise
-    except Refusal as refused:  # of an input, or of a captured value
+    except Refusal as refused:  # of an input or a captured value
         raise Unsupported("type", str(refused)) from refused
     return Program(name, Region(params, tuple(body), tuple(results)))
 
@@ -67,7 +67,7 @@ def type_of(aval: Any) -> Type:
     """The evaluator's type of a JAX abstract value.
 
     Raises:
-      UnsupportedType: it has none.
+      UnsupportedType: the evaluator has no such type.
     """
     shape, dtype, space, key_ndim = jax_compat.describe_aval(aval)
     if space is not None:
@@ -78,10 +78,10 @@ def type_of(aval: Any) -> Type:
 class KernelScope(NamedTuple):
     """The kernel that is being lowered.
 
-    ``indices`` and ``sizes`` are its program ids and its grid's sizes; ``names`` gives the
-    index and size of the axes that have a name. ``shared`` holds the refs that are made once
-    for all cells, by whatever asked for them: see `Lowering.shared`. ``checked`` is how its
-    memory is checked, if it is; ``for_device``: the user asked for no interpreter.
+    ``indices`` and ``sizes`` are its program ids and its grid's sizes. ``names`` gives the index
+    and size of each axis that has a name. ``shared`` holds the refs that are made once for all
+    cells, by the keys of `Lowering.shared`. ``checked`` says how the kernel's memory is checked,
+    if it is. ``for_device``: the user asked for no interpreter.
     """
 
     indices: Sequence[Value]
@@ -93,11 +93,11 @@ class KernelScope(NamedTuple):
 
 
 class Lowering(Builder):
-    """The builder that lowering rules get, which reads jaxprs, too.
+    """The builder that lowering rules get. It reads jaxprs, too.
 
     ``kernels`` is a stack, the innermost last. ``axes`` and ``on_mesh``: see `lower`.
-    ``machine``: the programs around. ``mesh_axes``: all of the mesh's, in its
-    order. ``names``: what the user calls a ref.
+    ``machine`` describes the programs around this code. ``mesh_axes`` are all axes of the mesh,
+    in the mesh's order. ``names`` gives the user's name of a ref.
     """
 
     def __init__(self, axes: Mapping[Any, int], on_mesh: bool = False) -> None:
@@ -116,10 +116,10 @@ class Lowering(Builder):
     def inline(
         self, jaxpr: Any, args: Sequence[Value], consts: Sequence[Any] = ()
     ) -> list[Value]:
-        """Emits a jaxpr's equations here; ``args`` stand for its inputs. Returns its outputs."""
+        """Emits a jaxpr's equations here, with ``args`` as its inputs. Returns its outputs."""
         jaxpr, own_consts = jax_compat.open_jaxpr(jaxpr)
         env: dict[Any, Value] = {}
-        # Given consts come first, since those that a jaxpr of run_scoped holds may be tracers.
+        # Given consts come first, since the consts in a jaxpr of run_scoped may be tracers.
         for var, const in zip(jaxpr.constvars, consts or own_consts, strict=True):
             if not isinstance(const, Value):
                 const = self.const(const, self.type(var.aval))
@@ -145,8 +145,10 @@ class Lowering(Builder):
         return [self._read(env, atom) for atom in jaxpr.outvars]
 
     def inline_definition(self, jaxpr: Any, args: Sequence[Value]) -> list[Value]:
-        """As `inline`, of a jaxpr that JAX or we made of an equation of the user's: where its own
-        equations come from is nothing to the user."""
+        """Like `inline`, for a jaxpr that JAX or this package made from one equation of the user's.
+
+        The lines where its own equations come from mean nothing to the user.
+        """
         outer, self._defining = self._defining, True
         try:
             return self.inline(jaxpr, args)
@@ -177,7 +179,7 @@ class Lowering(Builder):
     # -- kernels --------------------------------------------------------------------------
 
     def shared(self, key: Any, type: RefType, primitive: str) -> Value:
-        """Memory of the innermost kernel, one ref for all its cells, made when it starts.
+        """Memory of the innermost kernel: one ref for all its cells, made when the kernel starts.
 
         Raises:
           Unsupported: there is no kernel around ``primitive``.

@@ -1,7 +1,7 @@
-"""Blocks that lie wholly outside their arrays, as far as that is known before a kernel runs.
+"""Finds blocks that lie wholly outside their arrays, if that can be known before a kernel runs.
 
-Without a check of memory such a block is moved inside, as in JAX's interpreter; a TPU copies from
-or to what lies there.
+Unless memory is checked, such a block is moved inside its array, as in JAX's interpreter. A TPU
+copies from or to the memory that lies outside instead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pallas_shim.evaluator.machine import faults
 from pallas_shim.evaluator.program import Instruction, Region, Value
 from pallas_shim.jax_compat.pallas import Block, PallasCall
 
-# Grids of more cells aren't looked at.
+# Larger grids aren't examined: that would take too long.
 _MOST_CELLS = 1 << 18
 
 
@@ -30,8 +30,10 @@ def warnings_of_blocks(
     starts: Sequence[Sequence[Value]],
     body: Sequence[Instruction],
 ) -> list[Callable[[], None]]:
-    """What warns of the blocks that some cell has wholly outside their arrays, of the given shapes.
-    ``body`` is what computes the ``starts`` of the grid's ``indices``."""
+    """Returns what warns of each block that some cell has wholly outside its array.
+
+    The arrays have the given shapes. ``body`` computes the ``starts`` from the grid's ``indices``.
+    """
     found: list[Callable[[], None]] = []
     if any(size.const is None for size in sizes):
         return found

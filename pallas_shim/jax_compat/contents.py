@@ -32,12 +32,12 @@ from pallas_shim.jax_compat.callbacks import CALLBACK_PRIMITIVES
 from pallas_shim.jax_compat.inputs import SHARDING, TREE, sharding_without_mesh
 from pallas_shim.jax_compat.jaxprs import open_jaxpr, primitive_name
 
-# What is left out, by the primitive or class that it is a parameter or field of: lowering never
-# looks at it. (Nor at effects, which JAX derives from what is read; nor at the names of arguments
-# and the lines of source, which the caller has from the equations at hand.)
+# The primitives and classes whose parameters or fields are left out, because lowering never looks
+# at them. (Effects are left out, too: JAX derives them from what is read. So are the names of
+# arguments and the lines of source: the caller has them from the equations at hand.)
 UNSEEN: dict[str, frozenset[str]] = {
-    # These say how to differentiate, transpose, batch or partition the function. It is called as it
-    # is.
+    # These say how to differentiate, transpose, batch or partition the function. Here it is only
+    # called.
     "custom_jvp_call": frozenset({"jvp_jaxpr_fun"}),
     "custom_vjp_call": frozenset({"fwd_jaxpr_thunk", "bwd", "out_trees"}),
     "custom_vmap_call": frozenset({"rule"}),
@@ -49,15 +49,15 @@ UNSEEN: dict[str, frozenset[str]] = {
     # A cache of its other fields.
     "ShapedArray": frozenset({"_stripped_weak_type"}),
 }
-# Primitives whose jaxpr doesn't see the constants that it holds: they come as operands, and in
-# JAX 0.12 what it holds are tracers.
+# The jaxprs of these primitives get their constants as operands. What they hold themselves isn't
+# used, and in JAX 0.12 it is tracers.
 _GIVEN_CONSTS = frozenset({"run_scoped"})
 
-# Captured arrays of more bytes together take longer to read than the key may.
+# Reading more captured bytes than this takes longer than making a key may take.
 LARGEST = 16 << 20
 
 
-# The last version whose bytes depend on nothing but what they say.
+# Later versions of marshal may write equal values as different bytes.
 _MARSHAL = 2
 # How many equations are read at once.
 _AT_ONCE = 128
@@ -82,34 +82,34 @@ _EXACT = {bool, int, str, type(None)}
 
 
 class Contents:
-    """What a jaxpr says, and the equations in it and in the jaxprs inside it, in order.
+    """The contents of a jaxpr, and its equations and those of the jaxprs inside it, in order.
 
-    ``beside`` is what is to be in the digest, too.
+    ``beside`` goes into the digest, too.
 
-    ``digest``: equal for two jaxprs if they are equal in all that lowering may look at, bit for
-    bit, and the same of their inner jaxprs are one object. ``equations``: those of each jaxpr
-    once, so that equal digests have as many, and the same ones at the same places.
-    ``primitives``: all that are met.
+    ``digest``: equal for two jaxprs that are equal, bit for bit, in all that lowering may look at,
+    and whose inner jaxprs are the same objects at the same places. ``equations``: those of each
+    jaxpr once, so jaxprs with equal digests have equally many, and the same ones at the same
+    places. ``primitives``: all primitives in them.
 
     Raises:
-      Unreadable: something in it can't be read completely.
+      Unreadable: some part of the jaxpr can't be read completely.
     """
 
     def __init__(self, jaxpr: Any, *beside: Any):
         self.equations: list[Any] = []
         self.primitives: dict[Any, str] = {}
-        self._table: dict[tuple[Any, ...], int] = {(): 0}  # so that no token is 0
-        self._by_id: dict[Any, int] = {}  # of what the jaxpr keeps alive
+        self._table: dict[tuple[Any, ...], int] = {(): 0}  # no token is 0
+        self._by_id: dict[Any, int] = {}  # tokens of objects that the jaxpr keeps alive
         self._jaxprs: dict[int, int] = {}
         self._under_way: set[int] = set()
-        self._kept: list[Any] = []  # so that no other object gets its id
+        self._kept: list[Any] = []  # kept alive, so that no other object gets the same id
         self._bytes = 0
         tops = [self._jaxpr(jaxpr), *self.values(beside)]
         self.digest = _digest(marshal.dumps((tops, list(self._table)), _MARSHAL)).hex()
 
-    # A token is a number that stands for a value: the place of its description in the table. A
-    # description is a tuple of its kind and then of numbers, bytes and texts. Numbers in it are
-    # tokens, or of one meaning by its kind, so that equal descriptions are of equal values.
+    # A token is a number that stands for a value: the index of its description in the table. A
+    # description is a tuple of a kind and then numbers, bytes and texts. The kind says whether a
+    # number is a token or a plain number, so equal descriptions are of equal values.
 
     def _token(self, *description: Any) -> int:
         return self._table.setdefault(description, len(self._table))
@@ -139,9 +139,9 @@ class Contents:
         """A digest of a jaxpr's variables and equations, as numbers. A variable is its own number,
         counted from 0; a literal is ~ its token.
 
-        In columns, of the equations' primitives and so on, which takes half of the time of going
-        from equation to equation; and some equations at a time, which stay in the processor's
-        cache meanwhile.
+        The equations are read in columns (all primitives, all parameters and so on), which takes
+        half the time of reading them one by one. They are read in batches, which stay in the
+        processor's cache meanwhile.
         """
         eqns = list(jaxpr.eqns)
         self.equations += eqns
@@ -171,12 +171,12 @@ class Contents:
         return _digest(array("i", words).tobytes())
 
     def _avals(self, variables: Sequence[Any]) -> list[Any]:
-        """The tokens of their types."""
+        """The tokens of the variables' types."""
         tokens = list(map(self._by_id.get, map(id, map(_aval, variables))))
         return [*map(self._aval, map(_aval, variables))] if None in tokens else tokens
 
     def _contexts(self, eqns: Sequence[Any]) -> list[Any]:
-        """The tokens of their contexts, or the only one."""
+        """The tokens of the equations' contexts, or one token if they all have the same context."""
         contexts = list(map(_ctx, eqns))
         if len(set(map(id, contexts))) == 1:
             del contexts[1:]
@@ -220,7 +220,7 @@ class Contents:
         return token
 
     def _aval(self, aval: Any) -> int:
-        """The token of a type. Before JAX 0.10 each array has its own."""
+        """The token of a type. Before JAX 0.10 each array has a type object of its own."""
         known = self._by_id.get(id(aval))
         if known is None:
             if type(aval) is not core.ShapedArray:
@@ -288,7 +288,7 @@ class Contents:
         return self._token("str", text)
 
     def _other(self, value: Any) -> int:
-        """A value of a type without a reader of its own."""
+        """The token of a value whose type has no reader of its own."""
         if isinstance(value, jax.core.Tracer):
             raise Unreadable("an array of another trace")
         if _is_jaxpr(value):
@@ -317,7 +317,7 @@ class Contents:
         dtype = self._dtype(value.dtype)
         data = value.tobytes()
         content = data if len(data) < 64 else _digest(data)
-        # Sums are in the order in which the elements lie.
+        # The strides matter: sums are taken in the order in which the elements lie in memory.
         return self._token("array", dtype, len(value.shape), *value.shape, *value.strides, content)
 
     def _ndarray(self, value: np.ndarray) -> int:
@@ -328,14 +328,14 @@ class Contents:
 
     def _jax_array(self, value: Any) -> int:
         base = getattr(value, "_base_array", None)
-        if base is not None:  # of PRNG keys
+        if base is not None:  # the array under an array of PRNG keys
             return self._token("keys", self.value(base), self.value(value.dtype))
         if not value.is_fully_addressable or value.is_deleted():
             raise Unreadable("an array that isn't here")
         return self._token("jax", self._array(np.asarray(value)), self.value(value.aval))
 
     def _set(self, value: Any) -> int:
-        # Its order differs between processes, and so would the tokens of its elements.
+        # A set's order differs between processes, so the tokens of its elements would differ, too.
         if not all(type(item) in (str, int) for item in value):
             raise Unreadable("a set of other things than texts and numbers")
         items = sorted(map(repr, value))
@@ -361,7 +361,7 @@ class Contents:
         return self._token("mesh", type(mesh).__name__)
 
     def _named(self, value: Any) -> int:
-        """A class or function of JAX's or another library's, known by the library's version."""
+        """A class or function of JAX or another library, keyed by the library's version."""
         place = _place(value)
         if place is None:
             name = getattr(value, "__qualname__", None) or type(value).__name__
@@ -370,7 +370,7 @@ class Contents:
         return self._token("named", *place)
 
     def _object(self, value: Any) -> int:
-        """An object of a class that JAX defines in Python: its class, and all of its state."""
+        """An object of a class that JAX defines in Python: its class and its whole state."""
         kind: Any = type(value)
         if not _is_jaxs_class(kind):
             raise Unreadable(f"a {kind.__module__}.{kind.__qualname__}")
@@ -387,7 +387,7 @@ class Contents:
                 held = getattr(value, name, _UNSET)
                 parts += [name, -1 if held is _UNSET else self.value(held)]
         for name, held in getattr(value, "__dict__", {}).items():
-            # Cached attributes follow from the others, and exist only if somebody asked for them.
+            # Cached attributes follow from the others, and exist only once they have been used.
             if name not in unseen and not isinstance(getattr(kind, name, None), cached_property):
                 parts += [self._text(name), self.value(held)]
         return self._token("object", *parts)
@@ -424,7 +424,7 @@ def _is_jaxpr(value: Any) -> bool:
     return isinstance(value, _JAXPRS)
 
 
-# Since JAX 0.12 there is one kind.
+# JAX 0.12 has one class of jaxprs; earlier versions have two.
 _JAXPRS = (core.Jaxpr, getattr(core, "ClosedJaxpr", core.Jaxpr))
 
 
@@ -442,11 +442,11 @@ _LIBRARIES = frozenset({"builtins", "jax", "jaxlib", "ml_dtypes", "numpy"})
 
 
 def _place(value: Any) -> tuple[str, str] | None:
-    """The library's module and the name by which a class or function is found; None if it isn't."""
+    """The library module and the name that give a class or function. None if no name gives it."""
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     if isinstance(value, np.ufunc):
         module, name = "numpy", value.__name__
-    if value is type(None):  # found in another module than it says
+    if value is type(None):  # its `__module__` isn't where it is found
         return "types", "NoneType"
     if type(module) is not str or type(name) is not str or module not in sys.modules:
         return None
@@ -470,8 +470,11 @@ _METACLASSES = frozenset({type, abc.ABCMeta, type(Protocol)})
 
 @functools.cache
 def _is_jaxs_class(kind: type) -> bool:
-    """Whether all of the state of such an object is in its slots and its dictionary (and in what it
-    is as a number, text or tuple), by classes of JAX's own."""
+    """Whether an object of this class keeps its whole state where it can be read.
+
+    The state is in its slots, in its dictionary, and in its value as a number, text or tuple. All
+    its classes are JAX's own.
+    """
     if kind in _BASES:
         return False
     for base in kind.__mro__:
@@ -487,7 +490,7 @@ def _is_jaxs_class(kind: type) -> bool:
     return _place(kind) is not None
 
 
-# What holds nothing else, and what it says.
+# Types whose values hold no other objects, and a function that says what such a value is.
 _LEAVES: dict[type, Callable[[Any], Any]] = {
     type(None): str,
     type(...): str,

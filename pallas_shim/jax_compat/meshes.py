@@ -20,9 +20,9 @@ class UnsupportedMesh(Refusal):
 class ShardMap(NamedTuple):
     """What each device of a mesh runs on its parts of the operands.
 
-    ``sizes``: of the axes that the function is told of, in the mesh's order. ``others``: those
-    that are left to XLA. ``names_in`` and ``names_out``: for each operand and result, for each
-    dimension, the axes along which it is cut.
+    ``sizes`` are the sizes of the manual axes, which the function can name, in the mesh's order.
+    ``others`` are the axes that are left to XLA. ``names_in`` and ``names_out`` give the axes
+    along which each dimension of each operand and result is cut.
     """
 
     jaxpr: Any
@@ -37,7 +37,7 @@ def shard_map(eqn: Any) -> ShardMap:
     """The normal form of a shard_map equation.
 
     Raises:
-      UnsupportedMesh: it has none.
+      UnsupportedMesh: the shard_map has no normal form.
     """
     p = eqn.params
     mesh, told = p["mesh"], _told(eqn)
@@ -57,14 +57,14 @@ def count(eqn: Any) -> int:
 
 
 def _told(eqn: Any) -> dict[Any, int]:
-    """The axes that a shard_map's function is told of, and their sizes."""
+    """The axes that a shard_map's function can name, with their sizes."""
     p = eqn.params
     manual = p["newly_manual_axes"] if "newly_manual_axes" in p else p["manual_axes"]
     return {name: size for name, size in p["mesh"].shape.items() if name in manual}
 
 
 def names(spec: Any, aval: Any) -> tuple[tuple[Any, ...], ...]:
-    """By dimension, the axes along which a PartitionSpec cuts an array."""
+    """For each dimension, the axes along which a PartitionSpec cuts an array."""
     if getattr(spec, "unreduced", None) or getattr(spec, "reduced", None):
         raise UnsupportedMesh("an array whose parts are yet to be summed")
     parts = [_axes(part) for part in spec]
@@ -87,8 +87,12 @@ def collective_axes(eqn: Any) -> tuple[Any, ...]:
 
 
 class DeviceId(NamedTuple):
-    """``logical``: a number among all devices; else ``coordinates``, one for each axis of the
-    mesh, or ``by_axes``: by one axis or several, an index along them, others being one's own."""
+    """A device, in one of three forms.
+
+    ``logical`` is a number among all devices. ``coordinates`` has one index for each axis of the
+    mesh. ``by_axes`` gives an index along one axis or several; along the other axes it is the
+    program's own.
+    """
 
     logical: Any = None
     coordinates: tuple[Any, ...] | None = None
@@ -128,12 +132,12 @@ def talks(jaxpr: Any) -> bool:
 
 
 def argument_names(jaxpr: Any) -> Sequence[str]:
-    """What the user calls a function's arguments; fewer than there are, if that isn't known."""
+    """The user's names of a function's arguments. There may be fewer, if some aren't known."""
     info = getattr(jaxpr, "debug_info", None)
     return tuple(getattr(info, "arg_names", None) or ())
 
 
 def index_groups(eqn: Any) -> tuple[tuple[int, ...], ...] | None:
-    """The indices along a collective's axes that meet, where not all do."""
+    """The groups of indices along a collective's axes that meet. None: all of them meet."""
     groups = eqn.params.get("axis_index_groups")
     return None if groups is None else tuple(tuple(map(int, np.ravel(g))) for g in groups)

@@ -23,11 +23,13 @@ Names = tuple[tuple[Any, ...], ...]
 
 
 class OnMesh(NamedTuple):
-    """A function that holds a shard_map: the devices of the mesh, in its order, and by which
-    axes its arguments and results are cut (None: that isn't known, or they aren't).
+    """A function that holds a shard_map, and how its arguments and results are cut.
 
-    ``told_in`` and ``told_out`` are the shardings that jit was given, None where it was given
-    none. ``whole``: the shard_map leaves no axis of the mesh to XLA.
+    It has the devices of the mesh, in the mesh's order, and for each argument and result the axes
+    along which it is cut (None: unknown, or not cut).
+
+    ``told_in`` and ``told_out`` are the shardings that the user gave to jit, None without one.
+    ``whole``: the shard_map leaves no axis of the mesh to XLA.
     """
 
     mesh: Mesh
@@ -41,12 +43,12 @@ class OnMesh(NamedTuple):
 def on_mesh(
     jaxpr: Any, told_in: Sequence[Any], told_out: Sequence[Any], context: Any
 ) -> OnMesh | None:
-    """What is known of a jitted function that holds a shard_map, None of one that holds none.
+    """Describes a jitted function that holds a shard_map. Returns None if it holds none.
 
     ``context``: the mesh that the call runs under, if there is one.
 
     Raises:
-      Elsewhere: its devices aren't those of one mesh, or aren't all here.
+      Elsewhere: its devices aren't the devices of one mesh, or some aren't in this process.
     """
     opened, _ = open_jaxpr(jaxpr)
     found = list(_shard_maps(opened))
@@ -75,7 +77,7 @@ def on_mesh(
 
 
 def _along(mesh: Mesh, names: Names | None) -> Names | None:
-    """Names of axes if this mesh has them; a shard_map may be over another of the same devices."""
+    """These names if the mesh has them. A shard_map may use another mesh of the same devices."""
     known = names is not None and all(axis in mesh.shape for axes in names for axis in axes)
     return names if known else None
 
@@ -91,8 +93,11 @@ def _shard_maps(jaxpr: Any) -> Iterator[Any]:
 
 
 class _Propagation:
-    """How XLA would cut the values of a function, as far as that is plain: what a shard_map takes
-    or makes, and what is computed of that elementwise, transposed or reduced."""
+    """How XLA would cut the values of a function, where that is simple to say.
+
+    It follows the operands and results of a shard_map through elementwise operations, transposes
+    and reductions.
+    """
 
     def __init__(self, jaxpr: Any):
         self.names: dict[Any, Names | None] = {}
@@ -162,14 +167,16 @@ def read(
     *,
     any_platform: bool,
 ) -> list[Any]:
-    """The arguments as NumPy arrays; those at the positions of ``cut``, if they lie on the devices
-    cut so already, as lists of the parts, in the order of the mesh. Nothing on a CPU is copied
-    but what has to be put together. The arrays must not be written to. An argument that isn't
-    used, whose dtype is an array, is that array.
+    """Reads the arguments as NumPy arrays, or as lists of their parts.
+
+    An argument at a position in ``cut`` becomes the list of its parts, in the order of the mesh,
+    if the devices hold it cut that way already. On a CPU only parts that have to be joined are
+    copied, so the arrays must not be written to. For an unused argument, ``dtypes`` may have an
+    array, which is then returned in place of the argument.
 
     Raises:
-      Elsewhere: an array is committed to other devices, or not as jit was told, or not on CPUs;
-        or jit must look at a value, as `arrays.read` says.
+      Elsewhere: an array is committed to other devices, or against the shardings that jit was
+        given, or not on CPUs; or jit must look at a value, as `arrays.read` says.
     """
     if not any_platform and on.devices[0].platform != "cpu":
         raise Elsewhere(f"it runs on devices of the platform {on.devices[0].platform}")
@@ -216,7 +223,7 @@ def _devices(sharding: Any) -> list[Any]:
 
 
 def named(on: OnMesh, names: Names) -> NamedSharding:
-    """The sharding of an array that is cut so."""
+    """The sharding of an array that is cut along these axes."""
     parts = [axes[0] if len(axes) == 1 else axes or None for axes in names]
     while parts and parts[-1] is None:
         parts.pop()
@@ -253,7 +260,7 @@ def results(on: OnMesh, avals: Sequence[Any], types: Sequence[ResultType]) -> tu
 
 
 def _explicit(aval: Any) -> PartitionSpec | None:
-    """The spec in a type, where the mesh's axes have explicit types."""
+    """The spec in a type, if the mesh's axes have explicit types."""
     sharding = getattr(aval, "sharding", None)
     mesh = getattr(sharding, "mesh", None)
     if sharding is None or mesh is None or mesh.empty:
@@ -262,12 +269,15 @@ def _explicit(aval: Any) -> PartitionSpec | None:
 
 
 def write(values: list[Any], wanted: Sequence[Result], on: OnMesh) -> list[Any]:
-    """NumPy results as sharded arrays. A result is an array, or the list of its parts where it is
-    sharded so that each device has its own. Parts that should be replicas may differ."""
+    """Makes sharded arrays from NumPy results.
+
+    A result is an array, or the list of its parts if each device has a part of its own. Parts that
+    should be replicas may differ.
+    """
     out = []
     for value, ((aval, key_type), sharding, indices) in zip(values, wanted, strict=True):
         parts = value if type(value) is list else [value[index] for index in indices]
-        # Memory that something else may yet see is copied.
+        # Memory that other code may still see is copied.
         shared = type(value) is not list or any(_is_shared(part) for part in parts)
         part_aval = aval.update(shape=np.shape(parts[0]), sharding=None)
         arrays = [
@@ -281,7 +291,7 @@ def write(values: list[Any], wanted: Sequence[Result], on: OnMesh) -> list[Any]:
 
 _on_one = functools.cache(SingleDeviceSharding)
 
-# What refers to a part while `write` looks at it: the list, a generator's variable, a parameter
+# The references to a part while `write` looks at it: the list, a generator's variable, a parameter
 # and getrefcount's own argument.
 _OWN_REFERENCES = 4
 
@@ -295,11 +305,12 @@ def _is_shared(part: Any) -> bool:
     room = part.base
     if room is None:
         return False
-    # What was made larger to be aligned: only the part refers to it, and the variable here.
+    # A part may be a view of a larger array, for alignment. It is not shared if only the part and
+    # the variable here refer to that array.
     alone = type(room) is np.ndarray and room.base is None and sys.getrefcount(room) <= 3
     return not (alone and room.dtype == np.uint8 and room.nbytes <= part.nbytes + 64)
 
 
 def is_cut_so(result: Result, names: Names, on: OnMesh) -> bool:
-    """Whether parts that are cut so are the devices' own parts of a result."""
+    """Whether parts that are cut this way are the devices' own parts of a result."""
     return on.whole and result.sharding.is_equivalent_to(named(on, names), len(names))

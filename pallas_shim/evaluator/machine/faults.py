@@ -1,4 +1,4 @@
-"""What is certainly wrong with programs that talk, and how that reads."""
+"""Errors and warnings about programs that certainly communicate wrongly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class SemaphoreWarning(UserWarning):
 def own_deadlock(
     program: str, semaphore: str, has: int, needs: int, source: str | None
 ) -> Deadlock:
-    """The error for a wait that nobody else can end."""
+    """The error for a wait that no other program can end."""
     where = f" ({source})" if source else ""
     return Deadlock(
         f"deadlock: {program} waits for {semaphore}, which has {has} and needs {needs}{where}. "
@@ -37,7 +37,7 @@ _warning = threading.Lock()
 def warn_once(
     key: tuple[Any, ...], message: str, category: type[Warning], where: str | None
 ) -> None:
-    """Warns, the first time that there is such a ``key``, at a file and line if they are known."""
+    """Warns once for each ``key``, at a file and line if these are known."""
     with _warning:
         if key in _warned:
             return
@@ -52,8 +52,8 @@ def warn_once(
 def warn_of_leftover(
     kernel: str, semaphore: str, program: str, counts: np.ndarray, where: str
 ) -> None:
-    """Warns, once for each semaphore of a kernel, that a program leaves it other than zero.
-    ``where`` is the file and line of the kernel, "" if they aren't known."""
+    """Warns that a program leaves a semaphore at a count other than zero, once per semaphore of a
+    kernel. ``where`` is the file and line of the kernel, or "" if unknown."""
     left = counts[np.nonzero(counts)] if counts.ndim else counts
     text = ", ".join(map(str, np.unique(left)))
     message = (

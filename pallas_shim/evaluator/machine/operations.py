@@ -1,7 +1,7 @@
 """The names of the machine's own operations."""
 
-# Programs of devices or cores; what one may stand still at.
+# Running programs of devices or cores; and the operations at which a program may wait.
 PROGRAMS, AWAIT, MEET, TURN = "programs", "await", "meet", "turn"
-# Until `rows` has resolved them: another program's ref, and semaphores when a kernel ends.
+# Two that `rows` resolves: another program's ref, and the check of semaphores at a kernel's end.
 REMOTE, LEFTOVER = "remote", "leftover"
 SIGNAL = "signal"

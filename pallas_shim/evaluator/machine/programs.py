@@ -1,8 +1,8 @@
-"""Emits what runs as programs of a machine, and where they wait for one another.
+"""Emits the programs of a machine, and the places where they wait for one another.
 
-What a machine is, at lowering: *levels*, one for each group of programs inside one another (the
-devices of a mesh, the cores of each). A program has a number at each level; its memory belongs to
-the level at which it is allocated.
+At lowering, a machine is a list of *levels*, one for each nested group of programs (the devices of
+a mesh, the cores of each device). A program has a number at each level. Its memory belongs to the
+level at which it is allocated.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ NUMBER = ArrayType((), np.dtype(np.int32))
 class Level:
     """One group of programs.
 
-    ``kind``: "device" or "core". ``sizes`` of the axes and ``indices`` along them. ``number`` is
-    the program's own among the ``names``, one for each at this level.
+    ``kind``: "device" or "core". ``sizes``: of the axes. ``indices``: the program's index along
+    each axis. ``names``: the name of each program at this level. ``number``: the program's own
+    position among them.
     """
 
     kind: str
@@ -51,11 +52,11 @@ class Level:
 
 
 class Machine:
-    """What is known of the programs around what is being lowered; the innermost level last.
+    """The programs around the code that is being lowered, the innermost level last.
 
-    ``talking``: the kernel that is being lowered has programs that wait for one another.
-    ``kernel`` is its name, ``where`` the file and line that it is defined at, ``semaphores`` those
-    made somewhere inside it.
+    ``talking``: the programs of the kernel that is being lowered wait for one another. ``kernel``
+    is the kernel's name, ``where`` the file and line of its definition. ``semaphores`` are those
+    allocated inside it.
     """
 
     def __init__(self) -> None:
@@ -70,7 +71,7 @@ class Machine:
 
     @property
     def talks(self) -> bool:
-        """Whether what is being lowered waits for other programs."""
+        """Whether the code being lowered waits for other programs."""
         return self.talking and bool(self.levels)
 
     @contextmanager
@@ -83,7 +84,7 @@ class Machine:
 
     @contextmanager
     def within(self, kernel: str, where: str, talks: bool) -> Iterator[None]:
-        """Lowers a kernel of that name, whose programs wait for one another or don't."""
+        """A context in which a kernel is lowered. ``talks``: its programs wait for one another."""
         outer = self.talking, self.kernel, self.where, self.semaphores
         self.talking, self.kernel, self.where, self.semaphores = talks, kernel, where, []
         try:
@@ -92,14 +93,14 @@ class Machine:
             self.talking, self.kernel, self.where, self.semaphores = outer
 
     def axis(self, name: Any) -> tuple[Value, int] | None:
-        """The index and size of the axis of a name, if programs run along it."""
+        """The index and size of a named axis, if programs run along it."""
         for level in reversed(self.levels):
             if name in level.sizes:
                 return level.indices[name], level.sizes[name]
         return None
 
     def sizes(self) -> dict[Any, int]:
-        """The axes of all levels, in the order of the programs' numbers at the innermost."""
+        """The axes of all levels, in the order in which programs are numbered at the innermost."""
         return {name: size for level in self.levels for name, size in level.sizes.items()}
 
 
@@ -114,7 +115,7 @@ def emit_programs(
     names_out: Sequence[Names],
     build: Callable[[Sequence[Value]], Sequence[Value]],
 ) -> tuple[Value, ...]:
-    """Emits programs along some axes; ``build`` emits one from its parts of the operands."""
+    """Emits programs along some axes. ``build`` emits one from its parts of the operands."""
     machine: Machine = lowering.machine
     sizes = dict(sizes)
     places = all_coordinates(sizes)
@@ -167,7 +168,7 @@ def _name(
 
 
 def _once(keys: Sequence[tuple[slice, ...]]) -> list[tuple[slice, ...] | None]:
-    """The places of parts in the whole, of each but the first time."""
+    """The place of each part in the whole. A place that has occurred before becomes None."""
     seen = set()
     once: list[tuple[slice, ...] | None] = []
     for key in keys:
@@ -181,7 +182,7 @@ def _once(keys: Sequence[tuple[slice, ...]]) -> list[tuple[slice, ...] | None]:
 
 
 def remote(lowering: Lowering, ref: Value, numbers: Sequence[Value]) -> Value:
-    """The same ref of another program, given that program's number at each level."""
+    """The same ref in another program, given that program's number at each level."""
     (out,) = lowering.memory(REMOTE, [ref, *numbers], [ref.ref], _unresolved, PURE, view=True)
     return out
 
@@ -222,8 +223,11 @@ def emit_signal(
 
 
 def emit_turn(lowering: Lowering) -> None:
-    """Lets other programs run first: what a copy writes to, its owner has used before if it runs
-    at the same pace, as under JAX's interpreter."""
+    """Lets other programs run first.
+
+    A copy may write to memory that its owner still reads. Under JAX's interpreter the programs run
+    at the same pace, so the owner has read it by then.
+    """
     lowering.memory(TURN, [], [], None, Effects(io=True))
 
 
@@ -237,10 +241,10 @@ def emit_meeting(
     index_groups: Sequence[Sequence[int]] | None = None,
     patient: bool = False,
 ) -> tuple[Value, ...]:
-    """Emits a meeting of all programs along some axes, the last the fastest, or of those of each
-    group of indices along them.
+    """Emits a meeting of all programs along some axes, or of each group of indices along them.
 
-    ``combine`` gets what each brought, in their order, and returns what each takes away.
+    The last axis is the fastest. ``combine`` gets what each program brought, in order, and returns
+    the results of each.
     """
     machine: Machine = lowering.machine
     level = machine.levels[-1]
@@ -262,21 +266,26 @@ def emit_meeting(
 
 
 def emit_entry(lowering: Lowering) -> None:
-    """All programs start a kernel together: none is written to by others before it has made its
-    memory ready."""
+    """Makes all programs start a kernel together.
+
+    A program's memory must be ready before others write to it.
+    """
     if _talks(lowering):
         _emit_together(lowering, "the start of the kernel")
 
 
 def emit_exit(lowering: Lowering, semaphores: Sequence[Value]) -> None:
-    """And they end it together, with all semaphores at zero."""
+    """Makes all programs end a kernel together, and checks that all semaphores are at zero."""
     if _talks(lowering):
         _emit_together(lowering, "the end of the kernel")
         _emit_leftover(lowering, semaphores, True)
 
 
 def emit_scope_exit(lowering: Lowering, semaphores: Sequence[Value]) -> None:
-    """Semaphores of a scope inside a kernel go: those of the program alone have to be zero."""
+    """Checks that a scope's own semaphores are at zero when a scope inside a kernel ends.
+
+    Semaphores that other programs reach are checked at the end of the kernel.
+    """
     if _talks(lowering) and semaphores:
         lowering.machine.semaphores += semaphores
         _emit_leftover(lowering, semaphores, False)
@@ -301,7 +310,7 @@ def _emit_leftover(lowering: Lowering, semaphores: Sequence[Value], at_end: bool
 def _groups(
     sizes: dict[Any, int], axes: Sequence[Any], index_groups: Sequence[Sequence[int]] | None
 ) -> list[tuple[tuple[int, ...], int]]:
-    """For each program the numbers of those it meets, and its rank among them."""
+    """For each program, the numbers of the programs that it meets, and its rank among them."""
     others = [name for name in sizes if name not in axes]
     members: dict[Any, list[int]] = {}
     places = all_coordinates(sizes)

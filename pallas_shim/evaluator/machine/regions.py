@@ -1,8 +1,8 @@
-"""Regions that wait, as generators; what they hold that doesn't wait stays as it is.
+"""Regions that wait, as generators. The parts that don't wait run as ordinary steps.
 
-Each function here makes, of an instruction, the generator function of a frame that does what the
-instruction does and yields where it has to wait. They take the preparation that gives slots to
-values, and mirror the structured steps of execute.py.
+Each function here takes an instruction, and makes the generator function that runs it on a frame
+and yields where it has to wait. The functions mirror the structured steps of execute.py. They get
+the preparation, which assigns slots to values.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Waiting = Callable[[Frame], Generator[scheduler.Request, Any, None]]
 
 
 def waits(instruction: Instruction) -> bool:
-    """Whether an instruction of a program may stand still, or one inside it."""
+    """Whether an instruction of a program, or one inside it, may wait."""
     if instruction.name in (AWAIT, MEET, PROGRAMS, TURN):
         return instruction.operation.fn is None
     return any(waits(inner) for region in instruction.regions for inner in region.body)
 
 
 class Segments(tuple[Any, ...]):
-    """The steps of a region that waits: `Steps` without a wait, and `Waiting` in between."""
+    """The steps of a region that waits: `Steps` that don't wait, and `Waiting` steps between."""
 
     def __new__(cls, pairs: Iterable[tuple[Any, Instruction]], waiting: Collection[int]) -> Any:
         """``waiting``: the positions of the pairs whose step is `Waiting`."""
@@ -44,7 +44,7 @@ class Segments(tuple[Any, ...]):
 
 
 def run(segments: Steps | Segments, f: Frame) -> Generator[scheduler.Request, Any, None]:
-    """Runs a region's steps, and yields where one waits."""
+    """Runs a region's steps, and yields where one has to wait."""
     if type(segments) is Steps:
         run_steps(segments, f)
         return
@@ -164,8 +164,8 @@ def _source(instruction: Instruction) -> Callable[[], str | None]:
 
 
 def _await(prepare: Any, instruction: Instruction) -> Waiting:
-    """ins: a ref of semaphores, the count, the leaves of the path, and the memory that others
-    may change meanwhile."""
+    """ins: a ref of semaphores, the count, the leaves of the path, and the memory that other
+    programs may change meanwhile."""
     params = instruction.operation.params
     ref_type, path = instruction.ins[0].ref, params["path"]
     view = memory.viewer(ref_type.shape, ref_type.dtype, path)
@@ -184,7 +184,7 @@ def _await(prepare: Any, instruction: Instruction) -> Waiting:
 
 
 def _turn(prepare: Any, instruction: Instruction) -> Waiting:
-    """ins: the memory that others may change."""
+    """ins: the memory that other programs may change."""
     source = _source(instruction)
 
     def step(f: Frame) -> Any:
@@ -194,7 +194,7 @@ def _turn(prepare: Any, instruction: Instruction) -> Waiting:
 
 
 def _meet(prepare: Any, instruction: Instruction) -> Waiting:
-    """ins: the number of the program, what it brings, and the memory that others may change."""
+    """ins: the program's number, what it brings, and the memory that others may change."""
     params = instruction.operation.params
     number, *brought = [prepare.slot(v) for v in instruction.ins[: 1 + params["num_brought"]]]
     outs = [prepare.slot(v) for v in instruction.outs]
@@ -222,8 +222,8 @@ def _meet(prepare: Any, instruction: Instruction) -> Waiting:
 def _make_programs(
     prepare: Any, instruction: Instruction
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The functions ``start(f)``, which gives each program's name and generator and their frames,
-    and ``end(f, frames)``, which joins what they made."""
+    """Returns ``start(f)``, which gives the names and generators of the programs and their frames,
+    and ``end(f, frames)``, which joins the programs' results."""
     params = instruction.operation.params
     outer, *ins = [prepare.slot(v) for v in instruction.ins]
     outs = [prepare.slot(v) for v in instruction.outs]
@@ -269,8 +269,8 @@ def _make_programs(
 
 
 def programs(prepare: Any, instruction: Instruction) -> Step:
-    """ins: the number of the program around them, operands; region params: a program's number,
-    its coordinates, its parts of the operands."""
+    """ins: the number of the enclosing program, then the operands. Region params: a program's
+    number, its coordinates, its parts of the operands."""
     start, end = _make_programs(prepare, instruction)
 
     def step(f: Frame) -> None:

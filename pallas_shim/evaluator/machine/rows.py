@@ -1,10 +1,11 @@
 """Memory that several programs reach: a row for each of them.
 
-A program's lowering allocates its memory as if it were alone, and names a ref of another program
-by its own. When all programs are lowered, each allocation that is reached so becomes one row of
-what is made before they start, and another's ref becomes the same views of that one's row. So the
-passes see one buffer, of which all these refs are views. And each wait gets as operands what
-others may change while it lasts: to the passes it reads and writes that.
+A program is lowered as if it were alone: it allocates its own memory, and names a ref of another
+program by its own ref. After all programs are lowered, each allocation that others reach becomes
+one row of memory that is made before the programs start. Another program's ref becomes the same
+views of that program's row. So the passes see one buffer, and all these refs are views of it. Each
+wait gets as operands the memory that others may change while it lasts, so that the passes know
+that the wait reads and writes it.
 """
 
 from __future__ import annotations
@@ -42,8 +43,11 @@ if TYPE_CHECKING:
 
 
 class _Home(NamedTuple):
-    """Where memory is allocated: how many levels of programs are around, the number of the
-    program there, and the names of all."""
+    """Where memory is allocated.
+
+    ``depth``: the number of program levels around the allocation. ``number``: the program's number
+    at the innermost of them. ``names``: the names of all programs there.
+    """
 
     depth: int
     number: Value | None
@@ -54,13 +58,16 @@ _OUTSIDE = _Home(0, None, ())
 
 
 def share(lowering: Lowering, programs: Instruction) -> list[Instruction]:
-    """The instructions that run the programs, of an instruction of the outermost level."""
+    """Rewrites an instruction of the outermost level, so that its programs share memory."""
     return _Rows(lowering).instructions(programs)
 
 
 class _Rows:
-    """``made`` says what makes each ref, ``home`` where; ``rows`` are the lists of the rows of the
-    memory that others reach, one a program."""
+    """Finds the shared memory and rewrites the programs.
+
+    ``made`` maps each ref to the instruction that makes it, and ``home`` to the place of its
+    allocation. ``rows`` maps each shared allocation to its list of rows, one for each program.
+    """
 
     def __init__(self, lowering: Lowering) -> None:
         self.lowering = lowering
@@ -98,7 +105,7 @@ class _Rows:
                 yield region, home
 
     def chain(self, ref: Value) -> list[Instruction]:
-        """The views by which a ref is made of its root, the last first."""
+        """The views that lead from a ref's root to the ref, the last view first."""
         views = []
         while (making := self.made.get(ref)) is not None:
             if not making.ins or not isinstance(making.ins[0].type, RefType):
@@ -112,7 +119,7 @@ class _Rows:
         return views[-1].ins[0] if views else ref
 
     def _allocate(self, root: Value) -> Instruction:
-        """Makes the rows. Memory that a program fills itself is only room here."""
+        """Makes the rows. If the program fills the memory itself, they are left uninitialised."""
         home, (shape, dtype, space, _) = self.home[root], root.ref
         count = len(home.names)
         fill = memory.initial(space, dtype, self.lowering.checked)
@@ -137,7 +144,7 @@ class _Rows:
     def _region(
         self, region: Region, home: _Home, in_loop: bool, seen: tuple[Value, ...]
     ) -> Region:
-        """``seen``: what others may change while something here waits."""
+        """``seen``: the memory that others may change while an instruction here waits."""
         body: list[Instruction] = []
         for instruction in region.body:
             change = self._CHANGES.get(instruction.name)
@@ -163,7 +170,7 @@ class _Rows:
         return Region(region.params, tuple(body), region.results)
 
     def _closed_over(self, region: Region, seen: tuple[Value, ...]) -> tuple[Value, ...]:
-        """Memory of outside that programs use: all of them have the same."""
+        """Adds memory from outside that the programs use. All of them share it."""
         own = {out for instruction in region.walk() for out in instruction.outs}
         roots = dict.fromkeys(
             self.root(value) for value in region.uses() if isinstance(value.type, RefType)
@@ -172,7 +179,7 @@ class _Rows:
         return tuple(dict.fromkeys((*seen, *found)))
 
     def _row_of_own(self, instruction: Instruction) -> Instruction:
-        """In the place of an allocation: the program's own row, filled if the other was."""
+        """Replaces an allocation by the program's own row, filled with its contents, if any."""
         operation, ins, (out,), _, source = instruction
         home, rows = self.home[out], self.rows[out]
         assert home.number is not None
@@ -194,10 +201,10 @@ class _Rows:
         return make_instruction((made, operands, (out,), (), source))
 
     def _remote(self, instruction: Instruction, home: _Home, seen: Any) -> list[Instruction]:
-        """Another's ref: the same views of its row."""
+        """Replaces another program's ref by the same views of that program's row."""
         _, (ref, *numbers), (out,), _, source = instruction
         root = self.root(ref)
-        if root not in self.rows:  # memory that all programs have in common
+        if root not in self.rows:  # memory that all programs share
             operation = Operation("view", {}, (ref.type,), (out.type,), memory.same, view=True)
             return [make_instruction((operation, (ref,), (out,), (), source))]
         views = self.chain(ref)
@@ -216,7 +223,7 @@ class _Rows:
         root = self.root(ins[0])
         if root in self.rows or self.home.get(root, _OUTSIDE).depth < home.depth:
             return [_seeing(instruction, seen, writes=True)]
-        # Nobody else reaches it, so what isn't there now will never be.
+        # No other program reaches this semaphore. A missing count will never come.
         params, number = operation.params, home.number
         assert number is not None
         view = memory.viewer(ins[0].ref.shape, ins[0].ref.dtype, params["path"])
@@ -246,8 +253,10 @@ class _Rows:
         return [_seeing(instruction, seen, writes=True)]
 
     def _leftover(self, instruction: Instruction, home: _Home, seen: Any) -> list[Instruction]:
-        """Looks at semaphores when nobody changes them any more: those that others reach, when
-        all have come to the end of the kernel."""
+        """Checks semaphores when no program changes them any more.
+
+        Semaphores that others reach are checked when all programs have ended the kernel.
+        """
         operation, ins, _, _, source = instruction
         params, number = operation.params, home.number
         assert number is not None
@@ -278,7 +287,7 @@ class _Rows:
         return [make_instruction((made, operands, (), (), source))]
 
     def _contents(self, instruction: Instruction) -> Instruction:
-        """A result in memory that the next round writes to again is copied."""
+        """Copies a result out of shared memory, since the next iteration overwrites that memory."""
         operation, ins, outs, _, source = instruction
         if self.root(ins[0]) not in self.rows:
             return instruction
@@ -301,7 +310,7 @@ class _Rows:
 
 
 class _Made:
-    """The rows of some memory, each made when it is first reached."""
+    """The rows of one allocation. Each is made when it is first reached."""
 
     __slots__ = ("make", "rows")
 
@@ -329,7 +338,7 @@ def _pick(rows: Any, number: Any) -> Any:
 
 
 def _seeing(instruction: Instruction, seen: Sequence[Value], writes: bool) -> Instruction:
-    """The instruction with operands more, all of which it reads, and maybe writes."""
+    """The instruction with more operands, all of which it reads, and writes if ``writes``."""
     operation, ins, outs, _, source = instruction
     effects, fn = operation.effects, operation.fn
     more = tuple(range(len(ins), len(ins) + len(seen)))

@@ -1,7 +1,7 @@
 """The scheduler: runs programs in turns, one at a time, until all have ended.
 
-A program is a generator that yields a `Request` where it can't go on, and is resumed when that is
-served. Nothing else runs meanwhile, so a program sees memory change only where it yields.
+A program is a generator. It yields a `Request` where it has to wait, and is resumed when the
+request is served. Only one program runs at a time, so it sees memory change only where it yields.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 
 class Deadlock(RuntimeError):
-    """Programs wait, and none can go on. The message names each, and what it waits for."""
+    """Programs wait, and none can go on. The message names each one and what it waits for."""
 
 
 class Order(NamedTuple):
-    """In which order programs run that all could.
+    """The order in which programs run, when several could.
 
-    ``seed``: None for their own order; a number for one drawn anew at every switch, always the
-    same for the same seed.
+    ``seed``: None for the programs' own order. A number draws a random order anew at every switch;
+    equal seeds give equal orders.
     """
 
     seed: int | None = None
@@ -31,9 +31,9 @@ Program = Generator["Request", Any, None]
 
 
 class Request:
-    """Where a program stands still. ``source`` is the line that it stands at."""
+    """A place where a program waits. ``source`` gives the line in the user's code."""
 
-    # Whether it is served, at the latest, when nothing else can go on.
+    # Whether the scheduler serves the request anyway, once no program can go on otherwise.
     patient = False
 
     def __init__(self, source: Callable[[], str | None]) -> None:
@@ -44,16 +44,16 @@ class Request:
         raise NotImplementedError
 
     def answer(self) -> Any:
-        """What the program is resumed with."""
+        """The value that the program gets when it is resumed."""
         return None
 
     def describe(self) -> str:
-        """What is waited for, after "waits for"."""
+        """Names what the program waits for. The text follows "waits for" in messages."""
         raise NotImplementedError
 
 
 class Count(Request):
-    """A wait for a semaphore to reach a count; ``read`` gives what it has."""
+    """A wait for a semaphore to reach a count. ``read`` gives its current count."""
 
     def __init__(self, source: Any, name: str, read: Callable[[], int], needed: int) -> None:
         super().__init__(source)
@@ -67,7 +67,7 @@ class Count(Request):
 
 
 class Turn(Request):
-    """Lets the others run to where they stand still, and then goes on."""
+    """Lets the other programs run until each waits, and then goes on."""
 
     def __init__(self, source: Any) -> None:
         super().__init__(source)
@@ -82,7 +82,7 @@ class Turn(Request):
 
 
 class Board:
-    """Where the members of one meeting leave what they bring, by their ranks."""
+    """Holds what the members of one meeting bring, by rank."""
 
     def __init__(self, size: int) -> None:
         self.brought: list[Any] = [None] * size
@@ -91,10 +91,11 @@ class Board:
 
 
 class Meet(Request):
-    """A meeting: nobody goes on before all have come.
+    """A meeting: no program goes on before all members have come.
 
-    ``key`` names the meeting and the group; ``combine`` makes of what was brought, in the order of
-    ranks, what each takes away. ``patient``: if some never come, those that did go on.
+    ``key`` identifies the meeting and the group. ``combine`` takes what the members brought, in the
+    order of ranks, and returns the result of each. ``patient``: if some members never come, the
+    others go on without them.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class Meet(Request):
         board.missing.discard(self.rank)
         if not board.missing:
             board.results = self.combine(board.brought)
-            del boards[self.key]  # the next meeting of this name is another one
+            del boards[self.key]  # the next meeting with this key is another one
 
     def ready(self) -> bool:
         return self.board is not None and self.board.results is not None
@@ -154,17 +155,17 @@ class _Task:
 
 
 def run_programs(programs: Iterable[tuple[str, Program]], order: Order = OWN_ORDER) -> None:
-    """Runs programs, each with the name that messages call it, to their ends.
+    """Runs programs to their ends. Each has a name for messages.
 
     Raises:
-      Deadlock: none can go on, and some haven't ended.
+      Deadlock: no program can go on, and some haven't ended.
     """
     tasks = [_Task(name, program, None) for name, program in programs]
     draw = None if order.seed is None else random.Random(order.seed)
     boards: dict[Any, Board] = {}
     try:
         while tasks:
-            # Looked at one by one: what one takes from a semaphore another may have waited for.
+            # One at a time: a program may take from a semaphore the count that another waited for.
             going = list(tasks) if draw is None else draw.sample(tasks, len(tasks))
             ran = False
             for task in going:
@@ -181,7 +182,7 @@ def run_programs(programs: Iterable[tuple[str, Program]], order: Order = OWN_ORD
 
 
 def _release(tasks: list[_Task], boards: dict[Any, Board]) -> bool:
-    """Has those go on that wait only for others to come too; whether there are such."""
+    """Releases the programs whose patient meeting can't be completed. Returns whether any was."""
     patient = [t for t in tasks if t.request is not None and t.request.patient]
     for task in patient:
         assert isinstance(task.request, Meet)
@@ -192,7 +193,7 @@ def _release(tasks: list[_Task], boards: dict[Any, Board]) -> bool:
 
 
 def _advance(task: _Task, tasks: list[_Task], boards: dict[Any, Board]) -> None:
-    """Runs one program to where it stands still again."""
+    """Runs one program until it waits again or ends."""
     answer = None if task.request is None else task.request.answer()
     while True:
         try:

@@ -1,7 +1,7 @@
-"""Arrays in the parts that the programs of a mesh have of them.
+"""Arrays as lists of the parts that the programs of a mesh hold.
 
-In the place of an array that only the programs of a mesh take, or that they made, there may be
-the list of their parts, in the order of the mesh.
+If only the programs of a mesh use an array, or they made it, the list of its parts, in the order of
+the mesh, may replace it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 from pallas_shim.evaluator.machine.operations import PROGRAMS
 from pallas_shim.evaluator.program import Instruction, Program, Value
 
-# For each dimension of an array the axes of the mesh along which it is cut, the slowest first.
+# For each dimension of an array, the axes of the mesh along which it is cut, the slowest first.
 Names = tuple[tuple[Any, ...], ...]
 
 
 def split(
     shape: Sequence[int], names: Names, sizes: Mapping[Any, int], coordinates: Mapping[Any, int]
 ) -> tuple[slice, ...]:
-    """Where in an array of a shape the part of the program at some coordinates lies."""
+    """The slices that select a program's part of an array, given the program's coordinates."""
     key = []
     for dim, axes in zip(shape, names, strict=True):
         index, parts = 0, 1
@@ -35,7 +35,7 @@ def split(
 
 
 def all_coordinates(sizes: Mapping[Any, int]) -> list[dict[Any, int]]:
-    """The coordinates of the programs along some axes, the last axis fastest."""
+    """The coordinates of all programs along some axes. The last axis is the fastest."""
     return [
         dict(zip(sizes, map(int, at), strict=True)) for at in np.ndindex(*sizes.values())
     ]
@@ -45,8 +45,8 @@ def all_coordinates(sizes: Mapping[Any, int]) -> list[dict[Any, int]]:
 
 
 def results(program: Program) -> dict[int, Names]:
-    """By the positions of the results that only programs of a mesh made, and that nothing else
-    uses: how these are cut."""
+    """How results are cut, by position. Lists only results that programs of a mesh made and that
+    nothing else uses."""
     top = program.top
     uses = Counter(top.uses())
     made = {
@@ -63,7 +63,7 @@ def results(program: Program) -> dict[int, Names]:
 
 
 def parameters(program: Program) -> dict[int, Names]:
-    """By the positions of the parameters that only programs of a mesh take: how these cut them."""
+    """How parameters are cut, by position. Lists only those that programs of a mesh alone use."""
     top = program.top
     cuts: dict[Value, set[Names]] = {}
     taken: Counter[Value] = Counter()
@@ -81,5 +81,5 @@ def parameters(program: Program) -> dict[int, Names]:
 
 
 def _on_meshes(program: Program) -> Iterator[Instruction]:
-    """The instructions that run programs, of those that aren't inside others."""
+    """The outermost instructions that run programs."""
     return (i for i in program.top.body if i.name == PROGRAMS)
