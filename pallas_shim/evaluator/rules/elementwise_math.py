@@ -242,8 +242,8 @@ def logistic(dtype: np.dtype) -> Function:
 
 @ByDtype
 def atan2(dtype: np.dtype) -> Function:
-    """The angle of (x, y). With AVX-512, NumPy takes a subnormal for a zero if the other operand is
-    a zero or a subnormal. XLA doesn't."""
+    """The angle of (x, y). With AVX-512, NumPy takes a subnormal beside a zero for a zero. XLA
+    doesn't."""
     bits = signed(dtype)
     magnitude = bits.type(np.iinfo(bits).max)
 
