@@ -193,7 +193,7 @@ def _reduce_precision(
     sign_bit = bits.type(1 << (mantissa + exponent))
     infinity = bits.type(((1 << exponent) - 1) << mantissa)
     narrower = exponent_bits < exponent
-    # Values overflow from the one exponent on, and underflow up to the other.
+    # Values with at least the highest exponent overflow. Up to the lowest one they underflow.
     bias = (1 << (exponent - 1)) - 1
     reduced_bias = min(bias, (1 << (exponent_bits - 1)) - 1)
     highest = bits.type((bias + reduced_bias) << mantissa)

@@ -107,8 +107,7 @@ class _Windows:
         grid = _grid(batch, ((of, stride.get(d, 0)) for d, of in batching))
         inner = [d for d in kept if d in stride]
         window = _grid([sizes[d] for d in inner], enumerate(stride[d] for d in inner))
-        # The positions of a window's rows relative to its start, and the strides that turn an index
-        # vector into the position of the start.
+        # The positions of a window's rows, relative to the position that its index vector gives.
         self.offsets = window.reshape(1, -1)
         if batching:
             self.offsets = self.offsets + grid.reshape(-1, 1)
@@ -235,7 +234,7 @@ def _gather(
     return gather
 
 
-# From more slices than this on, joining them costs more than taking each index.
+# Joining more slices than this costs more than taking each index.
 _FEW_RUNS = 4
 
 
@@ -417,7 +416,7 @@ def _scatter_extremum(primitive: str, ufunc: np.ufunc, nan: str) -> Callable[...
         )
         if wide.kind != "f":
             return scatter
-        # XLA orders -0.0 before 0.0. NumPy doesn't, so it compares integers in XLA's order.
+        # XLA orders -0.0 before 0.0. NumPy doesn't, so it gets integers in XLA's order.
         bits = np.dtype(f"i{wide.itemsize}")
         nan_bits = getattr(np.iinfo(bits), nan)
 

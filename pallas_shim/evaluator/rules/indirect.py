@@ -166,7 +166,7 @@ class _Side(NamedTuple):
             valid = indices[0] != self.ignored
             indices, value = [indices[0][valid]], value.compress(valid, self.place)
         number = indices[0].size
-        # If two additions go to one place, both count, so this can't be a plain `+=`.
+        # If two additions go to one place, both count, so each is made by itself.
         for part in [slice(i, i + 1) for i in range(number)] if add else [slice(number)]:
             given = value[(slice(None),) * self.place + (part,)]
             chosen = [index[part] for index in indices]
