@@ -4,9 +4,9 @@
 them. Types, parameters, effects and regions follow the rows. Nothing uses an array after an
 instruction has written over it. Nothing overwrites memory while a load's view of it is in use.
 
-`verify_pass` compares the programs before and after a pass. All effects visible outside must remain.
-A pass may remove a store only if nobody reads it; this module proves that again in another way. A
-load that remains must see the same stores.
+`verify_pass` compares the programs before and after a pass. All effects visible outside must
+remain. A pass may remove a store only if nobody reads it. This package proves that again in another
+way. A load that remains must see the same stores.
 
 `Verifier` does both along the pipeline. Ordinary runs don't use it; `optimise` takes one.
 """

@@ -43,7 +43,7 @@ class ProgramEffects:
         self.reads: list[_Access] = []
         self.writes: list[_Access] = []
         self.structured: set[Operation] = set()
-        self.seen_by: dict[Value, tuple[int, ...]] = {}  # for each load, the number of stores before
+        self.seen_by: dict[Value, tuple[int, ...]] = {}  # for each load, how many stores come before
         self.made_in: dict[Value, tuple[int, ...]] = {}  # the loops around an allocation
         self._loops: tuple[int, ...] = ()
         self._number = 0
@@ -160,7 +160,7 @@ class Comparison:
         return self.name in MULTIPLIES_LOOPS or switch.operation not in self.after.structured
 
     def gone(self, root: Any) -> Instruction | None:
-        """An instruction that wrote to a buffer and is gone. None if there is none."""
+        """An instruction that wrote to the buffer and is gone. None if there is none."""
         left = Counter([access.key for access in self.after.writes if access.root is root])
         for access in self.before.writes:
             if access.root is root:

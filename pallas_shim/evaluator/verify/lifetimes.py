@@ -54,7 +54,7 @@ class Lifetimes:
         self.writes: dict[Value, list[tuple[int, Instruction]]] = {}
         self.overwrites: list[tuple[int, Region, Instruction]] = []
         self.loads: list[Storage] = []
-        self.leaving: list[tuple[Storage, Instruction]] = []  # views that a loop's results carry out
+        self.leaving: list[tuple[Storage, Instruction]] = []  # views in the results of loops
         self.loops: list[int] = []  # the numbers of the loops around
         self.ends: dict[int, int] = {}
         # For each value, the numbers of loops that use it and don't make its memory.
