@@ -1,7 +1,7 @@
 """Answers user code that asks for the accelerator, if PALLAS_NUMPY_TPU names a TPU.
 
-Many scripts refuse to start without a TPU. JAX itself still sees the CPU, because the answer depends
-on the module that asks.
+Many scripts refuse to start without a TPU. JAX itself still sees the CPU, because the answer
+depends on the module that asks.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from . import noted, undo_all
 
 
 class Generation(NamedTuple):
-    """A TPU generation. ``kind`` is JAX's device_kind for it, ``cores`` the number of TensorCores in
-    a device."""
+    """A TPU generation. ``kind`` is JAX's device_kind for it, ``cores`` the number of TensorCores
+    in a device."""
 
     kind: str
     cores: int

@@ -53,7 +53,8 @@ def refused_grid(eqn: Any) -> str | None:
     return None
 
 
-# JAX's TPU interpreter, and its original functions. It isn't imported here, because that takes long.
+# JAX's TPU interpreter, and its original functions. This module doesn't import it, because that
+# takes long.
 _INTERPRETER = "jax._src.pallas.mosaic.interpret.interpret_pallas_call"
 _functions: dict[str, FunctionType] = {}
 

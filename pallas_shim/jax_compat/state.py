@@ -20,8 +20,8 @@ from pallas_shim.refusal import Refusal
 
 
 class Slice(NamedTuple):
-    """``size`` elements from ``start`` in steps of ``stride``. ``start`` may be a leaf. ``size`` may
-    be a leaf if a DMA copies the slice."""
+    """``size`` elements from ``start`` in steps of ``stride``. ``start`` may be a leaf. ``size``
+    may be a leaf if a DMA copies the slice."""
 
     start: Any
     size: Any

@@ -43,7 +43,7 @@ class ProgramEffects:
         self.reads: list[_Access] = []
         self.writes: list[_Access] = []
         self.structured: set[Operation] = set()
-        self.seen_by: dict[Value, tuple[int, ...]] = {}  # for each load, how many stores come before
+        self.seen_by: dict[Value, tuple[int, ...]] = {}  # for each load, the stores before
         self.made_in: dict[Value, tuple[int, ...]] = {}  # the loops around an allocation
         self._loops: tuple[int, ...] = ()
         self._number = 0
