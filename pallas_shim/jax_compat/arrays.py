@@ -177,7 +177,7 @@ def write(results: list[Any], types: Sequence[ResultType], place: Place) -> list
         array = put(aval, sharding, devices, result, committed, shared)
         out.append(array if key_type is None else prng.PRNGKeyArray(key_type._impl, array))
     if any_shared:
-        # XLA frees a copied buffer at its next call, unless it happens here.
+        # XLA would free a copied buffer at its next call only. This frees it now.
         _jax.collect_garbage()
     return out
 
