@@ -1,4 +1,4 @@
-"""Whether the results of two ways to run a kernel are the same."""
+"""Compares the results of two ways to run a kernel."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 def difference(
     got: Sequence[np.ndarray], want: Sequence[np.ndarray], rtol: float
 ) -> str | None:
-    """What differs between two lists of results; None if nothing does.
+    """The difference between two lists of results, in words. None if there is none.
 
-    Whole numbers have to be equal; floats may be ``rtol`` of the largest magnitude apart.
+    Integers must be equal. Floats may differ by ``rtol`` times the largest magnitude.
     """
     if len(got) != len(want):
         return f"{len(got)} results instead of {len(want)}"

@@ -1,8 +1,8 @@
-"""What a measured process does: runs one kernel, and prints what that cost as JSON.
+"""The program of a measured process. It runs one kernel and prints the costs as JSON.
 
     python measure.py KERNEL WAY RESULTS SECONDS
 
-RESULTS is the file that the kernel's results go to, SECONDS how long to repeat warm calls.
+RESULTS is the file for the kernel's results. Warm calls are repeated for SECONDS.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main(name: str, way_name: str, results: str, seconds: str) -> None:
 
 
 def interpret_as(interpret: Any) -> None:
-    """Has every kernel interpreted like that, also those that don't let their caller say."""
+    """Makes pallas_call interpret every kernel like that, even if the caller can't choose."""
     stock = pl.pallas_call
 
     def pallas_call(*args: Any, **kwargs: Any) -> Any:
@@ -55,10 +55,10 @@ def interpret_as(interpret: Any) -> None:
 def measure(
     f: Callable[..., Any], args: tuple[Any, ...], kernel: Kernel, seconds: float
 ) -> tuple[dict[str, float], list[np.ndarray]]:
-    """The figures of a first and of later calls, and the results.
+    """The figures of the first call and of later calls, and the results.
 
-    The seconds of the first call and the median of the later ones, by the clock and of the
-    processor (all threads), and the bytes by which the process grew at most.
+    The figures are the seconds of the first call and the median of the later ones, by the clock and
+    of the processor (all threads), and the largest growth of the process in bytes.
     """
     at_rest = peak_from_now_on()
     wall, processor = time.perf_counter(), time.process_time()
@@ -81,7 +81,7 @@ def measure(
 
 
 def save(path: str, leaves: list[np.ndarray]) -> None:
-    """Keeps arrays; those of dtypes that aren't NumPy's as float32, which holds their values."""
+    """Saves arrays. Dtypes that aren't NumPy's are saved as float32, which holds their values."""
     arrays = map(np.asarray, leaves)
     np.savez(path, *(x.astype(np.float32) if x.dtype.kind == "V" else x for x in arrays))
 

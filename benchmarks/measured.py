@@ -1,4 +1,4 @@
-"""The figures of one kernel in all ways, and what they come to."""
+"""The figures of one kernel in all ways, and the ratios between them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ways import WAYS
 
 @dataclasses.dataclass(frozen=True)
 class Ratio:
-    """The median of ratios of processes that took turns, the lowest and the highest.
+    """The median, lowest and highest of the ratios between processes that took turns.
 
-    at_least: the dividend was ended at its limit, so it would have been more.
+    at_least: the dividend's process was ended at its limit, so the true ratio is higher.
     """
 
     middle: float
@@ -31,10 +31,10 @@ class Ratio:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One kernel's figures: a list of processes for each way that was measured.
+    """One kernel's figures: a list of processes for each measured way.
 
-    checked: the way whose results the shim's were compared with; None if there was none.
-    clock: which figure of time counts, "wall" or "processor".
+    checked: the shim's results were compared with the results of this way. None if there was none.
+    clock: the figure of time that counts, "wall" or "processor".
     """
 
     name: str
@@ -43,7 +43,7 @@ class Measured:
     clock: str
 
     def values(self, way: str, key: str) -> list[float]:
-        """A figure of each process; none if one of them was ended, or failed."""
+        """A figure of each process. Empty if one of them was ended or failed."""
         found = [figures.get(key) for figures in self.processes.get(way, ())]
         numbers = [value for value in found if isinstance(value, (int, float))]
         return numbers if len(numbers) == len(found) else []
@@ -57,7 +57,7 @@ class Measured:
         return statistics.median(times) if times else None
 
     def time_ratio(self, above: str, below: str, call: str) -> Ratio | None:
-        """How many times longer one way takes than another."""
+        """The ratio of the times of two ways."""
         dividends, divisors = self.times(above, call), self.times(below, call)
         limits = self.values(above, "limit")
         if not dividends and limits and divisors and call == "first":
@@ -69,11 +69,11 @@ class Measured:
         return ratio(self.values(above, "peak"), self.values(below, "peak"))
 
     def over_tracing(self) -> Ratio | None:
-        """The shim's first call over JAX's tracing alone."""
+        """The time of the shim's first call, divided by the time of JAX's tracing alone."""
         return ratio(self.values("shim", "first_processor"), self.values("stages", "tracing"))
 
     def why_not(self, way: str) -> str | None:
-        """Why there are no figures of a way; None if there are, or if it wasn't measured."""
+        """The reason why a way has no figures. None if it has figures, or wasn't measured."""
         for figures in self.processes.get(way, ()):
             if "limit" in figures:
                 return f"{WAYS[way].title}: ended after {figures['limit']:g} s"
@@ -91,13 +91,13 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio | None:
 
 
 def mean(ratios: Sequence[Ratio | None]) -> float | None:
-    """The geometric mean of those that there are."""
+    """The geometric mean of the existing ratios."""
     middles = [each.middle for each in ratios if each is not None]
     return statistics.geometric_mean(middles) if middles else None
 
 
 def figure(value: float) -> str:
-    """A number with three digits, as people write it."""
+    """A number with three digits, in the usual notation."""
     if value >= 1000:
         return f"{value:,.0f}"
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""The most memory that this process had."""
+"""The peak memory of this process."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import resource
 
 
 def peak() -> int:
-    """The most memory that the process had, in bytes.
+    """The peak memory of the process in bytes.
 
-    Linux's own figure, since ru_maxrss begins there with what the process that started this had.
+    On Linux this reads Linux's own figure, because ru_maxrss starts with the parent's peak there.
     """
     with contextlib.suppress(OSError), open("/proc/self/status") as status:
         return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
@@ -18,7 +18,7 @@ def peak() -> int:
 
 
 def peak_from_now_on() -> int:
-    """Forgets, where Linux allows it, the memory that start-up needed; returns the peak so far."""
+    """Resets the peak after start-up, if Linux allows it. Returns the peak so far."""
     gc.collect()
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
         file.write("5")

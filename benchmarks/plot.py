@@ -1,4 +1,4 @@
-"""The ratios of all kernels as a picture."""
+"""Draws the ratios of all kernels as a picture."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from measured import Measured
 
 
 def draw(kernels: Sequence[Measured], path: pathlib.Path) -> None:
-    """Writes a picture of each kernel's ratios, stock over shim; its format is the path's suffix.
+    """Writes a picture of each kernel's ratios, stock over shim. The path's suffix is the format.
 
     Raises:
       ModuleNotFoundError: Matplotlib isn't installed.
@@ -19,7 +19,7 @@ def draw(kernels: Sequence[Measured], path: pathlib.Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    # The same figures give the same file.
+    # Without a fixed salt, the same figures would give different files.
     matplotlib.rcParams["svg.hashsalt"] = "pallas_shim"
     figure, axes = pyplot.subplots(
         1, 2, sharey=True, figsize=(11, 1.5 + 0.24 * len(kernels)), layout="constrained"

@@ -1,4 +1,4 @@
-"""Measured processes: started, ended at their limit, and their figures kept."""
+"""Starts measured processes, ends them at their limit, and keeps their figures."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from ways import WAYS, Way
 
 HERE = pathlib.Path(__file__).parent
 
-# What one process measured; or, under "failed" or "limit", why it has nothing to say.
+# The figures of one process. If there are none, "failed" or "limit" gives the reason.
 Figures = dict[str, float | str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-    """Starts measured processes, or recalls what an earlier run had of them.
+    """Starts measured processes, or recalls the figures from an earlier run.
 
-    kept: the directory of what they leave: figures, results, caches. What was measured of the
-        same sources, with the same settings and versions, isn't measured again.
-    sources: the file that each kernel is from.
-    seconds: how long warm calls are repeated. limit: the seconds after which a process is ended.
+    kept: the directory for figures, results and caches. A process with the same sources, settings
+        and versions isn't measured again.
+    sources: the source file of each kernel.
+    seconds: the time for which warm calls are repeated.
+    limit: the seconds after which a process is ended.
     """
 
     kept: pathlib.Path
@@ -50,7 +51,7 @@ class Processes:
         return json.loads(figures_path.read_text()), _load(results_path)
 
     def forget(self, kernel: str, way: str) -> None:
-        """Has a kernel measured anew in a way."""
+        """Forgets the figures of a kernel in a way, so that it is measured again."""
         shutil.rmtree(self._place(kernel, way), ignore_errors=True)
 
     def _start(

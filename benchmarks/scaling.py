@@ -2,10 +2,11 @@
 
     python benchmarks/scaling.py [--quick] [--docs DIR]
 
-Three tables. First calls of unrolled kernels of more and more instructions, step by step: each
-in proportion to their number. Warm calls over more and more cells, and of more and more bytes: in
-proportion to these. And the memory that a call needs beside its operands, for one array cut into
-more and more cells: the same.
+It prints three tables. The first has the steps of first calls, for unrolled kernels with more and
+more instructions. Each step should grow in proportion to the instructions. The second has warm
+calls over more and more cells and bytes. They should grow in proportion to these. The third has the
+memory that a call needs beside its operands, for one array cut into more and more cells. It should
+stay the same.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ below it, what costs the same whatever n is still counts."""
 
 
 def chain(n: int) -> Kernel:
-    """Each instruction needs the one before."""
+    """A chain: each instruction needs the previous one."""
 
     def kernel(x_ref, out_ref):
         x = x_ref[...]
@@ -49,7 +50,7 @@ def chain(n: int) -> Kernel:
 
 
 def tiles(n: int) -> Kernel:
-    """Sixteen tiles, and the same done to each: what batching is for."""
+    """Sixteen tiles with the same operations on each, so batching should apply."""
 
     def kernel(x_ref, out_ref):
         parts = [x_ref[...] + float(i) for i in range(16)]
@@ -73,7 +74,7 @@ def stores(n: int) -> Kernel:
 
 
 def branches(n: int) -> Kernel:
-    """Regions: a branch on what was computed, again and again."""
+    """Regions: many branches, each on a computed value."""
 
     def kernel(x_ref, out_ref):
         x = x_ref[...]
@@ -127,7 +128,7 @@ def power(before: tuple[float, float] | None, now: tuple[float, float]) -> str:
 
 
 def executable(call: Callable[..., Any], *args: jax.Array) -> Callable[[], Any]:
-    """A call as the shim runs it once it is warm."""
+    """A warm call, as the shim runs it."""
     from pallas_shim.evaluator import compiler
 
     program = compiler.compile(jax.make_jaxpr(call)(*args), name="scaling")
@@ -136,7 +137,7 @@ def executable(call: Callable[..., Any], *args: jax.Array) -> Callable[[], Any]:
 
 
 def doubled(cells: int, block: int, carried: bool) -> Callable[[], Any]:
-    """Doubles an array, block by block; if ``carried``, no two of its cells can run at once."""
+    """Doubles an array block by block. If ``carried``, no two of its cells can run at once."""
 
     def kernel(x_ref, out_ref, last_ref):
         out_ref[...] = x_ref[...] + x_ref[...]
@@ -192,7 +193,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--quick", action="store_true", help="smaller sizes")
     parser.add_argument("--docs", type=pathlib.Path, metavar="DIR", help="writes scaling.md there")
     options = parser.parse_args(arguments)
-    sys.path.append(str(pathlib.Path(__file__).parents[1]))  # of pallas_shim, if not installed
+    sys.path.append(str(pathlib.Path(__file__).parents[1]))  # has pallas_shim if not installed
     sizes = (300, 1000, 3000) if options.quick else (1000, 10_000, 100_000)
     most = 12 if options.quick else 16
     powers = range(4, most + 1, 4)

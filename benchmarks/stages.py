@@ -1,4 +1,4 @@
-"""The steps of the shim's first call, each timed: on stock JAX, by calling them one by one."""
+"""Times each step of the shim's first call, by calling the steps one by one on stock JAX."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Result = TypeVar("Result")
 
 
 def stages(f: Any, args: tuple[Any, ...]) -> dict[str, float]:
-    """The processor's seconds of each step of a jitted function's first call, in their order.
+    """The processor time, in seconds, of each step of a jitted function's first call, in order.
 
-    A pass that runs twice counts once, with both times. The last two figures are no seconds:
+    A pass that runs twice has one entry with the sum. The last two figures aren't seconds: they are
     the numbers of instructions that lowering made and that the passes left.
     """
     from pallas_shim.evaluator import passes, rules
@@ -32,7 +32,7 @@ def stages(f: Any, args: tuple[Any, ...]) -> dict[str, float]:
         return result
 
     traced = timed("tracing", lambda: f.trace(*args))
-    gc.disable()  # as the shim does meanwhile
+    gc.disable()  # the shim does this too during these steps
     timed("loading rules", rules.load)
     program = timed("lowering", lambda: lower(traced.jaxpr, name="stages"))
     lowered = sum(1 for _ in program.top.walk())

@@ -74,7 +74,8 @@ COUNTS = {"instructions_lowered": "instructions lowered", "instructions_left": "
 
 
 def steps(kernels: Sequence[Measured]) -> str:
-    """Milliseconds of each step of the shim's first call; what no kernel needs 1 ms for, summed."""
+    """Milliseconds of each step of the shim's first call. Steps that take every kernel less than
+    1 ms are summed."""
     named = {
         step
         for kernel in kernels

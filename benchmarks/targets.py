@@ -1,4 +1,4 @@
-"""The figures by which the project judges itself, and what was measured of them."""
+"""The project's targets, and the measured figures for them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tables import table
 
 
 class Target(NamedTuple):
-    """A figure that may be ``at_most`` or ``at_least`` so much; None: nobody knows it yet."""
+    """A figure that must be ``at_most`` or ``at_least`` a bound. None: it isn't known yet."""
 
     title: str
     figure: Callable[[Sequence[Measured]], float | None]

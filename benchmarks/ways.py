@@ -1,4 +1,4 @@
-"""The ways in which each kernel is run, as a user could pick them."""
+"""The ways in which each kernel is run. A user could pick any of them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ STARTUP = pathlib.Path(__file__).parents[1] / "sitecustomize_pkg"
 class Way:
     """One way to run a kernel.
 
-    title: what the tables call it.
-    interpret: the name of what pallas_call gets as ``interpret``.
-    shim: under the shim, or on stock JAX.
-    cache: the variable that names a directory in which an earlier process has left what helps
-        this one. It gets a directory of the kernel's own, filled by a first, unmeasured process.
-    stages: measured are the steps of the shim's first call instead.
+    title: its name in the tables.
+    interpret: the name of the value that pallas_call gets as ``interpret``.
+    shim: whether the kernel runs under the shim, or on stock JAX.
+    cache: the environment variable that names a cache directory. It gets the kernel's own
+        directory, which a first, unmeasured process fills.
+    stages: whether to measure the steps of the shim's first call instead.
     """
 
     title: str
@@ -34,7 +34,7 @@ class Way:
         own = {name: v for name, v in os.environ.items() if not name.startswith(ours)}
         own |= {
             "JAX_PLATFORMS": "cpu",
-            "JAX_TRACEBACK_FILTERING": "remove_frames",  # so that an error ends with its message
+            "JAX_TRACEBACK_FILTERING": "remove_frames",  # an error then ends with its message
             "PYTHONPATH": os.pathsep.join(path),
             "PALLAS_NUMPY": "1" if self.shim else "0",
         }
@@ -53,7 +53,7 @@ class Way:
 JAX_CACHE, SHIM_CACHE = "JAX_COMPILATION_CACHE_DIR", "PALLAS_NUMPY_CACHE"
 SETTINGS = (STARTUP.parent / "pallas_shim" / "settings.py").read_text()
 
-# In the order in which they take turns.
+# The ways, in the order in which they take turns.
 WAYS: dict[str, Way] = {
     "stock": Way("interpret=True"),
     "stock_cached": Way("interpret=True, JAX's cache warm", cache=JAX_CACHE),

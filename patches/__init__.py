@@ -1,4 +1,4 @@
-"""One module per patch in JAX, found through entry points."""
+"""The patches of JAX, one module each. Entry points name them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from types import ModuleType
 
 
 def patch_pallas(pallas: ModuleType) -> Callable[[], None]:
-    """Called when jax.experimental.pallas has been imported: takes over its kernels' calls.
+    """Takes over calls of Pallas kernels. Called when jax.experimental.pallas has been imported.
 
-    One entry point for these patches, since a distribution has one a name, and no other
-    module's import is a time when all that they touch is there.
+    These patches share an entry point. A distribution can have only one of each name, and only
+    after this import everything that the patches touch is there.
     """
     import pallas_shim
     from pallas_shim.evaluator import rules
@@ -56,7 +56,7 @@ def noted() -> Iterator[None]:
 
 
 def undo_all(undoings: list[Callable[[], None]]) -> Callable[[], None]:
-    """One callable that undoes the last thing done first."""
+    """One callable that calls all of these, the last one first."""
 
     def undo() -> None:
         for each in reversed(undoings):

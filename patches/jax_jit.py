@@ -1,9 +1,9 @@
 """Takes over calls of jitted functions that hold Pallas kernels.
 
-jit's functions are C++, and keep serving every function without a kernel from their own cache. If
-that cache has no answer, they ask a Python function, and so do evaluated inner calls. The patch
-wraps that function. Calls that run here leave no answer in the cache, so they come back. A second
-wrapper, above the first, answers those sooner.
+jit's functions are C++. They still serve every function without a kernel from their own cache. If
+that cache has no answer, they call a Python function, and so do evaluated inner calls. The patch
+wraps that Python function. Calls that run here leave no answer in the cache, so later calls come
+back here. A second wrapper, above the first, answers later calls faster.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from pallas_shim.jax_compat.hooks import jit_calls, jit_entry, tracing
 
 
 def patch(pallas: ModuleType) -> Callable[[], None]:
-    """Called when jax.experimental.pallas is imported: before that there are no kernels."""
+    """Called when jax.experimental.pallas is imported. Before that there are no kernels."""
     del pallas
     chosen = settings.current()
     if chosen.log:
         report.log_to_stderr()
     report.write_at_exit(chosen.report)
-    later.register()  # after the report, and so done before it
+    later.register()  # registered after the report, so it runs before the report at exit
     module, name = jit_entry.JIT_CALL
     stock = getattr(module, name)
     jit_entry.forget_calls()

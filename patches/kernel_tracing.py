@@ -1,4 +1,4 @@
-"""Has JAX trace a kernel with garbage collection paused, and with room on the stack."""
+"""Makes JAX trace kernels with garbage collection paused and with room on the stack."""
 
 from __future__ import annotations
 

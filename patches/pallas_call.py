@@ -1,4 +1,4 @@
-"""Lowers pallas_call, in programs that XLA compiles for a CPU, to a callback of its NumPy form."""
+"""Lowers pallas_call to a callback to its NumPy form, in programs that XLA compiles for a CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiles kernels whose devices talk to one another for JAX's TPU interpreter, which runs them."""
+"""Compiles kernels whose devices communicate for JAX's TPU interpreter, which runs them."""
 
 from __future__ import annotations
 

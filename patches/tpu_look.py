@@ -1,7 +1,7 @@
 """Answers user code that asks for the accelerator, if PALLAS_NUMPY_TPU names a TPU.
 
-Many scripts refuse to start without one. JAX itself keeps seeing the CPU: the answer depends on the
-module that asks.
+Many scripts refuse to start without a TPU. JAX itself still sees the CPU, because the answer
+depends on the module that asks.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from . import noted, undo_all
 
 
 class Generation(NamedTuple):
-    """``kind`` is the device_kind that JAX gives such a device, ``cores`` its TensorCores in one
-    device."""
+    """A TPU generation. ``kind`` is JAX's device_kind for it, ``cores`` the number of TensorCores
+    in a device."""
 
     kind: str
     cores: int
@@ -43,13 +43,13 @@ def _nothing() -> None:
 
 
 def _asked_by_user() -> bool:
-    """Whether the code that called the caller of this is the user's, not JAX's or ours."""
+    """Whether the caller's caller is the user's code, not JAX's or ours."""
     name = sys._getframe(2).f_globals.get("__name__", "")
     return name.partition(".")[0] not in _OWN
 
 
 def patch_devices(jax: ModuleType) -> Callable[[], None]:
-    """Called when jax is imported: its devices say that they are TPUs."""
+    """Makes JAX's devices say that they are TPUs. Called when jax is imported."""
     asked = settings.current().tpu
     if asked is None:
         return _nothing
@@ -76,10 +76,11 @@ def _patch_devices(jax: ModuleType, asked: str) -> Callable[[], None]:
 
 
 def patch_tpu_info(pltpu: ModuleType) -> Callable[[], None]:
-    """Called when jax.experimental.pallas.tpu is imported: Pallas knows the TPU's properties.
+    """Gives Pallas the TPU's properties. Called when jax.experimental.pallas.tpu is imported.
 
-    That is get_tpu_info, which JAX has from 0.8.1 on, and the tiling by which emit_pipeline cuts
-    its last block; the tiling even if no TPU is named. A pipeline is no primitive.
+    These are the answer of get_tpu_info (JAX >= 0.8.1), and the tiling by which emit_pipeline cuts
+    its last block. The tiling is set even if no TPU is named. A patch is needed because a pipeline
+    is no primitive.
     """
     with noted():
         return _patch_tpu_info(pltpu)
@@ -104,8 +105,8 @@ def _patch_tpu_info(pltpu: ModuleType) -> Callable[[], None]:
 
 
 def _mesh_of_cores(pltpu: ModuleType, cores: int) -> Callable[[], None]:
-    """A mesh of TensorCores has as many as the TPU, also inside shard_map, where JAX asks the mesh
-    of the devices, which are CPUs."""
+    """Gives a mesh of TensorCores as many cores as the TPU has, also inside shard_map. There JAX
+    would ask the mesh of the devices, and these are CPUs."""
 
     def create(wrapped: Callable[..., Any], instance: Any, args: Any, kwargs: Any) -> Any:
         if len(args) < 2 and kwargs.keys().isdisjoint({"devices", "num_cores"}):
@@ -132,13 +133,13 @@ def _answer(kind: type, name: str, answer: str) -> Callable[[], None]:
 
 
 def _add(kind: type, name: str, answer: Callable[[Any], Any]) -> Callable[[], None]:
-    """A property that a CPU lacks: whoever asks for it, JAX too, asks for the TPU."""
+    """Adds a property that a CPU lacks. JAX gets it too, because it is only asked of TPUs."""
     setattr(kind, name, property(answer))
     return lambda: delattr(kind, name)
 
 
 def _on_cpu(wrapped: Callable[..., Any], instance: Any, args: Any, kwargs: Any) -> Any:
-    """jax.devices("tpu") means the devices that there are."""
+    """Makes jax.devices("tpu") return the existing devices."""
     args = tuple(None if arg == "tpu" else arg for arg in args)
     kwargs = {name: None if value == "tpu" else value for name, value in kwargs.items()}
     return wrapped(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Has JAX's dead code elimination leave calls without dead code as they are."""
+"""Makes JAX's dead code elimination leave calls without dead code as they are."""
 
 from __future__ import annotations
 

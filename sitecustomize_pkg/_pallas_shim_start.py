@@ -1,4 +1,4 @@
-"""The one module that a Python process imports because of pallas_shim when it is off."""
+"""Starts the shim. If the shim is off, a Python process imports only this module of it."""
 
 import os
 import sys
@@ -7,9 +7,9 @@ _begun = False
 
 
 def start():
-    """Called from the .pth or the .start file, by site; maybe more than once.
+    """Called by site from the .pth or the .start file, maybe more than once.
 
-    Site may not have seen every directory yet, so the shim begins when it has.
+    Site may not have added every directory yet, so the shim begins after that.
     """
     if not _wanted():
         return
@@ -18,7 +18,7 @@ def start():
     frame = sys._getframe(1)
     while frame is not None and frame.f_code is not site.main.__code__:
         frame = frame.f_back
-    if frame is None:  # site is done: a later call of site.addsitedir
+    if frame is None:  # site is done; the user called site.addsitedir later
         begin()
         return
     execsitecustomize = site.execsitecustomize
@@ -34,14 +34,15 @@ def start():
 
 
 def begin():
-    """Activates the shim, once, if PALLAS_NUMPY asks for it. Never raises: it would end Python."""
+    """Activates the shim once, if PALLAS_NUMPY asks for it. Never raises: an error would end
+    Python."""
     global _begun
     if _begun or not _wanted():
         return
     _begun = True
     try:
         from pallas_shim import startup
-    except ImportError as error:  # as in pip's build environments, which hide site-packages
+    except ImportError as error:  # pip's build environments hide site-packages
         print(f"pallas_shim is off, this process runs on stock JAX: {error}", file=sys.stderr)
     else:
         startup.run()

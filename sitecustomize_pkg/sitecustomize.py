@@ -1,7 +1,7 @@
 """Starts the shim in every Python process that has this directory on its PYTHONPATH.
 
-Then this directory leaves sys.path, and the sitecustomize that was there before is imported in
-the place of this one (if there is none, site takes the ImportError as it would without us).
+Then it removes this directory from sys.path and imports the sitecustomize that this one hid. If
+there is none, site handles the ImportError as it would without us.
 """
 
 import os
@@ -15,7 +15,7 @@ _here = os.path.dirname(os.path.abspath(__file__))
 class _Beside:
     """Finds the pallas_shim of this checkout.
 
-    The checkout isn't put on sys.path, where its tests and benchmarks could hide the user's.
+    The checkout isn't put on sys.path, because its tests and benchmarks could hide the user's.
     """
 
     @staticmethod

@@ -1,11 +1,11 @@
-"""Operations on many cells of a grid that no primitive does.
+"""Operations on many cells of a grid that no primitive provides.
 
-They are tables over the cells, views of many blocks, and running an operation for one cell after
-the other if it has no batching rule.
+These are tables over the cells, views of many blocks, and a loop that runs an operation without a
+batching rule for one cell after the other.
 
 A stack has axes in front, its *lead*. An axis of the lead has size 1 if the stack's members don't
 differ along it. A ref of many blocks is a NumPy view if the blocks are evenly spaced. Otherwise it
-is a list of views, in the order of its lead, which only the operations here take.
+is a list of views in the order of its lead. Only the operations here take such lists.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pallas_shim.jax_compat.state import Index, Slice
 
 @rule("lookup")
 def _lookup(ins: Types, outs: Types, *, table: Any, **_: Any) -> Callable[..., Any]:
-    """The entries of a table at the given indices: an array over the table's other axes."""
+    """The entries of a table at the given indices. The result has the table's other axes."""
     return lambda *at: table[at]
 
 
@@ -40,10 +40,10 @@ def _blocks(
     """A view of blocks that lie evenly in an array.
 
     Args:
-      starts: for each dimension of the array, where the first block starts: a table over the
-        further operands.
-      steps: for each axis of the lead how far it goes along each dimension.
-      kept: the dimensions of the array that are the blocks'.
+      starts: for each dimension of the array, a table of the first block's start. The further
+        operands are the table's indices.
+      steps: for each axis of the lead, the step along each dimension of the array.
+      kept: the dimensions of the array that the blocks keep.
     """
     array, (shape, dtype) = ins[0], outs[0]
     strides = _strides(array)
@@ -86,7 +86,8 @@ def _strided(
 
 
 def _as_strided(array: Array, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
-    """NumPy's function can't be given float8_e5m2, which it takes for a float of its own."""
+    """NumPy's as_strided for any dtype. NumPy's own fails for float8_e5m2, because it takes that
+    dtype for one of NumPy's floats."""
     bits = array.view(np.uint8) if array.dtype == _E5M2 else array
     return np.lib.stride_tricks.as_strided(bits, shape, strides).view(array.dtype)
 
@@ -98,7 +99,7 @@ _E5M2 = np.dtype(ml_dtypes.float8_e5m2)
 
 
 def _members(leads: Sequence[LeadingAxes]) -> list[tuple[Any, ...]]:
-    """The index into each operand, for each cell of the leads' common one."""
+    """For each cell of the common lead, the index into each operand."""
     lead = [max(sizes) for sizes in zip(*[one for one in leads if one is not None], strict=True)]
     return [
         tuple(
@@ -115,7 +116,8 @@ def _members(leads: Sequence[LeadingAxes]) -> list[tuple[Any, ...]]:
 def _each(
     ins: Types, outs: Types, *, primitive: Any, of: Any, members: Any, leads: Any, multiple: Any
 ) -> Callable[..., Any]:
-    """A primitive with the parameters ``of``, on operands of the types ``members``."""
+    """Runs a primitive for one cell after the other. ``of`` are its parameters, ``members`` the
+    types of its operands in one cell."""
     cells = _members(leads)
     rank = len(next(lead for lead in leads if lead is not None))
     types = tuple(ArrayType(out.shape[rank:], out.dtype) for out in outs)
@@ -138,8 +140,8 @@ def _each(
 def _picker(
     leads: Sequence[LeadingAxes], listed: bool
 ) -> Callable[[Sequence[Any]], list[list[Any]]]:
-    """Returns the function that gives each cell's operands. The first is a ref, or if ``listed``, a
-    list."""
+    """Returns a function that lists each cell's operands. The first operand is a ref, or with
+    ``listed`` a list of refs."""
     cells = _members(leads)
     if not listed:
         return lambda operands: [
@@ -163,7 +165,7 @@ def _picker(
 def each_block(
     block: Any, ins: tuple[Type, ...], out: RefType, leads: Sequence[LeadingAxes]
 ) -> Operation:
-    """A list of the blocks of an array, one a cell. Operands: the array, leaves."""
+    """A list of the blocks of an array, one per cell. Operands: the array, leaves."""
     view, pick = block_viewer(block), _picker(leads, False)
 
     def run(*operands: Array) -> Array:
@@ -174,8 +176,8 @@ def each_block(
 
 
 def _copier(block: Any) -> Callable[..., np.ndarray]:
-    """The function ``(array, *leaves)`` -> a stack of the blocks at the leaves, which are
-    stacks. ``block`` is as of `blocks.block_viewer`."""
+    """The function ``(array, *leaves)`` that returns a stack of the blocks at the leaves. The
+    leaves are stacks too. ``block`` has the form that `blocks.block_viewer` takes."""
     key = tuple([slice(None) if isinstance(entry, tuple) else entry for entry in block])
     key = tuple([slice(k, k + 1) if isinstance(k, int) else k for k in key])
     moving = [(d, *entry) for d, entry in enumerate(block) if isinstance(entry, tuple)]
@@ -199,7 +201,7 @@ def _copier(block: Any) -> Callable[..., np.ndarray]:
         for d, leaf, scale, dim, size, _ in moving:
             shape[d] = size
             starts.append(clamped(np.asarray(leaves[leaf]), scale, dim, size))
-        # Makes an array of the blocks at all places, and takes those at the starts.
+        # Views the blocks at all places as one array, and takes the blocks at the starts.
         counts = [dim - size + 1 for _, _, _, dim, size, _ in moving]
         strides = [array.strides[d] for d, *_ in moving]
         everywhere = _as_strided(array, (*counts, *shape), (*strides, *array.strides))
@@ -213,13 +215,13 @@ def _copier(block: Any) -> Callable[..., np.ndarray]:
 def copied_blocks(
     block: Any, ins: tuple[Type, ...], out: RefType, leads: Sequence[LeadingAxes]
 ) -> Operation:
-    """A copy of the blocks of an array that nobody writes to. Operands: the array, leaves."""
+    """A copy of blocks of an array. Nobody writes to the array. Operands: the array, leaves."""
     params = {"block": block, "leads": tuple(leads)}
     return Operation("copied_blocks", params, ins, (out,), _copier(block), READS_FIRST)
 
 
 def _as_block(path: memory.Path, shape: tuple[int, ...]) -> Any:
-    """A path of one index in the form of a block, None if it is none."""
+    """The path in the form of a block, if it is a single index. Otherwise None."""
     if len(path) != 1 or not isinstance(path[0], Index):
         return None
     entries: list[Any] = []
@@ -238,8 +240,8 @@ def _as_block(path: memory.Path, shape: tuple[int, ...]) -> Any:
 
 
 def block_of_all(member: RefType, path: memory.Path, leads: Sequence[LeadingAxes]) -> Any:
-    """The block, as in `blocks.block_viewer`, with which one index takes the parts of all cells.
-    None if there is none."""
+    """The block, as in `blocks.block_viewer`, for one index that takes the parts of all cells. None
+    if there is none."""
     return _as_block(path, member.shape) if leads[0] is None else None
 
 
@@ -247,7 +249,7 @@ def each_load(
     member: RefType, path: memory.Path, ins: tuple[Type, ...], out: ArrayType,
     leads: Sequence[LeadingAxes], listed: bool,
 ) -> Operation:  # fmt: skip
-    """A load of each cell's own ref, or at each cell's own place. Operands: ref, leaves."""
+    """A load from each cell's own ref, or at each cell's own place. Operands: ref, leaves."""
     params = {"path": path, "leads": tuple(leads), "listed": listed}
     block = block_of_all(member, path, leads)
     if block is not None:
@@ -288,11 +290,12 @@ def each_store(
 def accumulate(
     ufunc: np.ufunc, path: memory.Path, ins: tuple[Type, ...], rounds: int
 ) -> Operation:
-    """For one round after the other ``ref[at] = ufunc(ref[at], value)``, in place. Operands: ref,
-    values, the places' leaves; each one for all rounds, or as many as there are."""
+    """Runs ``ref[at] = ufunc(ref[at], value)`` in place, one round after the other. Operands: ref,
+    values, the leaves of the places. An operand is the same for all rounds, or has one entry per
+    round."""
     shape = ins[0].shape
     dims: tuple[Any, ...] = tuple([Slice(0, size, 1) for size in shape])
-    for step in path:  # one at most
+    for step in path:  # at most one step
         assert isinstance(step, Index)
         dims = step.dims
     moving = [(d, at.leaf) for d, at in enumerate(dims) if isinstance(at, memory.Dynamic)]
@@ -311,14 +314,14 @@ def accumulate(
     at_once = all(size == 1 for size in part)
 
     def run(ref: Array, values: Array, *leaves: Array) -> tuple[()]:
-        # A dimension more, so that there is one to index even in a single element.
+        # The added dimension gives even a single element a dimension to index.
         array = ref[(*key, ..., None)].transpose(order)
         values = np.broadcast_to(values, (rounds, *part))
         at = [clamped(np.asarray(leaves[leaf]), 1, shape[d], 1) for d, leaf in moving]
         at = [np.full(rounds, place) if place.ndim == 0 else place for place in at]
         if at_once:
             places = tuple(at) or (np.zeros(rounds, np.intp),)
-            # NumPy is several times as fast on one dimension.
+            # NumPy is several times faster on one dimension.
             array = array.reshape(array.shape[: len(at)] or (1,))
             ufunc.at(array, places, values.reshape(rounds))
             return ()
@@ -333,7 +336,7 @@ def accumulate(
 
 
 def load(ref: RefType, path: memory.Path, ins: tuple[Type, ...], out: ArrayType) -> Operation:
-    """A load of a ref's part at once. Operands: ref, leaves."""
+    """A single load from a ref for all cells. Operands: ref, leaves."""
     view = memory.viewer(ref.shape, ref.dtype, path)
 
     def copy(*args: Array) -> Array:
@@ -343,7 +346,7 @@ def load(ref: RefType, path: memory.Path, ins: tuple[Type, ...], out: ArrayType)
 
 
 def store(ref: RefType, path: memory.Path, ins: tuple[Type, ...]) -> Operation:
-    """A store to a ref's part at once. Operands: ref, a value that may broadcast, leaves."""
+    """A single store to a ref for all cells. Operands: ref, a value that may broadcast, leaves."""
     write = memory.writer(ref.shape, ref.dtype, path)
 
     def run(*args: Array) -> tuple[()]:

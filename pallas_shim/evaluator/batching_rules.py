@@ -1,4 +1,4 @@
-"""Applies batching rules: the operation that does on stacks what one does on their members."""
+"""Applies batching rules. They turn an operation on members into one on stacks of members."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pallas_shim.evaluator.program import ArrayType, Operation, Type, array_type
 from pallas_shim.evaluator.registry import BATCHING_RULES, IMPL_RULES, Stack, Unsupported
 from pallas_shim.evaluator.specialise import specialise
 
-# The sizes of the axes in front of a stack, 1 along those that its members don't differ along;
-# None for a value that is the same for all.
+# The sizes of the axes in front of a stack. An axis has size 1 if the members don't differ along
+# it. None means that the value is the same for all members.
 LeadingAxes = tuple[int, ...] | None
 
 
@@ -18,7 +18,7 @@ def stacked(type: Type, size: int) -> ArrayType:
 
 
 def over_stack(operation: Operation, stack: Stack) -> Operation | None:
-    """The operation that does on stacks what the given one does on each member. None if there is
+    """The operation on stacks that has the effect of the given one on each member. None if there is
     none."""
     form = BATCHING_RULES.get(operation.name)
     if form is None:
@@ -26,7 +26,7 @@ def over_stack(operation: Operation, stack: Stack) -> Operation | None:
     params = form.params(stack, **operation.params)
     if params is None:
         return None
-    # Where operands broadcast, the rule is asked as if none had to.
+    # The rule gets full types, even for operands that will broadcast.
     ins = tuple(
         t if is_shared and position in form.unstacked else stacked(t, stack.size)
         for position, (t, is_shared) in enumerate(zip(stack.ins, stack.shared, strict=True))
@@ -39,14 +39,14 @@ def over_stack(operation: Operation, stack: Stack) -> Operation | None:
 
 
 def common(leads: Sequence[LeadingAxes]) -> LeadingAxes:
-    """The axes of a result whose operands have the given axes."""
+    """The axes in front of a result. ``leads`` are the axes in front of its operands."""
     some = [lead for lead in leads if lead is not None]
     return tuple(map(max, *some)) if len(some) > 1 else some[0] if some else None
 
 
 def over_leads(operation: Operation, leads: Sequence[LeadingAxes]) -> Operation | None:
-    """The operation on stacks with several axes in front, None if there is none. ``leads`` has the
-    axes of each operand."""
+    """The operation on stacks with several axes in front. ``leads`` has the axes of each operand.
+    None if there is no such operation."""
     form = BATCHING_RULES.get(operation.name)
     lead = common(leads)
     if form is None or lead is None:
@@ -76,7 +76,8 @@ def over_leads(operation: Operation, leads: Sequence[LeadingAxes]) -> Operation 
 
 
 def each(operation: Operation, leads: Sequence[LeadingAxes]) -> Operation | None:
-    """The operation that does the same for one member after the other. None if there is none."""
+    """The operation that runs the given one for one member after the other. None if there is
+    none."""
     lead = common(leads)
     if lead is None or operation.name not in IMPL_RULES:
         return None

@@ -1,4 +1,4 @@
-"""Where the blocks of an array start, and views of them."""
+"""The starts of an array's blocks, and views of the blocks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from pallas_shim.evaluator.program import Array
 
 
 def block_viewer(fixed: Sequence[Any]) -> Callable[..., np.ndarray]:
-    """The function ``(buffer, *leaves)`` -> the view of a block. ``fixed`` has for each
-    dimension of the buffer a slice, an index, or for a start that is a leaf: the leaf's position,
-    by what it is multiplied, the sizes of dimension and block, and whether it is an index."""
+    """The function ``(buffer, *leaves)`` that returns the view of a block.
+
+    ``fixed`` has one entry for each dimension of the buffer: a slice, an index, or a tuple if a
+    leaf gives the start. The tuple holds the leaf's position, its factor, the sizes of the
+    dimension and of the block, and whether the start is an index instead of a slice's start.
+    """
     moving = [(position, *f) for position, f in enumerate(fixed) if isinstance(f, tuple)]
     if not moving:
         key = (*fixed, ...)
@@ -32,13 +35,14 @@ def block_viewer(fixed: Sequence[Any]) -> Callable[..., np.ndarray]:
 
 
 def clamped(starts: np.ndarray, scale: int, dim: int, size: int) -> np.ndarray:
-    """`memory.clamped` of ``start * scale`` for each of many starts of any integer type."""
+    """`memory.clamped` of ``start * scale`` for many starts at once, of any integer type."""
     starts = from_the_start(starts, scale, dim)
     return np.minimum(np.maximum(starts, 0), dim - size)
 
 
 def from_the_start(starts: np.ndarray, scale: int, dim: int) -> np.ndarray:
-    """The starts of blocks, counted from the start. JAX counts negative ones from the end."""
+    """The starts of blocks, counted from the array's start. JAX counts negative starts from the
+    end."""
     if dim < 1 << 31:
         starts = starts.astype(np.int32, copy=False)
         if scale != 1:

@@ -1,9 +1,9 @@
 """The blocks of a pallas_call whose memory is checked, as under pltpu.InterpretParams().
 
-There, each block has memory of its own. An input's is filled, and an output's is written back, when
-the index map moves on. A view of the array does the same for an input that the kernel doesn't write
-to, and for an output of which no block is visited twice. Most are of these kinds. But a view won't
-do if an input and an output share an array.
+Under these, each block has its own memory. When the index map moves on, an input's memory is filled
+and an output's is written back. A view of the array has the same effect for an input that the
+kernel doesn't write to, and for an output whose blocks are visited once each. Most inputs and
+outputs are of these kinds. But a view is wrong if an input and an output share an array.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from pallas_shim.jax_compat import CheckedMemory
 from pallas_shim.jax_compat.pallas import BlockDim, PallasCall
 from pallas_shim.jax_compat.state import Slice
 
-if TYPE_CHECKING:  # lower stands above
+if TYPE_CHECKING:  # lower is in a higher layer
     from pallas_shim.evaluator.lower import Lowering
 
 Starts = tuple[int, ...]
 
 
 class _Visits:
-    """The place of a block, and the first and last visit of each place. Changes while a program
-    runs."""
+    """The current place of a block, and the first and last visit of each place. This is run-time
+    state of a program."""
 
     def __init__(self) -> None:
         self.now: Starts | None = None
@@ -36,8 +36,8 @@ class _Visits:
 
 
 class _BlockPlace(NamedTuple):
-    """The place of one block: for each dimension a known element offset, or the position of a leaf
-    and its factor."""
+    """The place of one block. ``offsets``: for each dimension a known element offset, or the
+    position of a leaf and the factor to multiply it by."""
 
     dims: tuple[BlockDim, ...]
     shape: tuple[int, ...]
@@ -51,7 +51,7 @@ class _BlockPlace(NamedTuple):
         )
 
     def window_index(self, starts: Starts) -> tuple[Any, ...]:
-        """The index of the block as `checked_memory.window` takes it."""
+        """The index of the block in the form that `checked_memory.window` takes."""
         own = tuple(
             start if dim.kind == "squeezed" else Slice(start, dim.size, 1)
             for start, dim in zip(starts, self.dims, strict=True)
@@ -80,7 +80,7 @@ class CheckedBlocks:
       types: the types of the kernel's refs for them.
 
     Attributes:
-      made: refs that must exist before the first cell, and how to make them.
+      made: refs that must exist before the first cell, with the operations that make them.
 
     Raises:
       Unsupported: an array in HBM is cut into blocks.
@@ -111,7 +111,7 @@ class CheckedBlocks:
                 raise Unsupported("pallas_call", f"blocks of {block.origin}, which is in HBM")
 
     def refs(self) -> list[Value]:
-        """The refs with which the kernel of one cell is lowered; `define` defines them."""
+        """The refs with which the kernel of one cell is lowered. `define` defines them."""
         return [
             buffer if block.in_hbm else Value(type)
             for buffer, block, type in zip(
@@ -126,14 +126,14 @@ class CheckedBlocks:
         starts: Sequence[Sequence[Value]],
         written: set[Value],
     ) -> None:
-        """Emits what gives one cell its blocks.
+        """Emits the instructions that give one cell its blocks.
 
         Args:
-          refs: as `refs` gave them.
-          written: those that the kernel writes to.
+          refs: the result of `refs`.
+          written: the refs that the kernel writes to.
         """
         num_inputs = self.call.num_inputs
-        # Outputs come first: they write back the block of the cell before, which an input may read.
+        # Outputs come first. They write back the previous cell's block, which an input may read.
         for position in [*range(num_inputs, len(refs)), *range(num_inputs)]:
             if self.call.blocks[position].in_hbm:
                 continue
@@ -172,7 +172,7 @@ class CheckedBlocks:
         leaves: Sequence[Value],
         indices: Sequence[Value],
     ) -> None:
-        """A block with memory of its own, which it keeps from cell to cell."""
+        """Emits a block with its own memory. The memory lives from cell to cell."""
         buffer, type = self.buffers[position], self.types[position]
         fill = memory.filler(type.dtype, self.checked)
         self.made.append((ref, lambda: np.full(type.shape, fill, type.dtype)))
@@ -201,7 +201,7 @@ class CheckedBlocks:
             self._written_back.append((visits, buffer, ref, place))
 
     def write_back(self) -> None:
-        """Emits, after the last cell, what writes the last blocks."""
+        """Emits, after the last cell, the instructions that write back the last blocks."""
         for visits, buffer, ref, place in self._written_back:
 
             def write(
@@ -220,7 +220,7 @@ class CheckedBlocks:
     def _place(
         self, position: int, starts: Sequence[Value], indices: Sequence[Value]
     ) -> tuple[_BlockPlace, list[Value]]:
-        """The place of the block, and the values on which it depends."""
+        """The place of the block, and the values that it depends on."""
         dims = self.call.blocks[position].dims
         shape = self.buffers[position].ref.shape
         leaves: list[Value] = []
@@ -243,7 +243,8 @@ class CheckedBlocks:
         return _BlockPlace(dims, shape, tuple(offsets), inside, self._all_different(axes)), leaves
 
     def _all_different(self, axes: set[int] | None) -> bool:
-        """Whether a block that goes by these axes of the grid alone never comes back."""
+        """Whether no block comes back after the grid has moved on to another. The block's place
+        depends only on these axes of the grid; None if it isn't known on which."""
         if axes is None:
             return False
         passed = range(max(axes, default=-1) + 1)
@@ -313,14 +314,14 @@ class CheckedBlocks:
 
 
 def _iteration(values: Sequence[Any], grid_ndim: int) -> Starts:
-    """The indices of the cell, which are the last operands."""
+    """The indices of the cell. They are the last operands."""
     return tuple(map(int, values[len(values) - grid_ndim :]))
 
 
 def _read(
     buffer: np.ndarray, place: _BlockPlace, starts: Starts, shape: tuple[int, ...], fill: Any
 ) -> np.ndarray:
-    """A copy of a block; what of it is outside its array is ``fill``."""
+    """A copy of a block. Elements outside the array are ``fill``."""
     block = np.full(shape, fill, buffer.dtype)
     inside = checked_memory.window(place.shape, place.window_index(starts), ())
     if inside is not None:

@@ -1,8 +1,8 @@
-"""Checked memory: an index that leaves its ref is an error under pltpu.InterpretParams().
+"""Checked memory, as under pltpu.InterpretParams(): an index that leaves its ref is an error.
 
 Each index of a path is checked against the dimension that it indexes. A read may instead give
-uninitialised elements for indices outside. Ordinary kernels don't use this: their indices are
-clamped.
+uninitialised elements for indices outside. Ordinary kernels don't use checked memory: their indices
+are clamped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pallas_shim.jax_compat.state import Index, Slice
 
 
 class IndexSpan(NamedTuple):
-    """The ``extent`` elements from ``start`` on that an index spans, of a dimension's ``size``."""
+    """The elements that an index spans: ``extent`` elements from ``start`` on, in a dimension of
+    size ``size``."""
 
     start: int | Dynamic
     extent: int
@@ -55,7 +56,7 @@ def _is_inside(start: Any, span: IndexSpan) -> bool:
 def check(
     spans: Sequence[IndexSpan], message: str, error: type[Exception]
 ) -> Callable[..., tuple[()]]:
-    """The function of a path's leaves that raises ``error`` if one of them leads outside."""
+    """Returns a function of a path's leaves. It raises ``error`` if an index leads outside."""
 
     def run(*leaves: Array) -> tuple[()]:
         for span in spans:
@@ -75,14 +76,14 @@ def _at(index: Any, leaves: Sequence[Any]) -> int:
 
 
 class Window(NamedTuple):
-    """The part of an access that is inside: where it lies in the ref, and in the value."""
+    """The part of an access that is inside: its index in the ref, and its index in the value."""
 
     inner: tuple[Any, ...]
     outer: tuple[slice, ...]
 
 
 def window(shape: Sequence[int], dims: Sequence[Any], leaves: Sequence[Any]) -> Window | None:
-    """The part of an index inside ``shape``, None if it is all outside."""
+    """The part of an index that is inside ``shape``. None if no part is."""
     inner: list[Any] = []
     outer: list[slice] = []
     for size, index in zip(shape, dims, strict=True):
@@ -106,8 +107,8 @@ def window(shape: Sequence[int], dims: Sequence[Any], leaves: Sequence[Any]) -> 
 def reader(
     shape: tuple[int, ...], dtype: np.dtype, path: Path, fill: Any
 ) -> Callable[..., np.ndarray]:
-    """The function ``(ref, *leaves)`` -> a copy of the part that the path leads to, with ``fill``
-    outside."""
+    """The function ``(ref, *leaves)`` that copies the part that the path leads to. Elements outside
+    are ``fill``."""
     stages: list[Callable[[np.ndarray, Sequence[Any]], np.ndarray]] = []
     for step in path:
         if isinstance(step, Index):
@@ -147,8 +148,9 @@ def _padding_index(
 def masked_swap(
     shape: tuple[int, ...], dims: Sequence[Any], message: str
 ) -> Callable[..., np.ndarray]:
-    """The function ``(ref, value, mask, *leaves)`` that stores ``value`` where ``mask`` is set,
-    and returns what was there; elsewhere ``value``. Elements outside must be masked."""
+    """The function ``(ref, value, mask, *leaves)`` that stores ``value`` where ``mask`` is set. It
+    returns the elements before where ``mask`` is set, and ``value`` elsewhere. ``mask`` must not be
+    set outside the ref."""
 
     def swap(ref: Array, value: Array, mask: Array, *leaves: Array) -> Array:
         inside = window(shape, dims, leaves)

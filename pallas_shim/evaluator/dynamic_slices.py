@@ -13,13 +13,13 @@ from pallas_shim.jax_compat.state import Bitcast, Index, Slice
 
 
 class DynamicSlices:
-    """The part that a path with slices of dynamic size leads to, cut off where the ref ends. On a
-    TPU, an array is padded to whole tiles. Before these slices the path may have any steps, after
-    them only indices. The same holds for arrays of indices in the last step: an index outside is
-    moved to the nearest end, a negative one to the start.
+    """The part that a path with slices of dynamic size leads to. It is cut off where the ref ends.
+    On a TPU, an array is padded to whole tiles. The path may have any steps before these slices,
+    but only indices after them. The last step may have arrays of indices. An index outside is moved
+    to the nearest end, a negative one to the start.
 
     Attributes:
-      dtype: that of the elements.
+      dtype: the dtype of the elements.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype, path: memory.Path) -> None:
@@ -44,7 +44,7 @@ class DynamicSlices:
     def change(
         self, ref: np.ndarray, leaves: Sequence[Any], write: Callable[[np.ndarray], None]
     ) -> None:
-        """Calls ``write`` to change it."""
+        """Calls ``write`` to change the part."""
 
         def change_part(array: Array) -> None:
             whole, chosen = self._cut(array, leaves)
@@ -62,7 +62,7 @@ class DynamicSlices:
         return self._pack.forward(array) if self._pack else array
 
     def _cut(self, array: np.ndarray, leaves: Sequence[Any]) -> tuple[np.ndarray, Any]:
-        """The array after all slices, and the arrays of indices into that."""
+        """The array after all slices, and the arrays of indices into it."""
 
         def known(number: Any) -> int:
             return int(leaves[number.leaf]) if isinstance(number, memory.Dynamic) else number

@@ -2,8 +2,8 @@
 
 At run time, a ref is an array that shares its memory with a buffer. A *path* is the list of steps
 from a ref to the part that is read or written (index, bitcast, reshape, transpose). Lowering
-resolves paths: `viewer` makes the function from a ref and the path's dynamic indices to the view,
-and `writer` the one that stores through it.
+resolves paths. `viewer` makes a function of a ref and the path's dynamic indices that returns the
+view. `writer` makes a function that stores through the path.
 """
 
 from __future__ import annotations
@@ -23,28 +23,29 @@ from pallas_shim.jax_compat.state import Bitcast, Index, Reshape, Slice, Step, T
 
 
 class Dynamic(NamedTuple):
-    """A scalar index known only at run time: its position among the path's leaves."""
+    """A scalar index known only at run time. ``leaf``: its position among the path's leaves."""
 
     leaf: int
 
 
 class Chosen(NamedTuple):
-    """An array of indices: its position among the leaves. Only a `Cut` has such, in its last step,
-    beside slices. ``kind``: it equals no `Dynamic`."""
+    """An array of indices. ``leaf``: its position among the leaves. Only the last step of a `Cut`
+    has these, beside slices. ``kind`` makes it unequal to every `Dynamic`."""
 
     leaf: int
     kind: str = "chosen"
 
 
 class Pack(NamedTuple):
-    """Elements along an axis become one of a wider type, the first in its lowest bits."""
+    """Packs elements along an axis into one element of a wider type, the first in the lowest
+    bits."""
 
     dtype: np.dtype
     axis: int
 
 
 class Unpack(NamedTuple):
-    """Sees rows as those of a narrower type and selects some: a bitcast, then an index."""
+    """Views rows as rows of a narrower type and selects some: a bitcast, then an index."""
 
     dtype: np.dtype
     dims: tuple[Any, ...]
@@ -55,7 +56,8 @@ CopyingLate = Step | Pack | Unpack
 
 
 def initial(space: str, dtype: np.dtype, checked: CheckedMemory | None = None) -> Any:
-    """The value of an element of new memory: a `filler`, but zero where a TPU counts or sums."""
+    """The value of each element of new memory: a `filler`, but zero in memory where a TPU counts or
+    sums."""
     return 0 if space.startswith(("semaphore", "acc")) else filler(dtype, checked)
 
 
@@ -84,8 +86,8 @@ def _is_float(dtype: np.dtype) -> bool:
 
 
 def clamped(start: Any, dim: int, size: int) -> int:
-    """A slice's start as XLA takes it: as a number of 32 bits, from the end if negative, then
-    moved inside."""
+    """A slice's start as XLA uses it. It is taken as a number of 32 bits. If negative, it counts
+    from the end. Then it is moved inside."""
     start, last = int(start), dim - size
     if 0 <= start <= last:
         return start
@@ -96,14 +98,15 @@ def clamped(start: Any, dim: int, size: int) -> int:
     return 0 if start < 0 else last if start > last else start
 
 
-# Memory that XLA takes over as it is starts at a multiple of this many bytes. NumPy's doesn't.
+# XLA uses an array without a copy only if it starts at a multiple of this many bytes. NumPy's
+# arrays often don't.
 _ALIGNMENT = 64
-# Smaller arrays are copied sooner.
+# For smaller arrays a copy is faster.
 _WORTH_ALIGNING = 1 << 13
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """New memory, whose contents are undefined, that a result can be without a copy."""
+    """New memory with undefined contents. XLA can use it as a result without a copy."""
     size = math.prod(shape) * dtype.itemsize
     if size < _WORTH_ALIGNING:
         return np.empty(shape, dtype)
@@ -113,7 +116,7 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def same(array: np.ndarray) -> np.ndarray:
-    """The array itself: an instruction that does this gives a value another name, no more."""
+    """Returns the array itself. An instruction with this function only renames a value."""
     return array
 
 
@@ -121,8 +124,8 @@ def same(array: np.ndarray) -> np.ndarray:
 
 
 class _Stage(NamedTuple):
-    """One step for known shapes. ``forward(array, *leaves)`` gives the array after the step;
-    ``back(after)`` undoes it, where ``forward`` may have copied."""
+    """One step for known shapes. ``forward(array, *leaves)`` returns the array after the step.
+    ``back(after)`` undoes the step if ``forward`` may copy; else it is None."""
 
     forward: Callable[..., np.ndarray]
     back: Callable[[np.ndarray], np.ndarray] | None
@@ -162,8 +165,8 @@ def stages_of(
 def copying_late(
     shape: tuple[int, ...], dtype: np.dtype, path: Path
 ) -> Iterator[CopyingLate]:
-    """The same steps, but where rows are seen as wider or narrower ones and then indexed, those
-    that matter are chosen first: packing and unpacking copy, and the whole may be a large table."""
+    """The same path, but rows that are bitcast and then indexed are indexed first. Packing and
+    unpacking copy, and the whole array may be a large table."""
     packed: Pack | None = None
     unpacked: Bitcast | None = None
     ratio = 1
@@ -241,8 +244,8 @@ def viewed_type(
 def viewer(
     shape: tuple[int, ...], dtype: np.dtype, path: Path
 ) -> Callable[..., np.ndarray]:
-    """The function ``(ref, *leaves)`` -> the part that the path leads to; a view wherever NumPy has
-    one."""
+    """The function ``(ref, *leaves)`` that returns the part that the path leads to. The part is a
+    view wherever NumPy has one."""
     stages = _stages(shape, dtype, path)
     if not stages:
         return same
@@ -258,8 +261,9 @@ def viewer(
 
 
 def element_reader(shape: tuple[int, ...], path: Path) -> Callable[..., Any] | None:
-    """The function ``(ref, *leaves)`` -> the element that a path leads to, as a scalar, with which
-    NumPy computes far faster than with a view; None if the path isn't just an element's index."""
+    """The function ``(ref, *leaves)`` that returns the element that a path leads to, as a scalar.
+    NumPy computes far faster with a scalar than with a view. None if the path isn't just an
+    element's index."""
     match path:
         case () if not shape:
             return lambda ref: ref[()]
@@ -274,14 +278,14 @@ def element_reader(shape: tuple[int, ...], path: Path) -> Callable[..., Any] | N
 def direct_viewer(
     shape: tuple[int, ...], dtype: np.dtype, path: Path
 ) -> Callable[..., np.ndarray] | None:
-    """The `viewer` if its result is always a view, else None."""
+    """The `viewer` if its result is always a view. Otherwise None."""
     if any(stage.back is not None for stage in _stages(shape, dtype, path)):
         return None
     return viewer(shape, dtype, path)
 
 
 def writer(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> Callable[..., None]:
-    """The function ``(ref, value, *leaves)`` that stores where the path leads."""
+    """The function ``(ref, value, *leaves)`` that stores ``value`` where the path leads."""
     stages = _stages(shape, dtype, path)
     if not stages:
 
@@ -306,7 +310,8 @@ def writer(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> Callable[...,
 
         return write
 
-    # Of the last copies, nothing is kept: the value takes their way back.
+    # The store replaces all of the last copies. So they aren't made: the value goes back through
+    # their steps instead.
     kept, backs = list(stages), []
     while kept and (copied_back := kept[-1].back) is not None:
         backs.append(copied_back)
@@ -331,7 +336,7 @@ def change(
     write: Callable[[np.ndarray], None],
 ) -> None:
     """Calls ``write`` to change the memory that the stages lead to. A reshape or a bitcast of a
-    strided block is a copy, so the copy is changed, and copied back."""
+    strided block makes a copy. Then ``write`` changes the copy, which is copied back."""
     arrays = [ref]
     for stage in stages:
         arrays.append(stage.forward(arrays[-1], *leaves))
@@ -349,7 +354,7 @@ def _indexed_shape(dims: Sequence[Any]) -> tuple[int, ...]:
 
 
 def _index(shape: tuple[int, ...], dims: Sequence[Any]) -> Callable[..., np.ndarray]:
-    """Basic indexing. Dynamic starts are clamped as XLA does, so the view has its full size."""
+    """Basic indexing. Dynamic starts are clamped as in XLA, so the view has its full size."""
     if any(isinstance(dim, Slice) and dim.stride == 0 for dim in dims):
         one = [
             Slice(dim.start, 1, 1) if isinstance(dim, Slice) and dim.stride == 0 else dim
@@ -364,14 +369,14 @@ def _index(shape: tuple[int, ...], dims: Sequence[Any]) -> Callable[..., np.ndar
 
 
 def as_slice(index: Slice) -> slice:
-    """Python's slice for one with a known start."""
+    """The Python slice of a slice with a known start."""
     stop = index.start + (index.size - 1) * index.stride + 1 if index.size else index.start
     return slice(index.start, stop, index.stride)
 
 
 def _key(shape: tuple[int, ...], dims: Sequence[Any], *, to_view: bool = False) -> Any:
-    """The index into an array, or the function of the leaves that gives it. That of an element
-    gives a scalar, or with ``to_view``, a view."""
+    """The index into an array, or a function of the leaves that returns it. The index of a single
+    element gives a scalar, or with ``to_view`` a view."""
     fixed: list[Any] = []
     moving: list[tuple[int, int, int | None, int]] = []  # dimension, leaf, size, limit
     for position, (dim, index) in enumerate(zip(shape, dims, strict=True)):
@@ -386,7 +391,7 @@ def _key(shape: tuple[int, ...], dims: Sequence[Any], *, to_view: bool = False) 
         else:
             fixed.append(index)
     while fixed and fixed[-1] == slice(0, shape[len(fixed) - 1], 1):
-        fixed.pop()  # NumPy takes all of what isn't named, and sooner than if it is
+        fixed.pop()  # NumPy takes all of an omitted dimension, and an omitted one is faster
     if to_view and not any(isinstance(dim, Slice) for dim in dims):
         fixed.append(...)
     if not moving:
@@ -429,8 +434,8 @@ def _bitcast_shape(shape: tuple[int, ...], old: np.dtype, new: np.dtype) -> tupl
 
 
 def _bitcast(old: np.dtype, new: np.dtype) -> _Stage:
-    """A ref seen as another type. Narrow rows are packed along the second-last dimension, as
-    on a TPU: element (i, j) of the wide type holds elements (r*i..r*i+r-1, j) of the narrow."""
+    """Views a ref as another type. Narrow rows are packed along the second-last dimension, as on a
+    TPU: element (i, j) of the wide type holds elements (r*i..r*i+r-1, j) of the narrow type."""
     if bit_width(old) == bit_width(new):
         if bit_width(old) >= 8:
             return _Stage(lambda a, *_: a.view(new), None)
@@ -443,7 +448,8 @@ def _bitcast(old: np.dtype, new: np.dtype) -> _Stage:
 def _unpacking(
     shape: tuple[int, ...], old: np.dtype, new: np.dtype, dims: Sequence[Any]
 ) -> list[_Stage]:
-    """A bitcast to a narrower type, and an index: of the wide rows that hold what is chosen."""
+    """A bitcast to a narrower type, and an index. It reads only the wide rows that hold the chosen
+    rows."""
     *outer, rows, columns = dims
     ratio = bit_width(old) // bit_width(new)
     start, length = rows, 1
@@ -491,7 +497,8 @@ def packing(old: np.dtype, new: np.dtype, axis: int) -> _Stage:
 
 
 def pack_rows(a: np.ndarray, wide: np.dtype) -> np.ndarray:
-    """Groups of rows of a narrow type as rows of a wide one; lowest row in the lowest bits."""
+    """Packs groups of rows of a narrow type into rows of a wide type. The first row of a group goes
+    to the lowest bits."""
     *outer, rows, columns = a.shape
     ratio = bit_width(wide) // bit_width(a.dtype)
     groups = a.reshape(*outer, rows // ratio, ratio, columns).swapaxes(-1, -2)

@@ -1,6 +1,6 @@
-"""Checks of types: those of an operation, and those of an instruction's regions.
+"""Checks the types of operations, and the types of instructions' regions.
 
-Each check returns the error in words, or None. `ops` says which operation has which check.
+Each check returns the error in words, or None. `ops` assigns the checks to operations.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ DIRECT = "direct"
 INTO = "into"
 UFUNC = "ufunc"
 
-# The parameters that codegen looks at, so that the cache keeps them. It keeps all those of the
-# structured operations, and of the others only the callable.
+# Codegen reads these parameters, so the cache keeps them. The cache keeps all parameters of
+# structured operations. Of other operations it keeps only these and the callable.
 READ_BY_CODEGEN = frozenset({PATH, BLOCK, DIRECT, INTO, UFUNC})
 
-# Operations whose messages have the user's names and lines, which are no part of what the cache
-# knows programs by: it keeps no program that has one.
+# The messages of these operations contain the user's names and lines. The cache's key doesn't cover
+# these, so the cache keeps no program with such an operation.
 NAMES_THE_USERS = frozenset(
     {"programs", "await", "meet", "take_count", "semaphore_take", "leftover", "warn"}
 )
@@ -38,7 +38,7 @@ NAMES_THE_USERS = frozenset(
 
 
 def same_dtype(operation: Operation) -> str | None:
-    """The first operand, if there is one, and the result have one dtype."""
+    """Checks that the first operand, if there is one, and the result have the same dtype."""
     if operation.ins and operation.ins[0].dtype != operation.outs[0].dtype:
         return f"it makes {operation.outs[0]} of {operation.ins[0]}"
     return None
@@ -57,7 +57,8 @@ def _leaves_of(path: memory.Path) -> int:
 
 
 def _viewed(operation: Operation) -> tuple[tuple[int, ...], np.dtype] | None:
-    """The shape and dtype of what the path of an operation leads to; None if it leads nowhere."""
+    """The shape and dtype of the part that an operation's path leads to. None if the path is
+    invalid."""
     ref = operation.ins[0]
     try:
         return memory.viewed_type(ref.shape, ref.dtype, operation.params[PATH])
@@ -102,7 +103,7 @@ def count_types(operation: Operation) -> str | None:
 
 
 def broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
-    """Whether NumPy spreads one shape to another."""
+    """Whether NumPy broadcasts one shape to another."""
     return len(shape) <= len(to) and all(
         a in (1, b) for a, b in zip(reversed(shape), reversed(to), strict=False)
     )
@@ -142,7 +143,7 @@ def swap_types(operation: Operation) -> str | None:
 
 
 def copied(operation: Operation) -> str | None:
-    """The result is of the first operand's type."""
+    """Checks that the result has the first operand's type."""
     if operation.ins[0] != operation.outs[0]:
         return f"it makes {operation.outs[0]} of {operation.ins[0]}"
     return None
@@ -152,7 +153,7 @@ def copied(operation: Operation) -> str | None:
 
 
 def stored_types(operation: Operation) -> str | None:
-    """Of ``STORED``: ref, the function's operands, leaves."""
+    """Checks a ``STORED`` operation. Its operands are ref, the function's operands, leaves."""
     function = operation.params[DIRECT]
     if len(operation.ins) < 1 + function.nin:
         return f"{function.__name__} has {function.nin} operands"
@@ -167,7 +168,8 @@ def stored_types(operation: Operation) -> str | None:
 
 
 def in_place_types(operation: Operation) -> str | None:
-    """Of ``IN_PLACE``: the function's operands, and maybe an array after them."""
+    """Checks an ``IN_PLACE`` operation. Its operands are the function's, and maybe one array
+    more."""
     function, position = operation.params[UFUNC], operation.params[INTO]
     if not function.nin <= len(operation.ins) <= function.nin + 1:
         return f"{function.__name__} has {function.nin} operands"
@@ -259,7 +261,8 @@ def _broadcast(types: Iterable[Type]) -> tuple[int, ...] | None:
 
 
 def _elementwise(operation: Operation) -> str | None:
-    """Operands and result have one dtype, and the result is as large as they spread to."""
+    """Checks that operands and result have one dtype, and that the operands broadcast to the
+    result's shape."""
     out = operation.outs[0]
     dtype = operation.params.get("out_dtype") or out.dtype
     if any(t.dtype != operation.ins[0].dtype for t in operation.ins[1:]):
@@ -478,7 +481,8 @@ def no_regions(instruction: Instruction) -> str | None:
 
 
 def programs_regions(instruction: Instruction) -> str | None:
-    """Region parameters: the program's number, its coordinates, its parts of the operands."""
+    """Checks the regions of programs. The region's parameters are the program's number, its
+    coordinates, and its parts of the operands."""
     operation, _, _, regions, _ = instruction
     if len(regions) != 1:
         return f"it has {len(regions)} regions, not one"

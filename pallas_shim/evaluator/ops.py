@@ -38,13 +38,13 @@ from pallas_shim.jax_compat.callbacks import CALLBACK_PRIMITIVES
 
 # -- parameters -------------------------------------------------------------------------------
 
-# Operations, besides the ufuncs, whose result is always an array of its own.
+# These operations, like the ufuncs, always return a new array.
 MAKES_ARRAYS = frozenset({"concatenate", "convert_element_type", "dot_general", "join", "select_n",
                           "take"})  # fmt: skip
 
 
 class Param(NamedTuple):
-    """A parameter of an operation. One that isn't ``required`` may be missing."""
+    """A parameter of an operation. It may be missing unless it is ``required``."""
 
     name: str
     meaning: str
@@ -61,8 +61,8 @@ _LISTED = Param("listed", "whether the ref is a list of views, as `each_block` m
 
 
 class Operand(NamedTuple):
-    """``kind``: "ref", "array" (a value that isn't a ref), or "index" (a scalar integer).
-    ``number``: "one", "optional", or "any" number of them."""
+    """An operand, or several of the same kind. ``kind``: "ref", "array" (a value that isn't a ref),
+    or "index" (a scalar integer). ``number``: "one", "optional", or "any" number of operands."""
 
     name: str
     kind: str
@@ -70,7 +70,8 @@ class Operand(NamedTuple):
 
 
 def _operands(text: str) -> tuple[Operand, ...]:
-    """``"ref:ref value:array leaf:index*"`` as operands; ``?`` is optional, ``*`` any number."""
+    """Parses ``"ref:ref value:array leaf:index*"`` into operands. ``?`` means optional, ``*`` any
+    number."""
     found = []
     for word in text.split():
         name, _, kind = word.partition(":")
@@ -83,17 +84,18 @@ class Op(NamedTuple):
     """The row of an operation.
 
     Attributes:
-      does: what it does.
-      operands, results: in order.
-      params: its parameters. The rows of primitives don't list them: they are JAX's own.
-      effects: the effects that it may have; an operation has exactly one of these.
-      sees: of what may wait: "read" or "written", what it does beside to the refs at its end.
-      view: whether the result may share memory with the first operand, and with it only.
-      makers, readers: which modules make it, and which look at it by its name or parameters. Every
-        other module treats it by its effects, types and ``view`` alone.
-      types: what is wrong with the types and parameters of an operation, None if nothing is.
-      regions: the same of an instruction's regions, of which all but structured ones have none.
-        An operation with this has no callable.
+      does: a description of the operation.
+      operands, results: its operands and results, in order.
+      params: its parameters. The rows of primitives don't list them, because they are JAX's own.
+      effects: the effects that it may have. An operation has exactly one of these.
+      sees: "read" or "written" if the operation may wait. Other programs may run while it waits, so
+        it also reads, or reads and writes, the refs at the end of its operands.
+      view: whether the result may share memory with the first operand. It shares with no other.
+      makers, readers: the modules that make it, and the modules that look at its name or
+        parameters. All other modules look only at its effects, types and ``view``.
+      types: returns the error in the types and parameters of an operation. None if there is none.
+      regions: returns the error in an instruction's regions. Only structured operations have
+        regions, and they have no callable.
     """
 
     name: str
@@ -266,7 +268,7 @@ _MEMORY_ROWS = (
     ],
 )  # fmt: skip
 
-# Memory that other programs may change meanwhile, at the end of what may wait.
+# The last operands of an operation that may wait. Other programs may change them meanwhile.
 _SEEN = "seen:ref*"
 
 _MACHINE_ROWS = (
@@ -455,7 +457,7 @@ PRIMITIVE = _row(
 
 
 def row_of(operation: Operation) -> Op:
-    """The row that holds for an operation."""
+    """The row of an operation."""
     params = operation.params
     if DIRECT in params:
         return STORED
@@ -465,7 +467,8 @@ def row_of(operation: Operation) -> Op:
 
 
 def wrong_with(operation: Operation) -> str | None:
-    """The first thing in an operation that its row doesn't allow, None if all is well."""
+    """The first error in an operation: something that its row doesn't allow. None if there is
+    none."""
     row = row_of(operation)
     for what, types, operands in (
         ("operand", operation.ins, row.operands), ("result", operation.outs, row.results),
@@ -508,7 +511,7 @@ def _params_error(operation: Operation, row: Op) -> str | None:
         if param.required and param.name not in operation.params:
             return f"it has no parameter {param.name!r}: {param.meaning}"
     if row.name != operation.name or operation.name in IMPL_RULES:
-        return None  # a primitive's own parameters come along
+        return None  # it also has the parameters of the primitive
     unknown = operation.params.keys() - {param.name for param in row.params}
     return f"it has an unknown parameter {min(unknown)!r}" if unknown else None
 
@@ -530,7 +533,8 @@ def _effects_error(operation: Operation, row: Op) -> str | None:
 
 
 def _seeing(effects: Effects, operation: Operation, row: Op) -> Effects:
-    """The effects of an operation that also reads, and maybe writes, the refs at its end."""
+    """The effects of an operation that also reads, and maybe writes, the refs at the end of its
+    operands."""
     first = len(operation.ins)
     while first and isinstance(operation.ins[first - 1], RefType):
         first -= 1

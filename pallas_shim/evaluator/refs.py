@@ -1,6 +1,6 @@
 """Instructions that rules emit for a ref: its allocation, and loads and stores by a path into it.
 
-checked_memory.py handles checked memory. Elsewhere indices are clamped, as XLA does.
+checked_memory.py handles checked memory. In other memory indices are clamped, as in XLA.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.jax_compat import state
 from pallas_shim.refusal import Refusal
 
-if TYPE_CHECKING:  # lower stands above
+if TYPE_CHECKING:  # lower is in a higher layer
     from pallas_shim.evaluator.lower import Lowering
 
 READS_FIRST = Effects(reads=(0,))
@@ -45,8 +45,8 @@ def path_of(view: state.RefView, *, sized: bool = True) -> tuple[memory.Path, li
 
     Raises:
       NotBasic: some index is an array, or a strided slice starts at a dynamic place or
-        sticks out (JAX clamps its elements one by one).
-      Unsupported: if ``sized``, a slice has a dynamic size.
+        sticks out. JAX clamps each element of such a slice.
+      Unsupported: ``sized`` is true and a slice has a dynamic size.
     """
     leaves: list[Value] = []
 
@@ -91,7 +91,7 @@ def path_of(view: state.RefView, *, sized: bool = True) -> tuple[memory.Path, li
 
 
 def _sticks_out(dim: int, index: Any) -> bool:
-    """Whether a strided slice from a known place has elements outside."""
+    """Whether a strided slice with a known start has elements outside."""
     if not isinstance(index, state.Slice) or index.stride in (0, 1) or index.size == 0:
         return False
     return not 0 <= index.start <= dim - 1 - (index.size - 1) * index.stride
@@ -108,8 +108,8 @@ def has_dynamic_size(path: memory.Path) -> bool:
 
 
 def normalised(ref: RefType, path: memory.Path) -> memory.Path:
-    """The path with constant indices clamped as XLA would, whole-array indices left out, and an
-    index of an index as one where that is the same."""
+    """The path in a normal form. Constant indices are clamped as in XLA, and whole-array indices
+    are left out. An index of an index becomes a single index if that means the same."""
     shape, dtype = ref.shape, ref.dtype
     steps: list[state.Step] = []
     shapes = [shape]  # before each step
@@ -130,7 +130,7 @@ def normalised(ref: RefType, path: memory.Path) -> memory.Path:
 
 
 def _of_index(shape: tuple[int, ...], first: state.Step, then: state.Step) -> state.Index | None:
-    """One index of an array of this shape that does what two do, if there is one."""
+    """One index of an array of this shape with the effect of two. None if there is none."""
     if not isinstance(first, state.Index) or not isinstance(then, state.Index):
         return None
     following = iter(then.dims)
@@ -150,7 +150,7 @@ def _of_slice(dim: int, outer: state.Slice, index: Any) -> Any:
         return index
     start = index.start if isinstance(index, state.Slice) else index
     if not isinstance(outer.start, int) or not isinstance(start, int):
-        return None  # each is clamped by itself
+        return None  # each of the two starts is clamped by itself
     start = outer.start + start * outer.stride
     if isinstance(index, state.Slice):
         return index._replace(start=start, stride=index.stride * outer.stride)
@@ -158,7 +158,7 @@ def _of_slice(dim: int, outer: state.Slice, index: Any) -> Any:
 
 
 class TooLarge(Unsupported):
-    """A slice is larger than the dimension that it is of."""
+    """A slice is larger than its dimension."""
 
 
 def _inside(dim: int, index: Any) -> Any:
@@ -181,9 +181,9 @@ def load(
     leaves: Sequence[Value],
     out: ArrayType | KeyType,
 ) -> Value:
-    """Emits a load, which raises IndexError if memory is checked and an index leaves the ref.
+    """Emits a load. It raises IndexError if memory is checked and an index leaves the ref.
 
-    What a slice has beyond the whole ref is uninitialised.
+    If a slice is larger than its dimension, the elements outside the ref are uninitialised.
     """
     if lowering.checked is not None and not lowering.checked.raises:
         if checked_memory.unproven(ref.type.shape, ref.type.dtype, path):
@@ -198,8 +198,8 @@ def load(
 def load_inside(
     lowering: Lowering, ref: Value, path: memory.Path, leaves: Sequence[Value], out: Type
 ) -> Value:
-    """Emits a load without a check. Its parameter ``as_view`` is the same without the copy,
-    for the pass that proves that nothing overwrites what was read."""
+    """Emits a load without a check. Its parameter ``as_view`` is the load without the copy. A pass
+    uses it after proving that nothing overwrites the memory."""
     path = normalised(ref.ref, path)
     view = memory.viewer(ref.type.shape, ref.type.dtype, path)
 
@@ -254,7 +254,7 @@ def outside(access: str, ref: Value) -> str:
 def store(
     lowering: Lowering, ref: Value, path: memory.Path, leaves: Sequence[Value], value: Value
 ) -> None:
-    """Emits a store, which raises ValueError if memory is checked and an index leaves the ref."""
+    """Emits a store. It raises ValueError if memory is checked and an index leaves the ref."""
     guard(lowering, ref, path, leaves, "write", ValueError)
     store_inside(lowering, ref, path, leaves, value)
 
@@ -262,7 +262,7 @@ def store(
 def store_inside(
     lowering: Lowering, ref: Value, path: memory.Path, leaves: Sequence[Value], value: Value
 ) -> None:
-    """Emits a store without a check: operands ref, value, leaves."""
+    """Emits a store without a check. Its operands are ref, value, leaves."""
     path = normalised(ref.ref, path)
     if any(dim.stride == 0 for dim in _slices(path)):
         raise Unsupported("ref", "a store to a slice of stride 0")
@@ -285,7 +285,7 @@ def _nothing(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def allocate(lowering: Lowering, type: RefType, fill: Any = None) -> Value:
-    """Emits a new buffer, with what such memory holds at first."""
+    """Emits a new buffer with the initial contents of such memory."""
     if fill is None:
         fill = memory.initial(type.space, type.dtype, lowering.checked)
     (ref,) = lowering.emit(allocation(type, fill), ())
@@ -293,7 +293,7 @@ def allocate(lowering: Lowering, type: RefType, fill: Any = None) -> Value:
 
 
 def allocation(type: RefType, fill: Any) -> Operation:
-    """The operation that makes a new buffer with ``fill`` in each element."""
+    """The operation that makes a new buffer and sets each element to ``fill``."""
     shape, dtype = type.shape, type.dtype
     effects = Effects(allocates=True)
     return Operation(

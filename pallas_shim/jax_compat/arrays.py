@@ -18,7 +18,7 @@ from jax.sharding import SingleDeviceSharding
 
 
 class Elsewhere(Exception):
-    """The arguments or the results of a call don't live on one CPU device; says how they do."""
+    """The arguments or results of a call don't lie on one CPU device. The message says why."""
 
 
 class Place(NamedTuple):
@@ -30,15 +30,15 @@ class Place(NamedTuple):
 
 
 class ResultType(NamedTuple):
-    """The type of one result of `write`: an array of the type ``aval``, and if there is a
-    ``key_type``, a key array of that."""
+    """The type of one result of `write`: an array of the type ``aval``. If there is a
+    ``key_type``, it is a key array of that type instead."""
 
     aval: Any
     key_type: Any
 
 
 def is_plain(aval: Any) -> bool:
-    """Whether values of this type are arrays (or keys) in a device's default memory."""
+    """Whether values of this type are arrays or keys in a device's default memory."""
     if not isinstance(aval, core.ShapedArray) or aval.dtype == jax_dtypes.float0:
         return False
     dtype_is_plain = not jax_dtypes.issubdtype(aval.dtype, jax_dtypes.extended)
@@ -65,7 +65,7 @@ def argument_dtypes(
 
 
 def unused(dtypes: Sequence[np.dtype | np.ndarray]) -> tuple[int, ...]:
-    """The positions of the arguments that `argument_dtypes` was told aren't used."""
+    """The positions of the unused arguments in the result of `argument_dtypes`."""
     return tuple(i for i, dtype in enumerate(dtypes) if type(dtype) is np.ndarray)
 
 
@@ -90,13 +90,13 @@ def read(
     """The arguments of a jitted call as NumPy arrays, and where its results belong.
 
     Arrays on a CPU are not copied; a key array becomes its integers. The arrays must not
-    be written to. An argument that isn't used, whose dtype is an array, is that array: jit looks
-    neither at its value nor at where it is.
+    be written to. For an unused argument, the entry of the dtypes is an array, and that array is
+    the result. jit looks neither at the value nor at the device of an unused argument.
 
     Raises:
-      Elsewhere: an array lies on several devices, on another than the rest, or (unless
-        ``any_platform``) not on a CPU; or jit must look at a value: it was deleted, computing it
-        failed, it is of an unknown kind, or the user guards transfers.
+      Elsewhere: an array lies on several devices, on another device than the rest, or (unless
+        ``any_platform``) not on a CPU. Or jit must look at a value itself: it was deleted, its
+        computation failed, it is of an unknown kind, or the user guards transfers.
       OverflowError: a Python integer doesn't fit the dtype.
     """
     arrays = []
@@ -154,16 +154,16 @@ def _devices(sharding: Any) -> str:
     return f"{count} device{'s' * (count != 1)} by a {type(sharding).__name__}"
 
 
-# The references to a result while `write` looks at it, if nobody else has one: the list, the loop's
-# variable and getrefcount's own argument.
+# The number of references to a result while `write` looks at it, if nobody else has one. They are
+# the list, the loop's variable and getrefcount's own argument.
 _OWN_REFERENCES = 3
 
 
 def write(results: list[Any], types: Sequence[ResultType], place: Place) -> list[Any]:
     """NumPy results as JAX arrays of the given types.
 
-    A JAX array never shares memory with anything that could still be written to: a
-    result is copied unless it owns its memory and ``results`` holds the only reference.
+    A JAX array must not share memory with an array that could still be written to. So a result is
+    copied unless it owns its memory and ``results`` holds the only reference.
     """
     sharding, committed, devices = place
     out = []
@@ -177,7 +177,7 @@ def write(results: list[Any], types: Sequence[ResultType], place: Place) -> list
         array = put(aval, sharding, devices, result, committed, shared)
         out.append(array if key_type is None else prng.PRNGKeyArray(key_type._impl, array))
     if any_shared:
-        # XLA frees a copied buffer at its next call, or here.
+        # XLA would free a copied buffer at its next call only. This frees it now.
         _jax.collect_garbage()
     return out
 
@@ -185,14 +185,14 @@ def write(results: list[Any], types: Sequence[ResultType], place: Place) -> list
 def put(
     aval: Any, sharding: Any, devices: Sequence[Any], array: Any, committed: bool, copied: bool
 ) -> Any:
-    """A NumPy array as a JAX array on one device. Its memory is used if it can be, unless the
-    array is to be ``copied``."""
+    """A NumPy array as a JAX array on one device. The JAX array uses the same memory if it can,
+    unless ``copied`` asks for a copy."""
     try:
         return xla_client.batched_device_put(
             aval, sharding, [array], devices, committed, force_copy=copied
         )
     except RuntimeError:
-        # The user's transfer guard is about their transfers; this one is not one to them.
+        # The user's transfer guard is about the user's transfers. This isn't one of them.
         with jax.transfer_guard_host_to_device("allow"):
             return xla_client.batched_device_put(
                 aval, sharding, [array], devices, committed, force_copy=copied

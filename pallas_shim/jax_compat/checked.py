@@ -7,16 +7,16 @@ import sys
 from types import FunctionType
 from typing import Any, NamedTuple
 
-# The type of what `hooks.communication` asks of the TPU interpreter, and not the user.
+# `hooks.communication` uses options of this type. Then it, not the user, asks for the interpreter.
 ASKED_FOR_HERE = "InterpretParamsOfRemoteKernels"
 
 
 class CheckedMemory(NamedTuple):
-    """Memory as a TPU has it: an index that leaves its ref is an error, not moved inside.
+    """Memory like a TPU's. An index that leaves its ref is an error, and isn't moved inside.
 
-    ``raises``: so is one that reads; otherwise it gives uninitialised elements. ``zero``:
-    those are zeros, not NaN and the largest integer. ``hbm_in_run_scoped``: whether a kernel
-    may allocate such memory.
+    ``raises``: reads outside are errors too. Otherwise they give uninitialised elements. ``zero``:
+    uninitialised elements are zeros, not NaN and the largest integer. ``hbm_in_run_scoped``:
+    whether a kernel may allocate HBM in run_scoped.
     """
 
     raises: bool
@@ -25,7 +25,7 @@ class CheckedMemory(NamedTuple):
 
 
 def checked_memory(eqn: Any) -> CheckedMemory | None:
-    """The memory that a pallas_call, core_map or mpmd_map asks for; None for interpret=True's."""
+    """The memory that a pallas_call, core_map or mpmd_map asks for. None if it isn't checked."""
     interpret = eqn.params.get("interpret", False)
     if type(interpret).__name__ != "InterpretParams":
         return None
@@ -37,12 +37,12 @@ def checked_memory(eqn: Any) -> CheckedMemory | None:
 
 
 def in_hbm(aval: Any) -> bool:
-    """Whether a ref is in HBM, from where a kernel can only copy."""
+    """Whether a ref is in HBM. A kernel can only copy from and to HBM."""
     return _value(aval.memory_space) in ("any", "hbm")
 
 
 def refused_grid(eqn: Any) -> str | None:
-    """Why JAX refuses a pallas_call's parallel dimensions, or None."""
+    """The reason why JAX refuses a pallas_call's parallel dimensions. None if it doesn't."""
     mapping = eqn.params["grid_mapping"]
     semantics = getattr(eqn.params["compiler_params"], "dimension_semantics", None) or ()
     parallel = [_value(s) == "parallel" for s in semantics]
@@ -53,25 +53,27 @@ def refused_grid(eqn: Any) -> str | None:
     return None
 
 
-# JAX's TPU interpreter, and its functions as they were. Looked up, since importing it takes long.
+# JAX's TPU interpreter, and its original functions. This module doesn't import it, because that
+# takes long.
 _INTERPRETER = "jax._src.pallas.mosaic.interpret.interpret_pallas_call"
 _functions: dict[str, FunctionType] = {}
 
 
 def remember_interpreter() -> None:
-    """Called when Pallas for TPUs is imported, and with it its interpreter."""
+    """Keeps the interpreter's original functions. Called when Pallas for TPUs is imported, which
+    imports its interpreter."""
     for name, value in vars(sys.modules.get(_INTERPRETER, object)).items():
         if inspect.isfunction(value):
             _functions.setdefault(name, value)
 
 
 def replaced_in_interpreter() -> str | None:
-    """A function of the interpreter that somebody has put another in the place of: they count its
-    calls, say, and mean it to run."""
+    """A function of the interpreter that somebody has replaced, or None. They may count its calls,
+    so the interpreter has to run."""
     now = vars(sys.modules[_INTERPRETER]) if _functions else {}
     return next((name for name, value in _functions.items() if now.get(name) is not value), None)
 
 
 def _value(member: Any) -> str:
-    """The text of a member of one of Pallas' enumerations, for which some JAX take the text."""
+    """The text of a member of a Pallas enumeration. Some JAX versions take the text itself."""
     return str(getattr(member, "value", member)).lower()

@@ -14,7 +14,7 @@ from jax._src.state import types as state_types
 
 from pallas_shim.refusal import Refusal
 
-# Primitives that do nothing but call the jaxpr in one of their parameters.
+# These primitives only call the jaxpr in one of their parameters.
 CALL_PRIMITIVES = (
     "jit",
     "closed_call",
@@ -32,15 +32,15 @@ CALL_PRIMITIVES = (
     "custom_partitioning",  # one device runs it, so nothing is partitioned
     "program_order",  # orders communication between devices
 )
-# Since JAX 0.12 a jaxpr holds its own consts and there is no closed kind.
+# Since JAX 0.12 a jaxpr holds its own consts, and there is no separate closed jaxpr.
 _CLOSED = getattr(core, "ClosedJaxpr", None)
 _CALLED = ("jaxpr", "call_jaxpr", "call", "callee", "fun_jaxpr", "fwd_jaxpr")
 
 
 class AvalInfo(NamedTuple):
-    """An abstract value: ``space`` is None for arrays, a memory space's name for refs.
+    """An abstract value. ``space`` is None for arrays, and the memory space's name for refs.
 
-    ``key_ndim``: how many trailing dimensions make up one PRNG key.
+    ``key_ndim``: the number of trailing dimensions that make up one PRNG key.
     """
 
     shape: tuple[int, ...]
@@ -69,18 +69,18 @@ class WhileLoop(NamedTuple):
 
 
 class UnsupportedType(Refusal):
-    """A JAX type that has no NumPy form here; the message names it."""
+    """A JAX type has no NumPy form here. The message names it."""
 
 
 def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
-    """A jaxpr and the values of its constvars (empty if it does not hold them)."""
+    """A jaxpr and the values of its constvars. They are empty if it doesn't hold them."""
     if _CLOSED is not None and isinstance(jaxpr, _CLOSED):
         return jaxpr.jaxpr, jaxpr.consts
     return jaxpr, getattr(jaxpr, "consts", ())
 
 
 def closed(jaxpr: Any) -> Any:
-    """A jaxpr without constants of its own as one that can be evaluated."""
+    """Closes a jaxpr that has no constants, so that it can be evaluated."""
     if _CLOSED is None or isinstance(jaxpr, _CLOSED):
         return jaxpr
     return _CLOSED(jaxpr, ())
@@ -95,7 +95,7 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 
 
 def primitive_name(primitive: Any) -> str:
-    """A unique name of a primitive. Some of SparseCore have the names of others."""
+    """A unique name of a primitive. JAX gives some SparseCore primitives the names of others."""
     name = primitive.name
     if name in _BORROWED and _SPARSECORE in sys.modules:
         if primitive is getattr(sys.modules[_SPARSECORE], f"{name}_p", None):
@@ -140,8 +140,8 @@ def branches(eqn: Any) -> Sequence[Any]:
 def describe_aval(aval: Any) -> AvalInfo:
     """The shape, dtype and memory space of an abstract value.
 
-    Key arrays are described by the integers that they are made of, with the trailing
-    dimensions of one key; semaphores as int32 counts.
+    A key array is described as the integers of its keys, with the trailing dimensions of one key.
+    A semaphore is described as an int32 count.
 
     Raises:
       UnsupportedType: the type has no NumPy form.
@@ -174,7 +174,7 @@ def describe_aval(aval: Any) -> AvalInfo:
 
 
 def _counts_copies(dtype: Any) -> bool:
-    """Whether a semaphore is a DMA's, which counts what was copied."""
+    """Whether a semaphore is a DMA's. A DMA's semaphore counts the copied data."""
     return type(dtype).__name__ == "DMASemaphore" or getattr(dtype, "name", "") == "dma_sem"
 
 
@@ -196,7 +196,7 @@ def to_numpy(value: Any, dtype: np.dtype | None) -> np.ndarray:
     if dtype is None and array.dtype in _WIDE:
         array = array.astype(jax_dtypes.canonicalize_dtype(array.dtype))
     if array.flags.writeable and not isinstance(value, _SCALARS):
-        array = array.copy()  # the user may write to what a function closes over
+        array = array.copy()  # the user may write to an array that a function closes over
     return array
 
 
@@ -206,13 +206,13 @@ _WIDE = frozenset(map(np.dtype, (np.int64, np.uint64, np.float64, np.complex128)
 
 
 def source_of(eqn: Any) -> Any:
-    """The source of an equation, unresolved. `user_source` turns it into text."""
+    """The source info of an equation. `user_source` turns it into text."""
     return eqn.source_info
 
 
 def user_source(source: Any) -> str | None:
-    """ "file:line (function)" of the user's own code, or None if that isn't known. ``source`` may
-    be such a text, of a program from disk."""
+    """ "file:line (function)" of the user's own code. None if it isn't known. For a program from
+    disk, ``source`` already is such a text."""
     if source is None or isinstance(source, str):
         return source
     frame = source_info_util.user_frame(source.traceback)

@@ -20,16 +20,16 @@ from pallas_shim.jax_compat.checked import CheckedMemory, checked_memory, in_hbm
 from pallas_shim.jax_compat.jaxprs import equations, user_source
 from pallas_shim.refusal import Refusal
 
-# Whether JAX's interpreters take pltpu.repeat for a repetition of each element; a TPU, and later
-# versions, repeat the whole.
+# Whether JAX's interpreters take pltpu.repeat for a repetition of each element. A TPU, and later
+# versions of JAX, repeat the whole array.
 REPEATS_ELEMENTS = jax.__version_info__ < (0, 8, 1)
 
 
 class BlockDim(NamedTuple):
     """One dimension of a block.
 
-    ``kind``: "blocked" (the index map gives block numbers), "element" (it gives element
-    offsets, into the array padded by ``padding``), "squeezed" (size 1, not in the ref).
+    ``kind``: "blocked" (the index map gives block numbers), "element" (it gives element offsets
+    into the array padded by ``padding``), or "squeezed" (size 1, and not in the ref).
     """
 
     kind: str
@@ -38,9 +38,9 @@ class BlockDim(NamedTuple):
 
 
 class Block(NamedTuple):
-    """How one operand or result is cut: ``index_map`` is a jaxpr from the grid indices and
-    the scalar-prefetch refs to one index a dimension. ``in_hbm``: on a TPU the kernel sees
-    the array itself."""
+    """The cut of one operand or result into blocks. ``index_map``: a jaxpr that takes the grid
+    indices and the scalar-prefetch refs, and returns one index per dimension. ``in_hbm``: on a TPU
+    the kernel sees the array itself."""
 
     dims: tuple[BlockDim, ...]
     index_map: Any
@@ -54,15 +54,15 @@ class PallasCall(NamedTuple):
     scalar prefetch, inputs. The jaxpr's inputs, all refs: scalar prefetch, inputs, outputs,
     scratch.
 
-    ``grid``: None stands for a size that is an operand. ``axis_names``: one an axis of the
-    grid, or none at all. ``aliases``: pairs of the position among (scalar prefetch, inputs) and
-    among the outputs. ``synchronised_aliases``: whether a cell sees what earlier cells wrote
-    through the other of two aliased refs, as on a TPU. ``for_device``: the user asked for no
+    ``grid``: the sizes. None stands for a size that is an operand. ``axis_names``: one per axis of
+    the grid, or none at all. ``aliases``: pairs of a position among (scalar prefetch, inputs) and a
+    position among the outputs. ``synchronised_aliases``: a cell sees the writes of earlier cells
+    through either of two aliased refs, as on a TPU. ``for_device``: the user asked for no
     interpreter, so aliased refs in a TPU's HBM are one memory.
-    ``keeps_scalars``: whether a cell sees what earlier cells wrote to scalar prefetch, as on a TPU,
-    or the operands themselves, as under ``interpret=True``.
-    ``cores``: what the cells are, where they are the cores of a mesh. ``checked``: None for
-    memory that isn't.
+    ``keeps_scalars``: a cell sees the writes of earlier cells to scalar prefetch, as on a TPU.
+    Otherwise it sees the operands themselves, as under ``interpret=True``.
+    ``cores``: the kind of cores, if the cells are the cores of a mesh. ``checked``: None if memory
+    isn't checked.
     """
 
     name: str
@@ -84,11 +84,12 @@ class PallasCall(NamedTuple):
 
 
 class UnsupportedCall(Refusal):
-    """A pallas_call with something that has no normal form; the message names it."""
+    """A part of a pallas_call has no normal form. The message names it."""
 
 
-# JAX's interpreter shows it since 0.11.2, which can be told by its own variables. Before, kernels
-# that add to what earlier cells left behind give wrong sums there, and right ones on a TPU.
+# Since JAX 0.11.2 the interpreter shows these writes. Its variables tell which version it is.
+# Before, kernels that add to values left by earlier cells give wrong sums in the interpreter, and
+# right ones on a TPU.
 _SYNCHRONISED_ALIASES = (
     "alias_output_written" in hlo_interpreter.pallas_call_hlo_interpret.__code__.co_varnames
     or "alias_output_written" in hlo_interpreter.pallas_call_hlo_interpret.__code__.co_cellvars
@@ -124,7 +125,7 @@ def pallas_call(eqn: Any) -> PallasCall:
         num_inputs=mapping.num_inputs,
         num_outputs=mapping.num_outputs,
         aliases=tuple(p["input_output_aliases"]),
-        # A core_map became this with two refs for each one that it writes to.
+        # JAX made this of a core_map. It has two refs for each ref that the core_map writes to.
         synchronised_aliases=_SYNCHRONISED_ALIASES or cores is not None or not p["interpret"],
         for_device=not p["interpret"],
         keeps_scalars=p["interpret"] is not True,
@@ -139,8 +140,9 @@ def kernel_name(eqn: Any) -> str:
 
 
 def kernel_source(eqn: Any) -> str | None:
-    """Where the kernel function is defined. JAX makes a function of its own of a core_map and of a
-    pipeline: then where it is called, or else where the first of it that the user wrote is."""
+    """The place where the kernel function is defined. For a core_map and a pipeline, JAX makes its
+    own function. Then it is the place of the call, or else of the first equation in it that the
+    user wrote."""
     kernel = kernel_jaxpr(eqn)
     _, at, where = kernel.debug_info.func_src_info.partition(" at ")
     if at and not where.startswith(_INSIDE):
@@ -153,7 +155,7 @@ _INSIDE = os.path.join(os.path.dirname(tree_util.__file__), "")
 
 
 def kernel_jaxpr(eqn: Any) -> Any:
-    """The jaxpr of a kernel, the first one of an mpmd_map."""
+    """The jaxpr of a kernel. For an mpmd_map it is the first one."""
     return eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["jaxprs"][0]
 
 
@@ -170,7 +172,7 @@ def _block(mapping: Any) -> Block:
 
 
 def _index_map(mapping: Any) -> Any:
-    """The index map, which gives the start where it is a bounded slice's."""
+    """The index map. For a bounded slice it returns the slice's start."""
     closed = mapping.index_map_jaxpr
     found = tree_util.tree_unflatten(mapping.index_map_out_tree, closed.jaxpr.outvars)
     if not any(isinstance(index, indexing.Slice) for index in found):
@@ -195,7 +197,7 @@ def _block_dim(dim: Any, mapping: Any) -> BlockDim:
             return BlockDim("squeezed", 1)
         case "Blocked":
             return BlockDim("blocked", int(dim.block_size))
-        case "BoundedSlice":  # as long as the block: see _index_map
+        case "BoundedSlice":  # a slice as long as the block, see _index_map
             return BlockDim("element", int(dim.block_size))
         case "Element":
             return BlockDim("element", int(dim.block_size), tuple(dim.padding))
@@ -205,7 +207,7 @@ def _block_dim(dim: Any, mapping: Any) -> BlockDim:
 
 
 def run_scoped(eqn: Any) -> tuple[Any, Sequence[Any]]:
-    """The jaxpr of a run_scoped, and its collective axes (none but on several cores)."""
+    """The jaxpr of a run_scoped, and its collective axes. It has these on several cores only."""
     return eqn.params["jaxpr"], eqn.params.get("collective_axes", ())
 
 
@@ -213,10 +215,10 @@ def run_scoped(eqn: Any) -> tuple[Any, Sequence[Any]]:
 
 
 class CoreFunction(NamedTuple):
-    """What every core of one mesh runs.
+    """The function that every core of a mesh runs.
 
-    ``axes``: names and sizes of the mesh's axes. ``waits``: a primitive by which cores can wait
-    for one another, if it has one. ``checked`` and ``for_device`` as in `PallasCall`.
+    ``axes``: names and sizes of the mesh's axes. ``waits``: a primitive in it with which cores can
+    wait for one another, or None. ``checked`` and ``for_device``: as in `PallasCall`.
     """
 
     axes: dict[Any, int]
@@ -227,7 +229,7 @@ class CoreFunction(NamedTuple):
 
     @property
     def waits_for_others(self) -> bool:
-        """Whether there are several cores, of which one may wait for another."""
+        """Whether there are several cores, and one may wait for another."""
         return self.waits is not None and math.prod(self.axes.values()) > 1
 
 
@@ -245,7 +247,8 @@ class MpmdMap(NamedTuple):
 
 
 def core_map(eqn: Any) -> CoreFunction:
-    """The function of a core_map. Its constvars are the operands, its inputs the scratch refs."""
+    """The function of a core_map. Its constvars are the operands. Its inputs are the scratch
+    refs."""
     return _core_function(eqn, eqn.params["mesh"], eqn.params["jaxpr"])
 
 

@@ -1,4 +1,4 @@
-"""One normal form of refs' transforms and of the primitives that touch memory."""
+"""One normal form of refs' transforms and of the primitives that access memory."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from jax._src.state import types as state_types
 from pallas_shim.refusal import Refusal
 
 # -- transforms -----------------------------------------------------------------------------
-# Where JAX's form holds an array, ours holds the leaf that the caller gave for it. Tuples are equal
-# if what they hold is, so each kind of step holds its name as well.
+# If JAX's form holds an array, ours holds the leaf that the caller gave for it. Tuples with equal
+# entries are equal, so each kind of step also holds its name.
 
 
 class Slice(NamedTuple):
-    """``size`` elements from ``start`` in steps of ``stride``. ``start`` may be a leaf, and
-    ``size`` too, if the slice is copied by a DMA."""
+    """``size`` elements from ``start`` in steps of ``stride``. ``start`` may be a leaf. ``size``
+    may be a leaf if a DMA copies the slice."""
 
     start: Any
     size: Any
@@ -29,15 +29,15 @@ class Slice(NamedTuple):
 
 
 class Index(NamedTuple):
-    """One entry a dimension: an int, a leaf (an integer or integer array), a Slice, or, in a DMA,
-    a view of a ref of indices or Marked ones."""
+    """One entry per dimension: an int, a leaf (an integer or integer array) or a Slice. In a DMA an
+    entry may also be a view of a ref of indices, or Marked indices."""
 
     dims: tuple[Any, ...]
     kind: str = "index"
 
 
 class Marked(NamedTuple):
-    """An array of indices. Those equal to ``ignored`` lead nowhere."""
+    """An array of indices. Indices equal to ``ignored`` are skipped."""
 
     values: Any
     ignored: int
@@ -62,18 +62,18 @@ Step = Index | Bitcast | Reshape | Transpose
 
 
 class UnsupportedTransform(Refusal):
-    """A transform of a ref that has no normal form; the message names it."""
+    """A transform of a ref has no normal form. The message names it."""
 
 
 class RefView(NamedTuple):
-    """A ref, and the transforms before it is read or written, in order."""
+    """A ref, and the transforms that lead to the accessed part, in order."""
 
     ref: Any
     steps: tuple[Step, ...]
 
 
 class Choice(NamedTuple):
-    """One of ``cases``; which, is known by ``index``, an int or a leaf."""
+    """One of ``cases``. ``index``, an int or a leaf, selects it."""
 
     index: Any
     cases: tuple[Any, ...]
@@ -96,7 +96,7 @@ def _step(transform: Any) -> Step | None:
     if name in ("TransposeTransform", "TransposeRef", "RefTransposer"):
         return Transpose(tuple(transform.permutation))
     if name in ("MemorySpaceCastTransform", "AccessAssumptionTransform"):
-        return None  # neither moves nor changes data
+        return None  # the transform neither moves nor changes data
     raise UnsupportedTransform(f"the ref transform {name}")
 
 
@@ -123,7 +123,7 @@ def _view(ref: Any, transforms: Sequence[Any] = ()) -> RefView:
 
 
 def _view_or_choice(ref: Any, transforms: Sequence[Any] = ()) -> Any:
-    """Newer JAX hands refs over as TransformedRef, older as a pair."""
+    """Newer JAX passes refs as TransformedRef, older JAX as a pair."""
     if not isinstance(ref, state_types.TransformedRef):
         return RefView(ref, _steps(transforms))
     own: Any = ref.transforms
@@ -187,14 +187,14 @@ class Dma(NamedTuple):
 
 
 def dma(eqn: Any, ins: Sequence[Any]) -> Dma | Choice:
-    """`dma_start` and `dma_wait`; a choice if some ref is one of several."""
+    """`dma_start` and `dma_wait`. The result is a choice if some ref is one of several."""
     refs, device_id = _copied(eqn, ins)
     views = [None if ref is None else _view_or_choice(ref, steps) for ref, steps in refs]
     return _choices(views, device_id, bool(eqn.params.get("add", False)))
 
 
 def _copied(eqn: Any, ins: Sequence[Any]) -> tuple[list[tuple[Any, Any]], Any]:
-    """The refs of a DMA in the order of `Dma`, each with its transforms; its device id."""
+    """The refs of a DMA in the order of `Dma`, each with its transforms, and its device id."""
     *refs, device_id = tree_util.tree_unflatten(eqn.params["tree"], ins)
     if len(refs) == 4:
         return [(ref, ()) for ref in refs], device_id
@@ -202,8 +202,8 @@ def _copied(eqn: Any, ins: Sequence[Any]) -> tuple[list[tuple[Any, Any]], Any]:
 
 
 def device_id(eqn: Any, ins: Sequence[Any]) -> Any:
-    """Which device `dma_start`, `dma_wait` or `semaphore_signal` reaches, None for its own;
-    whatever is done to its refs."""
+    """The id of the device that `dma_start`, `dma_wait` or `semaphore_signal` reaches. None for its
+    own device. The refs may have any transforms, even unsupported ones."""
     if eqn.primitive.name == "semaphore_signal":
         *_, device, _ = eqn.params["args_tree"].unflatten(ins)
         return device
@@ -211,7 +211,7 @@ def device_id(eqn: Any, ins: Sequence[Any]) -> Any:
 
 
 def device_axes(device_id: Any) -> frozenset[Any] | None:
-    """The axes along which a device id gives places; None for one that numbers devices."""
+    """The axes along which a device id gives places. None for an id that numbers devices."""
     if not isinstance(device_id, dict):
         return None
     keys = (key if isinstance(key, tuple) else (key,) for key in device_id)
@@ -229,7 +229,8 @@ def _choices(refs: Sequence[Any], device_id: Any, add: bool) -> Dma | Choice:
 
 
 class Semaphore(NamedTuple):
-    """``value`` is the increment or the count waited for; None for a read."""
+    """An access to a semaphore. ``value`` is the increment, or the count to wait for. None for a
+    read."""
 
     view: RefView
     value: Any
@@ -250,15 +251,15 @@ def semaphore(eqn: Any, ins: Sequence[Any]) -> Semaphore:
             return Semaphore(view, value, device_id, core_index, False)
         case _:
             _, _, value, decrement = parts
-            # A bool that was flattened comes back as the leaf that stands for it.
+            # JAX flattened the bool too, so the leaf for it comes back.
             const = getattr(decrement, "const", decrement)
             return Semaphore(view, value, None, None, bool(const))
 
 
 class Accumulator(NamedTuple):
-    """The accumulator of a TPU's matrix unit, by a ref or by its address, and the LHS, if any.
+    """The accumulator of a TPU's matrix unit, named by a ref or by an address, and the LHS, if any.
 
-    ``view`` is None for one with an ``address``: (unit, address). JAX before 0.12 has those.
+    ``view`` is None if there is an ``address``: (unit, address). JAX < 0.12 has addresses.
     """
 
     view: RefView | None
@@ -280,7 +281,8 @@ def accumulator(eqn: Any, ins: Sequence[Any]) -> Accumulator:
 class ParallelLoop(NamedTuple):
     """SparseCore's `parallel_loop`: its bounds, its carry, and the jaxpr of one round.
 
-    The jaxpr takes ``leading``, the index and the carry; ``consts`` stand for its constvars.
+    The jaxpr takes ``leading``, the index and the carry. ``consts`` are the values of its
+    constvars.
     """
 
     jaxpr: Any
@@ -291,8 +293,8 @@ class ParallelLoop(NamedTuple):
 
 
 def parallel_loop(eqn: Any, ins: Sequence[Any]) -> ParallelLoop:
-    """If the jaxpr has no constvars (JAX >= 0.12), the values that it closes over are leading
-    inputs."""
+    """`parallel_loop`. If the jaxpr has no constvars (JAX >= 0.12), the values that it closes over
+    are its leading inputs."""
     start, end, step, closed_over, carry = eqn.params["tree"].unflatten(ins)
     jaxpr, closed_over = eqn.params["jaxpr"], tuple(closed_over)
     consts, leading = (closed_over, ()) if jaxpr.constvars else ((), closed_over)
@@ -300,7 +302,7 @@ def parallel_loop(eqn: Any, ins: Sequence[Any]) -> ParallelLoop:
 
 
 class SparseAccess(NamedTuple):
-    """``indices``: one array a dimension of the view, or none. ``value`` is what is stored."""
+    """``indices``: one array per dimension of the view, or none. ``value``: the stored value."""
 
     view: RefView
     indices: tuple[Any, ...]
@@ -327,9 +329,10 @@ def sparse_access(eqn: Any, ins: Sequence[Any]) -> SparseAccess:
 
 
 class Discharged(NamedTuple):
-    """A jaxpr from the operands, refs as whole arrays, to the changed refs and the results.
+    """A jaxpr that takes the operands, with refs as whole arrays, and returns the changed refs and
+    the results.
 
-    ``changed``: positions of the operands whose new contents come first.
+    ``changed``: the positions of the changed refs among the operands. Their contents come first.
     """
 
     jaxpr: Any
@@ -337,7 +340,7 @@ class Discharged(NamedTuple):
 
 
 def discharge(eqn: Any) -> Discharged | None:
-    """JAX's own discharge rule of a memory primitive as a pure jaxpr, or None without one.
+    """JAX's own discharge rule of a memory primitive as a pure jaxpr. None if there is no rule.
 
     Raises:
       UnsupportedTransform: JAX's rule refuses the access.
@@ -374,7 +377,7 @@ def _discharge(
         jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=getattr(a, "weak_type", False))
         for a in (getattr(aval, "inner_aval", aval) for aval in avals_in)
     ]
-    # With the settings under which the user's code was traced, such as type promotion.
+    # Use the settings under which the user's code was traced, such as type promotion.
     try:
         with context.manager:
             jaxpr = jax.make_jaxpr(pure)(*arrays)
@@ -384,7 +387,7 @@ def _discharge(
     return Discharged(jaxpr, tuple(changed))
 
 
-# JAX takes milliseconds to trace each.
+# JAX takes milliseconds to trace each one, so they are kept.
 _remembered_discharge = util.cache()(_discharge)
 
 _CONTEXT = getattr(state_discharge, "DischargeContext", None)

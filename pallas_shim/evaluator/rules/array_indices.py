@@ -20,8 +20,8 @@ _INT32, _BOOL = np.dtype(np.int32), np.dtype(np.bool_)
 
 
 class Along(NamedTuple):
-    """The places along one dimension of a ref. ``axes`` are those of the result that the array's
-    are; ``known``: the places are none from the end."""
+    """The places along one dimension of a ref. ``axes``: the axes of the result along which the
+    array's axes lie. ``known``: no place counts from the end."""
 
     array: Value
     axes: tuple[int, ...]
@@ -32,8 +32,8 @@ Indices = Sequence[Along]
 
 
 def indices(lowering: Lowering, view: state.RefView, shape: tuple[int, ...]) -> Indices | None:
-    """The places of each dimension of a ref, where there is an array of the result's ``shape``
-    for each dimension, or one vector beside slices; None for any other view."""
+    """The places along each dimension of a ref. The view must have one array of the result's
+    ``shape`` for each dimension, or one vector beside slices. None for any other view."""
     type = view.ref.type
     if lowering.checked is not None or type.key_ndim or 0 in type.shape or not shape:
         return None
@@ -82,7 +82,7 @@ def of_slices(lowering: Lowering, view: state.RefView) -> Indices | None:
 
 
 def masked(lowering: Lowering, indices: Indices, dims: Sequence[int], mask: Value) -> Indices:
-    """The places with those that are masked out moved out of the array, where nothing is stored."""
+    """The places, with masked-out ones moved outside the array. Nothing is stored there."""
     (index, axes, known), *others = indices
     shape = mask.type.shape
     spread = {"shape": shape, "broadcast_dimensions": axes, "sharding": None}
@@ -100,7 +100,7 @@ def _is_array(dim: Any, shape: tuple[int, ...]) -> bool:
 
 
 def _in_slice(dim: state.Slice, size: int) -> np.ndarray | None:
-    """The indices in a slice, if they are known and inside."""
+    """The indices in a slice. None if they aren't known or leave the dimension."""
     if not isinstance(dim.start, int):
         return None
     places = dim.start + dim.stride * np.arange(dim.size, dtype=np.int32)
@@ -116,7 +116,7 @@ def load(
 
 
 def store(lowering: Lowering, ref: Value, indices: Indices, value: Value) -> None:
-    """Emits a store of ``value`` to those of these places that are inside."""
+    """Emits a store of ``value`` to these places. Places outside are skipped."""
     whole = refs.load(lowering, ref, (), (), ref.ref.contents)
     refs.store(lowering, ref, (), (), _scattered(lowering, whole, indices, value))
 

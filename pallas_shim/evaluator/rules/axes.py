@@ -1,4 +1,4 @@
-"""What the names of axes mean: of a kernel's grid, of its cores, of the devices around."""
+"""The meaning of axis names. They name axes of a kernel's grid, of its cores, or of devices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pallas_shim.evaluator.registry import Unsupported
 
 
 def axis(lowering: Lowering, primitive: str, name: Any) -> tuple[Value, Value]:
-    """The index and size of the innermost kernel axis of that name, or of a lone device's."""
+    """The index and size of the innermost kernel axis of that name, or of a lone device's axis."""
     for kernel in reversed(lowering.kernels):
         if name in kernel.names:
             return kernel.names[name]
@@ -27,6 +27,6 @@ def axis(lowering: Lowering, primitive: str, name: Any) -> tuple[Value, Value]:
 
 
 def is_alone(lowering: Lowering, primitive: str, name: Any) -> bool:
-    """Whether there is nothing else along the axis of that name."""
+    """Whether the axis of that name has size 1."""
     size = axis(lowering, primitive, name)[1]
     return size.const is not None and int(size.const) == 1

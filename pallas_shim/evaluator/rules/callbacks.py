@@ -29,7 +29,7 @@ def _callback(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Va
     ]
 
     def call(*arrays: Array) -> Array:
-        # The user may keep or change what it gets; the program's own arrays stay its own.
+        # The user's function may keep or change its arguments, so it gets copies.
         results = host(*(np.array(a) for a in arrays))
         outs = [np.asarray(r, t.dtype) for r, t in zip(results or (), types, strict=True)]
         for array, type in zip(outs, types, strict=True):
@@ -40,6 +40,6 @@ def _callback(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Va
                 )
         return outs if len(types) != 1 else outs[0]
 
-    # A pure_callback too stays where it is: run at lowering, or out of a loop that never
-    # runs, it would show.
+    # A pure_callback has the effect too. Otherwise it could run at lowering, or outside a loop
+    # that never runs, and the user would notice.
     return lowering.memory(eqn.primitive.name, values, types, call, Effects(io=True))

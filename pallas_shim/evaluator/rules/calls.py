@@ -26,8 +26,8 @@ def _defined(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Val
 
 @lowering_rule("platform_index")
 def _platform_index(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
-    """The group of platforms that has the one that JAX compiles for. None stands for any
-    platform."""
+    """The index of the group that has the platform that JAX compiles for. The group None stands
+    for any platform."""
     platforms = eqn.params["platforms"]
     for index, group in enumerate(platforms):
         if group is None or "cpu" in group:

@@ -16,15 +16,15 @@ from pallas_shim.evaluator.scalar_types import is_float, unsigned
 Function = Callable[[np.ndarray], np.ndarray]
 
 _FLOAT32, _FLOAT16 = np.dtype(np.float32), np.dtype(np.float16)
-# Its values reach down to where float32 has subnormals.
+# The smallest values of this type are subnormal in float32.
 _FLOAT8_E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
 
-# Fewer numbers are cast sooner than the calls are made that do it for many.
+# For fewer numbers, the fast path's NumPy calls cost more than they save.
 _MANY = 1 << 10
 
 
 def cast(source: np.dtype, target: np.dtype) -> Function:
-    """``fn(array)``: the array of ``source`` as a new one of ``target``."""
+    """Returns ``fn(array)``, which casts an array of ``source`` to a new array of ``target``."""
     if target == _FLOAT32 and (_is_float8(source) or source == _FLOAT16):
         return functools.partial(_from_table, source)
     if source == _FLOAT32 and _is_float8(target):
@@ -77,20 +77,20 @@ _INFINITY, _INFINITY_AS_16 = _INT(0x7F800000), _INT(0x7C00)
 _DROPPED = _INT(23 - 10)
 # Half of the last bit less one, and the difference of the exponents' biases.
 _REBIASED = _INT((1 << 12) - 1 - ((127 - 15) << 23))
-# A float32 next to a half is a multiple of the smallest float16, which are those up to 2^-13 too.
+# The spacing of float32s at 0.5 is the smallest float16, as is the spacing of float16s to 2^-13.
 _EVENLY_SPACED, _HALF = np.float32(2**-13), np.float32(0.5)
 _HALF_BITS = _HALF.view(_INT)
 
 
 def _to_float16(x: np.ndarray) -> np.ndarray:
-    """To nearest, ties to even."""
+    """Rounds float32 to float16: to nearest, ties to even."""
     if x.size < _MANY:
         return x.astype(np.float16)
     bits = x.view(_INT)
     magnitude = bits & _MAGNITUDE
     if magnitude.max() > _INFINITY:
         return x.astype(np.float16)
-    # A carry out of the mantissa steps the exponent.
+    # A carry out of the mantissa adds one to the exponent, as it should.
     result = magnitude >> _DROPPED
     result &= _ONE
     result += magnitude

@@ -1,4 +1,4 @@
-"""shard_map, and the collectives by which its programs meet.
+"""shard_map, and the collectives that its programs run together.
 
 Every device's part runs as a program of one machine; see `machine`.
 """
@@ -47,7 +47,7 @@ def _emit(lowering: Lowering, call: meshes.ShardMap, ins: Any, outs: Any) -> Any
 
 
 def _of_keys(lowering: Lowering, call: meshes.ShardMap, ins: Any, outs: Any) -> Any:
-    """With arrays of PRNG keys, which have dimensions of their own that are never cut."""
+    """Handles arrays of PRNG keys. The dimensions of a single key are never cut."""
     call = call._replace(
         names_in=tuple(_with_key(n, v.type) for n, v in zip(call.names_in, ins, strict=True)),
         names_out=tuple(_with_key(n, t) for n, t in zip(call.names_out, outs, strict=True)),
@@ -68,8 +68,8 @@ def _meet(
     ins: Sequence[Value],
     combine: Callable[[list[list[Any]]], Sequence[Any]],
 ) -> list[Value]:
-    """A meeting along the axes of a collective. ``combine`` gets what each brought, a list of its
-    operands, and gives what each takes away, a list too."""
+    """Emits a meeting of the programs along the axes of a collective. ``combine`` takes one list of
+    operands per program and returns one list of results per program."""
     primitive = eqn.primitive.name
     axes = list(meshes.collective_axes(eqn))
     outs = [lowering.type(v.aval) for v in eqn.outvars]
@@ -89,7 +89,7 @@ def _meet(
 
 
 def _size(lowering: Lowering, primitive: str, name: Any) -> int | None:
-    """The size of an axis by its name, None if it isn't known."""
+    """The size of the axis of that name. None if it isn't known."""
     if not _in_kernel(lowering, name):
         found = lowering.machine.axis(name)
         if found is not None:
@@ -102,7 +102,7 @@ def _in_kernel(lowering: Lowering, name: Any) -> bool:
 
 
 def _reshaped(lowering: Lowering, ins: Any, outs: Any) -> list[Value]:
-    """Of one program alone: the operand, which may get or lose an axis of size 1."""
+    """The result for a lone program: the operand, which may gain or lose an axis of size 1."""
     return [
         lowering.apply("reshape", [v], [t], {"new_sizes": t.shape, "dimensions": None})[0]
         if v.type != t
@@ -116,7 +116,7 @@ def _same_for_all(make: Callable[[list[list[Any]]], list[Any]]) -> Any:
 
 
 def _sum(arrays: Sequence[np.ndarray], dtype: np.dtype) -> np.ndarray:
-    """The sum in the order of ranks, in a wide type where the own is narrow."""
+    """The sum in the order of ranks. Narrow types are summed in a wide type."""
     wide = scalar_types.wide(dtype)
     first, *rest = arrays
     total = np.array(first, wide)
@@ -224,7 +224,8 @@ def _pbroadcast(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[
 
 @lowering_rule("pbroadcast_dynamic")
 def _pbroadcast_dynamic(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
-    """The second operand says whose it is; that of the first one counts."""
+    """Every program gets the first operand of one program. The second operand is the number of that
+    program; the value in the first program counts."""
 
     def combine(brought: Any) -> Any:
         return [[brought[int(brought[0][1])][0]]] * len(brought)

@@ -1,7 +1,7 @@
 """Functions of complex numbers for which NumPy differs from XLA.
 
-NumPy's are C's. They differ at infinities, NaNs and branch cuts; XLA takes the side of the positive
-zero. Operands and results are complex64 or complex128.
+NumPy uses C's functions. C and XLA differ at infinities, NaNs and branch cuts. On a cut, XLA takes
+the side of the positive zero. Operands and results are complex64 or complex128.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ def _joined(real: Any, imag: Any, dtype: np.dtype) -> np.ndarray:
 
 
 def _nowhere(result: Any, where: Any) -> Any:
-    """The result, but NaN in both parts at some places."""
+    """The result with NaN in both parts at the given places."""
     return np.where(where, result.dtype.type(complex(np.nan, np.nan)), result)
 
 
 def _above(fn: Function) -> Function:
-    """On a cut along the real axis, the value above it."""
+    """Takes the value above the cut for operands on a cut along the real axis."""
     return lambda z: fn(_joined(z.real, z.imag + z.real.dtype.type(0), z.dtype))
 
 
 def _right(fn: Function) -> Function:
-    """On a cut along the imaginary axis, the value to the right of it."""
+    """Takes the value to the right of the cut for operands on a cut along the imaginary axis."""
     return lambda z: fn(_joined(z.real + z.real.dtype.type(0), z.imag, z.dtype))
 
 
 def _whole(fn: Function, but: Function) -> Function:
-    """A NaN in one part of the result is one in both, ``but`` where an operand is such."""
+    """A NaN in one part of the result becomes NaN in both, except where ``but(z)`` is true."""
 
     def run(z: Array) -> Array:
         result = fn(z)
@@ -49,7 +49,7 @@ def _whole(fn: Function, but: Function) -> Function:
 
 
 def _without_nan(fn: Function) -> Function:
-    """An operand with a NaN has no value, whatever its other part."""
+    """An operand with NaN in either part gives NaN in both parts."""
     return lambda z: _nowhere(fn(z), np.isnan(z))
 
 
@@ -91,23 +91,23 @@ def expm1(z: Array) -> Array:
 
 
 def exp2(z: Array) -> Array:
-    """2 ** z as the exponential of a product, whose parts mix."""
+    """2 ** z as the exponential of a complex product. The product mixes the two parts."""
     return exp(z * z.dtype.type(np.log(2)))
 
 
 def log1p(z: Array) -> Array:
-    """Near zero with all digits: of log |1 + z|, and not of 1 + z."""
+    """Keeps all digits near zero, because log |1 + z| is computed without rounding 1 + z."""
     wide = z.astype(np.complex128)
     x, y = wide.real, wide.imag
     near = np.log1p(x * (2 + x) + y * y) / 2
     real = np.where(np.abs(wide) < 0.5, near, np.log(np.abs(1 + wide)))
-    # Not widened: what is subnormal would be zero before it is wide.
+    # The operands stay narrow, because widening would turn subnormals into zeros.
     angle = atan2.of(z.real.dtype)(z.imag, 1 + z.real)
     return _nowhere(_joined(real, angle, z.dtype), np.isnan(z))
 
 
 def divide(z: Array, w: Array) -> Array:
-    """Computes quotients. NumPy's NaN may stand for an infinite or zero one, as in C's Annex G."""
+    """Computes quotients. Where NumPy has NaN, C's Annex G may ask for infinity or zero."""
     result = np.asarray(np.divide(z, w))
     by_zero, lost = w == 0, np.isnan(result.real) & np.isnan(result.imag)
     if not (lost.any() or by_zero.any()):
@@ -127,7 +127,7 @@ def divide(z: Array, w: Array) -> Array:
 
 
 def _directed(part: Any, where: Any) -> Any:
-    """One for infinity and zero for the rest, with its sign, at some places."""
+    """At the given places, infinities become 1 and other numbers 0; signs stay."""
     return np.where(where, np.copysign(np.isinf(part).astype(part.dtype), part), part)
 
 

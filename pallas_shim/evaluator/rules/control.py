@@ -51,7 +51,7 @@ def _while(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value
         new = lowering.inline(loop.body, [*body_consts, *args])
         if not batch:
             return new
-        # A batch of loops, from vmap: those that are done keep their values.
+        # vmap made a batch of loops. Loops that are done keep their values.
         (on,) = going(args)
         return [_select(lowering, on, pair) for pair in zip(args, new, strict=True)]
 
@@ -60,7 +60,7 @@ def _while(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value
 
 
 def _select(lowering: Lowering, which: Value, cases: Sequence[Value]) -> Value:
-    """The case that ``which`` says, whose dimensions are the first ones of the cases'."""
+    """The case that ``which`` selects. Its dimensions are the leading dimensions of the cases."""
     type = cases[0].type
     words = ArrayType(type.shape, type.dtype)
     if type.key_ndim:

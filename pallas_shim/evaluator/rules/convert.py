@@ -27,7 +27,7 @@ Function = Callable[..., Any]
 _FLOAT4 = np.dtype(ml_dtypes.float4_e2m1fn)
 _FLOAT8_E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
 _FLOAT16, _FLOAT64 = np.dtype(np.float16), np.dtype(np.float64)
-# XLA doesn't round these by way of float32, as it does all other narrow types.
+# XLA rounds these directly. It rounds all other narrow types by way of float32.
 _ROUNDED_OTHERWISE = {
     (_FLOAT64, _FLOAT4),
     (_FLOAT64, _FLOAT8_E8M0),
@@ -40,7 +40,7 @@ def _convert_or_keep(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequ
     out = lowering.type(eqn.outvars[0].aval)
     if ins[0].type.dtype == out.dtype:
         return ins
-    # The types say all that the parameters do.
+    # The parameters add nothing to the types.
     return lowering.apply("convert_element_type", ins, [out], {})
 
 
@@ -68,7 +68,7 @@ def _batch(stack: Stack, **params: Any) -> Mapping[str, Any] | None:
 
 
 def conversion(source: np.dtype, target: np.dtype) -> Function:
-    """``fn(array)`` that converts values of dtype ``source`` to ``target`` as XLA does."""
+    """Returns ``fn(array)``, which converts values of ``source`` to ``target`` as XLA does."""
     if source.kind == "c" and target.kind != "c":
         real = conversion(source.type(0).real.dtype, target)
         return lambda x: real(x.real)
@@ -81,7 +81,7 @@ def conversion(source: np.dtype, target: np.dtype) -> Function:
     if target == _FLOAT4:
         return _to_float4(source)
     if (source, target) == (_FLOAT64, _FLOAT16):
-        # XLA rounds once where the processor has an instruction for it, elsewhere twice.
+        # XLA rounds once if the processor has an instruction for it, otherwise twice.
         return cast(source, target)
     convert = _casts(source, [wide(source), wide(target), target])
     if is_float(source) and source.name.endswith("fnuz") and not target.name.endswith("fnuz"):
@@ -90,7 +90,7 @@ def conversion(source: np.dtype, target: np.dtype) -> Function:
 
 
 def _with_positive_nan(convert: Function, target: np.dtype) -> Function:
-    """The NaN of a type without -0 has the bits of -0, whose sign XLA drops."""
+    """In a type without -0, NaN has the bits of -0. XLA drops the sign of that NaN."""
     nan = np.asarray(np.nan, target)
     return lambda x: np.where(x.view(np.uint8) == 0x80, nan, convert(x))
 
@@ -147,7 +147,7 @@ def _to_integer(source: np.dtype, target: np.dtype) -> Function:
     computed, stored = wide(source), wide(target)
     low, high = computed.type(info.min), computed.type(info.max)
     zero, highest = stored.type(0), stored.type(info.max)
-    if int(high) > info.max:  # not a float: the greatest float below it is
+    if int(high) > info.max:  # info.max is no float, so take the greatest float below it
         high = np.nextafter(high, low)
 
     widened = cast(source, computed) if source != computed else same
@@ -181,7 +181,7 @@ def _bitcast_convert_type(ins: Types, outs: Types, **_: Any) -> Callable[..., An
 def _reduce_precision(
     ins: Types, outs: Types, *, exponent_bits: Any, mantissa_bits: Any, **_: Any
 ) -> Callable[..., Any]:
-    """Rounds to a float format of so many bits, and back."""
+    """Rounds to a float format with the given numbers of bits, and converts back."""
     dtype = ins[0].dtype
     if dtype.itemsize == 1:
         raise Unsupported("reduce_precision", f"of {dtype.name} is not implemented")
@@ -193,7 +193,7 @@ def _reduce_precision(
     sign_bit = bits.type(1 << (mantissa + exponent))
     infinity = bits.type(((1 << exponent) - 1) << mantissa)
     narrower = exponent_bits < exponent
-    # The exponents from which values overflow, and up to which they underflow.
+    # Values with at least the highest exponent overflow. Up to the lowest one they underflow.
     bias = (1 << (exponent - 1)) - 1
     reduced_bias = min(bias, (1 << (exponent_bits - 1)) - 1)
     highest = bits.type((bias + reduced_bias) << mantissa)
@@ -202,7 +202,7 @@ def _reduce_precision(
     def reduce(x: Array) -> Array:
         value = x.view(bits)
         if lost:
-            # Round to nearest, ties to even. A carry out of the mantissa steps the exponent.
+            # Round to nearest, ties to even. A carry out of the mantissa adds one to the exponent.
             value = (value + ((value >> shift) & one) + half_less_one) & kept
         if narrower:
             power, sign = value & infinity, value & sign_bit

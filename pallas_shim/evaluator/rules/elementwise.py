@@ -26,7 +26,8 @@ Function = Callable[..., Any] | math.ByDtype
 
 
 class Row(NamedTuple):
-    """The callables of one primitive by kind of operand. None: no operation for that kind."""
+    """The callables of one primitive by kind of operand. None means that there is no operation for
+    that kind."""
 
     boolean: Function | None = None
     integer: Function | None = None
@@ -162,14 +163,14 @@ def specialised(fn: Function, dtype: np.dtype, out: np.dtype) -> Callable[..., A
     return lambda *xs: fn(*map(widen, xs))
 
 
-# XLA counts in the byte that holds a number of 4 bits, and takes the upper half of its bits.
+# XLA counts in the whole byte that holds a 4-bit number, and keeps the upper half of the count.
 NOT_ON_INT4 = {("population_count", "int4"), ("mulhi", "int4"), ("mulhi", "uint4")}
 NOT_ON_FLOAT8 = {"nextafter", "eq_to", "lt_to", "le_to"}
 ROUNDED_TWICE = {("sqrt", np.dtype(ml_dtypes.float8_e3m4))}
 
 
 def refuses(name: str, dtype: np.dtype) -> bool:
-    """Whether the primitive is not done on this dtype."""
+    """Whether the primitive doesn't support this dtype."""
     if TABLE[name].of(dtype) is None or (name, dtype) in ROUNDED_TWICE:
         return True
     if is_integer(dtype):
@@ -222,8 +223,8 @@ def _integer_pow(ins: Types, outs: Types, *, y: Any, **_: Any) -> Callable[..., 
     return fn if computed == dtype else lambda x: fn(x.astype(computed)).astype(dtype)
 
 
-# These two aren't JAX's: passes/floor_division.py puts them in the place of what jnp composes. The
-# divisor is a scalar above zero, by which NumPy divides without dividing.
+# JAX doesn't have these two: passes/floor_division.py puts them in place of the operations that jnp
+# composes. The divisor is a positive scalar, for which NumPy needs no division instruction.
 @rule("floor_divide")
 def _floor_divide(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     return np.floor_divide
@@ -240,7 +241,7 @@ def _polynomial(ins: Types, outs: Types, *, unroll: Any = None, **_: Any) -> Cal
     unrolled = len(ins) - 1 <= (8 if unroll is None else unroll)
 
     def polynomial(x: Array, *coefficients: Array) -> Array:
-        # JAX's loop starts with zero, which matters where x is infinite.
+        # JAX's loop starts with zero, which changes the result for an infinite x.
         result = np.zeros(shape, dtype)
         rest = reversed(coefficients)
         if unrolled:
@@ -278,7 +279,7 @@ def _select_n(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
 
 @batch_rule("select_n", broadcasts=True)
 def _select_batch(stack: Stack, **params: Any) -> Mapping[str, Any] | None:
-    # One predicate for a whole array chooses the array.
+    # A scalar predicate chooses a whole array.
     return params if stack.ins[0].shape == stack.ins[1].shape else None
 
 

@@ -16,10 +16,11 @@ Function = Callable[..., Any]
 
 
 class ByDtype(NamedTuple):
-    """A callable that depends on the operands' dtype: ``of(dtype)`` is it.
+    """A callable that depends on the operands' dtype. ``of(dtype)`` returns the callable.
 
-    ``in_place``: it computes in the narrow type, each step rounded, as XLA does. Else
-    its operands come widened; ``of`` still gets integers' own dtype, and floats' wide one.
+    ``in_place``: the callable computes in the narrow type and rounds each step, as XLA does.
+    Otherwise its operands come widened. Then ``of`` gets the own dtype of integers, but the wide
+    dtype of floats.
     """
 
     of: Callable[[np.dtype], Function]
@@ -39,7 +40,7 @@ def int_div(dtype: np.dtype) -> Function:
     computed = wide(dtype)
     ones = computed.type(-1 if is_signed(dtype) else np.iinfo(computed).max)
     if computed.itemsize < 8:
-        # A float with more than twice the bits divides exactly, and far faster.
+        # Division in a float with more than twice the bits is exact and far faster.
         exact = np.float32 if computed.itemsize <= 2 else np.float64
 
         def divide(x: Array, y: Array) -> Array:
@@ -99,7 +100,7 @@ def mulhi(dtype: np.dtype) -> Function:
 
 @ByDtype
 def shift_right_logical(dtype: np.dtype) -> Function:
-    """NumPy shifts as XLA does: a count below 0 or from the width on shifts everything out."""
+    """Shifts as XLA does. A count that is negative, or at least the width, shifts all bits out."""
     computed, bits = wide(dtype), unsigned(dtype)
     if computed == bits == dtype:
         return np.right_shift
@@ -122,7 +123,7 @@ def shift_right_arithmetic(dtype: np.dtype) -> Function:
 
     def shift(x: Array, y: Array) -> Array:
         x = x.view(bits)
-        if unused:  # the sign is moved to where the byte has it
+        if unused:  # move the sign bit to the byte's sign bit
             x = x << unused >> unused
         return np.right_shift(x, y.view(bits)).view(computed)
 
@@ -142,7 +143,7 @@ def clz(dtype: np.dtype) -> Function:
     mask = bits.type((1 << width) - 1)
 
     def count(x: Array) -> Array:
-        # Every bit below the highest is set, and then the set bits are counted.
+        # Set every bit below the highest one, and then count the set bits.
         x = x.view(bits) & mask
         distance = 1
         while distance < width:
@@ -156,15 +157,15 @@ def clz(dtype: np.dtype) -> Function:
 # -- floats ---------------------------------------------------------------------------------
 
 
-# From so many elements on, looking for zeros costs less than another two comparisons. A minimum
-# counts them, which is sooner done than finding the lowest.
+# From this many elements on, a search for zeros costs less than two more comparisons. For a minimum
+# the search counts zeros, which is faster than finding the lowest element.
 _LOOK_AT_MAXIMA = 1 << 12
 _LOOK_AT_MINIMA = 1 << 8
 
 
 def _extremum(pick: np.ufunc, many: int, is_sure: Callable[[np.ndarray], bool]) -> ByDtype:
-    """``is_sure`` says of ``many`` results, as integers, that no -0 among them should be 0, or
-    the other way round."""
+    """``is_sure`` takes at least ``many`` results as integers. It is true if no zero among them can
+    have the wrong sign."""
 
     def of(dtype: np.dtype) -> Function:
         bits = signed(dtype)
@@ -176,8 +177,8 @@ def _extremum(pick: np.ufunc, many: int, is_sure: Callable[[np.ndarray], bool]) 
             one = result.view(bits)
             if result.size >= many and is_sure(one):
                 return result
-            # Of equal operands NumPy returns either, but -0 is less than 0. In the other
-            # order it returns the other one, and as integers -0 is the lowest of all.
+            # For equal operands NumPy returns either one, but -0 must be less than 0. With the
+            # operands swapped it returns the other one. As integers, -0 is the lowest of all.
             return pick(one, pick(y, x).view(bits)).view(dtype)
 
         return extremum
@@ -229,7 +230,7 @@ def log2(dtype: np.dtype) -> Function:
     computed = wide(dtype)
     if computed == dtype:
         return lambda x: np.log(x) * scale
-    # C's logarithm, which the narrow types' own is, is wrong of a subnormal that is flushed.
+    # Narrow types use C's logarithm, which is wrong for a subnormal when subnormals are flushed.
     return lambda x: np.log(x.astype(computed)).astype(dtype) * scale
 
 
@@ -241,8 +242,8 @@ def logistic(dtype: np.dtype) -> Function:
 
 @ByDtype
 def atan2(dtype: np.dtype) -> Function:
-    """The angle of (x, y). Beside zeros, subnormals are zeros to NumPy where it computes with
-    AVX-512, and to XLA they aren't."""
+    """The angle of (x, y). With AVX-512, NumPy takes a subnormal beside a zero for a zero. XLA
+    doesn't."""
     bits = signed(dtype)
     magnitude = bits.type(np.iinfo(bits).max)
 
@@ -257,7 +258,7 @@ def atan2(dtype: np.dtype) -> Function:
             return result
         y, x = without_exponent(y), without_exponent(x)
         of_subnormals = np.arctan2(y, x)
-        if dtype == np.float32:  # of two subnormals XLA divides one by the other, as zeros
+        if dtype == np.float32:  # for two subnormals XLA divides zero by zero
             of_subnormals = np.where(y * x == 0, of_subnormals, dtype.type(np.nan))
         return np.where(zero, of_subnormals, result)
 
@@ -265,7 +266,7 @@ def atan2(dtype: np.dtype) -> Function:
 
 
 def _exactly(x: np.ndarray) -> np.ndarray:
-    """Converts floats to more digits. Subnormal ones don't become zeros."""
+    """Converts floats to a wider type. Subnormals don't become zeros."""
     bits, info = signed(x.dtype), np.finfo(x.dtype)
     mantissa = (x.view(bits) & bits.type((1 << info.nmant) - 1)).astype(np.longdouble)
     subnormal = np.copysign(np.ldexp(mantissa, info.minexp - info.nmant), x)
@@ -274,7 +275,7 @@ def _exactly(x: np.ndarray) -> np.ndarray:
 
 @ByDtype
 def power(dtype: np.dtype) -> Function:
-    """A subnormal operand isn't a zero to XLA here."""
+    """Computes x ** y. Like XLA, it doesn't take a subnormal operand for a zero."""
     bits = signed(dtype)
 
     def is_subnormal(x: Array) -> Array:
@@ -283,10 +284,10 @@ def power(dtype: np.dtype) -> Function:
     def power(x: Array, y: Array) -> Array:
         result = np.power(x, y)
         if dtype == np.float64 and np.count_nonzero(zero := result == 0):
-            # With AVX-512, NumPy gives 0 for some results that are too small and negative.
+            # With AVX-512, NumPy gives 0 instead of -0 for some negative results that underflow.
             negative = zero & (x < 0) & (np.abs(np.fmod(y, 2)) == 1)
             result = np.where(negative, -0.0, result)
-        # Subnormals are equal to zero where programs run, and what is positive has none.
+        # Subnormals compare equal to zero while programs run, so positive operands have none.
         if result.size and np.minimum.reduce(x, axis=None) > 0:
             if y.ndim == 0 and y or np.minimum.reduce(y, axis=None) > 0:
                 return result
@@ -307,8 +308,8 @@ def rsqrt(dtype: np.dtype) -> Function:
 
 
 def cbrt(x: Array) -> Array:
-    # C's function, which NumPy's is without AVX-512, is wrong of a flushed subnormal, so that
-    # the product flushes it before.
+    # Without AVX-512, NumPy uses C's function, which is wrong for a subnormal when subnormals are
+    # flushed. The product with 1 flushes them first.
     return np.cbrt(x * x.dtype.type(1))
 
 
@@ -329,7 +330,7 @@ def total_order(compare: np.ufunc) -> ByDtype:
 
 
 def integer_pow(y: int, dtype: np.dtype) -> Function:
-    """x to the power of a known integer, by squaring, in the order JAX multiplies."""
+    """x to the power of a known integer, by squaring, in JAX's order of multiplications."""
     one = dtype.type(1)
     if y == 0:
         return lambda x: np.full_like(x, one)
@@ -350,9 +351,9 @@ def integer_pow(y: int, dtype: np.dtype) -> Function:
 
 # -- choices --------------------------------------------------------------------------------
 
-# From this many elements on, bit operations beat np.where on masks without a pattern, and cost at
-# most 1.5 times as much on those with one. With 64-bit numbers they take twice as long, and
-# np.where doesn't.
+# From this many elements on, bit operations beat np.where on masks without a pattern. On masks with
+# a pattern they cost at most 1.5 times as much. For 64-bit numbers, bit operations take twice as
+# long and np.where doesn't.
 _SELECT_BY_BITS = 1 << 11
 _SELECT_64_BY_BITS = 1 << 13
 

@@ -1,8 +1,8 @@
 """Functions of float32, composed of vectorised ones.
 
 NumPy and SciPy compute them one number at a time. These are 3 to 5 times as fast. Each is within 4
-units in the last place (ulp), as the functions that it consists of. Our own polynomials were fitted
-in float64 for the smallest maximal relative error (Lawson's iteration of weighted least squares).
+units in the last place (ulp), as are the functions that it uses. Our own polynomials were fitted
+in float64 to minimise the largest relative error (Lawson's iteration of weighted least squares).
 Other dtypes go to NumPy and SciPy.
 """
 
@@ -65,7 +65,7 @@ def _float32s(*numbers: float) -> tuple[np.float32, ...]:
 
 
 def _polynomial(x: np.ndarray, coefficients: Sequence[np.float32]) -> np.ndarray:
-    """The coefficients from the constant one up. A new array."""
+    """Evaluates a polynomial into a new array. The coefficients start with the constant term."""
     *rest, second, highest = coefficients
     result = x * highest
     result += second
@@ -115,7 +115,7 @@ def _expm1(x: Array) -> Array:
 def _log1p(x: Array) -> Array:
     """At most 3.6 ulp."""
     sum_ = x + _ONE
-    # What rounding took from the sum, as a part of it, is what its logarithm lacks.
+    # The logarithm lacks the rounding error of the sum, divided by the sum.
     result = x - (sum_ - _ONE)
     result /= sum_
     result += np.log(sum_)
@@ -150,6 +150,6 @@ def _erf_inv(x: Array) -> Array:
 
 
 def _erf_inv_of_float64(x: Array) -> Array:
-    # SciPy's loses its digits near zero where subnormals are flushed.
+    # SciPy's function loses digits near zero if subnormals are flushed.
     slope = np.sqrt(np.pi) / 2
     return np.where(np.abs(x) < 1e-9, x * slope, scipy.special.erfinv(x))

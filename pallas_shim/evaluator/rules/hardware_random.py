@@ -17,7 +17,7 @@ from pallas_shim.evaluator.program import Array, Effects, RefType, Types, Value
 from pallas_shim.evaluator.registry import lowering_rule, rule
 from pallas_shim.evaluator.rules.random import threefry2x32
 
-# Two words of key, two of counter, the low one first.
+# Two words of key and two of counter, the low word first.
 _STATE = RefType((4,), np.dtype(np.uint32), "smem")
 
 
@@ -27,7 +27,7 @@ def _state(lowering: Lowering, eqn: Any) -> Value:
 
 @lowering_rule("prng_seed")
 def _seed(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
-    """Each word of the seeds is hashed into the key, with its position; the counter restarts."""
+    """Hashes each word of the seeds, with its position, into the key. Resets the counter."""
 
     def seed(state: Array, *seeds: Array) -> tuple[()]:
         key = np.zeros(2, np.uint32)

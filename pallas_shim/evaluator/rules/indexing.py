@@ -21,7 +21,8 @@ Shape = tuple[int, ...]
 
 
 def _window_at(shape: Shape, sizes: Shape, axes: Sequence[int]) -> Callable[..., Any]:
-    """A callable from start positions along ``axes``, which it clamps, to a window's index."""
+    """A callable that takes start positions along ``axes``, clamps them, and returns the index of a
+    window."""
     index = [slice(size) for size in sizes]
     moving = [
         (i, axis, shape[axis] - sizes[axis], sizes[axis])
@@ -63,10 +64,10 @@ def _dynamic_update_slice(ins: Types, outs: Types, **_: Any) -> Callable[..., An
 class _Windows:
     """The windows of an operand that a gather reads, or that a scatter writes.
 
-    The operand is seen as (planes, rows, row): between leading and trailing dimensions that
-    every window covers whole lie those along which windows differ, and a window is a set
-    of rows of them, the same in each plane. The gather's result and the scatter's updates
-    are in turn seen as (planes, windows, rows of a window x row).
+    The operand is seen as (planes, rows, row). Every window covers the leading dimensions (planes)
+    and the trailing dimensions (row) whole. Windows differ along the dimensions between (rows). A
+    window is a set of rows, the same in each plane. The gather's result and the scatter's updates
+    are seen as (planes, windows, rows of a window x row).
     """
 
     def __init__(
@@ -81,13 +82,13 @@ class _Windows:
     ) -> None:
         """
         Args:
-          shape: the operand's.
+          shape: the operand's shape.
           batch: the shape of the array of index vectors.
-          sizes: a window's, for each of the operand's dimensions.
-          window_dims: the dimensions of the result that are the window's.
+          sizes: a window's size along each of the operand's dimensions.
+          window_dims: the dimensions of the result that belong to a window.
           dropped: the operand's dimensions, of window size 1, that the result does not have.
           index_map: the operand's dimension for each component of an index vector.
-          batching: pairs of dimensions, of the operand and of ``batch``, that go together.
+          batching: pairs of a dimension of the operand and the same dimension of ``batch``.
         """
         partial = [d for d, length in enumerate(shape) if sizes[d] != length]
         first, end = (partial[0], partial[-1] + 1) if partial else (0, 0)
@@ -106,7 +107,7 @@ class _Windows:
         grid = _grid(batch, ((of, stride.get(d, 0)) for d, of in batching))
         inner = [d for d in kept if d in stride]
         window = _grid([sizes[d] for d in inner], enumerate(stride[d] for d in inner))
-        # Where the rows of a window lie from its start, and its start from its index vector's.
+        # The positions of a window's rows, relative to the position that its index vector gives.
         self.offsets = window.reshape(1, -1)
         if batching:
             self.offsets = self.offsets + grid.reshape(-1, 1)
@@ -120,10 +121,10 @@ class _Windows:
         self.ordered = (*(sizes[d] for d in planes), *batch, *(sizes[d] for d in rest))
 
     def starts(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """The index vectors, (windows, components), and which windows lie inside the operand,
-        or None if all do."""
+        """The index vectors, (windows, components), and a mask of the windows inside the operand.
+        The mask is None if all windows are inside."""
         starts = _as_int64(indices).reshape(self.number, self.components)
-        # Negative numbers are too large, too, as unsigned ones.
+        # As unsigned numbers, negative ones are too large, so one comparison finds both.
         inside: np.ndarray = starts.view(np.uint64) <= self.last.view(np.uint64)
         return starts, None if inside.all() else np.all(inside, axis=1)
 
@@ -134,7 +135,7 @@ class _Windows:
         return np.minimum(np.maximum(starts, 0), self.last)
 
     def positions(self, starts: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-        """The positions of the rows that the windows consist of, (windows * rows of one)."""
+        """The positions of the windows' rows, (windows * rows of a window)."""
         at = starts * self.strides if self.components == 1 else (starts @ self.strides)[:, None]
         return (at + offsets).reshape(-1)
 
@@ -146,7 +147,7 @@ class _Windows:
 
 
 def _grid(shape: Sequence[int], strides: Iterable[tuple[int, int]]) -> np.ndarray:
-    """An array of sums of positions times strides, given for some of its dimensions."""
+    """An array of sums of positions times strides. They are given for some of its dimensions."""
     total = np.zeros(shape, np.int64)
     for dim, stride in strides:
         line = np.arange(shape[dim]) * stride
@@ -189,7 +190,7 @@ def _gather(
     fills = _mode("gather", mode) == "FILL_OR_DROP"
     if not outs[0].size:
         return lambda x, indices: np.empty(shape, dtype)
-    # The dimensions of a PRNG key, which the parameters don't speak of, are in every window.
+    # Every window has all dimensions of a PRNG key. The parameters don't count these dimensions.
     hidden = operand.ndim - len(slice_sizes)
     sizes = (*slice_sizes, *operand.shape[len(slice_sizes) :])
     windows = _Windows(
@@ -202,7 +203,7 @@ def _gather(
         tuple(zip(dnums.operand_batching_dims, dnums.start_indices_batching_dims, strict=True)),
     )
     fill = np.asarray(fill_value).astype(dtype) if fills else None
-    # JAX narrows indices before it looks whether to fill, and so brings some into bounds.
+    # JAX narrows indices before it decides what to fill. Narrowing brings some indices into bounds.
     narrows = fills and ins[1].dtype.itemsize == 8 and max(operand.shape, default=0) < 1 << 31
 
     if windows.single:
@@ -237,7 +238,7 @@ def _gather(
 _FEW_RUNS = 4
 
 
-@rule("take")  # of the passes, where positions are known
+@rule("take")  # passes make it where positions are known
 def _take(ins: Types, outs: Types, *, indices: Any, axis: Any, **_: Any) -> Callable[..., Any]:
     shape, size = ins[0].shape, ins[0].shape[axis]
     before = (slice(None),) * axis
@@ -247,7 +248,7 @@ def _take(ins: Types, outs: Types, *, indices: Any, axis: Any, **_: Any) -> Call
             (*before, slice(int(run[0]), int(run[-1]) + 1)) for run in np.split(indices, breaks)
         ]
         return lambda x: np.concatenate([x[run] for run in runs], axis)
-    # Runs that begin and end at multiples of one length are taken as wholes.
+    # Whole runs are taken if all begin and end at multiples of one length.
     length = math.gcd(size, len(indices), *breaks.tolist(), *indices[[0, *breaks]].tolist())
     if length == 1:
         return lambda x: x.take(indices, axis)
@@ -287,7 +288,7 @@ def _gather_batch(
 
 
 class _Update:
-    """The function of lax.scatter_apply, applied as a ufunc's ``at`` would."""
+    """The function of lax.scatter_apply, with an ``at`` method like that of a ufunc."""
 
     def __init__(self, jaxpr: Any, consts: Sequence[Any]) -> None:
         self.run = Executable(lower(jaxpr, consts, "scatter_apply"))
@@ -306,13 +307,13 @@ def _scatter(
     dimension_numbers: Any,
     mode: Any,
 ) -> Callable[..., Any]:
-    """A callable that scatters: assigns if ``combine`` is None. Later updates come later."""
+    """A callable that scatters. It assigns if ``combine`` is None. Updates apply in order."""
     dnums, (operand, indices, updates) = dimension_numbers, ins
     clips = _mode(primitive, mode) == "CLIP"
     if not updates.size:
         return lambda x, indices, updates: np.array(x)
     dropped = (*dnums.inserted_window_dims, *dnums.operand_batching_dims)
-    # As in gather, the dimensions of a PRNG key are in every window.
+    # As in gather, every window has all dimensions of a PRNG key.
     hidden = operand.ndim - len(dropped) - len(dnums.update_window_dims)
     window_dims = (*dnums.update_window_dims, *range(updates.ndim - hidden, updates.ndim))
     kept = iter(window_dims)
@@ -415,7 +416,7 @@ def _scatter_extremum(primitive: str, ufunc: np.ufunc, nan: str) -> Callable[...
         )
         if wide.kind != "f":
             return scatter
-        # XLA orders -0.0 before 0.0, which NumPy doesn't; the integers of the order do.
+        # XLA orders -0.0 before 0.0. NumPy doesn't, so it gets integers in XLA's order.
         bits = np.dtype(f"i{wide.itemsize}")
         nan_bits = getattr(np.iinfo(bits), nan)
 

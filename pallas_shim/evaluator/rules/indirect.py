@@ -17,8 +17,8 @@ from pallas_shim.jax_compat import state
 
 class Rows(NamedTuple):
     """One side of a DMA: the part of ``view`` that the ``indices`` choose along its dimensions
-    ``axes``. Each index is an array, or a view of a ref that holds one. Without indices it is the
-    whole view. Places with the index ``ignored`` are left out, if that isn't None."""
+    ``axes``. Each index is an array, or a view of a ref that holds one. Without indices, the side
+    is the whole view. Places with the index ``ignored`` are left out, unless it is None."""
 
     view: state.RefView
     axes: tuple[int, ...]
@@ -30,7 +30,7 @@ def rows(view: state.RefView) -> Rows:
     """Splits arrays of indices in the last step off a view.
 
     Raises:
-      Unsupported: there are scalars beside them.
+      Unsupported: there are scalars beside the arrays of indices.
     """
     before, last = view.steps[:-1], view.steps[-1] if view.steps else None
     if not isinstance(last, state.Index) or not any(map(_is_array, last.dims)):
@@ -72,8 +72,8 @@ def type_of(chosen: Rows) -> ArrayType:
 
 
 def _place(axes: tuple[int, ...]) -> int:
-    """The place of the indices' dimensions in the chosen part: as in NumPy, at the first of
-    ``axes`` if these are adjacent, else in front."""
+    """The place of the indices' dimensions in the chosen part. As in NumPy, they stand at the first
+    of ``axes`` if these are adjacent, else in front."""
     return axes[0] if axes[-1] - axes[0] == len(axes) - 1 else 0
 
 
@@ -108,8 +108,8 @@ def copy(lowering: Lowering, dma: state.Dma) -> ArrayType:
 
 
 class _Operands(NamedTuple):
-    """One side of the DMA as operands, with the indices as the last leaves, and the operation on
-    them. Equal by ``key``."""
+    """The operands of one side of the DMA, and the operation on them. The indices are the last
+    leaves. Instances are equal if their ``key`` is."""
 
     side: _Side
     key: tuple[Any, ...]
@@ -137,8 +137,8 @@ def _operands(lowering: Lowering, view: state.RefView) -> _Operands:
 
 
 class _Side(NamedTuple):
-    """How to write to one side of the DMA: the last ``arrays`` leaves are indices of ``rank``
-    dimensions, at ``place`` in the chosen part."""
+    """Describes the writes to one side of the DMA. The last ``arrays`` leaves are indices of
+    ``rank`` dimensions, which stand at ``place`` in the chosen part."""
 
     cut: DynamicSlices
     arrays: int
@@ -147,7 +147,7 @@ class _Side(NamedTuple):
     ignored: int | None
 
     def kept(self, leaves: Sequence[Any], ndim: int) -> Any:
-        """The mask of the copied part of the source, which broadcasts over it."""
+        """The mask of the places to copy. It broadcasts over the copied part of the source."""
         if self.ignored is None:
             return True
         kept = np.asarray(leaves[-1]) != self.ignored
@@ -166,7 +166,7 @@ class _Side(NamedTuple):
             valid = indices[0] != self.ignored
             indices, value = [indices[0][valid]], value.compress(valid, self.place)
         number = indices[0].size
-        # Two additions to one place both count.
+        # If two additions go to one place, both count, so each is made by itself.
         for part in [slice(i, i + 1) for i in range(number)] if add else [slice(number)]:
             given = value[(slice(None),) * self.place + (part,)]
             chosen = [index[part] for index in indices]

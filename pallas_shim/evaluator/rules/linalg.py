@@ -1,4 +1,4 @@
-"""Matrix products, and the primitives that JAX takes from LAPACK."""
+"""Matrix products, and the primitives that JAX computes with LAPACK."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _PRECISIONS = ("DEFAULT", "HIGH", "HIGHEST")
 def multiplication(
     primitive: str, lhs: np.dtype, rhs: np.dtype, out: np.dtype, terms: int, precision: Any
 ) -> tuple[np.dtype, Function | None]:
-    """How to sum ``terms`` products: the dtype to sum in, and the function that rounds the sums.
+    """The way to sum ``terms`` products: the dtype to sum in, and a function that rounds the sums.
 
-    Integers use floating point, and so BLAS, if every sum is exact there. Otherwise they are summed
-    in the result's dtype, and wrap around like it.
+    Integers are summed in floating point, by BLAS, if every sum is exact there. Otherwise they are
+    summed in the result's dtype, and wrap around.
 
     Raises:
       Unsupported: the requested arithmetic is not one of these.
@@ -75,7 +75,7 @@ def _magnitude(dtype: np.dtype) -> int:
 @lowering_rule("dot_general")
 def _dot_of_an_algorithm(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     """Converts operands and sums as the algorithm says, like XLA on a CPU. XLA has some algorithms
-    for a GPU only, such as TF32_TF32_F32. Those are computed in the dtypes of their operands."""
+    on a GPU only, such as TF32_TF32_F32. Here these compute in the dtypes of their operands."""
     out = lowering.type(eqn.outvars[0].aval)
     params = {"dimension_numbers": eqn.params["dimension_numbers"]}
     dtypes = definitions.dtypes_of_product(eqn)
@@ -111,7 +111,7 @@ def _dot_general(
     reshapes = len(lhs_free) != 1 or len(rhs_free) != 1
     rows = math.prod(lhs.shape[d] for d in lhs_free)
     columns = math.prod(rhs.shape[d] for d in rhs_free)
-    # One term is no sum: like XLA, keep the sign of a zero, which a sum from zero would lose.
+    # A single product isn't summed, because 0 + -0 would lose the sign of a zero. XLA keeps it.
     multiply = np.multiply if terms == 1 else blas.product(rows, terms, columns)
     if left is None and right is None and finish is None and not reshapes:
         return multiply
@@ -149,8 +149,8 @@ def _matrices(
     columns: Sequence[int],
     dtype: np.dtype,
 ) -> Function | None:
-    """A function that makes an array a batch of matrices of ``dtype``, None if it is one
-    already."""
+    """A function that turns an array into a batch of matrices of ``dtype``. None if the array
+    already is one."""
     order = (*batch, *rows, *columns)
     sizes = [array.shape[d] for d in batch]
     shape = (*sizes, *(math.prod(array.shape[d] for d in dims) for dims in (rows, columns)))
@@ -188,7 +188,7 @@ def _defined(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Val
 
 @lowering_rule("custom_linear_solve")
 def _custom_linear_solve(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
-    """The solver that the user gave, on its own constants and the right-hand sides."""
+    """Applies the user's solver to its constants and the right-hand sides."""
     lengths, jaxprs = eqn.params["const_lengths"], eqn.params["jaxprs"]
     start = lengths.matvec + lengths.vecmat
     consts = ins[start : start + lengths.solve]
@@ -201,8 +201,8 @@ def _custom_linear_solve(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> 
 def _decomposition(primitive: str, *, rank: int = 2, multiple: bool = True) -> Callable[..., Any]:
     """Registers ``make(ins, outs, **params) -> fn`` where ``fn`` takes one matrix of each batch.
 
-    ``fn`` returns a tuple, or None where LAPACK fails, which JAX says with NaNs. ``rank`` is
-    that of the first operand without its batch dimensions.
+    ``fn`` returns a tuple, or None if LAPACK fails. Then the results are NaN, as in JAX. ``rank``
+    is the rank of the first operand without its batch dimensions.
     """
 
     def register(make: Function) -> Function:
@@ -429,7 +429,7 @@ def _tridiagonal_solve(
 
 # -- Fourier transforms ---------------------------------------------------------------------
 
-# The order is that of JAX's FftType.
+# In the order of JAX's FftType.
 _FFT = ("fftn", "ifftn", "rfftn", "irfftn")
 
 

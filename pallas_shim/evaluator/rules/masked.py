@@ -1,11 +1,12 @@
 """Pallas' own load and store, as GPU kernels use them: with masks, and slices that may stick out.
 
-Unlike a ref's own indexing, they don't move a slice that sticks out of its ref. JAX's interpreter
-lengthens the array for them: elements outside are uninitialised when read, and lost when stored. A
-slice that starts before the array then wraps to the lengthened end. With a mask, if the user asked
-for no interpreter, it starts where it does on a device, and masked-out elements touch no memory.
+A ref's own indexing moves a slice inside if it sticks out of the ref. These primitives don't. For
+them JAX's interpreter lengthens the array: elements outside are uninitialised when read, and lost
+when stored. A slice that starts before the array then wraps to the lengthened end. It doesn't wrap
+if there is a mask and the user asked for no interpreter: then it starts where it does on a device,
+and masked-out elements touch no memory.
 
-Here they are composed of whole loads and stores, and of slices that know how far they reach.
+Here these primitives are composed of whole loads and stores, and of slices that may stick out.
 """
 
 from __future__ import annotations
@@ -38,14 +39,15 @@ Starts = tuple[int | memory.Dynamic, ...]
 def _overlap(
     shape: Sequence[int], starts: Starts, sizes: Sequence[int], lengthened: bool
 ) -> Callable[..., tuple[tuple[slice, ...], tuple[slice, ...]]]:
-    """The function of the dynamic starts that says where array and slice overlap: in either."""
+    """Returns a function of the dynamic starts. It gives the overlap of the array and the slice,
+    first as an index into the array, then as an index into the slice."""
 
     def overlap(*leaves: Array) -> tuple[Array, ...]:
         inside, within = [], []
         for dim, start, size in zip(shape, starts, sizes, strict=True):
             at = int(leaves[start.leaf]) if isinstance(start, memory.Dynamic) else start
             if at < 0 and lengthened:
-                at = max(at + dim + size, 0)  # of what JAX has lengthened by the slice's size
+                at = max(at + dim + size, 0)  # JAX lengthens the array by the slice's size
             first, last = min(max(at, 0), dim), min(max(at + size, 0), dim)
             inside.append(slice(first, last))
             within.append(slice(max(first - at, 0), max(last - at, 0)))
@@ -58,7 +60,7 @@ def _overlap(
 def _slice_sticking_out(
     ins: Types, outs: Types, *, starts: Any, sizes: Any, fill: Any, lengthened: Any, **_: Any
 ) -> Callable[..., Any]:
-    """Operands: an array, the dynamic starts. The dimensions of the slice are the array's."""
+    """Operands: an array, the dynamic starts. The slice has the dimensions of the array."""
     overlap, dtype = _overlap(ins[0].shape, starts, sizes, lengthened), outs[0].dtype
 
     def read(array: Array, *leaves: Array) -> Array:
@@ -77,7 +79,7 @@ def _slice_sticking_out(
 def _update_sticking_out(
     ins: Types, outs: Types, *, starts: Any, sizes: Any, lengthened: Any, **_: Any
 ) -> Callable[..., Any]:
-    """Operands: an array, what its slice becomes, the dynamic starts."""
+    """Operands: an array, the new contents of its slice, the dynamic starts."""
     overlap = _overlap(ins[0].shape, starts, sizes, lengthened)
 
     def write(array: Array, value: Array, *leaves: Array) -> Array:
@@ -97,7 +99,7 @@ def _at_shared_starts(
     return {"starts": (0, *starts), "sizes": (stack.size, *sizes), **params}
 
 
-# Starts are at most as many as an array has dimensions.
+# There are at most as many starts as an array has dimensions.
 _STARTS = tuple(range(1, 33))
 
 
@@ -115,9 +117,10 @@ def _update_batch(stack: Stack, **params: Any) -> Mapping[str, Any] | None:
 
 
 class _MaskedPlace(NamedTuple):
-    """Where an access goes: dynamic starts are ``leaves``. ``known``: it stays inside; else it is
-    a slice of what ``around`` leads to, whose dynamic starts are the first ``outer`` leaves.
-    ``lengthened``: from before the start of that it reaches the end of what JAX lengthens."""
+    """The place of an access. ``leaves`` are the dynamic starts. ``known``: the access stays
+    inside. Otherwise it is a slice of the part that ``around`` leads to, and the first ``outer``
+    leaves are the dynamic starts of ``around``. ``lengthened``: a slice that starts before that
+    part wraps to the end of the array that JAX lengthened."""
 
     ref: Value
     starts: Starts
@@ -140,7 +143,8 @@ class _Elements(NamedTuple):
 def _place(
     lowering: Lowering, access: jax_state.LoadInfo | jax_state.StoreInfo, shape: Any
 ) -> _MaskedPlace | _Elements | None:
-    """None for what is left to `state`: arrays beside slices, strides, checked memory, keys."""
+    """The place of an access. None if `state` handles it: arrays of indices beside slices, strides,
+    checked memory, keys."""
     ref = access.view.ref
     if lowering.checked is not None or ref.type.key_ndim:
         return None
@@ -172,7 +176,8 @@ def _place(
 def _of_slices(
     lowering: Lowering, access: jax_state.LoadInfo | jax_state.StoreInfo
 ) -> _Elements | None:
-    """A masked access as an array of indices, if that is more exact than JAX's interpreter."""
+    """A masked access by arrays of indices. None unless this is more exact than JAX's
+    interpreter."""
     if access.mask is None or not lowering.for_device:
         return None
     indices = array_indices.of_slices(lowering, access.view)
@@ -262,7 +267,8 @@ def _choose(lowering: Lowering, mask: Value, otherwise: Value, value: Value) -> 
 def _access(
     lowering: Lowering, eqn: Any, ins: Sequence[Value], read: Callable[..., _Read]
 ) -> tuple[_Read, _MaskedPlace | _Elements | None]:
-    """What ``read`` returns for the equation, and its place. None: `state` handles it."""
+    """The result of ``read`` for the equation, and the access's place. The place is None if `state`
+    handles the access."""
     shape = lowering.type(eqn.outvars[0].aval).shape
     access = read(eqn, ins)
     return access, _place(lowering, access, shape)
@@ -284,8 +290,9 @@ def _masked_load(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence
 def update_slice(
     lowering: Lowering, access: jax_state.StoreInfo, new: Callable[[Value], Value]
 ) -> Value | None:
-    """Emits a masked store, of what ``new`` makes of the elements before, to a slice that may
-    stick out; gives those elements. None if the access isn't one, or is to be as in JAX."""
+    """Emits a masked update of a slice that may stick out, and returns the elements before it.
+    ``new`` computes the stored elements from them. Emits nothing and returns None if the access is
+    no such slice, or wraps as in JAX."""
     shape = access.value.type.shape
     place = _place(lowering, access, shape)
     if not isinstance(place, _MaskedPlace) or place.lengthened:
@@ -308,7 +315,7 @@ def _masked_swap(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence
         return [before]
     mask = _spread(lowering, access.mask, out.shape)
     if isinstance(place, _Elements) and lowering.for_device:
-        # An index that is masked out may equal one that isn't.
+        # A masked-out index may equal one that counts, so it must not overwrite.
         kept = array_indices.masked(lowering, place.indices, place.ref.type.shape, mask)
         _write(lowering, place._replace(indices=kept), value)
     else:

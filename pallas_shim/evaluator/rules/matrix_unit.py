@@ -1,9 +1,9 @@
-"""Pallas TPU: products and convolutions of the matrix unit. Its registers become memory here.
+"""Pallas TPU: products and convolutions of the matrix unit. The unit's registers are memory here.
 
 Each unit has registers for right-hand sides (staged ones, and the loaded one) and accumulators. An
-accumulator starts at zero, and popping it sets it to zero again. Some versions of JAX name it by
-its address instead of by a ref. Each address is then a memory of its own, so what was summed up
-has to be popped whole.
+accumulator starts at zero, and a pop resets it to zero. Some versions of JAX name an accumulator by
+its address instead of by a ref. Then each address has its own memory, so a kernel has to pop whole
+sums.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pallas_shim.jax_compat import state
 
 
 def _register(lowering: Lowering, primitive: str, key: Any, type: RefType | None = None) -> Value:
-    """A register of the kernel. Without ``type``, an earlier equation must have written to it."""
+    """A register of the kernel. Without ``type``, an earlier equation must have made it."""
     if not lowering.kernels:
         raise Unsupported(primitive, "used outside a kernel")
     if type is None:
@@ -53,7 +53,8 @@ def _push_rhs(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Va
 
 
 def _loaded_rhs(lowering: Lowering, unit: int, staged: int | None) -> Value:
-    """The right-hand side in a unit. If ``staged`` is given, loads that register first."""
+    """The right-hand side that a unit has loaded. If ``staged`` is given, the unit loads that
+    register first."""
     primitive, key = "matmul_acc_lhs", ("mxu loaded", unit)
     if staged is None:
         return _whole(lowering, _register(lowering, primitive, key))
@@ -100,7 +101,7 @@ def _pop(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
 def _sums(
     lowering: Lowering, primitive: str, acc: state.Accumulator, type: ArrayType
 ) -> tuple[Value, memory.Path, Sequence[Value]]:
-    """The ref, path and leaves with which to access an accumulator."""
+    """The ref, path and leaves of an accumulator."""
     if acc.view is not None:
         return acc.view.ref, *refs.path_of(acc.view)
     ref_type = RefType(type.shape, type.dtype, "accumulator")

@@ -1,7 +1,7 @@
 """Kernels on the cores of a mesh, and the names of its axes inside a kernel.
 
-Cores that may wait for one another run as programs of a machine. Others run one after the other,
-each with its own scratch memory. The hardware may run them in this order, too.
+Cores that may wait for one another run as programs of a machine. Other cores run one after the
+other, each with its own scratch memory. The hardware may run them in this order, too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pallas_shim.evaluator.rules import remote
 from pallas_shim.evaluator.rules.axes import axis
 from pallas_shim.jax_compat import meshes
 
-# Scratch memory in other spaces may belong to several cores.
+# Scratch memory in these spaces belongs to one core. Elsewhere it may belong to several.
 _CORES_OWN = ("any", "vmem", "smem", "semaphore", "semaphore_dma", "semaphore_mem")
 
 
@@ -93,7 +93,8 @@ def _scratch(
     types: Sequence[RefType],
     alone: bool = True,
 ) -> list[Value]:
-    """Scratch memory of the core that is being lowered. ``alone``: no other kind of core runs."""
+    """Scratch memory of the core that is being lowered. ``alone``: there is no other kind of
+    core."""
     made = []
     for at, type in enumerate(types):
         space, _, owner = type.space.partition("@")

@@ -13,7 +13,7 @@ from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, rule
 
 
 def bits(dtype: np.dtype) -> int:
-    """The width of an element, which is less than its memory's for int2 and int4."""
+    """The width of an element in bits. For int2 and int4, its memory is wider."""
     if dtype.kind == "b":
         return 1
     try:
@@ -34,8 +34,8 @@ def _is_integer(dtype: np.dtype) -> bool:
 def _pack_elementwise(
     ins: Types, outs: Types, *, packed_dtype: Any, **_: Any
 ) -> Callable[..., Any]:
-    """The first operand is in the lowest bits. Integers lose their upper bits; float32 is
-    rounded to bfloat16."""
+    """Puts the first operand in the lowest bits. Drops the upper bits of integers; rounds float32
+    to bfloat16."""
     (out,) = outs
     narrow = np.dtype(packed_dtype)
     width = bits(narrow)
@@ -59,7 +59,7 @@ def _pack_elementwise(
 def _unpack_elementwise(
     ins: Types, outs: Types, *, index: Any, packed_dtype: Any, **_: Any
 ) -> Callable[..., Any]:
-    """The element that ``index`` counts from the lowest bits, widened by its sign."""
+    """Takes the element number ``index``, counted from the lowest bits. Extends its sign."""
     (x,), (out,) = ins, outs
     narrow = np.dtype(packed_dtype)
     width = bits(narrow)
@@ -85,7 +85,7 @@ def _batch(stack: Stack, **params: Any) -> Mapping[str, Any]:
 
 
 def _words(array: np.ndarray, word: np.dtype) -> np.ndarray:
-    """The bits of each element in unsigned integers at least as wide."""
+    """The bits of each element, in unsigned integers that are at least as wide."""
     if _is_integer(array.dtype):
         return array.astype(word)
     return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}").astype(word)
@@ -93,10 +93,10 @@ def _words(array: np.ndarray, word: np.dtype) -> np.ndarray:
 
 @rule("stochastic_round")
 def _stochastic_round(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
-    """Towards zero, after a random part of the distance between neighbours was added.
+    """Adds a random part of the distance between neighbours, and rounds towards zero.
 
-    With k bits to drop, the lowest k of the random bits are added to the value's bits, and k
-    zeros come instead. Subnormal results have more to drop: the random part is as coarse.
+    If k bits are to be dropped, this adds the lowest k random bits to the value's bits, and then
+    zeroes the lowest k bits. Subnormal results drop more bits, so k is larger for them.
     """
     x, (out,) = ins[0], outs
     if x.dtype != np.float32:

@@ -1,4 +1,4 @@
-"""Pallas core: pallas_call itself, program ids, hints."""
+"""Pallas core: pallas_call, program ids, hints."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _nothing(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Val
     "add_dependency", "with_memory_space_constraint", "xla_metadata_value", "pin", "unpin"
 )
 def _same(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
-    """pltpu.touch has the first one's name, and no result."""
+    """Returns the operands. pltpu.touch has the first primitive's name, and no result."""
     return ins[: len(eqn.outvars)]
 
 
@@ -81,5 +81,5 @@ def _global(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Valu
     type = ref_type(lowering.type(eqn.outvars[0].aval))
     if not type.space.startswith("semaphore"):
         raise Unsupported("get_global", f"memory in {type.space} that outlives the call")
-    # Each equation has its own semaphore, however often the kernel's code is repeated.
+    # Each equation has one semaphore, even if the kernel's code is repeated.
     return [lowering.shared(id(eqn), type, "get_global")]

@@ -1,6 +1,6 @@
 """Random numbers: threefry, XLA's bit generators, and keys.
 
-A key array is the array of the unsigned integers that its keys are made of.
+Here a key array is the array of the unsigned integers that make up its keys.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pallas_shim.jax_compat import definitions
 
 @rule("random_wrap", "random_unwrap", "random_clone", view=True, keys=True)
 def _same(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
-    # The hardware's bits are signed, and those of its keys aren't.
+    # The hardware's random bits are signed integers; the words of its keys are unsigned.
     dtype = outs[0].dtype
     return np.asarray if ins[0].dtype == dtype else lambda x: np.asarray(x).view(dtype)
 
@@ -68,7 +68,7 @@ def _batch(stack: Stack, **params: Any) -> Mapping[str, Any] | None:
 
 
 def threefry2x32(key1: Array, key2: Array, x1: Array, x2: Array) -> tuple[Array, ...]:
-    """The Threefry-2x32 hash, 20 rounds (Salmon et al., 2011), of uint32 arrays."""
+    """The Threefry-2x32 hash of uint32 arrays, with 20 rounds (Salmon et al., 2011)."""
     keys = (key1, key2, key1 ^ key2 ^ _PARITY)
     x1, x2 = np.add(x1, key1), np.add(x2, key2)
     shape = np.broadcast_shapes(x1.shape, x2.shape)
@@ -87,12 +87,12 @@ def threefry2x32(key1: Array, key2: Array, x1: Array, x2: Array) -> tuple[Array,
     return first.reshape(shape), second.reshape(shape)
 
 
-# This many words stay in the processor's caches, and are worth a hundred calls.
+# This many words stay in the processor's caches, and are enough to pay for a hundred NumPy calls.
 _PART = 1 << 16
 
 
 def _threefry_rounds(keys: Array, a: Array, b: Array, other: Array) -> None:
-    """Hashes the words of ``a`` and ``b`` in place; ``other`` is of their size."""
+    """Hashes the words of ``a`` and ``b`` in place. ``other`` is a buffer of the same size."""
     for i in range(5):
         for distance in _ROTATIONS[i % 2]:
             np.add(a, b, out=a)
@@ -108,7 +108,8 @@ def _threefry_rounds(keys: Array, a: Array, b: Array, other: Array) -> None:
 
 
 def _philox4x32(counters: Array, key: Array) -> tuple[Array, ...]:
-    """The Philox-4x32 hash, 10 rounds (Salmon et al., 2011), of four uint64 arrays < 2**32."""
+    """The Philox-4x32 hash of four uint64 arrays of numbers below 2**32, with 10 rounds (Salmon et
+    al., 2011)."""
     word = np.uint64(0xFFFFFFFF)
     half = np.uint64(32)
     a, b, c, d = counters
@@ -132,11 +133,12 @@ def _join(low: Array, high: Array) -> Array:
 def _philox_bits(
     key: Array, counter: Array, shape: tuple[int, ...], wide: bool
 ) -> tuple[Array, ...]:
-    """Bits of ``shape``, 64 wide or 32, and how far the counter has gone: 128 bits a step."""
+    """Random words of ``shape``, 64 or 32 bits wide, and the number of steps that the counter
+    advances. A step gives 128 bits."""
     words = math.prod(shape) * (2 if wide else 1)
     steps = -(-words // 4)
     low = counter + np.arange(steps, dtype=np.uint64)
-    # The counter has 128 bits; its upper half starts as the key.
+    # The counter has 128 bits. Its upper half starts equal to the key.
     high = key + (low < counter)
     hashes = _philox4x32((*_split(low), *_split(high)), _split(key))
     bits = np.stack(hashes, axis=1).reshape(4 * steps)[:words]
@@ -148,8 +150,8 @@ def _threefry_bits(
 ) -> tuple[Array, ...]:
     """As `_philox_bits`, with 64 bits a step.
 
-    Where 32 bits are wanted, the first even axis (else the longest) is cut into pairs, and
-    the two words of one hash go to the two members of a pair.
+    For 32-bit words, the first axis of even size (else the longest axis) is cut into pairs. The two
+    words of one hash go to the two members of a pair.
     """
     if wide:
         half_shape, axis = tuple(shape), 0
@@ -171,13 +173,13 @@ def _threefry_bits(
     return pairs[tuple(map(slice, shape_or_one))].reshape(shape), steps
 
 
-# The keys are JAX's RandomAlgorithm. On a CPU the default is Philox.
+# Indexed by JAX's RandomAlgorithm. On a CPU the default is Philox.
 _GENERATORS = (_philox_bits, _threefry_bits, _philox_bits)
 
 
 @rule("rng_bit_generator")
 def _rng_bit_generator(ins: Types, outs: Types, *, algorithm: Any, **_: Any) -> Callable[..., Any]:
-    """The state is the key and the counter, each a uint64 or two uint32, the low one first."""
+    """The state is the key and the counter, each as one uint64 or as two uint32, low word first."""
     state_type, bits_type = outs
     if bits_type.dtype.kind != "u":
         raise Unsupported("rng_bit_generator", f"bits as {bits_type.dtype.name}")

@@ -20,12 +20,12 @@ Apply = Callable[[np.ufunc, np.ndarray, Any], np.ndarray]
 
 
 def lowest(dtype: np.dtype) -> Any:
-    """The identity of max, as JAX has it."""
+    """JAX's identity of max."""
     return _extreme(dtype, min)
 
 
 def highest(dtype: np.dtype) -> Any:
-    """The identity of min, as JAX has it."""
+    """JAX's identity of min."""
     return _extreme(dtype, max)
 
 
@@ -48,7 +48,8 @@ def _extreme(dtype: np.dtype, pick: Callable[[Any], Any]) -> Any:
 def accumulation(
     ufunc: np.ufunc, identity: int, dtype: np.dtype, apply: Apply
 ) -> Callable[..., Any]:
-    """The callable of a sum or product: ``apply`` in the accumulator's dtype, rounded once."""
+    """The callable of a sum or product. It uses ``apply`` in the accumulator's dtype, and rounds
+    once."""
     wide = scalar_types.wide(dtype)
     initial = wide.type(identity)
     if wide == dtype:
@@ -58,12 +59,12 @@ def accumulation(
 
 
 def extremum(ufunc: np.ufunc, dtype: np.dtype, apply: Apply) -> Callable[..., Any]:
-    """The callable of a max or min: NaN if there is one, and -0.0 counts as less than 0.0.
+    """The callable of a max or min. The result is NaN if an element is, and -0.0 is less than 0.0.
 
-    NumPy takes whichever zero it meets, so a result of zero is looked at again.
+    NumPy may return either zero, so a result of zero is computed again.
 
     Raises:
-      Unsupported: complex numbers, where JAX's result depends on the order of NaNs.
+      Unsupported: the numbers are complex. Then JAX's result depends on the order of NaNs.
     """
     if dtype.kind == "c":
         raise Unsupported(f"reduce_{ufunc.__name__[:3]}", "max and min of complex numbers")
@@ -94,7 +95,7 @@ def extremum(ufunc: np.ufunc, dtype: np.dtype, apply: Apply) -> Callable[..., An
 # -- along axes -----------------------------------------------------------------------------
 
 
-# NumPy's loop along the last axis takes 20 to 40 ns to start, for each element of the result.
+# NumPy's loop along the last axis takes 20 to 40 ns to start. It starts for each result element.
 _SHORT, _MANY = 8, 512
 
 
@@ -108,7 +109,7 @@ def _along(axes: Sequence[int], operand: ArrayType) -> Apply:
 
 
 def _along_a_short_row(ufunc: np.ufunc, x: np.ndarray, initial: Any) -> np.ndarray:
-    """The reduction of the last axis, one column after the other."""
+    """Reduces the last axis one column after the other."""
     result = ufunc(x[..., 0], initial)
     for column in range(1, x.shape[-1]):
         ufunc(result, x[..., column], out=result)
@@ -133,7 +134,7 @@ rule("reduce_prod")(_sum_or_product(np.multiply, 1))
 
 @rule("count")
 def _count(ins: Types, outs: Types, *, axes: Any, **_: Any) -> Callable[..., Any]:
-    """The sum of booleans as numbers: NumPy need not widen them first."""
+    """The sum of booleans as numbers. It needs no widened copy."""
     along, dtype = _along(axes, ins[0]), outs[0].dtype
     if along is _along_a_short_row:
         return lambda x: along(np.add, x.astype(dtype), dtype.type(0))
@@ -220,12 +221,12 @@ def _cumulative(make: Callable[..., Any], *fixed: Any) -> Callable[..., Any]:
     return rule_make
 
 
-# XLA takes the sums of blocks of this length, then adds the sum of the blocks before.
+# XLA sums within blocks of this length, and then adds the sum of the earlier blocks.
 _BLOCK = 16
 
 
 def _in_blocks(ufunc: np.ufunc, identity: int) -> Callable[..., Any]:
-    """Running sums or products, rounded where XLA rounds: at each step, in the result's dtype."""
+    """Running sums or products. As in XLA, each step rounds to the result's dtype."""
 
     def make(ins: Types, outs: Types, *, axis: Any, reverse: Any, **_: Any) -> Callable[..., Any]:
         dtype = ins[0].dtype
@@ -242,7 +243,7 @@ def _in_blocks(ufunc: np.ufunc, identity: int) -> Callable[..., Any]:
 def _blocked(
     ufunc: np.ufunc, x: np.ndarray, axis: int, initial: Any, reverse: bool
 ) -> np.ndarray:
-    """The running result along an axis. Each window is added up from its start."""
+    """The running result along an axis. Each block is added up from its start."""
     all_before: tuple[Any, ...] = (slice(None),) * axis
     length = x.shape[axis]
     if length > _BLOCK:

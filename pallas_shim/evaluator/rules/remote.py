@@ -1,4 +1,4 @@
-"""Which program a copy or a signal reaches: device ids and indices of cores, as numbers."""
+"""Turns device ids and core indices into the numbers of the programs that they name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from pallas_shim.jax_compat import meshes, state
 def of_other(
     lowering: Lowering, eqn: Any, view: state.RefView, device_id: Any, core_index: Any = None
 ) -> state.RefView:
-    """A view of the ref of the program that is meant; the same if that is the own one."""
+    """A view of the same ref in the program that the ids name. Returns ``view`` itself if they name
+    the own program."""
     primitive = eqn.primitive.name
     if device_id is None and core_index is None:
         return view
@@ -34,8 +35,8 @@ def of_other(
 
 
 def of_first(lowering: Lowering, ref: Value, axes: Sequence[Any]) -> Value:
-    """The ref of the program that is the first along some axes: memory that all of these have in
-    common."""
+    """The ref of the program that is first along some axes. The programs along these axes have
+    this memory in common."""
     machine = lowering.machine
     zero = lowering.const(np.int32(0))
     meant = {axis: (0, 1, 1, 1) for axis in axes}
@@ -47,7 +48,7 @@ def of_first(lowering: Lowering, ref: Value, axes: Sequence[Any]) -> Value:
 
 
 def of_core(lowering: Lowering, ref: Value, axis: Any, index: Value) -> Value:
-    """The ref of another core along an axis."""
+    """The ref of the core with this index along an axis."""
     machine = lowering.machine
     found = machine.axis(axis)
     assert found is not None
@@ -61,8 +62,8 @@ def of_core(lowering: Lowering, ref: Value, axis: Any, index: Value) -> Value:
 
 
 def _is_here(lowering: Lowering, primitive: str, device_id: Any) -> bool:
-    """Whether a device id can mean this core only: no other device is known, or they are places
-    along axes of one."""
+    """Whether a device id can only name this device. That is so if no other device is known, or if
+    the id gives places along axes of size 1."""
     named = state.device_axes(device_id)
     if named is None:
         return bool(lowering.axes) and all(size == 1 for size in lowering.axes.values())
@@ -75,13 +76,13 @@ def is_zero(index: Any) -> bool:
 
 
 def _numbers(lowering: Lowering, eqn: Any, device_id: Any, core_index: Any) -> list[Value]:
-    """The number of the program that is meant, at each level."""
+    """The number, at each level, of the program that the ids name."""
     machine, primitive = lowering.machine, eqn.primitive.name
-    meant: dict[Any, Any] = {}  # by axis, the operand and how to make its index of it
+    meant: dict[Any, Any] = {}  # for each axis, an operand and how to compute the index from it
     operands: list[Value] = []
 
     def give(axes: Sequence[Any], index: Any, sizes: dict[Any, int]) -> None:
-        """``index`` counts along some axes, the last the fastest."""
+        """``index`` counts along some axes. The last axis varies fastest."""
         index = index if isinstance(index, Value) else lowering.const(np.int32(index))
         operands.append(index)
         divisor, count = 1, math.prod(sizes[axis] for axis in axes)
@@ -138,8 +139,8 @@ def _number(
     meant: dict[Any, Any],
     operands: list[Value],
 ) -> Value:
-    """The number at the last of some levels, of the program whose indices are meant; where none
-    is, the own one's."""
+    """The number, at the last of some levels, of the program with the indices in ``meant``. Returns
+    the own program's number if ``meant`` has no axis of these levels."""
     axes = [(name, level) for level in levels for name in level.sizes]
     if not any(name in meant for name, _ in axes):
         return levels[-1].number
@@ -164,7 +165,7 @@ def _number(
             result = result * size + here
         return np.int32(result)
 
-    # Seen, so that it stays where a wrong number would be an error only there.
+    # The effect keeps the instruction in its place: a wrong number is an error only there.
     (result,) = lowering.memory(
         "program_number", [*operands, *own], [NUMBER], number, Effects(io=True)
     )

@@ -1,7 +1,7 @@
 """Rules that move, repeat or name elements without computing on them.
 
-An array of PRNG keys arrives as the integers of its keys. Those have dimensions after the ones that
-the parameters count. They are called hidden here, and stay where they are.
+An array of PRNG keys arrives as the integers of its keys. The integers have further dimensions at
+the end, which the parameters don't count. They are called hidden here, and stay where they are.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.program import Array, RefType, Types, Value
 from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, lowering_rule, rule
 
-# A broadcast result up to this many bytes is filled in rather than viewed: that takes a
-# third of the time of making the view, and contiguous operands make the users faster.
+# A broadcast result up to this many bytes is copied instead of viewed. The copy takes a third of
+# the time of the view, and later operations are faster on contiguous operands.
 _FILL_UP_TO = 1 << 15
 
 
 def _broadcast(
     source: tuple[int, ...], shape: tuple[int, ...], dtype: np.dtype
 ) -> Callable[..., Any]:
-    """A callable that reshapes its operand to ``source`` and broadcasts that to ``shape``."""
+    """A callable that reshapes its operand to ``source`` and broadcasts the result to ``shape``."""
     if source == shape:
         return lambda x: x.reshape(shape)
     if np.prod(shape, dtype=np.int64) * dtype.itemsize > _FILL_UP_TO:
@@ -51,7 +51,7 @@ def _broadcast_in_dim(
     return _broadcast(tuple(source), shape, outs[0].dtype)
 
 
-@rule("broadcast_to", view=True)  # of the index arrays of refs
+@rule("broadcast_to", view=True)  # for the index arrays of refs
 def _broadcast_to(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     shape = outs[0].shape
     return _broadcast((1,) * (len(shape) - ins[0].ndim) + ins[0].shape, shape, outs[0].dtype)
@@ -131,7 +131,7 @@ def _pad(ins: Types, outs: Types, *, padding_config: Any, **_: Any) -> Callable[
     for size, length, (low, _high, interior) in zip(
         ins[0].shape, outs[0].shape, padding_config, strict=True
     ):
-        # Element i lands at low + i * step; those that land outside are cropped.
+        # Element i lands at low + i * step. Elements that land outside are cropped.
         step = interior + 1
         first = max(0, -(low // step))
         last = min(size, -((low - length) // step))
@@ -160,7 +160,7 @@ def _iota(ins: Types, outs: Types, *, dimension: Any, **_: Any) -> Callable[...,
 
 @rule("empty", "empty2")
 def _empty(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
-    # XLA on a CPU gives zeros, too.
+    # XLA on a CPU gives zeros too.
     return _constant(np.zeros(*outs[0]))
 
 
@@ -174,7 +174,7 @@ def _constant(array: Array) -> Callable[..., Any]:
 
 
 def _behind(dims: Sequence[int]) -> tuple[int, ...]:
-    """Dimensions, after a new one has come before them."""
+    """The numbers of these dimensions after one dimension was added in front."""
     return tuple(d + 1 for d in dims)
 
 
@@ -213,8 +213,8 @@ def _pad_batch(stack: Stack, *, padding_config: Any, **_: Any) -> Mapping[str, A
 
 @lowering_rule("copy", "name", "layout_constraint", "relayout", "optimization_barrier")
 def _identity(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
-    # Values are immutable here and have no layout that JAX could ask for. The barrier also
-    # takes refs, which it does not return.
+    # Values are immutable here, and no layout can be chosen for them. The barrier also takes refs,
+    # but doesn't return them.
     return [value for value in ins if not isinstance(value.type, RefType)]
 
 

@@ -12,18 +12,18 @@ from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, rule
 
 
 def order_bits(x: np.ndarray) -> np.ndarray:
-    """Floats of 32 or 64 bits as integers of their order: -NaN, -inf, -0, 0, inf, NaN.
+    """Maps floats of 32 or 64 bits to integers in the order -NaN, -inf, -0, 0, inf, NaN.
 
-    Applied to such integers it gives the floats' bits.
+    Applied to such integers, it gives back the floats' bits.
     """
     bits = x.view(np.dtype(f"i{x.dtype.itemsize}"))
     return bits ^ ((bits >> (8 * bits.itemsize - 1)) & np.iinfo(bits.dtype).max)
 
 
 def sortable(dtype: np.dtype) -> np.dtype:
-    """A dtype that holds the values of ``dtype`` in their order and that NumPy sorts fast.
+    """A dtype that NumPy sorts fast, and that holds the values of ``dtype`` in their order.
 
-    It is ``dtype`` itself, or a wider one for narrow floats and ml_dtypes' integers.
+    This is ``dtype`` itself, or a wider one for narrow floats and ml_dtypes' integers.
     """
     if dtype.isbuiltin == 1 and dtype != np.float16:
         return dtype
@@ -40,7 +40,7 @@ def _require_order(primitive: str, dtype: np.dtype) -> None:
 
 
 def _sort_key(x: np.ndarray) -> np.ndarray:
-    """Integers in the order of lax.sort: all zeros are equal, all NaNs are equal and last."""
+    """Integers in the order of lax.sort. All zeros are equal, and all NaNs are equal and last."""
     x = x.astype(sortable(x.dtype), copy=False)
     if x.dtype.kind != "f":
         return x
@@ -50,15 +50,15 @@ def _sort_key(x: np.ndarray) -> np.ndarray:
 
 
 def _total_order_key(x: np.ndarray) -> np.ndarray:
-    """Integers in the order of XLA's top_k: zeros and NaNs are ordered by their signs too."""
+    """Integers in the order of XLA's top_k. It orders zeros and NaNs by their signs too."""
     x = x.astype(sortable(x.dtype), copy=False)
     return order_bits(x) if x.dtype.kind == "f" else x
 
 
 def _pack(key: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Key and position in one integer: NumPy's fast unstable sort of these is stable.
+    """Packs key and position into one integer. NumPy's fast unstable sort of these is stable.
 
-    The key has at most 32 bits, and so has the position. ``packed & _POSITION`` is it.
+    Key and position have at most 32 bits each. ``packed & _POSITION`` is the position.
     """
     packed = key.astype(np.int64)
     if key.dtype == np.uint32:
@@ -77,7 +77,7 @@ def _sort(
 ) -> Callable[..., Any]:
     for key in ins[:num_keys]:
         _require_order("sort", key.dtype)
-    # An unstable sort may leave equal keys in any order; here it is always the stable one.
+    # An unstable sort may leave equal keys in any order. Here every sort is stable.
     if len(ins) == 1 and ins[0].dtype.kind != "c":
         return _sort_values(ins[0], dimension)
     order = _order(ins[:num_keys], dimension)
@@ -98,8 +98,8 @@ def _sort_values(type: ArrayType, axis: int) -> Callable[..., Any]:
 
     def sort(x: Array) -> tuple[Array, ...]:
         x = x.astype(wide, copy=False)
-        # The fast sort is unstable, which only shows in the order of zeros of both signs, or
-        # of subnormals, which are zeros here as they are for XLA.
+        # The fast sort is unstable. This shows only in the order of zeros of both signs and of
+        # subnormals, which count as zeros here as in XLA.
         signed_zeros = (x.view(bits) < negative_normal).any()
         return (np.sort(x, axis, "stable" if signed_zeros else None).astype(dtype, copy=False),)
 
@@ -107,7 +107,8 @@ def _sort_values(type: ArrayType, axis: int) -> Callable[..., Any]:
 
 
 def _order(keys: Array, axis: int) -> Callable[..., Any]:
-    """A callable from the operands to the flat positions of the elements in sorted order."""
+    """A callable that takes the operands and returns the flat positions of the elements in sorted
+    order."""
     shape, size = keys[0].shape, keys[0].size
     positions = np.arange(size).reshape(shape)
     if len(keys) == 1 and keys[0].dtype.itemsize <= 4 and size <= _POSITION:
@@ -130,7 +131,7 @@ def _order(keys: Array, axis: int) -> Callable[..., Any]:
 
 
 def _parts(x: Array) -> Array:
-    """The arrays that order ``x`` when np.lexsort compares one after the other."""
+    """The arrays from which np.lexsort gets the order of ``x``. It compares one after the other."""
     if x.dtype.kind == "c":
         return [x.real, x.imag]
     return [x.astype(sortable(x.dtype), copy=False)]
@@ -177,7 +178,8 @@ def _approx_top_k(
 def _first(
     type: ArrayType, k: int, axis: int, key: Callable[[Array], Array]
 ) -> Callable[..., Any]:
-    """A callable to the k elements of the lowest keys, in order, and to their positions."""
+    """A callable that returns the k elements with the lowest keys, in order, and their
+    positions."""
     axis %= type.ndim
     length = type.shape[axis]
     line = np.arange(length).reshape([-1 if d == axis else 1 for d in range(type.ndim)])

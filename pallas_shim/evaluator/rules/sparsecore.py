@@ -1,7 +1,7 @@
 """Pallas TPU: the vector units of SparseCore, as JAX documents them.
 
-JAX has no interpreter for these. Elements that its documentation leaves undefined are uninitialised
-here.
+JAX has no interpreter for these. Its documentation leaves some elements undefined; they are
+uninitialised here.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _running(pick: np.ufunc, lowest: bool) -> Callable[..., Any]:
 
         def scan(x: Array, mask: Array) -> Array:
             result = pick.accumulate(np.where(mask, x, neutral), -1)
-            # Elements before the first that counts pass.
+            # Elements before the first unmasked one stay as they are.
             return np.where(np.logical_or.accumulate(mask, -1), result, x)
 
         return scan
@@ -53,7 +53,8 @@ rule("masked_cummin")(_running(np.minimum, lowest=False))
 
 @rule("scan_count", "unique")
 def _scan_count(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
-    """The number of equal elements up to each, and a mask of the last of each kind."""
+    """For each element the number of equal elements up to it, and whether it is the last of
+    these."""
     before = np.tri(ins[0].size, dtype=bool)
 
     def count(x: Array, mask: Array) -> tuple[Array, ...]:
@@ -94,7 +95,7 @@ def _first(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
 
 
 def _axis(format: Any) -> int:
-    """Along which axis of the two halves' stack they alternate."""
+    """The axis of the stack of two halves along which their elements alternate."""
     return 1 if format.name == "INTERLEAVED" else 0
 
 
@@ -128,7 +129,7 @@ def _unpack(ins: Types, outs: Types, *, format: Any, **_: Any) -> Callable[..., 
 
 @rule("expand")
 def _expand(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
-    """The array's elements in turn, where the mask is true."""
+    """Puts the array's elements, in order, at the places where the mask is true."""
     (out,) = outs
     fill = memory.filler(out.dtype)
 
@@ -142,7 +143,7 @@ def _expand(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
 
 @rule("compress")
 def _compress(ins: Types, outs: Types, *, add: Any) -> Callable[..., Any]:
-    """An array whose first elements are replaced by, or get added, the ones that count."""
+    """An array whose first elements are replaced by the unmasked ones, or have them added."""
 
     def compress(before: Array, x: Array, mask: Array) -> Array:
         result, chosen = before.copy(), x[mask]
@@ -171,7 +172,7 @@ def _gather_elements(ins: Types, outs: Types, *, masked: Any) -> Callable[..., A
 
 @rule("scatter_elements")
 def _scatter_elements(ins: Types, outs: Types, *, masked: Any, add: Any) -> Callable[..., Any]:
-    """If several elements go to one place, the last one counts, or all are added."""
+    """Scatters elements. If several go to one place, the last one stays, or all are added."""
 
     def scatter(before: Array, x: Array, *operands: Array) -> Array:
         indices = operands[: before.ndim]
@@ -266,7 +267,7 @@ def _scatter(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Val
 
 @lowering_rule("parallel_loop")
 def _parallel_loop(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
-    """Its rounds may run in any order; they run in the order of the index."""
+    """The rounds may run in any order. Here they run in the order of the index."""
     loop = state.parallel_loop(eqn, ins)
     start, end, step = (_int32(lowering, v) for v in loop.bounds)
     types = [start.type, *(v.type for v in loop.carry)]
@@ -291,7 +292,7 @@ def _int32(lowering: Lowering, value: Value) -> Value:
 
 
 def _subcores(lowering: Lowering) -> Any:
-    """The axis of the subcores that run as programs, None if there is only one."""
+    """The axis of the subcores that run as programs. None if there is only one subcore."""
     levels = lowering.machine.levels
     return list(levels[-1].sizes)[-1] if levels and levels[-1].kind == "core" else None
 

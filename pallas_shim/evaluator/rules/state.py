@@ -1,4 +1,4 @@
-"""The primitives of refs: loads, stores, masked and accumulating ones, making and ending refs.
+"""The primitives of refs: plain, masked and accumulating accesses, and new and freed refs.
 
 JAX's own discharge handles paths that have more than basic indices.
 """
@@ -28,7 +28,8 @@ from pallas_shim.jax_compat import state
 
 
 def by_discharge(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> list[Value]:
-    """Any memory primitive as JAX itself discharges it: whole refs in, changed refs out."""
+    """Emits a memory primitive by JAX's own discharge. It takes whole refs and returns changed
+    ones."""
     if lowering.checked is not None:
         raise Unsupported(eqn.primitive.name, f"{_not_basic(eqn, ins)}, in checked memory")
     if any(v.type.key_ndim for v in ins):
@@ -52,7 +53,7 @@ def by_discharge(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> list[Val
 
 
 def _not_basic(eqn: Any, ins: Sequence[Value]) -> str:
-    """The part of an access that no basic index can express."""
+    """Says which part of an access no basic index can express."""
     if eqn.primitive.name == "atomic_cas":
         return "an atomic operation"
     try:
@@ -76,8 +77,8 @@ def _basic(lowering: Lowering, view: state.RefView) -> tuple[Value, memory.Path,
 
 
 def _goes_by_elements(ref: RefType, path: memory.Path) -> bool:
-    """Whether one slice is strided, so that JAX reads and writes element by element, and an index
-    beside it may be outside. Such an index isn't clamped, as it would be without strided slices."""
+    """Whether JAX accesses each element by itself, because a slice is strided, and an index beside
+    it may be outside. JAX doesn't clamp such an index. Without strided slices it would."""
     shape, dtype = ref.shape, ref.dtype
     for step in path:
         if isinstance(step, state.Index):
@@ -135,7 +136,7 @@ def swap(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
 
 
 def _require_near(lowering: Lowering, eqn: Any) -> None:
-    """Checks that checked memory is in reach of loads and stores."""
+    """Checks that loads and stores may access this memory, if memory is checked."""
     if lowering.checked is not None and jax_compat.in_hbm(eqn.invars[0].aval):
         raise Unsupported(
             eqn.primitive.name, "InterpretParams refuses it: a ref in HBM or ANY can only be copied"
@@ -143,7 +144,7 @@ def _require_near(lowering: Lowering, eqn: Any) -> None:
 
 
 def _may_stick_out(lowering: Lowering, eqn: Any, access: state.LoadInfo | state.StoreInfo) -> bool:
-    """Whether an unmasked pl.load or pl.store needs other than clamped indices."""
+    """Whether an unmasked pl.load or pl.store may have indices that must not be clamped."""
     unclamped = lowering.checked is None and eqn.primitive.name in ("masked_load", "masked_swap")
     return unclamped and not inside(access)
 
@@ -169,8 +170,8 @@ def _checked_masked_swap(
 
 
 def inside(access: state.LoadInfo | state.StoreInfo) -> bool:
-    """Whether an unmasked pl.load or pl.store can't leave its ref. Unlike a ref's own
-    indexing, these don't move a slice that sticks out."""
+    """Whether an unmasked pl.load or pl.store can't leave its ref. A ref's own indexing moves a
+    slice inside if it sticks out. These primitives don't."""
     shape, dtype = access.view.ref.type.shape, access.view.ref.type.dtype
     for step in access.view.steps:
         dims = step.dims if isinstance(step, state.Index) else ()

@@ -24,7 +24,7 @@ from pallas_shim.evaluator.rules import indirect, remote
 from pallas_shim.evaluator.scalar_types import bit_width, recast
 from pallas_shim.jax_compat import state
 
-# Semaphores of JAX's interpreter are 16 bits wide, so that is how far a DMA counts.
+# Semaphores of JAX's interpreter are 16 bits wide, so a DMA counts no further.
 _MOST_COUNTED = np.iinfo(np.int16).max
 
 
@@ -42,7 +42,8 @@ def _each_choice(
     ins: Sequence[Value],
     emit: Callable[[Any, Any, state.Dma], None],
 ) -> None:
-    """Emits ``emit(lowering, eqn, dma)`` for a DMA, or for each of those that it may be."""
+    """Emits ``emit(lowering, eqn, dma)`` for a DMA. If some ref is one of several, emits a branch
+    for each case."""
 
     def choose(dma: state.Dma | state.Choice) -> None:
         if isinstance(dma, state.Dma):
@@ -94,7 +95,7 @@ def _start(lowering: Lowering, eqn: Any, dma: state.Dma) -> None:
 
 
 def _copy(lowering: Lowering, dma: state.Dma) -> Any:
-    """Copies, and returns what that adds to a DMA's semaphore."""
+    """Emits a copy, and returns the count that it adds to a DMA's semaphore."""
     if any(indirect.rows(view).indices for view in (dma.src, dma.dst)):
         type = indirect.copy(lowering, dma)
         return _counted(lowering, type)
@@ -119,7 +120,7 @@ def _copy(lowering: Lowering, dma: state.Dma) -> Any:
 
 
 def _copy_at_once(lowering: Lowering, source: Any, target: Any) -> None:
-    """A copy between programs, whose memory no pass looks into as it does into a program's own."""
+    """A copy between programs. Passes don't analyse memory of other programs."""
     (src, path, leaves), (dst, to, to_leaves) = source, target
     path, to = refs.normalised(src.ref, path), refs.normalised(dst.ref, to)
     read = memory.viewer(src.type.shape, src.type.dtype, path)
@@ -154,19 +155,20 @@ def _await(lowering: Lowering, eqn: Any, dma: state.Dma) -> None:
 
 
 def _talks(lowering: Lowering) -> bool:
-    """Whether programs wait for one another here; elsewhere copies are complete when they start."""
+    """Whether programs here may wait for one another. Otherwise a copy completes when it starts."""
     return lowering.machine.talks
 
 
 def _counted(lowering: Lowering, type: ArrayType) -> Any:
-    """What a copy of some elements adds to a DMA's semaphore: bytes where programs talk, so that
-    any parts add up; else elements, as in JAX's interpreter."""
+    """The count that a copy of some elements adds to a DMA's semaphore. Where programs talk, it
+    counts bytes, so that the counts of any parts add up. Otherwise it counts elements, as JAX's
+    interpreter does."""
     number = type.nbytes if _talks(lowering) else min(type.size, _MOST_COUNTED)
     return lowering.const(np.int32(number))
 
 
 def _of_semaphore(lowering: Lowering, sem: state.RefView, size: Any) -> Any:
-    """The count for a copy on this semaphore: one that isn't a DMA's counts copies."""
+    """The count of a copy on this semaphore. A semaphore that isn't a DMA's counts copies."""
     if _talks(lowering) and sem.ref.type.space != "semaphore_dma":
         return lowering.const(np.int32(1))
     return size
@@ -198,7 +200,7 @@ def _await_count(lowering: Lowering, sem: state.RefView, value: Any, decrement: 
 
 
 def _dynamic_size(lowering: Lowering, view: state.RefView) -> Value | None:
-    """The number of elements of a view that has slices of dynamic size, or None."""
+    """The number of elements of a view with slices of dynamic size. None for any other view."""
     path, leaves = refs.path_of(view, sized=False)
     if not refs.has_dynamic_size(path):
         return None
@@ -222,8 +224,9 @@ def _dynamic_size(lowering: Lowering, view: state.RefView) -> Value | None:
 
 
 def _copy_cut_off(lowering: Lowering, dma: state.Dma) -> None:
-    """Copies what lies inside both refs. What the source lacks is zero: on a TPU it is the padding
-    of the array to whole tiles, which its owners multiply with zeros and want finite."""
+    """Copies the elements that lie inside both refs. Elements that the source lacks become zero. On
+    a TPU they are the array's padding to whole tiles. Kernels multiply the padding with zeros, so
+    it must be finite."""
     (src_path, src_leaves), (dst_path, dst_leaves) = [
         refs.path_of(view, sized=False) for view in (dma.src, dma.dst)
     ]
@@ -256,8 +259,8 @@ def _copy_cut_off(lowering: Lowering, dma: state.Dma) -> None:
 
 
 def _count(lowering: Lowering, sem: state.RefView, value: Value, combine: np.ufunc) -> None:
-    """Adds to or takes from a semaphore. To the passes it is a store: nobody needs it who
-    doesn't read the count."""
+    """Adds to or subtracts from a semaphore. Passes treat it as a store, so it may go if nobody
+    reads the count."""
     ref, path, leaves, _ = _access(lowering, sem)
     path = refs.normalised(ref.ref, path)
     view = memory.viewer(ref.type.shape, ref.type.dtype, path)
@@ -299,7 +302,8 @@ def _wait(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]
 
 
 def _take_own(lowering: Lowering, sem: state.RefView, value: Any, decrement: bool) -> None:
-    """A wait in a kernel that nobody else signals: the count is there, or never will be."""
+    """A wait in a kernel that no other program signals. If the count is too low now, it stays too
+    low, so the kernel would wait for ever."""
     ref, path, leaves, _ = _access(lowering, sem)
     path = refs.normalised(ref.ref, path)
     view = memory.viewer(ref.type.shape, ref.type.dtype, path)
@@ -404,8 +408,8 @@ def _reciprocal(ins: Types, outs: Types, *, approx: Any = False, **_: Any) -> Ca
     one = out.dtype.type(1)
     if not approx:
         return lambda x: np.asarray(np.divide(one, x)).astype(out.dtype, copy=False)
-    # The operand is rounded to bfloat16; the quotient is not, since XLA drops a rounding
-    # that a conversion back follows.
+    # The operand is rounded to bfloat16. The quotient isn't, because XLA drops a rounding before a
+    # conversion back.
     narrow = np.dtype(ml_dtypes.bfloat16)
     return lambda x: np.asarray(one / np.asarray(x).astype(narrow).astype(out.dtype))
 

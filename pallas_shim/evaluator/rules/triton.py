@@ -1,4 +1,4 @@
-"""Pallas Triton: atomic operations. They are plain updates here: cells run in order."""
+"""Pallas Triton: atomic operations. They are plain updates here, because cells run in order."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ Padder = Callable[[np.ndarray, Any], np.ndarray]
 def _padded(
     shape: Sequence[int], padding: Sequence[tuple[int, int]], dilation: Sequence[int]
 ) -> tuple[tuple[int, ...], Padder]:
-    """The shape after padding, and ``fn(x, fill)`` that pads; negative padding cuts off."""
+    """The shape after padding, and a function ``fn(x, fill)`` that pads. Negative padding crops."""
     new_shape, source, target = [], [], []
     for size, (low, high), step in zip(shape, padding, dilation, strict=True):
         low, high = int(low), int(high)
@@ -48,7 +48,7 @@ def _padded(
 
 
 def _place(start: int, count: int, stride: int) -> slice:
-    """The elements at one place of each of ``count`` windows, along one axis."""
+    """The index, along one axis, of the elements at one place in each of ``count`` windows."""
     return slice(start, max(start + (count - 1) * stride + 1, 0), stride)
 
 
@@ -66,7 +66,7 @@ def _over_windows(
     window_dilation: Any,
     **_: Any,
 ) -> Callable[..., Any]:
-    """An `Apply` that reduces each window, one axis after the other."""
+    """An `Apply` that reduces each window one axis after the other."""
     pad = _padded(ins[0].shape, padding, base_dilation)[1]
     (out,) = outs
     axes: list[list[tuple[slice, ...]]] = []
@@ -112,14 +112,14 @@ def _by_definition(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequen
 
 # -- select and scatter, select and gather --------------------------------------------------
 
-# For each selecting primitive: whether a value stays selected when the next one comes (NaN never
-# compares true, so it is always passed on), and the value of the padding.
+# For each selecting primitive: whether a value stays selected when compared with the next one, and
+# the value of the padding. NaN never compares true, so a selected NaN never stays.
 _SELECT = {"ge": (np.greater_equal, lowest), "le": (np.less_equal, highest)}
 
 
 def _places(windows: Sequence[int], counts: Sequence[int], strides: Sequence[int],
             dilation: Sequence[int]) -> list[tuple[slice, ...]]:  # fmt: skip
-    """For each place in the window, in row-major order: that place in every window."""
+    """For each place in a window, in row-major order, the index of that place in every window."""
     return [
         tuple(
             _place(i * step, count, stride)
@@ -148,7 +148,7 @@ def _select_and_scatter_add(
     ones = (1,) * operand.ndim
     shape, pad = _padded(operand.shape, padding, ones)
     places = _places(window_dimensions, source.shape, window_strides, ones)
-    # A place in the window is at one fixed distance from the window's start, whichever it is.
+    # A place has the same distance from the window's start in every window.
     flat = np.arange(math.prod(shape)).reshape(shape)
     starts = flat[places[0]]
     distances = [int(flat[tuple(s.start for s in place)]) for place in places]
@@ -230,7 +230,7 @@ def _conv_general_dilated(
     out_spatial = [out.shape[d] for d in out_spec[2:]]
     groups = feature_group_count
     if batch_group_count > 1:
-        # The batch's groups, each with its own kernels, are groups of features too.
+        # The groups of the batch have their own kernels, so they become groups of features too.
         groups, batch = batch_group_count, batch // batch_group_count
     terms = depth * math.prod(kernel)
     work, finish = multiplication(

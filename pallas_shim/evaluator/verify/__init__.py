@@ -1,12 +1,12 @@
 """Checks programs against the contract of the IR (`ops`), and passes against what they may change.
 
-`verify` checks one program. Each value is defined once, before its uses and around them. Types,
-parameters, effects and regions are as the rows say. Nothing uses an array after an instruction has
-written over it, and nothing overwrites memory while a load's view of it is in use.
+`verify` checks one program. Each value is defined once, before its uses, in a region that encloses
+them. Types, parameters, effects and regions follow the rows. Nothing uses an array after an
+instruction has written over it. Nothing overwrites memory while a load's view of it is in use.
 
-`verify_pass` compares the programs before and after a pass. Everything that the outside sees is
-still there. A pass may remove a store only if nobody reads it; this is proven again here, in
-another way. A load that is still there sees the same stores.
+`verify_pass` compares the programs before and after a pass. All effects visible outside must
+remain. A pass may remove a store only if nobody reads it. This package proves that again in another
+way. A load that remains must see the same stores.
 
 `Verifier` does both along the pipeline. Ordinary runs don't use it; `optimise` takes one.
 """
@@ -22,7 +22,7 @@ __all__ = ["InvalidProgram", "Verifier", "verify", "verify_pass"]
 
 
 def verify(program: Program, after: str = "lowering") -> None:
-    """Checks one program. ``after``: what made it, for the message.
+    """Checks one program. ``after``: the name of its maker, for the message.
 
     Raises:
       InvalidProgram: something is wrong.
@@ -31,20 +31,20 @@ def verify(program: Program, after: str = "lowering") -> None:
 
 
 def verify_pass(before: Program, after: Program, name: str) -> None:
-    """Checks that a pass has kept what it must keep; both programs must be valid.
+    """Checks that a pass has kept all visible effects. Both programs must be valid.
 
     Args:
-      name: the pass. Those that may leave out or multiply stores are known by it.
+      name: the pass. The names of passes that may remove or multiply stores are known.
 
     Raises:
-      InvalidProgram: something that can be seen is gone, or new, or in another order.
+      InvalidProgram: a visible effect is gone, new, or in another order.
     """
     Comparison(effects_of(before), effects_of(after), name).check()
 
 
 class Verifier:
-    """Checks the programs of one pipeline, one after the other. Each operation is looked at once,
-    however many passes and instructions it lives through."""
+    """Checks the programs of one pipeline, one after the other. It checks each operation once, even
+    if the operation stays through many passes or is in many instructions."""
 
     def __init__(self) -> None:
         self._right: set[Operation] = set()
@@ -52,7 +52,7 @@ class Verifier:
         self._effects: ProgramEffects | None = None
 
     def program(self, program: Program, after: str) -> None:
-        """Checks a program, and what has changed since the one before.
+        """Checks a program, and the changes since the previous one.
 
         Raises:
           InvalidProgram: something is wrong.

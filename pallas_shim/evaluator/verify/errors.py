@@ -17,7 +17,7 @@ class InvalidProgram(Exception):
 def invalid(
     program: Program, after: str, instruction: Instruction | None, what: str
 ) -> InvalidProgram:
-    """The error for a program that ``after`` made; ``instruction`` is in that program."""
+    """The error for a program that ``after`` made. ``instruction`` is in that program."""
     where = f"the program {program.name} is wrong after {after}"
     if instruction is None:
         return InvalidProgram(f"{where}: {what}")

@@ -10,18 +10,18 @@ from pallas_shim.evaluator.analysis.alias import AliasAnalysis, store_address
 from pallas_shim.evaluator.program import Instruction, Operation, Program, RefType, Region, Value
 from pallas_shim.evaluator.verify.errors import InvalidProgram, invalid
 
-# The passes that may change how many stores there are; all others keep them all. The second kind
-# makes other loops in the place of loops, the last has more computed where it is stored.
+# Only these passes may change the number of stores. dead_code removes stores that nobody reads.
+# grid_batching replaces loops. in_place_recurrences computes more results where they are stored.
 LEAVES_OUT_UNSEEN_STORES = frozenset({"dead_code"})
 MULTIPLIES_LOOPS = frozenset({"grid_batching"})
 ADDS_STORES = MULTIPLIES_LOOPS | {"in_place_recurrences"}
 
-_WORLD = "the outside world"  # in the place of a buffer: what `io` is done to
+_WORLD = "the outside world"  # stands for the buffer of an `io` effect
 
 
 class _Access(NamedTuple):
-    """An access of an instruction to one buffer, in the order of the text. ``loops``: the loops
-    around it, by the number of their instruction."""
+    """An access of an instruction to one buffer. ``at``: the instruction's number in the order of
+    the text. ``loops``: the numbers of the loops around it."""
 
     at: int
     root: Any
@@ -43,7 +43,7 @@ class ProgramEffects:
         self.reads: list[_Access] = []
         self.writes: list[_Access] = []
         self.structured: set[Operation] = set()
-        self.seen_by: dict[Value, tuple[int, ...]] = {}  # of loads: how many stores come before
+        self.seen_by: dict[Value, tuple[int, ...]] = {}  # for each load, the stores before
         self.made_in: dict[Value, tuple[int, ...]] = {}  # the loops around an allocation
         self._loops: tuple[int, ...] = ()
         self._number = 0
@@ -59,7 +59,7 @@ class ProgramEffects:
             reads, writes, allocates, io = operation.effects
             if regions:
                 self.structured.add(operation)
-                for value in ins:  # rows of memory that a loop walks along
+                for value in ins:  # a loop may walk along rows of memory
                     if isinstance(value.type, RefType):
                         self._add(self.reads, self.memory.root(value), instruction)
                 loops = self._loops
@@ -109,7 +109,7 @@ class Comparison:
             return
         least, most = self.bounds(before)
         if self.name in MULTIPLIES_LOOPS:
-            # Buffers that nothing reads any more may have got others in their place.
+            # The pass may have replaced buffers that nothing reads any more.
             read = {access.root for access in self.after.reads}
             own = self.before.memory.allocated - read
             least = Counter({root: n for root, n in least.items() if root not in own})
@@ -125,8 +125,8 @@ class Comparison:
             self.order()
 
     def bounds(self, region: Region) -> tuple[Counter[Any], Counter[Any]]:
-        """The least and the largest number of stores to each buffer that a pass may leave. Of a
-        switch that is gone, one branch is left."""
+        """The smallest and the largest number of stores to each buffer that a pass may leave. If a
+        switch is gone, one of its branches remains."""
         least: Counter[Any] = Counter()
         most: Counter[Any] = Counter()
         roots = self.before.memory.roots
@@ -160,7 +160,7 @@ class Comparison:
         return self.name in MULTIPLIES_LOOPS or switch.operation not in self.after.structured
 
     def gone(self, root: Any) -> Instruction | None:
-        """An instruction that wrote to a buffer and isn't there any more."""
+        """An instruction that wrote to the buffer and is gone. None if there is none."""
         left = Counter([access.key for access in self.after.writes if access.root is root])
         for access in self.before.writes:
             if access.root is root:
@@ -170,7 +170,7 @@ class Comparison:
         return None
 
     def order(self) -> None:
-        """Each load that is still there sees the same stores."""
+        """Checks that each remaining load sees the same stores."""
         for value, seen in self.after.seen_by.items():
             if self.before.seen_by.get(value, seen) != seen:
                 load = next(a.instruction for a in self.after.reads if value in a.instruction.outs)
@@ -180,7 +180,7 @@ class Comparison:
                 )  # fmt: skip
 
     def unseen(self) -> None:
-        """Checks that nobody reads the stores that are gone, or that they were overwritten."""
+        """Checks that the removed stores were never read, or were overwritten."""
         left = Counter([access.key for access in self.after.writes])
         over = {store_address(access.instruction) for access in self.after.writes} - {None}
         reading = {access.key for access in self.after.reads}

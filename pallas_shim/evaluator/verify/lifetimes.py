@@ -18,13 +18,14 @@ from pallas_shim.evaluator.passes.rewrite import is_ufunc
 from pallas_shim.evaluator.program import Instruction, Program, RefType, Region, Value
 from pallas_shim.evaluator.verify.errors import InvalidProgram, invalid
 
-# The functions of a buffer that is its operand's own memory.
+# A buffer with one of these functions shares its operand's memory.
 SHARES = (memory_paths.same, np.asarray)
 
 
 class Storage(NamedTuple):
-    """Memory that values may share: ``by`` makes or views it, the instruction number ``at``, in a
-    region. ``loops``: how many loops are around it. ``root``: of a load, the buffer."""
+    """Memory that values may share. ``by``: the instruction that makes or views it. ``at``: the
+    number of that instruction. ``loops``: the number of loops around it. ``root``: the buffer that
+    it loads from, or None."""
 
     value: Value
     at: int
@@ -35,12 +36,12 @@ class Storage(NamedTuple):
 
 
 class Lifetimes:
-    """Finds which arrays share memory, and until when they are used, in one walk in the order of
-    the text. Instructions are numbered in that order. A region's results count as after its body.
+    """Finds which arrays share memory, and the last use of each. It walks once in the order of the
+    text, and numbers instructions in that order. A region uses its results after its body.
 
-    ``memories``: the memory that each value may share, of arrays that instructions make and of
-    loads that are views. Each round of a loop makes new arrays, so a carried value shares none that
-    is made inside.
+    ``memories``: for each value the memory that it may share: arrays that instructions make, and
+    memory behind loads that are views. Each round of a loop makes new arrays, so a carried value
+    shares no array that is made inside.
     """
 
     def __init__(self, program: Program, after: str, memory: AliasAnalysis):
@@ -53,10 +54,10 @@ class Lifetimes:
         self.writes: dict[Value, list[tuple[int, Instruction]]] = {}
         self.overwrites: list[tuple[int, Region, Instruction]] = []
         self.loads: list[Storage] = []
-        self.leaving: list[tuple[Storage, Instruction]] = []  # by the results of loops' regions
-        self.loops: list[int] = []  # where the loops around begin
+        self.leaving: list[tuple[Storage, Instruction]] = []  # views in the results of loops
+        self.loops: list[int] = []  # the numbers of the loops around
         self.ends: dict[int, int] = {}
-        # The loops, by where they begin, in which a value from outside of them is used.
+        # For each value, the numbers of loops that use it and don't make its memory.
         self.again: dict[Value, set[int]] = {}
         self.count = 0
 
@@ -87,7 +88,7 @@ class Lifetimes:
             for root in self.memory.roots(instruction, operation.effects.writes):
                 self.writes.setdefault(root, []).append((at, instruction))
             for out in outs:
-                self.made_at[out] = self.count  # after what is inside
+                self.made_at[out] = self.count  # after the regions' instructions
         self.count += 1
         for value in region.results:
             self.use(value, self.count)
@@ -95,7 +96,7 @@ class Lifetimes:
     def use(self, value: Value, at: int) -> None:
         memories = self.memories.get(value)
         if memories:
-            # In a loop that the memory is not made in, each round may use it again.
+            # If a loop doesn't make the memory itself, each round may use it again.
             outer = min([memory.loops for memory in memories])
             around = self.loops[outer:]
             self.last[value] = max(self.last.get(value, 0), at)
@@ -157,13 +158,14 @@ class Lifetimes:
             for memory in self.memories.get(result, ()):
                 if memory.root is not None:
                     self.leaving.append((memory, instruction))
-                if memory.loops < inside:  # made outside, carried on by another name
+                if memory.loops < inside:  # made outside, and carried under another name
                     for region in regions:
                         param = region.params[number]
                         self.memories[param] = self.memories.get(param, frozenset()) | {memory}
 
     def programs(self, instruction: Instruction, at: int) -> None:
-        """Each program has parts of the operands, and the results may be what it made."""
+        """Walks the region of programs. Each program has parts of the operands. The results may
+        share memory that a program made."""
         _, ins, outs, (region,), _ = instruction
         self.loops.append(at)
         for param in region.params:
@@ -223,7 +225,7 @@ class Lifetimes:
 
 
 def _makes_array(instruction: Instruction) -> bool:
-    """Whether an instruction's result is an array of its own, for sure."""
+    """Whether an instruction's result is certainly a new array."""
     operation = instruction.operation
     return (
         is_ufunc(operation) or operation.name in ops.MAKES_ARRAYS or ops.INTO in operation.params

@@ -22,7 +22,7 @@ from pallas_shim.evaluator.verify.lifetimes import SHARES, Lifetimes
 
 
 class Check:
-    """``right``: the operations that have been looked at."""
+    """The checks of one program. ``right``: the operations that are already checked."""
 
     def __init__(self, program: Program, after: str, right: set[Operation]):
         self.program = program
@@ -39,7 +39,8 @@ class Check:
         return invalid(self.program, self.after, at, what)
 
     def run(self) -> AliasAnalysis | None:
-        """Returns where refs point, None if that can't be told: then nothing of it is checked."""
+        """Runs the checks, and returns the alias analysis. If the buffers of refs can't be told, it
+        returns None, and the checks of memory are skipped."""
         self.region(self.program.top)
         try:
             memory = AliasAnalysis(self.program)
@@ -129,7 +130,7 @@ class Check:
     # -- memory -----------------------------------------------------------------------------
 
     def shared_buffers(self, memory: AliasAnalysis) -> None:
-        """A buffer that is its operand's own memory is only read."""
+        """Checks that nothing writes to a buffer that shares its operand's memory."""
         shared = {
             i.outs[0]: i for i in self.program.top.walk()
             if i.name == "buffer" and i.operation.fn in SHARES
@@ -141,8 +142,8 @@ class Check:
 
 
 def _spreads(value: Type, type: Type, operation: Operation) -> bool:
-    """Whether an operation takes a value of another shape than it says. Over axes in front, the
-    elementwise ones say for which shapes they were made, and NumPy spreads what they are given."""
+    """Whether an operation takes a value with another shape than its operand type. Elementwise
+    operations over axes in front keep the types that they were made for, and NumPy broadcasts."""
     form = BATCHING_RULES.get(operation.name)
     if form is None or not form.broadcasts or not isinstance(value, ArrayType):
         return False
@@ -150,7 +151,7 @@ def _spreads(value: Type, type: Type, operation: Operation) -> bool:
 
 
 def _as_given(operation: Operation, ins: Sequence[Value]) -> Operation:
-    """The operation with the types of the operands that it is given."""
+    """The operation with the types of its actual operands."""
     types = tuple([value.type for value in ins])
     if types == operation.ins or operation.fn is None or len(types) != len(operation.ins):
         return operation
