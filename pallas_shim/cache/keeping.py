@@ -119,8 +119,8 @@ class CachedCall:
             if self._reason is not None:
                 raise encode.NotData(self._reason)
             head = encode.encode_data(tuple(_facts(use.kernels, traced)))
+            self._key.verify()
             if self._expected is None:
-                self._key.verify()
                 use.cache = "to be written when the process ends"
                 key = self._key.digest  # the key object and the call hold arrays; drop both
                 write = functools.partial(_write, self._store, key, use, head, traced.program)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import pytest
@@ -390,11 +391,15 @@ def test_however_a_process_ends_the_cache_is_not_noticed(ending, is_kept, python
         return python.run(tmp_path / "script.py", ending, cwd=tmp_path, **variables)
 
     directory = tmp_path / "home" / "pallas_shim" / "programs"
+    def seen(done):
+        if ending == "daemon":  # JAX's own threads may or may not abort the process
+            return done.stdout
+        return done.stdout, re.sub(r"pid=\d+", "pid", done.stderr), done.returncode
+
     want = run(PALLAS_NUMPY="1", PALLAS_NUMPY_CACHE="0")
     for _ in range(2):
         got = run(PALLAS_NUMPY="1", **home)
-        assert (got.stdout, got.stderr) == (want.stdout, want.stderr)
-        assert got.returncode == want.returncode
+        assert seen(got) == seen(want)
         files = list(directory.iterdir()) if directory.exists() else []
         assert all(file.suffix == ".program" for file in files)
         if is_kept is not None:
