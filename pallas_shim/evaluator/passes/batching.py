@@ -245,7 +245,7 @@ class _Agenda:
         for value in results:
             self.stacks.single(value)
 
-    # -- emission ---------------------------------------------------------------------------
+    # -- emitting ---------------------------------------------------------------------------
 
     def single(self, instruction: Instruction) -> None:
         stacks = self.stacks
