@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import os
 import sys
-from typing import NoReturn
 
-from pallas_shim import environment, settings
+from pallas_shim import cli, settings
+from pallas_shim.cli import launch
 
 _USAGE = """\
 python -m pallas_shim [options] script.py [args]
@@ -16,7 +17,9 @@ python -m pallas_shim [options] script.py [args]
        python -m pallas_shim [options] -c code [args]
        python -m pallas_shim [options] bisect script.py [args]
        python -m pallas_shim doctor
-       python -m pallas_shim report FILE"""
+       python -m pallas_shim report FILE
+
+A script that is named like a verb is started as ./bisect."""
 
 # option: (variable, value when the option has none, metavar, help)
 _OPTIONS = {
@@ -78,45 +81,13 @@ def main(arguments: list[str]) -> None:
         settings.current()
     except settings.SettingError as error:
         parser.error(str(error))
-    match target:
-        case ["doctor"]:
-            from pallas_shim import doctor
-
-            sys.exit(doctor.main())
-        case ["report", path]:
-            from pallas_shim import report
-
-            sys.exit(report.show(path))
-        case ["bisect", _, *_]:
-            from pallas_shim import bisect
-
-            sys.exit(bisect.main(target[1:]))
-        case ["doctor" | "report" | "bisect" as name, *_]:
-            parser.error(f"{name} takes other arguments; a script of this name is ./{name}")
-    _run(parser, target)
-
-
-def _run(parser: argparse.ArgumentParser, target: list[str]) -> NoReturn:
-    variables = environment.variables(os.environ)
-    if "PYTHONPATH" in variables and (sys.flags.ignore_environment or sys.flags.no_site):
-        parser.error(
-            "under -E, -I or -S Python starts the shim only from its start-up files; "
-            "pip install pallas_shim in this environment, or leave these flags out"
-        )
-    # Another Python in place of this one: then sys.argv, sys.path, __main__, tracebacks, signals
-    # and the exit status are Python's own.
-    command = [sys.executable, *_interpreter_flags(), *target]
-    os.execve(sys.executable, command, {**os.environ, **variables})
-
-
-def _interpreter_flags() -> list[str]:
-    """The flags before ``-m pallas_shim`` on this process's command line."""
-    flags = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv[1:])]
-    module = flags.pop()
-    # -m may be the end of a cluster (-um pallas_shim), and may hold its argument (-mpallas_shim).
-    cluster = flags.pop() if module == "pallas_shim" else module.removesuffix("pallas_shim")
-    cluster = cluster.removesuffix("m")
-    return flags if cluster == "-" else [*flags, cluster]
+    verb, *rest = target
+    if verb in cli.VERBS:
+        sys.exit(importlib.import_module(cli.VERBS[verb]).main(rest))
+    try:
+        launch.start(target)
+    except launch.CannotStart as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

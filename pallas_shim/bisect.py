@@ -58,6 +58,9 @@ def main(target: list[str]) -> int:
     """Runs a target, given as on Python's command line (a script, ``-m``, ``-c``), and prints what
     differs. Returns the exit status: 0 if nothing differs, 1 if something does, 2 if the script
     failed and nothing differed."""
+    if not target or (target[0].startswith("-") and target[0] not in ("-m", "-c")):
+        print("usage: pallas_shim bisect script.py [args], or -m module, or -c code")
+        return 0 if target and target[0] in ("-h", "--help") else 2
     os.environ["PALLAS_NUMPY_CACHE"] = "0"  # a program from the cache has no passes to look at
     settings.current.cache_clear()
     patching.activate()

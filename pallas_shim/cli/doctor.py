@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import pathlib
@@ -14,8 +15,9 @@ from pallas_shim import discovery, environment, patching, settings
 _PACKAGES = ("jax", "jaxlib", "numpy", "wrapt", "importlib-metadata")
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     """Prints the findings; the exit status: 0 if a kernel runs in NumPy here, else 1."""
+    argparse.ArgumentParser(prog="pallas_shim doctor", description=__doc__).parse_args(arguments)
     print(f"pallas_shim {pallas_shim.__version__} in {pathlib.Path(pallas_shim.__file__).parent}")
     print(f"Python {platform.python_version()} ({sys.executable})")
     try:
