@@ -12,10 +12,10 @@ KINDS = ("bounds", "uninitialized", "races", "sync", "blocks")
 class Access:
     """One access, wait or signal that a finding is about.
 
-    ``what`` is a verb phrase ("reads", "writes", "copies from", "waits for"). ``indices`` says which
-    elements, as text such as ``[0:8, 128]``, or is "" where there are none. ``where`` is the user's
-    ``file:line``, or None if it isn't known. ``program`` names the program ("device 1, core 0"), or
-    is None if there is only one. ``cell`` is the grid cell, or None outside of a grid.
+    ``what`` is a verb phrase ("reads", "writes", "copies from", "waits for"). ``indices`` says
+    which elements, as text such as ``[0:8, 128]``, or is "" where there are none. ``where`` is the
+    user's ``file:line``, or None if it isn't known. ``program`` names the program ("device 1, core
+    0"), or is None if there is only one. ``cell`` is the grid cell, or None outside of a grid.
     """
 
     what: str
