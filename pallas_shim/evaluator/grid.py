@@ -126,9 +126,9 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
         if position in aliases:
             define_operand(lowering, ref, aliases[position], dims, True, call.checked)
         else:
-            _allocate(lowering, ref, call.checked)
+            allocate(lowering, ref, call.checked)
     for ref in [] if waits else scratch:
-        _allocate(lowering, ref, call.checked)
+        allocate(lowering, ref, call.checked)
     for ref, make in checked_blocks.made if checked_blocks is not None else ():
         lowering.define("buffer", ref, (), make, Effects(allocates=True))
     for warn in warnings:
@@ -212,7 +212,7 @@ def lower_cells(
         cells = [Instruction(operation, tuple(sizes), (), (region,), lowering.source)]
     with lowering.block() as first:
         for ref in shared.values():
-            _allocate(lowering, ref, checked)
+            allocate(lowering, ref, checked)
     return first + cells
 
 
@@ -235,7 +235,7 @@ def _cores(
             with lowering.block() as body:
                 in_kernel(indices)
             for ref in (*own, *shared.values()):
-                _allocate(lowering, ref, checked)
+                allocate(lowering, ref, checked)
             programs.emit_entry(lowering)
             lowering.body.extend(body)
             programs.emit_exit(lowering, list(filter(_is_semaphore, own)))
@@ -348,7 +348,8 @@ def _share_aliased(call: PallasCall, buffers: list[Value]) -> None:
         buffers[result] = buffers[given]
 
 
-def _allocate(lowering: Lowering, ref: Value, checked: CheckedMemory | None) -> None:
+def allocate(lowering: Lowering, ref: Value, checked: CheckedMemory | None) -> None:
+    """Emits the definition of a ref to new memory, which other instructions use already."""
     lowering.define("buffer", ref, (), _filled(ref.ref, checked), Effects(allocates=True))
 
 

@@ -279,6 +279,7 @@ _MACHINE_ROWS = (
         params=(Param("kind", '"device" or "core"'), Param("count", "how many programs"),
                 Param("coordinates", "of each, along each axis"),
                 Param("names", "what messages call each, of all groups of them"),
+                Param("missing", "the places at which there is no program"),
                 Param("names_in", "for each operand `machine.shards.Names`"),
                 Param("names_out", "the same for each result"),
                 Param("splits", "for each operand the part of each program, a tuple of slices"),

@@ -30,6 +30,7 @@ from pallas_shim.jax_compat.meshes import argument_names
 from pallas_shim.jax_compat.pallas import (
     REPEATS_ELEMENTS,
     CoreFunction,
+    MpmdMap,
     PallasCall,
     UnsupportedCall,
     core_map,
@@ -46,6 +47,7 @@ __all__ = [
     "AvalInfo",
     "CheckedMemory",
     "CoreFunction",
+    "MpmdMap",
     "PallasCall",
     "Scan",
     "UnsupportedCall",

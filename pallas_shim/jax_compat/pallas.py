@@ -17,7 +17,7 @@ from jax._src.pallas import hlo_interpreter
 from jax._src.state import indexing
 
 from pallas_shim.jax_compat.checked import CheckedMemory, checked_memory, in_hbm
-from pallas_shim.jax_compat.jaxprs import equations, user_source
+from pallas_shim.jax_compat.jaxprs import equations, open_jaxpr, user_source
 from pallas_shim.refusal import Refusal
 
 # Whether JAX's interpreters take pltpu.repeat for a repetition of each element. A TPU, and later
@@ -217,10 +217,12 @@ def run_scoped(eqn: Any) -> tuple[Any, Sequence[Any]]:
 class CoreFunction(NamedTuple):
     """The function that every core of a mesh runs.
 
-    ``axes``: names and sizes of the mesh's axes. ``waits``: a primitive in it with which cores can
-    wait for one another, or None. ``checked`` and ``for_device``: as in `PallasCall`.
+    ``kind``: what messages call such a core. ``axes``: names and sizes of the mesh's axes.
+    ``waits``: a primitive in it with which cores can wait for one another, or None. ``checked`` and
+    ``for_device``: as in `PallasCall`.
     """
 
+    kind: str
     axes: dict[Any, int]
     jaxpr: Any
     waits: str | None
@@ -236,14 +238,17 @@ class CoreFunction(NamedTuple):
 class MpmdMap(NamedTuple):
     """Operands: inputs, as arrays or refs. The functions' jaxprs all take, as refs where they
     aren't scalars: inputs, outputs, scratch. ``aliases``: pairs of positions among the inputs
-    and the outputs.
+    and the outputs. ``owners``: for each scratch ref the number of the function whose cores it
+    belongs to, or None. ``other_axes``: the axes of cores that don't run a function here, though
+    some operands or results are in their memory.
     """
 
     name: str
     functions: tuple[CoreFunction, ...]
     num_outputs: int
     aliases: tuple[tuple[int, int], ...]
-    external_meshes: tuple[Any, ...]
+    owners: tuple[int | None, ...]
+    other_axes: dict[Any, int]
 
 
 def core_map(eqn: Any) -> CoreFunction:
@@ -254,6 +259,8 @@ def core_map(eqn: Any) -> CoreFunction:
 
 def mpmd_map(eqn: Any) -> MpmdMap:
     p = eqn.params
+    opened, _ = open_jaxpr(p["jaxprs"][0])
+    scratch = opened.invars[len(eqn.invars) + len(p["out_avals"]) :]
     return MpmdMap(
         name=p["name"] or kernel_name(eqn),
         functions=tuple(
@@ -262,9 +269,25 @@ def mpmd_map(eqn: Any) -> MpmdMap:
         ),
         num_outputs=len(p["out_avals"]),
         aliases=tuple(p["input_output_aliases"].items()),
-        external_meshes=tuple(p.get("external_meshes", ())),  # JAX < 0.10.1 has none
+        owners=tuple(_owner(v.aval, p["meshes"]) for v in scratch),
+        other_axes={
+            axis: size
+            for mesh in p.get("external_meshes", ())  # JAX < 0.10.1 has none
+            for axis, size in mesh.shape.items()
+        },
     )
 
+
+def _owner(aval: Any, meshes: Sequence[Any]) -> int | None:
+    mesh = getattr(aval.memory_space, "mesh", None)
+    return next((number for number, other in enumerate(meshes) if other == mesh), None)
+
+
+_KINDS = {
+    "TC": "TensorCore",
+    "SC_SCALAR_SUBCORE": "scalar subcore",
+    "SC_VECTOR_SUBCORE": "vector subcore",
+}
 
 _WAITING = frozenset(
     {"semaphore_signal", "semaphore_wait", "semaphore_read", "get_barrier_semaphore", "barrier",
@@ -276,4 +299,5 @@ def _core_function(eqn: Any, mesh: Any, jaxpr: Any) -> CoreFunction:
     names = (inner.primitive.name for inner in equations(jaxpr))
     waits = next((name for name in names if name in _WAITING), None)
     for_device = not eqn.params.get("interpret", False)
-    return CoreFunction(dict(mesh.shape), jaxpr, waits, checked_memory(eqn), for_device)
+    kind = _KINDS.get(getattr(getattr(mesh, "core_type", None), "name", ""), "core")
+    return CoreFunction(kind, dict(mesh.shape), jaxpr, waits, checked_memory(eqn), for_device)

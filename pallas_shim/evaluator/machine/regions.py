@@ -231,6 +231,7 @@ def _make_programs(
     at, steps, results = prepare.region_of_program(region)
     row = row_of(at)
     count, coordinates, names = params["count"], params["coordinates"], params["names"]
+    present = [n for n in range(count) if n not in params["missing"]]
     splits, joins = params["splits"], params["joins"]
     types = [v.type for v in instruction.outs]
     keeps = [v in prepare.kept for v in instruction.outs]
@@ -239,7 +240,7 @@ def _make_programs(
         operands = [f[slot] for slot in ins]
         first = int(f[outer]) * count
         programs, frames = [], []
-        for n in range(count):
+        for n in present:
             frame = f.copy()
             frame[row] = [
                 np.int32(first + n),

@@ -294,7 +294,9 @@ def _int32(lowering: Lowering, value: Value) -> Value:
 def _subcores(lowering: Lowering) -> Any:
     """The axis of the subcores that run as programs. None if there is only one subcore."""
     levels = lowering.machine.levels
-    return list(levels[-1].sizes)[-1] if levels and levels[-1].kind == "core" else None
+    if not levels or levels[-1].kind != "core":
+        return None
+    return list(lowering.kernels[-1].names)[-1]
 
 
 @lowering_rule("barrier")

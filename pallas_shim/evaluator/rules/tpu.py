@@ -79,18 +79,15 @@ def _start(lowering: Lowering, eqn: Any, dma: state.Dma) -> None:
         dma.device_id is not None or lowering.machine.levels[-1].kind == "core"
     ):
         programs.emit_turn(lowering)
-    if dma.device_id is not None:
-        if dma.src_sem is None:
-            raise Unsupported("dma_start", "a copy to another device without a semaphore to send")
-        sent = dma.src_sem
-        dma = dma._replace(
-            dst=remote.of_other(lowering, eqn, dma.dst, dma.device_id),
-            dst_sem=remote.of_other(lowering, eqn, dma.dst_sem, dma.device_id),
-        )
-        size = _copy(lowering, dma)
-        _add(lowering, sent, size)
-    else:
-        size = _copy(lowering, dma)
+    if dma.device_id is not None and dma.src_sem is None:
+        raise Unsupported("dma_start", "a copy to another device without a semaphore to send")
+    dma = dma._replace(
+        dst=remote.of_other(lowering, eqn, dma.dst, dma.device_id),
+        dst_sem=remote.of_other(lowering, eqn, dma.dst_sem, dma.device_id),
+    )
+    size = _copy(lowering, dma)
+    if dma.device_id is not None and dma.src_sem is not None:
+        _add(lowering, dma.src_sem, size)
     _add(lowering, dma.dst_sem, size)
 
 
