@@ -841,10 +841,10 @@ def how_deep_the_stack_is_in_functions_with_rules_of_their_own(work):
         f(eight())
         jax.grad(f)(eight())
         jax.jit(f)(eight())
-    for f in (function, jax.checkpoint(function)):
-        jax.vmap(f)(eight()[None])
-        jax.lax.cond(True, f, f, eight())
-        jax.lax.scan(lambda carry, x, f=f: (f(x), carry), np.float32(0), eight()[None])
+    for plainly in (function, jax.checkpoint(function)):
+        jax.vmap(plainly)(eight()[None])
+        jax.lax.cond(True, plainly, plainly, eight())
+        jax.lax.scan(lambda carry, x, f=plainly: (f(x), carry), np.float32(0), eight()[None])
     return depths
 
 
