@@ -151,10 +151,10 @@ def _obstacle(described: function.Function, call: call_info.JitCall) -> str | No
             return f"it takes or returns a {aval}"
     if not equations and call_info.calls_back(jaxpr):
         return "it calls back, and XLA says when and how errors come out"
-    if any(map(kernel_info.talks, equations)):
-        return None  # a callback knows of one device only
     outside = cost_model.outside_kernels(jaxpr)
     if outside.numpy > outside.compiling:
+        if any(map(kernel_info.talks, equations)):
+            return None  # a callback knows of one device only
         seconds = f"{outside.numpy:.2g} s"
         return f"XLA does the work outside its kernels faster (about {seconds} in NumPy)"
     return None

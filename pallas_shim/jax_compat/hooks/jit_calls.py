@@ -23,6 +23,8 @@ from jax._src.array import ArrayImpl
 from jax._src.lib import jax_jit
 from jax.sharding import SingleDeviceSharding
 
+from pallas_shim.jax_compat.jaxprs import open_jaxpr
+
 
 class Call(NamedTuple):
     """A call that JAX has not traced yet: the function, what jit was told, and with what."""
@@ -108,8 +110,14 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
         if to_trace is not None:
             # Tracing has no more frames than under stock JAX, since user code can count them.
             with nullcontext() if given is None else answers.tracing(given):
-                traced.params = stock_trace(*to_trace)
-            inferred, args_flat = stock_infer(fun, info, args, kwargs)
+                inferred = stock_trace(*to_trace)
+            entry, dynamic, _ = _entry(fun, info, args, kwargs)
+            if entry is None or open_jaxpr(inferred.params["jaxpr"])[0].is_high:
+                traced.params = inferred
+                inferred, args_flat = stock_infer(fun, info, args, kwargs)
+            else:  # what _infer_params does then, which asking again would take longer for
+                entry.pjit_params = inferred
+                args_flat = inferred.consts + dynamic
         if given is not None:
             return _Loading(given, inferred), args_flat
         if isinstance(inferred.params, dict):
