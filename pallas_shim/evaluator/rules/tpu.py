@@ -104,6 +104,8 @@ def _copy(lowering: Lowering, dma: state.Dma) -> Any:
     if size is not None:
         _copy_cut_off(lowering, dma)
         return size
+    if lowering.checker is not None:
+        lowering.checker.copy(dma.src, dma.dst)
     src, path, leaves, type = _access(lowering, dma.src)
     dst, to, to_leaves, dst_type = _access(lowering, dma.dst)
     if dst_type != type:
