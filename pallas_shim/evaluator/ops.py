@@ -267,6 +267,10 @@ _MEMORY_ROWS = (
         "checks", readers="checks", effects=(_IO,), params=_CHECKED,
     ),
     _row(
+        "check_mask", "the elements that a copy by indices doesn't ignore", "index:array",
+        "mask:array", "rules/indirect",
+    ),
+    _row(
         "disturb", "a value, of which undefined elements are replaced if the run asks for it",
         "value:array given:any*", "value:array", "checks", effects=(_IO,), view=True,
     ),

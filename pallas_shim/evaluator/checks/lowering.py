@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pallas_shim.evaluator.checks import undefined
-from pallas_shim.evaluator.checks.place import Place, Unknown, resolved
+from pallas_shim.evaluator.checks.place import AnyPlace, Unknown, place_of, resolved
 from pallas_shim.evaluator.checks.run import Activation, Site
 from pallas_shim.evaluator.checks.shadow import DEFINED, NEVER, Shadow
 from pallas_shim.evaluator.program import Array, ArrayType, Effects, RefType, Value
@@ -110,7 +110,7 @@ class Checker:
         ins: Sequence[Value],
         fn: Callable[..., tuple[()]],
         memory: Memory | None = None,
-        place: Place | None = None,
+        place: AnyPlace | None = None,
     ) -> None:
         """Emits a check. It goes again if ``memory`` turns out not to need it."""
         params = {"checks": checks, "memory": memory, "place": place}
@@ -198,12 +198,18 @@ class Checker:
         else:
             self.emit("written", [memory.shadow, *leaves], undefined.write(place), memory, place)
 
-    def copy(self, source: state.RefView, target: state.RefView) -> None:
-        """Emits the checks of a copy. It also copies what is undefined."""
+    def copy(
+        self,
+        source: state.RefView,
+        target: state.RefView,
+        masks: tuple[Value | None, Value | None] = (None, None),
+    ) -> None:
+        """Emits the checks of a copy. It also copies what is undefined. ``masks``: the elements
+        of each side that are copied."""
         reads, writes = self.site(source.ref, "copies from"), self.site(target.ref, "copies to")
         if self.activation is None:
             return
-        places = self._place(source, None), self._place(target, None)
+        places = self._place(source, masks[0]), self._place(target, masks[1])
         for site, found in zip((reads, writes), places, strict=True):
             if found is not None:
                 self._bounds(site, *found)
@@ -242,7 +248,7 @@ class Checker:
 
     def _place(
         self, view: state.RefView, mask: Value | None
-    ) -> tuple[Place, list[Value]] | None:
+    ) -> tuple[AnyPlace, list[Value]] | None:
         """The place of an access, and the operands that it depends on. None, and a note for the
         user, if it can't be told."""
         type = view.ref.ref
@@ -251,14 +257,14 @@ class Checker:
         try:
             path, leaves = resolved(view.steps)
             counts = [leaf.type.shape for leaf in leaves]
-            place = Place(type.shape, type.dtype, path, counts, mask is not None)
+            place = place_of(type.shape, type.dtype, path, counts, mask is not None)
         except Unknown as unknown:
             name = self.lowering.names.get(view.ref, "a ref")
             self.skip(f"an access to {name}: {unknown}")
             return None
         return place, leaves if mask is None else [*leaves, mask]
 
-    def _bounds(self, site: Site, place: Place, leaves: Sequence[Value]) -> None:
+    def _bounds(self, site: Site, place: AnyPlace, leaves: Sequence[Value]) -> None:
         if place.proven or not self.checks("bounds"):
             return
         assert self.activation is not None
@@ -269,7 +275,7 @@ def _has_elements(type: RefType) -> bool:
     return not type.space.startswith("semaphore") and not type.key_ndim
 
 
-def bounds(site: Site, place: Place) -> Callable[..., tuple[()]]:
+def bounds(site: Site, place: AnyPlace) -> Callable[..., tuple[()]]:
     """The check that an access stays inside its ref."""
 
     def check(activation: Activation, *leaves: Array) -> tuple[()]:

@@ -43,7 +43,7 @@ def resolved(steps: Sequence[state.Step]) -> tuple[memory.Path, list[Value]]:
     """The steps of a view with constant indices as ints, and the leaves that stay.
 
     Raises:
-      Unknown: a size is known only at run time, or a ref holds the indices.
+      Unknown: a ref holds the indices.
     """
     leaves: list[Value] = []
 
@@ -61,9 +61,7 @@ def resolved(steps: Sequence[state.Step]) -> tuple[memory.Path, list[Value]]:
         if not isinstance(dim, Slice):
             return resolve(dim)
         if isinstance(dim.size, Value):
-            if dim.size.const is None:
-                raise Unknown("a slice has a size that only the run knows")
-            dim = dim._replace(size=int(dim.size.const))
+            dim = dim._replace(size=resolve(dim.size))
         return dim._replace(start=resolve(dim.start))
 
     path = tuple(
@@ -71,6 +69,21 @@ def resolved(steps: Sequence[state.Step]) -> tuple[memory.Path, list[Value]]:
         for step in steps
     )
     return path, leaves
+
+
+def place_of(
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    path: memory.Path,
+    counts: Sequence[tuple[int, ...]],
+    masked: bool = False,
+) -> Place | SizedPlace:
+    """The elements of a ref that a path leads to. Arguments and errors are those of `Place`."""
+    for step in path:
+        for dim in step.dims if isinstance(step, Index) else ():
+            if isinstance(dim, Slice) and isinstance(dim.size, Dynamic):
+                return SizedPlace(shape, dtype, path, counts, masked)
+    return Place(shape, dtype, path, counts, masked)
 
 
 class Place:
@@ -291,6 +304,77 @@ class Place:
         return "".join(parts) or ("[...]" if self._root else "[()]")
 
 
+class SizedPlace:
+    """A `Place` with slices of sizes that only the run knows. They end where their ref ends, since
+    a device pads arrays to whole tiles."""
+
+    whole = proven = False
+    packed = 0
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        path: memory.Path,
+        counts: Sequence[tuple[int, ...]],
+        masked: bool,
+    ) -> None:
+        *before, last = path
+        if not isinstance(last, Index) or any(_sized(s) for s in before if isinstance(s, Index)):
+            raise Unknown("something follows a slice whose size only the run knows")
+        self._shape, self._dtype, self._path = shape, dtype, path
+        self._counts, self._masked = counts, masked
+        self._sizes, _ = memory.viewed_type(shape, dtype, tuple(before))
+        self._known: dict[Any, Place] = {}
+
+    def _now(self, leaves: Sequence[Any]) -> Place:
+        *before, last = self._path
+        assert isinstance(last, Index)
+        sizes = []
+        for size, dim in zip(self._sizes, last.dims, strict=True):
+            if isinstance(dim, Slice) and isinstance(dim.size, Dynamic):
+                room = -(-(size - max(_start(dim.start, leaves), 0)) // max(dim.stride, 1))
+                dim = dim._replace(size=max(min(_start(dim.size, leaves), room), 0))
+            sizes.append(dim)
+        key = tuple(sizes)
+        place = self._known.get(key)
+        if place is None:
+            path = (*before, Index(key))
+            place = Place(self._shape, self._dtype, path, self._counts, self._masked)
+            self._known[key] = place
+        return place
+
+    def outside(self, leaves: Sequence[Any]) -> Outside | None:
+        return self._now(leaves).outside(leaves)
+
+    def spans(self) -> None:
+        return None
+
+    def read(self, entries: np.ndarray, leaves: Sequence[Any]) -> np.ndarray:
+        return self._now(leaves).read(entries, leaves)
+
+    def write(self, entries: np.ndarray, leaves: Sequence[Any], value: Any) -> None:
+        """As `Place.write`. Of an array of another shape, the elements that both have are set, and
+        the rest becomes 0."""
+        place = self._now(leaves)
+        given = np.asarray(value)
+        if given.ndim and given.shape != place.shape:
+            both = tuple(map(slice, map(min, given.shape, place.shape)))
+            value = np.zeros(place.shape, given.dtype)
+            value[both] = given[both]
+        place.write(entries, leaves, value)
+
+    def view(self, entries: np.ndarray, leaves: Sequence[Any]) -> np.ndarray | None:
+        return self._now(leaves).view(entries, leaves)
+
+    def text(self, leaves: Sequence[Any]) -> str:
+        return self._now(leaves).text(leaves)
+
+
+def _sized(step: Index) -> bool:
+    return any(isinstance(d, Slice) and isinstance(d.size, Dynamic) for d in step.dims)
+
+
 def _text(dim: Any, leaves: Sequence[Any]) -> str:
     if isinstance(dim, Chosen):
         return "<array>"
@@ -418,3 +502,6 @@ def _grouped(a: np.ndarray, ratio: int) -> np.ndarray:
     """Groups of rows that are one row of a wider type, with the group's axis behind."""
     *outer, rows, columns = a.shape
     return a.reshape(*outer, rows // ratio, ratio, columns).swapaxes(-1, -2)
+
+
+AnyPlace = Place | SizedPlace

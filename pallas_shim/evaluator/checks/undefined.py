@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from pallas_shim.evaluator.checks.place import Place
+from pallas_shim.evaluator.checks.place import AnyPlace
 from pallas_shim.evaluator.checks.run import Activation, Site
 from pallas_shim.evaluator.checks.shadow import CODES, DEFINED, NEVER, Shadow
 from pallas_shim.evaluator.findings import Finding
 from pallas_shim.evaluator.program import Array
 
 
-def check(site: Site, place: Place) -> Callable[..., tuple[()]]:
+def check(site: Site, place: AnyPlace) -> Callable[..., tuple[()]]:
     """Notes a read of undefined elements as a candidate."""
 
     def run(activation: Activation, shadow: Shadow, *leaves: Array) -> tuple[()]:
@@ -65,7 +65,7 @@ def unwritten(activation: Activation, site: Site, codes: np.ndarray) -> Finding:
     )  # fmt: skip
 
 
-def disturb(site: Site, place: Place, dtype: np.dtype) -> Callable[..., Any]:
+def disturb(site: Site, place: AnyPlace, dtype: np.dtype) -> Callable[..., Any]:
     """Replaces undefined elements of a loaded value if the run asks for it."""
 
     def run(value: Array, activation: Activation, shadow: Shadow, *leaves: Array) -> Array:
@@ -97,7 +97,7 @@ def write_all(shadow: Shadow) -> tuple[()]:
     return ()
 
 
-def write(place: Place) -> Callable[..., tuple[()]]:
+def write(place: AnyPlace) -> Callable[..., tuple[()]]:
     """Notes that elements become defined."""
 
     def run(shadow: Shadow, *leaves: Array) -> tuple[()]:
@@ -108,7 +108,7 @@ def write(place: Place) -> Callable[..., tuple[()]]:
     return run
 
 
-def copy(source: Place, target: Place, count: int) -> Callable[..., tuple[()]]:
+def copy(source: AnyPlace, target: AnyPlace, count: int) -> Callable[..., tuple[()]]:
     """Copies what is undefined, as a DMA copies elements. The first leaves are the source's."""
 
     def run(given: Shadow, shadow: Shadow, *leaves: Array) -> tuple[()]:

@@ -96,6 +96,9 @@ def _start(lowering: Lowering, eqn: Any, dma: state.Dma) -> None:
 
 def _copy(lowering: Lowering, dma: state.Dma) -> Any:
     """Emits a copy, and returns the count that it adds to a DMA's semaphore."""
+    if lowering.checker is not None:
+        source, target = (indirect.with_arrays(lowering, view) for view in (dma.src, dma.dst))
+        lowering.checker.copy(source.view, target.view, (source.mask, target.mask))
     if any(indirect.rows(view).indices for view in (dma.src, dma.dst)):
         type = indirect.copy(lowering, dma)
         return _counted(lowering, type)
@@ -104,8 +107,6 @@ def _copy(lowering: Lowering, dma: state.Dma) -> Any:
     if size is not None:
         _copy_cut_off(lowering, dma)
         return size
-    if lowering.checker is not None:
-        lowering.checker.copy(dma.src, dma.dst)
     src, path, leaves, type = _access(lowering, dma.src)
     dst, to, to_leaves, dst_type = _access(lowering, dma.dst)
     if dst_type != type:
