@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from pallas_shim.evaluator import codegen
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
-from pallas_shim.evaluator.passes import Watcher, optimise
+from pallas_shim.evaluator.passes import NAMES, Watcher, optimise
 from pallas_shim.evaluator.program import Instruction, Program
 
 
@@ -29,11 +29,14 @@ class Options(NamedTuple):
     skip: the names of passes to leave out, "codegen" too (`passes.NAMES`).
     watchers: each gets the program after lowering and after each pass.
     emitted: is called with each loop that becomes a Python function, and the function's source.
+    timed: copies may happen later than they start, and programs run in any order, as
+      `machine.order` says. No pass runs.
     """
 
     skip: Collection[str] = frozenset()
     watchers: Collection[Watcher] = ()
     emitted: Callable[[Instruction, str], None] | None = None
+    timed: bool = False
 
 
 ALL_PASSES = Options()
@@ -76,8 +79,9 @@ def make_program(
       RecursionError: the jaxpr is nested deeper than Python's stack has room for.
       Exception: what a watcher raises.
     """
-    program = lower(jaxpr, name=name, axes=axes, on_mesh=on_mesh)
-    return optimise(program, options.skip, options.watchers)
+    program = lower(jaxpr, name=name, axes=axes, on_mesh=on_mesh, timed=options.timed)
+    skip = set(NAMES) if options.timed else options.skip
+    return optimise(program, skip, options.watchers)
 
 
 def prepare(
@@ -87,5 +91,5 @@ def prepare(
 
     ``parts``: the positions of the results that stay split into the parts of a mesh's devices.
     """
-    emits = codegen.choice(options.skip)
+    emits = codegen.choice({"codegen"} if options.timed else options.skip)
     return Executable(program, emits, options.emitted, parts=parts)

@@ -89,8 +89,8 @@ def fetched_block(
 ) -> Value:
     """The ref of one of two buffers, which holds the block that was fetched for this cell.
 
-    Also fetches the block of the next cell. ``viewer`` makes a view of ``array``. ``position`` tells
-    the block from others.
+    Also fetches the block of the next cell. ``viewer`` makes a view of ``array``. ``position``
+    tells the block from others.
     """
     buffers = lowering.shared(
         ("fetched", position), type._replace(shape=(2, *type.shape)), "pallas_call"

@@ -35,6 +35,7 @@ def lower(
     name: str = "program",
     axes: Mapping[Any, int] = MappingProxyType({}),
     on_mesh: bool = False,
+    timed: bool = False,
 ) -> Program:
     """Lowers a jaxpr to a Program whose parameters are the jaxpr's inputs.
 
@@ -44,13 +45,15 @@ def lower(
       name: for messages.
       axes: the sizes of the named axes of the devices that the jaxpr is for.
       on_mesh: whether arrays may be laid out over several devices, which changes no value.
+      timed: copies may happen later than they start, and programs run in any order, as
+        `machine.order` says. No pass knows of that, so such a program can't be optimised.
 
     Raises:
       Unsupported: some primitive has no rule, or its rule refuses this case. The
         error names the primitive and the user's source line.
     """
     registry.load()
-    lowering = Lowering(axes, on_mesh)
+    lowering = Lowering(axes, on_mesh, timed)
     opened, _ = jax_compat.open_jaxpr(jaxpr)
     try:
         params = tuple(Value(lowering.type(v.aval)) for v in opened.invars)
@@ -100,13 +103,15 @@ class Lowering(Builder):
     in the mesh's order. ``names`` gives the user's name of a ref.
     """
 
-    def __init__(self, axes: Mapping[Any, int], on_mesh: bool = False) -> None:
+    def __init__(
+        self, axes: Mapping[Any, int], on_mesh: bool = False, timed: bool = False
+    ) -> None:
         super().__init__()
         self.axes = axes
         self.on_mesh = on_mesh
         self._defining = False
         self.kernels: list[KernelScope] = []
-        self.machine = Machine()
+        self.machine = Machine(timed)
         self.mesh_axes: tuple[Any, ...] = ()
         self.names: dict[Value, str] = {}
         self._types: dict[Any, Type] = {}
