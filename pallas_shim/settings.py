@@ -31,6 +31,7 @@ class Settings:
     cache_verify: check each program that is read from the cache.
     verify: check the program of each function after lowering and after each pass.
     dump: the directory to write the programs and the generated code of each function to, or None.
+    check: the kinds of faults for which kernels are checked while they run.
     """
 
     force: bool = False
@@ -44,6 +45,7 @@ class Settings:
     cache_verify: bool = False
     verify: bool = False
     dump: str | None = None
+    check: frozenset[str] = frozenset()
 
 
 def _switch(field: str) -> Callable[[str], dict[str, Any]]:
@@ -65,6 +67,12 @@ def _tpu(value: str) -> dict[str, Any]:
 
 def _scope(value: str) -> dict[str, Any]:
     return {"everything": {"kernels": False, "all": True}[value]}
+
+
+def _check(value: str) -> dict[str, Any]:
+    if value in ("0", "1"):
+        return {"check": frozenset(CHECKS if value == "1" else ())}
+    return {"check": frozenset({name: name for name in CHECKS}[name] for name in value.split(","))}
 
 
 def _directory(field: str) -> Callable[[str], dict[str, Any]]:
@@ -90,6 +98,9 @@ def _passes(value: str) -> dict[str, Any]:
 
 
 TPUS = ("v4", "v5e", "v5p", "v6e", "v7x")
+
+# The kinds of findings of the evaluator, which knows nothing of settings.
+CHECKS = ("bounds", "uninitialized", "races", "sync", "blocks")
 
 # The passes of the evaluator, which knows nothing of settings.
 PASSES = (
@@ -125,6 +136,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
     "PALLAS_NUMPY_CACHE": ("0, trace, function or the path of a directory", _directory("cache")),
     "PALLAS_NUMPY_CACHE_VERIFY": ("0 or 1", _switch("cache_verify")),
     "PALLAS_NUMPY_VERIFY": ("0 or 1", _switch("verify")),
+    "PALLAS_NUMPY_CHECK": (f"0, 1 or some of {', '.join(CHECKS)}", _check),
     "PALLAS_NUMPY_DUMP": ("0 or the path of a directory", _directory("dump")),
 }
 

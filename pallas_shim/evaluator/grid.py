@@ -18,6 +18,7 @@ from pallas_shim.evaluator import lookahead, memory, outside, refs
 from pallas_shim.evaluator.analysis import alias
 from pallas_shim.evaluator.blocks import block_viewer
 from pallas_shim.evaluator.checked_blocks import CheckedBlocks
+from pallas_shim.evaluator.checks.kernel import KernelChecks
 from pallas_shim.evaluator.lower import KernelScope, Lowering
 from pallas_shim.evaluator.machine import programs
 from pallas_shim.evaluator.program import (
@@ -63,22 +64,34 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
     checked_blocks = None
     warnings: list[Callable[[], None]] = []
     _share_aliased(call, buffers)
+    checks = None
+    if lowering.checker is not None:
+        shapes = [_array_shape(lowering, block) for block in call.blocks]
+        checks = KernelChecks(lowering.checker, call, all_names, shapes, sizes)
     if call.checked is not None:
         checked_blocks = CheckedBlocks(lowering, call, call.checked, sizes, buffers, block_types)
 
     def cell(indices: Sequence[Value]) -> None:
         cell_start = len(lowering.body)
+        if checks is not None:
+            checks.begin_cell(indices)
+        starts_start = len(lowering.body)
         starts = [lowering.inline(b.index_map, [*indices, *prefetch]) for b in call.blocks]
         starts = pipeline.turn(indices, starts)
         if call.checked is None:
             warnings.extend(outside.warnings_of_blocks(
                 call, names, [_array_shape(lowering, b) for b in call.blocks], indices, sizes,
-                starts, lowering.body[cell_start:],
+                starts, lowering.body[starts_start:],
             ))  # fmt: skip
+        of_maps = lowering.body[starts_start:]
         if checked_blocks is not None:
             blocks = checked_blocks.refs()
             with lowering.block() as body:
+                if checks is not None:
+                    checks.blocks(indices, starts, of_maps, blocks, scratch)
                 lowering.inline(call.jaxpr, [*prefetch, *blocks, *scratch], closed_over)
+                if checks is not None:
+                    checks.end_cell(blocks)
             checked_blocks.define(blocks, indices, starts, alias.written(body, blocks))
             lowering.body.extend(body)
             return
@@ -89,8 +102,12 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
                 zip(buffers, call.blocks, starts, block_types, strict=True)
             )
         ]
+        if checks is not None:
+            checks.blocks(indices, starts, of_maps, views, scratch)
         body_start = len(lowering.body)
         lowering.inline(call.jaxpr, [*prefetch, *views, *scratch], closed_over)
+        if checks is not None:
+            checks.end_cell(views)
         if call.synchronised_aliases:
             written = alias.written(lowering.body[body_start:], views)
             axes = list(zip(indices, sizes, strict=True))
@@ -136,17 +153,24 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
         lowering.define("buffer", ref, (), make, Effects(allocates=True))
     for warn in warnings:
         _emit_warning(lowering, warn)
+    if checks is not None:
+        cells = checks.finish(cells)
+        checks.enter()
     programs.emit_entry(lowering)
     lowering.body.extend(cells)
     programs.emit_exit(lowering, [] if waits else list(filter(_is_semaphore, scratch)))
     if checked_blocks is not None:
         checked_blocks.write_back()
-    return [
+    results = [
         _contents(lowering, ref, block, _array_shape(lowering, block))
         for ref, block in zip(
             buffers[call.num_inputs :], call.blocks[call.num_inputs :], strict=True
         )
     ]
+    if checks is not None:
+        results = list(map(checks.output, range(len(results)), results))
+        checks.leave()
+    return results
 
 
 def _emit_warning(lowering: Lowering, warn: Callable[[], None]) -> None:

@@ -55,6 +55,11 @@ _PATH = Param(PATH, "the `memory.Path` from the ref to what is read or written")
 _BLOCK = Param(BLOCK, "where the block lies, as of `grid.block_viewer`")
 _LEADS = Param("leads", "for each operand the sizes of its axes in front, None if it has none")
 _LISTED = Param("listed", "whether the ref is a list of views, as `each_block` makes it")
+_CHECKED = (
+    Param("checks", "what it checks or makes"),
+    Param("memory", "`checks.lowering.Memory`, without which it isn't needed, or None"),
+    Param("place", "the `checks.place.Place` of an access, or None"),
+)
 
 
 # -- operands ---------------------------------------------------------------------------------
@@ -271,6 +276,22 @@ _MEMORY_ROWS = (
     ),
     _row(
         "warn", "warns the user, once in a process", "", "", "grid", effects=(_IO,),
+    ),
+    _row(
+        "check_state", "what checks look at: a kernel's state, or the shadow of memory",
+        "given:any*", "state:array", "checks", readers="checks", effects=(_IO,), params=_CHECKED,
+    ),
+    _row(
+        "check", "a check of an access or of a block, or what it needs to know", "given:any*", "",
+        "checks", readers="checks", effects=(_IO,), params=_CHECKED,
+    ),
+    _row(
+        "check_mask", "the elements that a copy by indices doesn't ignore", "index:array",
+        "mask:array", "rules/indirect",
+    ),
+    _row(
+        "disturb", "a value, of which undefined elements are replaced if the run asks for it",
+        "value:array given:any*", "value:array", "checks", effects=(_IO,), view=True,
     ),
     _row(
         "prng_seed", "sets the state of the hardware's generator", "state:ref seed:array*", "",

@@ -17,7 +17,13 @@ from jax._src.pallas import hlo_interpreter
 from jax._src.state import indexing
 from jax._src.state.types import AccumEffect, WriteEffect
 
-from pallas_shim.jax_compat.checked import CheckedMemory, checked_memory, in_hbm
+from pallas_shim.jax_compat.checked import (
+    CheckedMemory,
+    checked_memory,
+    compiler_params,
+    dimension_semantics,
+    in_hbm,
+)
 from pallas_shim.jax_compat.jaxprs import equations, open_jaxpr, user_source
 from pallas_shim.refusal import Refusal
 
@@ -65,7 +71,9 @@ class PallasCall(NamedTuple):
     ``keeps_scalars``: a cell sees the writes of earlier cells to scalar prefetch, as on a TPU.
     Otherwise it sees the operands themselves, as under ``interpret=True``.
     ``cores``: the kind of cores, if the cells are the cores of a mesh. ``checked``: None if memory
-    isn't checked.
+    isn't checked. ``on_gpu``: it is Triton's, so its cells run at the same time, and its refs are
+    global memory. ``parallel``: for each axis of the grid, whether its cells may run at the same
+    time, as the user declared, or as the compiler takes an axis that vmap added.
     """
 
     name: str
@@ -84,6 +92,8 @@ class PallasCall(NamedTuple):
     for_device: bool
     cores: CoreFunction | None
     checked: CheckedMemory | None
+    on_gpu: bool
+    parallel: tuple[bool, ...]
 
 
 class UnsupportedCall(Refusal):
@@ -134,6 +144,30 @@ def pallas_call(eqn: Any) -> PallasCall:
         keeps_scalars=p["interpret"] is not True,
         cores=cores,
         checked=checked_memory(eqn),
+        on_gpu=_is_on_gpu(eqn),
+        parallel=_parallel(eqn),
+    )
+
+
+def _is_on_gpu(eqn: Any) -> bool:
+    modules = [type(params).__module__ for params in compiler_params(eqn)]
+    if modules:
+        return any("triton" in module for module in modules)
+    if eqn.params.get("backend") == "triton":  # JAX < 0.9 has it
+        return True
+    return any(inner.primitive.name in _TRITON for inner in equations(eqn.params["jaxpr"]))
+
+
+_TRITON = frozenset({"atomic_rmw", "atomic_cas", "debug_barrier", "debug_barrier_p"})
+
+
+def _parallel(eqn: Any) -> tuple[bool, ...]:
+    mapping = eqn.params["grid_mapping"]
+    declared = iter(dimension_semantics(eqn))
+    # The axes that vmap adds are parallel to the TPU's compiler.
+    return tuple(
+        axis in mapping.vmapped_dims or next(declared, "").endswith("parallel")
+        for axis in range(len(mapping.grid))
     )
 
 

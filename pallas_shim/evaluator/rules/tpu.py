@@ -146,6 +146,9 @@ def _start_later(lowering: Lowering, dma: state.Dma, sent: state.RefView | None)
 
 def _copy(lowering: Lowering, dma: state.Dma) -> Any:
     """Emits a copy, and returns the count that it adds to a DMA's semaphore."""
+    if lowering.checker is not None:
+        source, target = (indirect.with_arrays(lowering, view) for view in (dma.src, dma.dst))
+        lowering.checker.copy(source.view, target.view, (source.mask, target.mask))
     if any(indirect.rows(view).indices for view in (dma.src, dma.dst)):
         type = indirect.copy(lowering, dma)
         return _counted(lowering, type)
