@@ -32,6 +32,8 @@ class Settings:
     verify: check the program of each function after lowering and after each pass.
     dump: the directory to write the programs and the generated code of each function to, or None.
     check: the kinds of faults for which kernels are checked while they run.
+    findings: the directory in which each process puts what checks find; None: stderr, at exit.
+    suppressions: the file that names findings that the user doesn't want to see, or None.
     """
 
     force: bool = False
@@ -46,6 +48,8 @@ class Settings:
     verify: bool = False
     dump: str | None = None
     check: frozenset[str] = frozenset()
+    findings: str | None = None
+    suppressions: str | None = None
 
 
 def _switch(field: str) -> Callable[[str], dict[str, Any]]:
@@ -58,6 +62,8 @@ def _start(value: str) -> dict[str, Any]:
 
 
 def _report(value: str) -> dict[str, Any]:
+    if value.lower() in ("true", "false", "yes", "no", "on", "off"):  # not meant as a file's name
+        raise KeyError(value)
     return {"report": None if value == "0" else value}
 
 
@@ -75,7 +81,7 @@ def _check(value: str) -> dict[str, Any]:
     return {"check": frozenset({name: name for name in CHECKS}[name] for name in value.split(","))}
 
 
-def _directory(field: str) -> Callable[[str], dict[str, Any]]:
+def _path(field: str) -> Callable[[str], dict[str, Any]]:
     def parse(value: str) -> dict[str, Any]:
         if value == "1":
             raise KeyError(value)
@@ -133,11 +139,13 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
         f"passes to leave out, as in -hoisting,-copy_elision, of {', '.join(PASSES)}",
         _passes,
     ),
-    "PALLAS_NUMPY_CACHE": ("0, trace, function or the path of a directory", _directory("cache")),
+    "PALLAS_NUMPY_CACHE": ("0, trace, function or the path of a directory", _path("cache")),
     "PALLAS_NUMPY_CACHE_VERIFY": ("0 or 1", _switch("cache_verify")),
     "PALLAS_NUMPY_VERIFY": ("0 or 1", _switch("verify")),
     "PALLAS_NUMPY_CHECK": (f"0, 1 or some of {', '.join(CHECKS)}", _check),
-    "PALLAS_NUMPY_DUMP": ("0 or the path of a directory", _directory("dump")),
+    "PALLAS_NUMPY_FINDINGS": ("0 or the path of a directory", _path("findings")),
+    "PALLAS_NUMPY_SUPPRESSIONS": ("0 or the path of a TOML file", _path("suppressions")),
+    "PALLAS_NUMPY_DUMP": ("0 or the path of a directory", _path("dump")),
 }
 
 

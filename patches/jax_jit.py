@@ -26,6 +26,10 @@ def patch(pallas: ModuleType) -> Callable[[], None]:
     if chosen.log:
         report.log_to_stderr()
     report.write_at_exit(chosen.report)
+    if chosen.check:
+        from pallas_shim.check import handover
+
+        handover.begin(chosen.findings, chosen.suppressions)
     later.register()  # registered after the report, so it runs before the report at exit
     module, name = jit_entry.JIT_CALL
     stock = getattr(module, name)

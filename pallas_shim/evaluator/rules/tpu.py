@@ -28,7 +28,7 @@ from pallas_shim.evaluator.program import (
     Types,
     Value,
 )
-from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, lowering_rule, rule
+from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, impl_rule, lowering_rule
 from pallas_shim.evaluator.rules import indirect, remote
 from pallas_shim.evaluator.scalar_types import bit_width, recast
 from pallas_shim.jax_compat import state
@@ -398,7 +398,7 @@ def _read(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]
 # -- arithmetic and layout --------------------------------------------------------------------
 
 
-@rule("roll")
+@impl_rule("roll")
 def _roll(
     ins: Types, outs: Types, *, axis: Any, stride: Any = None, stride_axis: Any = None, **_: Any
 ) -> Callable[..., Any]:
@@ -431,7 +431,7 @@ def _roll_batch(
     return {"axis": axis + 1, "stride": stride, "stride_axis": moved, **params}
 
 
-@rule("repeat")
+@impl_rule("repeat")
 def _repeat(ins: Types, outs: Types, *, repeats: Any, axis: Any, **_: Any) -> Callable[..., Any]:
     return lambda x: np.repeat(x, repeats, axis)
 
@@ -446,7 +446,7 @@ def _repeat_or_tile(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Seque
     return lowering.apply("tile", ins, outs, {"reps": tuple(reps)})
 
 
-@rule("bitcast")
+@impl_rule("bitcast")
 def _bitcast(ins: Types, outs: Types, *, ty: Any, dim: Any = None, **_: Any) -> Callable[..., Any]:
     (x,), (out,) = ins, outs
     axis = -2 if dim is None else dim
@@ -462,12 +462,12 @@ def _bitcast(ins: Types, outs: Types, *, ty: Any, dim: Any = None, **_: Any) -> 
     return cast
 
 
-@rule("sparsecore_bitcast")
+@impl_rule("sparsecore_bitcast")
 def _sparsecore_bitcast(ins: Types, outs: Types, *, dtype: Any, **_: Any) -> Callable[..., Any]:
     return _bitcast(ins, outs, ty=dtype, dim=-1)
 
 
-@rule("reciprocal")
+@impl_rule("reciprocal")
 def _reciprocal(ins: Types, outs: Types, *, approx: Any = False, **_: Any) -> Callable[..., Any]:
     (out,) = outs
     one = out.dtype.type(1)
