@@ -15,6 +15,7 @@ from jax._src import core
 from jax._src.pallas import core as pallas_core
 from jax._src.pallas import hlo_interpreter
 from jax._src.state import indexing
+from jax._src.state.types import AccumEffect, WriteEffect
 
 from pallas_shim.jax_compat.checked import (
     CheckedMemory,
@@ -46,13 +47,15 @@ class BlockDim(NamedTuple):
 class Block(NamedTuple):
     """The cut of one operand or result into blocks. ``index_map``: a jaxpr that takes the grid
     indices and the scalar-prefetch refs, and returns one index per dimension. ``in_hbm``: on a TPU
-    the kernel sees the array itself."""
+    the kernel sees the array itself. ``buffers``: into how many buffers a TPU fetches the block; 1:
+    not before its cell runs."""
 
     dims: tuple[BlockDim, ...]
     index_map: Any
     array_aval: Any
     origin: str
     in_hbm: bool
+    buffers: int
 
 
 class PallasCall(NamedTuple):
@@ -202,7 +205,15 @@ def _block(mapping: Any) -> Block:
         raise UnsupportedCall(f"a block of {mapping.origin} with transforms {mapping.transforms}")
     dims = tuple(_block_dim(dim, mapping) for dim in mapping.block_shape)
     seen = in_hbm(mapping.transformed_block_aval)
-    return Block(dims, _index_map(mapping), mapping.array_aval, mapping.origin, seen)
+    return Block(
+        dims, _index_map(mapping), mapping.array_aval, mapping.origin, seen, _buffers(mapping)
+    )
+
+
+def _buffers(mapping: Any) -> int:
+    """As many as JAX tells the TPU compiler. A block of the whole array is fetched once."""
+    count = getattr(mapping.pipeline_mode, "buffer_count", 2)
+    return 1 if mapping.has_trivial_window() else count
 
 
 def _index_map(mapping: Any) -> Any:
@@ -238,6 +249,27 @@ def _block_dim(dim: Any, mapping: Any) -> BlockDim:
         case "int":
             return BlockDim("blocked", int(dim))
     raise UnsupportedCall(f"a block dimension {dim} of {mapping.origin}")
+
+
+def written_refs(jaxpr: Any) -> frozenset[int]:
+    """The positions of the refs, among a kernel's inputs, to which it may write."""
+    opened, _ = open_jaxpr(jaxpr)
+    positions = {var: at for at, var in enumerate(opened.invars)}
+    writes = (e for e in opened.effects if isinstance(e, (WriteEffect, AccumEffect)))
+    # Before JAX 0.10 an effect gives the position itself, counted from the captured refs.
+    captured = len(opened.constvars)
+    return frozenset(
+        e.input - captured if isinstance(e.input, int) else positions.get(e.input, -1)
+        for e in writes
+    )
+
+
+def prefetch_read(index_map: Any, num_prefetch: int) -> frozenset[int]:
+    """The positions of the scalar-prefetch refs that an index map uses."""
+    opened, _ = open_jaxpr(index_map)
+    refs = opened.invars[len(opened.invars) - num_prefetch :]
+    used = {v for eqn in opened.eqns for v in eqn.invars if not isinstance(v, core.Literal)}
+    return frozenset(at for at, ref in enumerate(refs) if ref in used)
 
 
 def run_scoped(eqn: Any) -> tuple[Any, Sequence[Any]]:

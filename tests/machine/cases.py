@@ -299,7 +299,8 @@ def any_order_gives_the_same():
     from pallas_shim.evaluator import passes
     from pallas_shim.evaluator.execute import Executable
     from pallas_shim.evaluator.lower import lower
-    from pallas_shim.evaluator.machine.scheduler import Order
+    from pallas_shim.evaluator.machine import order
+    from pallas_shim.evaluator.machine.order import Order
 
     on = k.mesh(4)
     reduce = k.ring_reduce_scatter(4, local((4, 8, 128)))
@@ -313,12 +314,15 @@ def any_order_gives_the_same():
     mapped = jax.jit(k.over(f, on, P("x"), P("x")))
     want = [np.asarray(y) for y in mapped(x)]
     jaxpr = jax.make_jaxpr(mapped)(x)
-    for program in (lower(jaxpr), passes.optimise(lower(jaxpr))):
-        for order in (Order(), *map(Order, range(12))):
-            for got, expected in zip(
-                Executable(program, order=order)(np.asarray(x)), want, strict=True
-            ):
-                equal(got, expected)
+    orders = [Order(), order.LATE, *map(Order, range(12)), Order(choices=(1, 1, 2, 0, 1, 3))]
+    for program in (
+        lower(jaxpr), passes.optimise(lower(jaxpr)), lower(jaxpr, timed=True)
+    ):  # fmt: skip
+        for each in orders:
+            with order.running(each):
+                got = Executable(program, lambda _: False)(np.asarray(x))
+            for one, expected in zip(got, want, strict=True):
+                equal(one, expected)
 
 
 @case()

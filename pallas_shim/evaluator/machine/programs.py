@@ -15,11 +15,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pallas_shim import jax_compat
 from pallas_shim.evaluator import memory
+from pallas_shim.evaluator.machine import order
+from pallas_shim.evaluator.machine.faults import own_deadlock
 from pallas_shim.evaluator.machine.operations import (
     AWAIT,
+    COPY,
+    LAND,
     LEFTOVER,
     MEET,
+    PASS_BY,
     PROGRAMS,
     REMOTE,
     SIGNAL,
@@ -27,7 +33,15 @@ from pallas_shim.evaluator.machine.operations import (
 )
 from pallas_shim.evaluator.machine.rows import share
 from pallas_shim.evaluator.machine.shards import Names, all_coordinates, split
-from pallas_shim.evaluator.program import PURE, ArrayType, Effects, Type, Value
+from pallas_shim.evaluator.program import (
+    PURE,
+    ArrayType,
+    Effects,
+    Operation,
+    Region,
+    Type,
+    Value,
+)
 
 if TYPE_CHECKING:
     from pallas_shim.evaluator.lower import Lowering
@@ -70,10 +84,12 @@ class Machine:
     ``talking``: the programs of the kernel that is being lowered wait for one another. ``kernel``
     is the kernel's name, ``where`` the file and line of its definition. ``semaphores`` are those
     allocated inside it. ``owners`` has the refs whose owner the user named; ``core`` describes the
-    cores that the code is for, if there are several kinds.
+    cores that the code is for, if there are several kinds. ``timed``: copies may happen later than
+    they start, and programs may run in any order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timed: bool = False) -> None:
+        self.timed = timed
         self.levels: list[Level] = []
         self.talking = False
         self.kernel = self.where = ""
@@ -283,6 +299,68 @@ def emit_meeting(
     )
 
 
+def emit_place(lowering: Lowering) -> None:
+    """Emits a place where others may run, if the order of programs is free.
+
+    Races between accesses apart, it is enough that these are before each copy, signal and wait.
+    """
+    if lowering.machine.timed and lowering.machine.talks:
+        lowering.memory(PASS_BY, [], [], None, Effects(io=True))
+
+
+class CopyStep(NamedTuple):
+    """A step of a copy that may happen later, and the semaphore to which it adds, if there is
+    one."""
+
+    region: Region
+    semaphore: Value | None = None
+    path: memory.Path = ()
+    leaves: Sequence[Value] = ()
+
+
+def emit_copy(lowering: Lowering, steps: Sequence[CopyStep]) -> None:
+    """Emits a copy that may happen later."""
+    ins: list[Value] = []
+    semaphores: list[Any] = []
+    for _, ref, path, leaves in steps:
+        semaphores.append(None if ref is None else (path, len(leaves)))
+        ins += [] if ref is None else [ref, *leaves]
+    operation = Operation(
+        COPY, {"semaphores": tuple(semaphores)}, tuple(v.type for v in ins), (), None,
+        Effects(io=True), multiple=True,
+    )  # fmt: skip
+    lowering.emit(operation, ins, tuple(region for region, *_ in steps))
+
+
+def emit_timed_wait(
+    lowering: Lowering,
+    ref: Value,
+    path: memory.Path,
+    leaves: Sequence[Value],
+    count: Value,
+    decrement: bool,
+) -> None:
+    """Emits a wait for copies that may happen later, where no other program adds to the
+    semaphore."""
+    view = memory.viewer(ref.type.shape, ref.type.dtype, path)
+    kernel, name, source = lowering.machine.kernel, lowering.names.get(ref), lowering.source
+
+    def take(ref: Any, needed: Any, *leaves: Any) -> Any:
+        at = view(ref, *leaves)
+        address = int(at.__array_interface__["data"][0])
+        if not order.current().wait(lambda: int(at[()]), address, int(needed)):
+            raise own_deadlock(
+                f"the kernel {kernel}", name or "a semaphore", int(at[()]), int(needed),
+                jax_compat.user_source(source),
+            )  # fmt: skip
+        if decrement:
+            np.subtract(at, needed, out=at, casting="unsafe")
+        return ()
+
+    effects = Effects(reads=(0,), writes=(0,), io=True)
+    lowering.memory("semaphore_take", [ref, count, *leaves], [], take, effects)
+
+
 # -- kernels that talk --------------------------------------------------------------------------
 
 
@@ -299,7 +377,15 @@ def emit_exit(lowering: Lowering, semaphores: Sequence[Value]) -> None:
     """Makes all programs end a kernel together, and checks that all semaphores are at zero."""
     if _talks(lowering):
         _emit_together(lowering, "the end of the kernel")
+    if lowering.machine.timed:
+        lowering.memory(LAND, [], [], _land, Effects(io=True))
+    if _talks(lowering):
         _emit_leftover(lowering, semaphores, True)
+
+
+def _land() -> tuple[()]:
+    order.current().land()
+    return ()
 
 
 def emit_scope_exit(lowering: Lowering, semaphores: Sequence[Value]) -> None:

@@ -23,6 +23,7 @@ from pallas_shim.evaluator.machine.operations import (
     AWAIT,
     LEFTOVER,
     MEET,
+    PASS_BY,
     PROGRAMS,
     REMOTE,
     SIGNAL,
@@ -221,7 +222,8 @@ class _Rows:
     def _await(self, instruction: Instruction, home: _Home, seen: Any) -> list[Instruction]:
         operation, ins, outs, _, source = instruction
         root = self.root(ins[0])
-        if root in self.rows or self.home.get(root, _OUTSIDE).depth < home.depth:
+        reached = root in self.rows or self.home.get(root, _OUTSIDE).depth < home.depth
+        if reached or self.lowering.machine.timed:
             return [_seeing(instruction, seen, writes=True)]
         # No other program reaches this semaphore. A missing count will never come.
         params, number = operation.params, home.number
@@ -304,6 +306,7 @@ class _Rows:
         AWAIT: _await,
         SIGNAL: _signal,
         MEET: _meet,
+        PASS_BY: _meet,
         TURN: _meet,
         LEFTOVER: _leftover,
     }

@@ -319,6 +319,7 @@ def _fetch_and_add(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequen
     view = state.RefView(ref, (state.Index(tuple(indices)),) if indices else ())
     path, leaves = refs.path_of(view)
     type = array_type(value.type)
+    programs.emit_place(lowering)
     before = refs.load(lowering, ref, path, leaves, type)
     refs.store(lowering, ref, path, leaves, _apply(lowering, "add", (before, value), type))
     return [before]
