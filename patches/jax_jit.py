@@ -26,6 +26,10 @@ def patch(pallas: ModuleType) -> Callable[[], None]:
     if chosen.log:
         report.log_to_stderr()
     report.write_at_exit(chosen.report)
+    if chosen.compile:
+        from pallas_shim.chip import front
+
+        front.register()  # so are the verdicts, which are in the report
     later.register()  # registered after the report, so it runs before the report at exit
     module, name = jit_entry.JIT_CALL
     stock = getattr(module, name)

@@ -16,7 +16,12 @@ from jax._src.pallas import core as pallas_core
 from jax._src.pallas import hlo_interpreter
 from jax._src.state import indexing
 
-from pallas_shim.jax_compat.checked import CheckedMemory, checked_memory, in_hbm
+from pallas_shim.jax_compat.checked import (
+    CheckedMemory,
+    checked_memory,
+    in_hbm,
+    memory_space,
+)
 from pallas_shim.jax_compat.jaxprs import equations, user_source
 from pallas_shim.refusal import Refusal
 
@@ -169,6 +174,19 @@ def _block(mapping: Any) -> Block:
     dims = tuple(_block_dim(dim, mapping) for dim in mapping.block_shape)
     seen = in_hbm(mapping.transformed_block_aval)
     return Block(dims, _index_map(mapping), mapping.array_aval, mapping.origin, seen)
+
+
+def buffers(eqn: Any) -> tuple[int, ...]:
+    """For each block of a pallas_call, the number of buffers that a pipeline on a TPU has."""
+    modes = (mapping.pipeline_mode for mapping in eqn.params["grid_mapping"].block_mappings)
+    return tuple(2 if mode is None else int(mode.buffer_count) for mode in modes)
+
+
+def memory(aval: Any) -> str | None:
+    """The memory space of a kernel's ref: vmem, smem, semaphore_mem, any, hbm. None: the default,
+    which is VMEM."""
+    space = memory_space(aval)
+    return None if space in (None, "default") else space
 
 
 def _index_map(mapping: Any) -> Any:
