@@ -79,6 +79,8 @@ class Report:
 
     def __init__(self) -> None:
         self._uses: dict[Any, Use] = {}
+        # What the TPU's compiler said of the kernels, see `chip.verdicts.Verdict.row`.
+        self.verdicts: list[dict[str, Any]] = []
 
     def use(self, function: str, kernels: tuple[KernelInfo, ...], rung: str, reason: str) -> Use:
         """The use with this description. A new one is logged."""
@@ -209,7 +211,10 @@ def write(destination: str) -> None:
     path = destination.replace("{pid}", str(os.getpid()))
     try:
         with open(path, "w", encoding="utf-8") as file:
-            json.dump({"pid": os.getpid(), "kernels": REPORT.rows()}, file, indent=1)
+            content = {"pid": os.getpid(), "kernels": REPORT.rows()}
+            if REPORT.verdicts:
+                content["compiled"] = REPORT.verdicts
+            json.dump(content, file, indent=1)
             file.write("\n")
     except OSError as error:
         print(f"pallas_shim: the report can't be written: {error}", file=sys.stderr)

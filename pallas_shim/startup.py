@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from pallas_shim import environment, patching, settings
+from pallas_shim import environment, exit_status, patching, settings
 
 
 def run() -> None:
@@ -16,6 +16,8 @@ def run() -> None:
     """
     try:
         strict = settings.current().strict
+        if settings.current().compile:
+            exit_status.register()
     except settings.SettingError as error:
         _stop(str(error))
     try:

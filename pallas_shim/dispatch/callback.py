@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from pallas_shim import settings
 from pallas_shim.dispatch import compiling, fallback, function, observing, stock
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.registry import Unsupported
@@ -25,6 +26,10 @@ def choose_kernel(
     """
     if stock.is_left_to_jax():
         return None
+    if settings.current().compile:
+        from pallas_shim.chip import noting
+
+        noting.kernel(kernel.equation, kernel.axes)
     described = function.of_kernel(kernel)
     compilation = stock.compilation()
     start = time.perf_counter()

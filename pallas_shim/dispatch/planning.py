@@ -75,6 +75,11 @@ def _new_plan(params: dict[str, Any], args: Sequence[Any]) -> Plan | None:
         except arrays.Elsewhere as elsewhere:
             return Plan(key, str(elsewhere))  # not stored: other arguments may run here
         _plans[jaxpr] = (*_plans.get(jaxpr, ()), plan)
+        if settings.current().compile and plan.executable is not None:
+            # JAX hands over the kernels of the other functions one by one.
+            from pallas_shim.chip import noting
+
+            noting.in_function(jaxpr)
         return plan
 
 
