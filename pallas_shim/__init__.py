@@ -6,12 +6,12 @@ own; a rule raises `Unsupported` for a case that it can't do. Importing this pac
 JAX nor NumPy, and each of these names only when it is used.
 """
 
-from __future__ import annotations
-
 import os as _os
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # the module typing would take longer than all of this package
 if TYPE_CHECKING:
+    from typing import Any
+
     from pallas_shim.evaluator.registry import Unsupported, register_rule
     from pallas_shim.patching import activate, active, deactivate, is_active
     from pallas_shim.reports.document import Document as Report
@@ -42,7 +42,7 @@ _OFFERED = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in _OFFERED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib

@@ -69,12 +69,8 @@ def write(destination: str) -> None:
 
 
 def gather(destination: str) -> None:
-    """Writes the report of the processes that this one started and that were killed, if any.
-
-    For a process that has not imported Pallas itself.
-    """
-    if _parts(_path(destination)):
-        _add(destination, None)
+    """Writes the report of processes that were killed, for one that has called no kernel itself."""
+    _add(destination, None)
 
 
 def _add(destination: str, entry: Mapping[str, Any] | None) -> bool:
