@@ -13,7 +13,7 @@ from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.jax_compat import kernel_info
 from pallas_shim.jax_compat.hooks import kernel_lowering
-from pallas_shim.report import REPORT, Use
+from pallas_shim.reports.uses import REPORT, Use
 
 
 def choose_kernel(

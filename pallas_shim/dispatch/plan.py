@@ -15,7 +15,7 @@ from pallas_shim.dispatch import donation, fallback, observing
 from pallas_shim.dispatch.compiling import MeshPlan
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.jax_compat import arrays, sharded
-from pallas_shim.report import Use
+from pallas_shim.reports.uses import Use
 
 IN_NUMPY = "the evaluator has a rule for all of it"
 
