@@ -59,7 +59,8 @@ class Answers:
             out = run(plan, args)
         except arrays.Elsewhere:
             return None
-        donation.delete(args, plan.deleted)
+        if plan.deleted:
+            donation.delete(args, plan.deleted)
         return out
 
     def load(self, call: jit_calls.Call) -> jit_calls.Known | CachedCall | None:

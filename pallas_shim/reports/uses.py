@@ -17,7 +17,7 @@ log = logging.getLogger("pallas_shim")
 _lock = threading.Lock()  # guards all counts
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, slots=True, weakref_slot=True)
 class Use:
     """The kernels of one jitted function (or one kernel of a compiled one) on one rung.
 
