@@ -179,8 +179,9 @@ class Recorder:
         self._bytes = 0
         self._left_out = 0
 
-    def planned(self, executable: Executable, function: dispatch.Function) -> None:
+    def planned(self, executable: Executable, function: dispatch.Function) -> Executable:
         self._functions[executable] = _Function(function.name, function.jaxpr, function.axes)
+        return executable
 
     def ran(
         self,

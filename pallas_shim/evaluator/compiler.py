@@ -21,6 +21,7 @@ from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.passes import Watcher, optimise
 from pallas_shim.evaluator.program import Instruction, Program
+from pallas_shim.evaluator.watching import Watch, probed
 
 
 class Options(NamedTuple):
@@ -89,3 +90,17 @@ def prepare(
     """
     emits = codegen.choice(options.skip)
     return Executable(program, emits, options.emitted, parts=parts)
+
+
+def compile_watched(
+    jaxpr: Any,
+    watch: Watch,
+    *,
+    name: str,
+    axes: Mapping[Any, int] = MappingProxyType({}),
+    on_mesh: bool = False,
+) -> Executable:
+    """Compiles a jaxpr without optimising it, so that a watch is told of each instruction that it
+    wants. The other arguments and the errors are those of `make_program`."""
+    program = lower(jaxpr, name=name, axes=axes, on_mesh=on_mesh, watch=watch)
+    return Executable(probed(program, watch), lambda loop: False)

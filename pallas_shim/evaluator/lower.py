@@ -26,6 +26,7 @@ from pallas_shim.evaluator.program import (
     Value,
 )
 from pallas_shim.evaluator.registry import LOWERING_RULES, Unsupported
+from pallas_shim.evaluator.watching import Watch
 from pallas_shim.refusal import Refusal
 
 
@@ -35,6 +36,7 @@ def lower(
     name: str = "program",
     axes: Mapping[Any, int] = MappingProxyType({}),
     on_mesh: bool = False,
+    watch: Watch | None = None,
 ) -> Program:
     """Lowers a jaxpr to a Program whose parameters are the jaxpr's inputs.
 
@@ -44,13 +46,16 @@ def lower(
       name: for messages.
       axes: the sizes of the named axes of the devices that the jaxpr is for.
       on_mesh: whether arrays may be laid out over several devices, which changes no value.
+      watch: is told of the cells of each kernel when the program runs.
 
     Raises:
       Unsupported: some primitive has no rule, or its rule refuses this case. The
         error names the primitive and the user's source line.
     """
     registry.load()
-    lowering = Lowering(axes, on_mesh)
+    lowering = Lowering(axes, on_mesh, watch)
+    if watch is not None:
+        watch.named(lowering.names)
     opened, _ = jax_compat.open_jaxpr(jaxpr)
     try:
         params = tuple(Value(lowering.type(v.aval)) for v in opened.invars)
@@ -97,13 +102,16 @@ class Lowering(Builder):
 
     ``kernels`` is a stack, the innermost last. ``axes`` and ``on_mesh``: see `lower`.
     ``machine`` describes the programs around this code. ``mesh_axes`` are all axes of the mesh,
-    in the mesh's order. ``names`` gives the user's name of a ref.
+    in the mesh's order. ``names`` gives the user's name of a ref. ``watch``: see `lower`.
     """
 
-    def __init__(self, axes: Mapping[Any, int], on_mesh: bool = False) -> None:
+    def __init__(
+        self, axes: Mapping[Any, int], on_mesh: bool = False, watch: Watch | None = None
+    ) -> None:
         super().__init__()
         self.axes = axes
         self.on_mesh = on_mesh
+        self.watch = watch
         self._defining = False
         self.kernels: list[KernelScope] = []
         self.machine = Machine()

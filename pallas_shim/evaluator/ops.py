@@ -254,6 +254,10 @@ _MEMORY_ROWS = (
         "warn", "warns the user, once in a process", "", "", "grid", effects=(_IO,),
     ),
     _row(
+        "probe", "tells the watch of a run what it gets", "seen:any*", "", "watching",
+        effects=(_IO,),
+    ),
+    _row(
         "prng_seed", "sets the state of the hardware's generator", "state:ref seed:array*", "",
         "rules/hardware_random", effects=(_WRITE,),
     ),
