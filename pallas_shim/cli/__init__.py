@@ -8,4 +8,5 @@ VERBS = {
     "bisect": "pallas_shim.bisect",
     "doctor": "pallas_shim.cli.doctor",
     "report": "pallas_shim.cli.report",
+    "view": "pallas_shim.cli.view",
 }

@@ -13,6 +13,8 @@ from typing import Any
 
 SCHEMA = 1
 
+Table = list[list[float | None]]
+
 
 @dataclasses.dataclass
 class Line:
@@ -53,9 +55,9 @@ class Heat:
 
     rows: int
     columns: int
-    reads: list[list[float]]
-    writes: list[list[float]]
-    values: list[list[float | None]] | None = None
+    reads: Table
+    writes: Table
+    values: Table | None = None
     not_finite: int = 0
 
 

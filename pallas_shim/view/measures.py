@@ -37,7 +37,8 @@ def coverage(
         for start, within in zip(blocks, inside, strict=True)
     ]
     visits = [position for position, _ in itertools.groupby(order)]
-    never, overlapped = _covered(shape, block, [b for b, i in zip(blocks, inside, strict=True) if i])
+    kept = [start for start, within in zip(blocks, inside, strict=True) if within]
+    never, overlapped = _covered(shape, block, kept)
     return Coverage(
         never=never, overlapped=overlapped, partly=sum(partly), outside=inside.count(False),
         revisited=int((np.bincount(order, minlength=1) > 1).sum()) if len(order) else 0,
@@ -69,7 +70,7 @@ def _covered(
     ) if edges else first  # fmt: skip
     for begin, end in zip(first.tolist(), last.tolist(), strict=True):
         counts[tuple(map(slice, begin, end))] += 1
-    sizes = functools.reduce(np.multiply.outer, [np.diff(e) for e in edges], np.int64(1))
+    sizes = functools.reduce(np.multiply.outer, [np.diff(e) for e in edges], np.array(1))
     return int(np.sum(sizes * (counts == 0))), int(np.sum(sizes * (counts > 1)))
 
 

@@ -1,176 +1,43 @@
-"""Records what kernels do, for `view`.
-
-The recorder is an observer of `dispatch`. The first run of each function goes through a watched
-program, which isn't optimised; later runs go through the optimised one. If a run has more cells
-than are shown, it is cut short and repeated by the optimised program.
-"""
+"""What one run of a function does, kernel by kernel: the watch of a recorder."""
 
 from __future__ import annotations
 
 import bisect
-import contextlib
 import dataclasses
-import datetime
-import functools
-import importlib
-import inspect
-import linecache
 import math
-import os
-import platform
-import threading
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import pallas_shim
-from pallas_shim import dispatch, jax_compat
-from pallas_shim.evaluator import blocks, compiler, memory
-from pallas_shim.evaluator.execute import Executable
+from pallas_shim import dispatch
+from pallas_shim.evaluator import memory
 from pallas_shim.evaluator.machine.operations import AWAIT, SIGNAL
 from pallas_shim.evaluator.op_types import PATH
 from pallas_shim.evaluator.program import Instruction, RefType, Value
 from pallas_shim.evaluator.watching import Cell, Kernel
-from pallas_shim.jax_compat.callbacks import CALLBACK_PRIMITIVES
+from pallas_shim.recording import operands
+from pallas_shim.recording.lines import Line, Lines, place_of
+from pallas_shim.recording.operands import Memory, Ref
 from pallas_shim.view import data, measures
 
-# What is recorded of one run of a kernel, and of a script. A page of this size is below 5 MB.
-_MOST_CELLS = 1 << 14
-_MOST_CELLS_OF_ALL = 1 << 15
-_MOST_ACCESSES = 400_000
+if TYPE_CHECKING:
+    from pallas_shim.recording import Recorder
+
+# What is recorded of one run of a kernel. The page of such a run is below 5 MB.
+MOST_CELLS = 1 << 14
+_MOST_ACCESSES = 200_000
 _MOST_EVENTS = 4_000
-_MOST_KERNELS = 40
-_MOST_LINES = 400
 
 _ADDS = frozenset({"semaphore_add", SIGNAL})
 _TAKES = frozenset({"semaphore_subtract", "semaphore_take", "take_count"})
+# The number of an access's operands before its path's leaves, where it isn't one.
+_BEFORE_LEAVES = {"store": 2, "masked_swap": 3}
 
 
-class _Enough(Exception):
+class Enough(Exception):
     """So many cells are recorded that the rest isn't."""
-
-
-@contextlib.contextmanager
-def record(title: str = "a recording") -> Iterator[data.Trace]:
-    """Records the kernels that run inside the with-statement, and fills the trace when it ends.
-
-    The shim has to be on. A function that JAX has compiled before isn't seen.
-    """
-    trace = data.Trace(title, "", {}, [], [])
-    recorder = Recorder()
-    dispatch.observe(recorder)
-    try:
-        yield trace
-    finally:
-        dispatch.observe(None)
-        recorder.fill(trace)
-
-
-class Recorder:
-    """Records the first run of each program that `dispatch` plans. See `dispatch.Observer`."""
-
-    def __init__(self) -> None:
-        self._functions: list[_Function] = []
-        self._notes: list[str] = []
-        self.cells_left = _MOST_CELLS_OF_ALL
-        self._lock = threading.Lock()
-
-    def planned(self, executable: Executable, function: dispatch.Function) -> Executable:
-        if sum(len(f.kernels) for f in self._functions) >= _MOST_KERNELS:
-            self._note(f"kernels after the first {_MOST_KERNELS} are left out")
-            return executable
-        watch = _Function(function, self)
-        try:
-            watched = compiler.compile_watched(
-                function.jaxpr, watch, name=function.name, axes=function.axes,
-                on_mesh=function.on is not None,
-            )  # fmt: skip
-        except Exception as error:  # a view must not cost the user the call
-            self._note(f"{function.name} is left out: {type(error).__name__}: {error}")
-            return executable
-        self._functions.append(watch)
-        return _Recorded(executable, watched, watch)
-
-    def ran(self, *_: Any, **__: Any) -> None:
-        """What a run gives isn't looked at here."""
-
-    def _note(self, text: str) -> None:
-        with self._lock:
-            if text not in self._notes:
-                self._notes.append(text)
-
-    def fill(self, trace: data.Trace) -> None:
-        """Puts what was recorded into a trace."""
-        trace.made = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-        trace.versions = {
-            "pallas_shim": pallas_shim.__version__,
-            "JAX": importlib.import_module("jax").__version__,
-            "NumPy": np.__version__,
-            "Python": platform.python_version(),
-        }
-        trace.kernels += [kernel for f in self._functions for kernel in f.result()]
-        trace.notes += self._notes
-        for function in self._functions:
-            seen = {kernel.call.name for kernel in function.kernels}
-            trace.notes += [
-                f"the kernel {info.name} of {function.name} is left out: "
-                + ("it never ran" if not function.calls else "it has cores of its own, not a grid")
-                for info in function.infos if info.name not in seen
-            ]  # fmt: skip
-
-
-class _Recorded(Executable):
-    """An executable whose first call is recorded."""
-
-    def __init__(self, plain: Executable, watched: Executable, watch: _Function) -> None:
-        self.program = plain.program
-        self._plain, self._watched, self._watch = plain, watched, watch
-        self._first = threading.Lock()
-        called = {i.name for i in plain.program.top.walk()} & set(CALLBACK_PRIMITIVES)
-        watch.may_stop = not called  # a second run would show its callbacks to the user again
-
-    def __call__(self, *args: np.ndarray) -> list[np.ndarray]:
-        self._watch.calls += 1
-        if not self._first.acquire(blocking=False):
-            return self._plain(*args)
-        try:
-            return self._watched(*args)
-        except _Enough:
-            return self._plain(*args)
-        finally:
-            self._watch.end()
-
-
-# -- what one function does -----------------------------------------------------------------------
-
-
-class _Block(NamedTuple):
-    """How an operand is cut: the block's size and the scale of its index along each dimension, and
-    the padding in front of the array."""
-
-    sizes: tuple[int, ...]
-    scales: tuple[int, ...]
-    before: tuple[int, ...]
-
-
-@dataclasses.dataclass(eq=False)
-class _Ref:
-    """An operand of one run of a kernel. ``starts`` are those of each cell's block as its index
-    map has them; ``at`` is where the current cell's block is."""
-
-    name: str
-    role: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    space: str
-    block: _Block | None
-    piped: bool
-    heat: measures.HeatMap
-    starts: list[tuple[int, ...]] = dataclasses.field(default_factory=list)
-    at: tuple[int, ...] = ()
-    contents: np.ndarray | None = None
 
 
 @dataclasses.dataclass(eq=False)
@@ -180,7 +47,7 @@ class _Run:
     kernel: Kernel
     program: int
     grid: tuple[int, ...]
-    refs: list[_Ref]
+    refs: list[Ref]
     steps: list[int] = dataclasses.field(default_factory=list)
     patterns: dict[tuple[Any, ...], int] = dataclasses.field(default_factory=dict)
     pattern_of_cell: list[int] = dataclasses.field(default_factory=list)
@@ -192,23 +59,7 @@ class _Run:
     recording: bool = True
 
 
-class _Memory(NamedTuple):
-    """Memory that an operand has, or a block of it: ``offset`` are the indices of its first
-    element."""
-
-    low: int
-    high: int
-    array: np.ndarray
-    ref: int
-    offset: tuple[int, ...]
-
-
-class _Copy(NamedTuple):
-    event: data.Event
-    count: int
-
-
-class _Function:
+class FunctionWatch:
     """Watches one run of a function. See `watching.Watch`.
 
     ``here`` has the run that each program is in. ``memory`` lists what each run's operands lie in,
@@ -222,18 +73,18 @@ class _Function:
         self.calls = 0
         self.may_stop = True
         self.kernels: dict[Kernel, list[_Run]] = {}
-        self.events: list[tuple[_Run, data.Event]] = []
+        self.events: list[tuple[_Run, data.Event, Line | None]] = []
         self._names: dict[Value, str] = {}
         self._here: dict[int, _Run] = {}
-        self._memory: dict[_Run, list[_Memory]] = {}
+        self._memory: dict[_Run, list[Memory]] = {}
         self._semaphores: dict[int, str] = {}
         self._flying: dict[int, list[data.Event]] = {}
-        self._waiting: dict[int, tuple[int, str]] = {}
+        self._waiting: dict[int, int] = {}
         self._last: dict[int, dict[str, Any]] = {}
         self._clock = 0
         self._accesses = 0
         self._left_out = 0
-        self._lines: dict[int, tuple[Any, tuple[str, int] | None]] = {}
+        self._lines: dict[int, tuple[Any, Line | None]] = {}
         self._viewers: dict[int, tuple[Instruction, Any]] = {}
 
     # -- cells ------------------------------------------------------------------------------
@@ -249,7 +100,7 @@ class _Function:
         runs = self.kernels.setdefault(cell.kernel, [])
         run = next((run for run in runs if run.program == cell.program), None)
         if run is None:
-            run = _Run(cell.kernel, cell.program, cell.sizes, _refs(cell))
+            run = _Run(cell.kernel, cell.program, cell.sizes, operands.refs_of(cell))
             runs.append(run)
         elif not any(cell.indices):
             run.times += 1
@@ -257,11 +108,11 @@ class _Function:
         elif run.recording:
             self._close(run)
         if run.recording and (
-            len(run.steps) >= _MOST_CELLS or self.recorder.cells_left <= 0
+            len(run.steps) >= MOST_CELLS or self.recorder.cells_left <= 0
         ):
             run.recording = False
             if self.may_stop:
-                raise _Enough
+                raise Enough
         self._here[cell.program] = run
         if not run.recording:
             return
@@ -300,26 +151,25 @@ class _Function:
         self._memory.clear()
         self._last.clear()
 
-    def _place(self, run: _Run, cell: Cell) -> list[_Memory]:
+    def _place(self, run: _Run, cell: Cell) -> list[Memory]:
         """Notes the starts of a cell's blocks, and finds the memory of all refs."""
         call = cell.kernel.call
-        found: list[_Memory] = []
+        found: list[Memory] = []
         for position, (ref, array) in enumerate(zip(run.refs, cell.refs, strict=False)):
             offset = (0,) * len(ref.shape)
             at = position - call.num_prefetch
             if ref.block is not None:
                 buffer = cell.buffers[at]
-                asked, clamped = _starts(cell.starts[at], ref.block, buffer.shape)
+                asked, clamped = operands.starts_of(cell.starts[at], ref.block, buffer.shape)
                 ref.starts.append(asked)
-                ref.at = clamped
                 before = ref.block.before
                 shift = tuple(-pad for pad in before) + offset[len(before) :]
-                _add(found, buffer, position, shift)
+                operands.add_memory(found, buffer, position, shift)
                 if not np.may_share_memory(array, buffer):  # checked memory, where it is a copy
-                    whole = array.reshape(_with_squeezed(array.shape, call.blocks[at].dims))
-                    _add(found, whole, position, clamped)
+                    whole = array.reshape(operands.with_squeezed(array.shape, call.blocks[at].dims))
+                    operands.add_memory(found, whole, position, clamped)
             else:
-                _add(found, array, position, offset)
+                operands.add_memory(found, array, position, offset)
             if ref.space.startswith("semaphore"):
                 self._name_semaphores(ref.name, array)
         for memory_of in self._memory.get(run, ()):
@@ -330,7 +180,7 @@ class _Function:
     def _name_semaphores(self, name: str, array: np.ndarray) -> None:
         if array.size > 4096:
             return
-        base = _address(array)
+        base = operands.address(array)
         for index in np.ndindex(array.shape):
             place = base + sum(i * s for i, s in zip(index, array.strides, strict=True))
             text = name + (f"[{', '.join(map(str, index))}]" if index else "")
@@ -366,7 +216,7 @@ class _Function:
         if run is None or not run.recording:
             return
         self._clock += 1
-        self._waiting[program] = (self._clock, "")
+        self._waiting[program] = self._clock
 
     def after(
         self, instruction: Instruction, program: int, ins: Sequence[Any], outs: Sequence[Any]
@@ -399,14 +249,14 @@ class _Function:
             len(run.refs),
         )  # fmt: skip
         if position == len(run.refs):
-            run.refs.append(_Ref(
+            run.refs.append(Ref(
                 name, "scoped", array.shape, array.dtype, type.space, None, False,
                 measures.HeatMap(array.shape),
             ))  # fmt: skip
         if type.space.startswith("semaphore"):
             self._name_semaphores(name, array)
         known = [m for m in self._memory[run] if m.ref != position]
-        _add(known, array, position, (0,) * array.ndim)
+        operands.add_memory(known, array, position, (0,) * array.ndim)
         self._memory[run] = sorted(known, key=lambda m: m.low)
 
     def _touched(
@@ -425,9 +275,9 @@ class _Function:
             return  # another program's memory, or the kernel closes over it
         self._accesses += 1
         ref = run.refs[owner.ref]
-        spans = _spans(part, owner)
+        spans = operands.spans(part, owner)
         ref.heat.add(kind, tuple((s.start, s.stop, s.step) for s in spans))
-        start = ref.at or (0,) * len(spans)
+        start = ref.starts[-1] if ref.starts else (0,) * len(spans)
         low = [s.start - b for s, b in zip(spans, start, strict=True)]
         high = [s.stop - b for s, b in zip(spans, start, strict=True)]
         known = run.touched.get((line, owner.ref, kind))
@@ -450,26 +300,26 @@ class _Function:
         if known is None:
             ref = instruction.ins[0].ref
             view = memory.direct_viewer(ref.shape, ref.dtype, path)
-            leaves = len(ins) - sum(1 for _ in _fixed_operands(instruction.name))
+            leaves = len(ins) - _BEFORE_LEAVES.get(instruction.name, 1)
             known = self._viewers[id(instruction)] = (instruction, (view, leaves))
         view, leaves = known[1]
         if view is None:
             return whole
-        first = sum(1 for _ in _fixed_operands(instruction.name))
+        first = _BEFORE_LEAVES.get(instruction.name, 1)
         return view(whole, *ins[first : first + leaves])
 
-    def _owner(self, run: _Run, part: np.ndarray) -> _Memory | None:
+    def _owner(self, run: _Run, part: np.ndarray) -> Memory | None:
         known = self._memory.get(run, [])
-        address = _address(part)
-        at = bisect.bisect_right(known, address, key=lambda m: m.low) - 1
-        if at >= 0 and known[at].low <= address < known[at].high:
+        place = operands.address(part)
+        at = bisect.bisect_right(known, place, key=lambda m: m.low) - 1
+        if at >= 0 and known[at].low <= place < known[at].high:
             return known[at]
         return None
 
-    def _line(self, source: Any) -> tuple[str, int] | None:
+    def _line(self, source: Any) -> Line | None:
         known = self._lines.get(id(source))
         if known is None:
-            known = self._lines[id(source)] = (source, _file_and_line(source))
+            known = self._lines[id(source)] = (source, place_of(source))
         return known[1]
 
     # -- semaphores -------------------------------------------------------------------------
@@ -485,7 +335,7 @@ class _Function:
                 leaves = ins[2:]
                 number = instruction.operation.params.get("num_leaves", len(leaves))
                 semaphore = view(semaphore, *leaves[:number])
-        place = _address(semaphore)
+        place = operands.address(semaphore)
         name = self._semaphores.get(place) or self._names.get(instruction.ins[0], "a semaphore")
         line = self._line(instruction.source)
         cell = len(run.steps) - 1
@@ -494,22 +344,21 @@ class _Function:
             return
         of_copies = instruction.ins[0].ref.space == "semaphore_dma"
         if instruction.name in _ADDS and of_copies:
-            event = self._copied(run, instruction, name, cell, line)
+            event = self._copied(run, instruction, name, cell)
             self._flying.setdefault(place, []).append(event)
         elif instruction.name in _ADDS:
             event = data.Event("signal", 0, cell, name, self._clock, self._clock, f"adds {count}")
         else:
-            begun, _ = self._waiting.pop(run.program, (self._clock, ""))
+            begun = self._waiting.pop(run.program, self._clock)
             event = data.Event("wait", 0, cell, name, begun, self._clock, f"takes {count}")
             flying = self._flying.get(place)
             if flying:
                 landed = flying.pop(0)
                 landed.end, landed.awaited = self._clock, True
-        event.line = line  # type: ignore[assignment]  # made a position at the end
-        self.events.append((run, event))
+        self.events.append((run, event, line))
 
     def _copied(
-        self, run: _Run, instruction: Instruction, name: str, cell: int, line: Any
+        self, run: _Run, instruction: Instruction, name: str, cell: int
     ) -> data.Event:
         last = self._last.setdefault(run.program, {})
         texts, nbytes = [], 0
@@ -528,11 +377,11 @@ class _Function:
             "copy", 0, cell, name, self._clock, self._clock, text, nbytes, awaited=False
         )
 
-    def _described(self, run: _Run, owner: _Memory | None, part: np.ndarray) -> str:
+    def _described(self, run: _Run, owner: Memory | None, part: np.ndarray) -> str:
         if owner is None:
             return "memory of another program"
         ref = run.refs[owner.ref]
-        spans = _spans(part, owner)
+        spans = operands.spans(part, owner)
         if all((s.start, s.stop) == (0, dim) for s, dim in zip(spans, ref.shape, strict=True)):
             return ref.name
         return f"{ref.name}[{', '.join(f'{s.start}:{s.stop}' for s in spans)}]"
@@ -545,12 +394,12 @@ class _Function:
 
     def _kernel(self, kernel: Kernel, runs: Sequence[_Run]) -> data.Kernel:
         call = kernel.call
-        lines = _Lines(call.source)
+        lines = Lines(call.source)
         positions = {run: n for n, run in enumerate(runs)}
         events = []
-        for run, event in self.events:
+        for run, event, line in self.events:
             if run in positions:
-                event.run, event.line = positions[run], lines.position(event.line)
+                event.run, event.line = positions[run], lines.position(line)
                 if event.kind == "copy" and not event.awaited:
                     event.end = run.end
                 events.append(event)
@@ -586,11 +435,11 @@ class _Function:
         if self._left_out:
             yield f"{self._left_out:,} events are left out, after the first {_MOST_EVENTS:,}."
 
-    def _made(self, run: _Run, lines: _Lines) -> data.Run:
-        operands = [_operand(ref) for ref in run.refs]
+    def _made(self, run: _Run, lines: Lines) -> data.Run:
+        shown = [operands.made(ref) for ref in run.refs]
         cells = math.prod(run.grid)
         moved = {"in": [0] * len(run.steps), "out": [0] * len(run.steps)}
-        for ref, operand in zip(run.refs, operands, strict=True):
+        for ref, operand in zip(run.refs, shown, strict=True):
             if not operand.piped or ref.block is None:
                 continue
             sizes = [
@@ -611,7 +460,7 @@ class _Function:
         ]
         return data.Run(
             programs[run.program] if run.program < len(programs) else "",
-            run.grid, cells, len(run.steps), operands, patterns, run.pattern_of_cell,
+            run.grid, cells, len(run.steps), shown, patterns, run.pattern_of_cell,
             moved["in"], moved["out"], [run.copied[n] for n in range(len(run.steps))],
             run.steps, run.end, run.times,
         )  # fmt: skip
@@ -621,169 +470,7 @@ def _add_to(total: list[int], more: Sequence[int]) -> None:
     total[:] = [a + b for a, b in zip(total, more, strict=True)]
 
 
-def _fixed_operands(name: str) -> range:
-    """The operands of an access before its path's leaves."""
-    return range({"store": 2, "masked_swap": 3}.get(name, 1))
-
-
 def _hashable(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-# -- operands -------------------------------------------------------------------------------------
-
-
-def _refs(cell: Cell) -> list[_Ref]:
-    kernel, call = cell.kernel, cell.kernel.call
-    refs = []
-    aliased = {out for _, out in call.aliases}
-    for position, array in enumerate(cell.refs):
-        at = position - call.num_prefetch
-        block, shape, piped = None, array.shape, False
-        space = kernel.spaces[position] if position < len(kernel.spaces) else "?"
-        if at < 0:
-            role = "prefetch"
-        elif at < len(call.blocks):
-            cut = call.blocks[at]
-            is_output = at >= call.num_inputs
-            role = "output" if is_output else "input"
-            if is_output and at - call.num_inputs in aliased:
-                role = "input and output"
-            shape = tuple(kernel.shapes[at])
-            rest = shape[len(cut.dims):]
-            block = _Block(
-                (*(dim.size for dim in cut.dims), *rest),
-                tuple(dim.size if dim.kind == "blocked" else 1 for dim in cut.dims),
-                tuple(dim.padding[0] for dim in cut.dims),
-            )
-            piped = not cut.in_hbm
-        else:
-            role = "scratch"
-        refs.append(_Ref(
-            kernel.name(position), role, shape, array.dtype, space, block, piped,
-            measures.HeatMap(shape),
-        ))  # fmt: skip
-    return refs
-
-
-def _operand(ref: _Ref) -> data.Operand:
-    distinct = list(dict.fromkeys(ref.starts))
-    number = {start: n for n, start in enumerate(distinct)}
-    order = [number[start] for start in ref.starts]
-    block = ref.block.sizes if ref.block is not None else None
-    whole = block == ref.shape
-    semaphore = ref.space.startswith("semaphore")
-    return data.Operand(
-        ref.name, ref.role, ref.shape, "semaphore" if semaphore else ref.dtype.name,
-        ref.dtype.itemsize, ref.space, block, distinct, order, ref.piped,
-        measures.coverage(ref.shape, block, distinct, order) if block and not whole else None,
-        None if semaphore else ref.heat.result(ref.contents),
-    )  # fmt: skip
-
-
-def _starts(
-    found: Sequence[int], block: _Block, buffer: Sequence[int]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Where a block starts in its array: as the index map has it, and as the run moves it inside."""
-    asked, clamped = [], []
-    for start, scale, pad, size, dim in zip(
-        found, block.scales, block.before, block.sizes, buffer, strict=False
-    ):
-        first = int(blocks.from_the_start(np.int64(start), scale, dim))
-        asked.append(first - pad)
-        clamped.append(max(0, min(first, dim - size)) - pad)
-    rest = [0] * (len(buffer) - len(asked))
-    return tuple(asked + rest), tuple(clamped + rest)
-
-
-def _with_squeezed(shape: Sequence[int], dims: Sequence[Any]) -> list[int]:
-    sizes = iter(shape)
-    return [1 if dim.kind == "squeezed" else next(sizes) for dim in dims] + list(sizes)
-
-
-# -- memory ---------------------------------------------------------------------------------------
-
-
-def _address(array: np.ndarray) -> int:
-    return int(np.asarray(array).__array_interface__["data"][0])
-
-
-def _add(found: list[_Memory], array: np.ndarray, ref: int, offset: tuple[int, ...]) -> None:
-    if array.nbytes and array.flags.c_contiguous:
-        low = _address(array)
-        found.append(_Memory(low, low + array.nbytes, array, ref, offset))
-
-
-def _spans(part: np.ndarray, owner: _Memory) -> list[slice]:
-    """The elements of an operand that a part of its memory has, as a slice of each dimension. They
-    may be more, if the part was reshaped."""
-    whole = owner.array
-    size = whole.itemsize
-    first = np.unravel_index((_address(part) - owner.low) // size, whole.shape)
-    lasts = [0] * whole.ndim
-    steps = [1] * whole.ndim
-    for count, stride in zip(part.shape, part.strides, strict=True):
-        if count <= 1 or not stride:
-            continue
-        axis = next((a for a, s in enumerate(whole.strides) if whole.shape[a] > 1
-                     and s <= abs(stride) and stride % s == 0), whole.ndim - 1)  # fmt: skip
-        lasts[axis] += (count - 1) * stride // whole.strides[axis]
-        steps[axis] = stride // whole.strides[axis]
-    spans = []
-    for at, last, step, dim, offset in zip(
-        map(int, first), lasts, steps, whole.shape, owner.offset, strict=True
-    ):
-        low, high = min(at, at + last), max(at, at + last)
-        if high >= dim:  # it goes on in the next row
-            low, high, step = 0, dim - 1, 1
-        spans.append(slice(low + offset, high + 1 + offset, max(abs(step), 1)))
-    return spans
-
-
-# -- source ---------------------------------------------------------------------------------------
-
-
-def _file_and_line(source: Any) -> tuple[str, int] | None:
-    text = jax_compat.user_source(source)
-    return None if text is None else _split(text)
-
-
-def _split(text: str) -> tuple[str, int] | None:
-    """The file and line in "file:line" or "file:line (function)"."""
-    file, _, rest = text.rpartition(":")
-    number = rest.partition(" ")[0]
-    return (file, int(number)) if file and number.isdigit() else None
-
-
-class _Lines:
-    """The lines of a kernel's source, and those elsewhere that it runs."""
-
-    def __init__(self, source: str | None) -> None:
-        self.lines: list[data.Line] = []
-        self._known: dict[tuple[str, int], int] = {}
-        defined = None if source is None else _split(source)
-        if defined is not None:
-            file, first = defined
-            rest = linecache.getlines(file)[first - 1 :]
-            with contextlib.suppress(Exception):  # the source isn't Python that can be read
-                rest = inspect.getblock(rest)
-            for number, text in enumerate(rest[:_MOST_LINES], first):
-                self._add(file, number, text)
-
-    def position(self, line: tuple[str, int] | None) -> int | None:
-        if line is None:
-            return None
-        if line not in self._known:
-            self._add(*line, linecache.getline(*line))
-        return self._known[line]
-
-    def _add(self, file: str, number: int, text: str) -> None:
-        self._known[file, number] = len(self.lines)
-        self.lines.append(data.Line(_shown(file), number, text.rstrip()))
-
-
-@functools.cache
-def _shown(file: str) -> str:
-    """A path below the current directory is shown relative to it."""
-    near = os.path.relpath(file) if os.path.isabs(file) else file
-    return file if near.startswith("..") else near
