@@ -46,13 +46,15 @@ class BlockDim(NamedTuple):
 class Block(NamedTuple):
     """The cut of one operand or result into blocks. ``index_map``: a jaxpr that takes the grid
     indices and the scalar-prefetch refs, and returns one index per dimension. ``in_hbm``: on a TPU
-    the kernel sees the array itself."""
+    the kernel sees the array itself. ``is_loaded_late``: a device doesn't load the next cell's
+    block while a cell runs."""
 
     dims: tuple[BlockDim, ...]
     index_map: Any
     array_aval: Any
     origin: str
     in_hbm: bool
+    is_loaded_late: bool
 
 
 class PallasCall(NamedTuple):
@@ -202,7 +204,9 @@ def _block(mapping: Any) -> Block:
         raise UnsupportedCall(f"a block of {mapping.origin} with transforms {mapping.transforms}")
     dims = tuple(_block_dim(dim, mapping) for dim in mapping.block_shape)
     seen = in_hbm(mapping.transformed_block_aval)
-    return Block(dims, _index_map(mapping), mapping.array_aval, mapping.origin, seen)
+    buffers = getattr(getattr(mapping, "pipeline_mode", None), "buffer_count", 2)
+    late = buffers == 1
+    return Block(dims, _index_map(mapping), mapping.array_aval, mapping.origin, seen, late)
 
 
 def _index_map(mapping: Any) -> Any:

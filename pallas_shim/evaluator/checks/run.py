@@ -73,15 +73,17 @@ _running: contextvars.ContextVar[Run] = contextvars.ContextVar("pallas_shim_chec
 
 
 class Activation:
-    """One execution of a kernel. ``cell`` is the grid cell that runs, None before the first."""
+    """One execution of a kernel. ``cell`` is the grid cell that runs, None before the first.
+    ``turn``: the number of its place among those that may run at the same time."""
 
-    __slots__ = ("run", "kernel", "source", "cell")
+    __slots__ = ("run", "kernel", "source", "cell", "turn")
 
     def __init__(self, kernel: str, source: str | None) -> None:
         self.run = _running.get()
         self.kernel = kernel
         self.source = source
         self.cell: tuple[int, ...] | None = None
+        self.turn = 0
 
     def finding(
         self, kind: str, rule: str, message: str, advice: str, site: Site, *accesses: Access
@@ -104,4 +106,10 @@ class Activation:
     ) -> None:
         """Reports a fault at an access."""
         access = site.access(indices, self.cell)
-        self.run.report(self.finding(kind, rule, message, advice, site, access, *others))
+        self.found_at(kind, rule, message, advice, site, access, *others)
+
+    def found_at(
+        self, kind: str, rule: str, message: str, advice: str, site: Site, *accesses: Access
+    ) -> None:
+        """Reports a fault of these accesses."""
+        self.run.report(self.finding(kind, rule, message, advice, site, *accesses))
