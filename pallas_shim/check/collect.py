@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from pallas_shim.evaluator.findings import Finding
@@ -20,16 +21,28 @@ class Collector:
         self._lock = threading.Lock()
         self._findings: dict[tuple[Any, ...], Finding] = {}
         self._not_checked: dict[tuple[str, str], None] = {}
+        self._hear: Callable[[Finding | tuple[str, str]], None] | None = None
+
+    def listen(self, hear: Callable[[Finding | tuple[str, str]], None] | None) -> None:
+        """Calls ``hear`` with each new finding, and each new pair of `not_checked`. None: stops."""
+        self._hear = hear
 
     def add(self, finding: Finding) -> None:
         """Keeps a finding, unless there is one of the same place (`Finding.place`)."""
         with self._lock:
-            self._findings.setdefault(finding.place(), finding)
+            new = finding.place() not in self._findings
+            if new:
+                self._findings[finding.place()] = finding
+        if new and self._hear is not None:
+            self._hear(finding)
 
     def skip(self, kernel: str, reason: str) -> None:
         """Notes that ``kernel``, or the part of it that ``reason`` names, was not checked."""
         with self._lock:
-            self._not_checked.setdefault((kernel, reason))
+            new = (kernel, reason) not in self._not_checked
+            self._not_checked[kernel, reason] = None
+        if new and self._hear is not None:
+            self._hear((kernel, reason))
 
     def findings(self) -> list[Finding]:
         """The findings until now, one of each place, in the order in which they were made."""
@@ -50,7 +63,9 @@ class Collector:
     def start_over(self) -> None:
         """Forgets everything in a forked process. Its parent shows what it has found itself, and
         no thread is left to release the old lock."""
+        hear = self._hear
         self.__init__()  # type: ignore[misc]
+        self._hear = hear
 
 
 COLLECTOR = Collector()

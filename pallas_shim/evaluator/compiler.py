@@ -21,7 +21,7 @@ from pallas_shim.evaluator.checks.lowering import Checks
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.findings import Finding
 from pallas_shim.evaluator.lower import lower
-from pallas_shim.evaluator.passes import Watcher, optimise
+from pallas_shim.evaluator.passes import NAMES, Watcher, optimise
 from pallas_shim.evaluator.program import Instruction, Program
 from pallas_shim.evaluator.verdict import CheckedExecutable
 
@@ -34,6 +34,8 @@ class Options(NamedTuple):
     emitted: is called with each loop that becomes a Python function, and the function's source.
     checks: what kernels are checked for while they run; None if they aren't. ``found`` is called
       with each finding.
+    timed: copies may happen later than they start, and programs run in any order, as
+      `machine.order` says. No pass runs.
     """
 
     skip: Collection[str] = frozenset()
@@ -41,6 +43,7 @@ class Options(NamedTuple):
     emitted: Callable[[Instruction, str], None] | None = None
     checks: Checks | None = None
     found: Callable[[Finding], None] = lambda finding: None
+    timed: bool = False
 
 
 ALL_PASSES = Options()
@@ -91,8 +94,10 @@ def make_program(
       RecursionError: the jaxpr is nested deeper than Python's stack has room for.
       Exception: what a watcher raises.
     """
-    program = lower(jaxpr, name=name, axes=axes, on_mesh=on_mesh, checks=options.checks)
-    return optimise(program, options.skip, options.watchers)
+    program = lower(jaxpr, name=name, axes=axes, on_mesh=on_mesh, checks=options.checks,
+                    timed=options.timed)  # fmt: skip
+    skip = set(NAMES) if options.timed else options.skip
+    return optimise(program, skip, options.watchers)
 
 
 def prepare(
@@ -102,5 +107,5 @@ def prepare(
 
     ``parts``: the positions of the results that stay split into the parts of a mesh's devices.
     """
-    emits = codegen.choice(options.skip)
+    emits = codegen.choice({"codegen"} if options.timed else options.skip)
     return Executable(program, emits, options.emitted, parts=parts)

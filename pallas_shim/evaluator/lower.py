@@ -38,6 +38,7 @@ def lower(
     axes: Mapping[Any, int] = MappingProxyType({}),
     on_mesh: bool = False,
     checks: Checks | None = None,
+    timed: bool = False,
 ) -> Program:
     """Lowers a jaxpr to a Program whose parameters are the jaxpr's inputs.
 
@@ -48,13 +49,15 @@ def lower(
       axes: the sizes of the named axes of the devices that the jaxpr is for.
       on_mesh: whether arrays may be laid out over several devices, which changes no value.
       checks: what kernels are checked for while they run, if they are.
+      timed: copies may happen later than they start, and programs run in any order, as
+        `machine.order` says. No pass knows of that, so such a program can't be optimised.
 
     Raises:
       Unsupported: some primitive has no rule, or its rule refuses this case. The
         error names the primitive and the user's source line.
     """
     registry.load()
-    lowering = Lowering(axes, on_mesh, checks)
+    lowering = Lowering(axes, on_mesh, checks, timed)
     opened, _ = jax_compat.open_jaxpr(jaxpr)
     try:
         params = tuple(Value(lowering.type(v.aval)) for v in opened.invars)
@@ -106,7 +109,11 @@ class Lowering(Builder):
     """
 
     def __init__(
-        self, axes: Mapping[Any, int], on_mesh: bool = False, checks: Checks | None = None
+        self,
+        axes: Mapping[Any, int],
+        on_mesh: bool = False,
+        checks: Checks | None = None,
+        timed: bool = False,
     ) -> None:
         super().__init__()
         self.checker = None if checks is None else Checker(self, checks)
@@ -114,7 +121,7 @@ class Lowering(Builder):
         self.on_mesh = on_mesh
         self._defining = False
         self.kernels: list[KernelScope] = []
-        self.machine = Machine()
+        self.machine = Machine(timed)
         self.mesh_axes: tuple[Any, ...] = ()
         self.names: dict[Value, str] = {}
         self._types: dict[Any, Type] = {}

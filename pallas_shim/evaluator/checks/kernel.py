@@ -271,7 +271,7 @@ class KernelChecks:
             partner = self._operands.get(self._partner(position) or -1)
             if partner is None or position >= self.call.num_inputs or not used[position]:
                 continue
-            if self.call.blocks[position].is_loaded_late or self.call.on_gpu:
+            if self.call.blocks[position].buffers == 1 or self.call.on_gpu:
                 continue
             if operand.visits is None or partner.visits is None:
                 continue

@@ -27,7 +27,7 @@ from pallas_shim.evaluator.program import (
     Value,
     contents_type,
 )
-from pallas_shim.evaluator.registry import Stack, batch_rule, lowering_rule, rule
+from pallas_shim.evaluator.registry import Stack, batch_rule, impl_rule, lowering_rule
 from pallas_shim.evaluator.rules import array_indices, state
 from pallas_shim.jax_compat import state as jax_state
 
@@ -56,7 +56,7 @@ def _overlap(
     return overlap
 
 
-@rule("slice_sticking_out", view=True)
+@impl_rule("slice_sticking_out", view=True)
 def _slice_sticking_out(
     ins: Types, outs: Types, *, starts: Any, sizes: Any, fill: Any, lengthened: Any, **_: Any
 ) -> Callable[..., Any]:
@@ -75,7 +75,7 @@ def _slice_sticking_out(
     return read
 
 
-@rule("update_sticking_out")
+@impl_rule("update_sticking_out")
 def _update_sticking_out(
     ins: Types, outs: Types, *, starts: Any, sizes: Any, lengthened: Any, **_: Any
 ) -> Callable[..., Any]:
