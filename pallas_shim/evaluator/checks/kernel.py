@@ -12,7 +12,7 @@ import numpy as np
 from pallas_shim.evaluator.analysis.cell_tables import table_of, tables
 from pallas_shim.evaluator.checks import blocks, prune, undefined
 from pallas_shim.evaluator.checks.cuts import Cut, Visits, cut_of
-from pallas_shim.evaluator.checks.lowering import OBJECT, Aspect, Checker, Memory
+from pallas_shim.evaluator.checks.lowering import OBJECT, Aspect, Checker, Memory, enter_cell
 from pallas_shim.evaluator.checks.races import History
 from pallas_shim.evaluator.checks.run import Activation, Site
 from pallas_shim.evaluator.checks.shadow import DEFINED, NEVER, OTHER_CELL, Shadow, Window
@@ -68,6 +68,13 @@ class KernelChecks:
             (call.on_gpu or parallel) and (size.const is None or int(size.const) > 1)
             for parallel, size in zip(call.parallel, sizes, strict=True)
         ]
+        # Cores that wait for one another are programs, each with a state of its own.
+        self._on_cores = call.cores is not None and call.cores.waits_for_others
+        self._body: list[Instruction] = []
+        self._start = 0
+        if self.lowering.machine.talks or self._on_cores:
+            if checker.checks("races", "sync"):
+                checker.skip("races and copies between devices or cores that wait for one another")
         self._made: list[tuple[Aspect, Callable[[], Any]]] = []
         self._outputs: dict[int, Memory] = {}
         self._always_written: set[int] = set()
@@ -83,16 +90,8 @@ class KernelChecks:
             self._follow(ref, self._name(at - self.call.num_prefetch, None), DEFINED)
         sizes = [1 << 20 if s.const is None else int(s.const) for s in self.sizes]
         parallel = [axis for axis, is_parallel in enumerate(self._parallel) if is_parallel]
-
-        def enter(activation: Activation, *cell: Array) -> tuple[()]:
-            activation.cell = here = tuple(map(int, cell))
-            turn = 0
-            for axis in parallel:
-                turn = turn * sizes[axis] + here[axis]
-            activation.turn = turn
-            return ()
-
-        self.checker.emit("cell", [self.activation, *indices], enter)
+        self._body, self._start = self.lowering.body, len(self.lowering.body)
+        self.checker.emit("cell", [self.activation, *indices], enter_cell(sizes, parallel))
 
     def blocks(
         self,
@@ -133,6 +132,10 @@ class KernelChecks:
         }
         if self.checker.checks("blocks"):
             self._aliases([ref in used for ref in refs])
+        if self._on_cores:
+            with self.lowering.block() as first:
+                self._define()
+            self._body[self._start : self._start] = first
 
     def _name(self, at: int, block: Block | None) -> str:
         at += self.call.num_prefetch
@@ -297,11 +300,13 @@ class KernelChecks:
 
     def enter(self) -> None:
         """Emits what has to be there before the first cell."""
-        name, source = self.call.name, self.call.source
-        where = (source or "").partition(" ")[0] or None
-        self.checker.define(self.activation, "kernel", lambda: Activation(name, where), None)
+        if not self._on_cores:
+            self._define()
+
+    def _define(self) -> None:
+        self.checker.define_activation(self.activation, self.call.name, self.call.source)
         for aspect, make in self._made:
-            if aspect.needed:
+            if aspect.needed or self._on_cores:
                 self.checker.define(aspect.value, "state", make, aspect)
         if self._static:
             static = tuple(self._static)
@@ -315,6 +320,8 @@ class KernelChecks:
 
     def end(self) -> None:
         """Emits, after the last cell, the checks of what is left on semaphores."""
+        if self._on_cores:
+            return
         self.checker.left([
             ref
             for ref in self._scratch
@@ -326,7 +333,7 @@ class KernelChecks:
     def output(self, position: int, value: Value) -> Value:
         """Emits the check of a result, and returns the result as the program uses it."""
         memory = self._outputs.get(self.call.num_inputs + position)
-        if memory is None or memory.codes is None or not memory.codes.needed:
+        if memory is None or memory.codes is None or not memory.codes.needed or self._on_cores:
             return value
         site = Site(next(self.checker._numbers), memory.name, "leaves", self.lowering.source)
         initial = NEVER if self._partner(self.call.num_inputs + position) is None else DEFINED

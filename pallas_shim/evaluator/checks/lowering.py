@@ -150,6 +150,25 @@ class Checker:
         params = {"checks": checks, "of": of, "place": None}
         self.lowering.define("check_state", value, ins, make, _IO, params=params)
 
+    def activate(self, name: str, source: str | None) -> Value:
+        """Emits the activation of a kernel."""
+        activation = Value(OBJECT)
+        self.define_activation(activation, name, source)
+        return activation
+
+    def define_activation(self, activation: Value, name: str, source: str | None) -> None:
+        where = (source or "").partition(" ")[0] or None
+        levels = self.lowering.machine.levels
+        if not levels:
+            self.define(activation, "kernel", lambda: Activation(name, where), None)
+            return
+        names = levels[-1].names
+
+        def make(number: Array) -> Activation:
+            return Activation(name, where, names[int(number)])
+
+        self.define(activation, "kernel", make, None, [levels[-1].number])
+
     # -- memory ---------------------------------------------------------------------------------
 
     def allocated(self, ref: Value, name: str | None) -> None:
@@ -437,6 +456,22 @@ class Checker:
         assert self.activation is not None
         fn = bounds(site, located.place)
         self.emit("bounds", [self.activation, *located.leaves], fn, place=located.place)
+
+
+def enter_cell(sizes: Sequence[int], parallel: Sequence[int]) -> Callable[..., tuple[()]]:
+    """Notes the grid cell that runs. ``parallel``: the axes whose cells may run at the same
+    time."""
+
+    def enter(activation: Activation, *cell: Array) -> tuple[()]:
+        here = tuple(map(int, cell))
+        activation.cell = here or None
+        turn = 0
+        for axis in parallel:
+            turn = turn * sizes[axis] + here[axis]
+        activation.turn = turn
+        return ()
+
+    return enter
 
 
 def is_undefined(type: RefType) -> bool:

@@ -50,7 +50,7 @@ class History:
         number = self._numbers.get((turn, site.number))
         if number is None:
             number = self._numbers[turn, site.number] = len(self.known)
-            access = site.access(text(), activation.cell)
+            access = activation.access(site, text())
             self.known.append(_Known(site, turn, atomic, access))
             if number == len(self.turns):
                 self.turns = np.concatenate([self.turns, np.zeros_like(self.turns)])
