@@ -29,6 +29,14 @@ class Order(NamedTuple):
     late: bool = False
     choices: tuple[int, ...] | None = None
 
+    def __str__(self) -> str:
+        """The text that `parse` reads."""
+        if self.choices is not None:
+            return "choices:" + ",".join(map(str, self.choices))
+        if self.seed is not None:
+            return str(self.seed)
+        return "late" if self.late else "early"
+
     @property
     def decides(self) -> bool:
         """Whether there are decisions. Otherwise the order is fixed."""
@@ -38,6 +46,20 @@ class Order(NamedTuple):
     def eager(self) -> bool:
         """Whether a copy happens when it is started."""
         return not self.late and not self.decides
+
+
+def parse(text: str) -> Order:
+    """The order of a text: "early", "late", a number to draw from, or "choices:" and numbers.
+
+    Raises:
+      ValueError: it is none of these.
+    """
+    if text in ("early", "late"):
+        return Order(late=text == "late")
+    kind, colon, numbers = text.partition(":")
+    if colon and kind == "choices":
+        return Order(choices=tuple(map(int, filter(None, numbers.split(",")))))
+    return Order(int(text))
 
 
 OWN_ORDER = Order()
