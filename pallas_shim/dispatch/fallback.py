@@ -29,11 +29,13 @@ def leave_to_jax(function: str, kernel: KernelInfo, unsupported: Unsupported) ->
       StrictError: the user wants an error instead.
     """
     message = f"{_names((kernel,))} runs in JAX's own interpreter, which is slow: {unsupported}"
-    if settings.current().strict:
-        raise StrictError(
-            f"{message}. PALLAS_NUMPY_STRICT=1 makes this an error; unset it to let it run"
-        ) from unsupported
     use = REPORT.use(function, (kernel,), "jax", str(unsupported))
+    if settings.current().strict:
+        error = StrictError(
+            f"{message}. PALLAS_NUMPY_STRICT=1 makes this an error; unset it to let it run"
+        )
+        use.ran(0.0, error)
+        raise error from unsupported
     use.happened = True
     if (kernel, str(unsupported)) not in _warned:
         _warned.add((kernel, str(unsupported)))
