@@ -91,8 +91,10 @@ def stop_waiting() -> bool:
 
 
 def _activate() -> None:
-    from pallas_shim import environment, patching, settings
+    from pallas_shim import environment, exit_status, patching, settings
 
+    if settings.current().compile:
+        exit_status.register()  # the earlier, the better
     try:
         patching.activate()
     except Exception as error:

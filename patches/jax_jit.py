@@ -31,6 +31,10 @@ def patch(pallas: ModuleType) -> Callable[[], None]:
         from pallas_shim.check import handover
 
         handover.begin(chosen.findings, chosen.suppressions)
+    if chosen.compile:
+        from pallas_shim.chip import front
+
+        front.register()  # so are the verdicts, which are in the report
     later.register()  # registered after the report, so it runs before the report at exit
     module, name = jit_entry.JIT_CALL
     stock = getattr(module, name)

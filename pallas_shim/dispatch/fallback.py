@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 
 from pallas_shim import settings
+from pallas_shim.check.collect import COLLECTOR
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.jax_compat.kernel_info import KernelInfo
 from pallas_shim.reports.uses import REPORT, Use
@@ -36,6 +37,8 @@ def leave_to_jax(function: str, kernel: KernelInfo, unsupported: Unsupported) ->
         )
         use.ran(0.0, error)
         raise error from unsupported
+    if settings.current().check:
+        COLLECTOR.skip(kernel.name, f"it runs in JAX's own interpreter: {unsupported}")
     use.happened = True
     if (kernel, str(unsupported)) not in _warned:
         _warned.add((kernel, str(unsupported)))

@@ -23,7 +23,8 @@ class Document:
     """What `pallas_shim.report` returns. It doesn't change when more kernels run.
 
     ``processes`` has one entry for each process: its pid, argv, host, machine, times and versions,
-    and its ``kernels``, which are the rows.
+    and its ``kernels``, which are the rows. One whose kernels were compiled for a TPU also has
+    ``compiled``, the rows of `chip.verdicts.Verdict.row`.
     """
 
     processes: tuple[Mapping[str, Any], ...]
@@ -58,7 +59,10 @@ class Document:
 
 def of_process() -> Document:
     """The report of this process until now."""
-    return Document(({**facts.of_process(), "kernels": REPORT.rows()},))
+    process = {**facts.of_process(), "kernels": REPORT.rows()}
+    if REPORT.verdicts:
+        process["compiled"] = list(REPORT.verdicts)
+    return Document((process,))
 
 
 def from_dict(made: Any) -> Document:

@@ -17,7 +17,7 @@ log = logging.getLogger("pallas_shim")
 _lock = threading.Lock()  # guards all counts
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, slots=True, weakref_slot=True)
 class Use:
     """The kernels of one jitted function (or one kernel of a compiled one) on one rung.
 
@@ -82,6 +82,8 @@ class Report:
 
     def __init__(self) -> None:
         self._uses: dict[Any, Use] = {}
+        # What the TPU's compiler said of the kernels, see `chip.verdicts.Verdict.row`.
+        self.verdicts: list[dict[str, Any]] = []
         self.hear: Callable[[Use], None] | None = None  # is called after each call of a kernel
         self.wanted = False  # someone will look, so calls that JAX runs are worth counting
 
