@@ -149,6 +149,8 @@ class Lowering(Builder):
                 place = jax_compat.user_source(self.source)
                 raise Unsupported(name, str(refused), place) from refused
             env.update(zip(eqn.outvars, outs, strict=True))
+        if self.watch is not None:
+            self.watch.bound(env)
         self.source = outer
         return [self._read(env, atom) for atom in jaxpr.outvars]
 

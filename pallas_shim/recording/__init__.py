@@ -127,5 +127,3 @@ class _Recorded(Executable):
             return self._plain(*args)
         finally:
             self._watch.end()
-
-
