@@ -99,7 +99,8 @@ def compiled_on_mesh(
         cut = shards.parameters(made) if on.whole else {}
     with _bugs_refuse(function.name):
         executable = compiler.prepare(made, options, parts)
-    executable = _made(functools.partial(compiler.finish, executable, parts=parts), function, options)
+    finish = functools.partial(compiler.finish, executable, parts=parts)
+    executable = _made(finish, function, options)
     return executable, MeshPlan(on, cut, results)
 
 

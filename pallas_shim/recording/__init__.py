@@ -127,5 +127,3 @@ class _Recorded(Executable):
             return self._plain.run(args)
         finally:
             self._watch.end()
-
-
