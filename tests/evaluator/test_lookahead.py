@@ -25,9 +25,9 @@ ROW = (None, 8, 128)
 def run(f, *args):
     """The first element of each block, with passes and without."""
     jaxpr = jax.make_jaxpr(f)(*args)
-    args = [np.asarray(a) for a in args]
-    (plain,) = Executable(lower(jaxpr))(*args)
-    (optimised,) = Executable(passes.optimise(lower(jaxpr)))(*args)
+    arrays = [np.asarray(a) for a in args]
+    (plain,) = Executable(lower(jaxpr))(*arrays)
+    (optimised,) = Executable(passes.optimise(lower(jaxpr)))(*arrays)
     np.testing.assert_array_equal(plain, optimised)
     return plain[:, 0, 0].tolist()
 
