@@ -9,11 +9,18 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 WIDTH = 100
-_NARROWEST = 12  # a column isn't wrapped to fewer characters
+_NARROWEST = 9  # a column isn't wrapped to fewer characters
 
 
 def table(rows: Sequence[Sequence[str]], *, width: int = WIDTH, indent: str = "") -> list[str]:
-    """Rows of cells as lines, in columns that are as wide as they need to be.
+    """The lines of `blocks`."""
+    return [line for block in blocks(rows, width=width, indent=indent) for line in block]
+
+
+def blocks(
+    rows: Sequence[Sequence[str]], *, width: int = WIDTH, indent: str = ""
+) -> list[list[str]]:
+    """Each row of cells as lines, in columns that are as wide as they need to be.
 
     If that is wider than ``width``, the widest columns are wrapped.
     """
@@ -25,13 +32,15 @@ def table(rows: Sequence[Sequence[str]], *, width: int = WIDTH, indent: str = ""
         if widths[widest] <= _NARROWEST:
             break
         widths[widest] -= 1
-    lines = []
+    made = []
     for row in rows:
         cells = [_wrapped(cell, size) for cell, size in zip(row, widths, strict=True)]
-        for parts in itertools.zip_longest(*cells, fillvalue=""):
-            line = "  ".join(p.ljust(size) for p, size in zip(parts, widths, strict=True))
-            lines.append((indent + line).rstrip())
-    return lines
+        lines = [
+            "  ".join(part.ljust(size) for part, size in zip(parts, widths, strict=True))
+            for parts in itertools.zip_longest(*cells, fillvalue="")
+        ]
+        made.append([(indent + line).rstrip() for line in lines])
+    return made
 
 
 def paragraph(text: str, *, width: int = WIDTH, indent: str = "") -> list[str]:

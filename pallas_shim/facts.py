@@ -12,7 +12,7 @@ from typing import Any
 
 import pallas_shim
 
-_begun = time.time()
+begun = time.time()  # of what follows, not of Python's start
 
 
 def of_process() -> dict[str, Any]:
@@ -25,8 +25,8 @@ def of_process() -> dict[str, Any]:
         "argv": list(sys.argv),
         "host": socket.gethostname(),
         "machine": platform.machine(),
-        "began": _text(_begun),
-        "ended": _text(time.time()),
+        "began": moment(begun),
+        "ended": moment(time.time()),
         "versions": {
             "pallas_shim": pallas_shim.__version__,
             "jax": _version("jax"),
@@ -40,5 +40,7 @@ def _version(package: str) -> str | None:
     return getattr(sys.modules.get(package), "__version__", None)
 
 
-def _text(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
+def moment(seconds: float) -> str:
+    """A time since the epoch as text. Later ones sort after earlier ones."""
+    when = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    return when.isoformat(timespec="milliseconds")

@@ -106,7 +106,7 @@ def _try_kernel() -> tuple[bool, str]:
 
     if not patching.is_active():
         return False, "not tried, the shim is off (see the message above)"
-    from pallas_shim.report import REPORT
+    from pallas_shim.reports.uses import REPORT
 
     x = np.arange(8.0, dtype=np.float32)
     call = pl.pallas_call(add_one, out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype))

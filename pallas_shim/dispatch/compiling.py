@@ -89,8 +89,9 @@ def compiled_on_mesh(
     results = sharded.results(on, call_info.out_avals(function.jaxpr), types)
     parts: list[int] = []
     cut: Mapping[int, sharded.Names] = {}
-    # An observer, and other orders, compare whole arrays.
-    if observing.current is None and options.schedules is None and options.order is None:
+    # Observers and programs of other kinds take whole arrays.
+    other_ways = (options.checks, options.schedules, options.order)
+    if observing.current is None and all(way is None for way in other_ways):
         parts = [
             position
             for position, names in shards.results(made).items()
@@ -99,8 +100,10 @@ def compiled_on_mesh(
         cut = shards.parameters(made) if on.whole else {}
     with _bugs_refuse(function.name):
         executable = compiler.prepare(made, options, parts)
-    executable = _made(functools.partial(compiler.finish, executable), function, options)
-    return executable, MeshPlan(on, cut, results)
+        executable = compiler.repeated(
+            executable, function.jaxpr, function.name, function.axes, True, options, parts
+        )
+        return executable, MeshPlan(on, cut, results)
 
 
 def program(function: Function) -> Program:

@@ -9,7 +9,7 @@ from pallas_shim import settings
 from pallas_shim.check.collect import COLLECTOR
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.jax_compat.kernel_info import KernelInfo
-from pallas_shim.report import REPORT, Use
+from pallas_shim.reports.uses import REPORT, Use
 
 
 class FallbackWarning(UserWarning):

@@ -63,20 +63,25 @@ class Executable:
         kept = {program.top.results[position] for position in parts}
         prepare = _Preparation(emits, emitted, kept)
         top = program.top
-        self._params = [prepare.slot(v) for v in top.params]
+        for param in top.params:  # which take the first slots, in order
+            prepare.slot(param)
+        self._params = len(top.params)
         self._steps = prepare.steps(top.body, keep=top.results)
-        self._results = [prepare.slot(v) for v in top.results]
-        self._frame = prepare.frame
+        self._results = tuple([prepare.slot(v) for v in top.results])
+        self._rest = tuple(prepare.frame[self._params :])
         self._run = run_with_room if prepare.steps_run >= MANY_STEPS else run_steps
         if prepare.deepest > _MANY_LEVELS:
             self._run = functools.partial(with_depth, prepare.deepest, self._run)
 
     def __call__(self, *args: np.ndarray) -> list[np.ndarray]:
-        frame = self._frame.copy()
-        for slot, arg in zip(self._params, args, strict=True):
-            frame[slot] = arg
+        return self.run(args)
+
+    def run(self, args: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """As a call. Without the star, it costs less."""
+        assert len(args) == self._params
+        frame = [*args, *self._rest]
         as_xla(self._run, self._steps, frame)
-        return [frame[slot] for slot in self._results]
+        return list(map(frame.__getitem__, self._results))
 
 
 class _Preparation:

@@ -74,7 +74,7 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
     def cell(indices: Sequence[Value]) -> None:
         cell_start = len(lowering.body)
         if checks is not None:
-            checks.begin_cell(indices)
+            checks.begin_cell(indices, prefetch)
         starts_start = len(lowering.body)
         starts = [lowering.inline(b.index_map, [*indices, *prefetch]) for b in call.blocks]
         starts = pipeline.turn(indices, starts)
@@ -88,10 +88,10 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
             blocks = checked_blocks.refs()
             with lowering.block() as body:
                 if checks is not None:
-                    checks.blocks(indices, starts, of_maps, blocks, scratch)
+                    checks.blocks(indices, starts, of_maps, prefetch, blocks, scratch)
                 lowering.inline(call.jaxpr, [*prefetch, *blocks, *scratch], closed_over)
                 if checks is not None:
-                    checks.end_cell(blocks)
+                    checks.end_cell(blocks, body)
             checked_blocks.define(blocks, indices, starts, alias.written(body, blocks))
             lowering.body.extend(body)
             return
@@ -103,11 +103,11 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
             )
         ]
         if checks is not None:
-            checks.blocks(indices, starts, of_maps, views, scratch)
+            checks.blocks(indices, starts, of_maps, prefetch, views, scratch)
         body_start = len(lowering.body)
         lowering.inline(call.jaxpr, [*prefetch, *views, *scratch], closed_over)
         if checks is not None:
-            checks.end_cell(views)
+            checks.end_cell(views, lowering.body[body_start:])
         if call.synchronised_aliases:
             written = alias.written(lowering.body[body_start:], views)
             axes = list(zip(indices, sizes, strict=True))
@@ -159,6 +159,8 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
     programs.emit_entry(lowering)
     lowering.body.extend(cells)
     programs.emit_exit(lowering, [] if waits else list(filter(_is_semaphore, scratch)))
+    if checks is not None:
+        checks.end()
     if checked_blocks is not None:
         checked_blocks.write_back()
     results = [

@@ -37,9 +37,14 @@ def checked_memory(eqn: Any) -> CheckedMemory | None:
     )
 
 
+def memory_space(aval: Any) -> Any:
+    """The value of a ref's memory space, such as "vmem". None if it has none."""
+    return _value(aval.memory_space)
+
+
 def in_hbm(aval: Any) -> bool:
     """Whether a ref is in HBM. A kernel can only copy from and to HBM."""
-    return _value(aval.memory_space) in ("any", "hbm")
+    return memory_space(aval) in ("any", "hbm")
 
 
 def compiler_params(eqn: Any) -> tuple[Any, ...]:

@@ -23,6 +23,7 @@ from pallas_shim.jax_compat.checked import (
     compiler_params,
     dimension_semantics,
     in_hbm,
+    memory_space,
 )
 from pallas_shim.jax_compat.jaxprs import equations, open_jaxpr, user_source
 from pallas_shim.refusal import Refusal
@@ -214,6 +215,19 @@ def _buffers(mapping: Any) -> int:
     """As many as JAX tells the TPU compiler. A block of the whole array is fetched once."""
     count = getattr(mapping.pipeline_mode, "buffer_count", 2)
     return 1 if mapping.has_trivial_window() else count
+
+
+def buffers(eqn: Any) -> tuple[int, ...]:
+    """For each block of a pallas_call, the number of buffers that a pipeline on a TPU has."""
+    modes = (mapping.pipeline_mode for mapping in eqn.params["grid_mapping"].block_mappings)
+    return tuple(2 if mode is None else int(mode.buffer_count) for mode in modes)
+
+
+def memory(aval: Any) -> str | None:
+    """The memory space of a kernel's ref: vmem, smem, semaphore_mem, any, hbm. None: the default,
+    which is VMEM."""
+    space = memory_space(aval)
+    return None if space in (None, "default") else space
 
 
 def _index_map(mapping: Any) -> Any:

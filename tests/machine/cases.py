@@ -1029,7 +1029,7 @@ def an_error_in_one_device_ends_all():
 
 def main(names):
     import pallas_shim
-    from pallas_shim.report import REPORT
+    from pallas_shim.reports.uses import REPORT
 
     pallas_shim.activate()
     for name in names or CASES:

@@ -22,7 +22,8 @@ def own_deadlock(
     where = f" ({source})" if source else ""
     return Deadlock(
         f"deadlock: {program} waits for {semaphore}, which has {has} and needs {needs}{where}. "
-        "No other program signals it: signal it, or start the copy that does, before the wait"
+        "No other program signals it: signal it, or start the copy that does, before the wait",
+        [(program, f"{semaphore}, which has {has} and needs {needs}", source)],
     )
 
 

@@ -13,7 +13,14 @@ from pallas_shim.evaluator.machine.order import OWN_ORDER, Order, Run
 
 
 class Deadlock(RuntimeError):
-    """Programs wait, and none can go on. The message names each one and what it waits for."""
+    """Programs wait, and none can go on. The message names each one and what it waits for.
+
+    ``waits``: for each, its name, what it waits for, and the user's line or None.
+    """
+
+    def __init__(self, message: str, waits: Sequence[tuple[str, str, str | None]] = ()) -> None:
+        super().__init__(message)
+        self.waits = tuple(waits)
 
 
 Program = Generator["Request", Any, None]
@@ -156,9 +163,7 @@ class _Task:
         self.request: Request | None = None
 
 
-def run_programs(
-    programs: Iterable[tuple[str, Program]], order: Order | Run = OWN_ORDER
-) -> None:
+def run_programs(programs: Iterable[tuple[str, Program]], order: Order | Run = OWN_ORDER) -> None:
     """Runs programs to their ends. Each has a name for messages.
 
     Raises:
@@ -186,7 +191,7 @@ def _in_own_order(tasks: list[_Task], boards: dict[Any, Board], run: Run) -> Non
                 _advance(task, tasks, boards)
                 ran = True
         if not ran and not _release(tasks, boards):
-            raise Deadlock(_explain(tasks))
+            raise _deadlock(tasks)
 
 
 def _in_any_order(tasks: list[_Task], boards: dict[Any, Board], run: Run) -> None:
@@ -205,7 +210,7 @@ def _in_any_order(tasks: list[_Task], boards: dict[Any, Board], run: Run) -> Non
         elif _release(tasks, boards):
             continue
         else:
-            raise Deadlock(_explain(tasks))
+            raise _deadlock(tasks)
         _advance(task, tasks, boards, stops=True)
 
 
@@ -256,8 +261,8 @@ def _advance(
         answer = request.answer()
 
 
-def _explain(tasks: Sequence[_Task]) -> str:
-    lines = []
+def _deadlock(tasks: Sequence[_Task]) -> Deadlock:
+    lines, waits = [], []
     for task in tasks:
         request = task.request
         if request is None or isinstance(request, Spawn):
@@ -265,8 +270,10 @@ def _explain(tasks: Sequence[_Task]) -> str:
         where = request.source()
         place = f" ({where})" if where else ""
         lines.append(f"  {task.name} waits for {request.describe()}{place}")
-    return "\n".join(["deadlock: no program can go on", *lines,
+        waits.append((task.name, request.describe(), where))
+    text = "\n".join(["deadlock: no program can go on", *lines,
                       "Each wait needs a signal, or a copy, that arrives"])  # fmt: skip
+    return Deadlock(text, waits)
 
 
 def _listed(names: Sequence[str]) -> str:

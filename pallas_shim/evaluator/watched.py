@@ -1,0 +1,79 @@
+"""Runs a function whose programs talk once more, and watches for races between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pallas_shim.evaluator.checks.lowering import Checks
+from pallas_shim.evaluator.execute import Executable
+from pallas_shim.evaluator.findings import Access, Finding
+from pallas_shim.evaluator.machine import operations, order
+from pallas_shim.evaluator.machine.clocks import Clocks
+from pallas_shim.evaluator.machine.scheduler import Deadlock
+from pallas_shim.evaluator.registry import Unsupported
+from pallas_shim.jax_compat.callbacks import CALLBACK_PRIMITIVES
+
+
+class WatchedExecutable(Executable):
+    """An `Executable` that reports deadlocks, and races between devices and cores.
+
+    ``timed`` makes the program that can be watched.
+    """
+
+    def __init__(
+        self,
+        executable: Executable,
+        timed: Callable[[], Executable],
+        checks: Checks,
+        found: Callable[[Finding], None],
+    ) -> None:
+        self.program = executable.program
+        self._run_once = executable
+        self._make = timed
+        self._checks = checks
+        self._found = found
+        self._timed: Executable | None = None
+        self._talks = any(i.name == operations.AWAIT for i in self.program.top.walk())
+
+    def run(self, args: Sequence[Any]) -> list[Any]:
+        try:
+            results = self._run_once.run(args)
+        except Deadlock as deadlock:
+            self._report(_of_deadlock(deadlock, self.program.name))
+            raise
+        if self._talks:
+            self._watch(args)
+        return results
+
+    def _watch(self, args: Sequence[Any]) -> None:
+        reason = None
+        if any(i.name in CALLBACK_PRIMITIVES for i in self.program.top.walk()):
+            reason = "its function calls back to the host, so it can't be run again"
+        elif self._timed is None:
+            try:
+                self._timed = self._make()
+            except Unsupported as unsupported:
+                reason = str(unsupported)
+        if reason is not None:
+            self._talks = False
+            self._checks.skipped(self.program.name, f"races between its programs: {reason}")
+            return
+        assert self._timed is not None
+        with order.running(order.OWN_ORDER, Clocks(self._report)):
+            self._timed.run(args)
+
+    def _report(self, finding: Finding) -> None:
+        if finding.kind in self._checks.kinds:
+            self._found(finding)
+
+
+def _of_deadlock(deadlock: Deadlock, function: str) -> Finding:
+    accesses = tuple(
+        Access(f"waits for {what}", where=where and where.partition(" ")[0], program=program)
+        for program, what, where in deadlock.waits
+    )
+    return Finding(
+        "sync", "deadlock", function, str(deadlock).partition("\n")[0],
+        "give each wait a signal, or a copy, that arrives before it", accesses,
+    )  # fmt: skip
