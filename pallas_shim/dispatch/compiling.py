@@ -89,15 +89,16 @@ def compiled_on_mesh(
     results = sharded.results(on, call_info.out_avals(function.jaxpr), types)
     parts: list[int] = []
     cut: Mapping[int, sharded.Names] = {}
-    # Observers and programs of other kinds take whole arrays.
-    other_ways = (options.checks, options.schedules, options.order)
-    if observing.current is None and all(way is None for way in other_ways):
+    if observing.current is None:  # an observer compares whole arrays
         parts = [
             position
             for position, names in shards.results(made).items()
             if sharded.is_cut_so(results[position], names, on)
         ]
-        cut = shards.parameters(made) if on.whole else {}
+        # The programs that the options ask for may use an argument elsewhere, too.
+        other_ways = (options.checks, options.schedules, options.order)
+        alone = all(way is None for way in other_ways)
+        cut = shards.parameters(made) if on.whole and alone else {}
     with _bugs_refuse(function.name):
         executable = compiler.prepare(made, options, parts)
         executable = compiler.repeated(

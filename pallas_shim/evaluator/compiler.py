@@ -21,6 +21,7 @@ from pallas_shim.evaluator.checks.lowering import Checks
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.findings import Finding
 from pallas_shim.evaluator.lower import lower
+from pallas_shim.evaluator.machine import shards
 from pallas_shim.evaluator.machine.order import Order
 from pallas_shim.evaluator.passes import NAMES, Watcher, optimise
 from pallas_shim.evaluator.program import Instruction, Program
@@ -114,7 +115,7 @@ def repeated(
     def timed() -> Executable:
         asked = Options(timed=True)  # a watcher has seen the other program
         program = make_program(jaxpr, name=name, axes=axes, on_mesh=on_mesh, options=asked)
-        return prepare(program, asked)
+        return prepare(program, asked, shards.results(program).keys() & set(parts))
 
     if options.order is not None:
         return OrderedExecutable(timed(), options.order)

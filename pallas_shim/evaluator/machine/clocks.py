@@ -114,6 +114,7 @@ class Clocks:
     def __init__(self, report: Callable[[Finding], None]) -> None:
         self.report = report
         self.inside = 0
+        self.said: set[Any] = set()
         self._forget()
 
     def _forget(self) -> None:
@@ -250,12 +251,35 @@ class Clocks:
             if all(_is_known(touch, clock) for clock in clocks):
                 del touches[key]
 
+    def left(
+        self, kernel: str, source: str | None, semaphore: str, program: str, counts: np.ndarray
+    ) -> None:
+        """A program has left a semaphore at counts other than zero."""
+        numbers = ", ".join(
+            map(str, np.unique(counts[np.nonzero(counts)] if counts.ndim else counts))
+        )
+        self.report(
+            Finding(
+                "sync", "semaphore-left", kernel,
+                f"the kernel {kernel} ends with {semaphore} at {numbers} on {program}, which "
+                "breaks the next kernel",
+                "give each signal and each copy a wait of the same count",
+                (Access("leaves", program=program),), semaphore, source,
+            )
+        )  # fmt: skip
+
     def _race(self, first: _Touch, second: _Touch) -> None:
         rule, message, advice = _words(first, second)
+        accesses = (_access(second), _access(first))
+        # A store gives the elements before it, too, so it is a load at the same line.
+        fault = (rule, second.ref or first.ref, frozenset(a.where for a in accesses))
+        if fault in self.said:
+            return
+        self.said.add(fault)
         self.report(
             Finding(
                 "races", rule, second.spot.kernel, message, advice,
-                (_access(second), _access(first)), second.ref or first.ref, second.spot.source,
+                accesses, second.ref or first.ref, second.spot.source,
             )
         )  # fmt: skip
 

@@ -223,6 +223,8 @@ def _once(keys: Sequence[tuple[slice, ...]]) -> list[tuple[slice, ...] | None]:
 def remote(lowering: Lowering, ref: Value, numbers: Sequence[Value]) -> Value:
     """The same ref in another program, given that program's number at each level."""
     (out,) = lowering.memory(REMOTE, [ref, *numbers], [ref.ref], _unresolved, PURE, view=True)
+    if ref in lowering.names:
+        lowering.names[out] = lowering.names[ref]
     return out
 
 

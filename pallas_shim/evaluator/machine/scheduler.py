@@ -15,12 +15,18 @@ from pallas_shim.evaluator.machine.order import OWN_ORDER, Order, Run
 class Deadlock(RuntimeError):
     """Programs wait, and none can go on. The message names each one and what it waits for.
 
-    ``waits``: for each, its name, what it waits for, and the user's line or None.
+    ``waits``: for each, its name, what it waits for, and the user's line or None. ``alone``: it is
+    of a kernel that talks to no other program.
     """
 
-    def __init__(self, message: str, waits: Sequence[tuple[str, str, str | None]] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        waits: Sequence[tuple[str, str, str | None]] = (),
+        alone: bool = False,
+    ) -> None:
         super().__init__(message)
-        self.waits = tuple(waits)
+        self.waits, self.alone = tuple(waits), alone
 
 
 Program = Generator["Request", Any, None]

@@ -389,7 +389,7 @@ def _take_own(lowering: Lowering, sem: state.RefView, value: Any, decrement: boo
         if at[()] < value:
             raise faults.own_deadlock(
                 f"the kernel {kernel}", name or "a semaphore", int(at[()]), int(value),
-                jax_compat.user_source(source),
+                jax_compat.user_source(source), alone=True,
             )  # fmt: skip
         if decrement:
             np.subtract(at, value, out=at, casting="unsafe")
