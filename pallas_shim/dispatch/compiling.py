@@ -89,19 +89,22 @@ def compiled_on_mesh(
     results = sharded.results(on, call_info.out_avals(function.jaxpr), types)
     parts: list[int] = []
     cut: Mapping[int, sharded.Names] = {}
-    # An observer, and other orders, compare whole arrays.
-    if observing.current is None and options.schedules is None and options.order is None:
+    if observing.current is None:  # an observer compares whole arrays
         parts = [
             position
             for position, names in shards.results(made).items()
             if sharded.is_cut_so(results[position], names, on)
         ]
-        cut = shards.parameters(made) if on.whole else {}
+        # The programs that the options ask for may use an argument elsewhere, too.
+        other_ways = (options.checks, options.schedules, options.order)
+        alone = all(way is None for way in other_ways)
+        cut = shards.parameters(made) if on.whole and alone else {}
     with _bugs_refuse(function.name):
         executable = compiler.prepare(made, options, parts)
-    finish = functools.partial(compiler.finish, executable, parts=parts)
-    executable = _made(finish, function, options)
-    return executable, MeshPlan(on, cut, results)
+        executable = compiler.repeated(
+            executable, function.jaxpr, function.name, function.axes, True, options, parts
+        )
+        return executable, MeshPlan(on, cut, results)
 
 
 def program(function: Function) -> Program:
