@@ -17,7 +17,7 @@ from pallas_shim.dispatch.tracing import last_tracing
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.gc_pause import gc_paused
 from pallas_shim.jax_compat import arrays, call_info, kernel_info
-from pallas_shim.report import REPORT
+from pallas_shim.reports.uses import REPORT
 
 _plans: weakref.WeakKeyDictionary[Any, tuple[Plan, ...]] = weakref.WeakKeyDictionary()
 _planning = threading.RLock()
@@ -75,6 +75,11 @@ def _new_plan(params: dict[str, Any], args: Sequence[Any]) -> Plan | None:
         except arrays.Elsewhere as elsewhere:
             return Plan(key, str(elsewhere))  # not stored: other arguments may run here
         _plans[jaxpr] = (*_plans.get(jaxpr, ()), plan)
+        if settings.current().compile and plan.executable is not None:
+            # JAX hands over the kernels of the other functions one by one.
+            from pallas_shim.chip import noting
+
+            noting.in_function(jaxpr)
         return plan
 
 
@@ -110,7 +115,7 @@ def _make_plan(
             cached = None
             executable, mesh = compiling.compiled_on_mesh(described, plan.out_types)
         if observing.current is not None:
-            observing.current.planned(executable, described)
+            executable = observing.current.planned(executable, described)
     except Unsupported as unsupported:
         return Plan(key, str(unsupported))
     use = REPORT.use(call.name, described.kernels, "numpy", IN_NUMPY)

@@ -56,6 +56,11 @@ def count(eqn: Any) -> int:
     return math.prod(_told(eqn).values())
 
 
+def axes(eqn: Any) -> dict[Any, int]:
+    """The sizes of all axes of a shard_map's mesh, in the mesh's order."""
+    return dict(eqn.params["mesh"].shape)
+
+
 def _told(eqn: Any) -> dict[Any, int]:
     """The axes that a shard_map's function can name, with their sizes."""
     p = eqn.params

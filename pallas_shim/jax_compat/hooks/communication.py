@@ -27,7 +27,10 @@ def compile_for_tpu_interpreter() -> Callable[[], None]:
 
     @functools.wraps(stock)
     def lower(jaxpr: Any, *args: Any, **kwargs: Any) -> Any:
-        return stock(_interpreted(jaxpr, frozenset()), *args, **kwargs)
+        # An export names the platforms, and it may not be for this machine.
+        if "cpu" in (kwargs.get("lowering_platforms") or ("cpu",)):
+            jaxpr = _interpreted(jaxpr, frozenset())
+        return stock(jaxpr, *args, **kwargs)
 
     vars(pxla)["lower_sharding_computation"] = lower
 

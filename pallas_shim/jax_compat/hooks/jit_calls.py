@@ -135,7 +135,8 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
         return params
 
     def answered(fun: Any, info: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | _Unknown | None:
-        """The answer, as _infer_params returns it; None or `_Unknown`: JAX is to go on."""
+        """What _infer_params returns, or `_ANSWERED` and the results; None or `_Unknown`: JAX is to
+        go on."""
         entry = None
         if _ordinary():
             entry, dynamic, avals = _entry(fun, info, args, kwargs)
@@ -163,7 +164,7 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
         traced = type(params) is _Planned
         out = answers.run(args_flat, params.plan if traced else params)
         if out is not None:
-            return _Answered(inferred.out_tree.unflatten(out)), ()
+            return _ANSWERED, inferred.out_tree.unflatten(out)
         if traced:
             return inferred, args_flat
         entry.pjit_params = None
@@ -171,8 +172,8 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
 
     def run(inferred: Any, args_flat: Any, fun: Any, args: Any, kwargs: Any) -> Any:
         """In the place of _run_python_pjit."""
-        if type(inferred) is _Answered:
-            return inferred.outs, (), None, (), _NO_JAXPR, None, None, ()
+        if inferred is _ANSWERED:
+            return args_flat, (), None, (), _NO_JAXPR, None, None, ()
         if type(inferred) is not _Loading:
             return stock_run(inferred, args_flat, fun, args, kwargs)
         given, inferred = inferred
@@ -184,7 +185,7 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
         """In the place of _python_pjit_helper."""
         found = answered(fun, info, args, kwargs)
         if not isinstance(found, _Unknown):
-            if found is not None and type(found[0]) is _Answered:
+            if found is not None and found[0] is _ANSWERED:
                 return run(*found, fun, args, kwargs)
             return stock_run(fun, info, *args, **kwargs)
         with answers.tracing(found.given):
@@ -276,8 +277,8 @@ class _Planned(dict):
     plan: Any
 
 
-class _Answered(NamedTuple):
-    outs: Any
+# Stands where _infer_params returns what it inferred: the results, not the arguments, follow.
+_ANSWERED = object()
 
 
 class _Unknown(NamedTuple):
