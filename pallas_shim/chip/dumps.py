@@ -67,7 +67,7 @@ def read(directory: str, kernel: str) -> Files:
 
 _ALLOCATION = re.compile(
     r"(?P<indent> *)#allocation\w+ \[shape = '(?P<shape>[^']*)', space=(?P<space>\w+), "
-    r"size = (?P<size>0x[0-9a-f]+|\d+)(?P<how>[^']*)(?:tag = '(?P<tag>[^']*)')?"
+    r"size = (?P<size>0x[0-9a-f]+|\d+)(?P<how>(?:, (?!tag)[^,\]]+)*)(?:, tag = '(?P<tag>[^']*)')?"
 )
 
 
