@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import ctypes
+import dataclasses
 import functools
 import os
 import signal
@@ -12,14 +13,16 @@ import time
 import types
 
 from pallas_shim.chip import worker
-from pallas_shim.chip.jobs import ACCEPTED, MOSAIC, REFUSED, Answer, Job
+from pallas_shim.chip.jobs import ACCEPTED, MOSAIC, REFUSED, Answer, Job, Limits
 
 # -- a worker: python -P -m tests.chip.fakes, then what `isolation` adds -------------------------
 
 
 def compiled(job: Job, dump: str) -> Answer:
     """What a job's module says, in the place of the compiler."""
-    match job.module:
+    harm = os.environ.get("TEST_HARM", "")
+    module = harm.encode() if harm in ("abort", "hang", "exit", "grow") else job.module
+    match module:
         case b"abort":
             os.write(2, b"noise\nF1129 17:59:07.8 123 lib.cc:7] Check failed: a < b\nmore noise\n")
             os.abort()
@@ -125,6 +128,14 @@ def threads():
     """Real threads, each with a process of a fake compiler."""
     from pallas_shim.chip import isolation
 
+    if os.environ.get("TEST_HARM") == "hang":
+        run = isolation.Worker.run
+        limits = dataclasses.replace(Limits(), wall=1.0)
+        isolation.Worker.run = lambda self, job, _: run(self, job, limits)  # type: ignore
+    if os.environ.get("TEST_HARM") == "grow":
+        run_it = isolation.Worker.run
+        small = dataclasses.replace(Limits(), memory=500 << 20)
+        isolation.Worker.run = lambda self, job, _: run_it(self, job, small)  # type: ignore
     vars(isolation)["Worker"] = functools.partial(isolation.Worker, command=COMMAND)
     return concurrent.futures.ThreadPoolExecutor(2)
 
