@@ -71,9 +71,11 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     options, rest = parser.parse_known_args(arguments)
     target = [*rest, *options.target]
     # So that `view script.py -o view.html` works, too. After `view -o`, an -o is the script's.
-    mine = {"-o", "--output", "--perfetto"} - (
-        {"-o", "--output"} if options.output else set()
-    ) - ({"--perfetto"} if options.perfetto else set())
+    mine = (
+        {"-o", "--output", "--perfetto"}
+        - ({"-o", "--output"} if options.output else set())
+        - ({"--perfetto"} if options.perfetto else set())
+    )
     while len(target) > 2 and target[-2] in mine:
         *target, option, value = target
         setattr(options, "perfetto" if option == "--perfetto" else "output", value)

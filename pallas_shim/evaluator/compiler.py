@@ -21,8 +21,10 @@ from pallas_shim.evaluator.checks.lowering import Checks
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.findings import Finding
 from pallas_shim.evaluator.lower import lower
+from pallas_shim.evaluator.machine.order import Order
 from pallas_shim.evaluator.passes import NAMES, Watcher, optimise
 from pallas_shim.evaluator.program import Instruction, Program
+from pallas_shim.evaluator.schedules import ExploredExecutable, OrderedExecutable, Schedules
 from pallas_shim.evaluator.verdict import CheckedExecutable
 from pallas_shim.evaluator.watching import Watch, probed
 
@@ -37,6 +39,8 @@ class Options(NamedTuple):
       with each finding.
     timed: copies may happen later than they start, and programs run in any order, as
       `machine.order` says. No pass runs.
+    order: the program always runs in this order. schedules: calls are repeated in other orders, and
+      ``found`` is called with a finding if results depend on it. None: they aren't.
     """
 
     skip: Collection[str] = frozenset()
@@ -45,6 +49,8 @@ class Options(NamedTuple):
     checks: Checks | None = None
     found: Callable[[Finding], None] = lambda finding: None
     timed: bool = False
+    order: Order | None = None
+    schedules: Schedules | None = None
 
 
 ALL_PASSES = Options()
@@ -60,15 +66,42 @@ def compile(
 ) -> Executable:
     """Compiles a jaxpr. The arguments and errors are those of `make_program`."""
     program = make_program(jaxpr, name=name, axes=axes, on_mesh=on_mesh, options=options)
-    executable = prepare(program, options)
-    if options.checks is None:
-        return executable
-    disturbing = options.checks._replace(disturbing=True)
+    return finish(
+        prepare(program, options), jaxpr, name=name, axes=axes, on_mesh=on_mesh, options=options
+    )
 
-    def disturbed() -> Executable:
-        return Executable(lower(jaxpr, (), name, axes, on_mesh, disturbing))
 
-    return CheckedExecutable(executable, disturbed, options.checks, options.found)
+def finish(
+    executable: Executable,
+    jaxpr: Any,
+    *,
+    name: str,
+    axes: Mapping[Any, int] = MappingProxyType({}),
+    on_mesh: bool = False,
+    options: Options = ALL_PASSES,
+    parts: Collection[int] = (),
+) -> Executable:
+    """What runs a prepared program of ``jaxpr`` and repeats it in the ways that the options ask
+    for. ``parts``: see `prepare`."""
+
+    def timed() -> Executable:
+        asked = Options(timed=True)  # a watcher has seen the other program
+        program = make_program(jaxpr, name=name, axes=axes, on_mesh=on_mesh, options=asked)
+        return prepare(program, asked)
+
+    if options.order is not None:
+        return OrderedExecutable(timed(), options.order)
+    if options.checks is not None:
+        checks = options.checks._replace(disturbing=True, skipped=lambda kernel, reason: None)
+
+        def disturbed() -> Executable:
+            program = lower(jaxpr, (), name, axes, on_mesh, checks, options.timed)
+            return Executable(program, lambda loop: False, parts=parts)
+
+        executable = CheckedExecutable(executable, disturbed, options.checks, options.found)
+    if options.schedules is not None:
+        executable = ExploredExecutable(executable, timed, options.schedules, options.found)
+    return executable
 
 
 def make_program(

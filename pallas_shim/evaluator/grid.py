@@ -78,7 +78,7 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
     def cell(indices: Sequence[Value]) -> None:
         cell_start = len(lowering.body)
         if checks is not None:
-            checks.begin_cell(indices)
+            checks.begin_cell(indices, prefetch)
         if watch is not None and prefetch:
             watching.emit_between(lowering, watch)
         starts_start = len(lowering.body)
@@ -94,7 +94,7 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
             blocks = checked_blocks.refs()
             with lowering.block() as body:
                 if checks is not None:
-                    checks.blocks(indices, starts, of_maps, blocks, scratch)
+                    checks.blocks(indices, starts, of_maps, prefetch, blocks, scratch)
                 if watch is not None:
                     seen = [*prefetch, *blocks, *scratch]
                     watching.emit_cell(
@@ -102,7 +102,7 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
                     )
                 lowering.inline(call.jaxpr, [*prefetch, *blocks, *scratch], closed_over)
                 if checks is not None:
-                    checks.end_cell(blocks)
+                    checks.end_cell(blocks, body)
             checked_blocks.define(blocks, indices, starts, alias.written(body, blocks))
             lowering.body.extend(body)
             return
@@ -114,14 +114,14 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
             )
         ]
         if checks is not None:
-            checks.blocks(indices, starts, of_maps, views, scratch)
+            checks.blocks(indices, starts, of_maps, prefetch, views, scratch)
         if watch is not None:
             seen = [*prefetch, *views, *scratch]
             watching.emit_cell(lowering, watch, watched, indices, sizes, seen, buffers, starts)
         body_start = len(lowering.body)
         lowering.inline(call.jaxpr, [*prefetch, *views, *scratch], closed_over)
         if checks is not None:
-            checks.end_cell(views)
+            checks.end_cell(views, lowering.body[body_start:])
         if call.synchronised_aliases:
             written = alias.written(lowering.body[body_start:], views)
             axes = list(zip(indices, sizes, strict=True))
@@ -175,6 +175,8 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
     programs.emit_entry(lowering)
     lowering.body.extend(cells)
     programs.emit_exit(lowering, [] if waits else list(filter(_is_semaphore, scratch)))
+    if checks is not None:
+        checks.end()
     if checked_blocks is not None:
         checked_blocks.write_back()
     if watch is not None:

@@ -169,6 +169,8 @@ class Lowering(Builder):
                 place = jax_compat.user_source(self.source)
                 raise Unsupported(name, str(refused), place) from refused
             env.update(zip(eqn.outvars, outs, strict=True))
+        if self.watch is not None:
+            self.watch.bound(env)
 
     def inline_definition(self, jaxpr: Any, args: Sequence[Value]) -> list[Value]:
         """Like `inline`, for a jaxpr that JAX or this package made from one equation of the user's.

@@ -58,7 +58,7 @@ _LEADS = Param("leads", "for each operand the sizes of its axes in front, None i
 _LISTED = Param("listed", "whether the ref is a list of views, as `each_block` makes it")
 _CHECKED = (
     Param("checks", "what it checks or makes"),
-    Param("memory", "`checks.lowering.Memory`, without which it isn't needed, or None"),
+    Param("of", "the `checks.lowering.Aspect` of memory without which it isn't needed, or None"),
     Param("place", "the `checks.place.Place` of an access, or None"),
 )
 
@@ -291,8 +291,8 @@ _MEMORY_ROWS = (
         "checks", readers="checks", effects=(_IO,), params=_CHECKED,
     ),
     _row(
-        "check_mask", "the elements that a copy by indices doesn't ignore", "index:array",
-        "mask:array", "rules/indirect",
+        "check_mask", "the elements that an access touches", "given:array", "mask:array",
+        "rules/indirect, rules/sparsecore",
     ),
     _row(
         "disturb", "a value, of which undefined elements are replaced if the run asks for it",

@@ -102,6 +102,6 @@ class CheckedExecutable(Executable):
         assert self._disturbed is not None
         try:
             with Run(lambda finding: None, sites, garbage).active():
-                return [np.asarray(result).tobytes() for result in self._disturbed(*args)]
+                return [np.asarray(result).tobytes() for result in self._disturbed.run(args)]
         except Exception:
             return None

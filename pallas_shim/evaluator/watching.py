@@ -8,12 +8,14 @@ a watched program isn't optimised. Its values are those of any other.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pallas_shim.evaluator import memory
 from pallas_shim.evaluator.machine.operations import PROGRAMS
+from pallas_shim.evaluator.op_types import PATH
 from pallas_shim.evaluator.program import (
     Effects,
     Instruction,
@@ -70,28 +72,44 @@ class Cell:
     starts: Sequence[tuple[int, ...]]
 
 
-class Watch(Protocol):
-    """What is told of a run. It must not change any array that it gets."""
+class Watch:
+    """What is told of a run. It must not change any array that it gets.
+
+    ``enters``: whether `entered` is to be called.
+    """
+
+    enters = False
 
     def named(self, names: dict[Value, str]) -> None:
         """The user's names of refs. More come while the function is lowered."""
 
+    def bound(self, values: Mapping[Any, Value]) -> None:
+        """What the variables of a jaxpr became when it was lowered. A jaxpr that is called twice
+        becomes two sets of values."""
+
     def between(self, program: int) -> None:
         """A program is about to run index maps that read memory."""
 
-    def cell(self, cell: Cell) -> None: ...
+    def cell(self, cell: Cell) -> None:
+        """A cell starts."""
 
     def left(self, kernel: Kernel, program: int, buffers: Sequence[np.ndarray]) -> None:
         """A kernel has ended. Its buffers hold their final contents."""
 
+    def entered(self, params: Sequence[Value], program: int, values: Sequence[Any]) -> None:
+        """The region with these parameters begins another time."""
+
     def wants(self, instruction: Instruction) -> Collection[str]:
         """Which of "before" and "after" is to be called at each run of an instruction."""
+        return ()
 
-    def before(self, instruction: Instruction, program: int, ins: Sequence[Any]) -> None: ...
+    def before(self, instruction: Instruction, program: int, ins: Sequence[Any]) -> None:
+        """An instruction is about to run."""
 
     def after(
         self, instruction: Instruction, program: int, ins: Sequence[Any], outs: Sequence[Any]
-    ) -> None: ...
+    ) -> None:
+        """An instruction has run."""
 
 
 # -- probes that lowering emits ----------------------------------------------------------------
@@ -183,7 +201,19 @@ def _probed(
         dropped = operation.name == "get" and outs[0] not in used
         if "after" in wanted and not dropped:
             body.append(_after(instruction, watch, number))
+    if watch.enters and region.params:
+        body.insert(0, _entered(region, watch, number))
     return Region(region.params, tuple(body), region.results)
+
+
+def _entered(region: Region, watch: Watch, number: Value | None) -> Instruction:
+    count = len(region.params)
+
+    def tell(*values: Any) -> tuple[()]:
+        watch.entered(region.params, _program(values, number), values[:count])
+        return ()
+
+    return _probe(region.params, number, tell, None)
 
 
 def _before(instruction: Instruction, watch: Watch, number: Value | None) -> Instruction:
@@ -218,3 +248,40 @@ def _probe(
     types = tuple(value.type for value in ins)
     operation = Operation("probe", {}, types, (), tell, _SEEN, multiple=True)
     return make_instruction((operation, ins, (), (), source))
+
+
+# -- what instructions touch -------------------------------------------------------------------
+
+# The number of an access's operands before its path's leaves, where it isn't one.
+_BEFORE_LEAVES = {"store": 2, "masked_swap": 3, "semaphore_add": 2, "semaphore_subtract": 2,
+                  "semaphore_take": 2, "signal": 2, "await": 2}  # fmt: skip
+
+
+class Parts:
+    """Finds the memory that an instruction touches."""
+
+    def __init__(self) -> None:
+        self._viewers: dict[int, tuple[Instruction, Callable[..., np.ndarray] | None]] = {}
+
+    def part(self, instruction: Instruction, position: int, ins: Sequence[Any]) -> np.ndarray:
+        """The part of an operand that an instruction reads or writes, as a view.
+
+        It is the whole operand, unless a path leads to less, and NumPy has a view of that.
+        """
+        whole: np.ndarray = ins[position]
+        path = instruction.operation.params.get(PATH)
+        if path is None or position != 0:
+            return whole
+        known = self._viewers.get(id(instruction))
+        if known is None:
+            ref = instruction.ins[0].ref
+            view = memory.direct_viewer(ref.shape, ref.dtype, path)
+            known = self._viewers[id(instruction)] = (instruction, view)
+        if known[1] is None:
+            return whole
+        return known[1](whole, *ins[_BEFORE_LEAVES.get(instruction.name, 1) :])
+
+
+def address(array: np.ndarray) -> int:
+    """Where an array's first element lies."""
+    return int(np.asarray(array).__array_interface__["data"][0])

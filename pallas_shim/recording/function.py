@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pallas_shim import dispatch
-from pallas_shim.evaluator import memory
 from pallas_shim.evaluator.machine.operations import AWAIT, SIGNAL
-from pallas_shim.evaluator.op_types import PATH
 from pallas_shim.evaluator.program import Instruction, RefType, Value
-from pallas_shim.evaluator.watching import Cell, Kernel
+from pallas_shim.evaluator.watching import Cell, Kernel, Parts, Watch, address
 from pallas_shim.recording import operands
 from pallas_shim.recording.lines import Line, Lines, place_of
 from pallas_shim.recording.operands import Memory, Ref
@@ -32,8 +30,6 @@ _MOST_EVENTS = 4_000
 
 _ADDS = frozenset({"semaphore_add", SIGNAL})
 _TAKES = frozenset({"semaphore_subtract", "semaphore_take", "take_count"})
-# The number of an access's operands before its path's leaves, where it isn't one.
-_BEFORE_LEAVES = {"store": 2, "masked_swap": 3}
 
 
 class Enough(Exception):
@@ -59,7 +55,7 @@ class _Run:
     recording: bool = True
 
 
-class FunctionWatch:
+class FunctionWatch(Watch):
     """Watches one run of a function. See `watching.Watch`.
 
     ``here`` has the run that each program is in. ``memory`` lists what each run's operands lie in,
@@ -85,7 +81,7 @@ class FunctionWatch:
         self._accesses = 0
         self._left_out = 0
         self._lines: dict[int, tuple[Any, Line | None]] = {}
-        self._viewers: dict[int, tuple[Instruction, Any]] = {}
+        self._parts = Parts()
 
     # -- cells ------------------------------------------------------------------------------
 
@@ -107,9 +103,7 @@ class FunctionWatch:
             run.recording = False  # a kernel in a loop: its first run is shown
         elif run.recording:
             self._close(run)
-        if run.recording and (
-            len(run.steps) >= MOST_CELLS or self.recorder.cells_left <= 0
-        ):
+        if run.recording and (len(run.steps) >= MOST_CELLS or self.recorder.cells_left <= 0):
             run.recording = False
             if self.may_stop:
                 raise Enough
@@ -180,7 +174,7 @@ class FunctionWatch:
     def _name_semaphores(self, name: str, array: np.ndarray) -> None:
         if array.size > 4096:
             return
-        base = operands.address(array)
+        base = address(array)
         for index in np.ndindex(array.shape):
             place = base + sum(i * s for i, s in zip(index, array.strides, strict=True))
             text = name + (f"[{', '.join(map(str, index))}]" if index else "")
@@ -265,7 +259,7 @@ class FunctionWatch:
         if self._accesses >= _MOST_ACCESSES:
             run.complete = False
             return
-        part = self._part(instruction, position, ins)
+        part = self._parts.part(instruction, position, ins)
         owner = self._owner(run, part)
         line = self._line(instruction.source)
         last = self._last.setdefault(run.program, {})
@@ -289,28 +283,9 @@ class FunctionWatch:
             known[2] = list(map(min, known[2], low))
             known[3] = list(map(max, known[3], high))
 
-    def _part(self, instruction: Instruction, position: int, ins: Sequence[Any]) -> np.ndarray:
-        """The part of an operand that an instruction reads or writes: all of it, unless a path
-        leads to less, and NumPy has a view of that."""
-        whole = ins[position]
-        path = instruction.operation.params.get(PATH)
-        if path is None or position != 0:
-            return whole
-        known = self._viewers.get(id(instruction))
-        if known is None:
-            ref = instruction.ins[0].ref
-            view = memory.direct_viewer(ref.shape, ref.dtype, path)
-            leaves = len(ins) - _BEFORE_LEAVES.get(instruction.name, 1)
-            known = self._viewers[id(instruction)] = (instruction, (view, leaves))
-        view, leaves = known[1]
-        if view is None:
-            return whole
-        first = _BEFORE_LEAVES.get(instruction.name, 1)
-        return view(whole, *ins[first : first + leaves])
-
     def _owner(self, run: _Run, part: np.ndarray) -> Memory | None:
         known = self._memory.get(run, [])
-        place = operands.address(part)
+        place = address(part)
         at = bisect.bisect_right(known, place, key=lambda m: m.low) - 1
         if at >= 0 and known[at].low <= place < known[at].high:
             return known[at]
@@ -326,16 +301,9 @@ class FunctionWatch:
 
     def _counted(self, run: _Run, instruction: Instruction, ins: Sequence[Any]) -> None:
         """Notes a signal, a wait, or a copy that an addition to a DMA's semaphore tells of."""
-        semaphore, count = ins[0], int(np.asarray(ins[1]).reshape(-1)[0])
-        path = instruction.operation.params.get(PATH)
-        if path is not None:
-            type = instruction.ins[0].ref
-            view = memory.direct_viewer(type.shape, type.dtype, path)
-            if view is not None:
-                leaves = ins[2:]
-                number = instruction.operation.params.get("num_leaves", len(leaves))
-                semaphore = view(semaphore, *leaves[:number])
-        place = operands.address(semaphore)
+        semaphore = self._parts.part(instruction, 0, ins)
+        count = int(np.asarray(ins[1]).reshape(-1)[0])
+        place = address(semaphore)
         name = self._semaphores.get(place) or self._names.get(instruction.ins[0], "a semaphore")
         line = self._line(instruction.source)
         cell = len(run.steps) - 1
@@ -357,9 +325,7 @@ class FunctionWatch:
                 landed.end, landed.awaited = self._clock, True
         self.events.append((run, event, line))
 
-    def _copied(
-        self, run: _Run, instruction: Instruction, name: str, cell: int
-    ) -> data.Event:
+    def _copied(self, run: _Run, instruction: Instruction, name: str, cell: int) -> data.Event:
         last = self._last.setdefault(run.program, {})
         texts, nbytes = [], 0
         for kind in ("reads", "writes"):
@@ -472,5 +438,3 @@ def _add_to(total: list[int], more: Sequence[int]) -> None:
 
 def _hashable(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-

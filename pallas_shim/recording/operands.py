@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pallas_shim.evaluator import blocks
-from pallas_shim.evaluator.watching import Cell
+from pallas_shim.evaluator.watching import Cell, address
 from pallas_shim.view import data, measures
 
 
@@ -67,7 +67,7 @@ def refs_of(cell: Cell) -> list[Ref]:
             if is_output and at - call.num_inputs in aliased:
                 role = "input and output"
             shape = tuple(kernel.shapes[at])
-            rest = shape[len(cut.dims):]
+            rest = shape[len(cut.dims) :]
             block = Block(
                 (*(dim.size for dim in cut.dims), *rest),
                 tuple(dim.size if dim.kind == "blocked" else 1 for dim in cut.dims),
@@ -121,10 +121,6 @@ def with_squeezed(shape: Sequence[int], dims: Sequence[Any]) -> list[int]:
 # -- memory ---------------------------------------------------------------------------------------
 
 
-def address(array: np.ndarray) -> int:
-    return int(np.asarray(array).__array_interface__["data"][0])
-
-
 def add_memory(found: list[Memory], array: np.ndarray, ref: int, offset: tuple[int, ...]) -> None:
     if array.nbytes and array.flags.c_contiguous:
         low = address(array)
@@ -155,5 +151,3 @@ def spans(part: np.ndarray, owner: Memory) -> list[slice]:
             low, high, step = 0, dim - 1, 1
         spans.append(slice(low + offset, high + 1 + offset, max(abs(step), 1)))
     return spans
-
-

@@ -77,13 +77,10 @@ def _covered(
 # -- bytes --------------------------------------------------------------------------------------
 
 
-def block_bytes(
-    shape: Sequence[int], block: Sequence[int], start: Starts, itemsize: int
-) -> int:
+def block_bytes(shape: Sequence[int], block: Sequence[int], start: Starts, itemsize: int) -> int:
     """The bytes of a block's part inside its array."""
     return itemsize * math.prod(
-        max(0, min(s + b, dim) - max(s, 0))
-        for s, b, dim in zip(start, block, shape, strict=True)
+        max(0, min(s + b, dim) - max(s, 0)) for s, b, dim in zip(start, block, shape, strict=True)
     )
 
 
@@ -122,9 +119,7 @@ class HeatMap:
         self.counts[kind] += np.multiply.outer(rows, columns)
 
     def _weights_of(self, spans: tuple[Span, ...]) -> tuple[np.ndarray, np.ndarray]:
-        inside = [
-            _within(span, dim) for span, dim in zip(spans, self.shape, strict=True)
-        ]
+        inside = [_within(span, dim) for span, dim in zip(spans, self.shape, strict=True)]
         rows = np.zeros(1, np.int64)
         for at, dim in zip(inside[:-1], self.shape[:-1], strict=True):
             rows = np.add.outer(rows * dim, at).reshape(-1)

@@ -66,8 +66,9 @@ def test_blocks_of_a_matmul():
         {(lines[a["line"]], run["operands"][a["operand"]]["name"], a["kind"], a["nbytes"])
          for a in run["patterns"][pattern]} for pattern in run["pattern_of_cell"][:4]
     ]  # fmt: skip
-    zero, add = "acc_ref[...] = jnp.zeros_like(acc_ref)", (
-        "acc_ref[...] += jnp.dot(x_ref[...], y_ref[...])"
+    zero, add = (
+        "acc_ref[...] = jnp.zeros_like(acc_ref)",
+        ("acc_ref[...] += jnp.dot(x_ref[...], y_ref[...])"),
     )
     always = {
         (add, "x_ref", "reads", 512), (add, "y_ref", "reads", 2048),

@@ -1,4 +1,4 @@
-"""The checks of one kernel: its blocks, its scratch memory, its cells, what it leaves behind."""
+"""The checks of one kernel: its blocks, its memory, its cells, what it leaves behind."""
 
 from __future__ import annotations
 
@@ -10,18 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pallas_shim.evaluator.analysis.cell_tables import table_of, tables
-from pallas_shim.evaluator.checks import prune, undefined
-from pallas_shim.evaluator.checks.lowering import OBJECT, Checker, Memory
+from pallas_shim.evaluator.checks import blocks, prune, undefined
+from pallas_shim.evaluator.checks.cuts import Cut, Visits, cut_of
+from pallas_shim.evaluator.checks.lowering import OBJECT, Aspect, Checker, Memory, enter_cell
+from pallas_shim.evaluator.checks.races import History
 from pallas_shim.evaluator.checks.run import Activation, Site
-from pallas_shim.evaluator.checks.shadow import (
-    DEFINED,
-    NEVER,
-    OTHER_CELL,
-    Cut,
-    Shadow,
-    Starts,
-    Window,
-)
+from pallas_shim.evaluator.checks.shadow import DEFINED, NEVER, OTHER_CELL, Shadow, Window
 from pallas_shim.evaluator.findings import Finding
 from pallas_shim.evaluator.program import Array, Effects, Instruction, Region, Value
 from pallas_shim.jax_compat.pallas import Block, PallasCall
@@ -34,13 +28,14 @@ _MOST_CELLS = 1 << 20
 
 
 class _Operand(NamedTuple):
-    """An input or output whose blocks are checked. ``site`` stands for its block specification.
-    ``starts``: where its block is in each cell; None if only the run knows."""
+    """An input or output that is cut into blocks. ``site`` stands for its block specification.
+    ``visits``: where its blocks are, None if only the run knows."""
 
     position: int
     site: Site
     cut: Cut
-    starts: np.ndarray | None
+    memory: Memory
+    visits: Visits | None
 
 
 class KernelChecks:
@@ -48,7 +43,7 @@ class KernelChecks:
 
     Use: `begin_cell`, `blocks` and `end_cell` in turn while the cell is lowered; then `finish`,
     which gives the cells without checks that nothing needs; then `enter`, before the cells are
-    added to the program; and after that `output` for each result.
+    added to the program; after them `end`, and `output` for each result, and `leave`.
     """
 
     def __init__(
@@ -68,51 +63,79 @@ class KernelChecks:
         self.activation = Value(OBJECT)
         self._outer = checker.activation, checker.kernel
         checker.activation, checker.kernel = self.activation, call.name
-        self._made: list[tuple[Value, Memory | None, Callable[[], Any]]] = []
-        self._windows: dict[int, Memory] = {}
+        # Axes of size 1 hold no two cells.
+        self._parallel = [
+            (call.on_gpu or parallel) and (size.const is None or int(size.const) > 1)
+            for parallel, size in zip(call.parallel, sizes, strict=True)
+        ]
+        # Cores that wait for one another are programs, each with a state of its own.
+        self._on_cores = call.cores is not None and call.cores.waits_for_others
+        self._body: list[Instruction] = []
+        self._start = 0
+        if self.lowering.machine.talks or self._on_cores:
+            if checker.checks("races", "sync"):
+                checker.skip("races and copies between devices or cores that wait for one another")
+        self._made: list[tuple[Aspect, Callable[[], Any]]] = []
+        self._outputs: dict[int, Memory] = {}
         self._always_written: set[int] = set()
-        self._operands: list[_Operand] = []
+        self._operands: dict[int, _Operand] = {}
+        self._scratch: list[Value] = []
         self._static: list[Callable[[Activation], Finding]] = []
 
     # -- one cell -------------------------------------------------------------------------------
 
-    def begin_cell(self, indices: Sequence[Value]) -> None:
+    def begin_cell(self, indices: Sequence[Value], prefetch: Sequence[Value]) -> None:
         """Before the index maps run."""
-
-        def enter(activation: Activation, *cell: Array) -> tuple[()]:
-            activation.cell = tuple(map(int, cell))
-            return ()
-
-        self.checker.emit("cell", [self.activation, *indices], enter)
+        for at, ref in enumerate(prefetch):
+            self._follow(ref, self._name(at - self.call.num_prefetch, None), DEFINED)
+        sizes = [1 << 20 if s.const is None else int(s.const) for s in self.sizes]
+        parallel = [axis for axis, is_parallel in enumerate(self._parallel) if is_parallel]
+        self._body, self._start = self.lowering.body, len(self.lowering.body)
+        self.checker.emit("cell", [self.activation, *indices], enter_cell(sizes, parallel))
 
     def blocks(
         self,
         indices: Sequence[Value],
         starts: Sequence[Sequence[Value]],
         body: Sequence[Instruction],
+        prefetch: Sequence[Value],
         refs: Sequence[Value],
         scratch: Sequence[Value],
     ) -> None:
         """Before the kernel's own code. ``body`` computes the ``starts`` of the blocks, which are
         in ``refs``."""
+        read = {value for instruction in body for value in instruction.ins}
+        for ref in prefetch:
+            self.checker.memory[ref].decides = ref in read
         known = self._tables(indices, body)
         for position, (block, of_block) in enumerate(zip(self.call.blocks, starts, strict=True)):
             self._block(position, block, of_block, refs[position], known)
-        turn = [
-            index
-            for index, parallel in zip(indices, self.call.parallel, strict=True)
-            if parallel
-        ]
+        self._scratch = list(scratch)
+        turn = [index for index, p in zip(indices, self._parallel, strict=True) if p]
         for at, ref in enumerate(scratch):
-            name = self._name(len(self.call.blocks) + at, None)
-            self._scratch(ref, name, turn)
+            memory = self._follow(ref, self._name(len(self.call.blocks) + at, None), NEVER)
+            if turn and memory.codes is not None and self.checker.checks("races"):
+                self.checker.emit("turn", [memory.codes.value, *turn], _turn, memory.codes)
 
-    def end_cell(self, refs: Sequence[Value]) -> None:
-        """After the kernel's own code."""
+    def end_cell(self, refs: Sequence[Value], body: Sequence[Instruction]) -> None:
+        """After the kernel's own code, which is ``body``."""
         self._always_written = {
             position for position, ref in enumerate(refs) if ref in self.checker.defined
         }
         self.checker.defined.difference_update(refs)
+        self.checker.defined.difference_update(self._scratch)
+        used = {
+            value
+            for instruction in Region((), tuple(body), ()).walk()
+            if instruction.name not in prune.OURS
+            for value in instruction.ins
+        }
+        if self.checker.checks("blocks"):
+            self._aliases([ref in used for ref in refs])
+        if self._on_cores:
+            with self.lowering.block() as first:
+                self._define()
+            self._body[self._start : self._start] = first
 
     def _name(self, at: int, block: Block | None) -> str:
         at += self.call.num_prefetch
@@ -120,60 +143,83 @@ class KernelChecks:
             return self.names[at]
         return "a ref" if block is None else block.origin
 
+    def _follow(self, ref: Value, name: str, code: int) -> Memory:
+        """Follows memory that is there before the first cell."""
+        memory = self.checker.memory[ref] = Memory(name)
+        if not ref.ref.key_ndim:
+            self._made += self.checker.aspects(memory, ref.ref, code)
+        if code == DEFINED:
+            memory.codes = None
+        return memory
+
     def _block(
-        self,
-        position: int,
-        block: Block,
-        starts: Sequence[Value],
-        ref: Value,
-        known: Any,
+        self, position: int, block: Block, starts: Sequence[Value], ref: Value, known: Any
     ) -> None:
         name = self._name(position, block)
         self.lowering.names.setdefault(ref, name)
         is_output = position >= self.call.num_inputs
-        aliased = any(
-            position in (given - self.call.num_prefetch, self.call.num_inputs + out)
-            for given, out in self.call.aliases
-        )
-        if block.in_hbm or self.call.on_gpu:
-            if is_output and not self.call.on_gpu:
-                code = DEFINED if aliased else NEVER
-                shape = ref.ref.shape
-                self._windows[position] = self._memory(ref, name, lambda: Shadow(shape, code))
-            if block.in_hbm:
-                return
-        site = self.checker.site(ref, "has a block of")
-        cut = _cut(block, self.shapes[position])
-        table = None if known is None else self._starts(cut, starts, known)
-        operand = _Operand(position, site, cut, table)
-        self._operands.append(operand)
-        if self.call.on_gpu:
+        if block.in_hbm:
+            self._in_hbm(position, ref, name, is_output)
+            return
+        cut = cut_of(block, self.shapes[position])
+        visits = None if known is None else self._visits(cut, starts, known)
+        site = Site(next(self.checker._numbers), name, "has a block of", self.lowering.source)
+        memory = self._follow(ref, name, DEFINED)
+        self._operands[position] = _Operand(position, site, cut, memory, visits)
+        if self.call.on_gpu or ref.ref.key_ndim:
             return
         if self.checker.checks("bounds"):
-            self._bounds(operand, starts)
-        inside = table is not None and _all_inside(cut, table)
+            self._bounds(self._operands[position], starts)
+        if is_output and any(self._parallel) and self.checker.checks("races"):
+            self._one_turn_each(self._operands[position])
         # Where blocks divide the array, those that aren't inside are wholly outside.
-        if is_output or not inside and not _divides(cut):
+        inside = visits is not None and visits.are_inside() or cut.divides()
+        if is_output or not inside:
             shape = ref.ref.shape
-            memory = self._memory(ref, name, lambda: Window(shape, cut, is_output))
-            self._windows[position] = memory
-            assert memory.shadow is not None
-            self.checker.emit("block", [memory.shadow, *starts], _move(cut), memory)
+            codes = memory.codes = Aspect()
+            self._made.append((codes, lambda: Window(shape, cut, is_output)))
+            ins = [self.activation, codes.value, *starts]
+            owned = visits is None and is_output and any(self._parallel)
+            if owned and self.checker.checks("races"):
+                codes.needed = True
+            self.checker.emit("block", ins, blocks.move(cut, site, owned), codes)
+        if is_output:
+            self._outputs[position] = memory
 
-    def _memory(self, ref: Value, name: str, make: Callable[[], Any]) -> Memory:
-        memory = self.checker.memory[ref] = Memory(name, Value(OBJECT))
-        assert memory.shadow is not None
-        self._made.append((memory.shadow, memory, make))
-        return memory
+    def _in_hbm(self, position: int, ref: Value, name: str, is_output: bool) -> None:
+        """An operand that the kernel sees whole. An output that shares its array with an input is
+        the same memory."""
+        if ref.ref.space.startswith("semaphore"):
+            return  # the caller's, which started copies on it before
+        memory = self.checker.memory.get(ref)
+        partner = self._partner(position)
+        if is_output and partner is not None and partner in self._whole:
+            memory = self._whole[partner]
+        if memory is None or memory not in self._whole.values():
+            code = DEFINED if not is_output or partner is not None else NEVER
+            memory = self._follow(ref, name, code)
+            written = is_output or self._partner(position) is not None
+            if any(self._parallel) and self.checker.checks("races") and written:
+                history, shape = Aspect(), ref.ref.shape
+                memory.history = history
+                self._made.append((history, lambda: History(shape)))
+        self.checker.memory[ref] = memory
+        self._whole[position] = memory
+        if is_output:
+            self._outputs[position] = memory
 
-    def _scratch(self, ref: Value, name: str, turn: Sequence[Value]) -> None:
-        if ref.ref.space.startswith("semaphore") or ref.ref.key_ndim:
-            return
-        shape = ref.ref.shape
-        memory = self._memory(ref, name, lambda: Shadow(shape, NEVER))
-        if turn and self.checker.checks("races"):
-            assert memory.shadow is not None
-            self.checker.emit("turn", [memory.shadow, *turn], _turn, memory)
+    @functools.cached_property
+    def _whole(self) -> dict[int, Memory]:
+        """The memory of operands that the kernel sees whole."""
+        return {}
+
+    def _partner(self, position: int) -> int | None:
+        """The operand that shares its array with another."""
+        for given, out in self.call.aliases:
+            pair = given - self.call.num_prefetch, self.call.num_inputs + out
+            if position in pair and pair[0] >= 0:
+                return pair[0] + pair[1] - position
+        return None
 
     # -- blocks ---------------------------------------------------------------------------------
 
@@ -181,14 +227,16 @@ class KernelChecks:
         """The tables of scalars in the index maps, over all cells. None if they aren't known."""
         if any(size.const is None for size in self.sizes):
             return None
-        bounds = [int(size.const) for size in self.sizes if size.const is not None]
-        if not 0 < math.prod(bounds) <= _MOST_CELLS:
+        if not 0 < math.prod(self._bounds_of_grid()) <= _MOST_CELLS:
             return None
-        return tables(bounds, Region(tuple(indices), tuple(body), ()), {}, {})
+        region = Region(tuple(indices), tuple(body), ())
+        return tables(self._bounds_of_grid(), region, {}, {})
 
-    def _starts(self, cut: Cut, starts: Sequence[Value], known: Any) -> np.ndarray | None:
-        """The starts of a block in each cell: an integer for each cell, in order, and dimension."""
-        bounds = [int(size.const) for size in self.sizes if size.const is not None]
+    def _bounds_of_grid(self) -> tuple[int, ...]:
+        return tuple(int(size.const) for size in self.sizes if size.const is not None)
+
+    def _visits(self, cut: Cut, starts: Sequence[Value], known: Any) -> Visits | None:
+        bounds = self._bounds_of_grid()
         columns = []
         for start, scale in zip(starts, cut.scales, strict=True):
             table = table_of(start, known, len(bounds))
@@ -196,61 +244,70 @@ class KernelChecks:
                 return None
             full = np.broadcast_to(table.astype(np.int64) * scale, bounds)
             columns.append(full.reshape(-1))
-        return np.stack(columns, -1) if columns else np.zeros((math.prod(bounds), 0), np.int64)
+        places = np.stack(columns, -1) if columns else np.zeros((math.prod(bounds), 0), np.int64)
+        return Visits(cut, bounds, places)
 
     def _bounds(self, operand: _Operand, starts: Sequence[Value]) -> None:
         """The check that no block lies wholly outside its array."""
-        cut, site, table = operand.cut, operand.site, operand.starts
-        if table is None:
-            fn = _check_block(cut, site)
+        cut, site, visits = operand.cut, operand.site, operand.visits
+        if visits is None:
+            fn = blocks.check_inside(cut, site)
             self.checker.emit("bounds", [self.activation, *starts], fn)
             return
-        for axis, size in enumerate(cut.sizes):
-            offset = table[:, axis] - cut.before[axis]
-            wrong = (offset < -cut.before[axis]) | (offset >= cut.shape[axis] + cut.after[axis])
-            if size and cut.shape[axis] and wrong.any():
-                number = int(np.argmax(wrong))
-                cell = self._cell(number)
-                starts_there = tuple(map(int, table[number]))
-                self._static.append(
-                    functools.partial(_outside_block, site, cut, axis, starts_there, cell)
-                )
-                return
+        found = visits.first_outside()
+        if found is not None:
+            self._static.append(functools.partial(blocks.outside, site, cut, *found))
 
-    def _cell(self, number: int) -> tuple[int, ...]:
-        bounds = [int(size.const) for size in self.sizes if size.const is not None]
-        return tuple(map(int, np.unravel_index(number, bounds))) if bounds else ()
+    def _one_turn_each(self, operand: _Operand) -> None:
+        """The check that no two cells that may run at the same time have the same block."""
+        if operand.visits is None:
+            return  # the window looks
+        found = operand.visits.two_turns(self._parallel)
+        if found is not None:
+            make = functools.partial(blocks.shared, operand.site, operand.cut, *found)
+            self._static.append(make)
+
+    def _aliases(self, used: Sequence[bool]) -> None:
+        """The check that no input's block is loaded before an output's block in its place is
+        written."""
+        for position, operand in self._operands.items():
+            partner = self._operands.get(self._partner(position) or -1)
+            if partner is None or position >= self.call.num_inputs or not used[position]:
+                continue
+            if self.call.blocks[position].buffers == 1 or self.call.on_gpu:
+                continue
+            if operand.visits is None or partner.visits is None:
+                continue
+            found = operand.visits.loaded_too_early(partner.visits)
+            if found is not None:
+                self._static.append(
+                    functools.partial(blocks.too_early, operand.site, partner.site, *found)
+                )
 
     # -- the whole kernel -----------------------------------------------------------------------
 
     def finish(self, cells: Sequence[Instruction]) -> list[Instruction]:
         """The cells, without the checks that are proven or that nothing needs."""
-        for operand in self._operands:
-            memory = self._windows.get(operand.position)
-            if memory is not None and operand.position >= self.call.num_inputs:
-                complete = operand.position in self._always_written and _covers(operand)
-                memory.needed = memory.needed or not complete
-        for position in self._windows.keys() - {o.position for o in self._operands}:
-            memory = self._windows[position]
-            if position not in self._always_written:
-                memory.needed = True
-        if not self.checker.checks("uninitialized", "blocks", "races"):
-            for memory in self._windows.values():
-                memory.needed = False
-        cells = prune.proven(cells)
-        cells = prune.unneeded(cells)
-        return prune.without_cell(cells) if not prune.has_checks(cells) else cells
+        for position, memory in self._outputs.items():
+            if memory.codes is None:
+                continue
+            operand = self._operands.get(position)
+            covered = operand is None or operand.visits is not None and operand.visits.cover()
+            if position not in self._always_written or not covered:
+                memory.codes.needed = True
+        cells = prune.unneeded(prune.proven(cells))
+        return cells if prune.has_checks(cells) else prune.without_cell(cells)
 
     def enter(self) -> None:
         """Emits what has to be there before the first cell."""
-        name, source = self.call.name, self.call.source
-        where = (source or "").partition(" ")[0] or None
-        self.checker.define(
-            self.activation, "kernel", lambda: Activation(name, where), None
-        )
-        for value, memory, make in self._made:
-            if memory is None or memory.needed:
-                self.checker.define(value, "shadow", make, memory)
+        if not self._on_cores:
+            self._define()
+
+    def _define(self) -> None:
+        self.checker.define_activation(self.activation, self.call.name, self.call.source)
+        for aspect, make in self._made:
+            if aspect.needed or self._on_cores:
+                self.checker.define(aspect.value, "state", make, aspect)
         if self._static:
             static = tuple(self._static)
 
@@ -261,17 +318,27 @@ class KernelChecks:
 
             self.checker.emit("blocks", [self.activation], report)
 
+    def end(self) -> None:
+        """Emits, after the last cell, the checks of what is left on semaphores."""
+        if self._on_cores:
+            return
+        self.checker.left([
+            ref
+            for ref in self._scratch
+            if (memory := self.checker.memory.get(ref)) is not None
+            and memory.semaphores is not None
+            and memory.semaphores.needed
+        ])  # fmt: skip
+
     def output(self, position: int, value: Value) -> Value:
         """Emits the check of a result, and returns the result as the program uses it."""
-        memory = self._windows.get(self.call.num_inputs + position)
-        if memory is None or not memory.needed:
+        memory = self._outputs.get(self.call.num_inputs + position)
+        if memory is None or memory.codes is None or not memory.codes.needed or self._on_cores:
             return value
-        assert memory.shadow is not None
         site = Site(next(self.checker._numbers), memory.name, "leaves", self.lowering.source)
-        aliased = any(out == position for _, out in self.call.aliases)
-        initial = DEFINED if aliased else NEVER
-        ins = [self.activation, memory.shadow]
-        self.checker.emit("output", ins, _check_output(site, initial), memory)
+        initial = NEVER if self._partner(self.call.num_inputs + position) is None else DEFINED
+        ins = [self.activation, memory.codes.value]
+        self.checker.emit("output", ins, _check_output(site, initial), memory.codes)
         if self.checker.asked.disturbing and not value.type.key_ndim:
             (value,) = self.lowering.memory(
                 "disturb", [value, *ins], [value.type], _disturb_output(site, initial),
@@ -284,59 +351,6 @@ class KernelChecks:
         self.checker.activation, self.checker.kernel = self._outer
 
 
-def _cut(block: Block, shape: tuple[int, ...]) -> Cut:
-    dims = block.dims
-    return Cut(
-        tuple(shape[: len(dims)]),
-        tuple(dim.padding[0] for dim in dims),
-        tuple(dim.padding[1] for dim in dims),
-        tuple(dim.size for dim in dims),
-        tuple(dim.kind == "squeezed" for dim in dims),
-        tuple(dim.size if dim.kind == "blocked" else 1 for dim in dims),
-    )
-
-
-def _divides(cut: Cut) -> bool:
-    """Whether blocks that aren't outside are inside."""
-    return cut.before == cut.after == (0,) * len(cut.sizes) and all(
-        scale == size and size and dim % size == 0
-        for dim, size, scale in zip(cut.shape, cut.sizes, cut.scales, strict=True)
-    )
-
-
-def _all_inside(cut: Cut, starts: np.ndarray) -> bool:
-    offsets = starts - np.asarray(cut.before, np.int64)
-    most = np.asarray(cut.shape, np.int64) - np.asarray(cut.sizes, np.int64)
-    return bool(((offsets >= 0) & (offsets <= most)).all())
-
-
-def _covers(operand: _Operand) -> bool:
-    """Whether the blocks of all cells are known to cover the array."""
-    cut, starts = operand.cut, operand.starts
-    if starts is None or not all(cut.sizes):
-        return False
-    if any(s != size for s, size in zip(cut.scales, cut.sizes, strict=True)):
-        return False
-    counts = [-(-dim // size) for dim, size in zip(cut.shape, cut.sizes, strict=True)]
-    numbers = starts // np.asarray(cut.sizes, np.int64) if cut.sizes else starts
-    if ((numbers < 0) | (numbers >= np.asarray(counts, np.int64))).any():
-        return False
-    if not counts:
-        return len(starts) > 0
-    if math.prod(counts) > len(starts):
-        return False
-    flat = np.ravel_multi_index(tuple(numbers.T), counts)
-    return len(np.unique(flat)) == math.prod(counts)
-
-
-def _move(cut: Cut) -> Callable[..., tuple[()]]:
-    def move(window: Window, *numbers: Array) -> tuple[()]:
-        window.move(cut.starts(numbers))
-        return ()
-
-    return move
-
-
 def _turn(shadow: Shadow, *place: Array) -> tuple[()]:
     turn = tuple(map(int, place))
     if turn != shadow.turn:
@@ -344,37 +358,6 @@ def _turn(shadow: Shadow, *place: Array) -> tuple[()]:
             shadow.undefine(OTHER_CELL)
         shadow.turn = turn
     return ()
-
-
-def _check_block(cut: Cut, site: Site) -> Callable[..., tuple[()]]:
-    def check(activation: Activation, *numbers: Array) -> tuple[()]:
-        starts = cut.starts(numbers)
-        axis = cut.axis_outside(starts)
-        if axis is not None:
-            cell = activation.cell or ()
-            activation.run.report(_outside_block(site, cut, axis, starts, cell, activation))
-        return ()
-
-    return check
-
-
-def _outside_block(
-    site: Site, cut: Cut, axis: int, starts: Starts, cell: tuple[int, ...], activation: Activation
-) -> Finding:
-    scale = cut.scales[axis]
-    number = starts[axis] // scale if scale else 0
-    message = (
-        f"has in cell {cell} a block of {site.ref} outside the array: along dimension {axis} the "
-        f"index map returns {number}, where the array of shape {cut.shape} is cut into blocks of "
-        f"{cut.sizes}"
-    )
-    advice = "Keep the index map inside the array"
-    if scale > 1 and 0 <= number < cut.shape[axis]:
-        advice = "Index maps return block numbers, not elements: divide by the block's size"
-    key = ", ".join(f"{s}:{s + n}" for s, n in zip(starts, cut.sizes, strict=True))
-    return activation.finding(
-        "bounds", "block-outside", message, advice, site, site.access(f"[{key}]", cell)
-    )
 
 
 def _check_output(site: Site, initial: int) -> Callable[..., tuple[()]]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pallas_shim.evaluator.checks import undefined
+from pallas_shim.evaluator.checks import blocks, copies, races, undefined
 from pallas_shim.evaluator.checks.place import AnyPlace, Unknown, place_of, resolved
 from pallas_shim.evaluator.checks.run import Activation, Site
-from pallas_shim.evaluator.checks.shadow import DEFINED, NEVER, Shadow
+from pallas_shim.evaluator.checks.shadow import NEVER, Shadow
 from pallas_shim.evaluator.program import Array, ArrayType, Effects, RefType, Value
 from pallas_shim.jax_compat import state
 
@@ -36,17 +36,39 @@ class Checks(NamedTuple):
     disturbing: bool = False
 
 
-@dataclasses.dataclass(eq=False)
-class Memory:
-    """A piece of memory in a kernel.
+class Aspect:
+    """Something that checks follow of a piece of memory. ``value`` is it when it runs. ``needed``:
+    some check looks at it, so the instructions that keep it stay."""
 
-    ``shadow`` is its shadow when it runs; None if all of it is defined. ``needed``: some check
-    looks at the shadow, so the instructions that keep it stay.
+    __slots__ = ("value", "needed")
+
+    def __init__(self) -> None:
+        self.value = Value(OBJECT)
+        self.needed = False
+
+
+class Memory:
+    """A piece of memory in a kernel. An aspect is None if it isn't followed.
+
+    ``codes``: its `shadow.Shadow`; None if all of it is defined. ``flights``: see
+    `copies.Flights`. ``history``: see `races.History`. ``semaphores``: see `copies.Semaphores`.
+    ``decides``: index maps read it.
     """
 
-    name: str
-    shadow: Value | None
-    needed: bool = False
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.codes: Aspect | None = None
+        self.flights: Aspect | None = None
+        self.history: Aspect | None = None
+        self.semaphores: Aspect | None = None
+        self.decides = False
+
+
+class Located(NamedTuple):
+    """The place of an access, and the operands that it depends on."""
+
+    place: AnyPlace
+    leaves: list[Value]
 
 
 class Checker:
@@ -109,37 +131,82 @@ class Checker:
         checks: str,
         ins: Sequence[Value],
         fn: Callable[..., tuple[()]],
-        memory: Memory | None = None,
+        of: Aspect | None = None,
         place: AnyPlace | None = None,
     ) -> None:
-        """Emits a check. It goes again if ``memory`` turns out not to need it."""
-        params = {"checks": checks, "memory": memory, "place": place}
+        """Emits a check. It goes again if ``of`` turns out not to be needed."""
+        params = {"checks": checks, "of": of, "place": place}
         self.lowering.memory("check", ins, [], fn, _IO, params=params)
-
-    # -- memory ---------------------------------------------------------------------------------
-
-    def allocated(self, ref: Value, name: str | None, code: int = NEVER) -> None:
-        """Emits the shadow of memory that was allocated just now."""
-        if self.activation is None or not _has_elements(ref.ref):
-            return
-        shape = ref.ref.shape
-        memory = self.memory[ref] = Memory(name or "a ref", Value(OBJECT))
-        assert memory.shadow is not None
-        self.define(memory.shadow, "shadow", lambda: Shadow(shape, code), memory)
-        if code == DEFINED:
-            self.defined.add(ref)
 
     def define(
         self,
         value: Value,
         checks: str,
         make: Callable[..., Any],
-        memory: Memory | None,
+        of: Aspect | None,
         ins: Sequence[Value] = (),
     ) -> None:
         """Emits what makes an object that checks look at."""
-        params = {"checks": checks, "memory": memory, "place": None}
+        params = {"checks": checks, "of": of, "place": None}
         self.lowering.define("check_state", value, ins, make, _IO, params=params)
+
+    def activate(self, name: str, source: str | None) -> Value:
+        """Emits the activation of a kernel."""
+        activation = Value(OBJECT)
+        self.define_activation(activation, name, source)
+        return activation
+
+    def define_activation(self, activation: Value, name: str, source: str | None) -> None:
+        where = (source or "").partition(" ")[0] or None
+        levels = self.lowering.machine.levels
+        if not levels:
+            self.define(activation, "kernel", lambda: Activation(name, where), None)
+            return
+        names = levels[-1].names
+
+        def make(number: Array) -> Activation:
+            return Activation(name, where, names[int(number)])
+
+        self.define(activation, "kernel", make, None, [levels[-1].number])
+
+    # -- memory ---------------------------------------------------------------------------------
+
+    def allocated(self, ref: Value, name: str | None) -> None:
+        """Emits the state of memory that was allocated just now."""
+        if self.activation is None or ref.ref.key_ndim:
+            return
+        memory = self.memory[ref] = Memory(name or "a ref")
+        for aspect, make in self.aspects(memory, ref.ref):
+            self.define(aspect.value, "state", make, aspect)
+
+    def aspects(
+        self, memory: Memory, type: RefType, code: int = NEVER
+    ) -> list[tuple[Aspect, Callable[[], Any]]]:
+        """Makes the aspects of memory of a type. Returns them and what makes them when it runs."""
+        shape = type.shape
+        made: list[tuple[Aspect, Callable[[], Any]]] = []
+        if type.space.startswith("semaphore"):
+            if self.checks("sync"):
+                memory.semaphores = Aspect()
+                made.append((memory.semaphores, lambda: copies.Semaphores(shape)))
+            return made
+        if self.checks("uninitialized", "blocks", "races") and is_undefined(type):
+            memory.codes = Aspect()
+            made.append((memory.codes, lambda: Shadow(shape, code)))
+        if self.checks("sync"):
+            memory.flights = Aspect()
+            made.append((memory.flights, lambda: copies.Flights(shape)))
+        return made
+
+    def left(self, refs: Sequence[Value]) -> None:
+        """Emits, where their scope ends, the checks that nothing is left on semaphores."""
+        for ref in refs:
+            memory = self.memory.get(ref)
+            if memory is not None and memory.semaphores is not None:
+                assert self.activation is not None
+                site = self.site(ref, "leaves")
+                ins = [self.activation, memory.semaphores.value]
+                self.emit("left", ins, copies.leave(site), memory.semaphores)
 
     # -- accesses -------------------------------------------------------------------------------
 
@@ -149,23 +216,27 @@ class Checker:
         value: Value,
         mask: Value | None = None,
         what: str = "reads",
+        atomic: bool = False,
     ) -> Value:
         """Emits the checks of a load, and returns the loaded ``value`` as the program uses it."""
         site = self.site(view.ref, what)
         if self.activation is None:
             return value
-        found = self._place(view, mask)
-        if found is None:
+        located = self._located(view, mask)
+        if located is None:
             return value
-        place, leaves = found
-        self._bounds(site, place, leaves)
-        memory = self._watched(view.ref)
-        if memory is None or view.ref in self.defined:
+        place, leaves = located
+        self._bounds(site, located)
+        memory = self.memory.get(view.ref)
+        if memory is None:
             return value
-        memory.needed = True
-        assert memory.shadow is not None
-        ins = [self.activation, memory.shadow, *leaves]
-        self.emit("read", ins, undefined.check(site, place), memory, place)
+        self._flights(memory, located, copies.read(site, place))
+        self._note(memory, located, site, writes=False, atomic=atomic)
+        if memory.codes is None or view.ref in self.defined:
+            return value
+        memory.codes.needed = True
+        ins = [self.activation, memory.codes.value, *leaves]
+        self.emit("read", ins, undefined.check(site, place), memory.codes, place)
         if not self.asked.disturbing or not isinstance(value.type, ArrayType):
             return value
         disturb = undefined.disturb(site, place, value.type.dtype)
@@ -175,82 +246,197 @@ class Checker:
         return value
 
     def write(
-        self, view: state.RefView, mask: Value | None = None, what: str = "writes"
+        self,
+        view: state.RefView,
+        mask: Value | None = None,
+        what: str = "writes",
+        atomic: bool = False,
     ) -> None:
         """Emits the checks of a store."""
         site = self.site(view.ref, what)
         if self.activation is None:
             return
-        found = self._place(view, mask)
-        if found is not None:
-            self._bounds(site, *found)
-        memory = self._watched(view.ref)
-        if memory is None or view.ref in self.defined:
+        located = self._located(view, mask)
+        if located is not None:
+            self._bounds(site, located)
+        memory = self.memory.get(view.ref)
+        if memory is None:
             return
-        assert memory.shadow is not None
-        if found is None:  # it may have written all
-            self.emit("written", [memory.shadow], undefined.write_all, memory)
+        if located is not None:
+            self._flights(memory, located, copies.write(site, located.place))
+            self._note(memory, located, site, writes=True, atomic=atomic)
+        self._defines(view.ref, memory, located)
+
+    def _defines(self, ref: Value, memory: Memory, located: Located | None) -> None:
+        """Emits that elements become defined. If they aren't known, all may have become so."""
+        if memory.codes is None or ref in self.defined:
             return
-        place, leaves = found
-        if place.whole:
-            self.emit("written", [memory.shadow], undefined.write_all, memory)
-            self.defined.add(view.ref)
-        else:
-            self.emit("written", [memory.shadow, *leaves], undefined.write(place), memory, place)
+        if located is None or located.place.whole:
+            self.emit("written", [memory.codes.value], undefined.write_all, memory.codes)
+            if located is not None:
+                self.defined.add(ref)
+            return
+        fn = undefined.write(located.place)
+        self.emit("written", [memory.codes.value, *located.leaves], fn, memory.codes, located.place)
+
+    def decides(self, view: state.RefView, before: Value, after: Value) -> None:
+        """Emits the check of a store to a ref that may decide where blocks are."""
+        memory = self.memory.get(view.ref)
+        if memory is None or not memory.decides or not self.checks("blocks"):
+            return
+        assert self.activation is not None
+        site = self.site(view.ref, "writes")
+        fn = blocks.changes_decision(site)
+        self.emit("decides", [self.activation, before, after], fn)
 
     def copy(
         self,
         source: state.RefView,
         target: state.RefView,
         masks: tuple[Value | None, Value | None] = (None, None),
+        semaphore: state.RefView | None = None,
     ) -> None:
-        """Emits the checks of a copy. It also copies what is undefined. ``masks``: the elements
-        of each side that are copied."""
+        """Emits the checks of a copy. It also copies what is undefined.
+
+        ``masks``: the elements of each side that are copied. ``semaphore``: the one that says when
+        it is done.
+        """
         reads, writes = self.site(source.ref, "copies from"), self.site(target.ref, "copies to")
         if self.activation is None:
             return
-        places = self._place(source, masks[0]), self._place(target, masks[1])
-        for site, found in zip((reads, writes), places, strict=True):
-            if found is not None:
-                self._bounds(site, *found)
-        memory = self._watched(target.ref)
+        from_, to = self._located(source, masks[0]), self._located(target, masks[1])
+        for site, located in ((reads, from_), (writes, to)):
+            if located is not None:
+                self._bounds(site, located)
+        given, memory = self.memory.get(source.ref), self.memory.get(target.ref)
+        if semaphore is not None and self.checks("sync"):
+            self._starts(semaphore, (reads, given, from_), (writes, memory, to), target)
+        if given is not None and from_ is not None:
+            self._note(given, from_, reads, writes=False)
         if memory is None:
             return
-        assert memory.shadow is not None
-        from_, to = places
-        given = self._watched(source.ref)
-        if source.ref in self.defined:
-            given = None
-        if to is None or from_ is None or given is None:
-            if target.ref in self.defined:
-                return
-            if to is None or to[0].whole:
-                self.emit("written", [memory.shadow], undefined.write_all, memory)
-                if to is not None:
-                    self.defined.add(target.ref)
-            else:
-                fn = undefined.write(to[0])
-                self.emit("written", [memory.shadow, *to[1]], fn, memory, to[0])
+        if to is not None:
+            self._note(memory, to, writes, writes=True)
+        if (
+            given is None or given.codes is None or source.ref in self.defined
+            or memory.codes is None or from_ is None or to is None
+        ):  # fmt: skip
+            self._defines(target.ref, memory, to)
             return
-        assert given.shadow is not None
         self.defined.discard(target.ref)
-        given.needed = memory.needed = True
-        fn = undefined.copy(from_[0], to[0], len(from_[1]))
-        ins = [given.shadow, memory.shadow, *from_[1], *to[1]]
-        self.emit("copied", ins, fn, memory, to[0])
+        given.codes.needed = memory.codes.needed = True
+        fn = undefined.copy(from_.place, to.place, len(from_.leaves))
+        ins = [given.codes.value, memory.codes.value, *from_.leaves, *to.leaves]
+        self.emit("copied", ins, fn, memory.codes, to.place)
 
-    def _watched(self, ref: Value) -> Memory | None:
-        """The memory of a ref if its undefined elements are looked for."""
-        memory = self.memory.get(ref)
-        if memory is None or memory.shadow is None:
+    def _flights(
+        self, memory: Memory, located: Located, fn: Callable[..., tuple[()]]
+    ) -> None:
+        if memory.flights is not None:
+            assert self.activation is not None
+            ins = [self.activation, memory.flights.value, *located.leaves]
+            self.emit("in flight", ins, fn, memory.flights, located.place)
+
+    def _note(
+        self, memory: Memory, located: Located, site: Site, writes: bool, atomic: bool = False
+    ) -> None:
+        if memory.history is None:
+            return
+        assert self.activation is not None
+        memory.history.needed = memory.history.needed or writes
+        fn = races.note(site, located.place, writes, atomic)
+        ins = [self.activation, memory.history.value, *located.leaves]
+        self.emit("note", ins, fn, memory.history, located.place)
+
+    # -- semaphores -----------------------------------------------------------------------------
+
+    def _semaphore(self, view: state.RefView) -> tuple[Aspect, Located] | None:
+        memory = self.memory.get(view.ref)
+        if memory is None or memory.semaphores is None:
             return None
-        return memory if self.checks("uninitialized", "blocks", "races") else None
+        located = self._located(view, None)
+        if located is None:
+            return None
+        memory.semaphores.needed = True
+        return memory.semaphores, located
 
-    def _place(
-        self, view: state.RefView, mask: Value | None
-    ) -> tuple[AnyPlace, list[Value]] | None:
-        """The place of an access, and the operands that it depends on. None, and a note for the
-        user, if it can't be told."""
+    def _starts(
+        self,
+        semaphore: state.RefView,
+        source: tuple[Site, Memory | None, Located | None],
+        target: tuple[Site, Memory | None, Located | None],
+        view: state.RefView,
+    ) -> None:
+        found = self._semaphore(semaphore)
+        if found is None:
+            return
+        assert self.activation is not None
+        state_of, at = found
+        ins = [self.activation, state_of.value, *at.leaves]
+        sides: list[copies.Side | None] = []
+        for site, memory, located in (source, target):
+            if memory is None or memory.flights is None or located is None:
+                sides.append(None)
+                continue
+            memory.flights.needed = True
+            ins += [memory.flights.value, *located.leaves]
+            sides.append(copies.Side(site, located.place, len(located.leaves)))
+        size = self._size(semaphore.ref, view, target[2])
+        fn = copies.start(target[0], sides[0], sides[1], (at.place, len(at.leaves)), size)
+        self.emit("start", ins, fn, state_of)
+
+    def _size(
+        self, semaphore: Value, view: state.RefView, located: Located | None
+    ) -> Callable[[Sequence[Any]], int]:
+        """What a copy to a view adds to a semaphore, of the view's leaves: bytes, or 1 if the
+        semaphore isn't a DMA's."""
+        if semaphore.ref.space != "semaphore_dma" or located is None:
+            return lambda leaves: 1
+        place, itemsize = located.place, view.ref.ref.dtype.itemsize
+        return lambda leaves: place.count(leaves) * itemsize
+
+    def wait_for_copy(
+        self, semaphore: state.RefView, target: state.RefView, mask: Value | None = None
+    ) -> None:
+        """Emits the check of a wait for a copy to ``target``, and what it says of copies."""
+        site = self.site(semaphore.ref, "waits for")
+        found = None if self.activation is None else self._semaphore(semaphore)
+        if found is None:
+            return
+        assert self.activation is not None
+        state_of, at = found
+        located = self._located(target, mask)
+        leaves = [] if located is None else located.leaves
+        size = self._size(semaphore.ref, target, located)
+        fn = copies.wait_for_copy(site, at.place, len(at.leaves), size)
+        self.emit("wait", [self.activation, state_of.value, *at.leaves, *leaves], fn, state_of)
+
+    def signal(self, semaphore: state.RefView, value: Value) -> None:
+        site = self.site(semaphore.ref, "signals")
+        self._count(semaphore, value, lambda at: copies.signal(site, at))
+
+    def wait(self, semaphore: state.RefView, value: Value, decrement: bool) -> None:
+        site = self.site(semaphore.ref, "waits for")
+        self._count(semaphore, value, lambda at: copies.wait(site, at, decrement))
+
+    def _count(
+        self,
+        semaphore: state.RefView,
+        value: Value,
+        make: Callable[[AnyPlace], Callable[..., tuple[()]]],
+    ) -> None:
+        found = None if self.activation is None else self._semaphore(semaphore)
+        if found is None:
+            return
+        assert self.activation is not None
+        state_of, at = found
+        ins = [self.activation, state_of.value, value, *at.leaves]
+        self.emit("count", ins, make(at.place), state_of)
+
+    # -- places ---------------------------------------------------------------------------------
+
+    def _located(self, view: state.RefView, mask: Value | None) -> Located | None:
+        """The place of an access. None, and a note for the user, if it can't be told."""
         type = view.ref.ref
         if type.key_ndim:
             return None
@@ -262,17 +448,35 @@ class Checker:
             name = self.lowering.names.get(view.ref, "a ref")
             self.skip(f"an access to {name}: {unknown}")
             return None
-        return place, leaves if mask is None else [*leaves, mask]
+        return Located(place, leaves if mask is None else [*leaves, mask])
 
-    def _bounds(self, site: Site, place: AnyPlace, leaves: Sequence[Value]) -> None:
-        if place.proven or not self.checks("bounds"):
+    def _bounds(self, site: Site, located: Located) -> None:
+        if located.place.proven or not self.checks("bounds"):
             return
         assert self.activation is not None
-        self.emit("bounds", [self.activation, *leaves], bounds(site, place), place=place)
+        fn = bounds(site, located.place)
+        self.emit("bounds", [self.activation, *located.leaves], fn, place=located.place)
 
 
-def _has_elements(type: RefType) -> bool:
-    return not type.space.startswith("semaphore") and not type.key_ndim
+def enter_cell(sizes: Sequence[int], parallel: Sequence[int]) -> Callable[..., tuple[()]]:
+    """Notes the grid cell that runs. ``parallel``: the axes whose cells may run at the same
+    time."""
+
+    def enter(activation: Activation, *cell: Array) -> tuple[()]:
+        here = tuple(map(int, cell))
+        activation.cell = here or None
+        turn = 0
+        for axis in parallel:
+            turn = turn * sizes[axis] + here[axis]
+        activation.turn = turn
+        return ()
+
+    return enter
+
+
+def is_undefined(type: RefType) -> bool:
+    """Whether new memory of this type is undefined. Semaphores start at zero, as do sums."""
+    return not type.space.startswith(("semaphore", "acc")) and math.prod(type.shape) > 0
 
 
 def bounds(site: Site, place: AnyPlace) -> Callable[..., tuple[()]]:

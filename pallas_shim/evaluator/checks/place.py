@@ -117,6 +117,7 @@ class Place:
         self._before: list[Callable[[np.ndarray, Sequence[Any]], np.ndarray]] = []
         self._inner: list[tuple[tuple[int, ...], tuple[Any, ...]]] = []
         self._views = True  # whether each step gives a view of the array of codes
+        self._ratio = 1.0  # how many entries an element has
         self.packed = 0  # how many axes behind hold the entries of one element
         indexed = False
         for step in before:
@@ -160,6 +161,7 @@ class Place:
         before, after = bit_width(old), bit_width(new)
         if before == after:
             return
+        self._ratio = after / before
         if self.packed:
             raise Unknown("its type is changed twice")
         if before < after:
@@ -295,6 +297,10 @@ class Place:
     def _key(self, leaves: Sequence[Any]) -> Any:
         return _key(self._shape, self._dims, leaves)
 
+    def count(self, leaves: Sequence[Any]) -> int:
+        """How many elements it has, also those that are masked out, in entries of the ref."""
+        return int(math.prod(self.shape) * self._ratio)
+
     def text(self, leaves: Sequence[Any]) -> str:
         """The indices as the user would write them."""
         parts = []
@@ -366,6 +372,13 @@ class SizedPlace:
 
     def view(self, entries: np.ndarray, leaves: Sequence[Any]) -> np.ndarray | None:
         return self._now(leaves).view(entries, leaves)
+
+    def count(self, leaves: Sequence[Any]) -> int:
+        """How many elements it has, also those that lie beyond the ref."""
+        last = self._path[-1]
+        assert isinstance(last, Index)
+        sizes = [dim.size for dim in last.dims if isinstance(dim, Slice)]
+        return math.prod(_start(size, leaves) for size in sizes)
 
     def text(self, leaves: Sequence[Any]) -> str:
         return self._now(leaves).text(leaves)

@@ -10,7 +10,7 @@ from pallas_shim.evaluator.analysis.cell_tables import table_of, tables
 from pallas_shim.evaluator.program import Instruction, Region, Value
 
 _MOST_CELLS = 1 << 20
-_OURS = ("check", "check_state")
+OURS = ("check", "check_state")
 
 
 def _filtered(
@@ -19,7 +19,7 @@ def _filtered(
     """The instructions, also those inside others, that stay."""
     kept = []
     for instruction in body:
-        if instruction.name in _OURS and not stays(instruction):
+        if instruction.name in OURS and not stays(instruction):
             continue
         if instruction.regions:
             regions = tuple(
@@ -32,11 +32,11 @@ def _filtered(
 
 
 def unneeded(body: Sequence[Instruction]) -> list[Instruction]:
-    """Without what keeps the shadows of memory at which no check looks."""
+    """Without what keeps the aspects of memory at which no check looks."""
 
     def stays(instruction: Instruction) -> bool:
-        memory = instruction.operation.params["memory"]
-        return memory is None or memory.needed
+        of = instruction.operation.params["of"]
+        return of is None or of.needed
 
     return _filtered(body, stays)
 
@@ -45,7 +45,7 @@ def has_checks(body: Sequence[Instruction]) -> bool:
     """Whether any check is left beside those that only note the cell."""
     region = Region((), tuple(body), ())
     return any(
-        instruction.name in _OURS and instruction.operation.params["checks"] != "cell"
+        instruction.name in OURS and instruction.operation.params["checks"] != "cell"
         for instruction in region.walk()
     )
 

@@ -7,10 +7,10 @@ reason, has no array of codes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
+
+from pallas_shim.evaluator.checks.cuts import Cut, Starts
 
 DEFINED, NEVER, LOST, PADDING, OTHER_CELL = range(5)
 
@@ -80,71 +80,13 @@ class Shadow:
             self.reset(DEFINED)
 
 
-Starts = tuple[int, ...]
-
-
-class Cut(NamedTuple):
-    """How an array is cut into blocks.
-
-    ``shape`` is the array's; ``inner`` is where it lies in the memory in which blocks are counted,
-    by element offsets, so that ``padding`` in front comes first. ``sizes`` are those of a block,
-    ``squeezed`` says which dimensions the ref doesn't have, and ``scales`` are the factors from
-    what the index map returns to offsets.
-    """
-
-    shape: tuple[int, ...]
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    sizes: tuple[int, ...]
-    squeezed: tuple[bool, ...]
-    scales: tuple[int, ...]
-
-    def starts(self, numbers: Sequence[Any]) -> Starts:
-        return tuple(int(n) * scale for n, scale in zip(numbers, self.scales, strict=True))
-
-    def axis_outside(self, starts: Starts) -> int | None:
-        """A dimension along which the block lies wholly outside the array and its padding."""
-        for axis, (start, size) in enumerate(zip(starts, self.sizes, strict=True)):
-            first, last = -self.before[axis], self.shape[axis] + self.after[axis]
-            offset = start - self.before[axis]
-            if size and self.shape[axis] and (offset < first or offset >= last):
-                return axis
-        return None
-
-    def is_inside(self, starts: Starts) -> bool:
-        """Whether all of the block lies in the array."""
-        return all(
-            0 <= start - before <= dim - size
-            for start, before, dim, size in zip(
-                starts, self.before, self.shape, self.sizes, strict=True
-            )
-        )
-
-    def inside(self, starts: Starts) -> tuple[tuple[slice, ...], tuple[Any, ...]]:
-        """The part of the array that the block has, and the part of the block that the array has,
-        as an index of the ref."""
-        of_array, of_block = [], []
-        for axis, (start, size) in enumerate(zip(starts, self.sizes, strict=True)):
-            offset = start - self.before[axis]
-            first = max(offset, 0)
-            last = max(min(offset + size, self.shape[axis]), first)
-            of_array.append(slice(first, last))
-            if not self.squeezed[axis]:
-                of_block.append(slice(first - offset, last - offset))
-        return tuple(of_array), tuple(of_block)
-
-    def spread(self, block: np.ndarray) -> np.ndarray:
-        """A part of a block with the dimensions that the ref doesn't have."""
-        return np.expand_dims(block, tuple(i for i, s in enumerate(self.squeezed) if s))
-
-
 class Window(Shadow):
     """The shadow of a block of an input or output, which moves over the array from cell to cell.
 
     A device copies an input's block when the index map moves on, and writes an output's back.
     ``past`` has, for each place where an output's block has been, the codes that it had when it
-    moved on, None if all were defined. ``writes``: for each such place the parallel indices of the
-    cell that was there, and the cell.
+    moved on, None if all were defined. ``owners``: for each such place the turn of the first
+    cell that was there (see `Activation`), and the cell.
     """
 
     __slots__ = ("cut", "is_output", "now", "past", "owners")
@@ -155,7 +97,7 @@ class Window(Shadow):
         self.is_output = is_output
         self.now: Starts | None = None
         self.past: dict[Starts, np.ndarray | None] = {}
-        self.owners: dict[Starts, tuple[Any, Any]] = {}
+        self.owners: dict[Starts, tuple[int, tuple[int, ...]]] = {}
 
     def move(self, starts: Starts) -> bool:
         """Moves to a block; says whether it is another than before."""

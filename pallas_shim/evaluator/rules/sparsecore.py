@@ -14,7 +14,15 @@ import numpy as np
 from pallas_shim.evaluator import memory, refs
 from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.machine import programs
-from pallas_shim.evaluator.program import Array, ArrayType, Type, Types, Value, array_type
+from pallas_shim.evaluator.program import (
+    PURE,
+    Array,
+    ArrayType,
+    Type,
+    Types,
+    Value,
+    array_type,
+)
 from pallas_shim.evaluator.registry import Unsupported, impl_rule, lowering_rule
 from pallas_shim.evaluator.rules import remote
 from pallas_shim.evaluator.scalar_types import is_integer
@@ -224,6 +232,8 @@ def _apply(
 def _load(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     access, place = _access(lowering, eqn, ins)
     value = place.load(lowering)
+    if lowering.checker is not None:
+        value = lowering.checker.read(access.view, value, _packed(lowering, access.mask))
     if access.mask is None:
         return [value]
     return [_apply(lowering, "expand", (value, access.mask), place.type)]
@@ -236,6 +246,11 @@ def _swap(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]
     if access.mask is not None and not eqn.params.get("compress", True):
         raise Unsupported("swap", "with a mask that doesn't compress")
     before = place.load(lowering)
+    if lowering.checker is not None:
+        packed = _packed(lowering, access.mask)
+        if add or lowering.checker.is_used(eqn.outvars[0]):
+            before = lowering.checker.read(access.view, before, packed)
+        lowering.checker.write(access.view, packed)
     if access.mask is not None:
         value = _apply(lowering, "compress", (before, value, access.mask), place.type, add=add)
     elif add:
@@ -250,7 +265,10 @@ def _gather(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Valu
     operands = (place.load(lowering), *access.indices, access.mask)
     out = lowering.type(eqn.outvars[0].aval)
     masked = access.mask is not None
-    return [_apply(lowering, "gather_elements", operands, out, masked=masked)]
+    value = _apply(lowering, "gather_elements", operands, out, masked=masked)
+    if lowering.checker is None:
+        return [value]
+    return [lowering.checker.read(_elements(access), value, access.mask, "gathers from")]
 
 
 @lowering_rule("sparsecore_scatter")
@@ -258,8 +276,28 @@ def _scatter(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Val
     access, place = _access(lowering, eqn, ins)
     operands = (place.load(lowering), access.value, *access.indices, access.mask)
     params = {"masked": access.mask is not None, "add": eqn.params["add"]}
+    if lowering.checker is not None:
+        lowering.checker.write(_elements(access), access.mask, "scatters to")
     place.store(lowering, _apply(lowering, "scatter_elements", operands, place.type, **params))
     return []
+
+
+def _elements(access: state.SparseAccess) -> state.RefView:
+    """The elements that a gather or scatter touches."""
+    return access.view._replace(steps=(*access.view.steps, state.Index(access.indices)))
+
+
+def _packed(lowering: Lowering, mask: Value | None) -> Value | None:
+    """The places in memory of the elements that a mask chooses: one after the other, from the
+    start."""
+    if mask is None:
+        return None
+    type = array_type(mask.type)
+
+    def packed(mask: Array) -> Array:
+        return (np.arange(mask.size) < np.count_nonzero(mask)).reshape(mask.shape)
+
+    return lowering.memory("check_mask", [mask], [type], packed, PURE, key="packed")[0]
 
 
 # -- loops and barriers ------------------------------------------------------------------------
@@ -321,5 +359,8 @@ def _fetch_and_add(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequen
     type = array_type(value.type)
     programs.emit_place(lowering)
     before = refs.load(lowering, ref, path, leaves, type)
+    if lowering.checker is not None:
+        before = lowering.checker.read(view, before, None, "fetches and adds to", atomic=True)
+        lowering.checker.write(view, None, "fetches and adds to", atomic=True)
     refs.store(lowering, ref, path, leaves, _apply(lowering, "add", (before, value), type))
     return [before]

@@ -131,7 +131,8 @@ def checked_swap(
     """Emits the checks of a store that gives the elements ``before``, and returns these."""
     checker = lowering.checker
     assert checker is not None
-    view, _, mask = state.store(eqn, ins)
+    view, value, mask = state.store(eqn, ins)
+    checker.decides(view, before[0], value)
     if checker.is_used(eqn.outvars[0]):
         before = [checker.read(view, value, mask) for value in before]
     checker.write(view, mask)
@@ -253,6 +254,8 @@ def _run_scoped(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[
     if common:
         buffers = [remote.of_first(lowering, ref, common) for ref in buffers]
     results = lowering.inline(jaxpr, buffers, ins)
+    if lowering.checker is not None:
+        lowering.checker.left(buffers)
     semaphores = [ref for ref in buffers if ref.ref.space.startswith("semaphore")]
     programs.emit_scope_exit(lowering, [] if common else semaphores)
     return results

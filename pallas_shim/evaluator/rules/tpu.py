@@ -95,6 +95,11 @@ def _start(lowering: Lowering, eqn: Any, dma: state.Dma) -> None:
         dst_sem=remote.of_other(lowering, eqn, dma.dst_sem, dma.device_id),
     )
     sent = None if dma.device_id is None else dma.src_sem
+    if lowering.checker is not None:
+        source, target = (indirect.with_arrays(lowering, view) for view in (dma.src, dma.dst))
+        kept = source.mask if target.mask is None else target.mask
+        here = None if dma.device_id is not None or _talks(lowering) else dma.dst_sem
+        lowering.checker.copy(source.view, target.view, (source.mask, kept), here)
     if lowering.machine.timed:
         _start_later(lowering, dma, sent)
         return
@@ -146,9 +151,6 @@ def _start_later(lowering: Lowering, dma: state.Dma, sent: state.RefView | None)
 
 def _copy(lowering: Lowering, dma: state.Dma) -> Any:
     """Emits a copy, and returns the count that it adds to a DMA's semaphore."""
-    if lowering.checker is not None:
-        source, target = (indirect.with_arrays(lowering, view) for view in (dma.src, dma.dst))
-        lowering.checker.copy(source.view, target.view, (source.mask, target.mask))
     if any(indirect.rows(view).indices for view in (dma.src, dma.dst)):
         type = indirect.copy(lowering, dma)
         return _counted(lowering, type)
@@ -197,6 +199,9 @@ def _dma_wait(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Va
 
 
 def _await(lowering: Lowering, eqn: Any, dma: state.Dma) -> None:
+    if lowering.checker is not None and not _talks(lowering):
+        target = indirect.with_arrays(lowering, dma.dst)
+        lowering.checker.wait_for_copy(dma.dst_sem, target.view, target.mask)
     _take(lowering, dma.dst_sem, _size_of(lowering, dma), True)
 
 
@@ -349,6 +354,8 @@ def _semaphore(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> state.Sema
 @lowering_rule("semaphore_signal")
 def _signal(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     semaphore = _semaphore(lowering, eqn, ins)
+    if lowering.checker is not None and not _talks(lowering):
+        lowering.checker.signal(semaphore.view, semaphore.value)
     programs.emit_place(lowering)
     _signal_count(lowering, semaphore.view, semaphore.value)
     return []
@@ -357,6 +364,8 @@ def _signal(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Valu
 @lowering_rule("semaphore_wait")
 def _wait(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     view, value, _, _, decrement = _semaphore(lowering, eqn, ins)
+    if lowering.checker is not None and not _talks(lowering):
+        lowering.checker.wait(view, value, decrement)
     timed = lowering.machine.timed
     if not _talks(lowering) and view.ref.type.space == "semaphore" and not timed:
         _take_own(lowering, view, value, decrement)
