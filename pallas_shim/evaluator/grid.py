@@ -22,6 +22,7 @@ from pallas_shim.evaluator.checks.kernel import KernelChecks
 from pallas_shim.evaluator.lower import KernelScope, Lowering
 from pallas_shim.evaluator.machine import programs
 from pallas_shim.evaluator.program import (
+    CELLS,
     PURE,
     Array,
     ArrayType,
@@ -262,8 +263,9 @@ def lower_cells(
             in_kernel([zero] * len(sizes))
     else:
         region = lowering.region([ArrayType((), np.dtype(np.int32))] * len(sizes), in_kernel)
+        params = {"name": name, CELLS: tuple([(axis, 0, 1) for axis in range(len(sizes))])}
         operation = Operation(
-            "grid", {"name": name}, tuple(s.type for s in sizes), (), None, PURE, multiple=True
+            "grid", params, tuple(s.type for s in sizes), (), None, PURE, multiple=True
         )
         cells = [Instruction(operation, tuple(sizes), (), (region,), lowering.source)]
     with lowering.block() as first:

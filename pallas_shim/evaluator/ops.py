@@ -25,6 +25,7 @@ from pallas_shim.evaluator.op_types import (
     UFUNC,
 )
 from pallas_shim.evaluator.program import (
+    CELLS,
     PURE,
     ArrayType,
     Effects,
@@ -153,7 +154,11 @@ _STRUCTURED_ROWS = (
         "grid", "runs its region for each cell, the last axis fastest",
         "size:index*", "", "grid, scan_as_grid, grid_batching, vectorise_control",
         readers="execute, codegen, and most passes", regions=op_types.grid_regions,
-        params=(Param("name", "the kernel's, for progress bars"),),
+        params=(
+            Param("name", "the kernel's, for progress bars"),
+            Param(CELLS, "for each index its axis, the first cell, and how many run together. "
+                  "Missing where it isn't a kernel's grid", required=False),
+        ),
     ),
 )  # fmt: skip
 

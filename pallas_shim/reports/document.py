@@ -18,7 +18,7 @@ class NotAReport(ValueError):
     """What was read isn't a report, or is one of another schema."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Document:
     """What `pallas_shim.report` returns. It doesn't change when more kernels run.
 
@@ -48,6 +48,8 @@ class Document:
     def __str__(self) -> str:
         """The table, in at most 100 columns. Equal rows of several processes are one."""
         return "\n".join(_text(self))
+
+    __repr__ = __str__  # what Python and IPython show
 
     def _repr_html_(self) -> str:
         rows = _merged(self.rows)
