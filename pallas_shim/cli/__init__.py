@@ -6,6 +6,7 @@ from __future__ import annotations
 # module is imported only when its verb is used.
 VERBS = {
     "bisect": "pallas_shim.bisect",
+    "debug": "pallas_shim.cli.debug",
     "doctor": "pallas_shim.cli.doctor",
     "report": "pallas_shim.cli.report",
     "view": "pallas_shim.cli.view",

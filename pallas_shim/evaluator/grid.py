@@ -71,8 +71,6 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
 
     def cell(indices: Sequence[Value]) -> None:
         cell_start = len(lowering.body)
-        if watch is not None and prefetch:
-            watching.emit_between(lowering, watch)
         starts = [lowering.inline(b.index_map, [*indices, *prefetch]) for b in call.blocks]
         if call.checked is None:
             warnings.extend(outside.warnings_of_blocks(
@@ -88,6 +86,8 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
                         lowering, watch, watched, indices, sizes, seen, buffers, starts
                     )
                 lowering.inline(call.jaxpr, [*prefetch, *blocks, *scratch], closed_over)
+                if watch is not None:
+                    watching.emit_cell_end(lowering, watch)
             checked_blocks.define(blocks, indices, starts, alias.written(body, blocks))
             lowering.body.extend(body)
             return
@@ -102,6 +102,8 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
             watching.emit_cell(lowering, watch, watched, indices, sizes, seen, buffers, starts)
         body_start = len(lowering.body)
         lowering.inline(call.jaxpr, [*prefetch, *views, *scratch], closed_over)
+        if watch is not None:
+            watching.emit_cell_end(lowering, watch)
         if call.synchronised_aliases:
             written = alias.written(lowering.body[body_start:], views)
             axes = list(zip(indices, sizes, strict=True))

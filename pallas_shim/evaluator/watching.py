@@ -87,11 +87,12 @@ class Watch:
         """What the variables of a jaxpr became when it was lowered. A jaxpr that is called twice
         becomes two sets of values."""
 
-    def between(self, program: int) -> None:
-        """A program is about to run index maps that read memory."""
-
     def cell(self, cell: Cell) -> None:
         """A cell starts."""
+
+    def cell_ended(self, program: int) -> None:
+        """A program's cell has ended. What runs before the next one isn't the kernel's own code,
+        but the index maps'."""
 
     def left(self, kernel: Kernel, program: int, buffers: Sequence[np.ndarray]) -> None:
         """A kernel has ended. Its buffers hold their final contents."""
@@ -141,11 +142,11 @@ def emit_cell(
     lowering.memory("probe", operands, [], tell, _SEEN)
 
 
-def emit_between(lowering: Lowering, watch: Watch) -> None:
-    """Emits the probe before the index maps of a cell."""
+def emit_cell_end(lowering: Lowering, watch: Watch) -> None:
+    """Emits the probe at the end of a cell."""
 
     def tell(number: Any) -> tuple[()]:
-        watch.between(int(number))
+        watch.cell_ended(int(number))
         return ()
 
     lowering.memory("probe", [_number(lowering)], [], tell, _SEEN)

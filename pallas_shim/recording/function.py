@@ -88,9 +88,6 @@ class FunctionWatch(Watch):
     def named(self, names: dict[Value, str]) -> None:
         self._names = names
 
-    def between(self, program: int) -> None:
-        self._here.pop(program, None)  # what index maps read isn't the kernel's doing
-
     def cell(self, cell: Cell) -> None:
         self._clock += 1
         runs = self.kernels.setdefault(cell.kernel, [])
@@ -113,6 +110,9 @@ class FunctionWatch(Watch):
         self.recorder.cells_left -= 1
         run.steps.append(self._clock)
         self._memory[run] = self._place(run, cell)
+
+    def cell_ended(self, program: int) -> None:
+        self._here.pop(program, None)
 
     def left(self, kernel: Kernel, program: int, buffers: Sequence[np.ndarray]) -> None:
         for run in self.kernels.get(kernel, ()):

@@ -33,11 +33,11 @@ def browser(tmp_path_factory):
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
+    options.binary_location = str(BROWSER)
     for flag in (*_FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    driver = webdriver.Chrome(options, webdriver.ChromeService(str(DRIVER)))
     yield driver
     driver.quit()
 
