@@ -17,10 +17,15 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pallas_shim.evaluator import codegen
+from pallas_shim.evaluator.checks.lowering import Checks
 from pallas_shim.evaluator.execute import Executable
+from pallas_shim.evaluator.findings import Finding
 from pallas_shim.evaluator.lower import lower
-from pallas_shim.evaluator.passes import Watcher, optimise
+from pallas_shim.evaluator.machine.order import Order
+from pallas_shim.evaluator.passes import NAMES, Watcher, optimise
 from pallas_shim.evaluator.program import Instruction, Program
+from pallas_shim.evaluator.schedules import ExploredExecutable, OrderedExecutable, Schedules
+from pallas_shim.evaluator.verdict import CheckedExecutable
 from pallas_shim.evaluator.watching import Watch, probed
 
 
@@ -30,11 +35,22 @@ class Options(NamedTuple):
     skip: the names of passes to leave out, "codegen" too (`passes.NAMES`).
     watchers: each gets the program after lowering and after each pass.
     emitted: is called with each loop that becomes a Python function, and the function's source.
+    checks: what kernels are checked for while they run; None if they aren't. ``found`` is called
+      with each finding.
+    timed: copies may happen later than they start, and programs run in any order, as
+      `machine.order` says. No pass runs.
+    order: the program always runs in this order. schedules: calls are repeated in other orders, and
+      ``found`` is called with a finding if results depend on it. None: they aren't.
     """
 
     skip: Collection[str] = frozenset()
     watchers: Collection[Watcher] = ()
     emitted: Callable[[Instruction, str], None] | None = None
+    checks: Checks | None = None
+    found: Callable[[Finding], None] = lambda finding: None
+    timed: bool = False
+    order: Order | None = None
+    schedules: Schedules | None = None
 
 
 ALL_PASSES = Options()
@@ -50,7 +66,42 @@ def compile(
 ) -> Executable:
     """Compiles a jaxpr. The arguments and errors are those of `make_program`."""
     program = make_program(jaxpr, name=name, axes=axes, on_mesh=on_mesh, options=options)
-    return prepare(program, options)
+    return finish(
+        prepare(program, options), jaxpr, name=name, axes=axes, on_mesh=on_mesh, options=options
+    )
+
+
+def finish(
+    executable: Executable,
+    jaxpr: Any,
+    *,
+    name: str,
+    axes: Mapping[Any, int] = MappingProxyType({}),
+    on_mesh: bool = False,
+    options: Options = ALL_PASSES,
+    parts: Collection[int] = (),
+) -> Executable:
+    """What runs a prepared program of ``jaxpr`` and repeats it in the ways that the options ask
+    for. ``parts``: see `prepare`."""
+
+    def timed() -> Executable:
+        asked = Options(timed=True)  # a watcher has seen the other program
+        program = make_program(jaxpr, name=name, axes=axes, on_mesh=on_mesh, options=asked)
+        return prepare(program, asked)
+
+    if options.order is not None:
+        return OrderedExecutable(timed(), options.order)
+    if options.checks is not None:
+        checks = options.checks._replace(disturbing=True, skipped=lambda kernel, reason: None)
+
+        def disturbed() -> Executable:
+            program = lower(jaxpr, (), name, axes, on_mesh, checks, options.timed)
+            return Executable(program, lambda loop: False, parts=parts)
+
+        executable = CheckedExecutable(executable, disturbed, options.checks, options.found)
+    if options.schedules is not None:
+        executable = ExploredExecutable(executable, timed, options.schedules, options.found)
+    return executable
 
 
 def make_program(
@@ -77,8 +128,10 @@ def make_program(
       RecursionError: the jaxpr is nested deeper than Python's stack has room for.
       Exception: what a watcher raises.
     """
-    program = lower(jaxpr, name=name, axes=axes, on_mesh=on_mesh)
-    return optimise(program, options.skip, options.watchers)
+    program = lower(jaxpr, name=name, axes=axes, on_mesh=on_mesh, checks=options.checks,
+                    timed=options.timed)  # fmt: skip
+    skip = set(NAMES) if options.timed else options.skip
+    return optimise(program, skip, options.watchers)
 
 
 def prepare(
@@ -88,7 +141,7 @@ def prepare(
 
     ``parts``: the positions of the results that stay split into the parts of a mesh's devices.
     """
-    emits = codegen.choice(options.skip)
+    emits = codegen.choice({"codegen"} if options.timed else options.skip)
     return Executable(program, emits, options.emitted, parts=parts)
 
 

@@ -32,6 +32,7 @@ from pallas_shim.jax_compat.meshes import argument_names
 from pallas_shim.jax_compat.pallas import (
     REPEATS_ELEMENTS,
     CoreFunction,
+    MpmdMap,
     PallasCall,
     UnsupportedCall,
     core_map,
@@ -39,7 +40,9 @@ from pallas_shim.jax_compat.pallas import (
     kernel_source,
     mpmd_map,
     pallas_call,
+    prefetch_read,
     run_scoped,
+    written_refs,
 )
 
 __all__ = [
@@ -48,6 +51,7 @@ __all__ = [
     "AvalInfo",
     "CheckedMemory",
     "CoreFunction",
+    "MpmdMap",
     "PallasCall",
     "Scan",
     "UnsupportedCall",
@@ -66,6 +70,7 @@ __all__ = [
     "mpmd_map",
     "open_jaxpr",
     "pallas_call",
+    "prefetch_read",
     "primitive_name",
     "run_scoped",
     "scan",
@@ -76,4 +81,5 @@ __all__ = [
     "user_source",
     "version",
     "while_loop",
+    "written_refs",
 ]

@@ -11,7 +11,7 @@ import contextlib
 import datetime
 import platform
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -115,15 +115,15 @@ class _Recorded(Executable):
         called = {i.name for i in plain.program.top.walk()} & set(CALLBACK_PRIMITIVES)
         watch.may_stop = not called  # a second run would show its callbacks to the user again
 
-    def __call__(self, *args: np.ndarray) -> list[np.ndarray]:
+    def run(self, args: Sequence[np.ndarray]) -> list[np.ndarray]:
         if not self._watch.recorder.is_open:
-            return self._plain(*args)
+            return self._plain.run(args)
         self._watch.calls += 1
         if not self._first.acquire(blocking=False):
-            return self._plain(*args)
+            return self._plain.run(args)
         try:
-            return self._watched(*args)
+            return self._watched.run(args)
         except Enough:
-            return self._plain(*args)
+            return self._plain.run(args)
         finally:
             self._watch.end()

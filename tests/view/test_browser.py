@@ -33,7 +33,7 @@ def browser(tmp_path_factory):
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
-    options.binary_location = str(BROWSER)
+    options.binary_location = BROWSER or ""
     for flag in (*_FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
