@@ -163,8 +163,8 @@ class ExploredExecutable(Executable):
         self._found = found
         self._done = False
 
-    def __call__(self, *args: Any) -> list[Any]:
-        results = self._run_once(*args)
+    def run(self, args: Sequence[Any]) -> list[Any]:
+        results = self._run_once.run(args)
         if not self._done:
             self._explore(args)
         return results
@@ -211,7 +211,7 @@ class OrderedExecutable(Executable):
         self._run_once = executable
         self._asked = asked
 
-    def __call__(self, *args: Any) -> list[Any]:
+    def run(self, args: Sequence[Any]) -> list[Any]:
         with order.running(self._asked):
-            return self._run_once(*args)
+            return self._run_once.run(args)
 

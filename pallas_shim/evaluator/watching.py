@@ -278,7 +278,7 @@ class Parts:
             ref = instruction.ins[0].ref
             view = memory.direct_viewer(ref.shape, ref.dtype, path)
             known = self._viewers[id(instruction)] = (instruction, view)
-        if known[1] is None:
+        if known[1] is None or known[1] is memory.same:
             return whole
         return known[1](whole, *ins[_BEFORE_LEAVES.get(instruction.name, 1) :])
 
