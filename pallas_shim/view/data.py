@@ -134,10 +134,10 @@ class Run:
 class Event:
     """A copy in flight, a wait, or a signal.
 
-    ``kind`` is "copy", "wait" or "signal". ``owner`` is the program whose semaphore it is. It lasts from step ``start`` to ``end``; a copy that
+    ``kind`` is "copy", "wait" or "signal". It lasts from step ``start`` to ``end``; a copy that
     nothing waited for ends with the run, and ``awaited`` is False. ``semaphore`` names its
-    semaphore, ``text`` says the rest. ``cell`` is a position among the cells of the run
-    ``run``, which is a position in `Kernel.runs`.
+    semaphore, ``owner`` the program whose semaphore that is; ``text`` says the rest. ``cell`` is a
+    position among the cells of the run ``run``, which is a position in `Kernel.runs`.
     """
 
     kind: str

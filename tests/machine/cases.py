@@ -416,6 +416,8 @@ def what_a_view_says_of_copies_between_devices():
     assert len(copies) == 8 and {copy.nbytes for copy in copies} == {8 * 128 * 4}
     assert all(copy.awaited for copy in copies)
     assert [run.copied for run in kernel.runs] == [[8 * 128 * 4]] * 4
+    assert {copy.owner for copy in copies} == {run.program for run in kernel.runs}
+    assert {copy.semaphore for copy in copies} == {"send_sem", "recv_sem"}
     jax.clear_caches()
 
 
