@@ -213,7 +213,8 @@
     const type = operand.dtype === "semaphore" ? "semaphore" : operand.dtype;
     const cut = operand.blocks.length && product(operand.block) < product(operand.shape);
     lines.push(`${operand.role}, ${type}[${operand.shape.join(", ")}]` +
-      (cut ? ` in blocks of [${operand.block.join(", ")}]` : "") + `, ${operand.space} memory`);
+      (cut ? ` in blocks of [${operand.block.join(", ")}]` : "") +
+      (operand.space === "default" ? "" : `, ${operand.space} memory`));
     const warnings = [];
     const c = operand.coverage;
     if (c) {
@@ -271,7 +272,7 @@
       colorbar: { title: { text: title, font: { size: 11 } }, thickness: 10, len: 1, dtick: step, tickfont: { size: 10 } },
       hovertemplate: `${line ? "" : "row %{y:.0f}, "}column %{x:.0f}<br>${mode}: %{z}<extra></extra>`,
     }], {
-      height: line ? 140 : 250, margin: { l: line ? 12 : 48, r: 8, t: 8, b: 36 },
+      height: line ? 140 : 200, margin: { l: line ? 12 : 48, r: 8, t: 8, b: 36 },
       xaxis: { range: [0, columns], title: { text: operand.shape.length ? "last dimension (elements)" : "", font: { size: 11 }, standoff: 4 }, tickfont: { size: 10 } },
       yaxis: { range: [rows, 0], visible: !line, title: { text: flat ? "other dimensions" : "rows (elements)", font: { size: 11 }, standoff: 4 }, tickfont: { size: 10 } },
       shapes: shapes(operand, position),
