@@ -79,8 +79,6 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
         cell_start = len(lowering.body)
         if checks is not None:
             checks.begin_cell(indices, prefetch)
-        if watch is not None and prefetch:
-            watching.emit_between(lowering, watch)
         starts_start = len(lowering.body)
         starts = [lowering.inline(b.index_map, [*indices, *prefetch]) for b in call.blocks]
         starts = pipeline.turn(indices, starts)
@@ -101,6 +99,8 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
                         lowering, watch, watched, indices, sizes, seen, buffers, starts
                     )
                 lowering.inline(call.jaxpr, [*prefetch, *blocks, *scratch], closed_over)
+                if watch is not None:
+                    watching.emit_cell_end(lowering, watch)
                 if checks is not None:
                     checks.end_cell(blocks, body)
             checked_blocks.define(blocks, indices, starts, alias.written(body, blocks))
@@ -120,6 +120,8 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
             watching.emit_cell(lowering, watch, watched, indices, sizes, seen, buffers, starts)
         body_start = len(lowering.body)
         lowering.inline(call.jaxpr, [*prefetch, *views, *scratch], closed_over)
+        if watch is not None:
+            watching.emit_cell_end(lowering, watch)
         if checks is not None:
             checks.end_cell(views, lowering.body[body_start:])
         if call.synchronised_aliases:

@@ -375,7 +375,9 @@ _MACHINE_ROWS = (
     ),
     _row(
         "dma", "copies between programs", "source:ref target:ref leaf:index*", "", "rules/tpu",
-        effects=(Effects((0,), (1,)),),
+        effects=(Effects((0,), (1,)),), readers="watching",
+        params=(Param("paths", "from the source and from the target to what is copied"),
+                Param("num_leaves", "how many of the leaves are the source's")),
     ),
     _row(
         "turn", "lets the other programs run first", _SEEN, "", "machine/programs, machine/rows",
