@@ -53,16 +53,16 @@ class Aspect:
     def needed(self) -> bool:
         return self._needed and self._known if self._of is None else self._of.needed
 
-    def forget(self) -> None:
-        """It can't be followed, so no check may look at it."""
-        self._known = False
-
     @needed.setter
     def needed(self, needed: bool) -> None:
         if self._of is None:
             self._needed = needed
         else:
             self._of.needed = needed
+
+    def forget(self) -> None:
+        """It can't be followed, so no check may look at it."""
+        self._known = False
 
 
 class Memory:
