@@ -21,9 +21,14 @@ from pallas_shim.evaluator.checks.lowering import Checks
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.findings import Finding
 from pallas_shim.evaluator.lower import lower
+from pallas_shim.evaluator.machine import shards
+from pallas_shim.evaluator.machine.order import Order
 from pallas_shim.evaluator.passes import NAMES, Watcher, optimise
 from pallas_shim.evaluator.program import Instruction, Program
+from pallas_shim.evaluator.schedules import ExploredExecutable, OrderedExecutable, Schedules
 from pallas_shim.evaluator.verdict import CheckedExecutable
+from pallas_shim.evaluator.watched import WatchedExecutable
+from pallas_shim.evaluator.watching import Watch, probed
 
 
 class Options(NamedTuple):
@@ -36,6 +41,8 @@ class Options(NamedTuple):
       with each finding.
     timed: copies may happen later than they start, and programs run in any order, as
       `machine.order` says. No pass runs.
+    order: the program always runs in this order. schedules: calls are repeated in other orders, and
+      ``found`` is called with a finding if results depend on it. None: they aren't.
     """
 
     skip: Collection[str] = frozenset()
@@ -44,6 +51,8 @@ class Options(NamedTuple):
     checks: Checks | None = None
     found: Callable[[Finding], None] = lambda finding: None
     timed: bool = False
+    order: Order | None = None
+    schedules: Schedules | None = None
 
 
 ALL_PASSES = Options()
@@ -59,7 +68,7 @@ def compile(
 ) -> Executable:
     """Compiles a jaxpr. The arguments and errors are those of `make_program`."""
     program = make_program(jaxpr, name=name, axes=axes, on_mesh=on_mesh, options=options)
-    return checked(prepare(program, options), jaxpr, name, axes, on_mesh, options)
+    return repeated(prepare(program, options), jaxpr, name, axes, on_mesh, options)
 
 
 def make_program(
@@ -92,7 +101,7 @@ def make_program(
     return optimise(program, skip, options.watchers)
 
 
-def checked(
+def repeated(
     executable: Executable,
     jaxpr: Any,
     name: str,
@@ -101,17 +110,30 @@ def checked(
     options: Options,
     parts: Collection[int] = (),
 ) -> Executable:
-    """The executable, which reports what it finds if the options ask for checks. It was made of
-    the other arguments."""
-    if options.checks is None:
-        return executable
-    checks = options.checks._replace(disturbing=True, skipped=lambda kernel, reason: None)
+    """The executable, which was made of the other arguments, with the checks and other orders that
+    the options ask for: it reports what it finds."""
 
-    def disturbed() -> Executable:
-        program = lower(jaxpr, (), name, axes, on_mesh, checks, options.timed)
-        return Executable(program, lambda loop: False, parts=parts)
+    def timed() -> Executable:
+        asked = Options(timed=True)  # a watcher has seen the other program
+        program = make_program(jaxpr, name=name, axes=axes, on_mesh=on_mesh, options=asked)
+        return prepare(program, asked, shards.results(program).keys() & set(parts))
 
-    return CheckedExecutable(executable, disturbed, options.checks, options.found)
+    if options.order is not None:
+        return OrderedExecutable(timed(), options.order)
+    checks = options.checks
+    if checks is not None:
+        disturbing = checks._replace(disturbing=True, skipped=lambda kernel, reason: None)
+
+        def disturbed() -> Executable:
+            program = lower(jaxpr, (), name, axes, on_mesh, disturbing, options.timed)
+            return Executable(program, lambda loop: False, parts=parts)
+
+        executable = CheckedExecutable(executable, disturbed, checks, options.found)
+        if not checks.kinds.isdisjoint(("races", "sync")):
+            executable = WatchedExecutable(executable, timed, checks, options.found)
+    if options.schedules is not None:
+        executable = ExploredExecutable(executable, timed, options.schedules, options.found)
+    return executable
 
 
 def prepare(
@@ -123,3 +145,17 @@ def prepare(
     """
     emits = codegen.choice({"codegen"} if options.timed else options.skip)
     return Executable(program, emits, options.emitted, parts=parts)
+
+
+def compile_watched(
+    jaxpr: Any,
+    watch: Watch,
+    *,
+    name: str,
+    axes: Mapping[Any, int] = MappingProxyType({}),
+    on_mesh: bool = False,
+) -> Executable:
+    """Compiles a jaxpr without optimising it, so that a watch is told of each instruction that it
+    wants. The other arguments and the errors are those of `make_program`."""
+    program = lower(jaxpr, name=name, axes=axes, on_mesh=on_mesh, watch=watch)
+    return Executable(probed(program, watch), lambda loop: False)

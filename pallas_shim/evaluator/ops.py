@@ -294,6 +294,10 @@ _MEMORY_ROWS = (
         "value:array given:any*", "value:array", "checks", effects=(_IO,), view=True,
     ),
     _row(
+        "probe", "tells the watch of a run what it gets", "seen:any*", "", "watching",
+        effects=(_IO,),
+    ),
+    _row(
         "prng_seed", "sets the state of the hardware's generator", "state:ref seed:array*", "",
         "rules/hardware_random", effects=(_WRITE,),
     ),
@@ -383,6 +387,10 @@ _MACHINE_ROWS = (
         effects=(_IO,), regions=op_types.copy_regions,
         params=(Param("semaphores", "for each step the path to the semaphore that it adds to and "
                       "the number of its leaves, or None"),),
+    ),
+    _row(
+        "note", "tells those who watch for races what a program does", "number:index value:any*",
+        "", "machine/programs", effects=(_IO,),
     ),
     _row(
         "land", "ends the copies of a kernel", "", "", "machine/programs", effects=(_IO,),

@@ -52,7 +52,7 @@ class CheckedExecutable(Executable):
             try:
                 results = self._run_once.run(args)
             except Deadlock as deadlock:
-                if deadlock.waits:
+                if not deadlock.alone:  # else the checks have said so
                     self._report(_finding(deadlock, run))
                 raise
         if run.candidates:

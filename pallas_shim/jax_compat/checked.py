@@ -37,8 +37,8 @@ def checked_memory(eqn: Any) -> CheckedMemory | None:
     )
 
 
-def memory_space(aval: Any) -> Any:
-    """The value of a ref's memory space, such as "vmem". None if it has none."""
+def memory_space(aval: Any) -> str:
+    """The text of a ref's memory space, such as "vmem"; "none" if it has none."""
     return _value(aval.memory_space)
 
 
