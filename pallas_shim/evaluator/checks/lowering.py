@@ -40,17 +40,18 @@ class Aspect:
     """Something that checks follow of a piece of memory. ``value`` is it when it runs. ``needed``:
     some check looks at it, so the instructions that keep it stay."""
 
-    __slots__ = ("value", "_needed", "_of")
+    __slots__ = ("value", "_needed", "_of", "_known")
 
     def __init__(self, of: Aspect | None = None) -> None:
         """``of``: it is a part of another, which is needed if this is."""
         self.value = Value(OBJECT)
         self._needed = False
+        self._known = True
         self._of = of
 
     @property
     def needed(self) -> bool:
-        return self._needed if self._of is None else self._of.needed
+        return self._needed and self._known if self._of is None else self._of.needed
 
     @needed.setter
     def needed(self, needed: bool) -> None:
@@ -58,6 +59,10 @@ class Aspect:
             self._needed = needed
         else:
             self._of.needed = needed
+
+    def forget(self) -> None:
+        """It can't be followed, so no check may look at it."""
+        self._known = False
 
 
 class Memory:
@@ -372,6 +377,12 @@ class Checker:
         fn = races.note(site, located.place, writes, atomic)
         ins = [self.activation, memory.history.value, *located.leaves]
         self.emit("note", ins, fn, memory.history, located.place)
+
+    def reached(self, ref: Value) -> None:
+        """Notes that other programs write to memory, whose undefined elements aren't known then."""
+        memory = self.memory.get(ref)
+        if memory is not None and memory.codes is not None:
+            memory.codes.forget()
 
     # -- semaphores -----------------------------------------------------------------------------
 

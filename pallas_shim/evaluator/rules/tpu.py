@@ -90,6 +90,8 @@ def _start(lowering: Lowering, eqn: Any, dma: state.Dma) -> None:
         programs.emit_turn(lowering)
     if dma.device_id is not None and dma.src_sem is None:
         raise Unsupported("dma_start", "a copy to another device without a semaphore to send")
+    if lowering.checker is not None and dma.device_id is not None:
+        lowering.checker.reached(dma.dst.ref)
     dma = dma._replace(
         dst=remote.of_other(lowering, eqn, dma.dst, dma.device_id),
         dst_sem=remote.of_other(lowering, eqn, dma.dst_sem, dma.device_id),
