@@ -1,4 +1,4 @@
-"""The real compiler: what it accepts, what each of its stages refuses, and what it says of memory."""
+"""The real compiler: what it accepts, what each stage refuses, and what it says of memory."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ def test_the_memory_is_too_small(tpu):
 
     def with_scratch(tiles):
         return pl.pallas_call(
-            kernel, out_shape=shape(8, 128), scratch_shapes=[pltpu.VMEM((tiles, 8, 128), np.float32)]
+            kernel, out_shape=shape(8, 128),
+            scratch_shapes=[pltpu.VMEM((tiles, 8, 128), np.float32)],
         )  # fmt: skip
 
     (fits,) = asked(with_scratch(limit // 4096 - 256), shape(8, 128), tpu=tpu)
