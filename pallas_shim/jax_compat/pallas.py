@@ -271,12 +271,12 @@ def written_refs(jaxpr: Any) -> frozenset[int]:
     """The positions of the refs, among a kernel's inputs, to which it may write."""
     opened, _ = open_jaxpr(jaxpr)
     positions = {var: at for at, var in enumerate(opened.invars)}
-    writes = (e for e in opened.effects if isinstance(e, (WriteEffect, AccumEffect)))
-    # Before JAX 0.10 an effect gives the position itself, counted from the captured refs.
+    effects = (e for e in opened.effects if isinstance(e, (WriteEffect, AccumEffect)))
+    # Early JAX's effects give the position itself, counted from the captured refs.
     captured = len(opened.constvars)
+    written = (e.input_index if hasattr(e, "input_index") else e.input for e in effects)
     return frozenset(
-        e.input - captured if isinstance(e.input, int) else positions.get(e.input, -1)
-        for e in writes
+        ref - captured if isinstance(ref, int) else positions.get(ref, -1) for ref in written
     )
 
 
