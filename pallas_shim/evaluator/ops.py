@@ -124,6 +124,8 @@ _READ, _WRITE = Effects(reads=(0,)), Effects(writes=(0,))
 _UPDATE = Effects(reads=(0,), writes=(0,))
 _NEW = Effects(allocates=True)
 _IO = Effects(io=True)
+# The last operands of an operation that may wait. Other programs may change them meanwhile.
+_SEEN = "seen:ref*"
 
 
 def _row(name: str, does: str, operands: str, results: str, makers: str, **rest: Any) -> Op:
@@ -261,6 +263,14 @@ _MEMORY_ROWS = (
         effects=(_UPDATE._replace(io=True),),
     ),
     _row(
+        "index_of_cell", "an index of the cell that comes at this turn", "turn:index",
+        "index:index", "cell_order",
+    ),
+    _row(
+        "renew_scratch", "gives scratch memory its first contents, where a core's cells begin",
+        f"turn:index* {_SEEN}", "", "cell_order", sees="written",
+    ),
+    _row(
         "next_cell", "the indices of the cell after one, or of the last cell itself",
         "index_or_size:index*", "next:index*", "lookahead",
     ),
@@ -316,9 +326,6 @@ _MEMORY_ROWS = (
         for name in CALLBACK_PRIMITIVES
     ],
 )  # fmt: skip
-
-# The last operands of an operation that may wait. Other programs may change them meanwhile.
-_SEEN = "seen:ref*"
 
 _MACHINE_ROWS = (
     _row(
