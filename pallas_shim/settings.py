@@ -31,6 +31,8 @@ class Settings:
     cache_verify: check each program that is read from the cache.
     verify: check the program of each function after lowering and after each pass.
     dump: the directory to write the programs and the generated code of each function to, or None.
+    native: programs that have earned it become native code, if llvmlite is installed.
+    native_force: all do that can, at their first call, and each run is compared with NumPy's.
     """
 
     force: bool = False
@@ -44,6 +46,8 @@ class Settings:
     cache_verify: bool = False
     verify: bool = False
     dump: str | None = None
+    native: bool = True
+    native_force: bool = False
 
 
 def _switch(field: str) -> Callable[[str], dict[str, Any]]:
@@ -53,6 +57,11 @@ def _switch(field: str) -> Callable[[str], dict[str, Any]]:
 def _start(value: str) -> dict[str, Any]:
     # Whether to start at all is asked before this module is imported, in _pallas_shim_start.
     return {"force": {"0": False, "1": False, "force": True}[value]}
+
+
+def _native(value: str) -> dict[str, Any]:
+    force = value == "force"
+    return {"native": force or {"0": False, "1": True}[value], "native_force": force}
 
 
 def _report(value: str) -> dict[str, Any]:
@@ -125,6 +134,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
     "PALLAS_NUMPY_CACHE": ("0, trace, function or the path of a directory", _directory("cache")),
     "PALLAS_NUMPY_CACHE_VERIFY": ("0 or 1", _switch("cache_verify")),
     "PALLAS_NUMPY_VERIFY": ("0 or 1", _switch("verify")),
+    "PALLAS_NUMPY_NATIVE": ("0, 1 or force", _native),
     "PALLAS_NUMPY_DUMP": ("0 or the path of a directory", _directory("dump")),
 }
 

@@ -31,11 +31,12 @@ def source(program: Program) -> tuple[Lowering, str]:
             raise NotNative("arrays without elements")
     lowering = Lowering(program)
     lowering.function()
-    names = [*[f"%p{i}" for i in range(len(top.params))], *[f"%r{i}" for i in range(len(top.results))]]
-    pointers = ", ".join(f"ptr noalias {name}" for name in [*names, "%workspace"])
+    params, results = len(top.params), len(top.results)
+    names = [*[f"%p{i}" for i in range(params)], *[f"%r{i}" for i in range(results)], "%workspace"]
+    pointers = ", ".join(f"ptr noalias {name}" for name in names)
     text = lowering.to.text("program", f"{pointers}, ptr %thread")
     declared = sorted(lowering.to.declared)
-    return lowering, module(text, declared, len(top.params), len(top.results), lowering.work)
+    return lowering, module(text, declared, params, results, lowering.work)
 
 
 def compiled(program: Program) -> Code:

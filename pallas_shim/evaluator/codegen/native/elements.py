@@ -111,7 +111,8 @@ def convert(to: Source, source: np.dtype, target: np.dtype, x: str) -> str:
             return to.let(f"fcmp une {a} {x}, 0.0")
         return to.let(f"icmp ne {a} {x}, 0")
     if of == "float" and into == "float":
-        return to.let(f"{'fpext' if target.itemsize > source.itemsize else 'fptrunc'} {a} {x} to {b}")
+        how = "fpext" if target.itemsize > source.itemsize else "fptrunc"
+        return to.let(f"{how} {a} {x} to {b}")
     if of == "float":
         # NaN becomes 0, and what is out of range the nearest number in range.
         sign = "s" if _signed(target) else "u"

@@ -62,7 +62,8 @@ class Lowering(Values):
         self.body(top)
         for number, result in enumerate(top.results):
             buffer = next((b for b in self._outputs.values() if b.base == f"%r{number}"), None)
-            target = contiguous(buffer or Buffer(f"%r{number}"), result.type.shape, result.type.dtype)
+            shape, dtype = result.type.shape, result.type.dtype
+            target = contiguous(buffer or Buffer(f"%r{number}"), shape, dtype)
             if buffer is None or self.place(result) != target:
                 self.store(target, result)
         self.flush_all()
@@ -200,8 +201,9 @@ class Lowering(Values):
         shape, dtype = out.type.shape, out.type.dtype
         fake = dummy(place)
         if operation.name in ("broadcast_in_dim", "broadcast_to"):
-            dims = operation.params.get("broadcast_dimensions")
-            if dims is None:
+            if operation.name == "broadcast_in_dim":
+                dims = operation.params["broadcast_dimensions"]
+            else:
                 dims = range(len(shape) - len(place.shape), len(shape))
             strides = [0] * len(shape)
             for axis, dim in enumerate(dims):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,35 +19,33 @@ _DATA = 16
 _C_CONTIGUOUS_AND_ALIGNED = 0x101
 
 
-class Machine(NamedTuple):
-    """LLVM for this processor."""
-
-    llvm: Any
-    target: Any
-
-
 @functools.cache
-def machine() -> Machine:
-    """Loads LLVM.
+def llvm() -> Any:
+    """Loads LLVM, and gives llvmlite's bindings.
 
     Raises:
       ImportError: llvmlite isn't installed.
       NotNative: it can't be used here.
     """
-    import llvmlite.binding as llvm
+    from llvmlite import binding
 
     if object.__basicsize__ != _DATA or ctypes.sizeof(ctypes.c_void_p) != 8:
         raise NotNative("this Python's objects are laid out otherwise")
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    target = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(),
-        features=llvm.get_host_cpu_features().flatten(),
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    return binding
+
+
+def _target() -> Any:
+    """LLVM for this processor. An engine owns its own one."""
+    binding = llvm()
+    return binding.Target.from_default_triple().create_target_machine(
+        cpu=binding.get_host_cpu_name(),
+        features=binding.get_host_cpu_features().flatten(),
         opt=2,
         codemodel="jitdefault",
         jit=True,
     )
-    return Machine(llvm, target)
 
 
 class Code:
@@ -64,15 +62,15 @@ class Code:
         """``params``: whether each parameter is used; ``kept``: arrays whose addresses are in the
         text."""
         self.text = text
-        llvm, target = machine()
-        module = llvm.parse_assembly(text)
+        binding, target = llvm(), _target()
+        module = binding.parse_assembly(text)
         module.verify()
-        options = llvm.create_pipeline_tuning_options(speed_level=2)
+        options = binding.create_pipeline_tuning_options(speed_level=2)
         options.loop_unrolling = False
         options.loop_vectorization = options.slp_vectorization = True
-        builder = llvm.create_pass_builder(target, options)
+        builder = binding.create_pass_builder(target, options)
         builder.getModulePassManager().run(module, builder)
-        self._engine = llvm.create_mcjit_compiler(module, target)
+        self._engine = binding.create_mcjit_compiler(module, target)
         self._engine.finalize_object()
         count = len(params) + len(results) + 1
         # Such a call holds the interpreter's lock, and raises what C code has set.
@@ -100,9 +98,8 @@ def module(function: str, declared: Sequence[str], params: int, results: int, wo
     ``work``: about how many elements it computes.
     """
     releases = work >= _RELEASES_THREADS
-    save, restore, check = (
-        f"inttoptr (i64 {ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value} to ptr)"
-        for name in ("PyEval_SaveThread", "PyEval_RestoreThread", "PyErr_CheckSignals")
+    save, restore, check = map(
+        _of_python, ("PyEval_SaveThread", "PyEval_RestoreThread", "PyErr_CheckSignals")
     )
     names = [*[f"p{i}" for i in range(params)], *[f"r{i}" for i in range(results)], "workspace"]
     given = ", ".join(f"ptr %o_{name}" for name in names)
@@ -134,3 +131,9 @@ def module(function: str, declared: Sequence[str], params: int, results: int, wo
     lines += ["  ret i32 %status", "}"]
     attributes = 'attributes #0 = { nounwind "denormal-fp-math"="preserve-sign,preserve-sign" }'
     return "\n".join([*declared, *lines, function, attributes])
+
+
+def _of_python(name: str) -> str:
+    """The address of a function of Python's own."""
+    function = getattr(ctypes.pythonapi, name)
+    return f"inttoptr (i64 {ctypes.cast(function, ctypes.c_void_p).value} to ptr)"

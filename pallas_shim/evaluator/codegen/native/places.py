@@ -53,7 +53,8 @@ class Workspace:
     def take(self, shape: Sequence[int], dtype: np.dtype) -> Buffer:
         size = max(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize, 1)
         size += -size % ALIGNMENT
-        best = min((part for part in self._free if part[1] >= size), key=lambda p: p[1], default=None)
+        fitting = [part for part in self._free if part[1] >= size]
+        best = min(fitting, key=lambda part: part[1], default=None)
         if best is None:
             start, self.nbytes = self.nbytes, self.nbytes + size
         else:

@@ -53,7 +53,9 @@ def literal(value: np.generic | np.ndarray) -> str:
         return str(int(array))
     bits = int(array.reshape(1).view(f"u{array.dtype.itemsize}")[0])
     kind = type_of(array.dtype)
-    return str(bits) if kind.startswith("i") else f"bitcast (i{8 * array.itemsize} {bits} to {kind})"
+    if kind.startswith("i"):
+        return str(bits)
+    return f"bitcast (i{8 * array.itemsize} {bits} to {kind})"
 
 
 def is_literal(register: str) -> bool:
@@ -189,7 +191,8 @@ class Source:
         mark = ""
         if independent:
             node, parallel = self._node(), self._node()
-            self._metadata.append(f'{parallel} = !{{!"llvm.loop.parallel_accesses", {independent}}}')
+            accesses = f'!"llvm.loop.parallel_accesses", {independent}'
+            self._metadata.append(f"{parallel} = !{{{accesses}}}")
             self._metadata.append(f"{node} = distinct !{{{node}, {parallel}}}")
             mark = f", !llvm.loop {node}"
         self.jump(head, mark)
