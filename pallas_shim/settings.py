@@ -40,6 +40,8 @@ class Settings:
     seed: the order, if it is one, else the seed of the first that is drawn; None for the usual one.
     findings: the directory in which each process puts what checks find; None: stderr, at exit.
     suppressions: the file that names findings that the user doesn't want to see, or None.
+    native: programs that have earned it become native code, if llvmlite is installed.
+    native_force: all do that can, at their first call, and each run is compared with NumPy's.
     """
 
     force: bool = False
@@ -61,6 +63,8 @@ class Settings:
     seed: str | None = None
     findings: str | None = None
     suppressions: str | None = None
+    native: bool = True
+    native_force: bool = False
 
 
 def _switch(field: str) -> Callable[[str], dict[str, Any]]:
@@ -70,6 +74,11 @@ def _switch(field: str) -> Callable[[str], dict[str, Any]]:
 def _start(value: str) -> dict[str, Any]:
     # Whether to start at all is asked before this module is imported, in _pallas_shim_start.
     return {"force": {"0": False, "1": False, "force": True}[value]}
+
+
+def _native(value: str) -> dict[str, Any]:
+    force = value == "force"
+    return {"native": force or {"0": False, "1": True}[value], "native_force": force}
 
 
 def _report(value: str) -> dict[str, Any]:
@@ -202,6 +211,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
     ),
     "PALLAS_NUMPY_COMPILE_EXECUTOR": ("0, module:factory, dask:ADDRESS or ray:ADDRESS", _executor),
     "PALLAS_NUMPY_DUMP": ("0 or the path of a directory", _path("dump")),
+    "PALLAS_NUMPY_NATIVE": ("0, 1 or force", _native),
 }
 
 
