@@ -8,5 +8,6 @@ VERBS = {
     "bisect": "pallas_shim.bisect",
     "compile": "pallas_shim.cli.compile",
     "doctor": "pallas_shim.cli.doctor",
+    "profile": "pallas_shim.cli.profile",
     "report": "pallas_shim.cli.report",
 }
