@@ -60,7 +60,8 @@ def read(files: Files) -> Code:
             records[-1].append(line)
     if len(records) != len(units.bundles):
         raise Unreadable(f"{len(records)} bundles, {len(units.bundles)} rows of units")
-    bundles, regions = [], {}
+    bundles: list[Bundle] = []
+    regions: dict[int, int] = {}
     for number, (lines, uses) in enumerate(zip(records, units.bundles, strict=True)):
         text = "\n".join(lines)
         head = _BUNDLE.match(text)

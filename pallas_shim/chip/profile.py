@@ -134,7 +134,7 @@ def _estimated(made: Profile, tpu: str) -> Profile:
             made,
             unknown=f"no estimate of seconds: no measured times of a {tpu} to fit and to check",
         )
-    times = [(step_seconds(model, step), step.count) for step in made.steps]
+    times = [(step_seconds(model, step), step.times) for step in made.steps]
     computing = sum(pair[0] * count for pair, count in times)
     copying = sum(pair[1] * count for pair, count in times)
     total = model.launch + sum(max(pair) * count for pair, count in times)

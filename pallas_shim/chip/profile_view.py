@@ -40,7 +40,7 @@ def _copied(each: Profile) -> str:
     by_kind: dict[str, list[int]] = {}
     for copy in each.copies:
         total = by_kind.setdefault(copy.kind.removeprefix("dma."), [0, 0])
-        total[0] += copy.count
+        total[0] += copy.times
         total[1] += copy.size
     return ", ".join(
         f"{kind} {size / 1e6:.4g} MB in {count:,}" for kind, (count, size) in by_kind.items()
@@ -110,8 +110,8 @@ def _steps(each: Profile) -> dict[str, Any]:
         "mode": "markers",
         "x": [step.hbm / 1e3 for step in each.steps],
         "y": [step.bundles for step in each.steps],
-        "text": [f"{step.count} turns" for step in each.steps],
-        "marker": {"size": [8 + min(step.count, 400) ** 0.5 for step in each.steps]},
+        "text": [f"{step.times} turns" for step in each.steps],
+        "marker": {"size": [8 + min(step.times, 400) ** 0.5 for step in each.steps]},
     }
     layout = {
         "title": {"text": "turns of the grid: cycles against kB copied from and to HBM"},

@@ -27,20 +27,20 @@ class Unknown(Exception):
 
 
 class Copy(NamedTuple):
-    """The copies that one instruction started: their number and bytes together."""
+    """The copies that one instruction started: their number, and their bytes together."""
 
     kind: str
-    count: int
+    times: int
     size: int
 
 
 class Step(NamedTuple):
     """A turn of the outermost loop, or what lies before or after it: bundles that ran, and bytes
-    that were copied from and to HBM. ``count``: how many such steps there were."""
+    that were copied from and to HBM. ``times``: how many such steps there were."""
 
     bundles: int
     hbm: int
-    count: int
+    times: int
 
 
 class Run(NamedTuple):
@@ -126,7 +126,7 @@ def run(code: Code) -> Run:
             elif got:
                 kind, size = got
                 old = copies.get(number, Copy(kind, 0, 0))
-                copies[number] = Copy(kind, old.count + 1, old.size + size)
+                copies[number] = Copy(kind, old.times + 1, old.size + size)
                 hbm += size if "hbm" in kind else 0
         at = block.branch if taken else block.following
     steps[bundles, hbm] = steps.get((bundles, hbm), 0) + 1

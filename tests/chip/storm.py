@@ -102,7 +102,7 @@ def run(harm: str, chance: random.Random, real: bool, directory: pathlib.Path) -
     if harm.startswith("kill"):
         threading.Thread(target=kill, args=(process.pid, harm, chance), daemon=True).start()
     if harm == "interrupt":
-        lines = []
+        lines: list[str] = []
         assert process.stdout is not None
         while not lines or lines[-1] != "at exit\n":
             lines.append(process.stdout.readline())
