@@ -33,6 +33,8 @@ class Settings:
     cache_verify: check each program that is read from the cache.
     verify: check the program of each function after lowering and after each pass.
     compile: the TPUs for which kernels are compiled when the process ends, as "v6e" or "v5e:4x4".
+    profile: "1" for a table of where the kernels' time goes on these TPUs, else the path of an HTML
+      or JSON file for it, too; None for none.
     compile_executor: where they are compiled, see `chip.driver.executor`; None: on this machine.
     dump: the directory to write the programs and the generated code of each function to, or None.
     check: the kinds of faults for which kernels are checked while they run.
@@ -57,6 +59,7 @@ class Settings:
     verify: bool = False
     compile: tuple[str, ...] = ()
     compile_executor: str | None = None
+    profile: str | None = None
     dump: str | None = None
     check: frozenset[str] = frozenset()
     schedules: int = 0
@@ -85,6 +88,12 @@ def _report(value: str) -> dict[str, Any]:
     if value.lower() in ("true", "false", "yes", "no", "on", "off"):  # not meant as a file's name
         raise KeyError(value)
     return {"report": None if value == "0" else value}
+
+
+def _profile(value: str) -> dict[str, Any]:
+    if value not in ("0", "1") and not value.endswith((".html", ".json")):
+        raise KeyError(value)
+    return {"profile": None if value == "0" else value}
 
 
 def _tpu(value: str) -> dict[str, Any]:
@@ -210,6 +219,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
         _compile,
     ),
     "PALLAS_NUMPY_COMPILE_EXECUTOR": ("0, module:factory, dask:ADDRESS or ray:ADDRESS", _executor),
+    "PALLAS_NUMPY_PROFILE": ("0, 1 or the path of a .html or .json file", _profile),
     "PALLAS_NUMPY_DUMP": ("0 or the path of a directory", _path("dump")),
     "PALLAS_NUMPY_NATIVE": ("0, 1 or force", _native),
 }
