@@ -30,7 +30,12 @@ class Settings:
       by default; "function", those of functions too; else a directory, for both; None for no cache.
     cache_verify: check each program that is read from the cache.
     verify: check the program of each function after lowering and after each pass.
+    compile: the TPUs for which kernels are compiled when the process ends, as "v6e" or "v5e:4x4".
+    compile_executor: where they are compiled, see `chip.driver.executor`; None: on this machine.
     dump: the directory to write the programs and the generated code of each function to, or None.
+    check: the kinds of faults for which kernels are checked while they run.
+    findings: the directory in which each process puts what checks find; None: stderr, at exit.
+    suppressions: the file that names findings that the user doesn't want to see, or None.
     """
 
     force: bool = False
@@ -43,7 +48,12 @@ class Settings:
     cache: str | None = "trace"
     cache_verify: bool = False
     verify: bool = False
+    compile: tuple[str, ...] = ()
+    compile_executor: str | None = None
     dump: str | None = None
+    check: frozenset[str] = frozenset()
+    findings: str | None = None
+    suppressions: str | None = None
 
 
 def _switch(field: str) -> Callable[[str], dict[str, Any]]:
@@ -56,6 +66,8 @@ def _start(value: str) -> dict[str, Any]:
 
 
 def _report(value: str) -> dict[str, Any]:
+    if value.lower() in ("true", "false", "yes", "no", "on", "off"):  # not meant as a file's name
+        raise KeyError(value)
     return {"report": None if value == "0" else value}
 
 
@@ -67,7 +79,30 @@ def _scope(value: str) -> dict[str, Any]:
     return {"everything": {"kernels": False, "all": True}[value]}
 
 
-def _directory(field: str) -> Callable[[str], dict[str, Any]]:
+def _check(value: str) -> dict[str, Any]:
+    if value in ("0", "1"):
+        return {"check": frozenset(CHECKS if value == "1" else ())}
+    return {"check": frozenset({name: name for name in CHECKS}[name] for name in value.split(","))}
+
+
+def _compile(value: str) -> dict[str, Any]:
+    if value == "0":
+        return {"compile": ()}
+    names = value.split(",")
+    for name in names:
+        tpu, colon, topology = name.partition(":")
+        if tpu not in TPUS or (colon and not re.fullmatch(r"\d+x\d+(x\d+)?", topology)):
+            raise KeyError(name)
+    return {"compile": tuple(dict.fromkeys(names))}
+
+
+def _executor(value: str) -> dict[str, Any]:
+    if value != "0" and ":" not in value:
+        raise KeyError(value)
+    return {"compile_executor": None if value == "0" else value}
+
+
+def _path(field: str) -> Callable[[str], dict[str, Any]]:
     def parse(value: str) -> dict[str, Any]:
         if value == "1":
             raise KeyError(value)
@@ -90,6 +125,9 @@ def _passes(value: str) -> dict[str, Any]:
 
 
 TPUS = ("v4", "v5e", "v5p", "v6e", "v7x")
+
+# The kinds of findings of the evaluator, which knows nothing of settings.
+CHECKS = ("bounds", "uninitialized", "races", "sync", "blocks")
 
 # The passes of the evaluator, which knows nothing of settings.
 PASSES = (
@@ -122,10 +160,18 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
         f"passes to leave out, as in -hoisting,-copy_elision, of {', '.join(PASSES)}",
         _passes,
     ),
-    "PALLAS_NUMPY_CACHE": ("0, trace, function or the path of a directory", _directory("cache")),
+    "PALLAS_NUMPY_CACHE": ("0, trace, function or the path of a directory", _path("cache")),
     "PALLAS_NUMPY_CACHE_VERIFY": ("0 or 1", _switch("cache_verify")),
     "PALLAS_NUMPY_VERIFY": ("0 or 1", _switch("verify")),
-    "PALLAS_NUMPY_DUMP": ("0 or the path of a directory", _directory("dump")),
+    "PALLAS_NUMPY_CHECK": (f"0, 1 or some of {', '.join(CHECKS)}", _check),
+    "PALLAS_NUMPY_FINDINGS": ("0 or the path of a directory", _path("findings")),
+    "PALLAS_NUMPY_SUPPRESSIONS": ("0 or the path of a TOML file", _path("suppressions")),
+    "PALLAS_NUMPY_COMPILE": (
+        f"0 or TPUs, as in v6e,v5e:4x4, of {', '.join(TPUS)}",
+        _compile,
+    ),
+    "PALLAS_NUMPY_COMPILE_EXECUTOR": ("0, module:factory, dask:ADDRESS or ray:ADDRESS", _executor),
+    "PALLAS_NUMPY_DUMP": ("0 or the path of a directory", _path("dump")),
 }
 
 

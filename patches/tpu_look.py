@@ -49,15 +49,23 @@ def _asked_by_user() -> bool:
 
 
 def patch_devices(jax: ModuleType) -> Callable[[], None]:
-    """Makes JAX's devices say that they are TPUs. Called when jax is imported."""
-    asked = settings.current().tpu
-    if asked is None:
+    """Makes JAX's devices say that they are TPUs, and keeps libtpu out of a process whose kernels
+    it compiles elsewhere. Called when jax is imported."""
+    asked, compiling = settings.current().tpu, bool(settings.current().compile)
+    if asked is None and not compiling:
         return _nothing
     # `noted` imports jax_compat, which imports modules of Pallas. In some versions of JAX those
     # import jax.experimental.pallas, whose patches need all of jax_compat. So they come first.
     importlib.import_module("jax.experimental.pallas")
+    undoings = []
     with noted():
-        return _patch_devices(jax, asked)
+        if compiling:
+            from pallas_shim.jax_compat.hooks import tpu_backend
+
+            undoings.append(tpu_backend.leave_out())
+        if asked is not None:
+            undoings.append(_patch_devices(jax, asked))
+    return undo_all(undoings)
 
 
 def _patch_devices(jax: ModuleType, asked: str) -> Callable[[], None]:

@@ -23,7 +23,7 @@ from pallas_shim import dispatch
 from pallas_shim.dispatch import planning
 from pallas_shim.evaluator import compiler
 from pallas_shim.jax_compat.hooks import jit_entry
-from pallas_shim.report import REPORT
+from pallas_shim.reports.uses import REPORT
 from tests.shimmed import double, only_row, rungs, setting, shim
 
 __all__ = ["setting", "shim"]

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from pallas_shim.evaluator import passes
-from pallas_shim.settings import PASSES, SettingError, Settings, read
+from pallas_shim.evaluator.findings import KINDS
+from pallas_shim.settings import CHECKS, PASSES, SettingError, Settings, read
 
 
 def test_nothing_set():
@@ -40,6 +41,9 @@ def test_empty_is_unset(name):
         ("_VERIFY", "1", {"verify": True}),
         ("_DUMP", "0", {}),
         ("_DUMP", "a b/d", {"dump": "a b/d"}),
+        ("_CHECK", "0", {}),
+        ("_CHECK", "1", {"check": frozenset(KINDS)}),
+        ("_CHECK", "races,bounds", {"check": frozenset({"bounds", "races"})}),
         ("_PASSES", "-hoisting", {"disabled_passes": frozenset({"hoisting"})}),
         ("_PASSES", "-in_place,-movements", {"disabled_passes": {"in_place", "movements"}}),
     ],
@@ -58,6 +62,8 @@ def test_values(name, value, fields):
         ("_CACHE", "1", "a directory"),
         ("_DUMP", "1", "a directory"),
         ("_VERIFY", "yes", "0 or 1"),
+        ("_CHECK", "yes", "uninitialized"),
+        ("_CHECK", "bounds,", "uninitialized"),
         ("_PASSES", "hoisting", "-hoisting"),
         ("_PASSES", "-hoisting,movements", "-hoisting"),
         ("_PASSES", "-hoisting,", "-hoisting"),
@@ -75,6 +81,10 @@ def test_bad_values(name, value, allowed):
 def test_a_variable_that_does_not_exist():
     with pytest.raises(SettingError, match="PALLAS_NUMPY_STICT .*PALLAS_NUMPY_STRICT"):
         read({"PALLAS_NUMPY_STICT": "1"})
+
+
+def test_the_checks_are_those_of_the_evaluator():
+    assert KINDS == CHECKS
 
 
 def test_the_passes_are_those_of_the_evaluator():

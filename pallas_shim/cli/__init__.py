@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-# verb: the module with its main(arguments) -> exit status, which gets what follows the verb. A
-# module is imported only when its verb is used.
+# verb: the module with its main(arguments) -> exit status, which gets what follows the verb, and
+# what it does. A module is imported only when its verb is used.
 VERBS = {
-    "bisect": "pallas_shim.bisect",
-    "doctor": "pallas_shim.cli.doctor",
-    "report": "pallas_shim.cli.report",
+    "run": ("pallas_shim.cli.run", "run a script; the same as without a verb"),
+    "check": ("pallas_shim.cli.check", "say what kernels would do wrong on a device"),
+    "compile": ("pallas_shim.cli.compile", "ask the TPU's compiler about each kernel"),
+    "bisect": ("pallas_shim.bisect", "find the part of the shim that makes a number wrong"),
+    "report": ("pallas_shim.cli.report", "show or merge the files that --report wrote"),
+    "doctor": ("pallas_shim.cli.doctor", "say whether the shim works in this environment"),
 }

@@ -17,7 +17,11 @@ _PACKAGES = ("jax", "jaxlib", "numpy", "wrapt", "importlib-metadata")
 
 def main(arguments: list[str]) -> int:
     """Prints the findings; the exit status: 0 if a kernel runs in NumPy here, else 1."""
-    argparse.ArgumentParser(prog="pallas_shim doctor", description=__doc__).parse_args(arguments)
+    argparse.ArgumentParser(
+        prog="pallas_shim doctor",
+        description=__doc__,
+        epilog="example: python -m pallas_shim doctor",
+    ).parse_args(arguments)
     print(f"pallas_shim {pallas_shim.__version__} in {pathlib.Path(pallas_shim.__file__).parent}")
     print(f"Python {platform.python_version()} ({sys.executable})")
     try:
@@ -102,7 +106,7 @@ def _try_kernel() -> tuple[bool, str]:
 
     if not patching.is_active():
         return False, "not tried, the shim is off (see the message above)"
-    from pallas_shim.report import REPORT
+    from pallas_shim.reports.uses import REPORT
 
     x = np.arange(8.0, dtype=np.float32)
     call = pl.pallas_call(add_one, out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype))

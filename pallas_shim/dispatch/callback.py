@@ -7,12 +7,13 @@ from collections.abc import Callable
 
 import numpy as np
 
+from pallas_shim import settings
 from pallas_shim.dispatch import compiling, fallback, function, observing, stock
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.jax_compat import kernel_info
 from pallas_shim.jax_compat.hooks import kernel_lowering
-from pallas_shim.report import REPORT, Use
+from pallas_shim.reports.uses import REPORT, Use
 
 
 def choose_kernel(
@@ -25,6 +26,10 @@ def choose_kernel(
     """
     if stock.is_left_to_jax():
         return None
+    if settings.current().compile:
+        from pallas_shim.chip import noting
+
+        noting.kernel(kernel.equation, kernel.axes)
     described = function.of_kernel(kernel)
     compilation = stock.compilation()
     start = time.perf_counter()

@@ -59,13 +59,17 @@ class Answers:
             out = run(plan, args)
         except arrays.Elsewhere:
             return None
-        donation.delete(args, plan.deleted)
+        if plan.deleted:
+            donation.delete(args, plan.deleted)
         return out
 
     def load(self, call: jit_calls.Call) -> jit_calls.Known | CachedCall | None:
         setting = settings.current().cache
-        if setting in (None, "trace") or stock.is_left_to_jax():
+        checked = bool(settings.current().check)
+        if setting in (None, "trace") or checked or stock.is_left_to_jax():
             return None
+        if settings.current().compile:
+            return None  # the TPU's compiler needs the jaxpr
         from pallas_shim.dispatch import kept_calls  # a slow import, so not at a process's start
 
         return kept_calls.load(call, setting)

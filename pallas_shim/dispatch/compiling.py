@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 
 from pallas_shim import dump, settings
 from pallas_shim.cache.programs import CachedProgram
+from pallas_shim.check.collect import COLLECTOR
 from pallas_shim.dispatch import observing
 from pallas_shim.dispatch.function import Function
 from pallas_shim.evaluator import call_stack, compiler
+from pallas_shim.evaluator.checks.lowering import Checks
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.machine import shards
 from pallas_shim.evaluator.passes import Watcher
@@ -39,8 +41,9 @@ def compiled(function: Function, *, keep: bool) -> tuple[CachedProgram | None, E
     options = _options(folder)
     if folder is not None:
         folder.jaxpr(function.jaxpr)
-    # A dump or an observer needs each step of the compilation, so the cache is not used.
-    if not keep or options.watchers or observing.current is not None:
+    # A dump or an observer needs each step of the compilation, so the cache is not used. It holds
+    # no checked programs either.
+    if not keep or options.watchers or options.checks or observing.current is not None:
         return None, _made(compiler.compile, function, options)
     make = functools.partial(_made, compiler.make_program, function, options)
     cached = CachedProgram(function.jaxpr, function.name, function.axes, make)
@@ -122,7 +125,8 @@ def _options(folder: dump.Folder | None) -> compiler.Options:
     if folder is not None:
         watchers.append(folder)
     emitted = None if folder is None else folder.code
-    return compiler.Options(asked.disabled_passes, watchers, emitted)
+    checks = Checks(asked.check, COLLECTOR.skip) if asked.check else None
+    return compiler.Options(asked.disabled_passes, watchers, emitted, checks, COLLECTOR.add)
 
 
 def _made(make: Callable[..., R], function: Function, options: compiler.Options) -> R:

@@ -6,9 +6,10 @@ import warnings
 from collections.abc import Sequence
 
 from pallas_shim import settings
+from pallas_shim.check.collect import COLLECTOR
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.jax_compat.kernel_info import KernelInfo
-from pallas_shim.report import REPORT, Use
+from pallas_shim.reports.uses import REPORT, Use
 
 
 class FallbackWarning(UserWarning):
@@ -33,6 +34,8 @@ def leave_to_jax(function: str, kernel: KernelInfo, unsupported: Unsupported) ->
         raise StrictError(
             f"{message}. PALLAS_NUMPY_STRICT=1 makes this an error; unset it to let it run"
         ) from unsupported
+    if settings.current().check:
+        COLLECTOR.skip(kernel.name, f"it runs in JAX's own interpreter: {unsupported}")
     use = REPORT.use(function, (kernel,), "jax", str(unsupported))
     use.happened = True
     if (kernel, str(unsupported)) not in _warned:

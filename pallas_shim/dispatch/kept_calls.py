@@ -16,7 +16,7 @@ from pallas_shim.jax_compat import arrays, call_info
 from pallas_shim.jax_compat.hooks.jit_calls import Call, Known
 from pallas_shim.jax_compat.inputs import is_jaxs_own
 from pallas_shim.jax_compat.kernel_info import KernelInfo
-from pallas_shim.report import REPORT
+from pallas_shim.reports.uses import REPORT
 
 
 def load(call: Call, setting: str) -> Known | CachedCall | None:

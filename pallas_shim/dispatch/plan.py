@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from pallas_shim.dispatch import donation, fallback, observing
 from pallas_shim.dispatch.compiling import MeshPlan
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.jax_compat import arrays, sharded
-from pallas_shim.report import Use
+from pallas_shim.reports.uses import Use
 
 IN_NUMPY = "the evaluator has a rule for all of it"
 
@@ -63,32 +63,45 @@ def run(plan: Plan, args: Sequence[Any]) -> list[Any]:
     Raises:
       arrays.Elsewhere: these arguments don't belong in the evaluator.
     """
-    use, executable = plan.use, plan.executable
+    if not _is_profiled():  # an annotation that nobody sees costs a twentieth of a small call
+        return _run(plan, args)
+    with jax.profiler.TraceAnnotation(plan.event):
+        return _run(plan, args)
+
+
+_is_profiled: Callable[[], bool] = jax.profiler.TraceAnnotation.is_enabled
+_now = time.perf_counter
+
+
+def _run(plan: Plan, args: Sequence[Any]) -> list[Any]:
+    use, executable, mesh = plan.use, plan.executable, plan.mesh
     assert use is not None and executable is not None
-    values, place = read(args, plan)
+    if mesh is None:
+        values, place = arrays.read(args, plan.in_dtypes, settings.current().force)
+    else:
+        values, place = read(args, plan)
     if plan.deleted:
         donation.check(values, plan.deleted)
     if plan.ordered:
         jax.effects_barrier()
-    with jax.profiler.TraceAnnotation(plan.event):
-        start = time.perf_counter()
-        try:
-            results = executable(*values)
-        except BaseException as error:
-            use.ran(time.perf_counter() - start, error)
-            if observing.current is not None and isinstance(error, Exception):
-                observing.current.ran(executable, values, error, inside_xla=False)
-            fallback.blame(error, use)
-            raise
-        took = time.perf_counter() - start
-        use.ran(took)
-        if plan.trial is not None:
-            plan.trial.left -= took
-        if observing.current is not None:
-            observing.current.ran(executable, values, results, inside_xla=False)
-        if plan.mesh is not None:
-            return sharded.write(results, plan.mesh.results, plan.mesh.on)
+    start = _now()
+    try:
+        results = executable.run(values)
+    except BaseException as error:
+        use.ran(_now() - start, error)
+        if observing.current is not None and isinstance(error, Exception):
+            observing.current.ran(executable, values, error, inside_xla=False)
+        fallback.blame(error, use)
+        raise
+    took = _now() - start
+    use.ran(took)
+    if plan.trial is not None:
+        plan.trial.left -= took
+    if observing.current is not None:
+        observing.current.ran(executable, values, results, inside_xla=False)
+    if mesh is None:
         return arrays.write(results, plan.out_types, place)
+    return sharded.write(results, mesh.results, mesh.on)
 
 
 def read(args: Sequence[Any], plan: Plan) -> tuple[list[Any], Any]:
@@ -103,4 +116,4 @@ def read(args: Sequence[Any], plan: Plan) -> tuple[list[Any], Any]:
     if plan.mesh is not None:
         on, cut = plan.mesh.on, plan.mesh.cut
         return sharded.read(args, plan.in_dtypes, on, cut, any_platform=force), None
-    return arrays.read(args, plan.in_dtypes, any_platform=force)
+    return arrays.read(args, plan.in_dtypes, force)

@@ -17,7 +17,7 @@ from pallas_shim.dispatch.tracing import last_tracing
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.gc_pause import gc_paused
 from pallas_shim.jax_compat import arrays, call_info, kernel_info
-from pallas_shim.report import REPORT
+from pallas_shim.reports.uses import REPORT
 
 _plans: weakref.WeakKeyDictionary[Any, tuple[Plan, ...]] = weakref.WeakKeyDictionary()
 _planning = threading.RLock()
@@ -75,6 +75,11 @@ def _new_plan(params: dict[str, Any], args: Sequence[Any]) -> Plan | None:
         except arrays.Elsewhere as elsewhere:
             return Plan(key, str(elsewhere))  # not stored: other arguments may run here
         _plans[jaxpr] = (*_plans.get(jaxpr, ()), plan)
+        if settings.current().compile and plan.executable is not None:
+            # JAX hands over the kernels of the other functions one by one.
+            from pallas_shim.chip import noting
+
+            noting.in_function(jaxpr)
         return plan
 
 
@@ -151,10 +156,10 @@ def _obstacle(described: function.Function, call: call_info.JitCall) -> str | No
             return f"it takes or returns a {aval}"
     if not equations and call_info.calls_back(jaxpr):
         return "it calls back, and XLA says when and how errors come out"
-    if any(map(kernel_info.talks, equations)):
-        return None  # a callback knows of one device only
     outside = cost_model.outside_kernels(jaxpr)
     if outside.numpy > outside.compiling:
+        if any(map(kernel_info.talks, equations)):
+            return None  # a callback knows of one device only
         seconds = f"{outside.numpy:.2g} s"
         return f"XLA does the work outside its kernels faster (about {seconds} in NumPy)"
     return None

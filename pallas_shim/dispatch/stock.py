@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import jax
 
 from pallas_shim import settings
-from pallas_shim.report import Use
+from pallas_shim.reports.uses import Use
 
 R = TypeVar("R")
 

@@ -17,10 +17,13 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pallas_shim.evaluator import codegen
+from pallas_shim.evaluator.checks.lowering import Checks
 from pallas_shim.evaluator.execute import Executable
+from pallas_shim.evaluator.findings import Finding
 from pallas_shim.evaluator.lower import lower
-from pallas_shim.evaluator.passes import Watcher, optimise
+from pallas_shim.evaluator.passes import NAMES, Watcher, optimise
 from pallas_shim.evaluator.program import Instruction, Program
+from pallas_shim.evaluator.verdict import CheckedExecutable
 
 
 class Options(NamedTuple):
@@ -29,11 +32,18 @@ class Options(NamedTuple):
     skip: the names of passes to leave out, "codegen" too (`passes.NAMES`).
     watchers: each gets the program after lowering and after each pass.
     emitted: is called with each loop that becomes a Python function, and the function's source.
+    checks: what kernels are checked for while they run; None if they aren't. ``found`` is called
+      with each finding.
+    timed: copies may happen later than they start, and programs run in any order, as
+      `machine.order` says. No pass runs.
     """
 
     skip: Collection[str] = frozenset()
     watchers: Collection[Watcher] = ()
     emitted: Callable[[Instruction, str], None] | None = None
+    checks: Checks | None = None
+    found: Callable[[Finding], None] = lambda finding: None
+    timed: bool = False
 
 
 ALL_PASSES = Options()
@@ -49,7 +59,15 @@ def compile(
 ) -> Executable:
     """Compiles a jaxpr. The arguments and errors are those of `make_program`."""
     program = make_program(jaxpr, name=name, axes=axes, on_mesh=on_mesh, options=options)
-    return prepare(program, options)
+    executable = prepare(program, options)
+    if options.checks is None:
+        return executable
+    disturbing = options.checks._replace(disturbing=True)
+
+    def disturbed() -> Executable:
+        return Executable(lower(jaxpr, (), name, axes, on_mesh, disturbing))
+
+    return CheckedExecutable(executable, disturbed, options.checks, options.found)
 
 
 def make_program(
@@ -76,8 +94,10 @@ def make_program(
       RecursionError: the jaxpr is nested deeper than Python's stack has room for.
       Exception: what a watcher raises.
     """
-    program = lower(jaxpr, name=name, axes=axes, on_mesh=on_mesh)
-    return optimise(program, options.skip, options.watchers)
+    program = lower(jaxpr, name=name, axes=axes, on_mesh=on_mesh, checks=options.checks,
+                    timed=options.timed)  # fmt: skip
+    skip = set(NAMES) if options.timed else options.skip
+    return optimise(program, skip, options.watchers)
 
 
 def prepare(
@@ -87,5 +107,5 @@ def prepare(
 
     ``parts``: the positions of the results that stay split into the parts of a mesh's devices.
     """
-    emits = codegen.choice(options.skip)
+    emits = codegen.choice({"codegen"} if options.timed else options.skip)
     return Executable(program, emits, options.emitted, parts=parts)

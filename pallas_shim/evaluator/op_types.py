@@ -480,6 +480,15 @@ def no_regions(instruction: Instruction) -> str | None:
     return "it has regions" if instruction.regions else None
 
 
+def copy_regions(instruction: Instruction) -> str | None:
+    semaphores = instruction.operation.params["semaphores"]
+    if len(instruction.regions) != len(semaphores):
+        return f"it has {len(instruction.regions)} regions for {len(semaphores)} steps"
+    if any(region.params or region.results for region in instruction.regions):
+        return "a step takes or gives something"
+    return None
+
+
 def programs_regions(instruction: Instruction) -> str | None:
     """Checks the regions of programs. The region's parameters are the program's number, its
     coordinates, and its parts of the operands."""

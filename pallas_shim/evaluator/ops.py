@@ -55,6 +55,11 @@ _PATH = Param(PATH, "the `memory.Path` from the ref to what is read or written")
 _BLOCK = Param(BLOCK, "where the block lies, as of `grid.block_viewer`")
 _LEADS = Param("leads", "for each operand the sizes of its axes in front, None if it has none")
 _LISTED = Param("listed", "whether the ref is a list of views, as `each_block` makes it")
+_CHECKED = (
+    Param("checks", "what it checks or makes"),
+    Param("of", "the `checks.lowering.Aspect` of memory without which it isn't needed, or None"),
+    Param("place", "the `checks.place.Place` of an access, or None"),
+)
 
 
 # -- operands ---------------------------------------------------------------------------------
@@ -251,7 +256,42 @@ _MEMORY_ROWS = (
         effects=(_UPDATE._replace(io=True),),
     ),
     _row(
+        "next_cell", "the indices of the cell after one, or of the last cell itself",
+        "index_or_size:index*", "next:index*", "lookahead",
+    ),
+    _row(
+        "turn_block", "the place that was noted for a block before the last cell, and a note of "
+        "its place in the next", "noted:ref index_or_place:index*", "place:index*", "lookahead",
+        effects=(_UPDATE,),
+    ),
+    _row(
+        "fetch_block", "copies the block that the next cell reads to one of two buffers, and tells "
+        "which one this cell reads", "buffers:ref noted:ref array:ref index_or_place:index*",
+        "which:index",
+        "lookahead", effects=(Effects((0, 1, 2), (0, 1)),),
+    ),
+    _row(
+        "fetched_block", "one of two buffers of a block", "buffers:ref which:index", "block:ref",
+        "lookahead", view=True, types=op_types.row_types,
+    ),
+    _row(
         "warn", "warns the user, once in a process", "", "", "grid", effects=(_IO,),
+    ),
+    _row(
+        "check_state", "what checks look at: a kernel's state, or the shadow of memory",
+        "given:any*", "state:array", "checks", readers="checks", effects=(_IO,), params=_CHECKED,
+    ),
+    _row(
+        "check", "a check of an access or of a block, or what it needs to know", "given:any*", "",
+        "checks", readers="checks", effects=(_IO,), params=_CHECKED,
+    ),
+    _row(
+        "check_mask", "the elements that an access touches", "given:array", "mask:array",
+        "rules/indirect, rules/sparsecore",
+    ),
+    _row(
+        "disturb", "a value, of which undefined elements are replaced if the run asks for it",
+        "value:array given:any*", "value:array", "checks", effects=(_IO,), view=True,
     ),
     _row(
         "prng_seed", "sets the state of the hardware's generator", "state:ref seed:array*", "",
@@ -279,6 +319,7 @@ _MACHINE_ROWS = (
         params=(Param("kind", '"device" or "core"'), Param("count", "how many programs"),
                 Param("coordinates", "of each, along each axis"),
                 Param("names", "what messages call each, of all groups of them"),
+                Param("missing", "the places at which there is no program"),
                 Param("names_in", "for each operand `machine.shards.Names`"),
                 Param("names_out", "the same for each result"),
                 Param("splits", "for each operand the part of each program, a tuple of slices"),
@@ -330,6 +371,21 @@ _MACHINE_ROWS = (
     _row(
         "turn", "lets the other programs run first", _SEEN, "", "machine/programs, machine/rows",
         readers="machine", effects=(_IO,), sees="written", regions=op_types.no_regions,
+    ),
+    _row(
+        "pass_by", "lets other programs run, and copies happen, in some orders", _SEEN, "",
+        "machine/programs, machine/rows", readers="machine", effects=(_IO,), sees="written",
+        regions=op_types.no_regions,
+    ),
+    _row(
+        "copy_later", "a copy whose steps, its regions, run when the order says",
+        "semaphore_or_leaf:any*", "", "machine/programs", readers="execute, machine",
+        effects=(_IO,), regions=op_types.copy_regions,
+        params=(Param("semaphores", "for each step the path to the semaphore that it adds to and "
+                      "the number of its leaves, or None"),),
+    ),
+    _row(
+        "land", "ends the copies of a kernel", "", "", "machine/programs", effects=(_IO,),
     ),
     _row(
         "leftover", "warns if a kernel leaves semaphores other than zero, and sets them to that",

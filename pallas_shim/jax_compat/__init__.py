@@ -30,6 +30,7 @@ from pallas_shim.jax_compat.meshes import argument_names
 from pallas_shim.jax_compat.pallas import (
     REPEATS_ELEMENTS,
     CoreFunction,
+    MpmdMap,
     PallasCall,
     UnsupportedCall,
     core_map,
@@ -37,7 +38,9 @@ from pallas_shim.jax_compat.pallas import (
     kernel_source,
     mpmd_map,
     pallas_call,
+    prefetch_read,
     run_scoped,
+    written_refs,
 )
 
 __all__ = [
@@ -46,6 +49,7 @@ __all__ = [
     "AvalInfo",
     "CheckedMemory",
     "CoreFunction",
+    "MpmdMap",
     "PallasCall",
     "Scan",
     "UnsupportedCall",
@@ -64,6 +68,7 @@ __all__ = [
     "mpmd_map",
     "open_jaxpr",
     "pallas_call",
+    "prefetch_read",
     "primitive_name",
     "run_scoped",
     "scan",
@@ -72,4 +77,5 @@ __all__ = [
     "user_source",
     "version",
     "while_loop",
+    "written_refs",
 ]

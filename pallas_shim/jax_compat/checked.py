@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Mapping
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -36,16 +37,37 @@ def checked_memory(eqn: Any) -> CheckedMemory | None:
     )
 
 
+def memory_space(aval: Any) -> Any:
+    """The value of a ref's memory space, such as "vmem". None if it has none."""
+    return _value(aval.memory_space)
+
+
 def in_hbm(aval: Any) -> bool:
     """Whether a ref is in HBM. A kernel can only copy from and to HBM."""
-    return _value(aval.memory_space) in ("any", "hbm")
+    return memory_space(aval) in ("any", "hbm")
+
+
+def compiler_params(eqn: Any) -> tuple[Any, ...]:
+    """The compiler parameters that the user gave, of one platform or of several."""
+    given = eqn.params.get("compiler_params")
+    if isinstance(given, Mapping):  # JAX < 0.9 has them by platform
+        return tuple(given.values())
+    return () if given is None else (given,)
+
+
+def dimension_semantics(eqn: Any) -> tuple[str, ...]:
+    """What the user declared of the axes of the grid: "parallel", "arbitrary" and the like."""
+    for params in compiler_params(eqn):
+        declared = getattr(params, "dimension_semantics", None)
+        if declared is not None:
+            return tuple(map(_value, declared))
+    return ()
 
 
 def refused_grid(eqn: Any) -> str | None:
     """The reason why JAX refuses a pallas_call's parallel dimensions. None if it doesn't."""
     mapping = eqn.params["grid_mapping"]
-    semantics = getattr(eqn.params["compiler_params"], "dimension_semantics", None) or ()
-    parallel = [_value(s) == "parallel" for s in semantics]
+    parallel = [semantics == "parallel" for semantics in dimension_semantics(eqn)]
     if sorted(parallel, reverse=True) != parallel:
         return "parallel dimensions of the grid come after others"
     if any(p and not isinstance(n, int) for p, n in zip(parallel, mapping.grid, strict=False)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from jax._src.state import types as state_types
 
 from pallas_shim.refusal import Refusal
 
+# The jaxpr of these primitives is a Pallas kernel.
+KERNEL_PRIMITIVES = frozenset({"pallas_call", "core_map", "mpmd_map"})
 # These primitives only call the jaxpr in one of their parameters.
 CALL_PRIMITIVES = (
     "jit",
@@ -92,6 +95,33 @@ def equations(jaxpr: Any) -> Iterator[Any]:
         yield eqn
         for inner in core.jaxprs_in_params(eqn.params):
             yield from equations(inner)
+
+
+_primitives: weakref.WeakKeyDictionary[Any, frozenset[str]] = weakref.WeakKeyDictionary()
+_JAXPRS = (core.Jaxpr,) if _CLOSED is None else (core.Jaxpr, _CLOSED)
+# The types of most parameters, none of which is a jaxpr. Asking for these first is faster.
+_PLAIN = frozenset({bool, int, float, str, type(None), np.dtype})
+
+
+def primitives(jaxpr: Any) -> frozenset[str]:
+    """JAX's names of the primitives in a jaxpr and in the jaxprs inside it.
+
+    The answer is kept with the jaxpr, so whoever looks for a rare primitive asks this first. A
+    jaxpr that many equations call, such as that of ``jnp.where``, is read once.
+    """
+    opened = open_jaxpr(jaxpr)[0]
+    found = _primitives.get(opened)
+    if found is None:
+        names: set[str] = set()
+        inside: dict[int, Any] = {}
+        for eqn in opened.eqns:
+            names.add(eqn.primitive.name)
+            for value in eqn.params.values():
+                for held in value if isinstance(value, tuple) else (value,):
+                    if type(held) not in _PLAIN and isinstance(held, _JAXPRS):
+                        inside[id(held)] = held
+        found = _primitives[opened] = frozenset(names.union(*map(primitives, inside.values())))
+    return found
 
 
 def primitive_name(primitive: Any) -> str:

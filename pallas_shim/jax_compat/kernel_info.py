@@ -11,10 +11,8 @@ from jax._src import core
 
 from pallas_shim.jax_compat import meshes
 from pallas_shim.jax_compat.checked import ASKED_FOR_HERE, refused_grid, replaced_in_interpreter
+from pallas_shim.jax_compat.jaxprs import KERNEL_PRIMITIVES
 from pallas_shim.jax_compat.pallas import kernel_name, kernel_source
-
-# Primitives whose jaxpr is a Pallas kernel.
-KERNEL_PRIMITIVES = frozenset({"pallas_call", "core_map", "mpmd_map"})
 
 
 class KernelInfo(NamedTuple):

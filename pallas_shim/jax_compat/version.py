@@ -21,6 +21,8 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "debug_infs",
         "debug_key_reuse",
         "debug_nans",
+        "enable_x64",
+        "jax_platforms",
         "no_execution",
         "no_tracing",
         "trace_context",
@@ -99,6 +101,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.lib._jax": ("collect_garbage",),
     "jax._src.lib.jax_jit": ("parse_arguments",),
     "jax._src.lib.xla_client": ("batched_device_put",),
+    "jax._src.hardware_utils": ("num_available_tpu_chips_and_device_id",),
     "jax._src.literals": ("TypedInt", "TypedNdArray"),
     "jax._src.literals.TypedNdArray": ("tobytes>=0.9",),
     "jax._src.mesh": (
@@ -167,6 +170,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "tree_unflatten",
     ),
     "jax._src.util": ("cache",),
+    "jax._src.xla_bridge": ("_backend_factories",),
 }
 
 

@@ -300,7 +300,8 @@ def any_order_gives_the_same():
     from pallas_shim.evaluator import passes
     from pallas_shim.evaluator.execute import Executable
     from pallas_shim.evaluator.lower import lower
-    from pallas_shim.evaluator.machine.scheduler import Order
+    from pallas_shim.evaluator.machine import order
+    from pallas_shim.evaluator.machine.order import Order
 
     on = k.mesh(4)
     reduce = k.ring_reduce_scatter(4, local((4, 8, 128)))
@@ -314,12 +315,15 @@ def any_order_gives_the_same():
     mapped = jax.jit(k.over(f, on, P("x"), P("x")))
     want = [np.asarray(y) for y in mapped(x)]
     jaxpr = jax.make_jaxpr(mapped)(x)
-    for program in (lower(jaxpr), passes.optimise(lower(jaxpr))):
-        for order in (Order(), *map(Order, range(12))):
-            for got, expected in zip(
-                Executable(program, order=order)(np.asarray(x)), want, strict=True
-            ):
-                equal(got, expected)
+    orders = [Order(), order.LATE, *map(Order, range(12)), Order(choices=(1, 1, 2, 0, 1, 3))]
+    for program in (
+        lower(jaxpr), passes.optimise(lower(jaxpr)), lower(jaxpr, timed=True)
+    ):  # fmt: skip
+        for each in orders:
+            with order.running(each):
+                got = Executable(program, lambda _: False)(np.asarray(x))
+            for one, expected in zip(got, want, strict=True):
+                equal(one, expected)
 
 
 @case()
@@ -508,6 +512,83 @@ def subcores():
     want = np.array([((i + 5) % n) ** 2 for i in range(n)])
     want[3] = sum(range(n))
     equal(kernel(), np.broadcast_to(want[:, None], (n, 16)))
+
+
+def kinds_of_cores(vector, scalar, out, **kwargs):
+    """Runs functions on 4 vector subcores and the scalar subcore of each of two SparseCores, with a
+    semaphore for each kind."""
+    from jax.experimental.pallas import tpu_sc as plsc
+
+    vectors = plsc.VectorSubcoreMesh(
+        core_axis_name="core", subcore_axis_name="subcore", num_cores=2, num_subcores=4
+    )
+    scalars = plsc.ScalarSubcoreMesh(axis_name="core", num_cores=2)
+    return pl.kernel(
+        body=[vector, scalar], mesh=[vectors, scalars], out_type=out,
+        scratch_types=[k.REGULAR @ vectors, k.REGULAR @ scalars,
+                       pltpu.VMEM_SHARED((16,), jnp.int32)], **kwargs,
+    )  # fmt: skip
+
+
+def has_kinds():
+    return jax.__version_info__ >= (0, 10, 1)
+
+
+@case()
+def cores_of_several_kinds():
+    """The scalar subcore lets the vector subcores go one after the other. Each adds to memory in
+    common, and says that it has."""
+    if not has_kinds():
+        return double_for_the_report()
+
+    def vector(x_ref, o_ref, of_vector, of_scalar, common):
+        me, core = lax.axis_index("subcore"), lax.axis_index("core")
+        own = jax.empty_ref(jax.typeof(jnp.zeros(16, jnp.int32)), memory_space=pltpu.VMEM)
+        k.wait(of_vector, 1)
+        pltpu.sync_copy(common, own)
+        own[...] = own[...] * 3 + me
+        pltpu.sync_copy(own, common)
+        k.signal(of_scalar, 1, device_id={"core": core})
+
+    def scalar(x_ref, o_ref, of_vector, of_scalar, common):
+        core = lax.axis_index("core")
+        pltpu.sync_copy(x_ref.at[core], common)
+        for subcore in (2, 0, 3, 1):
+            k.signal(of_vector, 1, device_id={"core": core, "subcore": subcore})
+            k.wait(of_scalar, 1)
+        pltpu.sync_copy(common, o_ref.at[core])
+
+    x = k.numbers(8, 16, dtype=jnp.int32)
+    out = local((2, 16), jnp.int32)
+    y = jax.jit(k.over(kinds_of_cores(vector, scalar, out), k.mesh(4), P("x"), P("x")))(x)
+    want = np.asarray(x)
+    for subcore in (2, 0, 3, 1):
+        want = want * 3 + subcore
+    equal(y, want)
+
+
+@case()
+def deadlock_of_several_kinds():
+    if not has_kinds():
+        return double_for_the_report()
+
+    def vector(o_ref, of_vector, of_scalar, common):
+        @pl.when(lax.axis_index("subcore") == 3)
+        def _():
+            k.wait(of_vector, 1)
+
+    def scalar(o_ref, of_vector, of_scalar, common):
+        @pl.when(lax.axis_index("core") == 1)
+        def _():
+            k.signal(of_vector, 1, device_id={"core": 1, "subcore": 3})
+
+    error = raises(jax.jit(kinds_of_cores(vector, scalar, local((16,), jnp.int32))))
+    assert (
+        "vector subcore (core=0, subcore=3) waits for of_vector, which has 0 and needs 1"
+        in str(error)
+    ), error
+    assert "core=1" not in str(error), error
+    equal(jax.jit(k.double)(jnp.ones((8, 128))), 2 * np.ones((8, 128)))
 
 
 def double_for_the_report():
@@ -877,7 +958,7 @@ def an_error_in_one_device_ends_all():
 
 def main(names):
     import pallas_shim
-    from pallas_shim.report import REPORT
+    from pallas_shim.reports.uses import REPORT
 
     pallas_shim.activate()
     for name in names or CASES:

@@ -97,7 +97,7 @@ def test_jax_is_put_back_exactly(python, tmp_path):
         changed = {key for key, value in everything().items() if before.get(key, value) != value}
         assert not changed, changed
         assert run() == 56
-        from pallas_shim.report import REPORT
+        from pallas_shim.reports.uses import REPORT
         print([row["calls"] for row in REPORT.rows()])
     """
     (tmp_path / "kernel.py").write_text(KERNEL)

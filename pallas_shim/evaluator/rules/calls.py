@@ -24,6 +24,13 @@ def _defined(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Val
     return lowering.inline_definition(definitions.definition(eqn), ins)
 
 
+@lowering_rule("fusible")
+def _fusible(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
+    """A function that Pallas may fuse with its neighbours. What it has captured comes first."""
+    count = eqn.params["num_consts"]
+    return lowering.inline(eqn.params["jaxpr"], ins[count:], ins[:count])
+
+
 @lowering_rule("platform_index")
 def _platform_index(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     """The index of the group that has the platform that JAX compiles for. The group None stands

@@ -6,6 +6,7 @@ other, each with its own scratch memory. The hardware may run them in this order
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,8 +16,9 @@ import numpy as np
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import grid, refs
 from pallas_shim.evaluator.analysis import alias
-from pallas_shim.evaluator.lower import Lowering
+from pallas_shim.evaluator.lower import KernelScope, Lowering
 from pallas_shim.evaluator.machine import programs
+from pallas_shim.evaluator.machine.shards import all_coordinates
 from pallas_shim.evaluator.program import RefType, Value, ref_type
 from pallas_shim.evaluator.registry import Unsupported, lowering_rule
 from pallas_shim.evaluator.rules import remote
@@ -45,10 +47,18 @@ def _core_map(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Va
 @lowering_rule("mpmd_map")
 def _mpmd_map(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     call = jax_compat.mpmd_map(eqn)
-    if call.external_meshes:
-        raise Unsupported("mpmd_map", "memory of a mesh that runs another kernel")
-    if len(call.functions) > 1 and any(f.waits is not None for f in call.functions):
-        raise Unsupported("mpmd_map", "cores of several kinds that may wait for one another")
+    if any(size > 1 for size in call.other_axes.values()):
+        raise Unsupported("mpmd_map", "memory of several cores that run another kernel")
+    outer, lowering.axes = lowering.axes, {**lowering.axes, **call.other_axes}
+    try:
+        return _emit_mpmd(lowering, eqn, call, ins)
+    finally:
+        lowering.axes = outer
+
+
+def _emit_mpmd(
+    lowering: Lowering, eqn: Any, call: jax_compat.MpmdMap, ins: Sequence[Value]
+) -> Sequence[Value]:
     opened, _ = jax_compat.open_jaxpr(call.functions[0].jaxpr)
     types = [lowering.type(v.aval) for v in opened.invars]
     num_inputs, num_operands = len(ins), len(ins) + call.num_outputs
@@ -64,14 +74,15 @@ def _mpmd_map(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Va
         operands[source[out]] if out in source else refs.allocate(lowering, ref_type(type))
         for out, type in enumerate(types[num_inputs:num_operands])
     ]
+    own = list(map(ref_type, types[num_operands:]))
+    several = len(call.functions) > 1
     with lowering.block() as cores:
-        for function in call.functions:
+        if several and any(f.waits is not None for f in call.functions):
+            _on_cores_of_several_kinds(lowering, eqn, call, [*operands, *outs], own)
+        for function in () if cores else call.functions:
 
             def body(function: jax_compat.CoreFunction = function) -> None:
-                own = list(map(ref_type, types[num_operands:]))
-                scratch = _scratch(
-                    lowering, "mpmd_map", function, own, len(call.functions) == 1
-                )
+                scratch = _scratch(lowering, "mpmd_map", function, own, not several)
                 lowering.inline(function.jaxpr, [*operands, *outs, *scratch])
 
             _on_cores(lowering, eqn, call.name, function, body)
@@ -130,6 +141,94 @@ def _on_cores(
         )  # fmt: skip
         lowering.body.extend(cells)
         programs.emit_exit(lowering, ())
+
+
+def _on_cores_of_several_kinds(
+    lowering: Lowering,
+    eqn: Any,
+    call: jax_compat.MpmdMap,
+    operands: Sequence[Value],
+    types: Sequence[RefType],
+) -> None:
+    """Runs all cores as programs of one level, which has an axis of their kinds."""
+    machine, functions = lowering.machine, call.functions
+    sizes = {programs.KIND: len(functions)}
+    for function in functions:
+        sizes.update(function.axes)
+    names = [_core_name(functions[place[programs.KIND]], place) for place in all_coordinates(sizes)]
+    where = jax_compat.kernel_source(eqn) or ""
+    opened, _ = jax_compat.open_jaxpr(functions[0].jaxpr)
+    arguments = jax_compat.argument_names(opened)[len(operands) :]
+    kinds = [programs.Owner(n, frozenset(f.axes)) for n, f in enumerate(functions)]
+
+    def branch(
+        kind: int, scratch: Sequence[Value], shared: dict[Any, Value], _: Sequence[Value]
+    ) -> Sequence[Value]:
+        function, level = functions[kind], machine.levels[-1]
+        counts = [lowering.const(np.int32(size)) for size in function.axes.values()]
+        indices = [level.indices[axis] for axis in function.axes]
+        named = dict(zip(function.axes, zip(indices, counts, strict=True), strict=True))
+        lowering.kernels.append(
+            KernelScope(indices, counts, named, shared, function.checked, function.for_device)
+        )
+        machine.core = kinds[kind]
+        lowering.inline(function.jaxpr, [*operands, *scratch])
+        machine.core = None
+        lowering.kernels.pop()
+        return ()
+
+    def core(_: Sequence[Value]) -> Sequence[Value]:
+        index = machine.levels[-1].indices[programs.KIND]
+        shared: dict[Any, Value] = {}
+        with machine.within(call.name, where, True):
+            scratch = [_scratch_of_kinds(lowering, call, kinds, *each)
+                       for each in zip(types, call.owners, strict=True)]  # fmt: skip
+            lowering.names.update(zip(scratch, arguments, strict=False))
+            with lowering.block() as body:
+                regions = [
+                    lowering.region((), functools.partial(branch, kind, scratch, shared))
+                    for kind in range(len(functions))
+                ]
+                lowering.structured("switch", [index], [], regions, {})
+            for ref in shared.values():
+                grid.allocate(lowering, ref, functions[0].checked)
+            programs.emit_entry(lowering)
+            lowering.body.extend(body)
+            semaphores = [ref for ref in scratch if ref.ref.space.startswith("semaphore")]
+            programs.emit_exit(lowering, semaphores)
+        return ()
+
+    programs.emit_programs(lowering, "core", sizes, (), (), (), (), (), core, names)
+
+
+def _core_name(function: jax_compat.CoreFunction, place: dict[Any, int]) -> str | None:
+    """What messages call the core at a place. None if there is no such core."""
+    axes = function.axes.keys()
+    if any(index for axis, index in place.items() if axis not in (*axes, programs.KIND)):
+        return None
+    at = ", ".join(f"{axis}={place[axis]}" for axis in axes)
+    return f"{function.kind} ({at})"
+
+
+def _scratch_of_kinds(
+    lowering: Lowering,
+    call: jax_compat.MpmdMap,
+    kinds: Sequence[programs.Owner],
+    type: RefType,
+    owner: int | None,
+) -> Value:
+    """Scratch memory of cores of several kinds. Shared memory of a SparseCore belongs to its cores
+    of all kinds."""
+    space, _, _ = type.space.partition("@")
+    ref = refs.allocate(lowering, type)
+    if space == "vmem_shared":
+        first = next(iter(call.functions[0].axes))
+        axes = [a for a in lowering.machine.levels[-1].sizes if a != first]
+        return remote.of_first(lowering, ref, axes)
+    if space not in _CORES_OWN or owner is None:
+        raise Unsupported("mpmd_map", f"cores of several kinds with scratch memory in {type.space}")
+    lowering.machine.owners[ref] = kinds[owner]
+    return ref
 
 
 @lowering_rule("axis_index")

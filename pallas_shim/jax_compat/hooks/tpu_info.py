@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -118,7 +119,37 @@ def answer(kind: str, cores: int) -> Callable[[], None]:
     def undo() -> None:
         for name, function in stock.items():
             setattr(module, name, function)
-        if hasattr(module, "get_tpu_info"):
-            module.get_tpu_info.cache_clear()
+        _forget()
 
     return undo
+
+
+def _forget() -> None:
+    """Clears what JAX remembers of the device's properties."""
+    module = _module()
+    for name in ("get_tpu_info", "get_tpu_info_for_chip"):
+        clear = getattr(getattr(module, name, None), "cache_clear", None)
+        if clear is not None:
+            clear()
+
+
+@contextlib.contextmanager
+def pretended(kind: str, cores: int) -> Iterator[None]:
+    """A context in which JAX's lowering for a TPU sees a device of that kind, and no other, with so
+    many TensorCores. An equation may restore a mesh that names another; it isn't asked."""
+    module = _module()
+    answers = {
+        "get_device_kind": lambda: kind,
+        "get_num_device_cores": lambda: cores,
+        "is_tpu_device": lambda: True,
+    }
+    stock = {name: getattr(module, name) for name in answers if hasattr(module, name)}
+    _forget()
+    try:
+        for name in stock:
+            setattr(module, name, answers[name])
+        yield
+    finally:
+        for name, function in stock.items():
+            setattr(module, name, function)
+        _forget()

@@ -1,15 +1,12 @@
-"""The report: which kernels were called, how each ran, and the time it took."""
+"""The uses of kernels in this process: which were called, how each ran, and the time it took."""
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
-import json
 import logging
 import os
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,7 +17,7 @@ log = logging.getLogger("pallas_shim")
 _lock = threading.Lock()  # guards all counts
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, slots=True, weakref_slot=True)
 class Use:
     """The kernels of one jitted function (or one kernel of a compiled one) on one rung.
 
@@ -58,6 +55,8 @@ class Use:
             if error is not None:
                 self.raised += 1
                 self.error = type(error).__name__
+            if REPORT.hear is not None:
+                REPORT.hear(self)
 
     def caches(self) -> str | None:
         """The outcome of both caches, as text for people. None if neither was used."""
@@ -79,6 +78,9 @@ class Report:
 
     def __init__(self) -> None:
         self._uses: dict[Any, Use] = {}
+        # What the TPU's compiler said of the kernels, see `chip.verdicts.Verdict.row`.
+        self.verdicts: list[dict[str, Any]] = []
+        self.hear: Callable[[Use], None] | None = None  # is called after each call of a kernel
 
     def use(self, function: str, kernels: tuple[KernelInfo, ...], rung: str, reason: str) -> Use:
         """The use with this description. A new one is logged."""
@@ -108,75 +110,30 @@ class Report:
         """
         with _lock:
             uses = [use for use in self._uses.values() if use.happened]
-        return [
-            {
-                "name": kernel.name if kernel else f"{use.function} (no kernel)",
-                "source": kernel.source if kernel else None,
-                "grid": kernel.grid if kernel else "",
-                "function": use.function,
-                "calls": use.calls,
-                "rung": use.rung,
-                "reason": use.reason,
-                "tracing_s": use.tracing,
-                "lowering_s": use.lowering,
-                "running_s": use.running,
-                "shared_with": max(len(use.kernels) - 1, 0),
-                "cache": use.caches(),
-                "raised": use.raised,
-                "error": use.error,
-            }
-            for use in uses
-            for kernel in use.kernels or (None,)
-        ]
-
-    def table(self) -> str:
-        """The rows as text, for people."""
-        return table(self.rows())
+        return [row for use in uses for row in rows(use)]
 
 
-_HEADER = (
-    "kernel", "source", "grid", "calls", "rung", "tracing s", "lowering s", "running s", "reason",
-)
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Rows of a report as text, for people."""
-    if not rows:
-        return "pallas_shim: no Pallas kernel was called"
-    lines = [_HEADER]
-    for row in rows:
-        tracing = "-" if row["tracing_s"] is None else f"{row['tracing_s']:.3f}"
-        shared = "*" if row["shared_with"] else ""
-        lines.append(
-            (
-                row["name"],
-                row["source"] or "-",
-                row["grid"] or "-",
-                f"{row['calls']}{shared}",
-                row["rung"],
-                f"{tracing}{shared}",
-                f"{row['lowering_s']:.3f}{shared}",
-                f"{row['running_s']:.3f}{shared}",
-                "; ".join(_remarks(row)),
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
+def rows(use: Use) -> list[dict[str, Any]]:
+    """One row for each kernel of a use: see `Report.rows`."""
+    return [
+        {
+            "name": kernel.name if kernel else f"{use.function} (no kernel)",
+            "source": kernel.source if kernel else None,
+            "grid": kernel.grid if kernel else "",
+            "function": use.function,
+            "calls": use.calls,
+            "rung": use.rung,
+            "reason": use.reason,
+            "tracing_s": use.tracing,
+            "lowering_s": use.lowering,
+            "running_s": use.running,
+            "shared_with": max(len(use.kernels) - 1, 0),
+            "cache": use.caches(),
+            "raised": use.raised,
+            "error": use.error,
+        }
+        for kernel in use.kernels or (None,)
     ]
-    text.insert(0, "pallas_shim: the Pallas kernels of this process")
-    if any(row["shared_with"] for row in rows):
-        text.append("* of the whole jitted function, which holds other kernels too")
-    return "\n".join(text)
-
-
-def _remarks(row: dict[str, Any]) -> Iterator[str]:
-    yield row["reason"]
-    if row["cache"]:
-        yield f"cache: {row['cache']}"
-    if row.get("raised"):
-        yield f"{row['raised']} of {row['calls']} calls raised, the last one {row['error']}"
 
 
 def _titled(kernel: KernelInfo) -> str:
@@ -196,43 +153,6 @@ def _start_over() -> None:
 
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_start_over)
-
-
-def write(destination: str) -> None:
-    """Writes the report. "1" prints a table to stderr; anything else is the path of a JSON file.
-
-    ``{pid}`` in a path stands for the process id, for scripts that start other processes.
-    """
-    if destination == "1":
-        print(REPORT.table(), file=sys.stderr)
-        return
-    path = destination.replace("{pid}", str(os.getpid()))
-    try:
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump({"pid": os.getpid(), "kernels": REPORT.rows()}, file, indent=1)
-            file.write("\n")
-    except OSError as error:
-        print(f"pallas_shim: the report can't be written: {error}", file=sys.stderr)
-
-
-def show(path: str) -> int:
-    """Prints the table of a JSON file that `write` made. Returns the exit status: 1 if the file
-    can't be read."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            rows = json.load(file)["kernels"]
-        print(table(rows))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"pallas_shim: {path} isn't a report: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def write_at_exit(destination: str | None) -> None:
-    """Writes the report when Python ends. If it is called again, the last destination counts."""
-    atexit.unregister(write)
-    if destination is not None:
-        atexit.register(write, destination)
 
 
 def log_to_stderr() -> None:

@@ -1,0 +1,78 @@
+"""The verdicts of this process: asked for and shown when it ends, or when somebody asks."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+
+from pallas_shim import exit_status, settings
+from pallas_shim.chip import jobs, noting, session, tpus, verdicts
+from pallas_shim.reports.uses import REPORT
+
+# The exit status of a script that ran, if a kernel was refused.
+REFUSED_STATUS = 98
+
+
+def register() -> None:
+    """Has the kernels compiled when Python ends."""
+    exit_status.register()
+    atexit.unregister(_at_exit)
+    atexit.register(_at_exit)
+
+
+def compile_reached() -> list[verdicts.Verdict]:
+    """Compiles the kernels that this process reached since the last call, for the TPUs of
+    PALLAS_NUMPY_COMPILE. Adds the verdicts to the report, and returns them.
+
+    Raises:
+      KeyboardInterrupt: the user doesn't want to wait.
+    """
+    asked = settings.current()
+    found = session.compile_kernels(
+        noting.REACHED.take(),
+        [tpus.target(name) for name in asked.compile],
+        executor=asked.compile_executor,
+    )
+    REPORT.verdicts += [verdict.row() for verdict in found]
+    return found
+
+
+def shown(found: list[verdicts.Verdict]) -> str:
+    """Verdicts as text, for people."""
+    has_compiler = session.libtpu_version() is not None or bool(settings.current().compile_executor)
+    return verdicts.text(found, has_compiler=has_compiler)
+
+
+def _at_exit() -> None:
+    """Never raises: the script has ended, and its end is not to change."""
+    try:
+        if isinstance(getattr(sys, "last_value", None), KeyboardInterrupt):
+            _say("pallas_shim: interrupted, so no kernel was compiled for a TPU")
+            return
+        found = compile_reached()
+        _say(shown(found))
+        if any(verdict.answer.outcome == jobs.REFUSED for verdict in found):
+            exit_status.replace_success(REFUSED_STATUS)
+    except KeyboardInterrupt:
+        _say("pallas_shim: interrupted while kernels were compiled for a TPU; no verdict")
+    except Exception as error:
+        kind = type(error).__name__
+        _say(f"pallas_shim: compiling for a TPU failed, which is a bug: {kind}: {error}")
+
+
+def _say(text: str) -> None:
+    if sys.stderr is not None:
+        try:
+            print(text, file=sys.stderr, flush=True)
+        except (OSError, ValueError):  # nobody reads it any more
+            pass
+
+
+def _start_over() -> None:
+    """A forked process doesn't answer for what its parent reached."""
+    REPORT.verdicts = []
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_start_over)

@@ -1,0 +1,64 @@
+"""What goes to the compiler and what comes back. Plain data: it is pickled, and kept on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+ACCEPTED, REFUSED, NO_VERDICT = "accepted", "refused", "no verdict"
+
+# The stages at which a kernel is refused.
+LOWERING, MOSAIC, LLO, MEMORY = "JAX's lowering", "Mosaic", "LLO", "memory"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A kernel to compile: its exported module, JAX's name of the topology, the named axes of the
+    devices that run it, and whether its schedule is wanted too."""
+
+    module: bytes
+    topology: str
+    axes: tuple[tuple[Any, int], ...] = ()
+    schedule: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Allocation:
+    """Memory that the compiler gave a kernel. ``space``: vmem, smem or sflag (semaphores)."""
+
+    space: str
+    size: int
+    shape: str
+    what: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What the compiler said.
+
+    ``message``: why it refused, or why there is no verdict. ``allocations``, ``bundles``,
+    ``spills`` (stores of vector registers, as instructions in the code) and ``warnings`` come from
+    the compiler's dump; None: it can't be read, and ``unread`` says why. ``seconds``: CPU time.
+    """
+
+    outcome: str
+    stage: str | None = None
+    message: str | None = None
+    code_size: int | None = None
+    allocations: tuple[Allocation, ...] | None = None
+    bundles: int | None = None
+    spills: int | None = None
+    warnings: tuple[str, ...] = ()
+    unread: str | None = None
+    libtpu: str | None = None
+    seconds: float = 0.0
+    schedule: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What one job may take: seconds of CPU, seconds on the clock, bytes of memory."""
+
+    cpu: float = 60.0
+    wall: float = 300.0
+    memory: int = 6 << 30

@@ -1,0 +1,80 @@
+"""Notes the kernels that a process reaches, each once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from pallas_shim.jax_compat import contents, export_tpu, kernel_info
+
+_log = logging.getLogger("pallas_shim")
+
+
+class Reached:
+    """The kernels that were reached and not taken yet. A forked process begins with none."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: list[export_tpu.Site] = []
+        self._known: set[Any] = set()
+
+    def note(self, sites: Iterable[export_tpu.Site]) -> None:
+        """Notes kernels, unless equal ones with operands of the same types were noted before."""
+        for site in sites:
+            key = _key(site)
+            with self._lock:
+                if key not in self._known:
+                    self._known.add(key)
+                    self._waiting.append(site)
+
+    def take(self) -> list[export_tpu.Site]:
+        """Returns the kernels noted since the last time, in the order in which they came."""
+        with self._lock:
+            taken, self._waiting = self._waiting, []
+        return taken
+
+
+def _key(site: export_tpu.Site) -> Any:
+    """Equal for kernels that are the same to a compiler. One that can't be read is like no other,
+    but itself."""
+    try:
+        digest = contents.Contents(export_tpu.alone(site)).digest
+    except contents.Unreadable:
+        digest = site.equation.params.get("jaxpr", site.equation)
+    except RecursionError:  # deeply nested
+        digest = site.equation
+    return digest, site.axes, site.x64
+
+
+REACHED = Reached()
+
+
+def in_function(jaxpr: Any) -> None:
+    """Notes the kernels of a function that is called."""
+    if kernel_info.kernel_equations(jaxpr):
+        _note(lambda: export_tpu.sites(jaxpr))
+
+
+def kernel(equation: Any, axes: Mapping[Any, int]) -> None:
+    """Notes a kernel in a program that XLA compiles."""
+    _note(lambda: [export_tpu.site(equation, axes)])
+
+
+def _note(sites: Callable[[], Iterable[export_tpu.Site]]) -> None:
+    try:
+        REACHED.note(sites())
+    except Exception as error:  # the call goes on, but a kernel isn't dropped in silence
+        _log.warning("a kernel can't be compiled for a TPU, a bug in pallas_shim: %r", error)
+
+
+def _start_over() -> None:
+    """Runs in a forked process. Its parent answers for what it has reached."""
+    global REACHED
+    REACHED = Reached()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_start_over)

@@ -1,0 +1,158 @@
+"""Verdicts: what the compiler said of each kernel, and how that reads."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pallas_shim.chip import jobs
+from pallas_shim.chip.jobs import ACCEPTED, NO_VERDICT, REFUSED, Answer
+from pallas_shim.chip.tpus import Tpu
+
+# Compiled by JAX's lowering alone: libtpu isn't installed.
+LOWERED = "lowered"
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What was said of one kernel for one TPU.
+
+    ``operands``: their types. ``answer``: the compiler's, whose outcome may also be `LOWERED`.
+    ``estimate``: bytes of VMEM that blocks and scratch take; None: unknown. ``remembered``: an
+    earlier process compiled it.
+    """
+
+    kernel: str
+    source: str | None
+    operands: str
+    target: str
+    tpu: Tpu
+    answer: Answer
+    estimate: int | None
+    jax: str
+    remembered: bool = False
+
+    @property
+    def is_refused(self) -> bool:
+        return self.answer.outcome == REFUSED
+
+    def row(self) -> dict[str, Any]:
+        """The JSON form, for the report."""
+        answer = self.answer
+        return {
+            "name": self.kernel,
+            "source": self.source,
+            "operands": self.operands,
+            "tpu": self.target,
+            "outcome": answer.outcome,
+            "stage": answer.stage,
+            "message": answer.message,
+            "memory": self.memory(),
+            "vmem_estimate": self.estimate,
+            "allocations": [dataclasses.asdict(a) for a in answer.allocations or ()],
+            "bundles": answer.bundles,
+            "spills": answer.spills,
+            "code_size": answer.code_size,
+            "warnings": list(answer.warnings),
+            "unread": answer.unread,
+            "cpu_s": answer.seconds,
+            "remembered": self.remembered,
+            "jax": self.jax,
+            "libtpu": answer.libtpu,
+        }
+
+    def memory(self) -> dict[str, dict[str, int | None]]:
+        """Bytes used and there by memory; semaphores are counted. Empty if it isn't known."""
+        if self.answer.allocations is None:
+            return {}
+        used: collections.Counter[str] = collections.Counter()
+        for allocation in self.answer.allocations:
+            used[allocation.space] += allocation.size
+        return {
+            "vmem": {"used": used["vmem"], "limit": self.tpu.vmem},
+            "smem": {"used": used["smem"], "limit": self.tpu.smem},
+            "semaphores": {"used": used["sflag"] // _SEMAPHORE, "limit": None},
+        }
+
+
+_SEMAPHORE = 4  # bytes
+
+
+def text(verdicts: Sequence[Verdict], *, has_compiler: bool) -> str:
+    """The verdicts for people: one line each, and what the compiler said of those it refused."""
+    if not verdicts:
+        return "pallas_shim: no Pallas kernel was reached, so none was compiled"
+    libtpu = sorted({f"libtpu {v.answer.libtpu}" for v in verdicts if v.answer.libtpu})
+    versions = ", ".join([f"JAX {verdicts[0].jax}", *libtpu])
+    lines = [f"pallas_shim: what the TPU's compiler says ({versions})"]
+    # TPUs of which the same is to be said share their lines.
+    said: dict[tuple[str, ...], list[str]] = {}
+    for verdict in verdicts:
+        said.setdefault(tuple(_lines(verdict)), []).append(verdict.target)
+    for (first, *rest), targets in said.items():
+        lines += [f"{', '.join(dict.fromkeys(targets))}: {first}", *rest]
+    lines.append(f"pallas_shim: {summary(verdicts)}")
+    if not has_compiler:
+        lines.append(
+            "libtpu isn't installed, so only JAX's own lowering was asked. "
+            "pip install 'pallas_shim[tpu]' adds the compiler (690 MB): what Mosaic and LLO "
+            "refuse, memory used, spills, code size"
+        )
+    return "\n".join(lines)
+
+
+def _lines(verdict: Verdict) -> Iterator[str]:
+    answer = verdict.answer
+    place = f" ({verdict.source})" if verdict.source else ""
+    outcome = answer.outcome
+    if answer.stage is not None:
+        outcome += f" by {answer.stage}" if answer.stage != jobs.MEMORY else ", memory"
+    known = " (known from an earlier run)" if verdict.remembered else ""
+    yield f"{verdict.kernel}{place} {verdict.operands}: {outcome}{known}"
+    facts = list(_facts(verdict))
+    if facts:
+        yield "    " + ", ".join(facts)
+    if answer.message:
+        yield from ("    " + line for line in answer.message.splitlines()[:_MOST_LINES])
+    if answer.outcome == ACCEPTED and answer.unread:
+        yield f"    {answer.unread}"
+    yield from ("    " + warning for warning in answer.warnings)
+
+
+_MOST_LINES = 24
+
+
+def _facts(verdict: Verdict) -> Iterator[str]:
+    answer, memory = verdict.answer, verdict.memory()
+    if memory:
+        for name in ("vmem", "smem"):
+            used, limit = memory[name]["used"], memory[name]["limit"]
+            yield f"{name.upper()} {_bytes(used)} of {_bytes(limit)}"
+        yield f"{memory['semaphores']['used']} semaphores"
+    elif verdict.estimate is not None and answer.outcome != ACCEPTED:
+        limit = verdict.tpu.vmem
+        over = ", which is too much" if verdict.estimate > limit else ""
+        yield f"blocks and scratch take {_bytes(verdict.estimate)} of {_bytes(limit)} VMEM{over}"
+    if answer.spills is not None:
+        yield f"{answer.spills} spills" if answer.spills else "no spills"
+    if answer.bundles is not None:
+        yield f"{answer.bundles} bundles"
+    if answer.code_size is not None:
+        yield f"code {_bytes(answer.code_size)}"
+
+
+def _bytes(number: int | None) -> str:
+    if number is None:
+        return "?"
+    if number >= 1 << 20:
+        return f"{number / (1 << 20):.4g} MiB"
+    return f"{number / 1024:.4g} KiB" if number >= 1024 else f"{number} B"
+
+
+def summary(verdicts: Sequence[Verdict]) -> str:
+    """How many of each outcome, for the last line."""
+    counts = collections.Counter(v.answer.outcome for v in verdicts)
+    order = (ACCEPTED, LOWERED, REFUSED, NO_VERDICT)
+    return ", ".join(f"{counts[name]} {name}" for name in order if counts[name])

@@ -1,0 +1,382 @@
+"""The checks of one kernel: its blocks, its memory, its cells, what it leaves behind."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from pallas_shim.evaluator.analysis.cell_tables import table_of, tables
+from pallas_shim.evaluator.checks import blocks, prune, undefined
+from pallas_shim.evaluator.checks.cuts import Cut, Visits, cut_of
+from pallas_shim.evaluator.checks.lowering import OBJECT, Aspect, Checker, Memory
+from pallas_shim.evaluator.checks.races import History
+from pallas_shim.evaluator.checks.run import Activation, Site
+from pallas_shim.evaluator.checks.shadow import DEFINED, NEVER, OTHER_CELL, Shadow, Window
+from pallas_shim.evaluator.findings import Finding
+from pallas_shim.evaluator.program import Array, Effects, Instruction, Region, Value
+from pallas_shim.jax_compat.pallas import Block, PallasCall
+
+if TYPE_CHECKING:  # lower is in a higher layer
+    from pallas_shim.evaluator.lower import Lowering
+
+# The blocks of larger grids are looked at while the kernel runs.
+_MOST_CELLS = 1 << 20
+
+
+class _Operand(NamedTuple):
+    """An input or output that is cut into blocks. ``site`` stands for its block specification.
+    ``visits``: where its blocks are, None if only the run knows."""
+
+    position: int
+    site: Site
+    cut: Cut
+    memory: Memory
+    visits: Visits | None
+
+
+class KernelChecks:
+    """The checks of a pallas_call while it is lowered.
+
+    Use: `begin_cell`, `blocks` and `end_cell` in turn while the cell is lowered; then `finish`,
+    which gives the cells without checks that nothing needs; then `enter`, before the cells are
+    added to the program; after them `end`, and `output` for each result, and `leave`.
+    """
+
+    def __init__(
+        self,
+        checker: Checker,
+        call: PallasCall,
+        names: Sequence[str],
+        shapes: Sequence[tuple[int, ...]],
+        sizes: Sequence[Value],
+    ) -> None:
+        self.checker = checker
+        self.lowering: Lowering = checker.lowering
+        self.call = call
+        self.names = names
+        self.shapes = shapes
+        self.sizes = sizes
+        self.activation = Value(OBJECT)
+        self._outer = checker.activation, checker.kernel
+        checker.activation, checker.kernel = self.activation, call.name
+        # Axes of size 1 hold no two cells.
+        self._parallel = [
+            (call.on_gpu or parallel) and (size.const is None or int(size.const) > 1)
+            for parallel, size in zip(call.parallel, sizes, strict=True)
+        ]
+        self._made: list[tuple[Aspect, Callable[[], Any]]] = []
+        self._outputs: dict[int, Memory] = {}
+        self._always_written: set[int] = set()
+        self._operands: dict[int, _Operand] = {}
+        self._scratch: list[Value] = []
+        self._static: list[Callable[[Activation], Finding]] = []
+
+    # -- one cell -------------------------------------------------------------------------------
+
+    def begin_cell(self, indices: Sequence[Value], prefetch: Sequence[Value]) -> None:
+        """Before the index maps run."""
+        for at, ref in enumerate(prefetch):
+            self._follow(ref, self._name(at - self.call.num_prefetch, None), DEFINED)
+        sizes = [1 << 20 if s.const is None else int(s.const) for s in self.sizes]
+        parallel = [axis for axis, is_parallel in enumerate(self._parallel) if is_parallel]
+
+        def enter(activation: Activation, *cell: Array) -> tuple[()]:
+            activation.cell = here = tuple(map(int, cell))
+            turn = 0
+            for axis in parallel:
+                turn = turn * sizes[axis] + here[axis]
+            activation.turn = turn
+            return ()
+
+        self.checker.emit("cell", [self.activation, *indices], enter)
+
+    def blocks(
+        self,
+        indices: Sequence[Value],
+        starts: Sequence[Sequence[Value]],
+        body: Sequence[Instruction],
+        prefetch: Sequence[Value],
+        refs: Sequence[Value],
+        scratch: Sequence[Value],
+    ) -> None:
+        """Before the kernel's own code. ``body`` computes the ``starts`` of the blocks, which are
+        in ``refs``."""
+        read = {value for instruction in body for value in instruction.ins}
+        for ref in prefetch:
+            self.checker.memory[ref].decides = ref in read
+        known = self._tables(indices, body)
+        for position, (block, of_block) in enumerate(zip(self.call.blocks, starts, strict=True)):
+            self._block(position, block, of_block, refs[position], known)
+        self._scratch = list(scratch)
+        turn = [index for index, p in zip(indices, self._parallel, strict=True) if p]
+        for at, ref in enumerate(scratch):
+            memory = self._follow(ref, self._name(len(self.call.blocks) + at, None), NEVER)
+            if turn and memory.codes is not None and self.checker.checks("races"):
+                self.checker.emit("turn", [memory.codes.value, *turn], _turn, memory.codes)
+
+    def end_cell(self, refs: Sequence[Value], body: Sequence[Instruction]) -> None:
+        """After the kernel's own code, which is ``body``."""
+        self._always_written = {
+            position for position, ref in enumerate(refs) if ref in self.checker.defined
+        }
+        self.checker.defined.difference_update(refs)
+        self.checker.defined.difference_update(self._scratch)
+        used = {
+            value
+            for instruction in Region((), tuple(body), ()).walk()
+            if instruction.name not in prune.OURS
+            for value in instruction.ins
+        }
+        if self.checker.checks("blocks"):
+            self._aliases([ref in used for ref in refs])
+
+    def _name(self, at: int, block: Block | None) -> str:
+        at += self.call.num_prefetch
+        if at < len(self.names):
+            return self.names[at]
+        return "a ref" if block is None else block.origin
+
+    def _follow(self, ref: Value, name: str, code: int) -> Memory:
+        """Follows memory that is there before the first cell."""
+        memory = self.checker.memory[ref] = Memory(name)
+        if not ref.ref.key_ndim:
+            self._made += self.checker.aspects(memory, ref.ref, code)
+        if code == DEFINED:
+            memory.codes = None
+        return memory
+
+    def _block(
+        self, position: int, block: Block, starts: Sequence[Value], ref: Value, known: Any
+    ) -> None:
+        name = self._name(position, block)
+        self.lowering.names.setdefault(ref, name)
+        is_output = position >= self.call.num_inputs
+        if block.in_hbm:
+            self._in_hbm(position, ref, name, is_output)
+            return
+        cut = cut_of(block, self.shapes[position])
+        visits = None if known is None else self._visits(cut, starts, known)
+        site = Site(next(self.checker._numbers), name, "has a block of", self.lowering.source)
+        memory = self._follow(ref, name, DEFINED)
+        self._operands[position] = _Operand(position, site, cut, memory, visits)
+        if self.call.on_gpu or ref.ref.key_ndim:
+            return
+        if self.checker.checks("bounds"):
+            self._bounds(self._operands[position], starts)
+        if is_output and any(self._parallel) and self.checker.checks("races"):
+            self._one_turn_each(self._operands[position])
+        # Where blocks divide the array, those that aren't inside are wholly outside.
+        inside = visits is not None and visits.are_inside() or cut.divides()
+        if is_output or not inside:
+            shape = ref.ref.shape
+            codes = memory.codes = Aspect()
+            self._made.append((codes, lambda: Window(shape, cut, is_output)))
+            ins = [self.activation, codes.value, *starts]
+            owned = visits is None and is_output and any(self._parallel)
+            if owned and self.checker.checks("races"):
+                codes.needed = True
+            self.checker.emit("block", ins, blocks.move(cut, site, owned), codes)
+        if is_output:
+            self._outputs[position] = memory
+
+    def _in_hbm(self, position: int, ref: Value, name: str, is_output: bool) -> None:
+        """An operand that the kernel sees whole. An output that shares its array with an input is
+        the same memory."""
+        if ref.ref.space.startswith("semaphore"):
+            return  # the caller's, which started copies on it before
+        memory = self.checker.memory.get(ref)
+        partner = self._partner(position)
+        if is_output and partner is not None and partner in self._whole:
+            memory = self._whole[partner]
+        if memory is None or memory not in self._whole.values():
+            code = DEFINED if not is_output or partner is not None else NEVER
+            memory = self._follow(ref, name, code)
+            written = is_output or self._partner(position) is not None
+            if any(self._parallel) and self.checker.checks("races") and written:
+                history, shape = Aspect(), ref.ref.shape
+                memory.history = history
+                self._made.append((history, lambda: History(shape)))
+        self.checker.memory[ref] = memory
+        self._whole[position] = memory
+        if is_output:
+            self._outputs[position] = memory
+
+    @functools.cached_property
+    def _whole(self) -> dict[int, Memory]:
+        """The memory of operands that the kernel sees whole."""
+        return {}
+
+    def _partner(self, position: int) -> int | None:
+        """The operand that shares its array with another."""
+        for given, out in self.call.aliases:
+            pair = given - self.call.num_prefetch, self.call.num_inputs + out
+            if position in pair and pair[0] >= 0:
+                return pair[0] + pair[1] - position
+        return None
+
+    # -- blocks ---------------------------------------------------------------------------------
+
+    def _tables(self, indices: Sequence[Value], body: Sequence[Instruction]) -> Any:
+        """The tables of scalars in the index maps, over all cells. None if they aren't known."""
+        if any(size.const is None for size in self.sizes):
+            return None
+        if not 0 < math.prod(self._bounds_of_grid()) <= _MOST_CELLS:
+            return None
+        region = Region(tuple(indices), tuple(body), ())
+        return tables(self._bounds_of_grid(), region, {}, {})
+
+    def _bounds_of_grid(self) -> tuple[int, ...]:
+        return tuple(int(size.const) for size in self.sizes if size.const is not None)
+
+    def _visits(self, cut: Cut, starts: Sequence[Value], known: Any) -> Visits | None:
+        bounds = self._bounds_of_grid()
+        columns = []
+        for start, scale in zip(starts, cut.scales, strict=True):
+            table = table_of(start, known, len(bounds))
+            if table is None:
+                return None
+            full = np.broadcast_to(table.astype(np.int64) * scale, bounds)
+            columns.append(full.reshape(-1))
+        places = np.stack(columns, -1) if columns else np.zeros((math.prod(bounds), 0), np.int64)
+        return Visits(cut, bounds, places)
+
+    def _bounds(self, operand: _Operand, starts: Sequence[Value]) -> None:
+        """The check that no block lies wholly outside its array."""
+        cut, site, visits = operand.cut, operand.site, operand.visits
+        if visits is None:
+            fn = blocks.check_inside(cut, site)
+            self.checker.emit("bounds", [self.activation, *starts], fn)
+            return
+        found = visits.first_outside()
+        if found is not None:
+            self._static.append(functools.partial(blocks.outside, site, cut, *found))
+
+    def _one_turn_each(self, operand: _Operand) -> None:
+        """The check that no two cells that may run at the same time have the same block."""
+        if operand.visits is None:
+            return  # the window looks
+        found = operand.visits.two_turns(self._parallel)
+        if found is not None:
+            make = functools.partial(blocks.shared, operand.site, operand.cut, *found)
+            self._static.append(make)
+
+    def _aliases(self, used: Sequence[bool]) -> None:
+        """The check that no input's block is loaded before an output's block in its place is
+        written."""
+        for position, operand in self._operands.items():
+            partner = self._operands.get(self._partner(position) or -1)
+            if partner is None or position >= self.call.num_inputs or not used[position]:
+                continue
+            if self.call.blocks[position].buffers == 1 or self.call.on_gpu:
+                continue
+            if operand.visits is None or partner.visits is None:
+                continue
+            found = operand.visits.loaded_too_early(partner.visits)
+            if found is not None:
+                self._static.append(
+                    functools.partial(blocks.too_early, operand.site, partner.site, *found)
+                )
+
+    # -- the whole kernel -----------------------------------------------------------------------
+
+    def finish(self, cells: Sequence[Instruction]) -> list[Instruction]:
+        """The cells, without the checks that are proven or that nothing needs."""
+        for position, memory in self._outputs.items():
+            if memory.codes is None:
+                continue
+            operand = self._operands.get(position)
+            covered = operand is None or operand.visits is not None and operand.visits.cover()
+            if position not in self._always_written or not covered:
+                memory.codes.needed = True
+        cells = prune.unneeded(prune.proven(cells))
+        return cells if prune.has_checks(cells) else prune.without_cell(cells)
+
+    def enter(self) -> None:
+        """Emits what has to be there before the first cell."""
+        name, source = self.call.name, self.call.source
+        where = (source or "").partition(" ")[0] or None
+        self.checker.define(self.activation, "kernel", lambda: Activation(name, where), None)
+        for aspect, make in self._made:
+            if aspect.needed:
+                self.checker.define(aspect.value, "state", make, aspect)
+        if self._static:
+            static = tuple(self._static)
+
+            def report(activation: Activation) -> tuple[()]:
+                for make in static:
+                    activation.run.report(make(activation))
+                return ()
+
+            self.checker.emit("blocks", [self.activation], report)
+
+    def end(self) -> None:
+        """Emits, after the last cell, the checks of what is left on semaphores."""
+        self.checker.left([
+            ref
+            for ref in self._scratch
+            if (memory := self.checker.memory.get(ref)) is not None
+            and memory.semaphores is not None
+            and memory.semaphores.needed
+        ])  # fmt: skip
+
+    def output(self, position: int, value: Value) -> Value:
+        """Emits the check of a result, and returns the result as the program uses it."""
+        memory = self._outputs.get(self.call.num_inputs + position)
+        if memory is None or memory.codes is None or not memory.codes.needed:
+            return value
+        site = Site(next(self.checker._numbers), memory.name, "leaves", self.lowering.source)
+        initial = NEVER if self._partner(self.call.num_inputs + position) is None else DEFINED
+        ins = [self.activation, memory.codes.value]
+        self.checker.emit("output", ins, _check_output(site, initial), memory.codes)
+        if self.checker.asked.disturbing and not value.type.key_ndim:
+            (value,) = self.lowering.memory(
+                "disturb", [value, *ins], [value.type], _disturb_output(site, initial),
+                Effects(io=True), view=True,
+            )  # fmt: skip
+        return value
+
+    def leave(self) -> None:
+        """After all results."""
+        self.checker.activation, self.checker.kernel = self._outer
+
+
+def _turn(shadow: Shadow, *place: Array) -> tuple[()]:
+    turn = tuple(map(int, place))
+    if turn != shadow.turn:
+        if shadow.turn is not None:
+            shadow.undefine(OTHER_CELL)
+        shadow.turn = turn
+    return ()
+
+
+def _check_output(site: Site, initial: int) -> Callable[..., tuple[()]]:
+    def check(activation: Activation, shadow: Shadow) -> tuple[()]:
+        activation.cell = None
+        if isinstance(shadow, Window):
+            shadow = shadow.undefined(initial)
+        if shadow.defined or not shadow.entries().any():
+            return ()
+        candidates = activation.run.candidates
+        candidates[site.number] = undefined.unwritten(activation, site, shadow.entries())
+        return ()
+
+    return check
+
+
+def _disturb_output(site: Site, initial: int) -> Callable[..., Any]:
+    def disturb(value: Array, activation: Activation, shadow: Shadow) -> Array:
+        if not activation.run.disturbs(site):
+            return value
+        if isinstance(shadow, Window):
+            shadow = shadow.undefined(initial)
+        if shadow.defined:
+            return value
+        codes = shadow.entries()
+        codes = codes[tuple(slice(0, n) for n in np.shape(value)[: codes.ndim])]
+        return undefined.replaced(np.asarray(value), codes, activation.run.garbage)[()]
+
+    return disturb

@@ -1,0 +1,156 @@
+"""Exports single kernels for a TPU that isn't there: JAX's own lowering, for a generation."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import export
+from jax._src import config, core
+from jax._src.state.types import AbstractRef
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from pallas_shim.jax_compat import meshes
+from pallas_shim.jax_compat.hooks import tpu_info
+from pallas_shim.jax_compat.kernel_info import KERNEL_PRIMITIVES, inner_jaxprs
+from pallas_shim.jax_compat.pallas import kernel_jaxpr
+
+
+class Site(NamedTuple):
+    """A kernel as it stands in a program: the equation that calls it, and what surrounds it.
+
+    ``axes``: the named axes of the devices around it, with their sizes. ``x64``: whether JAX's
+    64-bit types were on.
+    """
+
+    equation: Any
+    axes: tuple[tuple[Any, int], ...]
+    x64: bool
+
+
+def sites(jaxpr: Any) -> Iterator[Site]:
+    """The kernels of a jaxpr and of the jaxprs inside it."""
+    yield from _sites(getattr(jaxpr, "jaxpr", jaxpr), {})
+
+
+def _sites(jaxpr: Any, axes: Mapping[Any, int]) -> Iterator[Site]:
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in KERNEL_PRIMITIVES:
+            yield site(eqn, axes)
+            continue
+        around = {**axes, **meshes.axes(eqn)} if eqn.primitive.name == "shard_map" else axes
+        for inner in inner_jaxprs(eqn):
+            yield from _sites(getattr(inner, "jaxpr", inner), around)
+
+
+def site(eqn: Any, axes: Mapping[Any, int]) -> Site:
+    """The site of a kernel that JAX lowers or runs now."""
+    return Site(eqn, tuple(axes.items()), bool(config.enable_x64.value))
+
+
+def devices_of(kernel: Site) -> int:
+    """The number of devices that run the kernel together."""
+    return math.prod(size for _, size in kernel.axes)
+
+
+def alone(kernel: Site) -> Any:
+    """A jaxpr of nothing but the kernel."""
+    eqn = kernel.equation
+    invars = [core.Var(v.aval) for v in eqn.invars]
+    outvars = [core.Var(v.aval) for v in eqn.outvars]
+    info = kernel_jaxpr(eqn).debug_info._replace(arg_names=None, result_paths=None)
+    replaced = eqn.replace(invars=invars, outvars=outvars, effects=core.no_effects)
+    return core.Jaxpr((), invars, outvars, [replaced], debug_info=info)
+
+
+def obstacle(kernel: Site) -> str | None:
+    """Why a kernel is none for a TPU, or None."""
+    params = kernel.equation.params
+    kind = type(params.get("compiler_params"))
+    if "triton" in kind.__module__ or "mosaic_gpu" in kind.__module__:
+        return f"its compiler_params are a {kind.__module__}.{kind.__qualname__}, for a GPU"
+    for mesh in (params.get("mesh"), *params.get("meshes", ())):
+        if "mosaic_gpu" in type(mesh).__module__:
+            return "it runs on the threads of a GPU"
+    return None
+
+
+# Frames in these directories are JAX's lowering of a kernel for a TPU, and what that calls.
+_OF_LOWERING = tuple(
+    os.path.join(os.path.dirname(jax.__file__), *parts)
+    for parts in (
+        ("_src", "pallas", "mosaic", ""),
+        ("experimental", "mosaic", ""),
+        ("_src", "tpu_custom_call.py"),
+    )
+)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether JAX's lowering for a TPU raised an error, and not what stands around it."""
+    entry = error.__traceback__
+    while entry is not None:
+        if entry.tb_frame.f_code.co_filename.startswith(_OF_LOWERING):
+            return True
+        entry = entry.tb_next
+    return False
+
+
+def serializes() -> str | None:
+    """Why JAX can't write modules as bytes here, or None."""
+    if importlib.util.find_spec("flatbuffers") is None:
+        return "JAX needs the package flatbuffers to hand a kernel to the compiler"
+    return None
+
+
+def exported(kernel: Site, device_kind: str, cores: int) -> Any:
+    """The `jax.export.Exported` of one kernel for a TPU.
+
+    The module takes and returns the kernel's operands and results (of one device, if there are
+    several).
+
+    Args:
+      kernel: the kernel, traced for any platform or interpreter.
+      device_kind: JAX's name of the TPU's kind.
+      cores: the number of TensorCores in one of its devices.
+
+    Raises: whatever JAX's lowering for a TPU raises for this kernel.
+    """
+    eqn = kernel.equation
+    changed = {"interpret": False} if "interpret" in eqn.params else {}
+    params = {**eqn.params, **changed}
+    refs = [isinstance(v.aval, AbstractRef) for v in eqn.invars]
+    avals = [v.aval.inner_aval if ref else v.aval for v, ref in zip(eqn.invars, refs, strict=True)]
+
+    def call(*args: Any) -> list[Any]:
+        held = [jax.new_ref(x) if ref else x for x, ref in zip(args, refs, strict=True)]
+        out = eqn.primitive.bind(*held, **params)
+        read = [x[...] for x, ref in zip(held, refs, strict=True) if ref]
+        return [*out, *read]
+
+    function: Any = call
+    sharding = None
+    if kernel.axes:
+        mesh, everywhere = _mesh(kernel), PartitionSpec()
+        function = jax.shard_map(
+            call, mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False
+        )
+        sharding = NamedSharding(mesh, everywhere)
+    arguments = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in avals]
+    with tpu_info.pretended(device_kind, cores), config.enable_x64(kernel.x64):
+        return export.export(jax.jit(function), platforms=["tpu"])(*arguments)
+
+
+def _mesh(kernel: Site) -> Any:
+    """A mesh with the axes around the kernel. Types in its jaxpr may name the kind of its devices,
+    so it is of the devices that are here, if there are enough."""
+    names, sizes = zip(*kernel.axes, strict=True)
+    here = jax.devices()[: math.prod(sizes)]
+    if len(here) < math.prod(sizes):
+        return AbstractMesh(sizes, names)
+    return Mesh(np.reshape(np.array(here, object), sizes), names)

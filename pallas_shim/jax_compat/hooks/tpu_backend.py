@@ -1,0 +1,25 @@
+"""Keeps JAX from loading libtpu where there is no TPU: only the compiler's processes need it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jax._src import config, hardware_utils, xla_bridge
+
+
+def leave_out() -> Callable[[], None]:
+    """Has JAX look for no TPU among its backends if this machine has none; returns the undoing.
+
+    Otherwise JAX loads libtpu, if it is installed, when it looks for devices.
+    """
+    asked = config.jax_platforms.value or ""
+    chips, _ = hardware_utils.num_available_tpu_chips_and_device_id()
+    factories = xla_bridge._backend_factories
+    if chips or "tpu" in asked or "tpu" not in factories:
+        return lambda: None
+    factory = factories.pop("tpu")
+
+    def undo() -> None:
+        factories.setdefault("tpu", factory)
+
+    return undo
