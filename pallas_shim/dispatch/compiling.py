@@ -94,7 +94,11 @@ def compiled_on_mesh(
         ]
         cut = shards.parameters(made) if on.whole else {}
     with _bugs_refuse(function.name):
-        return compiler.prepare(made, options, parts), MeshPlan(on, cut, results)
+        executable = compiler.prepare(made, options, parts)
+        executable = compiler.checked(
+            executable, function.jaxpr, function.name, function.axes, True, options, parts
+        )
+        return executable, MeshPlan(on, cut, results)
 
 
 def program(function: Function) -> Program:

@@ -59,15 +59,7 @@ def compile(
 ) -> Executable:
     """Compiles a jaxpr. The arguments and errors are those of `make_program`."""
     program = make_program(jaxpr, name=name, axes=axes, on_mesh=on_mesh, options=options)
-    executable = prepare(program, options)
-    if options.checks is None:
-        return executable
-    disturbing = options.checks._replace(disturbing=True)
-
-    def disturbed() -> Executable:
-        return Executable(lower(jaxpr, (), name, axes, on_mesh, disturbing))
-
-    return CheckedExecutable(executable, disturbed, options.checks, options.found)
+    return checked(prepare(program, options), jaxpr, name, axes, on_mesh, options)
 
 
 def make_program(
@@ -98,6 +90,28 @@ def make_program(
                     timed=options.timed)  # fmt: skip
     skip = set(NAMES) if options.timed else options.skip
     return optimise(program, skip, options.watchers)
+
+
+def checked(
+    executable: Executable,
+    jaxpr: Any,
+    name: str,
+    axes: Mapping[Any, int],
+    on_mesh: bool,
+    options: Options,
+    parts: Collection[int] = (),
+) -> Executable:
+    """The executable, which reports what it finds if the options ask for checks. It was made of
+    the other arguments."""
+    if options.checks is None:
+        return executable
+    checks = options.checks._replace(disturbing=True, skipped=lambda kernel, reason: None)
+
+    def disturbed() -> Executable:
+        program = lower(jaxpr, (), name, axes, on_mesh, checks, options.timed)
+        return Executable(program, lambda loop: False, parts=parts)
+
+    return CheckedExecutable(executable, disturbed, options.checks, options.found)
 
 
 def prepare(

@@ -45,10 +45,10 @@ class CheckedExecutable(Executable):
         self._disturbed: Executable | None = None
         self._known: dict[int, bool] = {}
 
-    def __call__(self, *args: np.ndarray) -> list[np.ndarray]:
+    def run(self, args: Sequence[np.ndarray]) -> list[np.ndarray]:
         run = Run(self._report)
         with run.active():
-            results = self._run_once(*args)
+            results = self._run_once.run(args)
         if run.candidates:
             self._judge(run.candidates, args)
         return results
@@ -102,6 +102,6 @@ class CheckedExecutable(Executable):
         assert self._disturbed is not None
         try:
             with Run(lambda finding: None, sites, garbage).active():
-                return [np.asarray(result).tobytes() for result in self._disturbed(*args)]
+                return [np.asarray(result).tobytes() for result in self._disturbed.run(args)]
         except Exception:
             return None

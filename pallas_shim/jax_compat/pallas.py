@@ -49,7 +49,7 @@ class Block(NamedTuple):
     """The cut of one operand or result into blocks. ``index_map``: a jaxpr that takes the grid
     indices and the scalar-prefetch refs, and returns one index per dimension. ``in_hbm``: on a TPU
     the kernel sees the array itself. ``buffers``: into how many buffers a TPU fetches the block; 1:
-    not before its cell runs."""
+    not before its cell runs. ``is_reloaded``: a TPU loads an output's block when it comes back."""
 
     dims: tuple[BlockDim, ...]
     index_map: Any
@@ -57,6 +57,7 @@ class Block(NamedTuple):
     origin: str
     in_hbm: bool
     buffers: int
+    is_reloaded: bool
 
 
 class PallasCall(NamedTuple):
@@ -206,9 +207,10 @@ def _block(mapping: Any) -> Block:
         raise UnsupportedCall(f"a block of {mapping.origin} with transforms {mapping.transforms}")
     dims = tuple(_block_dim(dim, mapping) for dim in mapping.block_shape)
     seen = in_hbm(mapping.transformed_block_aval)
-    return Block(
-        dims, _index_map(mapping), mapping.array_aval, mapping.origin, seen, _buffers(mapping)
-    )
+    revisit = getattr(mapping.pipeline_mode, "revisit", None)
+    reloaded = getattr(revisit, "value", None) == "any"
+    index_map, buffers = _index_map(mapping), _buffers(mapping)
+    return Block(dims, index_map, mapping.array_aval, mapping.origin, seen, buffers, reloaded)
 
 
 def _buffers(mapping: Any) -> int:

@@ -26,9 +26,16 @@ _MOST_WORK = 100_000
 class Part:
     """The elements that an access touches now, of memory of a known shape."""
 
-    __slots__ = ("place", "leaves", "view", "room")
+    __slots__ = ("place", "leaves", "view", "room", "access")
 
-    def __init__(self, place: AnyPlace, leaves: Sequence[Any], room: np.ndarray) -> None:
+    def __init__(
+        self,
+        place: AnyPlace,
+        leaves: Sequence[Any],
+        room: np.ndarray,
+        access: Access | None = None,
+    ) -> None:
+        self.access = access
         self.place = place
         self.leaves = leaves
         self.room = room
@@ -157,13 +164,13 @@ def start(
         rest = rest[number:]
         source = target = None
         if from_ is not None:
-            source, rest = _part(from_, rest)
+            source, rest = _part(activation, from_, rest)
             _conflicts(activation, from_.site, source[0].writing, source[1], READ_IN_FLIGHT)
         if to is not None:
-            target, rest = _part(to, rest)
+            target, rest = _part(activation, to, rest)
             _conflicts(activation, to.site, target[0].writing, target[1], WRITTEN_IN_FLIGHT)
             _conflicts(activation, to.site, target[0].reading, target[1], SOURCE_CHANGED)
-        access = site.access("" if target is None else target[1].text(), activation.cell)
+        access = activation.access(site, "" if target is None else target[1].text())
         copy = Copy(site, size(() if target is None else target[1].leaves), access)
         if source is not None:
             copy.touches(source[0].reading, source[1])
@@ -177,10 +184,14 @@ def start(
     return run
 
 
-def _part(side: Side, rest: Sequence[Any]) -> tuple[tuple[Flights, Part], Sequence[Any]]:
+def _part(
+    activation: Activation, side: Side, rest: Sequence[Any]
+) -> tuple[tuple[Flights, Part], Sequence[Any]]:
     """The flights of a side and its part, from the operands, and the operands after them."""
     flights, leaves = rest[0], rest[1 : 1 + side.leaves]
-    return (flights, Part(side.place, leaves, flights.room)), rest[1 + side.leaves :]
+    access = activation.access(side.site, side.place.text(leaves))
+    part = Part(side.place, leaves, flights.room, access)
+    return (flights, part), rest[1 + side.leaves :]
 
 
 READ_IN_FLIGHT = (
@@ -210,7 +221,7 @@ def _conflicts(
             rule, when, advice = what
             activation.found(
                 "sync", rule, f"{site.what} {site.ref or 'a ref'} {when}", advice, site,
-                part.text(), (copy.access,),
+                part.text(), (other.access or copy.access,),
             )  # fmt: skip
             return
 
@@ -266,7 +277,7 @@ def wait_for_copy(
             awaited -= missing
         count.awaited += awaited
         count.settle()
-        count.last_wait = site.access("", activation.cell)
+        count.last_wait = activation.access(site, "")
         return ()
 
     return run
@@ -280,7 +291,7 @@ def signal(site: Site, semaphore: AnyPlace) -> Callable[..., tuple[()]]:
     ) -> tuple[()]:
         count = semaphores.at(semaphore, leaves)
         count.signals += int(value)
-        count.last_signal = site.access("", activation.cell)
+        count.last_signal = activation.access(site, "")
         if count.copies:
             count.mixed = True
             _land_all(count)
@@ -335,7 +346,7 @@ def leave(site: Site) -> Callable[..., tuple[()]]:
                     "sync", "copy-left-in-flight",
                     f"ends while a copy on {name} is in flight",
                     "Wait for each copy before the kernel, or the scope of its memory, ends",
-                    site, copy.access,
+                    copy.site, copy.access,
                 )  # fmt: skip
                 _land_all(count)
             elif count.signals and not count.mixed and count.last_signal is not None:

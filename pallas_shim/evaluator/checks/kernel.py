@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pallas_shim.evaluator.analysis.cell_tables import table_of, tables
-from pallas_shim.evaluator.checks import blocks, prune, undefined
+from pallas_shim.evaluator.checks import blocks, global_memory, prune, undefined
 from pallas_shim.evaluator.checks.cuts import Cut, Visits, cut_of
-from pallas_shim.evaluator.checks.lowering import OBJECT, Aspect, Checker, Memory
+from pallas_shim.evaluator.checks.lowering import OBJECT, Aspect, Checker, Memory, enter_cell
 from pallas_shim.evaluator.checks.races import History
 from pallas_shim.evaluator.checks.run import Activation, Site
 from pallas_shim.evaluator.checks.shadow import DEFINED, NEVER, OTHER_CELL, Shadow, Window
@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # lower is in a higher layer
 
 # The blocks of larger grids are looked at while the kernel runs.
 _MOST_CELLS = 1 << 20
+# An array may lie in these memory spaces already, and then isn't copied to a buffer.
+_NOT_COPIED = ("vmem", "smem")
 
 
 class _Operand(NamedTuple):
@@ -68,6 +70,13 @@ class KernelChecks:
             (call.on_gpu or parallel) and (size.const is None or int(size.const) > 1)
             for parallel, size in zip(call.parallel, sizes, strict=True)
         ]
+        # Cores that wait for one another are programs, each with a state of its own.
+        self._on_cores = call.cores is not None and call.cores.waits_for_others
+        self._body: list[Instruction] = []
+        self._start = 0
+        if self.lowering.machine.talks or self._on_cores:
+            if checker.checks("races", "sync"):
+                checker.skip("races and copies between devices or cores that wait for one another")
         self._made: list[tuple[Aspect, Callable[[], Any]]] = []
         self._outputs: dict[int, Memory] = {}
         self._always_written: set[int] = set()
@@ -83,16 +92,8 @@ class KernelChecks:
             self._follow(ref, self._name(at - self.call.num_prefetch, None), DEFINED)
         sizes = [1 << 20 if s.const is None else int(s.const) for s in self.sizes]
         parallel = [axis for axis, is_parallel in enumerate(self._parallel) if is_parallel]
-
-        def enter(activation: Activation, *cell: Array) -> tuple[()]:
-            activation.cell = here = tuple(map(int, cell))
-            turn = 0
-            for axis in parallel:
-                turn = turn * sizes[axis] + here[axis]
-            activation.turn = turn
-            return ()
-
-        self.checker.emit("cell", [self.activation, *indices], enter)
+        self._body, self._start = self.lowering.body, len(self.lowering.body)
+        self.checker.emit("cell", [self.activation, *indices], enter_cell(sizes, parallel))
 
     def blocks(
         self,
@@ -133,6 +134,10 @@ class KernelChecks:
         }
         if self.checker.checks("blocks"):
             self._aliases([ref in used for ref in refs])
+        if self._on_cores:
+            with self.lowering.block() as first:
+                self._define()
+            self._body[self._start : self._start] = first
 
     def _name(self, at: int, block: Block | None) -> str:
         at += self.call.num_prefetch
@@ -155,6 +160,8 @@ class KernelChecks:
         name = self._name(position, block)
         self.lowering.names.setdefault(ref, name)
         is_output = position >= self.call.num_inputs
+        if ref.ref.space.startswith("semaphore"):
+            return  # the caller's, which may have started copies on it
         if block.in_hbm:
             self._in_hbm(position, ref, name, is_output)
             return
@@ -163,7 +170,10 @@ class KernelChecks:
         site = Site(next(self.checker._numbers), name, "has a block of", self.lowering.source)
         memory = self._follow(ref, name, DEFINED)
         self._operands[position] = _Operand(position, site, cut, memory, visits)
-        if self.call.on_gpu or ref.ref.key_ndim:
+        if ref.ref.key_ndim:
+            return
+        if self.call.on_gpu:
+            self._on_gpu(self._operands[position], starts, ref)
             return
         if self.checker.checks("bounds"):
             self._bounds(self._operands[position], starts)
@@ -171,23 +181,24 @@ class KernelChecks:
             self._one_turn_each(self._operands[position])
         # Where blocks divide the array, those that aren't inside are wholly outside.
         inside = visits is not None and visits.are_inside() or cut.divides()
-        if is_output or not inside:
+        in_place = self._partner(position) is not None and ref.ref.space in _NOT_COPIED
+        in_place = in_place and ref.ref.shape == self.shapes[position]
+        if self.checker.follows_codes and (is_output and not in_place or not inside):
             shape = ref.ref.shape
             codes = memory.codes = Aspect()
-            self._made.append((codes, lambda: Window(shape, cut, is_output)))
+            reloads = block.is_reloaded
+            self._made.append((codes, lambda: Window(shape, cut, is_output, reloads)))
             ins = [self.activation, codes.value, *starts]
             owned = visits is None and is_output and any(self._parallel)
             if owned and self.checker.checks("races"):
                 codes.needed = True
             self.checker.emit("block", ins, blocks.move(cut, site, owned), codes)
-        if is_output:
-            self._outputs[position] = memory
+            if is_output:
+                self._outputs[position] = memory
 
     def _in_hbm(self, position: int, ref: Value, name: str, is_output: bool) -> None:
         """An operand that the kernel sees whole. An output that shares its array with an input is
         the same memory."""
-        if ref.ref.space.startswith("semaphore"):
-            return  # the caller's, which started copies on it before
         memory = self.checker.memory.get(ref)
         partner = self._partner(position)
         if is_output and partner is not None and partner in self._whole:
@@ -204,6 +215,51 @@ class KernelChecks:
         self._whole[position] = memory
         if is_output:
             self._outputs[position] = memory
+
+    def _on_gpu(self, operand: _Operand, starts: Sequence[Value], ref: Value) -> None:
+        """A block on a GPU: a part of its array, which it shares with an alias."""
+        position, cut, memory = operand.position, operand.cut, operand.memory
+        partner = self._partner(position)
+        is_output = position >= self.call.num_inputs
+        rest = self.shapes[position][len(cut.shape) :]
+        memory.sticks_out = not cut.divides()
+        if partner in self._arrays:
+            assert partner is not None
+            codes, history = self._arrays[partner]
+        else:
+            codes, history = Aspect(), Aspect()
+            code = NEVER if is_output and partner is None else DEFINED
+            self._made.append((codes, lambda: global_memory.shadow(cut, rest, code)))
+            shape = global_memory.padded(cut, rest)
+            self._made.append((history, lambda: History(shape)))
+        self._arrays[position] = codes, history
+        stores = memory.sticks_out and self.checker.checks("bounds")
+        if (is_output or memory.sticks_out) and self.checker.follows_codes or stores:
+            memory.codes = Aspect(codes)
+            make = global_memory.block_shadow(cut)
+            ins = [codes.value, *starts]
+            self.checker.define(memory.codes.value, "block", make, memory.codes, ins)
+            if is_output and self.checker.follows_codes:
+                self._outputs[position] = self._gpu_output(memory, codes)
+        visits = operand.visits
+        apart = visits is not None and visits.two_turns(self._parallel) is None
+        if any(self._parallel) and self.checker.checks("races"):
+            if not apart or partner is not None:
+                memory.history = Aspect(history)
+                of_block = global_memory.block_history(cut)
+                ins = [history.value, *starts]
+                self.checker.define(memory.history.value, "block", of_block, memory.history, ins)
+
+    def _gpu_output(self, memory: Memory, codes: Aspect) -> Memory:
+        """The array of an output, as it is after all cells."""
+        array = Memory(memory.name)
+        array.codes = codes
+        return array
+
+    @functools.cached_property
+    def _arrays(self) -> dict[int, tuple[Aspect, Aspect]]:
+        """The codes and the history of the arrays of operands on a GPU."""
+        return {}
 
     @functools.cached_property
     def _whole(self) -> dict[int, Memory]:
@@ -297,11 +353,13 @@ class KernelChecks:
 
     def enter(self) -> None:
         """Emits what has to be there before the first cell."""
-        name, source = self.call.name, self.call.source
-        where = (source or "").partition(" ")[0] or None
-        self.checker.define(self.activation, "kernel", lambda: Activation(name, where), None)
+        if not self._on_cores:
+            self._define()
+
+    def _define(self) -> None:
+        self.checker.define_activation(self.activation, self.call.name, self.call.source)
         for aspect, make in self._made:
-            if aspect.needed:
+            if aspect.needed or self._on_cores:
                 self.checker.define(aspect.value, "state", make, aspect)
         if self._static:
             static = tuple(self._static)
@@ -315,6 +373,8 @@ class KernelChecks:
 
     def end(self) -> None:
         """Emits, after the last cell, the checks of what is left on semaphores."""
+        if self._on_cores:
+            return
         self.checker.left([
             ref
             for ref in self._scratch
@@ -326,12 +386,13 @@ class KernelChecks:
     def output(self, position: int, value: Value) -> Value:
         """Emits the check of a result, and returns the result as the program uses it."""
         memory = self._outputs.get(self.call.num_inputs + position)
-        if memory is None or memory.codes is None or not memory.codes.needed:
+        if memory is None or memory.codes is None or not memory.codes.needed or self._on_cores:
             return value
         site = Site(next(self.checker._numbers), memory.name, "leaves", self.lowering.source)
         initial = NEVER if self._partner(self.call.num_inputs + position) is None else DEFINED
         ins = [self.activation, memory.codes.value]
-        self.checker.emit("output", ins, _check_output(site, initial), memory.codes)
+        check = _check_output(site, initial, value.type.shape)
+        self.checker.emit("output", ins, check, memory.codes)
         if self.checker.asked.disturbing and not value.type.key_ndim:
             (value,) = self.lowering.memory(
                 "disturb", [value, *ins], [value.type], _disturb_output(site, initial),
@@ -353,15 +414,23 @@ def _turn(shadow: Shadow, *place: Array) -> tuple[()]:
     return ()
 
 
-def _check_output(site: Site, initial: int) -> Callable[..., tuple[()]]:
+def _inner(shadow: Shadow, shape: tuple[int, ...]) -> np.ndarray:
+    """The codes of an array, of which whole blocks may stick out."""
+    codes = shadow.entries()
+    return codes[tuple(slice(0, n) for n in shape[: codes.ndim])]
+
+
+def _check_output(site: Site, initial: int, shape: tuple[int, ...]) -> Callable[..., tuple[()]]:
     def check(activation: Activation, shadow: Shadow) -> tuple[()]:
         activation.cell = None
         if isinstance(shadow, Window):
             shadow = shadow.undefined(initial)
-        if shadow.defined or not shadow.entries().any():
+        if shadow.defined:
             return ()
-        candidates = activation.run.candidates
-        candidates[site.number] = undefined.unwritten(activation, site, shadow.entries())
+        codes = _inner(shadow, shape)
+        if codes.any():
+            finding = undefined.unwritten(activation, site, codes)
+            activation.run.candidates[site.number] = finding
         return ()
 
     return check
@@ -375,8 +444,7 @@ def _disturb_output(site: Site, initial: int) -> Callable[..., Any]:
             shadow = shadow.undefined(initial)
         if shadow.defined:
             return value
-        codes = shadow.entries()
-        codes = codes[tuple(slice(0, n) for n in np.shape(value)[: codes.ndim])]
+        codes = _inner(shadow, np.shape(value))
         return undefined.replaced(np.asarray(value), codes, activation.run.garbage)[()]
 
     return disturb

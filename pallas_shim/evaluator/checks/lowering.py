@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pallas_shim.evaluator.checks import blocks, copies, races, undefined
+from pallas_shim.evaluator.checks import blocks, copies, global_memory, races, undefined
 from pallas_shim.evaluator.checks.place import AnyPlace, Unknown, place_of, resolved
 from pallas_shim.evaluator.checks.run import Activation, Site
 from pallas_shim.evaluator.checks.shadow import NEVER, Shadow
@@ -40,11 +40,24 @@ class Aspect:
     """Something that checks follow of a piece of memory. ``value`` is it when it runs. ``needed``:
     some check looks at it, so the instructions that keep it stay."""
 
-    __slots__ = ("value", "needed")
+    __slots__ = ("value", "_needed", "_of")
 
-    def __init__(self) -> None:
+    def __init__(self, of: Aspect | None = None) -> None:
+        """``of``: it is a part of another, which is needed if this is."""
         self.value = Value(OBJECT)
-        self.needed = False
+        self._needed = False
+        self._of = of
+
+    @property
+    def needed(self) -> bool:
+        return self._needed if self._of is None else self._of.needed
+
+    @needed.setter
+    def needed(self, needed: bool) -> None:
+        if self._of is None:
+            self._needed = needed
+        else:
+            self._of.needed = needed
 
 
 class Memory:
@@ -52,7 +65,8 @@ class Memory:
 
     ``codes``: its `shadow.Shadow`; None if all of it is defined. ``flights``: see
     `copies.Flights`. ``history``: see `races.History`. ``semaphores``: see `copies.Semaphores`.
-    ``decides``: index maps read it.
+    ``decides``: index maps read it. ``sticks_out``: it is a block on a GPU that may stick out of
+    its array.
     """
 
     def __init__(self, name: str) -> None:
@@ -62,6 +76,7 @@ class Memory:
         self.history: Aspect | None = None
         self.semaphores: Aspect | None = None
         self.decides = False
+        self.sticks_out = False
 
 
 class Located(NamedTuple):
@@ -91,6 +106,11 @@ class Checker:
     def checks(self, *kinds: str) -> bool:
         """Whether one of these kinds is asked for."""
         return not self.asked.kinds.isdisjoint(kinds)
+
+    @property
+    def follows_codes(self) -> bool:
+        """Whether undefined elements are looked for."""
+        return self.checks("uninitialized", "blocks", "races")
 
     def skip(self, reason: str) -> None:
         """Notes that something in this kernel is not checked."""
@@ -150,6 +170,25 @@ class Checker:
         params = {"checks": checks, "of": of, "place": None}
         self.lowering.define("check_state", value, ins, make, _IO, params=params)
 
+    def activate(self, name: str, source: str | None) -> Value:
+        """Emits the activation of a kernel."""
+        activation = Value(OBJECT)
+        self.define_activation(activation, name, source)
+        return activation
+
+    def define_activation(self, activation: Value, name: str, source: str | None) -> None:
+        where = (source or "").partition(" ")[0] or None
+        levels = self.lowering.machine.levels
+        if not levels:
+            self.define(activation, "kernel", lambda: Activation(name, where), None)
+            return
+        names = levels[-1].names
+
+        def make(number: Array) -> Activation:
+            return Activation(name, where, names[int(number)])
+
+        self.define(activation, "kernel", make, None, [levels[-1].number])
+
     # -- memory ---------------------------------------------------------------------------------
 
     def allocated(self, ref: Value, name: str | None) -> None:
@@ -171,7 +210,7 @@ class Checker:
                 memory.semaphores = Aspect()
                 made.append((memory.semaphores, lambda: copies.Semaphores(shape)))
             return made
-        if self.checks("uninitialized", "blocks", "races") and is_undefined(type):
+        if self.follows_codes and is_undefined(type):
             memory.codes = Aspect()
             made.append((memory.codes, lambda: Shadow(shape, code)))
         if self.checks("sync"):
@@ -213,7 +252,7 @@ class Checker:
             return value
         self._flights(memory, located, copies.read(site, place))
         self._note(memory, located, site, writes=False, atomic=atomic)
-        if memory.codes is None or view.ref in self.defined:
+        if memory.codes is None or view.ref in self.defined or not self.follows_codes:
             return value
         memory.codes.needed = True
         ins = [self.activation, memory.codes.value, *leaves]
@@ -246,6 +285,11 @@ class Checker:
         if located is not None:
             self._flights(memory, located, copies.write(site, located.place))
             self._note(memory, located, site, writes=True, atomic=atomic)
+            if memory.sticks_out and memory.codes is not None and self.checks("bounds"):
+                memory.codes.needed = True
+                check = global_memory.check_write(site, located.place)
+                ins = [self.activation, memory.codes.value, *located.leaves]
+                self.emit("bounds", ins, check)
         self._defines(view.ref, memory, located)
 
     def _defines(self, ref: Value, memory: Memory, located: Located | None) -> None:
@@ -437,6 +481,22 @@ class Checker:
         assert self.activation is not None
         fn = bounds(site, located.place)
         self.emit("bounds", [self.activation, *located.leaves], fn, place=located.place)
+
+
+def enter_cell(sizes: Sequence[int], parallel: Sequence[int]) -> Callable[..., tuple[()]]:
+    """Notes the grid cell that runs. ``parallel``: the axes whose cells may run at the same
+    time."""
+
+    def enter(activation: Activation, *cell: Array) -> tuple[()]:
+        here = tuple(map(int, cell))
+        activation.cell = here or None
+        turn = 0
+        for axis in parallel:
+            turn = turn * sizes[axis] + here[axis]
+        activation.turn = turn
+        return ()
+
+    return enter
 
 
 def is_undefined(type: RefType) -> bool:

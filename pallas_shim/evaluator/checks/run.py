@@ -74,14 +74,16 @@ _running: contextvars.ContextVar[Run] = contextvars.ContextVar("pallas_shim_chec
 
 class Activation:
     """One execution of a kernel. ``cell`` is the grid cell that runs, None before the first.
-    ``turn``: the number of its place among those that may run at the same time."""
+    ``turn``: the number of its place among those that may run at the same time. ``program``: the
+    name of the device or core, None if there is only one."""
 
-    __slots__ = ("run", "kernel", "source", "cell", "turn")
+    __slots__ = ("run", "kernel", "source", "program", "cell", "turn")
 
-    def __init__(self, kernel: str, source: str | None) -> None:
+    def __init__(self, kernel: str, source: str | None, program: str | None = None) -> None:
         self.run = _running.get()
         self.kernel = kernel
         self.source = source
+        self.program = program
         self.cell: tuple[int, ...] | None = None
         self.turn = 0
 
@@ -90,6 +92,10 @@ class Activation:
     ) -> Finding:
         """A finding at a site. ``message`` is a sentence whose subject, the kernel, is missing."""
         message = f"the kernel {self.kernel} {message}"
+        # Where the user's line isn't known, the kernel's own is near.
+        accesses = tuple(
+            dataclasses.replace(access, where=access.where or self.source) for access in accesses
+        )
         return Finding(
             kind, rule, self.kernel, message, advice, accesses, site.ref, self.source
         )
@@ -105,8 +111,12 @@ class Activation:
         others: tuple[Access, ...] = (),
     ) -> None:
         """Reports a fault at an access."""
-        access = site.access(indices, self.cell)
+        access = self.access(site, indices)
         self.found_at(kind, rule, message, advice, site, access, *others)
+
+    def access(self, site: Site, indices: str = "") -> Access:
+        """An access of this program, now."""
+        return site.access(indices, self.cell, self.program)
 
     def found_at(
         self, kind: str, rule: str, message: str, advice: str, site: Site, *accesses: Access

@@ -43,7 +43,7 @@ def _finding(activation: Activation, site: Site, codes: np.ndarray, text: str) -
         f"elements read, the first at [{first}] of these): {why}"
     )
     return activation.finding(
-        kind, rule, message, advice, site, site.access(text, activation.cell)
+        kind, rule, message, advice, site, activation.access(site, text)
     )
 
 

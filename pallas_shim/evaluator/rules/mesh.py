@@ -6,6 +6,7 @@ other, each with its own scratch memory. The hardware may run them in this order
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import grid, refs
 from pallas_shim.evaluator.analysis import alias
+from pallas_shim.evaluator.checks.cores import CoreChecks
 from pallas_shim.evaluator.lower import KernelScope, Lowering
 from pallas_shim.evaluator.machine import programs
 from pallas_shim.evaluator.machine.shards import all_coordinates
@@ -38,9 +40,11 @@ def _core_map(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Va
     scratch = [ref_type(lowering.type(v.aval)) for v in opened.invars]
 
     def body() -> None:
-        lowering.inline(function.jaxpr, _scratch(lowering, "core_map", function, scratch), ins)
+        own = _scratch(lowering, "core_map", function, scratch)
+        lowering.inline(function.jaxpr, own, ins)
+        _left(lowering, own)
 
-    _on_cores(lowering, eqn, jax_compat.kernel_name(eqn), function, body)
+    _on_cores(lowering, eqn, jax_compat.kernel_name(eqn), function, ins, body)
     return []
 
 
@@ -84,8 +88,9 @@ def _emit_mpmd(
             def body(function: jax_compat.CoreFunction = function) -> None:
                 scratch = _scratch(lowering, "mpmd_map", function, own, not several)
                 lowering.inline(function.jaxpr, [*operands, *outs, *scratch])
+                _left(lowering, scratch)
 
-            _on_cores(lowering, eqn, call.name, function, body)
+            _on_cores(lowering, eqn, call.name, function, [*operands, *outs], body)
     written = alias.written(cores, operands)
     for ref, value in zip(operands, ins, strict=True):
         if ref is not value:
@@ -95,6 +100,12 @@ def _emit_mpmd(
         refs.load(lowering, ref, (), (), ref_type(type).contents)
         for ref, type in zip(outs, types[num_inputs:num_operands], strict=True)
     ]
+
+
+def _left(lowering: Lowering, scratch: Sequence[Value]) -> None:
+    """Emits the checks of what a core leaves on its semaphores."""
+    if lowering.checker is not None:
+        lowering.checker.left(scratch)
 
 
 def _scratch(
@@ -121,6 +132,13 @@ def _scratch(
             made.append(remote.of_first(lowering, ref, list(function.axes)[1:]))
         else:
             made.append(lowering.shared(("scratch", at), type, primitive))
+    if lowering.checker is not None:
+        opened, _ = jax_compat.open_jaxpr(function.jaxpr)
+        names = jax_compat.argument_names(opened)
+        for ref, name in zip(made, names[len(opened.invars) - len(types) :], strict=False):
+            lowering.names.setdefault(ref, name)
+        for ref in made:
+            lowering.checker.allocated(ref, lowering.names.get(ref))
     return made
 
 
@@ -129,16 +147,32 @@ def _on_cores(
     eqn: Any,
     name: str,
     function: jax_compat.CoreFunction,
+    operands: Sequence[Value],
     body: Callable[[], None],
 ) -> None:
+    """``operands`` is the memory that all cores reach."""
     where = jax_compat.kernel_source(eqn) or ""
     sizes = [lowering.const(np.int32(size)) for size in function.axes.values()]
+    checks = None
+    if lowering.checker is not None:
+        memory = [ref for ref in operands if isinstance(ref.type, RefType)]
+        counts = tuple(function.axes.values())
+        checks = CoreChecks(
+            lowering.checker, name, where, memory, counts, function.waits_for_others
+        )
+
+    def core(indices: Sequence[Value]) -> None:
+        with contextlib.nullcontext() if checks is None else checks.core(indices):
+            body()
+
     with lowering.machine.within(name, where, meshes.talks(function.jaxpr)):
         programs.emit_entry(lowering)
         cells = grid.lower_cells(
-            lowering, name, sizes, tuple(function.axes), range(len(sizes)), lambda indices: body(),
+            lowering, name, sizes, tuple(function.axes), range(len(sizes)), core,
             function.checked, function.for_device, () if function.waits_for_others else None,
         )  # fmt: skip
+        if checks is not None:
+            cells = checks.finish(cells)
         lowering.body.extend(cells)
         programs.emit_exit(lowering, ())
 
@@ -151,6 +185,9 @@ def _on_cores_of_several_kinds(
     types: Sequence[RefType],
 ) -> None:
     """Runs all cores as programs of one level, which has an axis of their kinds."""
+    if lowering.checker is not None:
+        reason = "cores of several kinds that wait for one another"
+        lowering.checker.asked.skipped(call.name, reason)
     machine, functions = lowering.machine, call.functions
     sizes = {programs.KIND: len(functions)}
     for function in functions:
