@@ -145,6 +145,15 @@ class Kernel:
     eqn: Any
 
 
+def block_size(block: Any) -> int | None:
+    """The size of a dimension of a block; None if its index map returns elements."""
+    if block is None or type(block).__name__ == "Squeezed":
+        return 1
+    if type(block).__name__ == "Blocked":
+        return block.block_size
+    return block if isinstance(block, int) else None
+
+
 CALLS = ("pallas_call", "core_map", "mpmd_map")
 
 
@@ -200,7 +209,7 @@ def _bind(eqn: Any, name: str, body: Any, refs: dict[Any, Ref]) -> dict[Any, Ref
         operands = (operands[:conds] if name == "cond_jaxpr" else operands[conds:][:bodies]) + carry
     known = {}
     inputs = (*body.constvars, *body.invars)
-    for var, atom in zip(inputs, operands):
+    for var, atom in zip(inputs, operands, strict=False):  # run_scoped has more
         if not isinstance(atom, core.Literal) and atom in refs:
             known[var] = refs[atom]
     if eqn.primitive.name == "run_scoped":

@@ -14,7 +14,18 @@ from jax.extend import core
 
 from pallas_shim.jax_compat.jaxprs import source_of, user_source
 from tests.mutation import jaxprs
-from tests.mutation.jaxprs import Kernel, Ref, Site, at, change, emit, opened, put, with_params
+from tests.mutation.jaxprs import (
+    Kernel,
+    Ref,
+    Site,
+    at,
+    block_size,
+    change,
+    emit,
+    opened,
+    put,
+    with_params,
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -363,11 +374,16 @@ def _flatten(structure: Any) -> tuple[list[Any], Any]:
     return registry.flatten(structure)
 
 
+# After how many operands JAX's structure of them begins.
+_FIRST = {"get": 1, "swap": 2, "addupdate": 2, **dict.fromkeys(
+    ("dma_start", "dma_wait", "masked_load", "masked_swap", "semaphore_wait", "semaphore_signal"), 0
+)}  # fmt: skip
+
+
 def _structure(eqn: Any) -> tuple[Any, int, str] | None:
     """The operands of an access as JAX structures them, from which on they are, and the parameter
     that holds the structure."""
-    first = {"get": 1, "swap": 2, "addupdate": 2, "dma_start": 0, "dma_wait": 0, "masked_load": 0,
-             "masked_swap": 0, "semaphore_wait": 0, "semaphore_signal": 0}.get(eqn.primitive.name)  # fmt: skip
+    first = _FIRST.get(eqn.primitive.name)
     if first is None:
         return None
     name = "tree" if "tree" in eqn.params else "args_tree"
@@ -425,15 +441,9 @@ def _maps(kernel: Kernel, output: bool) -> Iterator[tuple[int, Any]]:
     if grid is None:
         return
     for number, mapping in enumerate(grid.block_mappings):
-        whole = tuple(_size(b) for b in mapping.block_shape) == tuple(mapping.array_aval.shape)
+        whole = tuple(map(block_size, mapping.block_shape)) == tuple(mapping.array_aval.shape)
         if output == (number >= grid.num_inputs) and not whole:
             yield number, mapping
-
-
-def _size(block: Any) -> int:
-    if block is None:
-        return 1
-    return block if isinstance(block, int) else getattr(block, "block_size", 1)
 
 
 def _remapped(jaxpr: Any, kernel: Kernel, number: int, dimension: int, f: Any) -> Any:
@@ -462,15 +472,18 @@ def _called(jaxpr: Any, kernel: Kernel, **params: Any) -> Any:
     return put(jaxpr, tuple(outer), jaxprs.with_eqns(holder, eqns))
 
 
-def _every_map(output: bool, f: Callable[[Any, int], Any]) -> Any:
+def _every_map(output: bool, f: Callable[[Any, int], Any], large: bool = False) -> Any:
     """A generator of mutants: ``f`` of each result of an index map and of its block's size, if
-    there are several blocks along that dimension."""
+    there are several blocks along that dimension. ``large``: only of blocks of several elements."""
 
     def make(jaxpr: Any, kernel: Kernel) -> Any:
         for number, mapping in _maps(kernel, output):
             for dimension, block in enumerate(mapping.block_shape):
-                if _size(block) < mapping.array_aval.shape[dimension]:
-                    g = lambda i, block=block: f(i, _size(block))  # noqa: E731
+                size = block_size(block)
+                if size is None or size == mapping.array_aval.shape[dimension]:
+                    continue
+                if size > 1 or not large:
+                    g = lambda i, size=size: f(i, size)  # noqa: E731
                     new = _remapped(jaxpr, kernel, number, dimension, g)
                     yield f"map {number} dimension {dimension}", kernel.eqn, new
 
@@ -484,7 +497,7 @@ for _name, _output, _kinds in (
     operator(f"{_name}'s index map +1", *_kinds)(_every_map(_output, lambda i, n: i + 1))
     operator(f"{_name}'s index map -1", *_kinds)(_every_map(_output, lambda i, n: i - 1))
     operator(f"{_name}'s index map returns elements", *_kinds)(
-        _every_map(_output, lambda i, n: i * n)
+        _every_map(_output, lambda i, n: i * n, large=True)
     )
 
 operator("output's block comes back", "blocks", "uninitialized", "races")(

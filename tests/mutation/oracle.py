@@ -4,9 +4,10 @@ This knows nothing of the checker. A mutant is run several times, each time by a
 would be right too: scratch memory holds NaN or zeros; copies happen when they start, or not before
 their wait; cells along parallel axes run in other orders, or on two cores. Then it is
 
-- a **fault** if a run doesn't end, leaves a semaphore that isn't zero, leaves an array or visits
-  an output block again (the interpreter raises), has a race between programs (the interpreter's
-  own detector), or if two runs differ: the result isn't determined by the program;
+- a **fault** if a block lies wholly outside its array, by its index map alone; if a run doesn't
+  end, leaves a semaphore that isn't zero, leaves an array or visits an output block again (the
+  interpreter raises), or has a race between programs (the interpreter's own detector); or if two
+  runs differ: the result isn't determined by the program;
 - a **value** if all runs agree with one another, but not with the kernel that was right: it
   computes something else, and any machine would compute just that;
 - the **same** if all runs agree with the right kernel;
@@ -23,9 +24,12 @@ import functools
 import io
 import json
 import os
+import pathlib
+import pickle
 import select
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -42,7 +46,7 @@ from tests.mutation import jaxprs, pool
 from tests.mutation.jaxprs import emit, with_params
 
 # A run that used no processor time for that long waits for something that never comes.
-IDLE_SECONDS = 5.0
+IDLE_SECONDS = 4.0
 SECONDS = 150.0
 
 
@@ -50,10 +54,6 @@ SECONDS = 150.0
 class Verdict:
     verdict: str
     because: str
-
-
-class Unknown(Exception):
-    """The interpreter can't run this, whether it is right or wrong."""
 
 
 def machines(jaxpr: Any, devices: bool) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -195,8 +195,9 @@ def _gathered(eqn: Any, outside: float) -> Any:
             inside = inside & (at >= 0) & (at < size)
             found.append(jnp.clip(at, 0, size - 1))
         value = jnp.broadcast_to(x[tuple(found)], out.aval.shape)
-        undefined = outside if jnp.issubdtype(x.dtype, jnp.floating) else 0 if outside == 0 else -1
-        value = jnp.where(jnp.broadcast_to(inside, value.shape), value, jnp.asarray(undefined, x.dtype))
+        is_float = jnp.issubdtype(x.dtype, jnp.floating)
+        undefined = outside if is_float or outside == 0 else -1
+        value = jnp.where(inside, value, jnp.asarray(undefined, x.dtype))
         if mask is None or other is None:
             return value
         return jnp.where(mask, value, jnp.asarray(other, x.dtype))
@@ -235,26 +236,33 @@ def run(jaxpr: Any, args: Any, **options: Any) -> tuple[list[np.ndarray], str]:
     return results, said.getvalue()
 
 
-# What the interpreter says of accesses outside, and of blocks that come back. It also asserts that
-# a masked store stays inside. Any other error is its own.
-_FAULTS = ("IndexError", "Out-of-bounds", "Revisited block", "assert in_bounds_shape == value.shape")
+# What the interpreter raises for accesses outside, and for blocks that come back: by name, or an
+# assertion in these functions of its own. Any other error is one that it makes itself.
+_FAULTS = ("IndexError", "Out-of-bounds", "Revisited block", "in is_range_out_of_bounds_for_shape",
+           "in swap_buffer_content")  # fmt: skip
+# What it prints about semaphores that aren't zero at the end, and about races.
+_SIGNS = ("non-zero count", "RACE")
 
 
-def judge(right: Any, wrong: Any, args: Any, devices: bool) -> Verdict:
+def judge(right: Right, wrong: Any, args: Any, devices: bool) -> Verdict:
     """What a mutant does.
 
     Args:
-      right, wrong: closed jaxprs of the whole function, and of the mutant.
+      right: the kernel as it was.
+      wrong: the closed jaxpr of the mutant.
       args: the function's operands, flat.
       devices: whether its programs talk to one another.
-
-    Raises:
-      Unknown: the interpreter can't run the right one.
     """
+    outside = block_outside(wrong)
+    if outside:
+        return Verdict("fault", outside)
     first: list[np.ndarray] | None = None
+    want: list[np.ndarray] | None = None
     for name, options in machines(wrong, devices):
-        if not _agrees(right, args, devices, name):
-            continue
+        expected = right.on(name, options)
+        if expected is None or want is not None and not equal(expected, want):
+            continue  # not a machine on which this kernel is right
+        want = expected
         print(json.dumps({"machine": name}), flush=True)
         try:
             got, said = run(wrong, args, **options)
@@ -262,59 +270,69 @@ def judge(right: Any, wrong: Any, args: Any, devices: bool) -> Verdict:
             text = f"{type(error).__name__}: {error}"
             line = next((x for x in reversed(text.splitlines()) if "Error" in x), text)[:200]
             return Verdict("fault" if any(c in text for c in _FAULTS) else "unknown", line)
-        for sign in ("non-zero count", "RACE"):
+        for sign in _SIGNS:
             if sign in said:
                 return Verdict("fault", next(x for x in said.splitlines() if sign in x)[:200])
-        if first is None:
-            first = got
-        elif not equal(got, first):
+        if first is not None and not equal(got, first):
             return Verdict("fault", f"another result with {name}")
-    if first is None:
-        raise Unknown("no machine runs the right kernel")
-    want, _ = reference(right, args, devices)
+        first = got
+    if first is None or want is None:
+        return Verdict("unknown", "no machine runs the right kernel")
     return Verdict("same", "") if equal(first, want) else Verdict("value", "another result")
 
 
-_kept: dict[Any, Any] = {}
+def block_outside(jaxpr: Any) -> str:
+    """A block that lies wholly outside its array, by the index maps alone; "" if there is none, or
+    if they depend on more than the cell."""
+    for kernel in jaxprs.kernels(jaxpr):
+        grid = kernel.eqn.params.get("grid_mapping")
+        if grid is None or grid.num_dynamic_grid_bounds or grid.num_index_operands or not grid.grid:
+            continue
+        cells = np.indices(grid.grid).reshape(len(grid.grid), -1).astype(np.int32)
+        for number, mapping in enumerate(grid.block_mappings):
+            numbers = jax.vmap(core.jaxpr_as_fun(mapping.index_map_jaxpr))(*cells)
+            sizes = [jaxprs.block_size(b) for b in mapping.block_shape]
+            for index, size, dim in zip(numbers, sizes, mapping.array_aval.shape, strict=True):
+                if size is None:
+                    continue
+                starts = np.broadcast_to(np.asarray(index), cells.shape[1:]) * size
+                wrong = (starts >= dim) | (starts + size <= 0)
+                if wrong.any():
+                    cell = tuple(map(int, cells[:, np.argmax(wrong)]))
+                    return f"cell {cell} has a block of operand {number} outside its array"
+    return ""
 
 
-def reference(right: Any, args: Any, devices: bool) -> tuple[list[np.ndarray], dict[str, bool]]:
-    """What the right kernel computes, and on which machines it does."""
-    if id(right) not in _kept:
-        want, agrees = None, {}
-        for name, options in machines(_anything_parallel(right), devices):
-            try:
-                got, said = run(right, args, **options)
-            except Exception as error:
-                agrees[name] = False
-                print(json.dumps({"right": f"{name}: {type(error).__name__}: {str(error)[-300:]}"}))
-                continue
-            want = got if want is None else want
-            agrees[name] = equal(got, want) and "non-zero" not in said and "RACE" not in said
-            if not agrees[name]:
-                print(json.dumps({"right": f"{name}: {said[:200] or 'differs'}"}), flush=True)
-        _kept[id(right)] = (right, want, agrees)
-    _, want, agrees = _kept[id(right)]
-    if want is None:
-        raise Unknown("the interpreter doesn't run the right kernel")
-    return want, agrees
+class Right:
+    """What the right kernel computes on each machine, found out when it is asked for.
 
+    ``file`` keeps it for the next worker, since a mutant may take this one with it.
+    """
 
-def _anything_parallel(jaxpr: Any) -> Any:
-    """The function as one whose mutants may have parallel axes, to ask for all machines."""
+    def __init__(self, jaxpr: Any, args: Any, file: pathlib.Path) -> None:
+        self._jaxpr, self._args, self._file = jaxpr, args, file
+        self._results: dict[str, list[np.ndarray] | None] = {}
+        if file.exists():
+            self._results = pickle.loads(file.read_bytes())
 
-    def change(eqn: Any) -> Any:
-        if eqn.primitive.name == "pallas_call":
-            return with_params(
-                eqn, compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",))
-            )
-        return eqn
+    def on(self, machine: str, options: dict[str, Any]) -> list[np.ndarray] | None:
+        """The results, or None if this machine can't run it, or finds a fault in it."""
+        if machine not in self._results:
+            self._results[machine] = self._run(machine, options)
+            self._file.write_bytes(pickle.dumps(self._results))
+        return self._results[machine]
 
-    return jaxprs.every(jaxpr, change)
-
-
-def _agrees(right: Any, args: Any, devices: bool, name: str) -> bool:
-    return reference(right, args, devices)[1].get(name, False)
+    def _run(self, machine: str, options: dict[str, Any]) -> list[np.ndarray] | None:
+        try:
+            results, said = run(self._jaxpr, self._args, **options)
+        except Exception as error:
+            text = f"{type(error).__name__}: {str(error)[-300:]}"
+        else:
+            if not any(sign in said for sign in _SIGNS):
+                return results
+            text = said[:200]
+        print(json.dumps({"right": f"{machine}: {text}"}), flush=True)
+        return None
 
 
 def equal(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
@@ -325,21 +343,21 @@ def equal(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
     )  # fmt: skip
 
 
-def work() -> None:
-    """Judges what comes on the standard input until it ends."""
+def work(directory: pathlib.Path) -> None:
+    """Judges what comes on the standard input until it ends. The directory keeps what a worker
+    leaves to the next."""
 
     @functools.cache
-    def known(name: str) -> Any:
-        return pool.Pooled(name)
+    def known(name: str) -> tuple[pool.Pooled, Right]:
+        kernel = pool.Pooled(name)
+        file = directory / f"{name}.pickle"
+        return kernel, Right(kernel.jaxpr, kernel.args, file)
 
     for line in sys.stdin:
         asked = json.loads(line)
-        entry = known(asked["kernel"])
-        try:
-            wrong = list(entry.mutants.values())[asked["mutant"]].jaxpr
-            verdict = judge(entry.jaxpr, wrong, entry.args, entry.devices)
-        except Unknown as why:
-            verdict = Verdict("unknown", str(why))
+        kernel, right = known(asked["kernel"])
+        wrong = list(kernel.mutants.values())[asked["mutant"]].jaxpr
+        verdict = judge(right, wrong, kernel.args, kernel.devices)
         print(json.dumps({"done": dataclasses.asdict(verdict)}), flush=True)
 
 
@@ -348,6 +366,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
+        self._directory = tempfile.TemporaryDirectory()
 
     def judge(self, kernel: str, mutant: int) -> tuple[Verdict, list[str]]:
         """The verdict, and what is to be said about the right kernel."""
@@ -385,8 +404,8 @@ class Worker:
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
         environment.pop("PALLAS_NUMPY", None)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.mutation.oracle"], env=environment, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=1,
+            [sys.executable, "-m", "tests.mutation.oracle", self._directory.name],
+            env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=1,
         )  # fmt: skip
         return self._process
 
@@ -396,7 +415,9 @@ class Worker:
             self._process.wait()
             self._process = None
 
-    close = _end
+    def close(self) -> None:
+        self._end()
+        self._directory.cleanup()
 
 
 def _processor_time(pid: int) -> float:
@@ -410,4 +431,4 @@ def _processor_time(pid: int) -> float:
 
 
 if __name__ == "__main__":
-    work()
+    work(pathlib.Path(sys.argv[1]))

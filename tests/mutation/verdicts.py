@@ -31,6 +31,6 @@ def judge(names: list[str]) -> None:
                 verdict, notes = worker.judge(name, number)
                 known[name][key] = [verdict.verdict, verdict.because]
                 print(name, key, verdict, *notes, sep="; ", flush=True)
-            FILE.write_text(json.dumps(known, indent=0, sort_keys=True) + "\n")
+                FILE.write_text(json.dumps(known, indent=0, sort_keys=True) + "\n")
     finally:
         worker.close()
