@@ -34,6 +34,8 @@ class Settings:
     compile_executor: where they are compiled, see `chip.driver.executor`; None: on this machine.
     dump: the directory to write the programs and the generated code of each function to, or None.
     check: the kinds of faults for which kernels are checked while they run.
+    schedules: in how many orders of programs and copies each call of a kernel runs; 0: in one.
+    seed: the order, if it is one, else the seed of the first that is drawn; None for the usual one.
     findings: the directory in which each process puts what checks find; None: stderr, at exit.
     suppressions: the file that names findings that the user doesn't want to see, or None.
     """
@@ -52,6 +54,8 @@ class Settings:
     compile_executor: str | None = None
     dump: str | None = None
     check: frozenset[str] = frozenset()
+    schedules: int = 0
+    seed: str | None = None
     findings: str | None = None
     suppressions: str | None = None
 
@@ -77,6 +81,18 @@ def _tpu(value: str) -> dict[str, Any]:
 
 def _scope(value: str) -> dict[str, Any]:
     return {"everything": {"kernels": False, "all": True}[value]}
+
+
+def _schedules(value: str) -> dict[str, Any]:
+    if not value.isdigit():
+        raise KeyError(value)
+    return {"schedules": int(value)}
+
+
+def _seed(value: str) -> dict[str, Any]:
+    if not re.fullmatch(r"early|late|\d+|choices:(\d+(,\d+)*)?", value):
+        raise KeyError(value)
+    return {"seed": value}
 
 
 def _check(value: str) -> dict[str, Any]:
@@ -163,6 +179,8 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
     "PALLAS_NUMPY_CACHE": ("0, trace, function or the path of a directory", _path("cache")),
     "PALLAS_NUMPY_CACHE_VERIFY": ("0 or 1", _switch("cache_verify")),
     "PALLAS_NUMPY_VERIFY": ("0 or 1", _switch("verify")),
+    "PALLAS_NUMPY_SCHEDULES": ("a number of orders of programs and copies", _schedules),
+    "PALLAS_NUMPY_SEED": ("a number; without SCHEDULES also early, late or choices:…", _seed),
     "PALLAS_NUMPY_CHECK": (f"0, 1 or some of {', '.join(CHECKS)}", _check),
     "PALLAS_NUMPY_FINDINGS": ("0 or the path of a directory", _path("findings")),
     "PALLAS_NUMPY_SUPPRESSIONS": ("0 or the path of a TOML file", _path("suppressions")),
@@ -194,7 +212,13 @@ def read(environ: Mapping[str, str]) -> Settings:
             fields.update(parse(value))
         except KeyError:
             raise SettingError(f"{name}={value!r} isn't allowed; it takes {allowed}") from None
-    return Settings(**fields)
+    settings = Settings(**fields)
+    if settings.schedules and not (settings.seed or "0").isdigit():
+        raise SettingError(
+            f"PALLAS_NUMPY_SEED={settings.seed!r} is one order, and PALLAS_NUMPY_SCHEDULES="
+            f"{settings.schedules} asks for several; unset one, or give a number as the seed"
+        )
+    return settings
 
 
 @functools.cache

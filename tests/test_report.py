@@ -146,10 +146,8 @@ def test_a_callback_counts_the_calls_of_its_kernel(shim):
     assert row["tracing_s"] is None and row["running_s"] > 0
 
 
-def test_calls_that_jax_interprets_are_counted_when_a_report_is_asked_for(shim, setting):
-    from jax.experimental.pallas import tpu as pltpu
-
-    setting(report="1")
+def test_calls_that_jax_interprets_are_counted_when_a_report_is_asked_for(shim, monkeypatch):
+    monkeypatch.setattr(shim, "wanted", True)
     racing = pltpu.InterpretParams(detect_races=True)
     function = jax.jit(lambda x: double(x, racing))
     with pytest.warns(dispatch.FallbackWarning, match="detect_races"):

@@ -11,4 +11,5 @@ VERBS = {
     "bisect": ("pallas_shim.bisect", "find the part of the shim that makes a number wrong"),
     "report": ("pallas_shim.cli.report", "show or merge the files that --report wrote"),
     "doctor": ("pallas_shim.cli.doctor", "say whether the shim works in this environment"),
+    "view": ("pallas_shim.cli.view", "show what each kernel does, cell by cell, as a page"),
 }

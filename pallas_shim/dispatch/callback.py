@@ -55,9 +55,9 @@ def choose_kernel(
     if cached is not None:
         cached.tell(use)
     use.prepared(time.perf_counter() - start)
-    if observing.current is not None:
-        observing.current.planned(executable, described)
     seen = any(i.operation.effects.io for i in executable.program.top.walk())
+    if observing.current is not None:
+        executable = observing.current.planned(executable, described)
     return _callback(executable, use), seen
 
 

@@ -115,7 +115,7 @@ def _make_plan(
             cached = None
             executable, mesh = compiling.compiled_on_mesh(described, plan.out_types)
         if observing.current is not None:
-            observing.current.planned(executable, described)
+            executable = observing.current.planned(executable, described)
     except Unsupported as unsupported:
         return Plan(key, str(unsupported))
     use = REPORT.use(call.name, described.kernels, "numpy", IN_NUMPY)

@@ -21,9 +21,12 @@ from pallas_shim.evaluator.checks.lowering import Checks
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.findings import Finding
 from pallas_shim.evaluator.lower import lower
+from pallas_shim.evaluator.machine.order import Order
 from pallas_shim.evaluator.passes import NAMES, Watcher, optimise
 from pallas_shim.evaluator.program import Instruction, Program
+from pallas_shim.evaluator.schedules import ExploredExecutable, OrderedExecutable, Schedules
 from pallas_shim.evaluator.verdict import CheckedExecutable
+from pallas_shim.evaluator.watching import Watch, probed
 
 
 class Options(NamedTuple):
@@ -36,6 +39,8 @@ class Options(NamedTuple):
       with each finding.
     timed: copies may happen later than they start, and programs run in any order, as
       `machine.order` says. No pass runs.
+    order: the program always runs in this order. schedules: calls are repeated in other orders, and
+      ``found`` is called with a finding if results depend on it. None: they aren't.
     """
 
     skip: Collection[str] = frozenset()
@@ -44,6 +49,8 @@ class Options(NamedTuple):
     checks: Checks | None = None
     found: Callable[[Finding], None] = lambda finding: None
     timed: bool = False
+    order: Order | None = None
+    schedules: Schedules | None = None
 
 
 ALL_PASSES = Options()
@@ -59,7 +66,42 @@ def compile(
 ) -> Executable:
     """Compiles a jaxpr. The arguments and errors are those of `make_program`."""
     program = make_program(jaxpr, name=name, axes=axes, on_mesh=on_mesh, options=options)
-    return checked(prepare(program, options), jaxpr, name, axes, on_mesh, options)
+    return finish(
+        prepare(program, options), jaxpr, name=name, axes=axes, on_mesh=on_mesh, options=options
+    )
+
+
+def finish(
+    executable: Executable,
+    jaxpr: Any,
+    *,
+    name: str,
+    axes: Mapping[Any, int] = MappingProxyType({}),
+    on_mesh: bool = False,
+    options: Options = ALL_PASSES,
+    parts: Collection[int] = (),
+) -> Executable:
+    """What runs a prepared program of ``jaxpr`` and repeats it in the ways that the options ask
+    for. ``parts``: see `prepare`."""
+
+    def timed() -> Executable:
+        asked = Options(timed=True)  # a watcher has seen the other program
+        program = make_program(jaxpr, name=name, axes=axes, on_mesh=on_mesh, options=asked)
+        return prepare(program, asked)
+
+    if options.order is not None:
+        return OrderedExecutable(timed(), options.order)
+    if options.checks is not None:
+        checks = options.checks._replace(disturbing=True, skipped=lambda kernel, reason: None)
+
+        def disturbed() -> Executable:
+            program = lower(jaxpr, (), name, axes, on_mesh, checks, options.timed)
+            return Executable(program, lambda loop: False, parts=parts)
+
+        executable = CheckedExecutable(executable, disturbed, options.checks, options.found)
+    if options.schedules is not None:
+        executable = ExploredExecutable(executable, timed, options.schedules, options.found)
+    return executable
 
 
 def make_program(
@@ -92,28 +134,6 @@ def make_program(
     return optimise(program, skip, options.watchers)
 
 
-def checked(
-    executable: Executable,
-    jaxpr: Any,
-    name: str,
-    axes: Mapping[Any, int],
-    on_mesh: bool,
-    options: Options,
-    parts: Collection[int] = (),
-) -> Executable:
-    """The executable, which reports what it finds if the options ask for checks. It was made of
-    the other arguments."""
-    if options.checks is None:
-        return executable
-    checks = options.checks._replace(disturbing=True, skipped=lambda kernel, reason: None)
-
-    def disturbed() -> Executable:
-        program = lower(jaxpr, (), name, axes, on_mesh, checks, options.timed)
-        return Executable(program, lambda loop: False, parts=parts)
-
-    return CheckedExecutable(executable, disturbed, options.checks, options.found)
-
-
 def prepare(
     program: Program, options: Options = ALL_PASSES, parts: Collection[int] = ()
 ) -> Executable:
@@ -123,3 +143,17 @@ def prepare(
     """
     emits = codegen.choice({"codegen"} if options.timed else options.skip)
     return Executable(program, emits, options.emitted, parts=parts)
+
+
+def compile_watched(
+    jaxpr: Any,
+    watch: Watch,
+    *,
+    name: str,
+    axes: Mapping[Any, int] = MappingProxyType({}),
+    on_mesh: bool = False,
+) -> Executable:
+    """Compiles a jaxpr without optimising it, so that a watch is told of each instruction that it
+    wants. The other arguments and the errors are those of `make_program`."""
+    program = lower(jaxpr, name=name, axes=axes, on_mesh=on_mesh, watch=watch)
+    return Executable(probed(program, watch), lambda loop: False)

@@ -77,7 +77,7 @@ class Executable:
         return self.run(args)
 
     def run(self, args: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """As a call. Without the star, it costs less."""
+        """As a call; without the star, it costs less. What runs otherwise overrides this."""
         assert len(args) == self._params
         frame = [*args, *self._rest]
         as_xla(self._run, self._steps, frame)

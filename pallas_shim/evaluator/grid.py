@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pallas_shim import jax_compat
-from pallas_shim.evaluator import lookahead, memory, outside, refs
+from pallas_shim.evaluator import lookahead, memory, outside, refs, watching
 from pallas_shim.evaluator.analysis import alias
 from pallas_shim.evaluator.blocks import block_viewer
 from pallas_shim.evaluator.checked_blocks import CheckedBlocks
@@ -68,6 +68,9 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
     if lowering.checker is not None:
         shapes = [_array_shape(lowering, block) for block in call.blocks]
         checks = KernelChecks(lowering.checker, call, all_names, shapes, sizes)
+    watch = lowering.watch
+    if watch is not None:
+        watched = _watched(lowering, call, all_names, ref_types)
     if call.checked is not None:
         checked_blocks = CheckedBlocks(lowering, call, call.checked, sizes, buffers, block_types)
 
@@ -75,6 +78,8 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
         cell_start = len(lowering.body)
         if checks is not None:
             checks.begin_cell(indices, prefetch)
+        if watch is not None and prefetch:
+            watching.emit_between(lowering, watch)
         starts_start = len(lowering.body)
         starts = [lowering.inline(b.index_map, [*indices, *prefetch]) for b in call.blocks]
         starts = pipeline.turn(indices, starts)
@@ -89,6 +94,11 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
             with lowering.block() as body:
                 if checks is not None:
                     checks.blocks(indices, starts, of_maps, prefetch, blocks, scratch)
+                if watch is not None:
+                    seen = [*prefetch, *blocks, *scratch]
+                    watching.emit_cell(
+                        lowering, watch, watched, indices, sizes, seen, buffers, starts
+                    )
                 lowering.inline(call.jaxpr, [*prefetch, *blocks, *scratch], closed_over)
                 if checks is not None:
                     checks.end_cell(blocks, body)
@@ -104,6 +114,9 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
         ]
         if checks is not None:
             checks.blocks(indices, starts, of_maps, prefetch, views, scratch)
+        if watch is not None:
+            seen = [*prefetch, *views, *scratch]
+            watching.emit_cell(lowering, watch, watched, indices, sizes, seen, buffers, starts)
         body_start = len(lowering.body)
         lowering.inline(call.jaxpr, [*prefetch, *views, *scratch], closed_over)
         if checks is not None:
@@ -131,12 +144,14 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
     )  # fmt: skip
     written = alias.written(cells, [*prefetch, *buffers])
 
+    # A watch tells operands apart by their memory, even if the caller passed one array twice.
+    apart = watch is not None
     for ref, array in zip(prefetch, arrays, strict=False):
-        define_operand(lowering, ref, array, None, ref in written)
+        define_operand(lowering, ref, array, None, apart or ref in written)
     inputs = arrays[call.num_prefetch :]
     outputs = buffers[call.num_inputs :]
     for ref, block, array in zip(buffers, call.blocks, inputs, strict=False):
-        copied = ref in written or ref in outputs
+        copied = apart or ref in written or ref in outputs
         define_operand(lowering, ref, array, block.dims, copied, call.checked)
     aliases = {out: arrays[position] for position, out in call.aliases}
     for position, ref in enumerate(outputs):
@@ -163,6 +178,8 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
         checks.end()
     if checked_blocks is not None:
         checked_blocks.write_back()
+    if watch is not None:
+        watching.emit_left(lowering, watch, watched, buffers)
     results = [
         _contents(lowering, ref, block, _array_shape(lowering, block))
         for ref, block in zip(
@@ -173,6 +190,16 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
         results = list(map(checks.output, range(len(results)), results))
         checks.leave()
     return results
+
+
+def _watched(
+    lowering: Lowering, call: PallasCall, names: Sequence[str], ref_types: Sequence[RefType]
+) -> watching.Kernel:
+    levels = lowering.machine.levels
+    return watching.Kernel(
+        call, names, [_array_shape(lowering, block) for block in call.blocks],
+        [type.space for type in ref_types], levels[-1].names if levels else (),
+    )  # fmt: skip
 
 
 def _emit_warning(lowering: Lowering, warn: Callable[[], None]) -> None:

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.machine.programs import NUMBER
 from pallas_shim.evaluator.program import PURE, Effects, RefType, Value
+
+if TYPE_CHECKING:
+    from pallas_shim.evaluator.lower import Lowering
 
 
 def next_cell(

@@ -294,6 +294,10 @@ _MEMORY_ROWS = (
         "value:array given:any*", "value:array", "checks", effects=(_IO,), view=True,
     ),
     _row(
+        "probe", "tells the watch of a run what it gets", "seen:any*", "", "watching",
+        effects=(_IO,),
+    ),
+    _row(
         "prng_seed", "sets the state of the hardware's generator", "state:ref seed:array*", "",
         "rules/hardware_random", effects=(_WRITE,),
     ),

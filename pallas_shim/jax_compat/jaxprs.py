@@ -149,6 +149,14 @@ def called_jaxpr(eqn: Any) -> Any:
     raise KeyError(f"{eqn.primitive.name} holds no jaxpr among {sorted(eqn.params)}")
 
 
+def is_own(jaxpr: Any) -> bool:
+    """Whether a jaxpr is of a function of JAX's own. Its equations have the places of the first
+    call with these types, or none."""
+    debug_info = getattr(open_jaxpr(jaxpr)[0], "debug_info", None)
+    _, at, where = (getattr(debug_info, "func_src_info", None) or "").partition(" at ")
+    return bool(at) and not source_info_util.is_user_filename(where.rpartition(":")[0])
+
+
 def scan(eqn: Any) -> Scan:
     p = eqn.params
     if "ft_in" in p:  # JAX >= 0.12 keeps the argument groups as flat trees

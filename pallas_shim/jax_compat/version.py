@@ -155,6 +155,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.sharding_impls.GSPMDSharding": ("get_replicated",),
     "jax._src.source_info_util": (
         "current",
+        "is_user_filename",
         "new_source_info",
         "register_exclusion",
         "user_frame",

@@ -326,6 +326,78 @@ def any_order_gives_the_same():
                 equal(one, expected)
 
 
+def in_other_orders(kernel, x, count, scratch=(), n=3):
+    """Explores a kernel on some devices whose shard is (8, 128)."""
+    from pallas_shim.evaluator import schedules
+    from pallas_shim.evaluator.execute import Executable
+    from pallas_shim.evaluator.lower import lower
+
+    run = k.call(kernel, local((8, 128)), scratch=scratch, space=pltpu.VMEM)
+    f = jax.jit(k.over(run, k.mesh(n), P("x"), P("x")))
+    program = lower(jax.make_jaxpr(f)(x), timed=True)
+    equal(f(x), Executable(program, lambda _: False)(np.asarray(x))[0])
+    return schedules.explore(Executable(program, lambda _: False), [np.asarray(x)], count)
+
+
+def right_of(copy_from, copy_to, send, recv):
+    me, n = lax.axis_index("x"), lax.axis_size("x")
+    return pltpu.make_async_remote_copy(
+        copy_from, copy_to, send, recv, device_id={"x": lax.rem(me + 1, n)}, device_id_type=MESH
+    )
+
+
+@case()
+def a_right_kernel_in_other_orders():
+    def kernel(x_ref, o_ref, got, send, recv):
+        k.barrier()
+        copy = right_of(x_ref, got, send, recv)
+        copy.start()
+        copy.wait_recv()
+        o_ref[...] = got[...] + 1
+        copy.wait_send()
+
+    vmem = pltpu.VMEM((8, 128), jnp.float32)
+    found = in_other_orders(kernel, k.numbers(24, 128), 80, [vmem, k.DMA, k.DMA])
+    assert found.other is None and found.runs == 80, found
+
+
+@case("reads early", "sends again too early", "no barrier")
+def a_wrong_kernel_in_other_orders(fault):
+    """Each computes the right thing in the programs' own order."""
+
+    def kernel(x_ref, o_ref, got, send, recv):
+        if fault != "no barrier":
+            k.barrier()
+        copy = right_of(x_ref, got, send, recv)
+        if fault == "no barrier":
+            got[...] = jnp.zeros_like(got)
+            k.barrier()
+            got[...] = jnp.zeros_like(got)
+        copy.start()
+        if fault == "reads early":
+            copy.wait_send()
+            # The programs' own order lets all others send first.
+            k.signal(pltpu.get_barrier_semaphore(), 1)
+            k.wait(pltpu.get_barrier_semaphore(), 1)
+            o_ref[...] = got[...]
+            copy.wait_recv()
+            o_ref[...] = o_ref[...] + got[...]
+        elif fault == "sends again too early":
+            again = right_of(o_ref, got, send, recv)
+            copy.wait()
+            o_ref[...] = x_ref[...]
+            again.start()
+            o_ref[...] = o_ref[...] + got[...]
+            again.wait()
+        else:
+            copy.wait()
+            o_ref[...] = got[...]
+
+    vmem = pltpu.VMEM((8, 128), jnp.float32)
+    found = in_other_orders(kernel, k.numbers(24, 128), 400, [vmem, k.DMA, k.DMA])
+    assert found.other is not None, found
+
+
 @case()
 def several_threads_at_once():
     import concurrent.futures

@@ -29,6 +29,14 @@ class Order(NamedTuple):
     late: bool = False
     choices: tuple[int, ...] | None = None
 
+    def __str__(self) -> str:
+        """The text that `parse` reads."""
+        if self.choices is not None:
+            return "choices:" + ",".join(map(str, self.choices))
+        if self.seed is not None:
+            return str(self.seed)
+        return "late" if self.late else "early"
+
     @property
     def decides(self) -> bool:
         """Whether there are decisions. Otherwise the order is fixed."""
@@ -38,6 +46,20 @@ class Order(NamedTuple):
     def eager(self) -> bool:
         """Whether a copy happens when it is started."""
         return not self.late and not self.decides
+
+
+def parse(text: str) -> Order:
+    """The order of a text: "early", "late", a number to draw from, or "choices:" and numbers.
+
+    Raises:
+      ValueError: it is none of these.
+    """
+    if text in ("early", "late"):
+        return Order(late=text == "late")
+    kind, colon, numbers = text.partition(":")
+    if colon and kind == "choices":
+        return Order(choices=tuple(map(int, filter(None, numbers.split(",")))))
+    return Order(int(text))
 
 
 OWN_ORDER = Order()
@@ -83,9 +105,10 @@ class Run:
         if count == 1:
             return 0
         if self._draw is not None:
-            # A run that switched at each place would keep no copy under way for long.
-            stays = not forced and self._draw.random() < 0.5
-            chosen = 0 if stays else self._draw.randrange(count)
+            if forced:
+                chosen = self._draw.randrange(count)
+            else:  # a run that nearly always switched would keep no copy under way for long
+                chosen = self._draw.choice((0, self._draw.randrange(1, count)))
         else:
             choices, at = self.order.choices or (), len(self.decisions)
             chosen = min(choices[at], count - 1) if at < len(choices) else 0
@@ -101,7 +124,8 @@ class Run:
         self.pass_by()
 
     def pass_by(self) -> None:
-        """Lets copies go on at a place where the program could let others run."""
+        """Lets copies go on after the program has started one, or has waited. Copies that could
+        have gone on before that are no other order."""
         while self.copies and self.order.decides:
             chosen = self.choose(1 + len(self.copies), False)
             if chosen == 0:
@@ -129,7 +153,6 @@ class Run:
     def wait(self, count: Callable[[], int], address: int, needed: int) -> bool:
         """Waits for a semaphore where no other program can add to it. Returns whether it has the
         count needed at the end."""
-        self.pass_by()
         while count() < needed:
             if not self.order.decides:
                 if not self.serve(address):
@@ -138,6 +161,7 @@ class Run:
                 self.step(self.copies[self.choose(len(self.copies), True)])
             else:
                 return False
+        self.pass_by()
         return True
 
     def land(self) -> None:

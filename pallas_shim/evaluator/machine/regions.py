@@ -186,6 +186,7 @@ def _await(prepare: Any, instruction: Instruction) -> Waiting:
             yield scheduler.Count(source, name, lambda: int(at[()]), needed, address_of(at))
         if decrement:
             at[...] -= needed
+        order.current().pass_by()
 
     return step
 
@@ -205,7 +206,6 @@ def _pass_by(prepare: Any, instruction: Instruction) -> Waiting:
     source = _source(instruction)
 
     def step(f: Frame) -> Any:
-        order.current().pass_by()
         yield scheduler.Place(source)
 
     return step
