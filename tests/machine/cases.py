@@ -212,8 +212,9 @@ def a_grid_that_talks():
             k.barrier()
 
         copy = pltpu.make_async_remote_copy(
-            x_ref, got.at[i], send, recv, device_id=(lax.rem(me + 1, n),), device_id_type=MESH
-        )
+            x_ref, got.at[i], send, recv.at[i], device_id=(lax.rem(me + 1, n),),
+            device_id_type=MESH,
+        )  # fmt: skip
         copy.start()
         copy.wait()
         o_ref[...] = got[i] * 2
@@ -222,7 +223,7 @@ def a_grid_that_talks():
         block = pl.BlockSpec((8, 128), lambda i: (i, 0))
         return pl.pallas_call(
             kernel, grid=(4,), in_specs=[block], out_specs=block, out_shape=local(x.shape),
-            scratch_shapes=[pltpu.VMEM((4, 8, 128), jnp.float32), k.DMA, k.DMA],
+            scratch_shapes=[pltpu.VMEM((4, 8, 128), jnp.float32), k.DMA, k.DMA((4,))],
             compiler_params=pltpu.CompilerParams(collective_id=0),
         )(x)  # fmt: skip
 
