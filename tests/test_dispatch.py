@@ -174,7 +174,6 @@ def test_a_callback_in_64_bits(shim):
 # -- kernels that stay with JAX ---------------------------------------------------------------
 
 ASKED = {
-    "grid_point_recorder": lambda *_: None,
     "random_seed": 3,
 }
 
