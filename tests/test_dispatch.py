@@ -183,7 +183,6 @@ def test_other_orders(orders, shim, setting):
 # -- kernels that stay with JAX ---------------------------------------------------------------
 
 ASKED = {
-    "detect_races": True,
     "random_seed": 3,
 }
 

@@ -220,7 +220,7 @@ class KernelChecks:
         partner = self._partner(position)
         is_output = position >= self.call.num_inputs
         rest = self.shapes[position][len(cut.shape) :]
-        memory.sticks_out = not cut.divides()
+        memory.sticks_out = operand.visits is None or not operand.visits.are_inside()
         if partner in self._arrays:
             assert partner is not None
             codes, history = self._arrays[partner]

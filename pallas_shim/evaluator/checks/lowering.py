@@ -257,6 +257,7 @@ class Checker:
             return value
         self._flights(memory, located, copies.read(site, place))
         self._note(memory, located, site, writes=False, atomic=atomic)
+        self._array(memory, located, site, writes=False)
         if memory.codes is None or view.ref in self.defined or not self.follows_codes:
             return value
         memory.codes.needed = True
@@ -290,11 +291,7 @@ class Checker:
         if located is not None:
             self._flights(memory, located, copies.write(site, located.place))
             self._note(memory, located, site, writes=True, atomic=atomic)
-            if memory.sticks_out and memory.codes is not None and self.checks("bounds"):
-                memory.codes.needed = True
-                check = global_memory.check_write(site, located.place)
-                ins = [self.activation, memory.codes.value, *located.leaves]
-                self.emit("bounds", ins, check)
+            self._array(memory, located, site, writes=True)
         self._defines(view.ref, memory, located)
 
     def _defines(self, ref: Value, memory: Memory, located: Located | None) -> None:
@@ -366,6 +363,13 @@ class Checker:
             assert self.activation is not None
             ins = [self.activation, memory.flights.value, *located.leaves]
             self.emit("in flight", ins, fn, memory.flights, located.place)
+
+    def _array(self, memory: Memory, located: Located, site: Site, writes: bool) -> None:
+        if memory.sticks_out and memory.codes is not None and self.checks("bounds"):
+            assert self.activation is not None
+            memory.codes.needed = True
+            check = global_memory.check(site, located.place, writes)
+            self.emit("bounds", [self.activation, memory.codes.value, *located.leaves], check)
 
     def _note(
         self, memory: Memory, located: Located, site: Site, writes: bool, atomic: bool = False
