@@ -274,11 +274,11 @@ def written_refs(jaxpr: Any) -> frozenset[int]:
     """The positions of the refs, among a kernel's inputs, to which it may write."""
     opened, _ = open_jaxpr(jaxpr)
     positions = {var: at for at, var in enumerate(opened.invars)}
-    writes = (e for e in opened.effects if isinstance(e, (WriteEffect, AccumEffect)))
-    # Before JAX 0.10 an effect gives the position itself, counted from the captured refs.
+    writes = [e for e in opened.effects if isinstance(e, (WriteEffect, AccumEffect))]
+    # Before JAX 0.10.2 an effect gives a position, counted from the captured refs.
     captured = len(opened.constvars)
     return frozenset(
-        e.input - captured if isinstance(e.input, int) else positions.get(e.input, -1)
+        positions.get(e.input, -1) if hasattr(e, "input") else e.input_index - captured
         for e in writes
     )
 
