@@ -274,7 +274,7 @@ def written_refs(jaxpr: Any) -> frozenset[int]:
     """The positions of the refs, among a kernel's inputs, to which it may write."""
     opened, _ = open_jaxpr(jaxpr)
     positions = {var: at for at, var in enumerate(opened.invars)}
-    writes = [e for e in opened.effects if isinstance(e, (WriteEffect, AccumEffect))]
+    writes: list[Any] = [e for e in opened.effects if isinstance(e, (WriteEffect, AccumEffect))]
     # Before JAX 0.10.2 an effect gives a position, counted from the captured refs.
     captured = len(opened.constvars)
     return frozenset(
