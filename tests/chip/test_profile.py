@@ -7,7 +7,7 @@ import json
 import pytest
 
 from pallas_shim.chip import bundles, profile, profile_view, scalar_unit, tpus
-from pallas_shim.chip.dumps import Files, Unreadable
+from pallas_shim.chip.dumps import Files
 from pallas_shim.chip.jobs import ACCEPTED, Answer
 from pallas_shim.chip.verdicts import Verdict
 
