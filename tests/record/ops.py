@@ -5,6 +5,7 @@ gradient, and on tallax's sort if it is on PYTHONPATH. Nothing runs.
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import pathlib
 import sys
@@ -167,7 +168,7 @@ if importlib.util.find_spec("tallax"):
 
     @case
     def tallax_sort():
-        from tallax import tax
+        tax: Any = importlib.import_module("tallax.tax")
 
         return lambda x: tax.sort(x, num_keys=1, interpret=True), (of(8, 128),)
 
