@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pallas_shim.jax_compat import kernel_info, meshes
+from pallas_shim.jax_compat.jaxprs import KERNEL_PRIMITIVES
 
 # The seconds in which XLA compiles a function, and each equation in it, on one core.
 _COMPILING = 0.02
@@ -37,7 +38,7 @@ def _outside(jaxpr: Any, times: int) -> tuple[float, int]:
     seconds, count = 0.0, 0
     for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         name = eqn.primitive.name
-        if name in kernel_info.KERNEL_PRIMITIVES:
+        if name in KERNEL_PRIMITIVES:
             continue
         count += 1
         inner = list(kernel_info.inner_jaxprs(eqn))

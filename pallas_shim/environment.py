@@ -7,6 +7,9 @@ import os
 import sys
 from collections.abc import Mapping
 
+# Tells the processes of a run which run it is. The first one sets it.
+RUN = "_PALLAS_SHIM_RUN"
+
 
 def say_off(reason: str) -> None:
     """Tells the user why the shim is off although PALLAS_NUMPY asks for it."""
@@ -21,7 +24,14 @@ def variables(environ: Mapping[str, str]) -> dict[str, str]:
     if not starts_with_python():
         path = [sitecustomize_directory(), environ.get("PYTHONPATH")]
         changes["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    if environ.get("PALLAS_NUMPY_REPORT", "") not in ("", "0", "1") and RUN not in environ:
+        changes[RUN] = os.urandom(8).hex()  # what it starts writes to the same file
     return changes
+
+
+def run() -> str:
+    """The name of the run of which this process is one: what `variables` began, else its own."""
+    return os.environ.get(RUN) or f"process {os.getpid()}"
 
 
 def starts_with_python() -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from pallas_shim import environment, settings
+from pallas_shim import environment, settings, startup
 from pallas_shim.discovery import entry_points
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def activate() -> None:
     with _lock:
         if _active:
             return
+        startup.stop_waiting()
         settings.current()
         import wrapt
 
@@ -114,6 +115,7 @@ def deactivate() -> None:
     """Puts everything that was patched back exactly. Does nothing if the shim isn't active."""
     global _active
     with _lock:
+        startup.stop_waiting()
         _active = False
         while _applied:
             patch = _applied.pop()
@@ -128,8 +130,8 @@ def deactivate() -> None:
 
 
 def is_active() -> bool:
-    """Whether the shim is active in this process."""
-    return _active
+    """Whether the shim is active in this process, or will be when JAX is imported."""
+    return _active or startup.is_waiting()
 
 
 @contextlib.contextmanager

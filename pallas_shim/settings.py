@@ -24,6 +24,8 @@ class Settings:
     report: None for no report, "1" for a table on stderr at exit, else the path for a JSON file.
     disabled_passes: names of optimisation passes to leave out.
     tpu: the TPU generation that user code is told it runs on, or None.
+    topology: how many chips user code is told there are along each dimension; None: one for each
+      device that there is, in a line.
     everything: jitted functions without a kernel are run here too, until they have earned XLA's
       compilation.
     cache: which programs are kept for later processes: "trace", those of jaxprs, in the directory
@@ -35,6 +37,13 @@ class Settings:
       or JSON file for it, too; None for none.
     compile_executor: where they are compiled, see `chip.driver.executor`; None: on this machine.
     dump: the directory to write the programs and the generated code of each function to, or None.
+    check: the kinds of faults for which kernels are checked while they run.
+    schedules: in how many orders of programs and copies each call of a kernel runs; 0: in one.
+    seed: the order, if it is one, else the seed of the first that is drawn; None for the usual one.
+    findings: the directory in which each process puts what checks find; None: stderr, at exit.
+    suppressions: the file that names findings that the user doesn't want to see, or None.
+    native: programs that have earned it become native code, if llvmlite is installed.
+    native_force: all do that can, at their first call, and each run is compared with NumPy's.
     """
 
     force: bool = False
@@ -43,6 +52,7 @@ class Settings:
     report: str | None = None
     disabled_passes: frozenset[str] = frozenset()
     tpu: str | None = None
+    topology: tuple[int, ...] | None = None
     everything: bool = False
     cache: str | None = "trace"
     cache_verify: bool = False
@@ -51,6 +61,13 @@ class Settings:
     compile_executor: str | None = None
     profile: str | None = None
     dump: str | None = None
+    check: frozenset[str] = frozenset()
+    schedules: int = 0
+    seed: str | None = None
+    findings: str | None = None
+    suppressions: str | None = None
+    native: bool = True
+    native_force: bool = False
 
 
 def _switch(field: str) -> Callable[[str], dict[str, Any]]:
@@ -62,7 +79,14 @@ def _start(value: str) -> dict[str, Any]:
     return {"force": {"0": False, "1": False, "force": True}[value]}
 
 
+def _native(value: str) -> dict[str, Any]:
+    force = value == "force"
+    return {"native": force or {"0": False, "1": True}[value], "native_force": force}
+
+
 def _report(value: str) -> dict[str, Any]:
+    if value.lower() in ("true", "false", "yes", "no", "on", "off"):  # not meant as a file's name
+        raise KeyError(value)
     return {"report": None if value == "0" else value}
 
 
@@ -73,11 +97,34 @@ def _profile(value: str) -> dict[str, Any]:
 
 
 def _tpu(value: str) -> dict[str, Any]:
-    return {"tpu": None if value == "0" else {name: name for name in TPUS}[value]}
+    name, colon, sizes = value.partition(":")
+    if not colon:
+        return {"tpu": None if value == "0" else {name: name for name in TPUS}[value]}
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes) or sizes.count("x") != TPUS[name] - 1:
+        raise KeyError(value)
+    return {"tpu": name, "topology": tuple(map(int, sizes.split("x")))}
 
 
 def _scope(value: str) -> dict[str, Any]:
     return {"everything": {"kernels": False, "all": True}[value]}
+
+
+def _schedules(value: str) -> dict[str, Any]:
+    if not value.isdigit():
+        raise KeyError(value)
+    return {"schedules": int(value)}
+
+
+def _seed(value: str) -> dict[str, Any]:
+    if not re.fullmatch(r"early|late|\d+|choices:(\d+(,\d+)*)?", value):
+        raise KeyError(value)
+    return {"seed": value}
+
+
+def _check(value: str) -> dict[str, Any]:
+    if value in ("0", "1"):
+        return {"check": frozenset(CHECKS if value == "1" else ())}
+    return {"check": frozenset({name: name for name in CHECKS}[name] for name in value.split(","))}
 
 
 def _compile(value: str) -> dict[str, Any]:
@@ -97,7 +144,7 @@ def _executor(value: str) -> dict[str, Any]:
     return {"compile_executor": None if value == "0" else value}
 
 
-def _directory(field: str) -> Callable[[str], dict[str, Any]]:
+def _path(field: str) -> Callable[[str], dict[str, Any]]:
     def parse(value: str) -> dict[str, Any]:
         if value == "1":
             raise KeyError(value)
@@ -119,7 +166,11 @@ def _passes(value: str) -> dict[str, Any]:
     return {"disabled_passes": frozenset(_PASSES[name[1:]] for name in names)}
 
 
-TPUS = ("v4", "v5e", "v5p", "v6e", "v7x")
+# Each generation of TPUs, and in how many dimensions its chips are connected.
+TPUS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2, "v7x": 3}
+
+# The kinds of findings of the evaluator, which knows nothing of settings.
+CHECKS = ("bounds", "uninitialized", "races", "sync", "blocks")
 
 # The passes of the evaluator, which knows nothing of settings.
 PASSES = (
@@ -146,22 +197,31 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
     "PALLAS_NUMPY_STRICT": ("0 or 1", _switch("strict")),
     "PALLAS_NUMPY_LOG": ("0 or 1", _switch("log")),
     "PALLAS_NUMPY_REPORT": ("0, 1 (a table on stderr) or the path for a JSON file", _report),
-    "PALLAS_NUMPY_TPU": (f"0 or one of {', '.join(TPUS)}", _tpu),
+    "PALLAS_NUMPY_TPU": (
+        f"0 or one of {', '.join(TPUS)}, or several as in v5e:2x4 and v4:2x2x1",
+        _tpu,
+    ),
     "PALLAS_NUMPY_SCOPE": ("kernels or all", _scope),
     "PALLAS_NUMPY_PASSES": (
         f"passes to leave out, as in -hoisting,-copy_elision, of {', '.join(PASSES)}",
         _passes,
     ),
-    "PALLAS_NUMPY_CACHE": ("0, trace, function or the path of a directory", _directory("cache")),
+    "PALLAS_NUMPY_CACHE": ("0, trace, function or the path of a directory", _path("cache")),
     "PALLAS_NUMPY_CACHE_VERIFY": ("0 or 1", _switch("cache_verify")),
     "PALLAS_NUMPY_VERIFY": ("0 or 1", _switch("verify")),
+    "PALLAS_NUMPY_SCHEDULES": ("a number of orders of programs and copies", _schedules),
+    "PALLAS_NUMPY_SEED": ("a number; without SCHEDULES also early, late or choices:…", _seed),
+    "PALLAS_NUMPY_CHECK": (f"0, 1 or some of {', '.join(CHECKS)}", _check),
+    "PALLAS_NUMPY_FINDINGS": ("0 or the path of a directory", _path("findings")),
+    "PALLAS_NUMPY_SUPPRESSIONS": ("0 or the path of a TOML file", _path("suppressions")),
     "PALLAS_NUMPY_COMPILE": (
         f"0 or TPUs, as in v6e,v5e:4x4, of {', '.join(TPUS)}",
         _compile,
     ),
     "PALLAS_NUMPY_COMPILE_EXECUTOR": ("0, module:factory, dask:ADDRESS or ray:ADDRESS", _executor),
     "PALLAS_NUMPY_PROFILE": ("0, 1 or the path of a .html or .json file", _profile),
-    "PALLAS_NUMPY_DUMP": ("0 or the path of a directory", _directory("dump")),
+    "PALLAS_NUMPY_DUMP": ("0 or the path of a directory", _path("dump")),
+    "PALLAS_NUMPY_NATIVE": ("0, 1 or force", _native),
 }
 
 
@@ -184,7 +244,13 @@ def read(environ: Mapping[str, str]) -> Settings:
             fields.update(parse(value))
         except KeyError:
             raise SettingError(f"{name}={value!r} isn't allowed; it takes {allowed}") from None
-    return Settings(**fields)
+    settings = Settings(**fields)
+    if settings.schedules and not (settings.seed or "0").isdigit():
+        raise SettingError(
+            f"PALLAS_NUMPY_SEED={settings.seed!r} is one order, and PALLAS_NUMPY_SCHEDULES="
+            f"{settings.schedules} asks for several; unset one, or give a number as the seed"
+        )
+    return settings
 
 
 @functools.cache

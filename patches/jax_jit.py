@@ -14,9 +14,10 @@ from typing import Any
 
 import wrapt
 
-from pallas_shim import dispatch, report, settings
+from pallas_shim import dispatch, settings
 from pallas_shim.cache import later
 from pallas_shim.jax_compat.hooks import jit_calls, jit_entry, tracing
+from pallas_shim.reports import files, uses
 
 
 def patch(pallas: ModuleType) -> Callable[[], None]:
@@ -24,8 +25,12 @@ def patch(pallas: ModuleType) -> Callable[[], None]:
     del pallas
     chosen = settings.current()
     if chosen.log:
-        report.log_to_stderr()
-    report.write_at_exit(chosen.report)
+        uses.log_to_stderr()
+    files.write_at_exit(chosen.report)
+    if chosen.check:
+        from pallas_shim.check import handover
+
+        handover.begin(chosen.findings, chosen.suppressions)
     if chosen.compile:
         from pallas_shim.chip import front
 

@@ -22,9 +22,9 @@ class _Beside:
     def find_spec(name, path=None, target=None):
         if name != "pallas_shim":
             return None
-        from importlib.machinery import PathFinder
-
-        return PathFinder.find_spec(name, [os.path.dirname(_here)])
+        # Python's own, which importlib.machinery would take half a millisecond to offer.
+        (finder,) = [f for f in sys.meta_path if getattr(f, "__name__", "") == "PathFinder"]
+        return finder.find_spec(name, [os.path.dirname(_here)])
 
 
 sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != _here]

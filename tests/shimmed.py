@@ -12,7 +12,7 @@ from jax.experimental import pallas as pl
 import pallas_shim
 from pallas_shim import settings
 from pallas_shim.dispatch import fallback
-from pallas_shim.report import REPORT
+from pallas_shim.reports.uses import REPORT
 
 
 @pytest.fixture

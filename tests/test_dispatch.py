@@ -23,7 +23,7 @@ from pallas_shim import dispatch
 from pallas_shim.dispatch import planning
 from pallas_shim.evaluator import compiler
 from pallas_shim.jax_compat.hooks import jit_entry
-from pallas_shim.report import REPORT
+from pallas_shim.reports.uses import REPORT
 from tests.shimmed import double, only_row, rungs, setting, shim
 
 __all__ = ["setting", "shim"]
@@ -169,6 +169,15 @@ def test_a_callback_in_64_bits(shim):
         out = jax.jit(double).lower(x).compile()(x)
         assert out.dtype == np.float64
         np.testing.assert_array_equal(np.asarray(out), np.arange(4) * 2.0)
+
+
+@pytest.mark.parametrize("orders", [{"schedules": 2}, {"seed": "3"}])
+def test_other_orders(orders, shim, setting):
+    jax.clear_caches()
+    setting(**orders)
+    np.testing.assert_array_equal(jax.jit(double)(np.arange(4.0)), 2 * np.arange(4.0))
+    assert rungs(shim) == {"numpy"}
+    jax.clear_caches()
 
 
 # -- kernels that stay with JAX ---------------------------------------------------------------

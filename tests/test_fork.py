@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 
-from pallas_shim import patching, report
+from pallas_shim import patching
 from pallas_shim.dispatch import planning
 from pallas_shim.evaluator import compiler
+from pallas_shim.reports import uses
+from pallas_shim.reports.uses import REPORT
 from tests.shimmed import double, shim
 
 __all__ = ["shim"]
@@ -86,7 +88,7 @@ def test_while_another_thread_plans(monkeypatch):
 
         out = jax.ShapeDtypeStruct(X.shape, X.dtype)
         got = jax.jit(lambda x: pl.pallas_call(kernel, out_shape=out, interpret=True)(x))(X)
-        rows = report.REPORT.rows()
+        rows = REPORT.rows()
         return (np.asarray(got) == 3).all() and gc.isenabled() and rows[0]["rung"] == "numpy"
 
     with elsewhere(run, entered, leave):
@@ -95,7 +97,7 @@ def test_while_another_thread_plans(monkeypatch):
     assert gc.isenabled()
 
 
-@pytest.mark.parametrize("module", (planning, patching, report))
+@pytest.mark.parametrize("module", (planning, patching, uses))
 def test_while_another_thread_has_a_lock(module):
     double(X)
     entered, leave = threading.Event(), threading.Event()
@@ -110,7 +112,7 @@ def test_while_another_thread_has_a_lock(module):
         right = (np.asarray(jax.jit(lambda x: double(x))(X)) == 2 * X).all()
         patching.deactivate()
         patching.activate()
-        return right and report.REPORT.rows()
+        return right and REPORT.rows()
 
     with elsewhere(hold, entered, leave):
         assert in_child(child) == 0

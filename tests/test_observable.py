@@ -52,6 +52,7 @@ def plain(x):
 # Before JAX 0.9.2.
 OTHERWISE_BEFORE = {
     "how_deep_the_stack_is_while_it_is_traced": "tracing has two frames of the shim's more",
+    "how_deep_the_stack_is_in_functions_with_rules_of_their_own": "the same",
     "keys_that_are_used_again": "jit's C++ cache serves the second call, without a check",
 }
 
@@ -805,6 +806,45 @@ def how_deep_the_stack_is_while_it_is_traced(work):
     jax.grad(lambda x: f(x.reshape(2, 4)).sum() if work is plain else x.sum())(eight())
     with jax.debug_nans(True):
         f(eight()[:4])
+    return depths
+
+
+@observed
+def how_deep_the_stack_is_in_functions_with_rules_of_their_own(work):
+    depths = []
+
+    def deep():
+        depths.append(len(inspect.stack()) - here)
+
+    def function(x):
+        deep()
+        return work(x).sum()
+
+    def forward(x):
+        deep()
+        return work(x).sum(), x
+
+    def backward(x, g):
+        deep()
+        return (g * x,)
+
+    def tangent(primals, tangents):
+        deep()
+        return work(*primals).sum(), tangents[0].sum()
+
+    here = len(inspect.stack())
+    with_vjp = jax.custom_vjp(function)
+    with_vjp.defvjp(forward, backward)
+    with_jvp = jax.custom_jvp(function)
+    with_jvp.defjvp(tangent)
+    for f in (with_vjp, with_jvp):
+        f(eight())
+        jax.grad(f)(eight())
+        jax.jit(f)(eight())
+    for plainly in (function, jax.checkpoint(function)):
+        jax.vmap(plainly)(eight()[None])
+        jax.lax.cond(True, plainly, plainly, eight())
+        jax.lax.scan(lambda carry, x, f=plainly: (f(x), carry), np.float32(0), eight()[None])
     return depths
 
 

@@ -12,7 +12,7 @@ import pytest
 import pallas_shim
 from pallas_shim import patching
 from pallas_shim.jax_compat.hooks import jit_entry
-from pallas_shim.report import REPORT
+from pallas_shim.reports.uses import REPORT
 from tests.interrupts import at_every_bytecode
 from tests.shimmed import double, rungs
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable
 
 import jax
@@ -14,7 +15,10 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_shim import dispatch, report
+import pallas_shim
+from pallas_shim import dispatch
+from pallas_shim.reports import document, files
+from pallas_shim.reports.document import Document
 from tests.shimmed import double, double_kernel, only_row, setting, shim
 
 __all__ = ["setting", "shim"]
@@ -75,9 +79,9 @@ def test_a_kernel_that_raised_is_in_it(shim, rung):
     np.testing.assert_array_equal(call(X + 1), X + 1)
     row = only_row()
     assert (row["calls"], row["raised"], row["error"]) == (2, 1, "ValueError")
-    assert "1 of 2 calls raised, the last one ValueError" in report.REPORT.table()
-    report.REPORT.clear()
-    assert not report.REPORT.rows()
+    assert "1 of 2 calls raised, the last one ValueError" in str(pallas_shim.report())
+    shim.clear()
+    assert not pallas_shim.report().rows
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -123,7 +127,7 @@ def test_kernels_of_one_function_share_its_costs(shim):
     assert [row["grid"] for row in rows] == ["(2, 3)", "()"]
     assert [row["shared_with"] for row in rows] == [1, 1]
     assert rows[0]["running_s"] == rows[1]["running_s"]
-    assert "* of the whole jitted function" in shim.table()
+    assert "* of the whole jitted function" in str(pallas_shim.report())
 
 
 def test_functions_that_do_the_same_are_one_row(shim):
@@ -142,10 +146,8 @@ def test_a_callback_counts_the_calls_of_its_kernel(shim):
     assert row["tracing_s"] is None and row["running_s"] > 0
 
 
-def test_calls_that_jax_interprets_are_counted_when_a_report_is_asked_for(shim, setting):
-    from jax.experimental.pallas import tpu as pltpu
-
-    setting(report="1")
+def test_calls_that_jax_interprets_are_counted_when_a_report_is_asked_for(shim, monkeypatch):
+    monkeypatch.setattr(shim, "wanted", True)
     racing = pltpu.InterpretParams(detect_races=True)
     function = jax.jit(lambda x: double(x, racing))
     with pytest.warns(dispatch.FallbackWarning, match="detect_races"):
@@ -157,35 +159,123 @@ def test_calls_that_jax_interprets_are_counted_when_a_report_is_asked_for(shim, 
 
 def test_the_table_lines_up(shim):
     jax.jit(double)(X)
-    lines = shim.table().splitlines()
-    assert lines[0] == "pallas_shim: the Pallas kernels of this process"
-    header, row = lines[1:]
-    for title, cell in {
-        "kernel": "double_kernel", "source": DOUBLE_AT, "grid": "()", "calls": "1", "rung": "numpy"
-    }.items():
-        assert row[header.index(title) :].startswith(cell)
+    title, header, row, reason = str(pallas_shim.report()).splitlines()
+    assert title == "pallas_shim: the Pallas kernels of this process"
+    for column, cell in {
+        "kernel": "double_kernel", "function": "double", "source": "tests/shimmed.py:",
+        "grid": "()", "calls": "1", "rung": "numpy",
+    }.items():  # fmt: skip
+        assert row[header.index(column) :].startswith(cell)
+    assert reason.strip().startswith("the evaluator has a rule")
+
+
+def row(**changes):
+    made = {
+        "name": "kernel", "source": "/a/x.py:1", "grid": "(2,)", "function": "f", "calls": 2,
+        "rung": "numpy", "reason": "because", "tracing_s": None, "lowering_s": 0.5,
+        "running_s": 0.25, "shared_with": 0, "cache": None, "raised": 0, "error": None,
+    }  # fmt: skip
+    return {**made, **changes}
+
+
+def of(*processes) -> Document:
+    """A document of processes with these rows."""
+    entries = [
+        {"pid": pid, "began": "2026-01-01T00:00:00.000+00:00", "kernels": rows}
+        for pid, rows in enumerate(processes, 1)
+    ]
+    return Document(tuple(entries))
+
+
+def test_the_table_fits():
+    long = row(
+        name="a_kernel_of_" * 12,
+        function="<lambda> in " * 9,
+        source="/" + "a_directory/" * 20 + "file.py:123456",
+        grid="(1024, 1024, 1024)",
+        calls=123456789,
+        reason="reason " * 60,
+    )
+    lines = str(of([long, row()])).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert "".join(lines).count("reason ") + "".join(lines).count("reason\n") >= 55
+    assert any(line.startswith("kernel  ") for line in lines)
+
+
+def test_equal_names_are_told_apart():
+    text = str(of([row(), row(source="/b/x.py:1"), row(function="g"), row(grid="(3,)")]))
+    assert " a/x.py:1" in text and " b/x.py:1" in text
+    assert len([line for line in text.splitlines() if line.startswith("kernel  ")]) == 5
+    # Told apart by what the report doesn't know: still two rows.
+    assert str(of([row(), row()])).count("because") == 2
+
+
+def test_equal_rows_of_processes_are_one():
+    one, other = row(tracing_s=1.0), row(tracing_s=2.0, raised=1, error="ValueError")
+    title, _, line, reason = str(of([one], [other], [])).splitlines()
+    assert title == "pallas_shim: the Pallas kernels of 3 processes"
+    assert line.split()[4:] == ["4", "numpy", "3.000", "1.000", "0.500"]
+    assert "1 of 4 calls raised, the last one ValueError; in 2 processes" in reason
+    assert len(of([one], [other]).rows) == 2
 
 
 def test_an_empty_report_says_so(shim):
-    assert shim.table() == "pallas_shim: no Pallas kernel was called"
+    assert str(pallas_shim.report()) == "pallas_shim: no Pallas kernel was called in this process"
+
+
+def test_html(shim):
+    jax.jit(lambda x: double(x))(X)
+    shown = pallas_shim.report()._repr_html_()
+    assert "double_kernel" in shown and "&lt;lambda&gt;" in shown and "<lambda>" not in shown
+
+
+def test_a_report_does_not_change(shim):
+    before = pallas_shim.report()
+    jax.jit(double)(X)
+    assert before.rows == [] and len(pallas_shim.report().rows) == 1
 
 
 def test_to_stderr(shim, capsys):
     jax.jit(double)(X)
-    report.write("1")
+    files.write("1")
     written = capsys.readouterr()
     assert written.out == "" and "double_kernel" in written.err
 
 
 def test_to_json(shim, tmp_path):
     jax.jit(double)(X)
-    report.write(str(tmp_path / "report-{pid}.json"))
+    files.write(str(tmp_path / "report-{pid}.json"))
     written = json.loads((tmp_path / f"report-{os.getpid()}.json").read_text())
-    assert written == {"pid": os.getpid(), "kernels": shim.rows()}
+    assert (written["schema"], written["schema_version"]) == ("pallas_shim.report", 1)
+    (process,) = written["processes"]
+    assert process["pid"] == os.getpid() and process["kernels"] == shim.rows()
+    assert process["argv"] == sys.argv and process["host"]
+    assert process["began"] <= process["ended"]
+    assert process["versions"]["jax"] == jax.__version__
+    assert process["versions"]["numpy"] == np.__version__
+    again = document.from_dict(json.loads(pallas_shim.report().to_json()))
+    assert again.rows == pallas_shim.report().rows
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ("nonsense", "can't be read"),
+        ('{"pid": 3, "kernels": []}', "isn't a report"),
+        ('{"schema": "pallas_shim.report", "schema_version": 99}', "schema version is 99"),
+    ],
+)
+def test_what_is_no_report(tmp_path, content, said):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(document.NotAReport, match=said):
+        files.read(str(tmp_path / "x.json"))
+    with pytest.raises(document.NotAReport, match="holds no report"):
+        (tmp_path / "empty").mkdir()
+        files.read(str(tmp_path / "empty"))
 
 
 def test_a_path_that_can_not_be_written(shim, tmp_path, capsys):
-    report.write(str(tmp_path / "missing" / "report.json"))
+    files.write(str(tmp_path / "missing" / "report.json"))
     assert "missing" in capsys.readouterr().err
 
 

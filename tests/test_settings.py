@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from pallas_shim.evaluator import passes
-from pallas_shim.settings import PASSES, SettingError, Settings, read
+from pallas_shim.evaluator.findings import KINDS
+from pallas_shim.settings import CHECKS, PASSES, SettingError, Settings, read
 
 
 def test_nothing_set():
@@ -47,6 +48,14 @@ def test_empty_is_unset(name):
         ("_PROFILE", "a b/p.html", {"profile": "a b/p.html"}),
         ("_DUMP", "0", {}),
         ("_DUMP", "a b/d", {"dump": "a b/d"}),
+        ("_TPU", "v5e:2x4", {"tpu": "v5e", "topology": (2, 4)}),
+        ("_TPU", "v4:2x2x1", {"tpu": "v4", "topology": (2, 2, 1)}),
+        ("_SCHEDULES", "20", {"schedules": 20}),
+        ("_SEED", "7", {"seed": "7"}),
+        ("_SEED", "choices:0,2", {"seed": "choices:0,2"}),
+        ("_CHECK", "0", {}),
+        ("_CHECK", "1", {"check": frozenset(KINDS)}),
+        ("_CHECK", "races,bounds", {"check": frozenset({"bounds", "races"})}),
         ("_PASSES", "-hoisting", {"disabled_passes": frozenset({"hoisting"})}),
         ("_PASSES", "-in_place,-movements", {"disabled_passes": {"in_place", "movements"}}),
     ],
@@ -69,6 +78,12 @@ def test_values(name, value, fields):
         ("_PROFILE", "profile.txt", ".html or .json"),
         ("_DUMP", "1", "a directory"),
         ("_VERIFY", "yes", "0 or 1"),
+        ("_TPU", "v5e:2x2x2", "v5e:2x4"),
+        ("_TPU", "v5e:0x4", "v5e:2x4"),
+        ("_SCHEDULES", "many", "a number"),
+        ("_SEED", "first", "early, late"),
+        ("_CHECK", "yes", "uninitialized"),
+        ("_CHECK", "bounds,", "uninitialized"),
         ("_PASSES", "hoisting", "-hoisting"),
         ("_PASSES", "-hoisting,movements", "-hoisting"),
         ("_PASSES", "-hoisting,", "-hoisting"),
@@ -83,9 +98,18 @@ def test_bad_values(name, value, allowed):
     assert f"PALLAS_NUMPY{name}={value!r}" in message and allowed in message
 
 
+def test_one_order_and_several():
+    with pytest.raises(SettingError, match="one order, and PALLAS_NUMPY_SCHEDULES=3"):
+        read({"PALLAS_NUMPY_SCHEDULES": "3", "PALLAS_NUMPY_SEED": "late"})
+
+
 def test_a_variable_that_does_not_exist():
     with pytest.raises(SettingError, match="PALLAS_NUMPY_STICT .*PALLAS_NUMPY_STRICT"):
         read({"PALLAS_NUMPY_STICT": "1"})
+
+
+def test_the_checks_are_those_of_the_evaluator():
+    assert KINDS == CHECKS
 
 
 def test_the_passes_are_those_of_the_evaluator():

@@ -125,7 +125,7 @@ import jax, jax.numpy as jnp, numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from tests.shimmed import double, rungs
-from pallas_shim.report import REPORT
+from pallas_shim.reports.uses import REPORT
 
 devices = jax.devices()
 assert len(devices) == 8
@@ -135,7 +135,7 @@ shard_map = getattr(jax, "shard_map", None) or jax.experimental.shard_map.shard_
 
 def check(name, got, want, rung):
     np.testing.assert_array_equal(np.asarray(got), want, err_msg=name)
-    assert rungs() == {rung}, (name, REPORT.table())
+    assert rungs() == {rung}, (name, REPORT.rows())
     REPORT.clear()
 
 # Results go where the arguments are; so does an error.
@@ -202,7 +202,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from tests.shimmed import rungs
-from pallas_shim.report import REPORT
+from pallas_shim.reports.uses import REPORT
 
 devices = jax.devices()
 X = np.arange(8 * 128 * len(devices), dtype=np.float32).reshape(8, -1)
@@ -237,11 +237,11 @@ def run(kernel, devices, **options):
 for options in ({}, {"interpret": True}, {"interpret": pltpu.InterpretParams()}):
     got, x = run(to_the_right, devices, **options)
     np.testing.assert_array_equal(got, np.roll(x, 128, 1))
-    assert rungs() == {"numpy"}, REPORT.table()
+    assert rungs() == {"numpy"}, REPORT.rows()
 
 got, x = run(by_itself, devices)
 np.testing.assert_array_equal(got, x)
-assert rungs() == {"numpy"}, REPORT.table()
+assert rungs() == {"numpy"}, REPORT.rows()
 
 import pallas_shim
 pallas_shim.deactivate()
@@ -261,7 +261,7 @@ from jax.sharding import Mesh, PartitionSpec as P
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from tests.shimmed import rungs
-from pallas_shim.report import REPORT
+from pallas_shim.reports.uses import REPORT
 
 X = np.arange(1024, dtype=np.float32).reshape(8, 128)
 shard_map = getattr(jax, "shard_map", None) or jax.experimental.shard_map.shard_map
@@ -291,7 +291,7 @@ for id_type in ("mesh", "logical"):
     for f in (jax.jit(mapped), mapped):
         REPORT.clear()
         np.testing.assert_array_equal(np.asarray(f(X))[0], X)
-        assert rungs() == {"numpy"}, REPORT.table()
+        assert rungs() == {"numpy"}, REPORT.rows()
 print("fine")
 """
 
@@ -354,8 +354,8 @@ def test_a_kernel_for_another_device_stays_there(shim, setting, monkeypatch):
         platform = "tpu"
 
     assert not pallas_shim.settings.current().force
-    place = arrays.Place(None, False, (Tpu,))
-    monkeypatch.setattr(arrays, "_default_place", lambda: place)
+    place = arrays.Place(None, False, (Tpu,), Tpu.platform)
+    monkeypatch.setattr(arrays, "_place", lambda device: place)
     with pytest.raises(arrays.Elsewhere, match="tpu"):
         arrays.read((jnp.asarray(X),), (X.dtype,), any_platform=False)
     values, _ = arrays.read((jnp.asarray(X),), (X.dtype,), any_platform=True)

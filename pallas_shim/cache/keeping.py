@@ -20,7 +20,7 @@ from pallas_shim.evaluator.program import Program
 from pallas_shim.jax_compat import call_info, inputs
 from pallas_shim.jax_compat.hooks import jit_calls
 from pallas_shim.jax_compat.kernel_info import KernelInfo
-from pallas_shim.report import Use
+from pallas_shim.reports.uses import Use
 
 log = logging.getLogger("pallas_shim")
 

@@ -20,7 +20,7 @@ from pallas_shim.cache.store import Refused, Store, store
 from pallas_shim.evaluator.program import Program
 from pallas_shim.evaluator.registry import IMPL_RULES, LOWERING_RULES
 from pallas_shim.jax_compat import contents
-from pallas_shim.report import Use
+from pallas_shim.reports.uses import Use
 
 log = logging.getLogger("pallas_shim")
 

@@ -8,7 +8,7 @@ import sys
 
 from pallas_shim import exit_status, settings
 from pallas_shim.chip import jobs, noting, session, tpus, verdicts
-from pallas_shim.report import REPORT
+from pallas_shim.reports.uses import REPORT
 
 # The exit status of a script that ran, if a kernel was refused.
 REFUSED_STATUS = 98

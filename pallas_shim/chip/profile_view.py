@@ -62,7 +62,7 @@ def write(profiles: Sequence[Profile], path: str) -> str | None:
     else:
         missing = [m for m in ("jinja2", "plotly") if importlib.util.find_spec(m) is None]
         if missing:
-            return f"HTML needs {' and '.join(missing)}: pip install 'pallas_shim[profile]'"
+            return f"HTML needs {' and '.join(missing)}: pip install 'pallas_shim[view]'"
         content = html(profiles)
     try:
         with open(path, "w", encoding="utf-8") as file:

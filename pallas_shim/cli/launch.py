@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
+from collections.abc import Callable
 from typing import NoReturn
 
 from pallas_shim import environment
@@ -25,16 +28,78 @@ def start(target: list[str]) -> NoReturn:
     Raises:
       CannotStart
     """
+    # Another Python in place of this one: then sys.argv, sys.path, __main__, tracebacks, signals
+    # and the exit status are Python's own.
+    os.execve(sys.executable, *_command(target))
+
+
+def run(target: list[str]) -> int:
+    """Runs Python with the shim on as a child of this process, and returns its exit status.
+
+    The child has this process's terminal and its streams. Signals to this process go on to the
+    child; Ctrl-C reaches both, and the child decides. A negative status is that of
+    `subprocess.Popen`: the signal that ended the child.
+
+    Args:
+      target: as in `start`.
+
+    Raises:
+      CannotStart
+    """
+    command, variables = _command(target)
+    child: subprocess.Popen[bytes] | None = None
+
+    def pass_on(number: int, _: object) -> None:
+        if child is None:
+            end_as(-number)
+        # A terminal sends its own signals to the child, too.
+        if number not in (signal.SIGINT, signal.SIGQUIT) or not _has_terminal():
+            child.send_signal(number)
+
+    # Caught, not ignored, since a child inherits what is ignored.
+    for number in ("SIGINT", "SIGQUIT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        _handle(getattr(signal, number), pass_on)
+    child = subprocess.Popen(command, env=variables)
+    return child.wait()
+
+
+def _has_terminal() -> bool:
+    """Whether what is typed at a terminal goes to this process and its children."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
+
+
+def end_as(status: int) -> NoReturn:
+    """Ends this process as the child ended whose status `run` returned."""
+    if status < 0:
+        if -status != signal.SIGKILL:  # of which nothing can be set
+            signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    sys.exit(status if status >= 0 else 128 - status)
+
+
+def _handle(number: int, handler: Callable[[int, object], None]) -> None:
+    if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, a shell's background job
+        signal.signal(number, handler)
+
+
+def _command(target: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The command that runs the target with the shim on, and its environment."""
     variables = environment.variables(os.environ)
     if "PYTHONPATH" in variables and (sys.flags.ignore_environment or sys.flags.no_site):
         raise CannotStart(
             "under -E, -I or -S Python starts the shim only from its start-up files; "
             "pip install pallas_shim in this environment, or leave these flags out"
         )
-    # Another Python in place of this one: then sys.argv, sys.path, __main__, tracebacks, signals
-    # and the exit status are Python's own.
-    command = [sys.executable, *_interpreter_flags(), *target]
-    os.execve(sys.executable, command, {**os.environ, **variables})
+    return [sys.executable, *_interpreter_flags(), *target], {**os.environ, **variables}
 
 
 def _interpreter_flags() -> list[str]:

@@ -59,12 +59,15 @@ class Answers:
             out = run(plan, args)
         except arrays.Elsewhere:
             return None
-        donation.delete(args, plan.deleted)
+        if plan.deleted:
+            donation.delete(args, plan.deleted)
         return out
 
     def load(self, call: jit_calls.Call) -> jit_calls.Known | CachedCall | None:
-        setting = settings.current().cache
-        if setting in (None, "trace") or stock.is_left_to_jax():
+        asked = settings.current()
+        setting = asked.cache
+        repeated = asked.check or asked.schedules or asked.seed is not None
+        if setting in (None, "trace") or repeated or stock.is_left_to_jax():
             return None
         if settings.current().compile:
             return None  # the TPU's compiler needs the jaxpr

@@ -11,14 +11,17 @@ from typing import Any, TypeVar
 
 from pallas_shim import dump, settings
 from pallas_shim.cache.programs import CachedProgram
+from pallas_shim.check.collect import COLLECTOR
 from pallas_shim.dispatch import observing
 from pallas_shim.dispatch.function import Function
 from pallas_shim.evaluator import call_stack, compiler
+from pallas_shim.evaluator.checks.lowering import Checks
 from pallas_shim.evaluator.execute import Executable
-from pallas_shim.evaluator.machine import shards
+from pallas_shim.evaluator.machine import order, shards
 from pallas_shim.evaluator.passes import Watcher
 from pallas_shim.evaluator.program import Program
 from pallas_shim.evaluator.registry import Unsupported
+from pallas_shim.evaluator.schedules import Schedules
 from pallas_shim.evaluator.verify import InvalidProgram, Verifier
 from pallas_shim.jax_compat import arrays, call_info, kernel_info, sharded
 
@@ -36,11 +39,14 @@ def compiled(function: Function, *, keep: bool) -> tuple[CachedProgram | None, E
       OSError: programs are to be written to files, and that failed.
     """
     folder = _folder(function.name)
-    options = _options(folder)
+    options = _options(folder, function)
     if folder is not None:
         folder.jaxpr(function.jaxpr)
-    # A dump or an observer needs each step of the compilation, so the cache is not used.
-    if not keep or options.watchers or observing.current is not None:
+    # A dump or an observer needs each step of the compilation, so the cache is not used. It holds
+    # no checked programs either, and none that can run in any order.
+    other_ways = (options.checks, options.schedules, options.order)
+    whole = keep and not options.watchers and observing.current is None
+    if not whole or options.late or any(way is not None for way in other_ways):
         return None, _made(compiler.compile, function, options)
     make = functools.partial(_made, compiler.make_program, function, options)
     cached = CachedProgram(function.jaxpr, function.name, function.axes, make)
@@ -76,7 +82,7 @@ def compiled_on_mesh(
     on = function.on
     assert on is not None
     folder = _folder(function.name)
-    options = _options(folder)
+    options = _options(folder, function)
     if folder is not None:
         folder.jaxpr(function.jaxpr)
     made = _made(compiler.make_program, function, options)
@@ -89,9 +95,16 @@ def compiled_on_mesh(
             for position, names in shards.results(made).items()
             if sharded.is_cut_so(results[position], names, on)
         ]
-        cut = shards.parameters(made) if on.whole else {}
+        # The programs that the options ask for may use an argument elsewhere, too.
+        other_ways = (options.checks, options.schedules, options.order)
+        alone = not options.late and all(way is None for way in other_ways)
+        cut = shards.parameters(made) if on.whole and alone else {}
     with _bugs_refuse(function.name):
-        return compiler.prepare(made, options, parts), MeshPlan(on, cut, results)
+        executable = compiler.prepare(made, options, parts)
+        executable = compiler.repeated(
+            executable, function.jaxpr, function.name, function.axes, True, options, parts
+        )
+        return executable, MeshPlan(on, cut, results)
 
 
 def program(function: Function) -> Program:
@@ -99,7 +112,7 @@ def program(function: Function) -> Program:
 
     Raises: as `compiled`.
     """
-    return _made(compiler.make_program, function, _options(None))
+    return _made(compiler.make_program, function, _options(None, function))
 
 
 def kept(name: str, program: Program) -> Executable:
@@ -107,7 +120,7 @@ def kept(name: str, program: Program) -> Executable:
     folder = _folder(name)
     if folder is not None:
         folder.program(program, "cache")
-    return compiler.prepare(program, _options(folder))
+    return compiler.prepare(program, _options(folder, None))
 
 
 def _folder(name: str) -> dump.Folder | None:
@@ -115,14 +128,29 @@ def _folder(name: str) -> dump.Folder | None:
     return None if directory is None else dump.Folder(directory, name)
 
 
-def _options(folder: dump.Folder | None) -> compiler.Options:
-    """The options that the settings ask for. ``folder``: where the dump goes, if there is one."""
+def _options(folder: dump.Folder | None, function: Function | None) -> compiler.Options:
+    """The options that the settings ask for. ``folder``: where the dump goes, if there is one.
+    ``function``: None if its program was made before."""
     asked = settings.current()
     watchers: list[Watcher] = [Verifier()] if asked.verify else []
     if folder is not None:
         watchers.append(folder)
     emitted = None if folder is None else folder.code
-    return compiler.Options(asked.disabled_passes, watchers, emitted)
+    checks = Checks(asked.check, COLLECTOR.skip) if asked.check else None
+    options = compiler.Options(asked.disabled_passes, watchers, emitted, checks, COLLECTOR.add)
+    if function is None or not function.kernels:
+        return options
+    if kernel_info.waits_for_its_copies(function.jaxpr):
+        options = options._replace(late=True)
+    if asked.schedules:
+        names = ", ".join(dict.fromkeys(kernel.name for kernel in function.kernels))
+        seed = int(asked.seed or 0)
+        source = function.kernels[0].source
+        tried = Schedules(asked.schedules, seed, names, source, COLLECTOR.skip)
+        return options._replace(schedules=tried)
+    if asked.seed is not None:
+        return options._replace(order=order.parse(asked.seed))
+    return options
 
 
 def _made(make: Callable[..., R], function: Function, options: compiler.Options) -> R:

@@ -6,9 +6,10 @@ import warnings
 from collections.abc import Sequence
 
 from pallas_shim import settings
+from pallas_shim.check.collect import COLLECTOR
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.jax_compat.kernel_info import KernelInfo
-from pallas_shim.report import REPORT, Use
+from pallas_shim.reports.uses import REPORT, Use
 
 
 class FallbackWarning(UserWarning):
@@ -29,11 +30,15 @@ def leave_to_jax(function: str, kernel: KernelInfo, unsupported: Unsupported) ->
       StrictError: the user wants an error instead.
     """
     message = f"{_names((kernel,))} runs in JAX's own interpreter, which is slow: {unsupported}"
-    if settings.current().strict:
-        raise StrictError(
-            f"{message}. PALLAS_NUMPY_STRICT=1 makes this an error; unset it to let it run"
-        ) from unsupported
     use = REPORT.use(function, (kernel,), "jax", str(unsupported))
+    if settings.current().strict:
+        error = StrictError(
+            f"{message}. PALLAS_NUMPY_STRICT=1 makes this an error; unset it to let it run"
+        )
+        use.ran(0.0, error)
+        raise error from unsupported
+    if settings.current().check:
+        COLLECTOR.skip(kernel.name, f"it runs in JAX's own interpreter: {unsupported}")
     use.happened = True
     if (kernel, str(unsupported)) not in _warned:
         _warned.add((kernel, str(unsupported)))

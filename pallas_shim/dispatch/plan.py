@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from pallas_shim import settings
-from pallas_shim.dispatch import donation, fallback, observing
+from pallas_shim.dispatch import donation, fallback, native, observing
 from pallas_shim.dispatch.compiling import MeshPlan
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.jax_compat import arrays, sharded
-from pallas_shim.report import Use
+from pallas_shim.reports.uses import Use
 
 IN_NUMPY = "the evaluator has a rule for all of it"
 
@@ -25,12 +25,14 @@ class Plan:
     """How calls of one jaxpr with one set of jit's parameters run.
 
     ``executable`` is None if JAX runs the function. Then ``reason`` says why, and ``jax_uses``
-    collects the kernels in it that JAX interprets. ``trial`` is set for a function without kernels.
+    collects the kernels in it that JAX interprets. Otherwise ``runs`` runs it, in NumPy or
+    natively. ``trial`` is set for a function without kernels.
     """
 
     key: tuple[Any, ...]
     reason: str
     executable: Executable | None = None
+    runs: native.Run | None = None
     use: Use | None = None
     event: str = ""
     in_dtypes: tuple[np.dtype | np.ndarray, ...] = ()
@@ -63,32 +65,47 @@ def run(plan: Plan, args: Sequence[Any]) -> list[Any]:
     Raises:
       arrays.Elsewhere: these arguments don't belong in the evaluator.
     """
-    use, executable = plan.use, plan.executable
-    assert use is not None and executable is not None
-    values, place = read(args, plan)
+    if not _is_profiled():  # an annotation that nobody sees costs a twentieth of a small call
+        return _run(plan, args)
+    with jax.profiler.TraceAnnotation(plan.event):
+        return _run(plan, args)
+
+
+_is_profiled: Callable[[], bool] = jax.profiler.TraceAnnotation.is_enabled
+_now = time.perf_counter
+
+
+def _run(plan: Plan, args: Sequence[Any]) -> list[Any]:
+    use, runs, mesh = plan.use, plan.runs, plan.mesh
+    assert use is not None and runs is not None and plan.executable is not None
+    if observing.current is not None:
+        runs = plan.executable.run  # what it compares
+    if mesh is None:
+        values, place = arrays.read(args, plan.in_dtypes, settings.current().force)
+    else:
+        values, place = read(args, plan)
     if plan.deleted:
         donation.check(values, plan.deleted)
     if plan.ordered:
         jax.effects_barrier()
-    with jax.profiler.TraceAnnotation(plan.event):
-        start = time.perf_counter()
-        try:
-            results = executable(*values)
-        except BaseException as error:
-            use.ran(time.perf_counter() - start, error)
-            if observing.current is not None and isinstance(error, Exception):
-                observing.current.ran(executable, values, error, inside_xla=False)
-            fallback.blame(error, use)
-            raise
-        took = time.perf_counter() - start
-        use.ran(took)
-        if plan.trial is not None:
-            plan.trial.left -= took
-        if observing.current is not None:
-            observing.current.ran(executable, values, results, inside_xla=False)
-        if plan.mesh is not None:
-            return sharded.write(results, plan.mesh.results, plan.mesh.on)
+    start = _now()
+    try:
+        results = runs(values)
+    except BaseException as error:
+        use.ran(_now() - start, error)
+        if observing.current is not None and isinstance(error, Exception):
+            observing.current.ran(plan.executable, values, error, inside_xla=False)
+        fallback.blame(error, use)
+        raise
+    took = _now() - start
+    use.ran(took)
+    if plan.trial is not None:
+        plan.trial.left -= took
+    if observing.current is not None:
+        observing.current.ran(plan.executable, values, results, inside_xla=False)
+    if mesh is None:
         return arrays.write(results, plan.out_types, place)
+    return sharded.write(results, mesh.results, mesh.on)
 
 
 def read(args: Sequence[Any], plan: Plan) -> tuple[list[Any], Any]:
@@ -103,4 +120,4 @@ def read(args: Sequence[Any], plan: Plan) -> tuple[list[Any], Any]:
     if plan.mesh is not None:
         on, cut = plan.mesh.on, plan.mesh.cut
         return sharded.read(args, plan.in_dtypes, on, cut, any_platform=force), None
-    return arrays.read(args, plan.in_dtypes, any_platform=force)
+    return arrays.read(args, plan.in_dtypes, force)

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from pallas_shim import cost_model, settings
-from pallas_shim.dispatch import compiling, donation, function, observing
+from pallas_shim.dispatch import compiling, donation, function, native, observing
 from pallas_shim.dispatch.plan import IN_NUMPY, Plan, Trial, event, read
 from pallas_shim.dispatch.tracing import last_tracing
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.gc_pause import gc_paused
 from pallas_shim.jax_compat import arrays, call_info, kernel_info
-from pallas_shim.report import REPORT
+from pallas_shim.reports.uses import REPORT
 
 _plans: weakref.WeakKeyDictionary[Any, tuple[Plan, ...]] = weakref.WeakKeyDictionary()
 _planning = threading.RLock()
@@ -115,7 +115,7 @@ def _make_plan(
             cached = None
             executable, mesh = compiling.compiled_on_mesh(described, plan.out_types)
         if observing.current is not None:
-            observing.current.planned(executable, described)
+            executable = observing.current.planned(executable, described)
     except Unsupported as unsupported:
         return Plan(key, str(unsupported))
     use = REPORT.use(call.name, described.kernels, "numpy", IN_NUMPY)
@@ -127,6 +127,7 @@ def _make_plan(
     return dataclasses.replace(
         plan,
         executable=executable,
+        runs=native.runner(executable, use),
         use=use,
         mesh=mesh,
         deleted=donation.deleted(jaxpr, call, used),
@@ -156,10 +157,10 @@ def _obstacle(described: function.Function, call: call_info.JitCall) -> str | No
             return f"it takes or returns a {aval}"
     if not equations and call_info.calls_back(jaxpr):
         return "it calls back, and XLA says when and how errors come out"
-    if any(map(kernel_info.talks, equations)):
-        return None  # a callback knows of one device only
     outside = cost_model.outside_kernels(jaxpr)
     if outside.numpy > outside.compiling:
+        if any(map(kernel_info.talks, equations)):
+            return None  # a callback knows of one device only
         seconds = f"{outside.numpy:.2g} s"
         return f"XLA does the work outside its kernels faster (about {seconds} in NumPy)"
     return None

@@ -22,18 +22,18 @@ from pallas_shim.evaluator.batching_rules import LeadingAxes
 from pallas_shim.evaluator.blocks import block_viewer, clamped, from_the_start
 from pallas_shim.evaluator.program import PURE, Array, ArrayType, Operation, RefType, Type, Types
 from pallas_shim.evaluator.refs import READS_FIRST, UPDATES_FIRST, WRITES_FIRST
-from pallas_shim.evaluator.registry import rule
+from pallas_shim.evaluator.registry import impl_rule
 from pallas_shim.evaluator.specialise import specialise
 from pallas_shim.jax_compat.state import Index, Slice
 
 
-@rule("lookup")
+@impl_rule("lookup")
 def _lookup(ins: Types, outs: Types, *, table: Any, **_: Any) -> Callable[..., Any]:
     """The entries of a table at the given indices. The result has the table's other axes."""
     return lambda *at: table[at]
 
 
-@rule("blocks", view=True)
+@impl_rule("blocks", view=True)
 def _blocks(
     ins: Types, outs: Types, *, starts: Any, steps: Any, kept: Any, **_: Any
 ) -> Callable[..., Any]:
@@ -112,7 +112,7 @@ def _members(leads: Sequence[LeadingAxes]) -> list[tuple[Any, ...]]:
     ]
 
 
-@rule("each")
+@impl_rule("each")
 def _each(
     ins: Types, outs: Types, *, primitive: Any, of: Any, members: Any, leads: Any, multiple: Any
 ) -> Callable[..., Any]:

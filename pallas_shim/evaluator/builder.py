@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -146,10 +147,11 @@ class Builder:
         fn: Callable[..., Any],
         effects: Effects,
         view: bool = False,
+        params: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """Emits the definition of a ref that other instructions use already."""
+        """Emits the definition of a value that other instructions use already."""
         types = tuple(v.type for v in ins)
-        operation = Operation(name, {}, types, (ref.type,), fn, effects, view)
+        operation = Operation(name, params, types, (ref.type,), fn, effects, view)
         self.body.append(Instruction(operation, tuple(ins), (ref,), (), self.source))
 
     def structured(

@@ -17,10 +17,23 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pallas_shim.evaluator import codegen
+from pallas_shim.evaluator.checks.lowering import Checks
 from pallas_shim.evaluator.execute import Executable
+from pallas_shim.evaluator.findings import Finding
 from pallas_shim.evaluator.lower import lower
-from pallas_shim.evaluator.passes import Watcher, optimise
+from pallas_shim.evaluator.machine import shards
+from pallas_shim.evaluator.machine.order import Order
+from pallas_shim.evaluator.passes import NAMES, Watcher, optimise
 from pallas_shim.evaluator.program import Instruction, Program
+from pallas_shim.evaluator.schedules import (
+    ExploredExecutable,
+    LateExecutable,
+    OrderedExecutable,
+    Schedules,
+)
+from pallas_shim.evaluator.verdict import CheckedExecutable
+from pallas_shim.evaluator.watched import WatchedExecutable
+from pallas_shim.evaluator.watching import Watch, probed
 
 
 class Options(NamedTuple):
@@ -29,11 +42,24 @@ class Options(NamedTuple):
     skip: the names of passes to leave out, "codegen" too (`passes.NAMES`).
     watchers: each gets the program after lowering and after each pass.
     emitted: is called with each loop that becomes a Python function, and the function's source.
+    checks: what kernels are checked for while they run; None if they aren't. ``found`` is called
+      with each finding.
+    timed: copies may happen later than they start, and programs run in any order, as
+      `machine.order` says. No pass runs.
+    late: copies happen when they are waited for; a call finds out whether that makes a difference.
+    order: the program always runs in this order. schedules: calls are repeated in other orders, and
+      ``found`` is called with a finding if results depend on it. None: they aren't.
     """
 
     skip: Collection[str] = frozenset()
     watchers: Collection[Watcher] = ()
     emitted: Callable[[Instruction, str], None] | None = None
+    checks: Checks | None = None
+    found: Callable[[Finding], None] = lambda finding: None
+    timed: bool = False
+    late: bool = False
+    order: Order | None = None
+    schedules: Schedules | None = None
 
 
 ALL_PASSES = Options()
@@ -49,7 +75,7 @@ def compile(
 ) -> Executable:
     """Compiles a jaxpr. The arguments and errors are those of `make_program`."""
     program = make_program(jaxpr, name=name, axes=axes, on_mesh=on_mesh, options=options)
-    return prepare(program, options)
+    return repeated(prepare(program, options), jaxpr, name, axes, on_mesh, options)
 
 
 def make_program(
@@ -76,8 +102,47 @@ def make_program(
       RecursionError: the jaxpr is nested deeper than Python's stack has room for.
       Exception: what a watcher raises.
     """
-    program = lower(jaxpr, name=name, axes=axes, on_mesh=on_mesh)
-    return optimise(program, options.skip, options.watchers)
+    program = lower(jaxpr, name=name, axes=axes, on_mesh=on_mesh, checks=options.checks,
+                    timed=options.timed)  # fmt: skip
+    skip = set(NAMES) if options.timed else options.skip
+    return optimise(program, skip, options.watchers)
+
+
+def repeated(
+    executable: Executable,
+    jaxpr: Any,
+    name: str,
+    axes: Mapping[Any, int],
+    on_mesh: bool,
+    options: Options,
+    parts: Collection[int] = (),
+) -> Executable:
+    """The executable, which was made of the other arguments, with the checks and other orders that
+    the options ask for: it reports what it finds."""
+
+    def timed() -> Executable:
+        asked = Options(timed=True)  # a watcher has seen the other program
+        program = make_program(jaxpr, name=name, axes=axes, on_mesh=on_mesh, options=asked)
+        return prepare(program, asked, shards.results(program).keys() & set(parts))
+
+    if options.order is not None:
+        return OrderedExecutable(timed(), options.order)
+    checks = options.checks
+    if checks is not None:
+        disturbing = checks._replace(disturbing=True, skipped=lambda kernel, reason: None)
+
+        def disturbed() -> Executable:
+            program = lower(jaxpr, (), name, axes, on_mesh, disturbing, options.timed)
+            return Executable(program, lambda loop: False, parts=parts)
+
+        executable = CheckedExecutable(executable, disturbed, checks, options.found)
+        if not checks.kinds.isdisjoint(("races", "sync")):
+            executable = WatchedExecutable(executable, timed, checks, options.found)
+    if options.late:
+        executable = LateExecutable(executable, timed)
+    if options.schedules is not None:
+        executable = ExploredExecutable(executable, timed, options.schedules, options.found)
+    return executable
 
 
 def prepare(
@@ -87,5 +152,19 @@ def prepare(
 
     ``parts``: the positions of the results that stay split into the parts of a mesh's devices.
     """
-    emits = codegen.choice(options.skip)
+    emits = codegen.choice({"codegen"} if options.timed else options.skip)
     return Executable(program, emits, options.emitted, parts=parts)
+
+
+def compile_watched(
+    jaxpr: Any,
+    watch: Watch,
+    *,
+    name: str,
+    axes: Mapping[Any, int] = MappingProxyType({}),
+    on_mesh: bool = False,
+) -> Executable:
+    """Compiles a jaxpr without optimising it, so that a watch is told of each instruction that it
+    wants. The other arguments and the errors are those of `make_program`."""
+    program = lower(jaxpr, name=name, axes=axes, on_mesh=on_mesh, watch=watch)
+    return Executable(probed(program, watch), lambda loop: False)

@@ -23,14 +23,14 @@ from pallas_shim.evaluator.frames import (
     Frame,
     Step,
     Steps,
-    blame,
     moves,
+    note_cell,
     row_of,
     run_steps,
     run_with_room,
 )
 from pallas_shim.evaluator.heap import keep_freed_memory
-from pallas_shim.evaluator.machine import regions, scheduler
+from pallas_shim.evaluator.machine import operations, regions
 from pallas_shim.evaluator.memory import same
 from pallas_shim.evaluator.program import Instruction, Program, Region, Value
 
@@ -46,9 +46,9 @@ class Executable:
     be written to. Safe to call from several threads at once.
 
     ``emits`` says which loops become functions of their own; ``emitted`` is told the source of
-    each; ``order``, in which order the programs of a machine run. Arguments may be lists of parts
-    where only the programs of a mesh take them, as `machine.shards.parameters` says; so are the
-    results at the positions of ``parts``, which have to be among `machine.shards.results`.
+    each. Arguments may be lists of parts where only the programs of a mesh take them, as
+    `machine.shards.parameters` says; so are the results at the positions of ``parts``, which have
+    to be among `machine.shards.results`. `machine.order.running` sets the order of programs.
     """
 
     def __init__(
@@ -56,28 +56,32 @@ class Executable:
         program: Program,
         emits: Callable[[Instruction], bool] = codegen.pays,
         emitted: Callable[[Instruction, str], None] | None = None,
-        order: scheduler.Order = scheduler.OWN_ORDER,
         parts: Collection[int] = (),
     ) -> None:
         keep_freed_memory()
         self.program = program
         kept = {program.top.results[position] for position in parts}
-        prepare = _Preparation(emits, emitted, order, kept)
+        prepare = _Preparation(emits, emitted, kept)
         top = program.top
-        self._params = [prepare.slot(v) for v in top.params]
+        for param in top.params:  # which take the first slots, in order
+            prepare.slot(param)
+        self._params = len(top.params)
         self._steps = prepare.steps(top.body, keep=top.results)
-        self._results = [prepare.slot(v) for v in top.results]
-        self._frame = prepare.frame
+        self._results = tuple([prepare.slot(v) for v in top.results])
+        self._rest = tuple(prepare.frame[self._params :])
         self._run = run_with_room if prepare.steps_run >= MANY_STEPS else run_steps
         if prepare.deepest > _MANY_LEVELS:
             self._run = functools.partial(with_depth, prepare.deepest, self._run)
 
     def __call__(self, *args: np.ndarray) -> list[np.ndarray]:
-        frame = self._frame.copy()
-        for slot, arg in zip(self._params, args, strict=True):
-            frame[slot] = arg
+        return self.run(args)
+
+    def run(self, args: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """As a call; without the star, it costs less. What runs otherwise overrides this."""
+        assert len(args) == self._params
+        frame = [*args, *self._rest]
         as_xla(self._run, self._steps, frame)
-        return [frame[slot] for slot in self._results]
+        return list(map(frame.__getitem__, self._results))
 
 
 class _Preparation:
@@ -89,11 +93,9 @@ class _Preparation:
         self,
         emits: Callable[[Instruction], bool],
         emitted: Callable[[Instruction, str], None] | None,
-        order: scheduler.Order,
         kept: Collection[Value],
     ) -> None:
         self.frame: Frame = []
-        self.order = order
         self.kept = kept  # results of programs that stay in parts
         self._in_program = False
         self.steps_run = 0.0
@@ -154,7 +156,7 @@ class _Preparation:
             return self._within(instruction, regions.WAITING[instruction.name])
         if structured is not None and instruction.operation.fn is None:
             wanted = (
-                instruction.name not in ("switch", regions.PROGRAMS)
+                instruction.name not in ("switch", operations.COPY, operations.PROGRAMS)
                 and self._emits(instruction)
                 and not any(map(regions.holds_programs, instruction.regions))
             )
@@ -265,8 +267,8 @@ def _emitted(loop: codegen.Emitted) -> Step:
     def step(f: Frame) -> None:
         try:
             run(f)
-        except Exception as error:
-            blame(error, loop.source_of(error))
+        except BaseException as error:
+            loop.blame(error)
             raise
 
     return step
@@ -364,9 +366,15 @@ def _grid(prepare: _Preparation, instruction: Instruction) -> Step:
 
     def step(f: Frame) -> None:
         bounds = [int(f[slot]) for slot in sizes]
-        for cell in progress.over_grid(name, bounds):
-            f[cells] = cell
-            run_steps(steps, f)
+        cell: Sequence[Any] | None = None
+        try:
+            for cell in progress.over_grid(name, bounds):
+                f[cells] = cell
+                run_steps(steps, f)
+        except BaseException as error:
+            if cell is not None:
+                note_cell(error, instruction, cell)
+            raise
 
     return step
 
@@ -376,5 +384,6 @@ _STRUCTURED: dict[str, Callable[[_Preparation, Instruction], Step]] = {
     "while": _while,
     "switch": _switch,
     "grid": _grid,
-    regions.PROGRAMS: regions.programs,
+    operations.COPY: regions.copy_later,
+    operations.PROGRAMS: regions.programs,
 }

@@ -40,6 +40,7 @@ def as_xla(call: Callable[..., R], *args: object) -> R:
     one call into C. If an exception skips a restoration, the outer block starts with it.
     """
     outer, errors = _Environment(), _errors.get()
+    restored = False
     _read(outer)
     try:
         try:
@@ -49,9 +50,11 @@ def as_xla(call: Callable[..., R], *args: object) -> R:
         finally:
             _write(outer)
             _errors.set(errors)
+            restored = True
     finally:
-        _errors.set(errors)
-        _write(outer)
+        if not restored:
+            _errors.set(errors)
+            _write(outer)
 
 
 def _ignored_errors() -> tuple[ContextVar[Any], Any]:

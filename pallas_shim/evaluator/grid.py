@@ -14,13 +14,16 @@ from typing import Any
 import numpy as np
 
 from pallas_shim import jax_compat
-from pallas_shim.evaluator import memory, outside, refs
+from pallas_shim.evaluator import lookahead, memory, outside, refs, watching
 from pallas_shim.evaluator.analysis import alias
 from pallas_shim.evaluator.blocks import block_viewer
+from pallas_shim.evaluator.cell_order import CellOrder
 from pallas_shim.evaluator.checked_blocks import CheckedBlocks
+from pallas_shim.evaluator.checks.kernel import KernelChecks
 from pallas_shim.evaluator.lower import KernelScope, Lowering
 from pallas_shim.evaluator.machine import programs
 from pallas_shim.evaluator.program import (
+    CELLS,
     PURE,
     Array,
     ArrayType,
@@ -63,32 +66,66 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
     checked_blocks = None
     warnings: list[Callable[[], None]] = []
     _share_aliased(call, buffers)
+    checks = None
+    if lowering.checker is not None:
+        shapes = [_array_shape(lowering, block) for block in call.blocks]
+        checks = KernelChecks(lowering.checker, call, all_names, shapes, sizes)
+    watch = lowering.watch
+    if watch is not None:
+        watched = _watched(lowering, call, all_names, ref_types)
     if call.checked is not None:
         checked_blocks = CheckedBlocks(lowering, call, call.checked, sizes, buffers, block_types)
 
     def cell(indices: Sequence[Value]) -> None:
+        cell_order.begin(scratch)
         cell_start = len(lowering.body)
+        if checks is not None:
+            checks.begin_cell(indices, prefetch)
+        starts_start = len(lowering.body)
         starts = [lowering.inline(b.index_map, [*indices, *prefetch]) for b in call.blocks]
+        starts = pipeline.turn(cell_order.turn, starts)
         if call.checked is None:
             warnings.extend(outside.warnings_of_blocks(
                 call, names, [_array_shape(lowering, b) for b in call.blocks], indices, sizes,
-                starts, lowering.body[cell_start:],
+                starts, lowering.body[starts_start:],
             ))  # fmt: skip
+        of_maps = lowering.body[starts_start:]
         if checked_blocks is not None:
             blocks = checked_blocks.refs()
             with lowering.block() as body:
+                if checks is not None:
+                    checks.blocks(indices, starts, of_maps, prefetch, blocks, scratch)
+                if watch is not None:
+                    seen = [*prefetch, *blocks, *scratch]
+                    watching.emit_cell(
+                        lowering, watch, watched, indices, sizes, seen, buffers, starts
+                    )
                 lowering.inline(call.jaxpr, [*prefetch, *blocks, *scratch], closed_over)
+                if watch is not None:
+                    watching.emit_cell_end(lowering, watch)
+                if checks is not None:
+                    checks.end_cell(blocks, body)
             checked_blocks.define(blocks, indices, starts, alias.written(body, blocks))
             lowering.body.extend(body)
             return
         views = [
-            _block(lowering, buffer, block.dims, start, type)
-            for buffer, block, start, type in zip(
-                buffers, call.blocks, starts, block_types, strict=True
+            pipeline.fetched(at, cell_order.turn, starts, buffers, type)
+            or _block(lowering, buffer, block.dims, start, type)
+            for at, (buffer, block, start, type) in enumerate(
+                zip(buffers, call.blocks, starts, block_types, strict=True)
             )
         ]
+        if checks is not None:
+            checks.blocks(indices, starts, of_maps, prefetch, views, scratch)
+        if watch is not None:
+            seen = [*prefetch, *views, *scratch]
+            watching.emit_cell(lowering, watch, watched, indices, sizes, seen, buffers, starts)
         body_start = len(lowering.body)
         lowering.inline(call.jaxpr, [*prefetch, *views, *scratch], closed_over)
+        if watch is not None:
+            watching.emit_cell_end(lowering, watch)
+        if checks is not None:
+            checks.end_cell(views, lowering.body[body_start:])
         if call.synchronised_aliases:
             written = alias.written(lowering.body[body_start:], views)
             axes = list(zip(indices, sizes, strict=True))
@@ -101,22 +138,26 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
             lowering.body[cell_start:cell_start] = first
 
     waits = call.cores is not None and call.cores.waits_for_others
+    cell_order = CellOrder(lowering, call, sizes)
+    pipeline = _Pipeline(lowering, call, sizes, prefetch, cell_order)
     of_each_core = scratch if waits else []
     local = [i for i in range(len(call.grid)) if i not in call.vmapped_dims]
     # Build the cells first, though they run last: they decide which operands are written to, and
     # only those need a copy.
     cells = lower_cells(
         lowering, call.name, sizes, call.axis_names, local, cell, call.checked, call.for_device,
-        of_each_core if waits else None,
+        of_each_core if waits else None, cell_order.enter,
     )  # fmt: skip
     written = alias.written(cells, [*prefetch, *buffers])
 
+    # A watch tells operands apart by their memory, even if the caller passed one array twice.
+    apart = watch is not None
     for ref, array in zip(prefetch, arrays, strict=False):
-        define_operand(lowering, ref, array, None, ref in written)
+        define_operand(lowering, ref, array, None, apart or ref in written)
     inputs = arrays[call.num_prefetch :]
     outputs = buffers[call.num_inputs :]
     for ref, block, array in zip(buffers, call.blocks, inputs, strict=False):
-        copied = ref in written or ref in outputs
+        copied = apart or ref in written or ref in outputs
         define_operand(lowering, ref, array, block.dims, copied, call.checked)
     aliases = {out: arrays[position] for position, out in call.aliases}
     for position, ref in enumerate(outputs):
@@ -126,24 +167,45 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
         if position in aliases:
             define_operand(lowering, ref, aliases[position], dims, True, call.checked)
         else:
-            _allocate(lowering, ref, call.checked)
+            allocate(lowering, ref, call.checked)
     for ref in [] if waits else scratch:
-        _allocate(lowering, ref, call.checked)
+        allocate(lowering, ref, call.checked)
     for ref, make in checked_blocks.made if checked_blocks is not None else ():
         lowering.define("buffer", ref, (), make, Effects(allocates=True))
     for warn in warnings:
         _emit_warning(lowering, warn)
+    if checks is not None:
+        cells = checks.finish(cells)
+        checks.enter()
     programs.emit_entry(lowering)
     lowering.body.extend(cells)
     programs.emit_exit(lowering, [] if waits else list(filter(_is_semaphore, scratch)))
+    if checks is not None:
+        checks.end()
     if checked_blocks is not None:
         checked_blocks.write_back()
-    return [
+    if watch is not None:
+        watching.emit_left(lowering, watch, watched, buffers)
+    results = [
         _contents(lowering, ref, block, _array_shape(lowering, block))
         for ref, block in zip(
             buffers[call.num_inputs :], call.blocks[call.num_inputs :], strict=True
         )
     ]
+    if checks is not None:
+        results = list(map(checks.output, range(len(results)), results))
+        checks.leave()
+    return results
+
+
+def _watched(
+    lowering: Lowering, call: PallasCall, names: Sequence[str], ref_types: Sequence[RefType]
+) -> watching.Kernel:
+    levels = lowering.machine.levels
+    return watching.Kernel(
+        call, names, [_array_shape(lowering, block) for block in call.blocks],
+        [type.space for type in ref_types], levels[-1].names if levels else (),
+    )  # fmt: skip
 
 
 def _emit_warning(lowering: Lowering, warn: Callable[[], None]) -> None:
@@ -176,6 +238,7 @@ def lower_cells(
     checked: CheckedMemory | None,
     for_device: bool,
     of_each_core: Sequence[Value] | None = None,
+    enter: Callable[[Sequence[Value]], Sequence[Value]] = lambda turn: turn,
 ) -> list[Instruction]:
     """The instructions that run ``cell``, which emits one cell from its indices, on a grid.
 
@@ -187,10 +250,12 @@ def lower_cells(
       for_device: the user asked for no interpreter.
       of_each_core: the cells are cores that wait for one another, and this is memory that each
         has of its own; None if they aren't.
+      enter: the indices of the cell that comes when the axes have turned so often.
     """
     shared: dict[Any, Value] = {}
 
-    def in_kernel(indices: Sequence[Value]) -> Sequence[Value]:
+    def in_kernel(turn: Sequence[Value]) -> Sequence[Value]:
+        indices = enter(turn)
         named = dict(zip(names, zip(indices, sizes, strict=True), strict=True)) if names else {}
         own = ([indices[i] for i in local], [sizes[i] for i in local])
         lowering.kernels.append(KernelScope(*own, named, shared, checked, for_device))
@@ -206,13 +271,14 @@ def lower_cells(
             in_kernel([zero] * len(sizes))
     else:
         region = lowering.region([ArrayType((), np.dtype(np.int32))] * len(sizes), in_kernel)
+        params = {"name": name, CELLS: tuple([(axis, 0, 1) for axis in range(len(sizes))])}
         operation = Operation(
-            "grid", {"name": name}, tuple(s.type for s in sizes), (), None, PURE, multiple=True
+            "grid", params, tuple(s.type for s in sizes), (), None, PURE, multiple=True
         )
         cells = [Instruction(operation, tuple(sizes), (), (region,), lowering.source)]
     with lowering.block() as first:
         for ref in shared.values():
-            _allocate(lowering, ref, checked)
+            allocate(lowering, ref, checked)
     return first + cells
 
 
@@ -235,7 +301,7 @@ def _cores(
             with lowering.block() as body:
                 in_kernel(indices)
             for ref in (*own, *shared.values()):
-                _allocate(lowering, ref, checked)
+                allocate(lowering, ref, checked)
             programs.emit_entry(lowering)
             lowering.body.extend(body)
             programs.emit_exit(lowering, list(filter(_is_semaphore, own)))
@@ -348,7 +414,8 @@ def _share_aliased(call: PallasCall, buffers: list[Value]) -> None:
         buffers[result] = buffers[given]
 
 
-def _allocate(lowering: Lowering, ref: Value, checked: CheckedMemory | None) -> None:
+def allocate(lowering: Lowering, ref: Value, checked: CheckedMemory | None) -> None:
+    """Emits the definition of a ref to new memory, which other instructions use already."""
     lowering.define("buffer", ref, (), _filled(ref.ref, checked), Effects(allocates=True))
 
 
@@ -412,6 +479,24 @@ def _block(
 ) -> Value:
     """The ref of one cell's block: a view of the buffer at the index map's results."""
     shape = buffer.type.shape
+    fixed, leaves = _place(shape, dims, starts)
+    whole = all(
+        isinstance(f, slice) and f == slice(0, s) for f, s in zip(fixed, shape, strict=True)
+    )
+    if whole and buffer.type == type:
+        return buffer
+    (ref,) = lowering.memory(
+        "view", [buffer, *leaves], [type], block_viewer(fixed), PURE, view=True,
+        params={"block": tuple(fixed)},
+        key=("block", tuple((f.start, f.stop) if isinstance(f, slice) else f for f in fixed)),
+    )
+    return ref
+
+
+def _place(
+    shape: Sequence[int], dims: Sequence[BlockDim], starts: Sequence[Value]
+) -> tuple[list[Any], list[Value]]:
+    """A block's place as `block_viewer` wants it, and the operands of the viewer."""
     fixed: list[Any] = []
     leaves: list[Value] = []
     for size, dim, start in zip(shape, dims, starts, strict=False):
@@ -425,14 +510,92 @@ def _block(
             fixed.append((len(leaves), scale, size, dim.size, dim.kind == "squeezed"))
             leaves.append(start)
     fixed += [slice(0, size) for size in shape[len(dims) :]]
-    whole = all(
-        isinstance(f, slice) and f == slice(0, s) for f, s in zip(fixed, shape, strict=True)
-    )
-    if whole and buffer.type == type:
-        return buffer
-    (ref,) = lowering.memory(
-        "view", [buffer, *leaves], [type], block_viewer(fixed), PURE, view=True,
-        params={"block": tuple(fixed)},
-        key=("block", tuple((f.start, f.stop) if isinstance(f, slice) else f for f in fixed)),
-    )
-    return ref
+    return fixed, leaves
+
+
+class _Pipeline:
+    """The blocks of a call that are fetched before their cell runs, where cells can see that.
+
+    ``looked_up``: the positions of blocks whose index map reads what cells write. ``aliased``: for
+    the positions of inputs, those of the outputs that are the same array.
+    """
+
+    def __init__(
+        self,
+        lowering: Lowering,
+        call: PallasCall,
+        sizes: Sequence[Value],
+        prefetch: Sequence[Value],
+        order: CellOrder,
+    ) -> None:
+        self.lowering, self.call, self.sizes, self.prefetch = lowering, call, sizes, prefetch
+        self.order = order
+        self.looked_up: set[int] = set()
+        self.aliased: dict[int, int] = {}
+        self._then: dict[int, list[Value]] = {}
+        cores = call.cores is not None and call.cores.waits_for_others
+        if not call.keeps_scalars or cores or not lookahead.has_several_cells(sizes):
+            return
+        ahead = {
+            at
+            for at, block in enumerate(call.blocks[: call.num_inputs])
+            if block.buffers > 1 and not block.in_hbm
+        }
+        written = jax_compat.written_refs(call.jaxpr)
+        for at in ahead:
+            read = jax_compat.prefetch_read(call.blocks[at].index_map, call.num_prefetch)
+            if read & written:
+                self.looked_up.add(at)
+        if not call.for_device:
+            return
+        for position, out in call.aliases:
+            at, output = position - call.num_prefetch, call.num_inputs + out
+            if at in ahead and call.num_prefetch + output in written:
+                self.aliased[at] = output
+
+    def turn(
+        self, indices: Sequence[Value], starts: list[list[Value]]
+    ) -> list[list[Value]]:
+        """The places of this cell's blocks, given those that the index maps give now."""
+        if not self.looked_up and not self.aliased:
+            return starts
+        starts = list(starts)
+        following = lookahead.next_cell(self.lowering, indices, self.sizes)
+        following = self.order.indices(following)
+        for at in sorted(self.looked_up | self.aliased.keys()):
+            index_map = self.call.blocks[at].index_map
+            self._then[at] = self.lowering.inline(index_map, [*following, *self.prefetch])
+            if at in self.looked_up:
+                starts[at] = lookahead.turn_block(
+                    self.lowering, at, indices, starts[at], self._then[at]
+                )
+        return starts
+
+    def fetched(
+        self,
+        at: int,
+        indices: Sequence[Value],
+        starts: Sequence[Sequence[Value]],
+        buffers: Sequence[Value],
+        type: RefType,
+    ) -> Value | None:
+        """The ref of an input's block as it was fetched. None if it is the array's own memory."""
+        output = self.aliased.get(at)
+        if output is None or buffers[at] is buffers[output]:
+            return None
+        blocks, shape = self.call.blocks, buffers[at].type.shape
+        axes = list(zip(indices, self.sizes, strict=True))
+        dims = blocks[at].dims
+        if (dims, starts[at]) == (blocks[output].dims, starts[output]) and _is_own(
+            dims, starts[at], shape, axes
+        ):
+            return None  # no other cell writes to it
+        (fixed, leaves), (next_fixed, next_leaves) = [
+            _place(shape, dims, place) for place in (starts[at], self._then[at])
+        ]
+        if fixed != next_fixed:
+            raise Unsupported("pallas_call", "a block whose place is known in some cells only")
+        return lookahead.fetched_block(
+            self.lowering, at, indices, buffers[at], block_viewer(fixed),
+            lookahead.Place(leaves, starts[at]), lookahead.Place(next_leaves, self._then[at]), type,
+        )  # fmt: skip

@@ -6,16 +6,18 @@ turns each equation into instructions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pallas_shim import jax_compat
-from pallas_shim.evaluator import registry
+from pallas_shim.evaluator import memory, registry
 from pallas_shim.evaluator.builder import Builder
-from pallas_shim.evaluator.machine.programs import Machine
+from pallas_shim.evaluator.checks.lowering import Checker, Checks
+from pallas_shim.evaluator.machine.programs import Machine, note_touch
 from pallas_shim.evaluator.program import (
     ArrayType,
     KeyType,
@@ -26,6 +28,7 @@ from pallas_shim.evaluator.program import (
     Value,
 )
 from pallas_shim.evaluator.registry import LOWERING_RULES, Unsupported
+from pallas_shim.evaluator.watching import Watch
 from pallas_shim.refusal import Refusal
 
 
@@ -35,6 +38,9 @@ def lower(
     name: str = "program",
     axes: Mapping[Any, int] = MappingProxyType({}),
     on_mesh: bool = False,
+    checks: Checks | None = None,
+    timed: bool = False,
+    watch: Watch | None = None,
 ) -> Program:
     """Lowers a jaxpr to a Program whose parameters are the jaxpr's inputs.
 
@@ -44,13 +50,19 @@ def lower(
       name: for messages.
       axes: the sizes of the named axes of the devices that the jaxpr is for.
       on_mesh: whether arrays may be laid out over several devices, which changes no value.
+      checks: what kernels are checked for while they run, if they are.
+      timed: copies may happen later than they start, and programs run in any order, as
+        `machine.order` says. No pass knows of that, so such a program can't be optimised.
+      watch: is told of the cells of each kernel when the program runs.
 
     Raises:
       Unsupported: some primitive has no rule, or its rule refuses this case. The
         error names the primitive and the user's source line.
     """
     registry.load()
-    lowering = Lowering(axes, on_mesh)
+    lowering = Lowering(axes, on_mesh, checks, timed, watch)
+    if watch is not None:
+        watch.named(lowering.names)
     opened, _ = jax_compat.open_jaxpr(jaxpr)
     try:
         params = tuple(Value(lowering.type(v.aval)) for v in opened.invars)
@@ -97,19 +109,30 @@ class Lowering(Builder):
 
     ``kernels`` is a stack, the innermost last. ``axes`` and ``on_mesh``: see `lower`.
     ``machine`` describes the programs around this code. ``mesh_axes`` are all axes of the mesh,
-    in the mesh's order. ``names`` gives the user's name of a ref.
+    in the mesh's order. ``names`` gives the user's name of a ref. ``checker`` emits checks of
+    accesses; None unless they are asked for. ``watch``: see `lower`.
     """
 
-    def __init__(self, axes: Mapping[Any, int], on_mesh: bool = False) -> None:
+    def __init__(
+        self,
+        axes: Mapping[Any, int],
+        on_mesh: bool = False,
+        checks: Checks | None = None,
+        timed: bool = False,
+        watch: Watch | None = None,
+    ) -> None:
         super().__init__()
+        self.checker = None if checks is None else Checker(self, checks)
         self.axes = axes
         self.on_mesh = on_mesh
+        self.watch = watch
         self._defining = False
         self.kernels: list[KernelScope] = []
-        self.machine = Machine()
+        self.machine = Machine(timed)
         self.mesh_axes: tuple[Any, ...] = ()
         self.names: dict[Value, str] = {}
         self._types: dict[Any, Type] = {}
+        self._atomic = False
 
     # -- jaxprs ---------------------------------------------------------------------------
 
@@ -126,6 +149,12 @@ class Lowering(Builder):
             env[var] = const
         env.update(zip(jaxpr.invars, args, strict=True))
         outer = self.source
+        with contextlib.nullcontext() if self.checker is None else self.checker.uses(jaxpr):
+            self._inline_equations(jaxpr, env, outer)
+        self.source = outer
+        return [self._read(env, atom) for atom in jaxpr.outvars]
+
+    def _inline_equations(self, jaxpr: Any, env: dict[Any, Value], outer: Any) -> None:
         for eqn in jaxpr.eqns:
             if not self._defining:
                 self.source = jax_compat.source_of(eqn) or outer
@@ -141,8 +170,8 @@ class Lowering(Builder):
                 place = jax_compat.user_source(self.source)
                 raise Unsupported(name, str(refused), place) from refused
             env.update(zip(eqn.outvars, outs, strict=True))
-        self.source = outer
-        return [self._read(env, atom) for atom in jaxpr.outvars]
+        if self.watch is not None:
+            self.watch.bound(env)
 
     def inline_definition(self, jaxpr: Any, args: Sequence[Value]) -> list[Value]:
         """Like `inline`, for a jaxpr that JAX or this package made from one equation of the user's.
@@ -175,6 +204,30 @@ class Lowering(Builder):
         except KeyError:
             result = self._types[aval] = type_of(aval)
             return result
+
+    def region(
+        self, params: Sequence[Type], build: Callable[[Sequence[Value]], Sequence[Value]]
+    ) -> Region:
+        if self.checker is None:
+            return super().region(params, build)
+        with self.checker.path():
+            return super().region(params, build)
+
+    def touch(
+        self, ref: Value, path: memory.Path, leaves: Sequence[Value], writes: bool
+    ) -> None:
+        """Notes an access to memory for those who watch for races, if somebody may."""
+        if self.machine.timed and self.kernels and not self._atomic:
+            note_touch(self, ref, path, leaves, writes)
+
+    @contextlib.contextmanager
+    def atomically(self) -> Iterator[None]:
+        """A context of accesses that need no order."""
+        outer, self._atomic = self._atomic, True
+        try:
+            yield
+        finally:
+            self._atomic = outer
 
     # -- kernels --------------------------------------------------------------------------
 

@@ -25,7 +25,12 @@ UFUNC = "ufunc"
 
 # Codegen reads these parameters, so the cache keeps them. The cache keeps all parameters of
 # structured operations. Of other operations it keeps only these and the callable.
-READ_BY_CODEGEN = frozenset({PATH, BLOCK, DIRECT, INTO, UFUNC})
+READ_BY_CODEGEN = frozenset({
+    PATH, BLOCK, DIRECT, INTO, UFUNC,
+    # and native code:
+    "axes", "axis", "broadcast_dimensions", "dimension", "indices", "kept", "leads", "listed",
+    "rounds", "starts", "steps", "table",
+})  # fmt: skip
 
 # The messages of these operations contain the user's names and lines. The cache's key doesn't cover
 # these, so the cache keeps no program with such an operation.
@@ -478,6 +483,15 @@ def grid_regions(instruction: Instruction) -> str | None:
 
 def no_regions(instruction: Instruction) -> str | None:
     return "it has regions" if instruction.regions else None
+
+
+def copy_regions(instruction: Instruction) -> str | None:
+    semaphores = instruction.operation.params["semaphores"]
+    if len(instruction.regions) != len(semaphores):
+        return f"it has {len(instruction.regions)} regions for {len(semaphores)} steps"
+    if any(region.params or region.results for region in instruction.regions):
+        return "a step takes or gives something"
+    return None
 
 
 def programs_regions(instruction: Instruction) -> str | None:

@@ -25,6 +25,7 @@ from pallas_shim.evaluator.op_types import (
     UFUNC,
 )
 from pallas_shim.evaluator.program import (
+    CELLS,
     PURE,
     ArrayType,
     Effects,
@@ -55,6 +56,11 @@ _PATH = Param(PATH, "the `memory.Path` from the ref to what is read or written")
 _BLOCK = Param(BLOCK, "where the block lies, as of `grid.block_viewer`")
 _LEADS = Param("leads", "for each operand the sizes of its axes in front, None if it has none")
 _LISTED = Param("listed", "whether the ref is a list of views, as `each_block` makes it")
+_CHECKED = (
+    Param("checks", "what it checks or makes"),
+    Param("of", "the `checks.lowering.Aspect` of memory without which it isn't needed, or None"),
+    Param("place", "the `checks.place.Place` of an access, or None"),
+)
 
 
 # -- operands ---------------------------------------------------------------------------------
@@ -118,6 +124,8 @@ _READ, _WRITE = Effects(reads=(0,)), Effects(writes=(0,))
 _UPDATE = Effects(reads=(0,), writes=(0,))
 _NEW = Effects(allocates=True)
 _IO = Effects(io=True)
+# The last operands of an operation that may wait. Other programs may change them meanwhile.
+_SEEN = "seen:ref*"
 
 
 def _row(name: str, does: str, operands: str, results: str, makers: str, **rest: Any) -> Op:
@@ -148,7 +156,11 @@ _STRUCTURED_ROWS = (
         "grid", "runs its region for each cell, the last axis fastest",
         "size:index*", "", "grid, scan_as_grid, grid_batching, vectorise_control",
         readers="execute, codegen, and most passes", regions=op_types.grid_regions,
-        params=(Param("name", "the kernel's, for progress bars"),),
+        params=(
+            Param("name", "the kernel's, for progress bars"),
+            Param(CELLS, "for each index its axis, the first cell, and how many run together. "
+                  "Missing where it isn't a kernel's grid", required=False),
+        ),
     ),
 )  # fmt: skip
 
@@ -251,7 +263,54 @@ _MEMORY_ROWS = (
         effects=(_UPDATE._replace(io=True),),
     ),
     _row(
+        "index_of_cell", "an index of the cell that comes at this turn", "turn:index",
+        "index:index", "cell_order",
+    ),
+    _row(
+        "renew_scratch", "gives scratch memory its first contents, where a core's cells begin",
+        f"turn:index* {_SEEN}", "", "cell_order", sees="written",
+    ),
+    _row(
+        "next_cell", "the indices of the cell after one, or of the last cell itself",
+        "index_or_size:index*", "next:index*", "lookahead",
+    ),
+    _row(
+        "turn_block", "the place that was noted for a block before the last cell, and a note of "
+        "its place in the next", "noted:ref index_or_place:index*", "place:index*", "lookahead",
+        effects=(_UPDATE,),
+    ),
+    _row(
+        "fetch_block", "copies the block that the next cell reads to one of two buffers, and tells "
+        "which one this cell reads", "buffers:ref noted:ref array:ref index_or_place:index*",
+        "which:index",
+        "lookahead", effects=(Effects((0, 1, 2), (0, 1)),),
+    ),
+    _row(
+        "fetched_block", "one of two buffers of a block", "buffers:ref which:index", "block:ref",
+        "lookahead", view=True, types=op_types.row_types,
+    ),
+    _row(
         "warn", "warns the user, once in a process", "", "", "grid", effects=(_IO,),
+    ),
+    _row(
+        "check_state", "what checks look at: a kernel's state, or the shadow of memory",
+        "given:any*", "state:array", "checks", readers="checks", effects=(_IO,), params=_CHECKED,
+    ),
+    _row(
+        "check", "a check of an access or of a block, or what it needs to know", "given:any*", "",
+        "checks", readers="checks", effects=(_IO,), params=_CHECKED,
+    ),
+    _row(
+        "check_mask", "the elements that an access touches", "given:array", "mask:array",
+        "rules/indirect, rules/sparsecore",
+    ),
+    _row(
+        "disturb", "a value, of which undefined elements are replaced if the run asks for it",
+        "value:array given:any*", "value:array", "checks", effects=(_IO,), view=True,
+    ),
+    _row(
+        "probe", "tells the watch of a run what it gets", "seen:any*", "", "watching",
+        effects=(_IO,),
     ),
     _row(
         "prng_seed", "sets the state of the hardware's generator", "state:ref seed:array*", "",
@@ -268,9 +327,6 @@ _MEMORY_ROWS = (
     ],
 )  # fmt: skip
 
-# The last operands of an operation that may wait. Other programs may change them meanwhile.
-_SEEN = "seen:ref*"
-
 _MACHINE_ROWS = (
     _row(
         "programs", "runs its region once for each program, each on parts of the operands, and "
@@ -279,6 +335,7 @@ _MACHINE_ROWS = (
         params=(Param("kind", '"device" or "core"'), Param("count", "how many programs"),
                 Param("coordinates", "of each, along each axis"),
                 Param("names", "what messages call each, of all groups of them"),
+                Param("missing", "the places at which there is no program"),
                 Param("names_in", "for each operand `machine.shards.Names`"),
                 Param("names_out", "the same for each result"),
                 Param("splits", "for each operand the part of each program, a tuple of slices"),
@@ -325,11 +382,32 @@ _MACHINE_ROWS = (
     ),
     _row(
         "dma", "copies between programs", "source:ref target:ref leaf:index*", "", "rules/tpu",
-        effects=(Effects((0,), (1,)),),
+        effects=(Effects((0,), (1,)),), readers="watching",
+        params=(Param("paths", "from the source and from the target to what is copied"),
+                Param("num_leaves", "how many of the leaves are the source's")),
     ),
     _row(
         "turn", "lets the other programs run first", _SEEN, "", "machine/programs, machine/rows",
         readers="machine", effects=(_IO,), sees="written", regions=op_types.no_regions,
+    ),
+    _row(
+        "pass_by", "lets other programs run, and copies happen, in some orders", _SEEN, "",
+        "machine/programs, machine/rows", readers="machine", effects=(_IO,), sees="written",
+        regions=op_types.no_regions,
+    ),
+    _row(
+        "copy_later", "a copy whose steps, its regions, run when the order says",
+        "semaphore_or_leaf:any*", "", "machine/programs", readers="execute, machine",
+        effects=(_IO,), regions=op_types.copy_regions,
+        params=(Param("semaphores", "for each step the path to the semaphore that it adds to and "
+                      "the number of its leaves, or None"),),
+    ),
+    _row(
+        "note", "tells those who watch for races what a program does", "number:index value:any*",
+        "", "machine/programs", effects=(_IO,),
+    ),
+    _row(
+        "land", "ends the copies of a kernel", "", "", "machine/programs", effects=(_IO,),
     ),
     _row(
         "leftover", "warns if a kernel leaves semaphores other than zero, and sets them to that",

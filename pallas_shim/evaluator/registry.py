@@ -92,7 +92,7 @@ def _require_unclaimed(primitive: str, *tables: dict[str, Any]) -> None:
         raise ValueError(f"the primitive {primitive!r} has a rule already")
 
 
-def rule(
+def impl_rule(
     *primitives: str, view: bool = False, keys: bool = False
 ) -> Callable[[_Rule], _Rule]:
     """Registers the decorated function as the rule of the named primitives."""

@@ -18,11 +18,13 @@ from pallas_shim.jax_compat.jaxprs import (
     called_jaxpr,
     describe_aval,
     is_literal,
+    is_users,
     open_jaxpr,
     primitive_name,
     scan,
     source_of,
     to_numpy,
+    user_frames,
     user_source,
     while_loop,
 )
@@ -30,6 +32,7 @@ from pallas_shim.jax_compat.meshes import argument_names
 from pallas_shim.jax_compat.pallas import (
     REPEATS_ELEMENTS,
     CoreFunction,
+    MpmdMap,
     PallasCall,
     UnsupportedCall,
     core_map,
@@ -37,7 +40,9 @@ from pallas_shim.jax_compat.pallas import (
     kernel_source,
     mpmd_map,
     pallas_call,
+    prefetch_read,
     run_scoped,
+    written_refs,
 )
 
 __all__ = [
@@ -46,6 +51,7 @@ __all__ = [
     "AvalInfo",
     "CheckedMemory",
     "CoreFunction",
+    "MpmdMap",
     "PallasCall",
     "Scan",
     "UnsupportedCall",
@@ -64,12 +70,16 @@ __all__ = [
     "mpmd_map",
     "open_jaxpr",
     "pallas_call",
+    "prefetch_read",
     "primitive_name",
     "run_scoped",
     "scan",
     "source_of",
     "to_numpy",
+    "is_users",
+    "user_frames",
     "user_source",
     "version",
     "while_loop",
+    "written_refs",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 from jax._src import config, core
 from jax._src import dtypes as jax_dtypes
 from jax._src.array import ArrayImpl
-from jax._src.interpreters import pxla
+from jax._src.interpreters.pxla import get_default_device
 from jax._src.lib import _jax, xla_client
 from jax._src.random import prng
 from jax.sharding import SingleDeviceSharding
@@ -26,7 +27,8 @@ class Place(NamedTuple):
 
     sharding: SingleDeviceSharding
     committed: bool
-    devices: Sequence[Any]
+    devices: tuple[Any]
+    platform: str
 
 
 class ResultType(NamedTuple):
@@ -85,7 +87,7 @@ def result_types(avals: Sequence[Any]) -> tuple[ResultType, ...]:
 
 
 def read(
-    args: Sequence[Any], dtypes: Sequence[np.dtype | np.ndarray], *, any_platform: bool
+    args: Sequence[Any], dtypes: Sequence[np.dtype | np.ndarray], any_platform: bool
 ) -> tuple[list[np.ndarray], Place]:
     """The arguments of a jitted call as NumPy arrays, and where its results belong.
 
@@ -99,15 +101,24 @@ def read(
         computation failed, it is of an unknown kind, or the user guards transfers.
       OverflowError: a Python integer doesn't fit the dtype.
     """
+    # Most calls get arrays of the default device. A loop that asks less of each costs half.
+    try:
+        arrays = [np.asarray(arg) for arg in args if type(arg) is ArrayImpl and not arg._committed]
+        if len(arrays) == len(dtypes):
+            return arrays, _checked(_place(get_default_device()), any_platform)
+    except RuntimeError:
+        pass  # one has no value, which the loop below says unless it is unused
     arrays = []
     home: Any = None
     for arg, dtype in zip(args, dtypes, strict=True):
         if type(dtype) is np.ndarray:
             arrays.append(dtype)
             continue
-        if type(arg) is prng.PRNGKeyArray:
+        kind = type(arg)
+        if kind is prng.PRNGKeyArray:
             arg = arg._base_array
-        if type(arg) is ArrayImpl:
+            kind = type(arg)
+        if kind is ArrayImpl:
             if arg._committed:
                 sharding = arg.sharding
                 if home is None:
@@ -127,26 +138,25 @@ def read(
         else:
             raise Elsewhere(f"an argument is of the type {type(arg).__name__}")
     if home is None:
-        place = _default_place()
+        place = _place(get_default_device())
     elif type(home) is SingleDeviceSharding:
-        place = Place(home, True, (home._device,))
+        device: Any = home._device
+        place = Place(home, True, (device,), device.platform)
     else:
         raise Elsewhere(f"its arguments lie on {_devices(home)}")
-    platform = place.devices[0].platform
-    if not any_platform and platform != "cpu":
-        raise Elsewhere(f"it runs on a device of the platform {platform}")
-    return arrays, place
+    return arrays, _checked(place, any_platform)
 
 
-_default_places: dict[Any, Place] = {}
-
-
-def _default_place() -> Place:
-    device = pxla.get_default_device()
-    place = _default_places.get(device)
-    if place is None:
-        place = _default_places[device] = Place(SingleDeviceSharding(device), False, (device,))
+def _checked(place: Place, any_platform: bool) -> Place:
+    if place.platform != "cpu" and not any_platform:
+        raise Elsewhere(f"it runs on a device of the platform {place.platform}")
     return place
+
+
+@functools.cache
+def _place(device: Any) -> Place:
+    """The place of results that are committed to no device, if this one is the default."""
+    return Place(SingleDeviceSharding(device), False, (device,), device.platform)
 
 
 def _devices(sharding: Any) -> str:
@@ -165,16 +175,19 @@ def write(results: list[Any], types: Sequence[ResultType], place: Place) -> list
     A JAX array must not share memory with an array that could still be written to. So a result is
     copied unless it owns its memory and ``results`` holds the only reference.
     """
-    sharding, committed, devices = place
+    sharding, committed, devices, _ = place
     out = []
     any_shared = False
     for result, (aval, key_type) in zip(results, types, strict=True):
-        shared = (
-            type(result) is np.ndarray
-            and (result.base is not None or sys.getrefcount(result) > _OWN_REFERENCES)
-        )
-        any_shared |= shared
-        array = put(aval, sharding, devices, result, committed, shared)
+        shared = False
+        if type(result) is np.ndarray and (
+            result.base is not None or sys.getrefcount(result) > _OWN_REFERENCES
+        ):
+            shared = any_shared = True
+        try:
+            array = _put(aval, sharding, [result], devices, committed, shared)
+        except RuntimeError:
+            array = _put_despite_guard(aval, sharding, devices, result, committed, shared)
         out.append(array if key_type is None else prng.PRNGKeyArray(key_type._impl, array))
     if any_shared:
         # XLA would free a copied buffer at its next call only. This frees it now.
@@ -188,12 +201,17 @@ def put(
     """A NumPy array as a JAX array on one device. The JAX array uses the same memory if it can,
     unless ``copied`` asks for a copy."""
     try:
-        return xla_client.batched_device_put(
-            aval, sharding, [array], devices, committed, force_copy=copied
-        )
+        return _put(aval, sharding, [array], devices, committed, copied)
     except RuntimeError:
-        # The user's transfer guard is about the user's transfers. This isn't one of them.
-        with jax.transfer_guard_host_to_device("allow"):
-            return xla_client.batched_device_put(
-                aval, sharding, [array], devices, committed, force_copy=copied
-            )
+        return _put_despite_guard(aval, sharding, devices, array, committed, copied)
+
+
+_put = xla_client.batched_device_put
+
+
+def _put_despite_guard(
+    aval: Any, sharding: Any, devices: Sequence[Any], array: Any, committed: bool, copied: bool
+) -> Any:
+    """As `put`. The user's transfer guard is about the user's transfers. This isn't one of them."""
+    with jax.transfer_guard_host_to_device("allow"):
+        return _put(aval, sharding, [array], devices, committed, copied)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from jax._src.state import types as state_types
 
 from pallas_shim.refusal import Refusal
 
+# The jaxpr of these primitives is a Pallas kernel.
+KERNEL_PRIMITIVES = frozenset({"pallas_call", "core_map", "mpmd_map"})
 # These primitives only call the jaxpr in one of their parameters.
 CALL_PRIMITIVES = (
     "jit",
@@ -94,6 +97,33 @@ def equations(jaxpr: Any) -> Iterator[Any]:
             yield from equations(inner)
 
 
+_primitives: weakref.WeakKeyDictionary[Any, frozenset[str]] = weakref.WeakKeyDictionary()
+_JAXPRS = (core.Jaxpr,) if _CLOSED is None else (core.Jaxpr, _CLOSED)
+# The types of most parameters, none of which is a jaxpr. Asking for these first is faster.
+_PLAIN = frozenset({bool, int, float, str, type(None), np.dtype})
+
+
+def primitives(jaxpr: Any) -> frozenset[str]:
+    """JAX's names of the primitives in a jaxpr and in the jaxprs inside it.
+
+    The answer is kept with the jaxpr, so whoever looks for a rare primitive asks this first. A
+    jaxpr that many equations call, such as that of ``jnp.where``, is read once.
+    """
+    opened = open_jaxpr(jaxpr)[0]
+    found = _primitives.get(opened)
+    if found is None:
+        names: set[str] = set()
+        inside: dict[int, Any] = {}
+        for eqn in opened.eqns:
+            names.add(eqn.primitive.name)
+            for value in eqn.params.values():
+                for held in value if isinstance(value, tuple) else (value,):
+                    if type(held) not in _PLAIN and isinstance(held, _JAXPRS):
+                        inside[id(held)] = held
+        found = _primitives[opened] = frozenset(names.union(*map(primitives, inside.values())))
+    return found
+
+
 def primitive_name(primitive: Any) -> str:
     """A unique name of a primitive. JAX gives some SparseCore primitives the names of others."""
     name = primitive.name
@@ -117,6 +147,23 @@ def called_jaxpr(eqn: Any) -> Any:
         if name in eqn.params:
             return eqn.params[name]
     raise KeyError(f"{eqn.primitive.name} holds no jaxpr among {sorted(eqn.params)}")
+
+
+def is_own(jaxpr: Any) -> bool:
+    """Whether a jaxpr is of a function of JAX's own, and holds none of the user's (such as a
+    kernel). Its equations have the places of the first call with these types, or none."""
+    return _of_jax(jaxpr) is True and not any(
+        _of_jax(inner) is False
+        for eqn in equations(jaxpr)
+        for inner in core.jaxprs_in_params(eqn.params)
+    )
+
+
+def _of_jax(jaxpr: Any) -> bool | None:
+    """Whether JAX's code defines the function of this jaxpr alone. None if that isn't known."""
+    debug_info = getattr(open_jaxpr(jaxpr)[0], "debug_info", None)
+    _, at, where = (getattr(debug_info, "func_src_info", None) or "").partition(" at ")
+    return not source_info_util.is_user_filename(where.rpartition(":")[0]) if at else None
 
 
 def scan(eqn: Any) -> Scan:
@@ -219,3 +266,37 @@ def user_source(source: Any) -> str | None:
     if frame is None:
         return None
     return f"{frame.file_name}:{frame.start_line} ({frame.function_name})"
+
+
+class Frame(NamedTuple):
+    """A place in the user's code that an equation comes from."""
+
+    file: str
+    function: str
+    line: int
+
+
+def user_frames(source: Any) -> tuple[Frame, ...]:
+    """The frames of the user's own code that an equation comes from, the innermost first."""
+    if source is None or isinstance(source, str):
+        return ()
+    return tuple(
+        Frame(frame.file_name, frame.function_name, frame.start_line)
+        for frame in source_info_util.user_frames(source.traceback)
+    )
+
+
+def variable(value: Any) -> Any | None:
+    """The variable of a jaxpr that a tracer stands for, while the jaxpr is made. None if it stands
+    for none, or isn't a tracer."""
+    found = getattr(value, "val", None) if isinstance(value, core.Tracer) else None
+    return found if isinstance(found, core.Var) else None
+
+
+def is_tracer(value: Any) -> bool:
+    return isinstance(value, core.Tracer)
+
+
+def is_users(file: str) -> bool:
+    """Whether a file is the user's, not JAX's."""
+    return source_info_util.is_user_filename(file)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax import tree_util
 
-from pallas_shim.jax_compat.jaxprs import equations
+from pallas_shim.jax_compat.jaxprs import equations, primitives
 from pallas_shim.refusal import Refusal
 
 
@@ -116,17 +116,21 @@ def device_id(eqn: Any, given: Any) -> DeviceId:
 
 
 _MEETS = frozenset({"get_barrier_semaphore", "barrier", "sc_fetch_and_add"})
+_MAY_REACH_OTHERS = frozenset({"dma_start", "semaphore_signal"})
 
 
 def talks(jaxpr: Any) -> bool:
     """Whether a kernel reaches other devices or cores, or can be reached."""
     from pallas_shim.jax_compat import state
 
+    names = primitives(jaxpr)
+    if not names.isdisjoint(_MEETS):
+        return True
+    if names.isdisjoint(_MAY_REACH_OTHERS):
+        return False
     for eqn in equations(jaxpr):
         name = eqn.primitive.name
-        if name in _MEETS:
-            return True
-        if name in ("dma_start", "semaphore_signal"):
+        if name in _MAY_REACH_OTHERS:
             if state.device_id(eqn, eqn.invars) is not None:
                 return True
             if name == "semaphore_signal":

@@ -15,14 +15,19 @@ from jax._src import core
 from jax._src.pallas import core as pallas_core
 from jax._src.pallas import hlo_interpreter
 from jax._src.state import indexing
+from jax._src.state.types import AccumEffect, WriteEffect
 
 from pallas_shim.jax_compat.checked import (
     CheckedMemory,
+    GridOrder,
     checked_memory,
+    compiler_params,
+    dimension_semantics,
+    grid_order,
     in_hbm,
     memory_space,
 )
-from pallas_shim.jax_compat.jaxprs import equations, user_source
+from pallas_shim.jax_compat.jaxprs import equations, open_jaxpr, user_source
 from pallas_shim.refusal import Refusal
 
 # Whether JAX's interpreters take pltpu.repeat for a repetition of each element. A TPU, and later
@@ -45,13 +50,16 @@ class BlockDim(NamedTuple):
 class Block(NamedTuple):
     """The cut of one operand or result into blocks. ``index_map``: a jaxpr that takes the grid
     indices and the scalar-prefetch refs, and returns one index per dimension. ``in_hbm``: on a TPU
-    the kernel sees the array itself."""
+    the kernel sees the array itself. ``buffers``: into how many buffers a TPU fetches the block; 1:
+    not before its cell runs. ``is_reloaded``: a TPU loads an output's block when it comes back."""
 
     dims: tuple[BlockDim, ...]
     index_map: Any
     array_aval: Any
     origin: str
     in_hbm: bool
+    buffers: int
+    is_reloaded: bool
 
 
 class PallasCall(NamedTuple):
@@ -67,7 +75,10 @@ class PallasCall(NamedTuple):
     ``keeps_scalars``: a cell sees the writes of earlier cells to scalar prefetch, as on a TPU.
     Otherwise it sees the operands themselves, as under ``interpret=True``.
     ``cores``: the kind of cores, if the cells are the cores of a mesh. ``checked``: None if memory
-    isn't checked.
+    isn't checked. ``on_gpu``: it is Triton's, so its cells run at the same time, and its refs are
+    global memory. ``parallel``: for each axis of the grid, whether its cells may run at the same
+    time, as the user declared, or as the compiler takes an axis that vmap added. ``order``: that of
+    the cells, None for the usual one.
     """
 
     name: str
@@ -86,6 +97,9 @@ class PallasCall(NamedTuple):
     for_device: bool
     cores: CoreFunction | None
     checked: CheckedMemory | None
+    on_gpu: bool
+    parallel: tuple[bool, ...]
+    order: GridOrder | None
 
 
 class UnsupportedCall(Refusal):
@@ -136,6 +150,31 @@ def pallas_call(eqn: Any) -> PallasCall:
         keeps_scalars=p["interpret"] is not True,
         cores=cores,
         checked=checked_memory(eqn),
+        on_gpu=_is_on_gpu(eqn),
+        parallel=_parallel(eqn),
+        order=grid_order(eqn),
+    )
+
+
+def _is_on_gpu(eqn: Any) -> bool:
+    modules = [type(params).__module__ for params in compiler_params(eqn)]
+    if modules:
+        return any("triton" in module for module in modules)
+    if eqn.params.get("backend") == "triton":  # JAX < 0.9 has it
+        return True
+    return any(inner.primitive.name in _TRITON for inner in equations(eqn.params["jaxpr"]))
+
+
+_TRITON = frozenset({"atomic_rmw", "atomic_cas", "debug_barrier", "debug_barrier_p"})
+
+
+def _parallel(eqn: Any) -> tuple[bool, ...]:
+    mapping = eqn.params["grid_mapping"]
+    declared = iter(dimension_semantics(eqn))
+    # The axes that vmap adds are parallel to the TPU's compiler.
+    return tuple(
+        axis in mapping.vmapped_dims or next(declared, "").endswith("parallel")
+        for axis in range(len(mapping.grid))
     )
 
 
@@ -173,7 +212,16 @@ def _block(mapping: Any) -> Block:
         raise UnsupportedCall(f"a block of {mapping.origin} with transforms {mapping.transforms}")
     dims = tuple(_block_dim(dim, mapping) for dim in mapping.block_shape)
     seen = in_hbm(mapping.transformed_block_aval)
-    return Block(dims, _index_map(mapping), mapping.array_aval, mapping.origin, seen)
+    revisit = getattr(mapping.pipeline_mode, "revisit", None)
+    reloaded = getattr(revisit, "value", None) == "any"
+    index_map, buffers = _index_map(mapping), _buffers(mapping)
+    return Block(dims, index_map, mapping.array_aval, mapping.origin, seen, buffers, reloaded)
+
+
+def _buffers(mapping: Any) -> int:
+    """As many as JAX tells the TPU compiler. A block of the whole array is fetched once."""
+    count = getattr(mapping.pipeline_mode, "buffer_count", 2)
+    return 1 if mapping.has_trivial_window() else count
 
 
 def buffers(eqn: Any) -> tuple[int, ...]:
@@ -224,6 +272,27 @@ def _block_dim(dim: Any, mapping: Any) -> BlockDim:
     raise UnsupportedCall(f"a block dimension {dim} of {mapping.origin}")
 
 
+def written_refs(jaxpr: Any) -> frozenset[int]:
+    """The positions of the refs, among a kernel's inputs, to which it may write."""
+    opened, _ = open_jaxpr(jaxpr)
+    positions = {var: at for at, var in enumerate(opened.invars)}
+    effects = (e for e in opened.effects if isinstance(e, (WriteEffect, AccumEffect)))
+    # Early JAX's effects give the position itself, counted from the captured refs.
+    captured = len(opened.constvars)
+    written = (e.input_index if hasattr(e, "input_index") else e.input for e in effects)
+    return frozenset(
+        ref - captured if isinstance(ref, int) else positions.get(ref, -1) for ref in written
+    )
+
+
+def prefetch_read(index_map: Any, num_prefetch: int) -> frozenset[int]:
+    """The positions of the scalar-prefetch refs that an index map uses."""
+    opened, _ = open_jaxpr(index_map)
+    refs = opened.invars[len(opened.invars) - num_prefetch :]
+    used = {v for eqn in opened.eqns for v in eqn.invars if not isinstance(v, core.Literal)}
+    return frozenset(at for at, ref in enumerate(refs) if ref in used)
+
+
 def run_scoped(eqn: Any) -> tuple[Any, Sequence[Any]]:
     """The jaxpr of a run_scoped, and its collective axes. It has these on several cores only."""
     return eqn.params["jaxpr"], eqn.params.get("collective_axes", ())
@@ -235,10 +304,12 @@ def run_scoped(eqn: Any) -> tuple[Any, Sequence[Any]]:
 class CoreFunction(NamedTuple):
     """The function that every core of a mesh runs.
 
-    ``axes``: names and sizes of the mesh's axes. ``waits``: a primitive in it with which cores can
-    wait for one another, or None. ``checked`` and ``for_device``: as in `PallasCall`.
+    ``kind``: what messages call such a core. ``axes``: names and sizes of the mesh's axes.
+    ``waits``: a primitive in it with which cores can wait for one another, or None. ``checked`` and
+    ``for_device``: as in `PallasCall`.
     """
 
+    kind: str
     axes: dict[Any, int]
     jaxpr: Any
     waits: str | None
@@ -254,14 +325,17 @@ class CoreFunction(NamedTuple):
 class MpmdMap(NamedTuple):
     """Operands: inputs, as arrays or refs. The functions' jaxprs all take, as refs where they
     aren't scalars: inputs, outputs, scratch. ``aliases``: pairs of positions among the inputs
-    and the outputs.
+    and the outputs. ``owners``: for each scratch ref the number of the function whose cores it
+    belongs to, or None. ``other_axes``: the axes of cores that don't run a function here, though
+    some operands or results are in their memory.
     """
 
     name: str
     functions: tuple[CoreFunction, ...]
     num_outputs: int
     aliases: tuple[tuple[int, int], ...]
-    external_meshes: tuple[Any, ...]
+    owners: tuple[int | None, ...]
+    other_axes: dict[Any, int]
 
 
 def core_map(eqn: Any) -> CoreFunction:
@@ -272,6 +346,8 @@ def core_map(eqn: Any) -> CoreFunction:
 
 def mpmd_map(eqn: Any) -> MpmdMap:
     p = eqn.params
+    opened, _ = open_jaxpr(p["jaxprs"][0])
+    scratch = opened.invars[len(eqn.invars) + len(p["out_avals"]) :]
     return MpmdMap(
         name=p["name"] or kernel_name(eqn),
         functions=tuple(
@@ -280,9 +356,25 @@ def mpmd_map(eqn: Any) -> MpmdMap:
         ),
         num_outputs=len(p["out_avals"]),
         aliases=tuple(p["input_output_aliases"].items()),
-        external_meshes=tuple(p.get("external_meshes", ())),  # JAX < 0.10.1 has none
+        owners=tuple(_owner(v.aval, p["meshes"]) for v in scratch),
+        other_axes={
+            axis: size
+            for mesh in p.get("external_meshes", ())  # JAX < 0.10.1 has none
+            for axis, size in mesh.shape.items()
+        },
     )
 
+
+def _owner(aval: Any, meshes: Sequence[Any]) -> int | None:
+    mesh = getattr(aval.memory_space, "mesh", None)
+    return next((number for number, other in enumerate(meshes) if other == mesh), None)
+
+
+_KINDS = {
+    "TC": "TensorCore",
+    "SC_SCALAR_SUBCORE": "scalar subcore",
+    "SC_VECTOR_SUBCORE": "vector subcore",
+}
 
 _WAITING = frozenset(
     {"semaphore_signal", "semaphore_wait", "semaphore_read", "get_barrier_semaphore", "barrier",
@@ -294,4 +386,5 @@ def _core_function(eqn: Any, mesh: Any, jaxpr: Any) -> CoreFunction:
     names = (inner.primitive.name for inner in equations(jaxpr))
     waits = next((name for name in names if name in _WAITING), None)
     for_device = not eqn.params.get("interpret", False)
-    return CoreFunction(dict(mesh.shape), jaxpr, waits, checked_memory(eqn), for_device)
+    kind = _KINDS.get(getattr(getattr(mesh, "core_type", None), "name", ""), "core")
+    return CoreFunction(kind, dict(mesh.shape), jaxpr, waits, checked_memory(eqn), for_device)

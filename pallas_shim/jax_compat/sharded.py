@@ -16,7 +16,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from pallas_shim.jax_compat import meshes
 from pallas_shim.jax_compat.arrays import Elsewhere, ResultType, put
-from pallas_shim.jax_compat.jaxprs import CALL_PRIMITIVES, called_jaxpr, open_jaxpr
+from pallas_shim.jax_compat.jaxprs import (
+    CALL_PRIMITIVES,
+    KERNEL_PRIMITIVES,
+    called_jaxpr,
+    open_jaxpr,
+)
 
 # For each dimension the axes of the mesh along which it is cut.
 Names = tuple[tuple[Any, ...], ...]
@@ -83,11 +88,11 @@ def _along(mesh: Mesh, names: Names | None) -> Names | None:
 
 
 def _shard_maps(jaxpr: Any) -> Iterator[Any]:
-    """The outermost shard_maps of a jaxpr."""
+    """The outermost shard_maps of a jaxpr. There are none in kernels, which may be long."""
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "shard_map":
             yield eqn
-        else:
+        elif eqn.primitive.name not in KERNEL_PRIMITIVES:
             for inner in core.jaxprs_in_params(eqn.params):
                 yield from _shard_maps(open_jaxpr(inner)[0])
 

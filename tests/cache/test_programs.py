@@ -26,7 +26,7 @@ from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.passes import optimise
 from pallas_shim.evaluator.registry import IMPL_RULES, ImplRule
 from pallas_shim.jax_compat import user_source
-from pallas_shim.report import REPORT, Use
+from pallas_shim.reports.uses import REPORT, Use
 from tests.kernels import blocks, control, numeric, refs
 from tests.kernels import memory as memory_kernels
 from tests.kernels.harness import cases

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pallas_shim.cache import later, pristine
-from pallas_shim.report import REPORT
+from pallas_shim.reports.uses import REPORT
 from tests.shimmed import setting, shim
 
 __all__ = ["setting", "shim"]

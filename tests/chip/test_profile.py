@@ -120,7 +120,7 @@ def test_files(tmp_path, monkeypatch):
     assert row["cycles"] == 47 and row["copies"][0]["times"] == 3
     assert "can't be written" in str(profile_view.write([], str(tmp_path / "no" / "x.json")))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pallas_shim[profile]" in str(profile_view.write([], str(tmp_path / "x.html")))
+    assert "pallas_shim[view]" in str(profile_view.write([], str(tmp_path / "x.html")))
 
 
 def test_one_page_of_html(tmp_path):

@@ -61,8 +61,13 @@ AS_TPU = (
     "tpu_paged_attention_kernel_test",
     "tpu_ragged_paged_attention_test",
     "tpu_pallas_distributed_test",
+    "tpu_pallas_interpret_distributed_test",
     "tpu_all_gather_test",
+    "tpu_splash_attention_kernel_sharded_test",
+    "tpu_fusible_matmul_test",
+    "tpu_side_effects_test",
     "tpu_sparsecore_pallas_test",
+    "tpu_sparsecore_pallas_distributed_test",
 )
 # Of JAX's general tests, which are many: one test in so many of each file.
 GENERAL = {"api_test": 1, "lax_test": 2}

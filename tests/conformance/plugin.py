@@ -98,7 +98,7 @@ def _note(test: str, outcome: str, message: str, seconds: float, kernels: list[A
 
 
 def _rows() -> list[dict[str, str]]:
-    from pallas_shim.report import REPORT
+    from pallas_shim.reports.uses import REPORT
 
     rows = [
         {"kernel": row["name"], "rung": row["rung"], "reason": row["reason"]}

@@ -212,8 +212,9 @@ def a_grid_that_talks():
             k.barrier()
 
         copy = pltpu.make_async_remote_copy(
-            x_ref, got.at[i], send, recv, device_id=(lax.rem(me + 1, n),), device_id_type=MESH
-        )
+            x_ref, got.at[i], send, recv.at[i], device_id=(lax.rem(me + 1, n),),
+            device_id_type=MESH,
+        )  # fmt: skip
         copy.start()
         copy.wait()
         o_ref[...] = got[i] * 2
@@ -222,7 +223,7 @@ def a_grid_that_talks():
         block = pl.BlockSpec((8, 128), lambda i: (i, 0))
         return pl.pallas_call(
             kernel, grid=(4,), in_specs=[block], out_specs=block, out_shape=local(x.shape),
-            scratch_shapes=[pltpu.VMEM((4, 8, 128), jnp.float32), k.DMA, k.DMA],
+            scratch_shapes=[pltpu.VMEM((4, 8, 128), jnp.float32), k.DMA, k.DMA((4,))],
             compiler_params=pltpu.CompilerParams(collective_id=0),
         )(x)  # fmt: skip
 
@@ -299,7 +300,8 @@ def any_order_gives_the_same():
     from pallas_shim.evaluator import passes
     from pallas_shim.evaluator.execute import Executable
     from pallas_shim.evaluator.lower import lower
-    from pallas_shim.evaluator.machine.scheduler import Order
+    from pallas_shim.evaluator.machine import order
+    from pallas_shim.evaluator.machine.order import Order
 
     on = k.mesh(4)
     reduce = k.ring_reduce_scatter(4, local((4, 8, 128)))
@@ -313,12 +315,240 @@ def any_order_gives_the_same():
     mapped = jax.jit(k.over(f, on, P("x"), P("x")))
     want = [np.asarray(y) for y in mapped(x)]
     jaxpr = jax.make_jaxpr(mapped)(x)
-    for program in (lower(jaxpr), passes.optimise(lower(jaxpr))):
-        for order in (Order(), *map(Order, range(12))):
-            for got, expected in zip(
-                Executable(program, order=order)(np.asarray(x)), want, strict=True
-            ):
-                equal(got, expected)
+    orders = [Order(), order.LATE, *map(Order, range(12)), Order(choices=(1, 1, 2, 0, 1, 3))]
+    for program in (
+        lower(jaxpr), passes.optimise(lower(jaxpr)), lower(jaxpr, timed=True)
+    ):  # fmt: skip
+        for each in orders:
+            with order.running(each):
+                got = Executable(program, lambda _: False)(np.asarray(x))
+            for one, expected in zip(got, want, strict=True):
+                equal(one, expected)
+
+
+def in_other_orders(kernel, x, count, scratch=(), n=3):
+    """Explores a kernel on some devices whose shard is (8, 128)."""
+    from pallas_shim.evaluator import schedules
+    from pallas_shim.evaluator.execute import Executable
+    from pallas_shim.evaluator.lower import lower
+
+    run = k.call(kernel, local((8, 128)), scratch=scratch, space=pltpu.VMEM)
+    f = jax.jit(k.over(run, k.mesh(n), P("x"), P("x")))
+    program = lower(jax.make_jaxpr(f)(x), timed=True)
+    equal(f(x), Executable(program, lambda _: False)(np.asarray(x))[0])
+    return schedules.explore(Executable(program, lambda _: False), [np.asarray(x)], count)
+
+
+def right_of(copy_from, copy_to, send, recv):
+    me, n = lax.axis_index("x"), lax.axis_size("x")
+    return pltpu.make_async_remote_copy(
+        copy_from, copy_to, send, recv, device_id={"x": lax.rem(me + 1, n)}, device_id_type=MESH
+    )
+
+
+@case()
+def a_right_kernel_in_other_orders():
+    def kernel(x_ref, o_ref, got, send, recv):
+        k.barrier()
+        copy = right_of(x_ref, got, send, recv)
+        copy.start()
+        copy.wait_recv()
+        o_ref[...] = got[...] + 1
+        copy.wait_send()
+
+    found = in_other_orders(kernel, k.numbers(24, 128), 80, [VMEM, k.DMA, k.DMA])
+    assert found.other is None and found.runs == 80, found
+
+
+@case("reads early", "sends again too early", "no barrier")
+def a_wrong_kernel_in_other_orders(fault):
+    """Each computes the right thing in the programs' own order."""
+
+    def kernel(x_ref, o_ref, got, send, recv):
+        if fault != "no barrier":
+            k.barrier()
+        copy = right_of(x_ref, got, send, recv)
+        if fault == "no barrier":
+            got[...] = jnp.zeros_like(got)
+            k.barrier()
+            got[...] = jnp.zeros_like(got)
+        copy.start()
+        if fault == "reads early":
+            copy.wait_send()
+            # The programs' own order lets all others send first.
+            k.signal(pltpu.get_barrier_semaphore(), 1)
+            k.wait(pltpu.get_barrier_semaphore(), 1)
+            o_ref[...] = got[...]
+            copy.wait_recv()
+            o_ref[...] = o_ref[...] + got[...]
+        elif fault == "sends again too early":
+            again = right_of(o_ref, got, send, recv)
+            copy.wait()
+            o_ref[...] = x_ref[...]
+            again.start()
+            o_ref[...] = o_ref[...] + got[...]
+            again.wait()
+        else:
+            copy.wait()
+            o_ref[...] = got[...]
+
+    found = in_other_orders(kernel, k.numbers(24, 128), 400, [VMEM, k.DMA, k.DMA])
+    assert found.other is not None, found
+
+
+def races(kernel, x, scratch=(), n=3, space=pltpu.VMEM):
+    """What watching a kernel on some devices finds."""
+    from pallas_shim.evaluator.execute import Executable
+    from pallas_shim.evaluator.lower import lower
+    from pallas_shim.evaluator.machine import order
+    from pallas_shim.evaluator.machine.clocks import Clocks
+
+    run = k.call(kernel, local((8, 128)), scratch=scratch, space=space)
+    f = jax.jit(k.over(run, k.mesh(n), P("x"), P("x")))
+    found: list = []
+    executable = Executable(lower(jax.make_jaxpr(f)(x), timed=True), lambda _: False)
+    with order.running(order.OWN_ORDER, Clocks(found.append)):
+        (got,) = executable(np.asarray(x))
+    equal(f(x), got)
+    return found
+
+
+VMEM = pltpu.VMEM((8, 128), jnp.float32)
+UNORDERED = {
+    "right": [],
+    "no barrier": ["copy-unordered"],
+    "not awaited": ["copy-unordered"],
+    "source changed": ["copy-not-awaited"],
+    "one semaphore for two": ["copy-unordered"],
+    "one row beside the other": [],
+    "a row too many": ["copy-unordered"],
+    "signal before the store": ["copy-unordered"],
+}
+
+
+@case(*UNORDERED)
+def races_between_devices(fault):
+    def kernel(x_ref, o_ref, got, common, send, recv, done):
+        me, n = lax.axis_index("x"), lax.axis_size("x")
+        got[...] = jnp.zeros_like(got)
+        if fault != "no barrier":
+            k.barrier()
+        else:
+            k.signal(done, 1, device_id={"x": lax.rem(me + n - 1, n)}, device_id_type=MESH)
+        rows = pl.ds(0, 4) if "row" in fault else pl.ds(0, 8)
+        copy = right_of(x_ref.at[rows], got.at[rows], send, recv)
+        copy.start()
+        if fault == "not awaited":
+            o_ref[...] = got[...]
+        if fault == "one row beside the other":
+            got[4:] = jnp.ones((4, 128))
+        if fault == "a row too many":
+            got[3:] = jnp.ones((5, 128))
+        if fault == "source changed":
+            x_ref[...] = jnp.zeros_like(x_ref)
+        if fault == "one semaphore for two":
+            other = right_of(x_ref, common, send, recv)
+            other.start()
+            other.wait_recv()
+            o_ref[...] = got[...]
+            other.wait_send()
+        copy.wait()
+        if fault == "no barrier":
+            k.wait(done, 1)
+        if fault == "signal before the store":
+
+            @pl.when(me == 1)
+            def _():
+                k.wait(done, 1)
+                other = pltpu.make_async_remote_copy(
+                    x_ref, common, send, recv, device_id={"x": 0}, device_id_type=MESH
+                )
+                other.start()
+                other.wait_send()
+
+            @pl.when(me == 0)
+            def _():
+                k.signal(done, 1, device_id={"x": 1}, device_id_type=MESH)
+                common[...] = jnp.zeros_like(common)
+                right_of(x_ref, common, send, recv).wait_recv()
+        o_ref[...] = got[...]
+
+    found = races(kernel, k.numbers(24, 128), [VMEM, VMEM, k.DMA, k.DMA, k.REGULAR])
+    rules = [f.rule for f in found if f.kind == "races"]
+    assert sorted(set(rules)) == UNORDERED[fault], found
+    for finding in found:
+        assert finding.kernel == "kernel" and all("cases.py" in a.where for a in finding.accesses)
+
+
+@case()
+def a_race_between_cores():
+    """The second core reads what the first may not have written yet."""
+    from pallas_shim.evaluator.execute import Executable
+    from pallas_shim.evaluator.lower import lower
+    from pallas_shim.evaluator.machine import order
+    from pallas_shim.evaluator.machine.clocks import Clocks
+
+    def run(waits):
+        def body(refs):
+            x_ref, o_ref = refs
+
+            @pl.core_map(tensor_cores(2))
+            def _():
+                def scoped(ready, part):
+                    me = lax.axis_index("core")
+
+                    @pl.when(me == 0)
+                    def _():
+                        pltpu.sync_copy(x_ref, part)
+                        pltpu.sync_copy(part, o_ref)
+                        k.signal(ready, 1, core_index=1)
+
+                    @pl.when(me == 1)
+                    def _():
+                        if waits:
+                            k.wait(ready, 1)
+                        pltpu.sync_copy(o_ref, part)
+                        if not waits:
+                            k.wait(ready, 1)
+
+                pl.run_scoped(scoped, k.REGULAR, VMEM)
+
+        f = jax.jit(lambda x: k.double(pl.run_state(body)((x, jnp.zeros_like(x)))[1]))
+        x = k.numbers(8, 128)
+        found: list = []
+        executable = Executable(lower(jax.make_jaxpr(f)(x), timed=True), lambda _: False)
+        with order.running(order.OWN_ORDER, Clocks(found.append)):
+            executable(np.asarray(x))
+        equal(f(x), 2 * np.asarray(x))
+        return found
+
+    assert run(True) == []
+    (finding,) = run(False)
+    assert {a.program for a in finding.accesses} == {"core 0 (core=0)", "core 1 (core=1)"}
+
+
+@case()
+def what_a_view_says_of_copies_between_devices():
+    from pallas_shim import recording
+
+    jax.clear_caches()
+    f = jax.jit(k.over(
+        k.permute(local((8, 128)), lambda me, n: ((me + 1) % n,), device_id_type=MESH), k.mesh(4),
+        P("x"), P("x"),
+    ))  # fmt: skip
+    x = k.numbers(32, 128)
+    with recording.record("a ring") as trace:
+        equal(f(x), np.roll(x, 8, 0))
+    (kernel,) = trace.kernels
+    assert [run.program for run in kernel.runs] == [f"device {n} (x={n})" for n in range(4)]
+    copies = [event for event in kernel.events if event.kind == "copy"]
+    # Each device's copy counts on a semaphore of its own, and on one of its neighbour's.
+    assert len(copies) == 8 and {copy.nbytes for copy in copies} == {8 * 128 * 4}
+    assert all(copy.awaited for copy in copies)
+    assert [run.copied for run in kernel.runs] == [[8 * 128 * 4]] * 4
+    assert {copy.owner for copy in copies} == {run.program for run in kernel.runs}
+    assert {copy.semaphore for copy in copies} == {"send_sem", "recv_sem"}
+    jax.clear_caches()
 
 
 @case()
@@ -507,6 +737,83 @@ def subcores():
     want = np.array([((i + 5) % n) ** 2 for i in range(n)])
     want[3] = sum(range(n))
     equal(kernel(), np.broadcast_to(want[:, None], (n, 16)))
+
+
+def kinds_of_cores(vector, scalar, out, **kwargs):
+    """Runs functions on 4 vector subcores and the scalar subcore of each of two SparseCores, with a
+    semaphore for each kind."""
+    from jax.experimental.pallas import tpu_sc as plsc
+
+    vectors = plsc.VectorSubcoreMesh(
+        core_axis_name="core", subcore_axis_name="subcore", num_cores=2, num_subcores=4
+    )
+    scalars = plsc.ScalarSubcoreMesh(axis_name="core", num_cores=2)
+    return pl.kernel(
+        body=[vector, scalar], mesh=[vectors, scalars], out_type=out,
+        scratch_types=[k.REGULAR @ vectors, k.REGULAR @ scalars,
+                       pltpu.VMEM_SHARED((16,), jnp.int32)], **kwargs,
+    )  # fmt: skip
+
+
+def has_kinds():
+    return jax.__version_info__ >= (0, 10, 1)
+
+
+@case()
+def cores_of_several_kinds():
+    """The scalar subcore lets the vector subcores go one after the other. Each adds to memory in
+    common, and says that it has."""
+    if not has_kinds():
+        return double_for_the_report()
+
+    def vector(x_ref, o_ref, of_vector, of_scalar, common):
+        me, core = lax.axis_index("subcore"), lax.axis_index("core")
+        own = jax.empty_ref(jax.typeof(jnp.zeros(16, jnp.int32)), memory_space=pltpu.VMEM)
+        k.wait(of_vector, 1)
+        pltpu.sync_copy(common, own)
+        own[...] = own[...] * 3 + me
+        pltpu.sync_copy(own, common)
+        k.signal(of_scalar, 1, device_id={"core": core})
+
+    def scalar(x_ref, o_ref, of_vector, of_scalar, common):
+        core = lax.axis_index("core")
+        pltpu.sync_copy(x_ref.at[core], common)
+        for subcore in (2, 0, 3, 1):
+            k.signal(of_vector, 1, device_id={"core": core, "subcore": subcore})
+            k.wait(of_scalar, 1)
+        pltpu.sync_copy(common, o_ref.at[core])
+
+    x = k.numbers(8, 16, dtype=jnp.int32)
+    out = local((2, 16), jnp.int32)
+    y = jax.jit(k.over(kinds_of_cores(vector, scalar, out), k.mesh(4), P("x"), P("x")))(x)
+    want = np.asarray(x)
+    for subcore in (2, 0, 3, 1):
+        want = want * 3 + subcore
+    equal(y, want)
+
+
+@case()
+def deadlock_of_several_kinds():
+    if not has_kinds():
+        return double_for_the_report()
+
+    def vector(o_ref, of_vector, of_scalar, common):
+        @pl.when(lax.axis_index("subcore") == 3)
+        def _():
+            k.wait(of_vector, 1)
+
+    def scalar(o_ref, of_vector, of_scalar, common):
+        @pl.when(lax.axis_index("core") == 1)
+        def _():
+            k.signal(of_vector, 1, device_id={"core": 1, "subcore": 3})
+
+    error = raises(jax.jit(kinds_of_cores(vector, scalar, local((16,), jnp.int32))))
+    assert (
+        "vector subcore (core=0, subcore=3) waits for of_vector, which has 0 and needs 1"
+        in str(error)
+    ), error
+    assert "core=1" not in str(error), error
+    equal(jax.jit(k.double)(jnp.ones((8, 128))), 2 * np.ones((8, 128)))
 
 
 def double_for_the_report():
@@ -876,7 +1183,7 @@ def an_error_in_one_device_ends_all():
 
 def main(names):
     import pallas_shim
-    from pallas_shim.report import REPORT
+    from pallas_shim.reports.uses import REPORT
 
     pallas_shim.activate()
     for name in names or CASES:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pallas_shim.evaluator.machine import scheduler
-from pallas_shim.evaluator.machine.scheduler import Count, Deadlock, Meet, Order, Spawn, Turn
+from pallas_shim.evaluator.machine.order import Order
+from pallas_shim.evaluator.machine.scheduler import Count, Deadlock, Meet, Spawn, Turn
 
 ORDERS = [Order(), *map(Order, range(6))]
 

@@ -32,13 +32,14 @@ def test_a_missing_requirement(python, tmp_path, missing):
         f"raise ModuleNotFoundError(\"No module named '{missing}'\", name='{missing}')"
     )
     variables = {"PALLAS_NUMPY": "1", "PYTHONPATH": str(tmp_path)}
-    got = python.run("-c", "print('ran')", **variables)
+    got = python.run("-c", "import jax; print('ran')", **variables)
     assert (got.returncode, got.stdout) == (0, "ran\n")
     (line,) = got.stderr.splitlines()
     assert "stock JAX" in line and f"No module named '{missing}'" in line and "install" in line
 
-    got = python.run("-c", "print('ran')", PALLAS_NUMPY_STRICT="1", **variables)
-    assert (got.returncode, got.stdout) == (1, "")
+    code = "print('began'); import jax; print('ran')"
+    got = python.run("-c", code, PALLAS_NUMPY_STRICT="1", **variables)
+    assert (got.returncode, got.stdout) == (1, "began\n")
     assert f"No module named '{missing}'" in got.stderr
 
 
@@ -58,7 +59,8 @@ def test_metadata_that_cannot_be_read(python, tmp_path):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
     (info / "entry_points.txt").write_bytes(b"[pallas_shim.patches]\nx = \xff:y\n")
-    got = python.run("-c", "print('ran')", PALLAS_NUMPY="1", PYTHONPATH=str(tmp_path))
+    code = "import jax; print('ran')"
+    got = python.run("-c", code, PALLAS_NUMPY="1", PYTHONPATH=str(tmp_path))
     assert (got.returncode, got.stdout) == (0, "ran\n")
     (line,) = got.stderr.splitlines()
     assert "stock JAX" in line and "UnicodeDecodeError" in line

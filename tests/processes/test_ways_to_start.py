@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 
 import pytest
 
-from tests.processes.conftest import CHECKOUT
+from tests.processes.conftest import CHECKOUT, Python
 
 LOOK = """
 import json, os, pickle, sys
@@ -147,7 +148,7 @@ def test_command_line_errors(python):
     ):
         got = python.run("-m", "pallas_shim", *arguments)
         assert got.returncode == 2
-        assert "pallas_shim: error: " in got.stderr and "Traceback" not in got.stderr
+        assert "error: " in got.stderr and "Traceback" not in got.stderr
 
 
 def test_isolated_python(bare, from_wheel, place):
@@ -177,3 +178,35 @@ def test_options_become_variables(python):
         "PALLAS_NUMPY_VERIFY": "1",
         "PALLAS_NUMPY_CACHE": "function",
     }
+
+
+@pytest.mark.parametrize(
+    "options, want",
+    [
+        (["--tpu", "v6e"], {"PALLAS_NUMPY_TPU": "v6e"}),
+        (["--passes", "-hoisting"], {"PALLAS_NUMPY_PASSES": "-hoisting"}),
+        (["--report", "out.json", "--strict"], {"REPORT": "out.json", "STRICT": "1"}),
+        (["--report", "reports/"], {"REPORT": "reports/"}),
+        (["--report"], {"REPORT": "1"}),
+        (["run", "--report", "--tpu", "v5e"], {"REPORT": "1", "TPU": "v5e"}),
+    ],
+)
+def test_where_options_end(options, want, place):
+    want = {name if "_" in name else f"PALLAS_NUMPY_{name}": v for name, v in want.items()}
+    (place / "show.py").write_text("import os, sys; print(dict(os.environ), sys.argv)")
+    python = Python(sys.executable, {"PYTHONPATH": str(CHECKOUT / "sitecustomize_pkg")})
+    got = python.run("-m", "pallas_shim", *options, "show.py", "--tpu", "x.json", cwd=place)
+    assert got.returncode == 0, got.stderr
+    environment, arguments = eval(got.stdout.replace("} [", "}, ["))
+    assert arguments == ["show.py", "--tpu", "x.json"]
+    assert want.items() <= environment.items()
+
+
+def test_help_and_version(python):
+    for verb in ("check", "run", "bisect", "report", "doctor"):
+        got = python.run("-m", "pallas_shim", verb, "--help")
+        assert (got.returncode, got.stderr) == (0, "") and "example: " in got.stdout, verb
+    got = python.run("-m", "pallas_shim", "--help")
+    assert got.returncode == 0 and "check" in got.stdout and "doctor" in got.stdout
+    got = python.run("-m", "pallas_shim", "--version")
+    assert got.stdout.startswith("pallas_shim 0.")

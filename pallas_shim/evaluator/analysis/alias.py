@@ -92,6 +92,8 @@ class AliasAnalysis:
     def _note_rows(self, instruction: Instruction, touched: ModRef) -> None:
         """Notes the memory that a loop walks along; a row that is read needs no instruction."""
         operation, ins, outs, regions, _ = instruction
+        if not outs and not any(region.params for region in regions):
+            return  # its regions get nothing
         first = operation.params["num_carry"] if operation.name == "scan" else len(ins)
         if any(type(value.type) is RefType for value in (*ins[:first], *outs)):
             raise Unsupported(operation.name, "a ref is passed through its operands")

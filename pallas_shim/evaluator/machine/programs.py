@@ -11,15 +11,23 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pallas_shim import jax_compat
 from pallas_shim.evaluator import memory
+from pallas_shim.evaluator.machine import order
+from pallas_shim.evaluator.machine.clocks import Clocks, Spot
+from pallas_shim.evaluator.machine.faults import own_deadlock
 from pallas_shim.evaluator.machine.operations import (
     AWAIT,
+    COPY,
+    LAND,
     LEFTOVER,
     MEET,
+    NOTE,
+    PASS_BY,
     PROGRAMS,
     REMOTE,
     SIGNAL,
@@ -27,7 +35,15 @@ from pallas_shim.evaluator.machine.operations import (
 )
 from pallas_shim.evaluator.machine.rows import share
 from pallas_shim.evaluator.machine.shards import Names, all_coordinates, split
-from pallas_shim.evaluator.program import PURE, ArrayType, Effects, Type, Value
+from pallas_shim.evaluator.program import (
+    PURE,
+    ArrayType,
+    Effects,
+    Operation,
+    Region,
+    Type,
+    Value,
+)
 
 if TYPE_CHECKING:
     from pallas_shim.evaluator.lower import Lowering
@@ -41,7 +57,7 @@ class Level:
 
     ``kind``: "device" or "core". ``sizes``: of the axes. ``indices``: the program's index along
     each axis. ``names``: the name of each program at this level. ``number``: the program's own
-    position among them.
+    position among them. ``missing``: the positions at which there is no program.
     """
 
     kind: str
@@ -49,6 +65,19 @@ class Level:
     indices: Mapping[Any, Value]
     number: Value
     names: Sequence[str]
+    missing: frozenset[int] = frozenset()
+
+
+# The axis of the kinds of cores, where functions of several kinds run beside one another.
+KIND = "the kind of core"
+
+
+class Owner(NamedTuple):
+    """The cores that memory belongs to, where there are several kinds: the number of their kind,
+    and the axes of their mesh."""
+
+    kind: int
+    axes: frozenset[Any]
 
 
 class Machine:
@@ -56,14 +85,19 @@ class Machine:
 
     ``talking``: the programs of the kernel that is being lowered wait for one another. ``kernel``
     is the kernel's name, ``where`` the file and line of its definition. ``semaphores`` are those
-    allocated inside it.
+    allocated inside it. ``owners`` has the refs whose owner the user named; ``core`` describes the
+    cores that the code is for, if there are several kinds. ``timed``: copies may happen later than
+    they start, and programs may run in any order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timed: bool = False) -> None:
+        self.timed = timed
         self.levels: list[Level] = []
         self.talking = False
         self.kernel = self.where = ""
         self.semaphores: list[Value] = []
+        self.owners: dict[Value, Owner] = {}
+        self.core: Owner | None = None
         self._meetings = itertools.count()
 
     def next_meeting(self) -> int:
@@ -114,22 +148,29 @@ def emit_programs(
     out_types: Sequence[Type],
     names_out: Sequence[Names],
     build: Callable[[Sequence[Value]], Sequence[Value]],
+    names: Sequence[str | None] | None = None,
 ) -> tuple[Value, ...]:
-    """Emits programs along some axes. ``build`` emits one from its parts of the operands."""
+    """Emits programs along some axes. ``build`` emits one from its parts of the operands.
+
+    ``names``: what messages call the programs, without one around them. Where it has None, there is
+    no program.
+    """
     machine: Machine = lowering.machine
     sizes = dict(sizes)
     places = all_coordinates(sizes)
     outer = machine.levels[-1] if machine.levels else None
-    names = [
-        _name(kind, sizes, n, place, before)
-        for before in (outer.names if outer else [""])
-        for n, place in enumerate(places)
+    own = names or [_name(kind, n, place) for n, place in enumerate(places)]
+    absent = frozenset(n for n, name in enumerate(own) if name is None)
+    around_each = outer.names if outer else [""]
+    all_names = [
+        f"{name} of {before}" if before else str(name) for before in around_each for name in own
     ]
+    missing = frozenset(at for at in range(len(all_names)) if at % len(places) in absent)
 
     def program(params: Sequence[Value]) -> Sequence[Value]:
         number, *rest = params
         indices = dict(zip(sizes, rest, strict=False))
-        with machine.level(Level(kind, sizes, indices, number, names)):
+        with machine.level(Level(kind, sizes, indices, number, all_names, missing)):
             return build(rest[len(sizes) :])
 
     region = lowering.region([NUMBER] * (1 + len(sizes)) + list(part_types), program)
@@ -146,7 +187,8 @@ def emit_programs(
         "kind": kind,
         "count": len(places),
         "coordinates": [tuple(map(np.int32, place.values())) for place in places],
-        "names": names,
+        "names": all_names,
+        "missing": absent,
         "names_in": tuple(names_in),
         "names_out": tuple(names_out),
         "splits": splits,
@@ -159,12 +201,9 @@ def emit_programs(
     return results
 
 
-def _name(
-    kind: str, sizes: Mapping[Any, int], n: int, place: Mapping[Any, int], around: str
-) -> str:
+def _name(kind: str, n: int, place: Mapping[Any, int]) -> str:
     axes = ", ".join(f"{axis}={index}" for axis, index in place.items())
-    own = f"{kind} {n} ({axes})" if axes else f"{kind} {n}"
-    return f"{own} of {around}" if around else own
+    return f"{kind} {n} ({axes})" if axes else f"{kind} {n}"
 
 
 def _once(keys: Sequence[tuple[slice, ...]]) -> list[tuple[slice, ...] | None]:
@@ -184,6 +223,8 @@ def _once(keys: Sequence[tuple[slice, ...]]) -> list[tuple[slice, ...] | None]:
 def remote(lowering: Lowering, ref: Value, numbers: Sequence[Value]) -> Value:
     """The same ref in another program, given that program's number at each level."""
     (out,) = lowering.memory(REMOTE, [ref, *numbers], [ref.ref], _unresolved, PURE, view=True)
+    if ref in lowering.names:
+        lowering.names[out] = lowering.names[ref]
     return out
 
 
@@ -203,6 +244,11 @@ def emit_await(
         Effects(reads=(0,), writes=(0,), io=True), params=params,
     )  # fmt: skip
 
+    def taken(clocks: Clocks, program: Any, semaphore: Any, count: int) -> None:
+        clocks.take(program, semaphore, count, decrement)
+
+    _note_count(lowering, ref, path, leaves, count, taken)
+
 
 def emit_signal(
     lowering: Lowering, ref: Value, path: memory.Path, leaves: Sequence[Value], count: Value
@@ -220,6 +266,7 @@ def emit_signal(
         SIGNAL, [ref, count, *leaves], [], signal,
         Effects(reads=(0,), writes=(0,), io=True), params={"path": path},
     )  # fmt: skip
+    _note_count(lowering, ref, path, leaves, count, Clocks.add)
 
 
 def emit_turn(lowering: Lowering) -> None:
@@ -247,19 +294,155 @@ def emit_meeting(
     the results of each.
     """
     machine: Machine = lowering.machine
-    level = machine.levels[-1]
+    level, key = machine.levels[-1], machine.next_meeting()
+    groups = _groups(machine.sizes(), axes, index_groups, level.missing)
     params = {
         "name": name,
-        "key": machine.next_meeting(),
-        "groups": _groups(machine.sizes(), axes, index_groups),
+        "key": key,
+        "groups": groups,
         "names": level.names,
         "num_brought": len(brought),
         "combine": combine,
         "patient": patient,
     }
-    return lowering.memory(
+
+    def come(clocks: Clocks, program: Any, spot: Spot) -> None:
+        clocks.come(program, (key, groups[program[1]][0]))
+
+    def met(clocks: Clocks, program: Any, spot: Spot) -> None:
+        members = groups[program[1]][0]
+        clocks.met(program, (key, members), len(members))
+
+    if not patient:  # the ends of a kernel are no meetings on a device
+        _note(lowering, (), come)
+    taken = lowering.memory(
         MEET, [level.number, *brought], out_types, None, Effects(io=True), params=params
     )
+    if not patient:
+        _note(lowering, (), met)
+    return taken
+
+
+def emit_place(lowering: Lowering) -> None:
+    """Emits a place where others may run, if the order of programs is free.
+
+    Races between accesses apart, it is enough that these are before each copy, signal and wait.
+    """
+    if lowering.machine.timed and lowering.machine.talks:
+        lowering.memory(PASS_BY, [], [], None, Effects(io=True))
+
+
+class CopyStep(NamedTuple):
+    """A step of a copy that may happen later, and the semaphore to which it adds, if there is
+    one."""
+
+    region: Region
+    semaphore: Value | None = None
+    path: memory.Path = ()
+    leaves: Sequence[Value] = ()
+
+
+def emit_copy(lowering: Lowering, steps: Sequence[CopyStep]) -> None:
+    """Emits a copy that may happen later."""
+    ins: list[Value] = []
+    semaphores: list[Any] = []
+    for _, ref, path, leaves in steps:
+        semaphores.append(None if ref is None else (path, len(leaves)))
+        ins += [] if ref is None else [ref, *leaves]
+    count = len(steps)
+    _note(lowering, (), lambda clocks, program, spot: clocks.start(program, spot, count))
+    operation = Operation(
+        COPY, {"semaphores": tuple(semaphores)}, tuple(v.type for v in ins), (), None,
+        Effects(io=True), multiple=True,
+    )  # fmt: skip
+    lowering.emit(operation, ins, tuple(region for region, *_ in steps))
+
+
+def emit_timed_wait(
+    lowering: Lowering,
+    ref: Value,
+    path: memory.Path,
+    leaves: Sequence[Value],
+    count: Value,
+    decrement: bool,
+) -> None:
+    """Emits a wait for copies that may happen later, where no other program adds to the
+    semaphore."""
+    view = memory.viewer(ref.type.shape, ref.type.dtype, path)
+    kernel, name, source = lowering.machine.kernel, lowering.names.get(ref), lowering.source
+
+    def take(ref: Any, needed: Any, *leaves: Any) -> Any:
+        at = view(ref, *leaves)
+        address = int(at.__array_interface__["data"][0])
+        if not order.current().wait(lambda: int(at[()]), address, int(needed)):
+            raise own_deadlock(
+                f"the kernel {kernel}", name or "a semaphore", int(at[()]), int(needed),
+                jax_compat.user_source(source),
+            )  # fmt: skip
+        if decrement:
+            np.subtract(at, needed, out=at, casting="unsafe")
+        return ()
+
+    effects = Effects(reads=(0,), writes=(0,), io=True)
+    lowering.memory("semaphore_take", [ref, count, *leaves], [], take, effects)
+
+
+# -- notes for those who watch for races ---------------------------------------------------------
+
+
+def _note(lowering: Lowering, ins: Sequence[Value], note: Callable[..., None]) -> None:
+    """Emits a note to the run's clocks, if it has some: ``note(clocks, program, spot, *values)``.
+
+    Only what programs do in kernels that talk is noted.
+    """
+    machine: Machine = lowering.machine
+    if not (machine.timed and machine.talks):
+        return
+    level, depth = machine.levels[-1], len(machine.levels)
+    source = lowering.source
+
+    def line() -> str | None:
+        where = jax_compat.user_source(source)
+        return None if where is None else where.partition(" ")[0]
+
+    spot = Spot(machine.kernel, machine.where or None, line, level.names)
+
+    def tell(number: Any, *values: Any) -> tuple[()]:
+        clocks = order.current().watch
+        if clocks is not None:
+            note(clocks, (depth, int(number)), spot, *values)
+        return ()
+
+    lowering.memory(NOTE, [level.number, *ins], [], tell, Effects(io=True))
+
+
+def note_touch(
+    lowering: Lowering, ref: Value, path: memory.Path, leaves: Sequence[Value], writes: bool
+) -> None:
+    """Notes that the program, or the copy whose step this is, reads or writes memory."""
+    view = memory.viewer(ref.type.shape, ref.type.dtype, path)
+    name = lowering.names.get(ref)
+
+    def touch(clocks: Clocks, program: Any, spot: Spot, ref: Any, *leaves: Any) -> None:
+        clocks.touch(program, ref, view(ref, *leaves), writes, spot, name)
+
+    _note(lowering, [ref, *leaves], touch)
+
+
+def _note_count(
+    lowering: Lowering,
+    ref: Value,
+    path: memory.Path,
+    leaves: Sequence[Value],
+    count: Value,
+    note: Callable[..., None],
+) -> None:
+    view = memory.viewer(ref.type.shape, ref.type.dtype, path)
+
+    def tell(clocks: Clocks, program: Any, spot: Spot, ref: Any, count: Any, *leaves: Any) -> None:
+        note(clocks, program, view(ref, *leaves), int(count))
+
+    _note(lowering, [ref, count, *leaves], tell)
 
 
 # -- kernels that talk --------------------------------------------------------------------------
@@ -271,6 +454,7 @@ def emit_entry(lowering: Lowering) -> None:
     A program's memory must be ready before others write to it.
     """
     if _talks(lowering):
+        _note(lowering, (), lambda clocks, program, spot: clocks.enter(program))
         _emit_together(lowering, "the start of the kernel")
 
 
@@ -278,7 +462,16 @@ def emit_exit(lowering: Lowering, semaphores: Sequence[Value]) -> None:
     """Makes all programs end a kernel together, and checks that all semaphores are at zero."""
     if _talks(lowering):
         _emit_together(lowering, "the end of the kernel")
+    if lowering.machine.timed:
+        lowering.memory(LAND, [], [], _land, Effects(io=True))
+    if _talks(lowering):
+        _note(lowering, (), lambda clocks, program, spot: clocks.leave(program))
         _emit_leftover(lowering, semaphores, True)
+
+
+def _land() -> tuple[()]:
+    order.current().land()
+    return ()
 
 
 def emit_scope_exit(lowering: Lowering, semaphores: Sequence[Value]) -> None:
@@ -308,9 +501,13 @@ def _emit_leftover(lowering: Lowering, semaphores: Sequence[Value], at_end: bool
 
 
 def _groups(
-    sizes: dict[Any, int], axes: Sequence[Any], index_groups: Sequence[Sequence[int]] | None
+    sizes: dict[Any, int],
+    axes: Sequence[Any],
+    index_groups: Sequence[Sequence[int]] | None,
+    missing: frozenset[int],
 ) -> list[tuple[tuple[int, ...], int]]:
-    """For each program, the numbers of the programs that it meets, and its rank among them."""
+    """For each program, the numbers of the programs that it meets, and its rank among them. A
+    missing one meets nobody."""
     others = [name for name in sizes if name not in axes]
     members: dict[Any, list[int]] = {}
     places = all_coordinates(sizes)
@@ -320,20 +517,22 @@ def _groups(
         for axis in axes:
             index = index * sizes[axis] + place[axis]
         indices.append(index)
-    group_of = {
-        index: at for at, group in enumerate(index_groups or ()) for index in group
-    }
+    group_of = {index: at for at, group in enumerate(index_groups or ()) for index in group}
     rank_of = {index: rank for group in index_groups or () for rank, index in enumerate(group)}
     keys = []
     for number, place in enumerate(places):
         key = (*[place[name] for name in others], group_of.get(indices[number], 0))
-        members.setdefault(key, []).append(number)
+        if number not in missing:
+            members.setdefault(key, []).append(number)
         keys.append(key)
     groups = {
         key: tuple(sorted(numbers, key=lambda n: rank_of.get(indices[n], indices[n])))
         for key, numbers in members.items()
     }
-    return [(groups[key], groups[key].index(number)) for number, key in enumerate(keys)]
+    return [
+        ((), 0) if number in missing else (groups[key], groups[key].index(number))
+        for number, key in enumerate(keys)
+    ]
 
 
 def _unresolved(*_: Any) -> Any:

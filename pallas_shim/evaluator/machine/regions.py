@@ -7,6 +7,7 @@ the preparation, which assigns slots to values.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from typing import Any
@@ -15,9 +16,24 @@ import numpy as np
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import memory, progress
-from pallas_shim.evaluator.frames import Frame, Step, Steps, blame, moves, row_of, run_steps
-from pallas_shim.evaluator.machine import scheduler
-from pallas_shim.evaluator.machine.operations import AWAIT, MEET, PROGRAMS, TURN
+from pallas_shim.evaluator.frames import (
+    Frame,
+    Step,
+    Steps,
+    blame,
+    moves,
+    note_cell,
+    row_of,
+    run_steps,
+)
+from pallas_shim.evaluator.machine import order, scheduler
+from pallas_shim.evaluator.machine.operations import (
+    AWAIT,
+    MEET,
+    PASS_BY,
+    PROGRAMS,
+    TURN,
+)
 from pallas_shim.evaluator.program import Instruction, Region
 
 Waiting = Callable[[Frame], Generator[scheduler.Request, Any, None]]
@@ -25,7 +41,7 @@ Waiting = Callable[[Frame], Generator[scheduler.Request, Any, None]]
 
 def waits(instruction: Instruction) -> bool:
     """Whether an instruction of a program, or one inside it, may wait."""
-    if instruction.name in (AWAIT, MEET, PROGRAMS, TURN):
+    if instruction.name in (AWAIT, MEET, PASS_BY, PROGRAMS, TURN):
         return instruction.operation.fn is None
     return any(waits(inner) for region in instruction.regions for inner in region.body)
 
@@ -56,7 +72,7 @@ def run(segments: Steps | Segments, f: Frame) -> Generator[scheduler.Request, An
             step, instruction = part
             try:
                 yield from step(f)
-            except Exception as error:
+            except (Exception, KeyboardInterrupt) as error:
                 blame(error, instruction)
                 raise
 
@@ -77,13 +93,13 @@ def _scan(prepare: Any, instruction: Instruction) -> Waiting:
     taken, row = ins[num_carry:], row_of(at[num_carry:])
     made = tuple(zip(outs[num_carry:], results[num_carry:], strict=True))
     made_types = [v.type for v in instruction.outs[num_carry:]]
-    order = range(length - 1, -1, -1) if reverse else range(length)
+    rounds = range(length - 1, -1, -1) if reverse else range(length)
 
     def step(f: Frame) -> Any:
         begin(f)
         xs = [f[i] for i in taken]
         ys = [np.empty(t.shape, t.dtype) for t in made_types]
-        for i in order:
+        for i in rounds:
             f[row] = [x[i] for x in xs]
             yield from run(steps, f)
             for y, (_, slot) in zip(ys, made, strict=True):
@@ -149,9 +165,15 @@ def _grid(prepare: Any, instruction: Instruction) -> Waiting:
 
     def step(f: Frame) -> Any:
         bounds = [int(f[slot]) for slot in sizes]
-        for cell in progress.over_grid(name, bounds):
-            f[cells] = cell
-            yield from run(steps, f)
+        cell: Sequence[Any] | None = None
+        try:
+            for cell in progress.over_grid(name, bounds):
+                f[cells] = cell
+                yield from run(steps, f)
+        except (Exception, KeyboardInterrupt) as error:
+            if cell is not None:
+                note_cell(error, instruction, cell)
+            raise
 
     return step
 
@@ -176,9 +198,10 @@ def _await(prepare: Any, instruction: Instruction) -> Waiting:
         at = view(f[ref], *[f[leaf] for leaf in leaves])
         needed = int(f[value])
         if at[()] < needed:
-            yield scheduler.Count(source, name, lambda: int(at[()]), needed)
+            yield scheduler.Count(source, name, lambda: int(at[()]), needed, address_of(at))
         if decrement:
             at[...] -= needed
+        order.current().pass_by()
 
     return step
 
@@ -189,6 +212,16 @@ def _turn(prepare: Any, instruction: Instruction) -> Waiting:
 
     def step(f: Frame) -> Any:
         yield scheduler.Turn(source)
+
+    return step
+
+
+def _pass_by(prepare: Any, instruction: Instruction) -> Waiting:
+    """ins: the memory that other programs may change."""
+    source = _source(instruction)
+
+    def step(f: Frame) -> Any:
+        yield scheduler.Place(source)
 
     return step
 
@@ -216,6 +249,44 @@ def _meet(prepare: Any, instruction: Instruction) -> Waiting:
     return step
 
 
+# -- copies that happen later -------------------------------------------------------------------
+
+
+def address_of(semaphore: np.ndarray) -> int:
+    """What identifies a semaphore, given the view of its count."""
+    return int(semaphore.__array_interface__["data"][0])
+
+
+def copy_later(prepare: Any, instruction: Instruction) -> Step:
+    """ins: for each step of the copy the semaphore to which it adds and the leaves of the path.
+    regions: the steps. They run on the frame as it is when the copy starts."""
+    paths, values = instruction.operation.params["semaphores"], list(instruction.ins)
+    steps: list[Any] = []
+    semaphores: list[Any] = []
+    for region, entry in zip(instruction.regions, paths, strict=True):
+        steps.append(prepare.region(region)[1])
+        if entry is None:
+            semaphores.append(None)
+            continue
+        path, count = entry
+        ref, *leaves = (prepare.slot(values.pop(0)) for _ in range(1 + count))
+        type = instruction.ins[len(instruction.ins) - len(values) - 1 - count].ref
+        semaphores.append((memory.viewer(type.shape, type.dtype, path), ref, leaves))
+
+    def step(f: Frame) -> None:
+        frame = f.copy()
+        taken = []
+        for body, semaphore in zip(steps, semaphores, strict=True):
+            address = None
+            if semaphore is not None:
+                view, ref, leaves = semaphore
+                address = address_of(view(f[ref], *[f[leaf] for leaf in leaves]))
+            taken.append(order.Step(functools.partial(run_steps, body, frame), address))
+        order.current().start(order.Copy(taken))
+
+    return step
+
+
 # -- programs -------------------------------------------------------------------------------
 
 
@@ -231,6 +302,7 @@ def _make_programs(
     at, steps, results = prepare.region_of_program(region)
     row = row_of(at)
     count, coordinates, names = params["count"], params["coordinates"], params["names"]
+    present = [n for n in range(count) if n not in params["missing"]]
     splits, joins = params["splits"], params["joins"]
     types = [v.type for v in instruction.outs]
     keeps = [v in prepare.kept for v in instruction.outs]
@@ -239,7 +311,7 @@ def _make_programs(
         operands = [f[slot] for slot in ins]
         first = int(f[outer]) * count
         programs, frames = [], []
-        for n in range(count):
+        for n in present:
             frame = f.copy()
             frame[row] = [
                 np.int32(first + n),
@@ -275,7 +347,7 @@ def programs(prepare: Any, instruction: Instruction) -> Step:
 
     def step(f: Frame) -> None:
         started, frames = start(f)
-        scheduler.run_programs(started, prepare.order)
+        scheduler.run_programs(started, order.current())
         end(f, frames)
 
     return step
@@ -300,6 +372,7 @@ WAITING: dict[str, Callable[[Any, Instruction], Waiting]] = {
     "grid": _grid,
     AWAIT: _await,
     MEET: _meet,
+    PASS_BY: _pass_by,
     TURN: _turn,
     PROGRAMS: _programs_of_program,
 }

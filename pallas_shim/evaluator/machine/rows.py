@@ -17,11 +17,13 @@ import numpy as np
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import memory
-from pallas_shim.evaluator.machine import faults
+from pallas_shim.evaluator.analysis import alias
+from pallas_shim.evaluator.machine import faults, order
 from pallas_shim.evaluator.machine.operations import (
     AWAIT,
     LEFTOVER,
     MEET,
+    PASS_BY,
     PROGRAMS,
     REMOTE,
     SIGNAL,
@@ -159,9 +161,7 @@ class _Rows:
                 is_programs = instruction.name == PROGRAMS
                 loops = not is_programs and (in_loop or instruction.name != "switch")
                 inner = [
-                    self._region(
-                        r, h, loops, self._closed_over(r, seen) if is_programs else seen
-                    )
+                    self._region(r, h, loops, self._closed_over(r, seen) if is_programs else seen)
                     for r, h in self._inner(instruction, home)
                 ]
                 body.append(instruction._replace(regions=tuple(inner)))
@@ -170,13 +170,14 @@ class _Rows:
         return Region(region.params, tuple(body), region.results)
 
     def _closed_over(self, region: Region, seen: tuple[Value, ...]) -> tuple[Value, ...]:
-        """Adds memory from outside that the programs use. All of them share it."""
+        """Adds memory from outside that the programs write to. All of them share it."""
         own = {out for instruction in region.walk() for out in instruction.outs}
         roots = dict.fromkeys(
             self.root(value) for value in region.uses() if isinstance(value.type, RefType)
         )
-        found = (root for root in roots if root not in own and root not in self.rows)
-        return tuple(dict.fromkeys((*seen, *found)))
+        found = [root for root in roots if root not in own and root not in self.rows]
+        written = alias.written(region.body, found)
+        return tuple(dict.fromkeys((*seen, *[root for root in found if root in written])))
 
     def _row_of_own(self, instruction: Instruction) -> Instruction:
         """Replaces an allocation by the program's own row, filled with its contents, if any."""
@@ -221,7 +222,8 @@ class _Rows:
     def _await(self, instruction: Instruction, home: _Home, seen: Any) -> list[Instruction]:
         operation, ins, outs, _, source = instruction
         root = self.root(ins[0])
-        if root in self.rows or self.home.get(root, _OUTSIDE).depth < home.depth:
+        reached = root in self.rows or self.home.get(root, _OUTSIDE).depth < home.depth
+        if reached or self.lowering.machine.timed:
             return [_seeing(instruction, seen, writes=True)]
         # No other program reaches this semaphore. A missing count will never come.
         params, number = operation.params, home.number
@@ -274,6 +276,9 @@ class _Rows:
             for at, (text, semaphore) in enumerate(zip(texts, semaphores, strict=True)):
                 counts = semaphore if at < count else semaphore[number]
                 if counts.any():
+                    watch = order.current().watch
+                    if watch is not None:
+                        watch.left(kernel, where or None, text, names[number], counts)
                     faults.warn_of_leftover(kernel, text, names[number], counts, where)
                     counts[...] = 0
             return ()
@@ -304,6 +309,7 @@ class _Rows:
         AWAIT: _await,
         SIGNAL: _signal,
         MEET: _meet,
+        PASS_BY: _meet,
         TURN: _meet,
         LEFTOVER: _leftover,
     }

@@ -6,26 +6,35 @@ request is served. Only one program runs at a time, so it sees memory change onl
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from pallas_shim.evaluator.machine.order import OWN_ORDER, Order, Run
+
+
+class Wait(NamedTuple):
+    """A program that waits for ever, what for, and the user's ``file:line (function)``."""
+
+    program: str
+    what: str
+    where: str | None
+
 
 class Deadlock(RuntimeError):
-    """Programs wait, and none can go on. The message names each one and what it waits for."""
+    """Programs wait, and none can go on. The message names each one and what it waits for.
 
-
-class Order(NamedTuple):
-    """The order in which programs run, when several could.
-
-    ``seed``: None for the programs' own order. A number draws a random order anew at every switch;
-    equal seeds give equal orders.
+    ``alone``: the program is of a kernel that talks to no other program.
     """
 
-    seed: int | None = None
+    def __init__(
+        self,
+        message: str,
+        waits: Sequence[Wait] = (),
+        alone: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.waits, self.alone = tuple(waits), alone
 
-
-OWN_ORDER = Order()
 
 Program = Generator["Request", Any, None]
 
@@ -53,11 +62,14 @@ class Request:
 
 
 class Count(Request):
-    """A wait for a semaphore to reach a count. ``read`` gives its current count."""
+    """A wait for a semaphore to reach a count. ``read`` gives its current count. ``address``
+    identifies the semaphore."""
 
-    def __init__(self, source: Any, name: str, read: Callable[[], int], needed: int) -> None:
+    def __init__(
+        self, source: Any, name: str, read: Callable[[], int], needed: int, address: int = 0
+    ) -> None:
         super().__init__(source)
-        self.name, self.read, self.needed = name, read, needed
+        self.name, self.read, self.needed, self.address = name, read, needed, address
 
     def ready(self) -> bool:
         return self.read() >= self.needed
@@ -79,6 +91,16 @@ class Turn(Request):
 
     def describe(self) -> str:
         return "its turn"
+
+
+class Place(Request):
+    """A place where the program could let others run, and needn't."""
+
+    def ready(self) -> bool:
+        return True
+
+    def describe(self) -> str:
+        return "nothing"
 
 
 class Board:
@@ -154,31 +176,66 @@ class _Task:
         self.request: Request | None = None
 
 
-def run_programs(programs: Iterable[tuple[str, Program]], order: Order = OWN_ORDER) -> None:
+def run_programs(programs: Iterable[tuple[str, Program]], order: Order | Run = OWN_ORDER) -> None:
     """Runs programs to their ends. Each has a name for messages.
 
     Raises:
       Deadlock: no program can go on, and some haven't ended.
     """
+    run = order if isinstance(order, Run) else Run(order)
     tasks = [_Task(name, program, None) for name, program in programs]
-    draw = None if order.seed is None else random.Random(order.seed)
     boards: dict[Any, Board] = {}
     try:
-        while tasks:
-            # One at a time: a program may take from a semaphore the count that another waited for.
-            going = list(tasks) if draw is None else draw.sample(tasks, len(tasks))
-            ran = False
-            for task in going:
-                if task.request is None or task.request.ready():
-                    _advance(task, tasks, boards)
-                    ran = True
-                    if draw is not None:
-                        break
-            if not ran and not _release(tasks, boards):
-                raise Deadlock(_explain(tasks))
+        if run.order.decides:
+            _in_any_order(tasks, boards, run)
+        else:
+            _in_own_order(tasks, boards, run)
     finally:
         for task in tasks:
             task.program.close()
+
+
+def _in_own_order(tasks: list[_Task], boards: dict[Any, Board], run: Run) -> None:
+    while tasks:
+        # One at a time: a program may take from a semaphore the count that another waited for.
+        ran = False
+        for task in list(tasks):
+            if task.request is None or task.request.ready() or _served(task, run):
+                _advance(task, tasks, boards)
+                ran = True
+        if not ran and not _release(tasks, boards):
+            raise _deadlock(tasks)
+
+
+def _in_any_order(tasks: list[_Task], boards: dict[Any, Board], run: Run) -> None:
+    task: _Task | None = None
+    while tasks:
+        ready = [t for t in tasks if t.request is None or t.request.ready()]
+        if task is not None and task in ready and isinstance(task.request, Place):
+            others = [t for t in ready if t is not task]
+            task = [task, *others][run.choose(1 + len(others), False)]
+        elif ready or run.copies:
+            chosen = run.choose(len(ready) + len(run.copies), True)
+            if chosen >= len(ready):
+                run.step(run.copies[chosen - len(ready)])
+                continue
+            task = ready[chosen]
+        elif _release(tasks, boards):
+            continue
+        else:
+            raise _deadlock(tasks)
+        _advance(task, tasks, boards, stops=True)
+
+
+def _served(task: _Task, run: Run) -> bool:
+    """Whether a program that waits for copies can go on after these happen, which then do."""
+    request = task.request
+    if not isinstance(request, Count):
+        return False
+    while not request.ready():
+        if not run.serve(request.address):
+            return False
+    return True
 
 
 def _release(tasks: list[_Task], boards: dict[Any, Board]) -> bool:
@@ -192,8 +249,11 @@ def _release(tasks: list[_Task], boards: dict[Any, Board]) -> bool:
     return bool(patient)
 
 
-def _advance(task: _Task, tasks: list[_Task], boards: dict[Any, Board]) -> None:
-    """Runs one program until it waits again or ends."""
+def _advance(
+    task: _Task, tasks: list[_Task], boards: dict[Any, Board], stops: bool = False
+) -> None:
+    """Runs one program until it waits again or ends. ``stops``: or until it could let others
+    run."""
     answer = None if task.request is None else task.request.answer()
     while True:
         try:
@@ -209,22 +269,24 @@ def _advance(task: _Task, tasks: list[_Task], boards: dict[Any, Board]) -> None:
             return
         if isinstance(request, Meet):
             request.arrive(boards)
-        if not request.ready():
+        if not request.ready() or stops and isinstance(request, Place):
             return
         answer = request.answer()
 
 
-def _explain(tasks: Sequence[_Task]) -> str:
-    lines = []
-    for task in tasks:
-        request = task.request
-        if request is None or isinstance(request, Spawn):
-            continue
-        where = request.source()
-        place = f" ({where})" if where else ""
-        lines.append(f"  {task.name} waits for {request.describe()}{place}")
-    return "\n".join(["deadlock: no program can go on", *lines,
-                      "Each wait needs a signal, or a copy, that arrives"])  # fmt: skip
+def _deadlock(tasks: Sequence[_Task]) -> Deadlock:
+    waits = [
+        Wait(task.name, request.describe(), request.source())
+        for task in tasks
+        if (request := task.request) is not None and not isinstance(request, Spawn)
+    ]
+    lines = [
+        f"  {program} waits for {what}" + (f" ({where})" if where else "")
+        for program, what, where in waits
+    ]
+    message = "\n".join(["deadlock: no program can go on", *lines,
+                         "Each wait needs a signal, or a copy, that arrives"])  # fmt: skip
+    return Deadlock(message, waits)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -36,9 +36,7 @@ def split(
 
 def all_coordinates(sizes: Mapping[Any, int]) -> list[dict[Any, int]]:
     """The coordinates of all programs along some axes. The last axis is the fastest."""
-    return [
-        dict(zip(sizes, map(int, at), strict=True)) for at in np.ndindex(*sizes.values())
-    ]
+    return [dict(zip(sizes, map(int, at), strict=True)) for at in np.ndindex(*sizes.values())]
 
 
 # -- at the ends of a program ---------------------------------------------------------------------

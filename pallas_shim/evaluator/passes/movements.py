@@ -56,7 +56,12 @@ class Movements(Peephole):
         type = instruction.outs[0].type
         if np.array_equal(indices, np.arange(source.type.shape[axis])):
             return source
-        result = self.builder.apply_one("take", (source,), type, indices=indices, axis=axis)
+        ins, params = (source.type,), {"indices": indices, "axis": axis}
+        operation = self.builder.once(
+            ("take", source.type, type, axis, indices.tobytes()),
+            lambda: specialise("take", ins, (type,), params, False),
+        )
+        (result,) = self.builder.emit(operation, (source,))
         self.known[result] = Movement(source, axis, indices)
         return result
 

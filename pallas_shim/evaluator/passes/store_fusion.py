@@ -99,9 +99,15 @@ def _direct(source: Instruction, store: Instruction) -> Instruction | None:
     ufunc, count = operation.fn, len(operands)
     assert ufunc is not None
 
-    def run(ref: Array, *args: Array) -> tuple[()]:
+    def run_at(ref: Array, *args: Array) -> tuple[()]:
         ufunc(*args[:count], out=view(ref, *args[count:]))
         return ()
+
+    def run_on_all(ref: Array, *args: Array) -> tuple[()]:
+        ufunc(*args, out=ref)
+        return ()
+
+    run = run_at if path else run_on_all
 
     params = {**operation.params, "path": path, "direct": ufunc}
     ins = (ref, *operands, *leaves)

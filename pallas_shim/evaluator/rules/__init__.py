@@ -13,10 +13,10 @@ from pallas_shim.evaluator.registry import (
     LOWERING_RULES,
     ImplRule,
     Unsupported,
+    impl_rule,
     load,
     lowering_rule,
     register_rule,
-    rule,
 )
 
 __all__ = [
@@ -28,7 +28,7 @@ __all__ = [
     "load_own",
     "lowering_rule",
     "register_rule",
-    "rule",
+    "impl_rule",
 ]
 
 FAMILIES = (

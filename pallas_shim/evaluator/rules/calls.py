@@ -11,17 +11,27 @@ from pallas_shim import jax_compat
 from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.program import Value
 from pallas_shim.evaluator.registry import Unsupported, lowering_rule
-from pallas_shim.jax_compat import definitions
+from pallas_shim.jax_compat import definitions, jaxprs
 
 
 @lowering_rule(*jax_compat.CALL_PRIMITIVES)
 def _call(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
-    return lowering.inline(jax_compat.called_jaxpr(eqn), ins)
+    called = jax_compat.called_jaxpr(eqn)
+    if jaxprs.is_own(called):
+        return lowering.inline_definition(called, ins)
+    return lowering.inline(called, ins)
 
 
 @lowering_rule("call_hi_primitive", "einshape_lo", "scaled_dot")
 def _defined(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     return lowering.inline_definition(definitions.definition(eqn), ins)
+
+
+@lowering_rule("fusible")
+def _fusible(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
+    """A function that Pallas may fuse with its neighbours. What it has captured comes first."""
+    count = eqn.params["num_consts"]
+    return lowering.inline(eqn.params["jaxpr"], ins[count:], ins[:count])
 
 
 @lowering_rule("platform_index")

@@ -11,7 +11,7 @@ import numpy as np
 from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.memory import same
 from pallas_shim.evaluator.program import Array, Types, Value
-from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, lowering_rule, rule
+from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, impl_rule, lowering_rule
 from pallas_shim.evaluator.rules.casts import cast
 from pallas_shim.evaluator.scalar_types import (
     bit_width,
@@ -44,7 +44,7 @@ def _convert_or_keep(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequ
     return lowering.apply("convert_element_type", ins, [out], {})
 
 
-@rule("convert_element_type")
+@impl_rule("convert_element_type")
 def _convert_element_type(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     source, target = ins[0].dtype, outs[0].dtype
     scalar = None if ins[0].shape else _of_scalar(source, target)
@@ -166,7 +166,7 @@ def _to_integer(source: np.dtype, target: np.dtype) -> Function:
 # -- bits -----------------------------------------------------------------------------------
 
 
-@rule("bitcast_convert_type", view=True)
+@impl_rule("bitcast_convert_type", view=True)
 def _bitcast_convert_type(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     source, (out_shape, target) = ins[0].dtype, outs[0]
     old, new = bit_width(source), bit_width(target)
@@ -177,7 +177,7 @@ def _bitcast_convert_type(ins: Types, outs: Types, **_: Any) -> Callable[..., An
     return lambda x: np.ascontiguousarray(x).reshape(-1).view(target).reshape(out_shape)
 
 
-@rule("reduce_precision")
+@impl_rule("reduce_precision")
 def _reduce_precision(
     ins: Types, outs: Types, *, exponent_bits: Any, mantissa_bits: Any, **_: Any
 ) -> Callable[..., Any]:

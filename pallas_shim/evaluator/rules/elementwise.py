@@ -15,7 +15,7 @@ import numpy as np
 
 from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.program import Array, Types, Value
-from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, lowering_rule, rule
+from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, impl_rule, lowering_rule
 from pallas_shim.evaluator.rules import complex_math, float32_functions
 from pallas_shim.evaluator.rules import elementwise_math as math
 from pallas_shim.evaluator.rules.casts import cast
@@ -191,7 +191,7 @@ def cell(name: str, dtype: np.dtype) -> Function:
 
 
 def _register(name: str) -> None:
-    @rule(name)
+    @impl_rule(name)
     def make(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
         dtype = ins[0].dtype
         return specialised(cell(name, dtype), dtype, outs[0].dtype)
@@ -201,21 +201,21 @@ for _name in TABLE:
     _register(_name)
 
 
-@rule("round")
+@impl_rule("round")
 def _round(ins: Types, outs: Types, *, rounding_method: Any, **_: Any) -> Callable[..., Any]:
     even = rounding_method.name == "TO_NEAREST_EVEN"
     dtype = ins[0].dtype
     return specialised(np.rint if even else math.round_away_from_zero, dtype, dtype)
 
 
-@rule("pow")
+@impl_rule("pow")
 def _pow(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     dtype, exponent = ins[0].dtype, ins[1].dtype
     fn = specialised(math.power, dtype, dtype)
     return fn if exponent == dtype else lambda x, y: fn(x, y.astype(dtype))
 
 
-@rule("integer_pow")
+@impl_rule("integer_pow")
 def _integer_pow(ins: Types, outs: Types, *, y: Any, **_: Any) -> Callable[..., Any]:
     dtype = ins[0].dtype
     computed = wide(dtype) if is_integer(dtype) else dtype
@@ -225,17 +225,17 @@ def _integer_pow(ins: Types, outs: Types, *, y: Any, **_: Any) -> Callable[..., 
 
 # JAX doesn't have these two: passes/floor_division.py puts them in place of the operations that jnp
 # composes. The divisor is a positive scalar, for which NumPy needs no division instruction.
-@rule("floor_divide")
+@impl_rule("floor_divide")
 def _floor_divide(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     return np.floor_divide
 
 
-@rule("floor_remainder")
+@impl_rule("floor_remainder")
 def _floor_remainder(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     return lambda x, by: x - np.floor_divide(x, by) * by
 
 
-@rule("polynomial")
+@impl_rule("polynomial")
 def _polynomial(ins: Types, outs: Types, *, unroll: Any = None, **_: Any) -> Callable[..., Any]:
     shape, dtype = outs[0]
     unrolled = len(ins) - 1 <= (8 if unroll is None else unroll)
@@ -253,14 +253,14 @@ def _polynomial(ins: Types, outs: Types, *, unroll: Any = None, **_: Any) -> Cal
     return polynomial
 
 
-@rule("clamp")
+@impl_rule("clamp")
 def _clamp(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     dtype = ins[1].dtype
     lower, upper = (specialised(cell(n, dtype), dtype, dtype) for n in ("max", "min"))
     return lambda low, x, high: upper(lower(x, low), high)
 
 
-@rule("select_n")
+@impl_rule("select_n")
 def _select_n(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     predicate, *cases = ins
     if len(cases) == 1:
@@ -291,17 +291,17 @@ def _batch(stack: Stack, **params: Any) -> Mapping[str, Any] | None:
     return params
 
 
-@rule("real", view=True)
+@impl_rule("real", view=True)
 def _real(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     return lambda x: x.real
 
 
-@rule("imag")
+@impl_rule("imag")
 def _imag(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     return lambda x: x.imag.copy()
 
 
-@rule("complex")
+@impl_rule("complex")
 def _complex(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     def combine(real: Array, imag: Array) -> Array:
         result = np.empty(*outs[0])

@@ -14,7 +14,7 @@ import numpy as np
 
 from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.program import Array, Effects, RefType, Types, Value
-from pallas_shim.evaluator.registry import lowering_rule, rule
+from pallas_shim.evaluator.registry import impl_rule, lowering_rule
 from pallas_shim.evaluator.rules.random import threefry2x32
 
 # Two words of key and two of counter, the low word first.
@@ -64,11 +64,11 @@ def _bits(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]
     )
 
 
-@rule("prng_split", keys=True)
+@impl_rule("prng_split", keys=True)
 def _split(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     return lambda key: tuple(word.copy() for word in key[0])
 
 
-@rule("prng_join", keys=True)
+@impl_rule("prng_join", keys=True)
 def _join(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     return lambda *words: np.array([words], np.uint32)

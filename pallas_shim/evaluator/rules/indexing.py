@@ -11,7 +11,7 @@ import numpy as np
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.program import Array, Types
-from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, rule
+from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, impl_rule
 from pallas_shim.evaluator.rules.sort import order_bits, sortable
 
 Shape = tuple[int, ...]
@@ -40,13 +40,13 @@ def _window_at(shape: Shape, sizes: Shape, axes: Sequence[int]) -> Callable[...,
     return at
 
 
-@rule("dynamic_slice", view=True, keys=True)
+@impl_rule("dynamic_slice", view=True, keys=True)
 def _dynamic_slice(ins: Types, outs: Types, *, slice_sizes: Any, **_: Any) -> Callable[..., Any]:
     at = _window_at(ins[0].shape, outs[0].shape, range(len(slice_sizes)))
     return lambda x, *starts: x[at(starts)]
 
 
-@rule("dynamic_update_slice", keys=True)
+@impl_rule("dynamic_update_slice", keys=True)
 def _dynamic_update_slice(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     at = _window_at(ins[0].shape, ins[1].shape, range(len(ins) - 2))
 
@@ -174,7 +174,7 @@ def _mode(primitive: str, mode: Any) -> str:
 # -- gather ------------------------------------------------------------------------------------
 
 
-@rule("gather", keys=True)
+@impl_rule("gather", keys=True)
 def _gather(
     ins: Types,
     outs: Types,
@@ -238,7 +238,7 @@ def _gather(
 _FEW_RUNS = 4
 
 
-@rule("take")  # passes make it where positions are known
+@impl_rule("take")  # passes make it where positions are known
 def _take(ins: Types, outs: Types, *, indices: Any, axis: Any, **_: Any) -> Callable[..., Any]:
     shape, size = ins[0].shape, ins[0].shape[axis]
     before = (slice(None),) * axis
@@ -369,7 +369,7 @@ def _scatter(
     return scatter
 
 
-@rule("scatter", keys=True)
+@impl_rule("scatter", keys=True)
 def _scatter_set(
     ins: Types,
     outs: Types,
@@ -387,7 +387,7 @@ def _scatter_set(
 
 
 def _scatter_ufunc(primitive: str, ufunc: np.ufunc) -> Callable[..., Any]:
-    @rule(primitive)
+    @impl_rule(primitive)
     def make(
         ins: Types, outs: Types, *, dimension_numbers: Any, mode: Any, **_: Any
     ) -> Callable[..., Any]:
@@ -404,7 +404,7 @@ _scatter_ufunc("scatter-mul", np.multiply)
 
 
 def _scatter_extremum(primitive: str, ufunc: np.ufunc, nan: str) -> Callable[..., Any]:
-    @rule(primitive)
+    @impl_rule(primitive)
     def make(
         ins: Types, outs: Types, *, dimension_numbers: Any, mode: Any, **_: Any
     ) -> Callable[..., Any]:

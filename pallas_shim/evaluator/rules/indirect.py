@@ -10,7 +10,7 @@ import numpy as np
 from pallas_shim.evaluator import memory, refs
 from pallas_shim.evaluator.dynamic_slices import DynamicSlices
 from pallas_shim.evaluator.lower import Lowering
-from pallas_shim.evaluator.program import Array, ArrayType, Effects, RefType, Value
+from pallas_shim.evaluator.program import PURE, Array, ArrayType, Effects, RefType, Value
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.jax_compat import state
 
@@ -50,6 +50,39 @@ def rows(view: state.RefView) -> Rows:
     values = tuple(index.values if isinstance(index, state.Marked) else index for index in chosen)
     whole_view = view._replace(steps=(*before, state.Index(whole)))
     return Rows(whole_view, axes, values, marked.pop() if marked else None)
+
+
+class ArrayView(NamedTuple):
+    """A side of a DMA with its indices loaded. ``mask``: the elements that are copied, if not
+    all."""
+
+    view: state.RefView
+    mask: Value | None
+
+
+def with_arrays(lowering: Lowering, view: state.RefView) -> ArrayView:
+    """A side of a DMA in the form that checks take."""
+    chosen = rows(view)
+    if not chosen.indices:
+        return ArrayView(view, None)
+    last = chosen.view.steps[-1]
+    assert isinstance(last, state.Index)
+    dims = list(last.dims)
+    for axis, index in zip(chosen.axes, chosen.indices, strict=True):
+        dims[axis] = _loaded(lowering, index)
+    exact = chosen.view._replace(steps=(*chosen.view.steps[:-1], state.Index(tuple(dims))))
+    if chosen.ignored is None:
+        return ArrayView(exact, None)
+    (index,) = (dims[axis] for axis in chosen.axes)
+    behind = len(type_of(chosen).shape) - _place(chosen.axes) - len(index.type.shape)
+    type = ArrayType((*index.type.shape, *[1] * behind), np.dtype(np.bool_))
+    ignored = chosen.ignored
+
+    def kept(indices: Array) -> Array:
+        return (np.asarray(indices) != ignored).reshape(type.shape)
+
+    (mask,) = lowering.memory("check_mask", [index], [type], kept, PURE)
+    return ArrayView(exact, mask)
 
 
 def _is_array(index: Any) -> bool:
@@ -184,4 +217,5 @@ def _loaded(lowering: Lowering, indices: Value | state.RefView) -> Value:
         indices = state.RefView(indices, ())
     path, leaves = refs.path_of(indices)
     type = ArrayType(*_indices_type(indices))
-    return refs.load(lowering, indices.ref, path, leaves, type)
+    value = refs.load(lowering, indices.ref, path, leaves, type)
+    return value if lowering.checker is None else lowering.checker.read(indices, value)

@@ -15,7 +15,7 @@ from pallas_shim.evaluator import blas, scalar_types
 from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.memory import same
 from pallas_shim.evaluator.program import Array, ArrayType, Types, Value
-from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, lowering_rule, rule
+from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, impl_rule, lowering_rule
 from pallas_shim.evaluator.rules.casts import cast
 from pallas_shim.jax_compat import definitions
 
@@ -94,7 +94,7 @@ def _dot_of_an_algorithm(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> 
     return [converted(sums[0], out.dtype)]
 
 
-@rule("dot_general")
+@impl_rule("dot_general")
 def _dot_general(
     ins: Types, outs: Types, *, dimension_numbers: Any, precision: Any = None, **_: Any
 ) -> Callable[..., Any]:
@@ -206,7 +206,7 @@ def _decomposition(primitive: str, *, rank: int = 2, multiple: bool = True) -> C
     """
 
     def register(make: Function) -> Function:
-        @rule(primitive)
+        @impl_rule(primitive)
         def batched(ins: Types, outs: Types, **params: Any) -> Callable[..., Any]:
             if any(a.dtype not in _LAPACK for a in (*ins, *outs)):
                 raise Unsupported(primitive, f"LAPACK has no {ins[0].dtype.name}")
@@ -433,7 +433,7 @@ def _tridiagonal_solve(
 _FFT = ("fftn", "ifftn", "rfftn", "irfftn")
 
 
-@rule("fft")
+@impl_rule("fft")
 def _fft(
     ins: Types, outs: Types, *, fft_type: Any, fft_lengths: Any, **_: Any
 ) -> Callable[..., Any]:

@@ -27,7 +27,7 @@ from pallas_shim.evaluator.program import (
     Value,
     contents_type,
 )
-from pallas_shim.evaluator.registry import Stack, batch_rule, lowering_rule, rule
+from pallas_shim.evaluator.registry import Stack, batch_rule, impl_rule, lowering_rule
 from pallas_shim.evaluator.rules import array_indices, state
 from pallas_shim.jax_compat import state as jax_state
 
@@ -56,7 +56,7 @@ def _overlap(
     return overlap
 
 
-@rule("slice_sticking_out", view=True)
+@impl_rule("slice_sticking_out", view=True)
 def _slice_sticking_out(
     ins: Types, outs: Types, *, starts: Any, sizes: Any, fill: Any, lengthened: Any, **_: Any
 ) -> Callable[..., Any]:
@@ -75,7 +75,7 @@ def _slice_sticking_out(
     return read
 
 
-@rule("update_sticking_out")
+@impl_rule("update_sticking_out")
 def _update_sticking_out(
     ins: Types, outs: Types, *, starts: Any, sizes: Any, lengthened: Any, **_: Any
 ) -> Callable[..., Any]:
@@ -284,6 +284,8 @@ def _masked_load(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence
     if access.mask is not None and access.other is not None:
         mask, other = (_spread(lowering, x, out.shape) for x in (access.mask, access.other))
         value = _choose(lowering, mask, other, value)
+    if lowering.checker is not None:
+        value = lowering.checker.read(access.view, value, access.mask)
     return [value]
 
 
@@ -309,6 +311,19 @@ def _masked_swap(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence
     access, place = _access(lowering, eqn, ins, jax_state.store)
     if place is None or access.value.type != out:
         return state.swap(lowering, eqn, ins)
+    (before,) = _masked_store(lowering, access, place, out)
+    return [before] if lowering.checker is None else state.checked_swap(
+        lowering, eqn, ins, [before]
+    )
+
+
+def _masked_store(
+    lowering: Lowering,
+    access: jax_state.StoreInfo,
+    place: _MaskedPlace | _Elements,
+    out: ArrayType | KeyType,
+) -> list[Value]:
+    """Emits a store, and returns the elements before it."""
     before, value = _read(lowering, place, out), access.value
     if access.mask is None:
         _write(lowering, place, value)

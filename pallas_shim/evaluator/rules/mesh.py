@@ -6,6 +6,8 @@ other, each with its own scratch memory. The hardware may run them in this order
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,8 +17,10 @@ import numpy as np
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import grid, refs
 from pallas_shim.evaluator.analysis import alias
-from pallas_shim.evaluator.lower import Lowering
+from pallas_shim.evaluator.checks.cores import CoreChecks
+from pallas_shim.evaluator.lower import KernelScope, Lowering
 from pallas_shim.evaluator.machine import programs
+from pallas_shim.evaluator.machine.shards import all_coordinates
 from pallas_shim.evaluator.program import RefType, Value, ref_type
 from pallas_shim.evaluator.registry import Unsupported, lowering_rule
 from pallas_shim.evaluator.rules import remote
@@ -36,19 +40,29 @@ def _core_map(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Va
     scratch = [ref_type(lowering.type(v.aval)) for v in opened.invars]
 
     def body() -> None:
-        lowering.inline(function.jaxpr, _scratch(lowering, "core_map", function, scratch), ins)
+        own = _scratch(lowering, "core_map", function, scratch)
+        lowering.inline(function.jaxpr, own, ins)
+        _left(lowering, own)
 
-    _on_cores(lowering, eqn, jax_compat.kernel_name(eqn), function, body)
+    _on_cores(lowering, eqn, jax_compat.kernel_name(eqn), function, ins, body)
     return []
 
 
 @lowering_rule("mpmd_map")
 def _mpmd_map(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     call = jax_compat.mpmd_map(eqn)
-    if call.external_meshes:
-        raise Unsupported("mpmd_map", "memory of a mesh that runs another kernel")
-    if len(call.functions) > 1 and any(f.waits is not None for f in call.functions):
-        raise Unsupported("mpmd_map", "cores of several kinds that may wait for one another")
+    if any(size > 1 for size in call.other_axes.values()):
+        raise Unsupported("mpmd_map", "memory of several cores that run another kernel")
+    outer, lowering.axes = lowering.axes, {**lowering.axes, **call.other_axes}
+    try:
+        return _emit_mpmd(lowering, eqn, call, ins)
+    finally:
+        lowering.axes = outer
+
+
+def _emit_mpmd(
+    lowering: Lowering, eqn: Any, call: jax_compat.MpmdMap, ins: Sequence[Value]
+) -> Sequence[Value]:
     opened, _ = jax_compat.open_jaxpr(call.functions[0].jaxpr)
     types = [lowering.type(v.aval) for v in opened.invars]
     num_inputs, num_operands = len(ins), len(ins) + call.num_outputs
@@ -64,17 +78,19 @@ def _mpmd_map(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Va
         operands[source[out]] if out in source else refs.allocate(lowering, ref_type(type))
         for out, type in enumerate(types[num_inputs:num_operands])
     ]
+    own = list(map(ref_type, types[num_operands:]))
+    several = len(call.functions) > 1
     with lowering.block() as cores:
-        for function in call.functions:
+        if several and any(f.waits is not None for f in call.functions):
+            _on_cores_of_several_kinds(lowering, eqn, call, [*operands, *outs], own)
+        for function in () if cores else call.functions:
 
             def body(function: jax_compat.CoreFunction = function) -> None:
-                own = list(map(ref_type, types[num_operands:]))
-                scratch = _scratch(
-                    lowering, "mpmd_map", function, own, len(call.functions) == 1
-                )
+                scratch = _scratch(lowering, "mpmd_map", function, own, not several)
                 lowering.inline(function.jaxpr, [*operands, *outs, *scratch])
+                _left(lowering, scratch)
 
-            _on_cores(lowering, eqn, call.name, function, body)
+            _on_cores(lowering, eqn, call.name, function, [*operands, *outs], body)
     written = alias.written(cores, operands)
     for ref, value in zip(operands, ins, strict=True):
         if ref is not value:
@@ -84,6 +100,12 @@ def _mpmd_map(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Va
         refs.load(lowering, ref, (), (), ref_type(type).contents)
         for ref, type in zip(outs, types[num_inputs:num_operands], strict=True)
     ]
+
+
+def _left(lowering: Lowering, scratch: Sequence[Value]) -> None:
+    """Emits the checks of what a core leaves on its semaphores."""
+    if lowering.checker is not None:
+        lowering.checker.left(scratch)
 
 
 def _scratch(
@@ -110,6 +132,13 @@ def _scratch(
             made.append(remote.of_first(lowering, ref, list(function.axes)[1:]))
         else:
             made.append(lowering.shared(("scratch", at), type, primitive))
+    if lowering.checker is not None:
+        opened, _ = jax_compat.open_jaxpr(function.jaxpr)
+        names = jax_compat.argument_names(opened)
+        for ref, name in zip(made, names[len(opened.invars) - len(types) :], strict=False):
+            lowering.names.setdefault(ref, name)
+        for ref in made:
+            lowering.checker.allocated(ref, lowering.names.get(ref))
     return made
 
 
@@ -118,18 +147,125 @@ def _on_cores(
     eqn: Any,
     name: str,
     function: jax_compat.CoreFunction,
+    operands: Sequence[Value],
     body: Callable[[], None],
 ) -> None:
+    """``operands`` is the memory that all cores reach."""
     where = jax_compat.kernel_source(eqn) or ""
     sizes = [lowering.const(np.int32(size)) for size in function.axes.values()]
+    checks = None
+    if lowering.checker is not None:
+        memory = [ref for ref in operands if isinstance(ref.type, RefType)]
+        counts = tuple(function.axes.values())
+        checks = CoreChecks(
+            lowering.checker, name, where, memory, counts, function.waits_for_others
+        )
+
+    def core(indices: Sequence[Value]) -> None:
+        with contextlib.nullcontext() if checks is None else checks.core(indices):
+            body()
+
     with lowering.machine.within(name, where, meshes.talks(function.jaxpr)):
         programs.emit_entry(lowering)
         cells = grid.lower_cells(
-            lowering, name, sizes, tuple(function.axes), range(len(sizes)), lambda indices: body(),
+            lowering, name, sizes, tuple(function.axes), range(len(sizes)), core,
             function.checked, function.for_device, () if function.waits_for_others else None,
         )  # fmt: skip
+        if checks is not None:
+            cells = checks.finish(cells)
         lowering.body.extend(cells)
         programs.emit_exit(lowering, ())
+
+
+def _on_cores_of_several_kinds(
+    lowering: Lowering,
+    eqn: Any,
+    call: jax_compat.MpmdMap,
+    operands: Sequence[Value],
+    types: Sequence[RefType],
+) -> None:
+    """Runs all cores as programs of one level, which has an axis of their kinds."""
+    if lowering.checker is not None:
+        reason = "bounds and undefined elements, on cores of several kinds"
+        lowering.checker.asked.skipped(call.name, reason)
+    machine, functions = lowering.machine, call.functions
+    sizes = {programs.KIND: len(functions)}
+    for function in functions:
+        sizes.update(function.axes)
+    names = [_core_name(functions[place[programs.KIND]], place) for place in all_coordinates(sizes)]
+    where = jax_compat.kernel_source(eqn) or ""
+    opened, _ = jax_compat.open_jaxpr(functions[0].jaxpr)
+    arguments = jax_compat.argument_names(opened)[len(operands) :]
+    kinds = [programs.Owner(n, frozenset(f.axes)) for n, f in enumerate(functions)]
+
+    def branch(
+        kind: int, scratch: Sequence[Value], shared: dict[Any, Value], _: Sequence[Value]
+    ) -> Sequence[Value]:
+        function, level = functions[kind], machine.levels[-1]
+        counts = [lowering.const(np.int32(size)) for size in function.axes.values()]
+        indices = [level.indices[axis] for axis in function.axes]
+        named = dict(zip(function.axes, zip(indices, counts, strict=True), strict=True))
+        lowering.kernels.append(
+            KernelScope(indices, counts, named, shared, function.checked, function.for_device)
+        )
+        machine.core = kinds[kind]
+        lowering.inline(function.jaxpr, [*operands, *scratch])
+        machine.core = None
+        lowering.kernels.pop()
+        return ()
+
+    def core(_: Sequence[Value]) -> Sequence[Value]:
+        index = machine.levels[-1].indices[programs.KIND]
+        shared: dict[Any, Value] = {}
+        with machine.within(call.name, where, True):
+            scratch = [_scratch_of_kinds(lowering, call, kinds, *each)
+                       for each in zip(types, call.owners, strict=True)]  # fmt: skip
+            lowering.names.update(zip(scratch, arguments, strict=False))
+            with lowering.block() as body:
+                regions = [
+                    lowering.region((), functools.partial(branch, kind, scratch, shared))
+                    for kind in range(len(functions))
+                ]
+                lowering.structured("switch", [index], [], regions, {})
+            for ref in shared.values():
+                grid.allocate(lowering, ref, functions[0].checked)
+            programs.emit_entry(lowering)
+            lowering.body.extend(body)
+            semaphores = [ref for ref in scratch if ref.ref.space.startswith("semaphore")]
+            programs.emit_exit(lowering, semaphores)
+        return ()
+
+    programs.emit_programs(lowering, "core", sizes, (), (), (), (), (), core, names)
+
+
+def _core_name(function: jax_compat.CoreFunction, place: dict[Any, int]) -> str | None:
+    """What messages call the core at a place. None if there is no such core."""
+    axes = function.axes.keys()
+    if any(index for axis, index in place.items() if axis not in (*axes, programs.KIND)):
+        return None
+    at = ", ".join(f"{axis}={place[axis]}" for axis in axes)
+    return f"{function.kind} ({at})"
+
+
+def _scratch_of_kinds(
+    lowering: Lowering,
+    call: jax_compat.MpmdMap,
+    kinds: Sequence[programs.Owner],
+    type: RefType,
+    owner: int | None,
+) -> Value:
+    """Scratch memory of cores of several kinds. Shared memory of a SparseCore belongs to its cores
+    of all kinds."""
+    space, _, _ = type.space.partition("@")
+    ref = refs.allocate(lowering, type)
+    if space == "vmem_shared":
+        first = next(iter(call.functions[0].axes))
+        axes = [a for a in lowering.machine.levels[-1].sizes if a != first]
+        return remote.of_first(lowering, ref, axes)
+    if space not in _CORES_OWN or owner is None:
+        raise Unsupported("mpmd_map", f"cores of several kinds with scratch memory in {type.space}")
+    lowering.machine.owners[ref] = kinds[owner]
+    return ref
 
 
 @lowering_rule("axis_index")

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from pallas_shim.evaluator.program import Array, Types
-from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, rule
+from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, impl_rule
 
 
 def bits(dtype: np.dtype) -> int:
@@ -30,7 +30,7 @@ def _is_integer(dtype: np.dtype) -> bool:
     return True
 
 
-@rule("pack_elementwise")
+@impl_rule("pack_elementwise")
 def _pack_elementwise(
     ins: Types, outs: Types, *, packed_dtype: Any, **_: Any
 ) -> Callable[..., Any]:
@@ -55,7 +55,7 @@ def _pack_elementwise(
     return pack
 
 
-@rule("unpack_elementwise")
+@impl_rule("unpack_elementwise")
 def _unpack_elementwise(
     ins: Types, outs: Types, *, index: Any, packed_dtype: Any, **_: Any
 ) -> Callable[..., Any]:
@@ -91,7 +91,7 @@ def _words(array: np.ndarray, word: np.dtype) -> np.ndarray:
     return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}").astype(word)
 
 
-@rule("stochastic_round")
+@impl_rule("stochastic_round")
 def _stochastic_round(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     """Adds a random part of the distance between neighbours, and rounds towards zero.
 

@@ -13,11 +13,11 @@ import numpy as np
 
 from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.program import Array, ArrayType, Type, Types, Value
-from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, lowering_rule, rule
+from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, impl_rule, lowering_rule
 from pallas_shim.jax_compat import definitions
 
 
-@rule("random_wrap", "random_unwrap", "random_clone", view=True, keys=True)
+@impl_rule("random_wrap", "random_unwrap", "random_clone", view=True, keys=True)
 def _same(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     # The hardware's random bits are signed integers; the words of its keys are unsigned.
     dtype = outs[0].dtype
@@ -44,7 +44,7 @@ def _defined(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Val
     return [retyped("random_wrap", v, type) for v, type in zip(results, types, strict=True)]
 
 
-@rule("iota_2x32_shape")
+@impl_rule("iota_2x32_shape")
 def _iota_2x32_shape(ins: Types, outs: Types, *, shape: Any, **_: Any) -> Callable[..., Any]:
     counts = np.arange(math.prod(shape), dtype=np.uint64).reshape(shape)
     high, low = (counts >> np.uint64(32)).astype(np.uint32), counts.astype(np.uint32)
@@ -57,7 +57,7 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = np.uint32(0x1BD11BDA)
 
 
-@rule("threefry2x32")
+@impl_rule("threefry2x32")
 def _threefry2x32(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     return threefry2x32
 
@@ -177,7 +177,7 @@ def _threefry_bits(
 _GENERATORS = (_philox_bits, _threefry_bits, _philox_bits)
 
 
-@rule("rng_bit_generator")
+@impl_rule("rng_bit_generator")
 def _rng_bit_generator(ins: Types, outs: Types, *, algorithm: Any, **_: Any) -> Callable[..., Any]:
     """The state is the key and the counter, each as one uint64 or as two uint32, low word first."""
     state_type, bits_type = outs

@@ -12,7 +12,7 @@ from pallas_shim.evaluator import scalar_types
 from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.memory import same
 from pallas_shim.evaluator.program import Array, ArrayType, Types, Value
-from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, lowering_rule, rule
+from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, impl_rule, lowering_rule
 from pallas_shim.evaluator.rules.casts import cast
 from pallas_shim.jax_compat import definitions
 
@@ -128,11 +128,11 @@ def _sum_or_product(ufunc: np.ufunc, identity: int) -> Callable[..., Any]:
     return make
 
 
-rule("reduce_sum")(_sum_or_product(np.add, 0))
-rule("reduce_prod")(_sum_or_product(np.multiply, 1))
+impl_rule("reduce_sum")(_sum_or_product(np.add, 0))
+impl_rule("reduce_prod")(_sum_or_product(np.multiply, 1))
 
 
-@rule("count")
+@impl_rule("count")
 def _count(ins: Types, outs: Types, *, axes: Any, **_: Any) -> Callable[..., Any]:
     """The sum of booleans as numbers. It needs no widened copy."""
     along, dtype = _along(axes, ins[0]), outs[0].dtype
@@ -142,28 +142,28 @@ def _count(ins: Types, outs: Types, *, axes: Any, **_: Any) -> Callable[..., Any
     return lambda x: np.add.reduce(x, axis=axes, dtype=whole).astype(dtype, copy=False)
 
 
-@rule("reduce_max")
+@impl_rule("reduce_max")
 def _reduce_max(ins: Types, outs: Types, *, axes: Any, **_: Any) -> Callable[..., Any]:
     return extremum(np.maximum, ins[0].dtype, _along(axes, ins[0]))
 
 
-@rule("reduce_min")
+@impl_rule("reduce_min")
 def _reduce_min(ins: Types, outs: Types, *, axes: Any, **_: Any) -> Callable[..., Any]:
     return extremum(np.minimum, ins[0].dtype, _along(axes, ins[0]))
 
 
-@rule("reduce_and")
+@impl_rule("reduce_and")
 def _reduce_and(ins: Types, outs: Types, *, axes: Any, **_: Any) -> Callable[..., Any]:
     initial = ~ins[0].dtype.type(0)
     return lambda x: np.bitwise_and.reduce(x, axis=tuple(axes), dtype=x.dtype, initial=initial)
 
 
-@rule("reduce_or")
+@impl_rule("reduce_or")
 def _reduce_or(ins: Types, outs: Types, *, axes: Any, **_: Any) -> Callable[..., Any]:
     return lambda x: np.bitwise_or.reduce(x, axis=tuple(axes), dtype=x.dtype)
 
 
-@rule("reduce_xor")
+@impl_rule("reduce_xor")
 def _reduce_xor(ins: Types, outs: Types, *, axes: Any, **_: Any) -> Callable[..., Any]:
     return lambda x: np.bitwise_xor.reduce(x, axis=tuple(axes), dtype=x.dtype)
 
@@ -183,8 +183,8 @@ def _arg(function: Callable[..., Any]) -> Callable[..., Any]:
     return make
 
 
-rule("argmax")(_arg(np.argmax))
-rule("argmin")(_arg(np.argmin))
+impl_rule("argmax")(_arg(np.argmax))
+impl_rule("argmin")(_arg(np.argmin))
 
 
 @batch_rule("reduce_max", "reduce_min", "reduce_and", "reduce_or", "reduce_xor", "argmax", "argmin")
@@ -278,11 +278,11 @@ def _blocked(
     return sums
 
 
-rule("cumsum")(_in_blocks(np.add, 0))
-rule("cumprod")(_in_blocks(np.multiply, 1))
-rule("cumlogsumexp")(_cumulative(accumulation, np.logaddexp, 0))
-rule("cummax")(_cumulative(extremum, np.maximum))
-rule("cummin")(_cumulative(extremum, np.minimum))
+impl_rule("cumsum")(_in_blocks(np.add, 0))
+impl_rule("cumprod")(_in_blocks(np.multiply, 1))
+impl_rule("cumlogsumexp")(_cumulative(accumulation, np.logaddexp, 0))
+impl_rule("cummax")(_cumulative(extremum, np.maximum))
+impl_rule("cummin")(_cumulative(extremum, np.minimum))
 
 
 @batch_rule("cumsum", "cumprod", "cumlogsumexp", "cummax", "cummin")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pallas_shim.evaluator.lower import Lowering
-from pallas_shim.evaluator.machine.programs import NUMBER, Level, remote
+from pallas_shim.evaluator.machine.programs import KIND, NUMBER, Level, Owner, remote
 from pallas_shim.evaluator.program import Effects, Value
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.evaluator.rules.axes import is_alone
@@ -22,7 +22,8 @@ def of_other(
     """A view of the same ref in the program that the ids name. Returns ``view`` itself if they name
     the own program."""
     primitive = eqn.primitive.name
-    if device_id is None and core_index is None:
+    owner = lowering.machine.owners.get(view.ref)
+    if device_id is None and core_index is None and owner in (None, lowering.machine.core):
         return view
     if not lowering.machine.levels:
         if device_id is not None and not _is_here(lowering, primitive, device_id):
@@ -30,7 +31,7 @@ def of_other(
         if core_index is not None and not is_zero(core_index):
             raise Unsupported(primitive, "memory of another core")
         return view
-    numbers = _numbers(lowering, eqn, device_id, core_index)
+    numbers = _numbers(lowering, eqn, device_id, core_index, owner)
     return view._replace(ref=remote(lowering, view.ref, numbers))
 
 
@@ -75,8 +76,11 @@ def is_zero(index: Any) -> bool:
     return value is not None and int(value) == 0
 
 
-def _numbers(lowering: Lowering, eqn: Any, device_id: Any, core_index: Any) -> list[Value]:
-    """The number, at each level, of the program that the ids name."""
+def _numbers(
+    lowering: Lowering, eqn: Any, device_id: Any, core_index: Any, owner: Owner | None
+) -> list[Value]:
+    """The number, at each level, of the program that the ids name. ``owner``: the cores that the
+    ref belongs to, if there are several kinds and the user named one."""
     machine, primitive = lowering.machine, eqn.primitive.name
     meant: dict[Any, Any] = {}  # for each axis, an operand and how to compute the index from it
     operands: list[Value] = []
@@ -92,6 +96,14 @@ def _numbers(lowering: Lowering, eqn: Any, device_id: Any, core_index: Any) -> l
 
     devices = _axes(machine.levels, "device")
     cores = _axes(machine.levels, "core")
+    if KIND in cores:
+        del cores[KIND]
+        of = owner or machine.core
+        assert of is not None and machine.core is not None
+        give((KIND,), of.kind, {KIND: of.kind + 1})
+        for axis in cores.keys() - of.axes:
+            give((axis,), 0, {axis: 1})
+        cores = {axis: size for axis, size in cores.items() if axis in of.axes}
     if device_id is not None:
         said = meshes.device_id(eqn, device_id)
         if said.by_axes is not None:
@@ -122,6 +134,12 @@ def _numbers(lowering: Lowering, eqn: Any, device_id: Any, core_index: Any) -> l
             give(tuple(cores), core_index, cores)
         elif not is_zero(core_index):
             raise Unsupported(primitive, "memory of another core")
+    if owner is not None and machine.core is not None and core_index is None:
+        unsaid = cores.keys() - machine.core.axes - meant.keys()
+        if unsaid:
+            raise Unsupported(
+                primitive, f"cores of another kind without a place along {sorted(unsaid)}"
+            )
     return [
         _number(lowering, primitive, machine.levels[: depth + 1], meant, operands)
         for depth in range(len(machine.levels))

@@ -14,7 +14,7 @@ import numpy as np
 
 from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.program import Array, RefType, Types, Value
-from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, lowering_rule, rule
+from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, impl_rule, lowering_rule
 
 # A broadcast result up to this many bytes is copied instead of viewed. The copy takes a third of
 # the time of the view, and later operations are faster on contiguous operands.
@@ -38,7 +38,7 @@ def _broadcast(
     return fill
 
 
-@rule("broadcast_in_dim", view=True, keys=True)
+@impl_rule("broadcast_in_dim", view=True, keys=True)
 def _broadcast_in_dim(
     ins: Types, outs: Types, *, broadcast_dimensions: Any, **_: Any
 ) -> Callable[..., Any]:
@@ -51,13 +51,13 @@ def _broadcast_in_dim(
     return _broadcast(tuple(source), shape, outs[0].dtype)
 
 
-@rule("broadcast_to", view=True)  # for the index arrays of refs
+@impl_rule("broadcast_to", view=True)  # for the index arrays of refs
 def _broadcast_to(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     shape = outs[0].shape
     return _broadcast((1,) * (len(shape) - ins[0].ndim) + ins[0].shape, shape, outs[0].dtype)
 
 
-@rule("tile", view=True)
+@impl_rule("tile", view=True)
 def _tile(ins: Types, outs: Types, *, reps: Any, **_: Any) -> Callable[..., Any]:
     source = tuple(itertools.chain.from_iterable((1, d) for d in ins[0].shape))
     repeated = tuple(itertools.chain.from_iterable(zip(reps, ins[0].shape, strict=True)))
@@ -66,7 +66,7 @@ def _tile(ins: Types, outs: Types, *, reps: Any, **_: Any) -> Callable[..., Any]
     return lambda x: repeat(x).reshape(shape)
 
 
-@rule("reshape", view=True, keys=True)
+@impl_rule("reshape", view=True, keys=True)
 def _reshape(ins: Types, outs: Types, *, dimensions: Any, **_: Any) -> Callable[..., Any]:
     shape = outs[0].shape
     if dimensions is None:
@@ -74,25 +74,25 @@ def _reshape(ins: Types, outs: Types, *, dimensions: Any, **_: Any) -> Callable[
     return lambda x: x.transpose(dimensions).reshape(shape)
 
 
-@rule("squeeze", view=True, keys=True)
+@impl_rule("squeeze", view=True, keys=True)
 def _squeeze(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     shape = outs[0].shape
     return lambda x: x.reshape(shape)
 
 
-@rule("transpose", view=True, keys=True)
+@impl_rule("transpose", view=True, keys=True)
 def _transpose(ins: Types, outs: Types, *, permutation: Any, **_: Any) -> Callable[..., Any]:
     permutation = (*permutation, *range(len(permutation), ins[0].ndim))
     return lambda x: x.transpose(permutation)
 
 
-@rule("rev", view=True, keys=True)
+@impl_rule("rev", view=True, keys=True)
 def _rev(ins: Types, outs: Types, *, dimensions: Any, **_: Any) -> Callable[..., Any]:
     at = tuple(slice(None, None, -1 if d in dimensions else 1) for d in range(ins[0].ndim))
     return lambda x: x[at]
 
 
-@rule("slice", view=True, keys=True)
+@impl_rule("slice", view=True, keys=True)
 def _slice(
     ins: Types, outs: Types, *, start_indices: Any, limit_indices: Any, strides: Any, **_: Any
 ) -> Callable[..., Any]:
@@ -100,32 +100,32 @@ def _slice(
     return lambda x: x[at]
 
 
-@rule("split", view=True, keys=True)
+@impl_rule("split", view=True, keys=True)
 def _split(ins: Types, outs: Types, *, sizes: Any, axis: Any, **_: Any) -> Callable[..., Any]:
     bounds = list(itertools.accumulate(sizes, initial=0))
     at = [(slice(None),) * axis + (slice(a, b),) for a, b in itertools.pairwise(bounds)]
     return lambda x: tuple([x[i] for i in at])
 
 
-@rule("unstack", view=True, keys=True)
+@impl_rule("unstack", view=True, keys=True)
 def _unstack(ins: Types, outs: Types, *, axis: Any, **_: Any) -> Callable[..., Any]:
     at = [(slice(None),) * axis + (i,) for i in range(ins[0].shape[axis])]
     return lambda x: tuple([x[i] for i in at])
 
 
-@rule("concatenate", keys=True)
+@impl_rule("concatenate", keys=True)
 def _concatenate(ins: Types, outs: Types, *, dimension: Any, **_: Any) -> Callable[..., Any]:
     return lambda *xs: np.concatenate(xs, dimension)
 
 
-@rule("stack", keys=True)
+@impl_rule("stack", keys=True)
 def _stack(ins: Types, outs: Types, *, axis: Any, **_: Any) -> Callable[..., Any]:
     shape = ins[0].shape
     expanded = (*shape[:axis], 1, *shape[axis:])
     return lambda *xs: np.concatenate([x.reshape(expanded) for x in xs], axis)
 
 
-@rule("pad")
+@impl_rule("pad")
 def _pad(ins: Types, outs: Types, *, padding_config: Any, **_: Any) -> Callable[..., Any]:
     source, target = [], []
     for size, length, (low, _high, interior) in zip(
@@ -149,7 +149,7 @@ def _pad(ins: Types, outs: Types, *, padding_config: Any, **_: Any) -> Callable[
     return pad
 
 
-@rule("iota")
+@impl_rule("iota")
 def _iota(ins: Types, outs: Types, *, dimension: Any, **_: Any) -> Callable[..., Any]:
     shape, dtype = outs[0]
     with np.errstate(all="ignore"):
@@ -158,7 +158,7 @@ def _iota(ins: Types, outs: Types, *, dimension: Any, **_: Any) -> Callable[...,
     return _constant(np.broadcast_to(line, shape))
 
 
-@rule("empty", "empty2")
+@impl_rule("empty", "empty2")
 def _empty(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     # XLA on a CPU gives zeros too.
     return _constant(np.zeros(*outs[0]))

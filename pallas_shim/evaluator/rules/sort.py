@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pallas_shim.evaluator.program import Array, ArrayType, Types
-from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, rule
+from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, impl_rule
 
 
 def order_bits(x: np.ndarray) -> np.ndarray:
@@ -71,7 +71,7 @@ def _pack(key: np.ndarray, positions: np.ndarray) -> np.ndarray:
 _POSITION = (1 << 32) - 1
 
 
-@rule("sort")
+@impl_rule("sort")
 def _sort(
     ins: Types, outs: Types, *, dimension: Any, num_keys: Any, **_: Any
 ) -> Callable[..., Any]:
@@ -147,13 +147,13 @@ def _top_k_batch(stack: Stack, *, axis: int = -1, **params: Any) -> Mapping[str,
     return {"axis": axis if axis < 0 else axis + 1, **params}
 
 
-@rule("top_k")
+@impl_rule("top_k")
 def _top_k(ins: Types, outs: Types, *, k: Any, axis: Any = -1, **_: Any) -> Callable[..., Any]:
     _require_order("top_k", ins[0].dtype)
     return _first(ins[0], k, axis, lambda x: ~_total_order_key(x))
 
 
-@rule("approx_top_k")
+@impl_rule("approx_top_k")
 def _approx_top_k(
     ins: Types,
     outs: Types,

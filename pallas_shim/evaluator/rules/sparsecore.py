@@ -14,8 +14,16 @@ import numpy as np
 from pallas_shim.evaluator import memory, refs
 from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.machine import programs
-from pallas_shim.evaluator.program import Array, ArrayType, Type, Types, Value, array_type
-from pallas_shim.evaluator.registry import Unsupported, lowering_rule, rule
+from pallas_shim.evaluator.program import (
+    PURE,
+    Array,
+    ArrayType,
+    Type,
+    Types,
+    Value,
+    array_type,
+)
+from pallas_shim.evaluator.registry import Unsupported, impl_rule, lowering_rule
 from pallas_shim.evaluator.rules import remote
 from pallas_shim.evaluator.scalar_types import is_integer
 from pallas_shim.jax_compat import state
@@ -23,7 +31,7 @@ from pallas_shim.jax_compat import state
 # -- scans and sorts under a mask -------------------------------------------------------------
 
 
-@rule("masked_cumsum")
+@impl_rule("masked_cumsum")
 def _masked_cumsum(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     dtype = outs[0].dtype
     return lambda x, mask: np.cumsum(np.where(mask, x, dtype.type(0)), -1, dtype)
@@ -47,11 +55,11 @@ def _running(pick: np.ufunc, lowest: bool) -> Callable[..., Any]:
     return make
 
 
-rule("masked_cummax")(_running(np.maximum, lowest=True))
-rule("masked_cummin")(_running(np.minimum, lowest=False))
+impl_rule("masked_cummax")(_running(np.maximum, lowest=True))
+impl_rule("masked_cummin")(_running(np.minimum, lowest=False))
 
 
-@rule("scan_count", "unique")
+@impl_rule("scan_count", "unique")
 def _scan_count(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     """For each element the number of equal elements up to it, and whether it is the last of
     these."""
@@ -65,7 +73,7 @@ def _scan_count(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     return count
 
 
-@rule("masked_sort")
+@impl_rule("masked_sort")
 def _masked_sort(ins: Types, outs: Types, *, descending: Any, **_: Any) -> Callable[..., Any]:
     """A stable sort. Masked-out elements come last, in their old order."""
     wide = np.int64 if is_integer(ins[0].dtype) else np.float64
@@ -80,12 +88,12 @@ def _masked_sort(ins: Types, outs: Types, *, descending: Any, **_: Any) -> Calla
     return sort
 
 
-@rule("all_reduce_population_count")
+@impl_rule("all_reduce_population_count")
 def _count(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     return lambda x: np.full(outs[0].shape, np.count_nonzero(x), np.int32)
 
 
-@rule("all_reduce_ffs")
+@impl_rule("all_reduce_ffs")
 def _first(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     size = ins[0].size
     return lambda x: np.full(outs[0].shape, x.argmax() if x.any() else size, np.int32)
@@ -104,14 +112,14 @@ def _require_same_kind(primitive: str, narrow: np.dtype, wide: np.dtype) -> None
         raise Unsupported(primitive, f"between {narrow.name} and {wide.name}")
 
 
-@rule("pack")
+@impl_rule("pack")
 def _pack(ins: Types, outs: Types, *, format: Any, **_: Any) -> Callable[..., Any]:
     (out,), axis = outs, _axis(format)
     _require_same_kind("pack", out.dtype, ins[0].dtype)
     return lambda a, b: np.stack((a, b), axis).astype(out.dtype).reshape(out.shape)
 
 
-@rule("unpack")
+@impl_rule("unpack")
 def _unpack(ins: Types, outs: Types, *, format: Any, **_: Any) -> Callable[..., Any]:
     out, axis = outs[0], _axis(format)
     _require_same_kind("unpack", ins[0].dtype, out.dtype)
@@ -127,7 +135,7 @@ def _unpack(ins: Types, outs: Types, *, format: Any, **_: Any) -> Callable[..., 
 # -- memory -----------------------------------------------------------------------------------
 
 
-@rule("expand")
+@impl_rule("expand")
 def _expand(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     """Puts the array's elements, in order, at the places where the mask is true."""
     (out,) = outs
@@ -141,7 +149,7 @@ def _expand(ins: Types, outs: Types, **_: Any) -> Callable[..., Any]:
     return expand
 
 
-@rule("compress")
+@impl_rule("compress")
 def _compress(ins: Types, outs: Types, *, add: Any) -> Callable[..., Any]:
     """An array whose first elements are replaced by the unmasked ones, or have them added."""
 
@@ -154,7 +162,7 @@ def _compress(ins: Types, outs: Types, *, add: Any) -> Callable[..., Any]:
     return compress
 
 
-@rule("gather_elements")
+@impl_rule("gather_elements")
 def _gather_elements(ins: Types, outs: Types, *, masked: Any) -> Callable[..., Any]:
     (out,) = outs
     fill = memory.filler(out.dtype)
@@ -170,7 +178,7 @@ def _gather_elements(ins: Types, outs: Types, *, masked: Any) -> Callable[..., A
     return gather
 
 
-@rule("scatter_elements")
+@impl_rule("scatter_elements")
 def _scatter_elements(ins: Types, outs: Types, *, masked: Any, add: Any) -> Callable[..., Any]:
     """Scatters elements. If several go to one place, the last one stays, or all are added."""
 
@@ -224,6 +232,8 @@ def _apply(
 def _load(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     access, place = _access(lowering, eqn, ins)
     value = place.load(lowering)
+    if lowering.checker is not None:
+        value = lowering.checker.read(access.view, value, _packed(lowering, access.mask))
     if access.mask is None:
         return [value]
     return [_apply(lowering, "expand", (value, access.mask), place.type)]
@@ -236,6 +246,11 @@ def _swap(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]
     if access.mask is not None and not eqn.params.get("compress", True):
         raise Unsupported("swap", "with a mask that doesn't compress")
     before = place.load(lowering)
+    if lowering.checker is not None:
+        packed = _packed(lowering, access.mask)
+        if add or lowering.checker.is_used(eqn.outvars[0]):
+            before = lowering.checker.read(access.view, before, packed)
+        lowering.checker.write(access.view, packed)
     if access.mask is not None:
         value = _apply(lowering, "compress", (before, value, access.mask), place.type, add=add)
     elif add:
@@ -250,7 +265,10 @@ def _gather(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Valu
     operands = (place.load(lowering), *access.indices, access.mask)
     out = lowering.type(eqn.outvars[0].aval)
     masked = access.mask is not None
-    return [_apply(lowering, "gather_elements", operands, out, masked=masked)]
+    value = _apply(lowering, "gather_elements", operands, out, masked=masked)
+    if lowering.checker is None:
+        return [value]
+    return [lowering.checker.read(_elements(access), value, access.mask, "gathers from")]
 
 
 @lowering_rule("sparsecore_scatter")
@@ -258,8 +276,28 @@ def _scatter(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Val
     access, place = _access(lowering, eqn, ins)
     operands = (place.load(lowering), access.value, *access.indices, access.mask)
     params = {"masked": access.mask is not None, "add": eqn.params["add"]}
+    if lowering.checker is not None:
+        lowering.checker.write(_elements(access), access.mask, "scatters to")
     place.store(lowering, _apply(lowering, "scatter_elements", operands, place.type, **params))
     return []
+
+
+def _elements(access: state.SparseAccess) -> state.RefView:
+    """The elements that a gather or scatter touches."""
+    return access.view._replace(steps=(*access.view.steps, state.Index(access.indices)))
+
+
+def _packed(lowering: Lowering, mask: Value | None) -> Value | None:
+    """The places in memory of the elements that a mask chooses: one after the other, from the
+    start."""
+    if mask is None:
+        return None
+    type = array_type(mask.type)
+
+    def packed(mask: Array) -> Array:
+        return (np.arange(mask.size) < np.count_nonzero(mask)).reshape(mask.shape)
+
+    return lowering.memory("check_mask", [mask], [type], packed, PURE, key="packed")[0]
 
 
 # -- loops and barriers ------------------------------------------------------------------------
@@ -294,7 +332,9 @@ def _int32(lowering: Lowering, value: Value) -> Value:
 def _subcores(lowering: Lowering) -> Any:
     """The axis of the subcores that run as programs. None if there is only one subcore."""
     levels = lowering.machine.levels
-    return list(levels[-1].sizes)[-1] if levels and levels[-1].kind == "core" else None
+    if not levels or levels[-1].kind != "core":
+        return None
+    return list(lowering.kernels[-1].names)[-1]
 
 
 @lowering_rule("barrier")
@@ -317,6 +357,11 @@ def _fetch_and_add(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequen
     view = state.RefView(ref, (state.Index(tuple(indices)),) if indices else ())
     path, leaves = refs.path_of(view)
     type = array_type(value.type)
-    before = refs.load(lowering, ref, path, leaves, type)
-    refs.store(lowering, ref, path, leaves, _apply(lowering, "add", (before, value), type))
+    programs.emit_place(lowering)
+    with lowering.atomically():
+        before = refs.load(lowering, ref, path, leaves, type)
+        if lowering.checker is not None:
+            before = lowering.checker.read(view, before, None, "fetches and adds to", atomic=True)
+            lowering.checker.write(view, None, "fetches and adds to", atomic=True)
+        refs.store(lowering, ref, path, leaves, _apply(lowering, "add", (before, value), type))
     return [before]

@@ -97,6 +97,14 @@ def _lies_inside(dim: int, index: Any) -> bool:
 
 @lowering_rule("get")
 def get(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
+    values = _get(lowering, eqn, ins)
+    if lowering.checker is None:
+        return values
+    view, mask, _ = state.load(eqn, ins)
+    return [lowering.checker.read(view, value, mask) for value in values]
+
+
+def _get(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     out = contents_type(lowering.type(eqn.outvars[0].aval))
     try:
         access = state.load(eqn, ins)
@@ -113,6 +121,25 @@ def get(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
 
 @lowering_rule("swap")
 def swap(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
+    before = _swap(lowering, eqn, ins)
+    return before if lowering.checker is None else checked_swap(lowering, eqn, ins, before)
+
+
+def checked_swap(
+    lowering: Lowering, eqn: Any, ins: Sequence[Value], before: Sequence[Value]
+) -> Sequence[Value]:
+    """Emits the checks of a store that gives the elements ``before``, and returns these."""
+    checker = lowering.checker
+    assert checker is not None
+    view, value, mask = state.store(eqn, ins)
+    checker.decides(view, before[0], value)
+    if checker.is_used(eqn.outvars[0]):
+        before = [checker.read(view, value, mask) for value in before]
+    checker.write(view, mask)
+    return before
+
+
+def _swap(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     out = contents_type(lowering.type(eqn.outvars[0].aval))
     try:
         access = state.store(eqn, ins)
@@ -201,6 +228,9 @@ def _addupdate(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[V
     value = access.value
     refs.guard(lowering, ref, path, leaves, "write", ValueError)
     before = refs.load_inside(lowering, ref, path, leaves, value.type)
+    if lowering.checker is not None:
+        before = lowering.checker.read(access.view, before, what="adds to")
+        lowering.checker.write(access.view, what="adds to")
     (total,) = lowering.apply("add", [before, value], [value.type], {})
     refs.store_inside(lowering, ref, path, leaves, total)
     return []
@@ -218,9 +248,14 @@ def _run_scoped(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[
             raise Unsupported("run_scoped", "InterpretParams refuses it: it allocates HBM")
     buffers = [refs.allocate(lowering, ref_type(lowering.type(v.aval))) for v in opened.invars]
     lowering.names.update(zip(buffers, jax_compat.argument_names(opened), strict=False))
+    if lowering.checker is not None:
+        for ref in buffers:
+            lowering.checker.allocated(ref, lowering.names.get(ref))
     if common:
         buffers = [remote.of_first(lowering, ref, common) for ref in buffers]
     results = lowering.inline(jaxpr, buffers, ins)
+    if lowering.checker is not None:
+        lowering.checker.left(buffers)
     semaphores = [ref for ref in buffers if ref.ref.space.startswith("semaphore")]
     programs.emit_scope_exit(lowering, [] if common else semaphores)
     return results

@@ -18,8 +18,17 @@ from pallas_shim.evaluator import memory, refs
 from pallas_shim.evaluator.dynamic_slices import DynamicSlices
 from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.machine import faults, programs
-from pallas_shim.evaluator.program import PURE, Array, ArrayType, Effects, Region, Types, Value
-from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, lowering_rule, rule
+from pallas_shim.evaluator.program import (
+    PURE,
+    Array,
+    ArrayType,
+    Effects,
+    RefType,
+    Region,
+    Types,
+    Value,
+)
+from pallas_shim.evaluator.registry import Stack, Unsupported, batch_rule, impl_rule, lowering_rule
 from pallas_shim.evaluator.rules import indirect, remote
 from pallas_shim.evaluator.scalar_types import bit_width, recast
 from pallas_shim.jax_compat import state
@@ -79,19 +88,67 @@ def _start(lowering: Lowering, eqn: Any, dma: state.Dma) -> None:
         dma.device_id is not None or lowering.machine.levels[-1].kind == "core"
     ):
         programs.emit_turn(lowering)
-    if dma.device_id is not None:
-        if dma.src_sem is None:
-            raise Unsupported("dma_start", "a copy to another device without a semaphore to send")
-        sent = dma.src_sem
-        dma = dma._replace(
-            dst=remote.of_other(lowering, eqn, dma.dst, dma.device_id),
-            dst_sem=remote.of_other(lowering, eqn, dma.dst_sem, dma.device_id),
-        )
-        size = _copy(lowering, dma)
+    if dma.device_id is not None and dma.src_sem is None:
+        raise Unsupported("dma_start", "a copy to another device without a semaphore to send")
+    if lowering.checker is not None and dma.device_id is not None:
+        lowering.checker.reached(dma.dst.ref)
+    dma = dma._replace(
+        dst=remote.of_other(lowering, eqn, dma.dst, dma.device_id),
+        dst_sem=remote.of_other(lowering, eqn, dma.dst_sem, dma.device_id),
+    )
+    sent = None if dma.device_id is None else dma.src_sem
+    if lowering.checker is not None:
+        source, target = (indirect.with_arrays(lowering, view) for view in (dma.src, dma.dst))
+        kept = source.mask if target.mask is None else target.mask
+        here = None if dma.device_id is not None or _talks(lowering) else dma.dst_sem
+        lowering.checker.copy(source.view, target.view, (source.mask, kept), here)
+    if lowering.machine.timed:
+        _start_later(lowering, dma, sent)
+        return
+    size = _copy(lowering, dma)
+    if sent is not None:
         _add(lowering, sent, size)
-    else:
-        size = _copy(lowering, dma)
     _add(lowering, dma.dst_sem, size)
+
+
+def _start_later(lowering: Lowering, dma: state.Dma, sent: state.RefView | None) -> None:
+    """Emits a copy that may happen later. It first reads, and may write later still."""
+    programs.emit_place(lowering)
+    indices = any(indirect.rows(view).indices for view in (dma.src, dma.dst))
+    sizes = [None if indices else _dynamic_size(lowering, v) for v in (dma.src, dma.dst)]
+    size = next((size for size in sizes if size is not None), None)
+    steps: list[tuple[state.RefView | None, Callable[[], Any]]] = []
+    if indices or size is not None:
+        # Indices that the copy reads belong to it, as its source does.
+        steps.append((sent, lambda: _copy(lowering, dma)))
+        steps.append((dma.dst_sem, lambda: _size_of(lowering, dma)))
+    else:
+        src, path, leaves, type = _access(lowering, dma.src)
+        held = refs.allocate(lowering, RefType(type.shape, type.dtype, "any"))
+
+        def read() -> Any:
+            value = refs.load(lowering, src, path, leaves, type)
+            refs.store(lowering, held, (), (), value)
+            return _counted(lowering, type)
+
+        def write() -> Any:
+            whole = state.RefView(held, ())
+            return _copy(lowering, dma._replace(src=whole))
+
+        steps = [(sent, read), (dma.dst_sem, write)]
+
+    def step(semaphore: state.RefView | None, emit: Callable[[], Any]) -> programs.CopyStep:
+        with lowering.block() as body:
+            count = emit()
+            if semaphore is not None:
+                _add(lowering, semaphore, count)
+        region = Region((), tuple(body), ())
+        if semaphore is None:
+            return programs.CopyStep(region)
+        ref, path, leaves, _ = _access(lowering, semaphore)
+        return programs.CopyStep(region, ref, refs.normalised(ref.ref, path), leaves)
+
+    programs.emit_copy(lowering, [step(*each) for each in steps])
 
 
 def _copy(lowering: Lowering, dma: state.Dma) -> Any:
@@ -123,6 +180,8 @@ def _copy_at_once(lowering: Lowering, source: Any, target: Any) -> None:
     """A copy between programs. Passes don't analyse memory of other programs."""
     (src, path, leaves), (dst, to, to_leaves) = source, target
     path, to = refs.normalised(src.ref, path), refs.normalised(dst.ref, to)
+    lowering.touch(src, path, leaves, False)
+    lowering.touch(dst, to, to_leaves, True)
     read = memory.viewer(src.type.shape, src.type.dtype, path)
     write = memory.writer(dst.type.shape, dst.type.dtype, to)
     count = len(leaves)
@@ -133,8 +192,8 @@ def _copy_at_once(lowering: Lowering, source: Any, target: Any) -> None:
 
     lowering.memory(
         "dma", [src, dst, *leaves, *to_leaves], [], copy, Effects(reads=(0,), writes=(1,)),
-        key=(path, to, count),
-    )
+        params={"paths": (path, to), "num_leaves": count}, key=(path, to, count),
+    )  # fmt: skip
 
 
 @lowering_rule("dma_wait")
@@ -144,14 +203,22 @@ def _dma_wait(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Va
 
 
 def _await(lowering: Lowering, eqn: Any, dma: state.Dma) -> None:
+    if lowering.checker is not None and not _talks(lowering):
+        target = indirect.with_arrays(lowering, dma.dst)
+        lowering.checker.wait_for_copy(dma.dst_sem, target.view, target.mask)
+    _take(lowering, dma.dst_sem, _size_of(lowering, dma), True)
+
+
+def _size_of(lowering: Lowering, dma: state.Dma) -> Any:
+    """The count that a copy adds to its semaphores, as its target says."""
     into = indirect.rows(dma.dst)
-    size = _dynamic_size(lowering, into.view)
     if into.indices:
-        size = _counted(lowering, indirect.type_of(into))
-    elif size is None:
-        *_, type = _access(lowering, dma.dst)
-        size = _counted(lowering, type)
-    _take(lowering, dma.dst_sem, size, True)
+        return _counted(lowering, indirect.type_of(into))
+    size = _dynamic_size(lowering, into.view)
+    if size is not None:
+        return size
+    *_, type = _access(lowering, dma.dst)
+    return _counted(lowering, type)
 
 
 def _talks(lowering: Lowering) -> bool:
@@ -183,6 +250,7 @@ def _take(lowering: Lowering, sem: state.RefView, size: Any, decrement: bool) ->
 
 
 def _signal_count(lowering: Lowering, sem: state.RefView, value: Any) -> None:
+    """Adds to a semaphore."""
     if not _talks(lowering):
         _count(lowering, sem, value, np.add)
         return
@@ -191,10 +259,13 @@ def _signal_count(lowering: Lowering, sem: state.RefView, value: Any) -> None:
 
 
 def _await_count(lowering: Lowering, sem: state.RefView, value: Any, decrement: bool) -> None:
+    ref, path, leaves, _ = _access(lowering, sem)
+    path = refs.normalised(ref.ref, path)
     if _talks(lowering):
-        ref, path, leaves, _ = _access(lowering, sem)
-        path = refs.normalised(ref.ref, path)
+        programs.emit_place(lowering)
         programs.emit_await(lowering, ref, path, leaves, value, decrement)
+    elif lowering.machine.timed:
+        programs.emit_timed_wait(lowering, ref, path, leaves, value, decrement)
     elif decrement:
         _count(lowering, sem, value, np.subtract)
 
@@ -287,6 +358,9 @@ def _semaphore(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> state.Sema
 @lowering_rule("semaphore_signal")
 def _signal(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     semaphore = _semaphore(lowering, eqn, ins)
+    if lowering.checker is not None and not _talks(lowering):
+        lowering.checker.signal(semaphore.view, semaphore.value)
+    programs.emit_place(lowering)
     _signal_count(lowering, semaphore.view, semaphore.value)
     return []
 
@@ -294,7 +368,10 @@ def _signal(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Valu
 @lowering_rule("semaphore_wait")
 def _wait(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     view, value, _, _, decrement = _semaphore(lowering, eqn, ins)
-    if not _talks(lowering) and view.ref.type.space == "semaphore":
+    if lowering.checker is not None and not _talks(lowering):
+        lowering.checker.wait(view, value, decrement)
+    timed = lowering.machine.timed
+    if not _talks(lowering) and view.ref.type.space == "semaphore" and not timed:
         _take_own(lowering, view, value, decrement)
     else:
         _await_count(lowering, view, value, decrement)
@@ -314,7 +391,7 @@ def _take_own(lowering: Lowering, sem: state.RefView, value: Any, decrement: boo
         if at[()] < value:
             raise faults.own_deadlock(
                 f"the kernel {kernel}", name or "a semaphore", int(at[()]), int(value),
-                jax_compat.user_source(source),
+                jax_compat.user_source(source), alone=True,
             )  # fmt: skip
         if decrement:
             np.subtract(at, value, out=at, casting="unsafe")
@@ -326,6 +403,7 @@ def _take_own(lowering: Lowering, sem: state.RefView, value: Any, decrement: boo
 
 @lowering_rule("semaphore_read")
 def _read(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
+    programs.emit_place(lowering)
     ref, path, leaves, type = _access(lowering, _semaphore(lowering, eqn, ins).view)
     return [refs.load(lowering, ref, path, leaves, type)]
 
@@ -333,7 +411,7 @@ def _read(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]
 # -- arithmetic and layout --------------------------------------------------------------------
 
 
-@rule("roll")
+@impl_rule("roll")
 def _roll(
     ins: Types, outs: Types, *, axis: Any, stride: Any = None, stride_axis: Any = None, **_: Any
 ) -> Callable[..., Any]:
@@ -366,7 +444,7 @@ def _roll_batch(
     return {"axis": axis + 1, "stride": stride, "stride_axis": moved, **params}
 
 
-@rule("repeat")
+@impl_rule("repeat")
 def _repeat(ins: Types, outs: Types, *, repeats: Any, axis: Any, **_: Any) -> Callable[..., Any]:
     return lambda x: np.repeat(x, repeats, axis)
 
@@ -381,7 +459,7 @@ def _repeat_or_tile(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Seque
     return lowering.apply("tile", ins, outs, {"reps": tuple(reps)})
 
 
-@rule("bitcast")
+@impl_rule("bitcast")
 def _bitcast(ins: Types, outs: Types, *, ty: Any, dim: Any = None, **_: Any) -> Callable[..., Any]:
     (x,), (out,) = ins, outs
     axis = -2 if dim is None else dim
@@ -397,12 +475,12 @@ def _bitcast(ins: Types, outs: Types, *, ty: Any, dim: Any = None, **_: Any) -> 
     return cast
 
 
-@rule("sparsecore_bitcast")
+@impl_rule("sparsecore_bitcast")
 def _sparsecore_bitcast(ins: Types, outs: Types, *, dtype: Any, **_: Any) -> Callable[..., Any]:
     return _bitcast(ins, outs, ty=dtype, dim=-1)
 
 
-@rule("reciprocal")
+@impl_rule("reciprocal")
 def _reciprocal(ins: Types, outs: Types, *, approx: Any = False, **_: Any) -> Callable[..., Any]:
     (out,) = outs
     one = out.dtype.type(1)

@@ -39,19 +39,33 @@ def _read_modify_write(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Se
         elements = masked.update_slice(lowering, access, combined)
         if elements is None:
             raise Unsupported("atomic_rmw", "masked, at a place that may be outside its ref")
-        return [elements]
+        return [_checked(lowering, access.view, elements, access.mask)]
     type = access.value.type
     before = refs.load(lowering, ref, path, leaves, type)
     new = combined(before)
     if access.mask is not None:
         (new,) = lowering.apply("select_n", [access.mask, before, new], [type], {})
     refs.store(lowering, ref, path, leaves, new)
-    return [before]
+    return [_checked(lowering, access.view, before, access.mask)]
 
 
 @lowering_rule("atomic_cas")
 def _compare_and_swap(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
-    return by_discharge(lowering, eqn, ins)
+    before = by_discharge(lowering, eqn, ins)
+    return [_checked(lowering, state.RefView(ins[0], ()), value, None) for value in before]
+
+
+def _checked(
+    lowering: Lowering, view: state.RefView, before: Value, mask: Value | None
+) -> Value:
+    """Emits the checks of an atomic operation, and returns the elements before it."""
+    checker = lowering.checker
+    if checker is None:
+        return before
+    what = "updates atomically"
+    before = checker.read(view, before, mask, what, atomic=True)
+    checker.write(view, mask, what, atomic=True)
+    return before
 
 
 @lowering_rule("debug_barrier", "debug_barrier_p")

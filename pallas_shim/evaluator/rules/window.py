@@ -12,7 +12,7 @@ import numpy as np
 from pallas_shim.evaluator import blas, scalar_types
 from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.program import Array, Types, Value
-from pallas_shim.evaluator.registry import lowering_rule, rule
+from pallas_shim.evaluator.registry import impl_rule, lowering_rule
 from pallas_shim.evaluator.rules.linalg import multiplication
 from pallas_shim.evaluator.rules.reduce import accumulation, extremum, highest, lowest
 from pallas_shim.jax_compat import definitions
@@ -90,17 +90,17 @@ def _over_windows(
     return apply
 
 
-@rule("reduce_window_sum")
+@impl_rule("reduce_window_sum")
 def _reduce_window_sum(ins: Types, outs: Types, **params: Any) -> Callable[..., Any]:
     return accumulation(np.add, 0, ins[0].dtype, _over_windows(ins, outs, **params))
 
 
-@rule("reduce_window_max")
+@impl_rule("reduce_window_max")
 def _reduce_window_max(ins: Types, outs: Types, **params: Any) -> Callable[..., Any]:
     return extremum(np.maximum, ins[0].dtype, _over_windows(ins, outs, **params))
 
 
-@rule("reduce_window_min")
+@impl_rule("reduce_window_min")
 def _reduce_window_min(ins: Types, outs: Types, **params: Any) -> Callable[..., Any]:
     return extremum(np.minimum, ins[0].dtype, _over_windows(ins, outs, **params))
 
@@ -129,7 +129,7 @@ def _places(windows: Sequence[int], counts: Sequence[int], strides: Sequence[int
     ]
 
 
-@rule("select_and_scatter_add")
+@impl_rule("select_and_scatter_add")
 def _select_and_scatter_add(
     ins: Types,
     outs: Types,
@@ -170,7 +170,7 @@ def _select_and_scatter_add(
     return run
 
 
-@rule("select_and_gather_add")
+@impl_rule("select_and_gather_add")
 def _select_and_gather_add(
     ins: Types,
     outs: Types,
@@ -207,7 +207,7 @@ def _select_and_gather_add(
 # -- convolution ----------------------------------------------------------------------------
 
 
-@rule("conv_general_dilated")
+@impl_rule("conv_general_dilated")
 def _conv_general_dilated(
     ins: Types,
     outs: Types,

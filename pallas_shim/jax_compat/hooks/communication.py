@@ -12,7 +12,7 @@ from jax._src.interpreters import pxla
 
 from pallas_shim.jax_compat import state
 from pallas_shim.jax_compat.checked import ASKED_FOR_HERE
-from pallas_shim.jax_compat.jaxprs import equations
+from pallas_shim.jax_compat.jaxprs import KERNEL_PRIMITIVES, equations
 
 
 def compile_for_tpu_interpreter() -> Callable[[], None]:
@@ -43,8 +43,6 @@ def compile_for_tpu_interpreter() -> Callable[[], None]:
 # The effects that a kernel has in that interpreter.
 _EFFECTS = frozenset({callback._IOEffect, callback._OrderedIOEffect})
 
-_KERNELS = ("pallas_call", "mpmd_map", "core_map")
-
 
 def _interpreted(jaxpr: Any, axes: frozenset[Any]) -> Any:
     """A jaxpr whose talking kernels are the TPU interpreter's; the same if there are none.
@@ -59,7 +57,7 @@ def _interpreted(jaxpr: Any, axes: frozenset[Any]) -> Any:
 
 def _interpreted_eqn(eqn: Any, axes: frozenset[Any]) -> Any:
     params = eqn.params
-    if eqn.primitive.name in _KERNELS:
+    if eqn.primitive.name in KERNEL_PRIMITIVES:
         if not isinstance(params["interpret"], bool) or not _reaches_devices(params, axes):
             return eqn
         params = {**params, "interpret": _for_devices_that_talk()}

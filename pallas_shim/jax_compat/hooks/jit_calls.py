@@ -23,6 +23,8 @@ from jax._src.array import ArrayImpl
 from jax._src.lib import jax_jit
 from jax.sharding import SingleDeviceSharding
 
+from pallas_shim.jax_compat.jaxprs import open_jaxpr
+
 
 class Call(NamedTuple):
     """A call that JAX has not traced yet: the function, what jit was told, and with what."""
@@ -108,8 +110,14 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
         if to_trace is not None:
             # Tracing has no more frames than under stock JAX, since user code can count them.
             with nullcontext() if given is None else answers.tracing(given):
-                traced.params = stock_trace(*to_trace)
-            inferred, args_flat = stock_infer(fun, info, args, kwargs)
+                inferred = stock_trace(*to_trace)
+            entry, dynamic, _ = _entry(fun, info, args, kwargs)
+            if entry is None or open_jaxpr(inferred.params["jaxpr"])[0].is_high:
+                traced.params = inferred
+                inferred, args_flat = stock_infer(fun, info, args, kwargs)
+            else:  # what _infer_params does then, which asking again would take longer for
+                entry.pjit_params = inferred
+                args_flat = inferred.consts + dynamic
         if given is not None:
             return _Loading(given, inferred), args_flat
         if isinstance(inferred.params, dict):
@@ -127,7 +135,8 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
         return params
 
     def answered(fun: Any, info: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | _Unknown | None:
-        """The answer, as _infer_params returns it; None or `_Unknown`: JAX is to go on."""
+        """What _infer_params returns, or `_ANSWERED` and the results; None or `_Unknown`: JAX is to
+        go on."""
         entry = None
         if _ordinary():
             entry, dynamic, avals = _entry(fun, info, args, kwargs)
@@ -155,7 +164,7 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
         traced = type(params) is _Planned
         out = answers.run(args_flat, params.plan if traced else params)
         if out is not None:
-            return _Answered(inferred.out_tree.unflatten(out)), ()
+            return _ANSWERED, inferred.out_tree.unflatten(out)
         if traced:
             return inferred, args_flat
         entry.pjit_params = None
@@ -163,8 +172,8 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
 
     def run(inferred: Any, args_flat: Any, fun: Any, args: Any, kwargs: Any) -> Any:
         """In the place of _run_python_pjit."""
-        if type(inferred) is _Answered:
-            return inferred.outs, (), None, (), _NO_JAXPR, None, None, ()
+        if inferred is _ANSWERED:
+            return args_flat, (), None, (), _NO_JAXPR, None, None, ()
         if type(inferred) is not _Loading:
             return stock_run(inferred, args_flat, fun, args, kwargs)
         given, inferred = inferred
@@ -176,7 +185,7 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
         """In the place of _python_pjit_helper."""
         found = answered(fun, info, args, kwargs)
         if not isinstance(found, _Unknown):
-            if found is not None and type(found[0]) is _Answered:
+            if found is not None and found[0] is _ANSWERED:
                 return run(*found, fun, args, kwargs)
             return stock_run(fun, info, *args, **kwargs)
         with answers.tracing(found.given):
@@ -268,8 +277,8 @@ class _Planned(dict):
     plan: Any
 
 
-class _Answered(NamedTuple):
-    outs: Any
+# Stands where _infer_params returns what it inferred: the results, not the arguments, follow.
+_ANSWERED = object()
 
 
 class _Unknown(NamedTuple):

@@ -35,9 +35,10 @@ def run(on: Vectoriser, body: Sequence[Instruction]) -> None:
       Varies: the cells don't all do the same.
     """
     for instruction in on.to_do(body):
+        if not instruction.regions:
+            on.instruction(instruction)
+            continue
         match instruction.name:
-            case _ if not instruction.regions:
-                on.instruction(instruction)
             case "switch":
                 _switch(on, instruction)
             case "scan":

@@ -1,16 +1,13 @@
-"""The report: which kernels were called, how each ran, and the time it took."""
+"""The uses of kernels in this process: which were called, how each ran, and the time it took."""
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
-import json
 import logging
 import os
-import sys
 import threading
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from pallas_shim.jax_compat.kernel_info import KernelInfo
@@ -20,7 +17,7 @@ log = logging.getLogger("pallas_shim")
 _lock = threading.Lock()  # guards all counts
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, slots=True, weakref_slot=True)
 class Use:
     """The kernels of one jitted function (or one kernel of a compiled one) on one rung.
 
@@ -32,7 +29,8 @@ class Use:
     outcome of the cache on disk whose key is the function: "read", "written", or the reason why the
     program isn't kept; None: this cache is off. ``traced_cache`` is the outcome of the cache whose
     key is the jaxpr. ``raised`` counts the calls that ended with an exception, and ``error`` is the
-    last exception's type.
+    last exception's type. ``native``: what became of native code for the program; None: nothing
+    yet.
     """
 
     function: str
@@ -48,6 +46,7 @@ class Use:
     traced_cache: str | None = None
     raised: int = 0
     error: str | None = None
+    native: str | None = None
 
     def ran(self, seconds: float, error: BaseException | None = None) -> None:
         """Counts one call, and the exception that ended it, if any."""
@@ -58,6 +57,12 @@ class Use:
             if error is not None:
                 self.raised += 1
                 self.error = type(error).__name__
+            if REPORT.hear is not None:
+                REPORT.hear(self)
+
+    def counts(self) -> Counts:
+        """What is counted until now."""
+        return Counts(self.calls, self.raised, self.tracing, self.lowering, self.running)
 
     def caches(self) -> str | None:
         """The outcome of both caches, as text for people. None if neither was used."""
@@ -81,6 +86,8 @@ class Report:
         self._uses: dict[Any, Use] = {}
         # What the TPU's compiler said of the kernels, see `chip.verdicts.Verdict.row`.
         self.verdicts: list[dict[str, Any]] = []
+        self.hear: Callable[[Use], None] | None = None  # is called after each call of a kernel
+        self.wanted = False  # someone will look, so calls that JAX runs are worth counting
 
     def use(self, function: str, kernels: tuple[KernelInfo, ...], rung: str, reason: str) -> Use:
         """The use with this description. A new one is logged."""
@@ -100,85 +107,70 @@ class Report:
                 use.calls, use.tracing, use.lowering, use.running = 0, None, 0.0, 0.0
                 use.happened, use.raised, use.error = False, 0, None
 
-    def rows(self) -> list[dict[str, Any]]:
+    def mark(self) -> Mark:
+        """What is counted until now, for `rows` to leave out later."""
+        with _lock:
+            return {use: use.counts() for use in self._uses.values() if use.happened}
+
+    def rows(self, since: Mark | None = None) -> list[dict[str, Any]]:
         """One row for each kernel, or for each function without one. This is the JSON form.
 
         The keys: name, source, grid, function, calls, rung, reason, tracing_s, lowering_s,
-        running_s, shared_with, cache, raised, error. If several kernels of one jitted function ran
-        as one program, the calls and seconds are the program's. ``shared_with`` counts the
-        function's other kernels.
+        running_s, shared_with, cache, raised, error, native. If several kernels of one jitted
+        function ran as one program, the calls and seconds are the program's. ``shared_with``
+        counts the function's other kernels. With ``since``, only what was counted after it.
         """
         with _lock:
             uses = [use for use in self._uses.values() if use.happened]
+        before = since or {}
         return [
-            {
-                "name": kernel.name if kernel else f"{use.function} (no kernel)",
-                "source": kernel.source if kernel else None,
-                "grid": kernel.grid if kernel else "",
-                "function": use.function,
-                "calls": use.calls,
-                "rung": use.rung,
-                "reason": use.reason,
-                "tracing_s": use.tracing,
-                "lowering_s": use.lowering,
-                "running_s": use.running,
-                "shared_with": max(len(use.kernels) - 1, 0),
-                "cache": use.caches(),
-                "raised": use.raised,
-                "error": use.error,
-            }
+            row
             for use in uses
-            for kernel in use.kernels or (None,)
+            if use not in before or use.calls > before[use].calls
+            for row in rows(use, before.get(use, Counts()))
         ]
 
-    def table(self) -> str:
-        """The rows as text, for people."""
-        return table(self.rows())
+
+Mark: TypeAlias = dict[Use, "Counts"]
 
 
-_HEADER = (
-    "kernel", "source", "grid", "calls", "rung", "tracing s", "lowering s", "running s", "reason",
-)
+class Counts(NamedTuple):
+    """What a use had counted."""
+
+    calls: int = 0
+    raised: int = 0
+    tracing: float | None = None
+    lowering: float = 0.0
+    running: float = 0.0
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Rows of a report as text, for people."""
-    if not rows:
-        return "pallas_shim: no Pallas kernel was called"
-    lines = [_HEADER]
-    for row in rows:
-        tracing = "-" if row["tracing_s"] is None else f"{row['tracing_s']:.3f}"
-        shared = "*" if row["shared_with"] else ""
-        lines.append(
-            (
-                row["name"],
-                row["source"] or "-",
-                row["grid"] or "-",
-                f"{row['calls']}{shared}",
-                row["rung"],
-                f"{tracing}{shared}",
-                f"{row['lowering_s']:.3f}{shared}",
-                f"{row['running_s']:.3f}{shared}",
-                "; ".join(_remarks(row)),
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
+def rows(use: Use, before: Counts | None = None) -> list[dict[str, Any]]:
+    """One row for each kernel of a use, without what it had counted before: see `Report.rows`."""
+    before = before or Counts()
+    tracing = use.tracing
+    if tracing is not None and before.tracing is not None:
+        tracing -= before.tracing
+    raised = use.raised - before.raised
+    return [
+        {
+            "name": kernel.name if kernel else f"{use.function} (no kernel)",
+            "source": kernel.source if kernel else None,
+            "grid": kernel.grid if kernel else "",
+            "function": use.function,
+            "calls": use.calls - before.calls,
+            "rung": use.rung,
+            "reason": use.reason,
+            "tracing_s": tracing,
+            "lowering_s": use.lowering - before.lowering,
+            "running_s": use.running - before.running,
+            "shared_with": max(len(use.kernels) - 1, 0),
+            "cache": use.caches(),
+            "raised": raised,
+            "error": use.error if raised else None,
+            "native": use.native,
+        }
+        for kernel in use.kernels or (None,)
     ]
-    text.insert(0, "pallas_shim: the Pallas kernels of this process")
-    if any(row["shared_with"] for row in rows):
-        text.append("* of the whole jitted function, which holds other kernels too")
-    return "\n".join(text)
-
-
-def _remarks(row: dict[str, Any]) -> Iterator[str]:
-    yield row["reason"]
-    if row["cache"]:
-        yield f"cache: {row['cache']}"
-    if row.get("raised"):
-        yield f"{row['raised']} of {row['calls']} calls raised, the last one {row['error']}"
 
 
 def _titled(kernel: KernelInfo) -> str:
@@ -198,46 +190,6 @@ def _start_over() -> None:
 
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_start_over)
-
-
-def write(destination: str) -> None:
-    """Writes the report. "1" prints a table to stderr; anything else is the path of a JSON file.
-
-    ``{pid}`` in a path stands for the process id, for scripts that start other processes.
-    """
-    if destination == "1":
-        print(REPORT.table(), file=sys.stderr)
-        return
-    path = destination.replace("{pid}", str(os.getpid()))
-    try:
-        with open(path, "w", encoding="utf-8") as file:
-            content = {"pid": os.getpid(), "kernels": REPORT.rows()}
-            if REPORT.verdicts:
-                content["compiled"] = REPORT.verdicts
-            json.dump(content, file, indent=1)
-            file.write("\n")
-    except OSError as error:
-        print(f"pallas_shim: the report can't be written: {error}", file=sys.stderr)
-
-
-def show(path: str) -> int:
-    """Prints the table of a JSON file that `write` made. Returns the exit status: 1 if the file
-    can't be read."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            rows = json.load(file)["kernels"]
-        print(table(rows))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"pallas_shim: {path} isn't a report: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def write_at_exit(destination: str | None) -> None:
-    """Writes the report when Python ends. If it is called again, the last destination counts."""
-    atexit.unregister(write)
-    if destination is not None:
-        atexit.register(write, destination)
 
 
 def log_to_stderr() -> None:

@@ -1,0 +1,132 @@
+"""One run of a checked program: where it stands, and what it has found."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+from pallas_shim import jax_compat
+from pallas_shim.evaluator.findings import Access, Finding
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Site:
+    """An access in the user's code.
+
+    ``number`` is the same in each program that is lowered from one jaxpr. ``ref`` is the user's
+    name of the ref. ``what``: as in `Access`. ``source`` is where the user's code asked for it.
+    """
+
+    number: int
+    ref: str | None
+    what: str
+    source: Any
+
+    def access(
+        self, indices: str = "", cell: tuple[int, ...] | None = None, program: str | None = None
+    ) -> Access:
+        return Access(self.what, indices, line(self.source), program, cell)
+
+
+def line(source: Any) -> str | None:
+    """The user's ``file:line``. None if it isn't known."""
+    where = jax_compat.user_source(source)
+    return None if where is None else where.partition(" ")[0]
+
+
+class Run:
+    """What one run finds.
+
+    ``report`` gets each finding at once, except `candidates`: reads of undefined elements, by the
+    numbers of their sites, which are faults only if they change what the function returns.
+    ``disturbed``: the sites at which undefined elements are replaced by ``garbage``; None for all.
+    """
+
+    def __init__(
+        self,
+        report: Callable[[Finding], None],
+        disturbed: Collection[int] | None = (),
+        garbage: int = 0,
+    ) -> None:
+        self.report = report
+        self.disturbed = disturbed
+        self.garbage = garbage
+        self.candidates: dict[int, Finding] = {}
+        self.kernel: tuple[str, str | None] = "", None  # the last one that started
+
+    def disturbs(self, site: Site) -> bool:
+        return self.disturbed is None or site.number in self.disturbed
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """A context in which programs report to this run."""
+        token = _running.set(self)
+        try:
+            yield
+        finally:
+            _running.reset(token)
+
+
+_running: contextvars.ContextVar[Run] = contextvars.ContextVar("pallas_shim_checked_run")
+
+
+def current() -> Run | None:
+    """The run of the checked program that runs here. None if no program is checked."""
+    return _running.get(None)
+
+
+class Activation:
+    """One execution of a kernel. ``cell`` is the grid cell that runs, None before the first.
+    ``turn``: the number of its place among those that may run at the same time. ``program``: the
+    name of the device or core, None if there is only one."""
+
+    __slots__ = ("run", "kernel", "source", "program", "cell", "turn")
+
+    def __init__(self, kernel: str, source: str | None, program: str | None = None) -> None:
+        self.run = _running.get()
+        self.run.kernel = kernel, source
+        self.kernel = kernel
+        self.source = source
+        self.program = program
+        self.cell: tuple[int, ...] | None = None
+        self.turn = 0
+
+    def finding(
+        self, kind: str, rule: str, message: str, advice: str, site: Site, *accesses: Access
+    ) -> Finding:
+        """A finding at a site. ``message`` is a sentence whose subject, the kernel, is missing."""
+        message = f"the kernel {self.kernel} {message}"
+        # Where the user's line isn't known, the kernel's own is near.
+        accesses = tuple(
+            dataclasses.replace(access, where=access.where or self.source) for access in accesses
+        )
+        return Finding(
+            kind, rule, self.kernel, message, advice, accesses, site.ref, self.source
+        )
+
+    def found(
+        self,
+        kind: str,
+        rule: str,
+        message: str,
+        advice: str,
+        site: Site,
+        indices: str = "",
+        others: tuple[Access, ...] = (),
+    ) -> None:
+        """Reports a fault at an access."""
+        access = self.access(site, indices)
+        self.found_at(kind, rule, message, advice, site, access, *others)
+
+    def access(self, site: Site, indices: str = "") -> Access:
+        """An access of this program, now."""
+        return site.access(indices, self.cell, self.program)
+
+    def found_at(
+        self, kind: str, rule: str, message: str, advice: str, site: Site, *accesses: Access
+    ) -> None:
+        """Reports a fault of these accesses."""
+        self.run.report(self.finding(kind, rule, message, advice, site, *accesses))

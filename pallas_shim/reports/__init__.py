@@ -1,0 +1,1 @@
+"""The report: what ran, how and why, of one process or of many."""

@@ -1,0 +1,178 @@
+"""A report as an object: the kernels of one process, or of several."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from pallas_shim import columns, facts
+from pallas_shim.reports.uses import REPORT
+
+SCHEMA = "pallas_shim.report"
+SCHEMA_VERSION = 1
+
+
+class NotAReport(ValueError):
+    """What was read isn't a report, or is one of another schema."""
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Document:
+    """What `pallas_shim.report` returns. It doesn't change when more kernels run.
+
+    ``processes`` has one entry for each process: its pid, argv, host, machine, times and versions,
+    and its ``kernels``, which are the rows. One whose kernels were compiled for a TPU also has
+    ``compiled``, the rows of `chip.verdicts.Verdict.row`.
+    """
+
+    processes: tuple[Mapping[str, Any], ...]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each kernel of each process: see `uses.Report.rows`. With the pid."""
+        return [
+            {**row, "pid": process["pid"]} for process in self.processes
+            for row in process["kernels"]
+        ]  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form. Its ``schema_version`` grows when a key changes its meaning or goes."""
+        processes = [dict(process) for process in self.processes]
+        return {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, "processes": processes}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=1)
+
+    def __str__(self) -> str:
+        """The table, in at most 100 columns. Equal rows of several processes are one."""
+        return "\n".join(_text(self))
+
+    __repr__ = __str__  # what Python and IPython show
+
+    def _repr_html_(self) -> str:
+        rows = _merged(self.rows)
+        remarks = ["; ".join(_remarks(row)) for row in rows]
+        header, *cells = _cells(rows)
+        table = [(*header, "reason"), *((*c, r) for c, r in zip(cells, remarks, strict=True))]
+        return columns.html_table(_title(self), table if rows else [()], list(_footnotes(rows)))
+
+
+def of_process() -> Document:
+    """The report of this process until now."""
+    process = {**facts.of_process(), "kernels": REPORT.rows()}
+    if REPORT.verdicts:
+        process["compiled"] = list(REPORT.verdicts)
+    return Document((process,))
+
+
+def from_dict(made: Any) -> Document:
+    """The document that `Document.to_dict` described.
+
+    Raises:
+      NotAReport
+    """
+    if not isinstance(made, dict) or made.get("schema") != SCHEMA:
+        raise NotAReport("it isn't a report of pallas_shim")
+    if made.get("schema_version") != SCHEMA_VERSION:
+        raise NotAReport(
+            f"its schema version is {made.get('schema_version')}, and this pallas_shim reads "
+            f"{SCHEMA_VERSION}; use the pallas_shim that wrote it"
+        )
+    return Document(tuple(made["processes"]))
+
+
+def merged(documents: Iterable[Document]) -> Document:
+    """One document of several, in the order in which the processes began."""
+    processes = [process for document in documents for process in document.processes]
+    return Document(tuple(sorted(processes, key=lambda process: process["began"])))
+
+
+# -- the table ---------------------------------------------------------------------------------
+
+_HEADER = (
+    "kernel", "function", "source", "grid", "calls", "rung", "tracing s", "lowering s", "running s",
+)  # fmt: skip
+# Rows with equal values of these are one row of the table.
+_SAME = ("name", "source", "grid", "function", "rung", "reason", "shared_with")
+
+
+def _text(document: Document) -> Iterator[str]:
+    rows = _merged(document.rows)
+    yield _title(document)
+    if not rows:
+        return
+    header, *blocks = columns.blocks(_cells(rows))
+    yield from header
+    for lines, row in zip(blocks, rows, strict=True):
+        yield from lines
+        yield from columns.paragraph("; ".join(_remarks(row)), indent="    ")
+    yield from _footnotes(rows)
+
+
+def _title(document: Document) -> str:
+    count = len(document.processes)
+    of = "this process" if count == 1 else f"{count} processes"
+    if not document.rows:
+        return f"pallas_shim: no Pallas kernel was called in {of}"
+    return f"pallas_shim: the Pallas kernels of {of}"
+
+
+def _cells(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    places = columns.places(row["source"] for row in rows)
+    cells: list[tuple[str, ...]] = [_HEADER]
+    for row in rows:
+        tracing = "-" if row["tracing_s"] is None else f"{row['tracing_s']:.3f}"
+        shared = "*" if row["shared_with"] else ""
+        cells.append(
+            (
+                row["name"],
+                row["function"],
+                places[row["source"]],
+                row["grid"] or "-",
+                f"{row['calls']}{shared}",
+                row["rung"],
+                f"{tracing}{shared}",
+                f"{row['lowering_s']:.3f}{shared}",
+                f"{row['running_s']:.3f}{shared}",
+            )
+        )
+    return cells
+
+
+def _remarks(row: Mapping[str, Any]) -> Iterator[str]:
+    yield row["reason"]
+    if row["cache"]:
+        yield f"cache: {row['cache']}"
+    if row["native"]:
+        yield row["native"]
+    if row["raised"]:
+        yield f"{row['raised']} of {row['calls']} calls raised, the last one {row['error']}"
+    if row["processes"] > 1:
+        yield f"in {row['processes']} processes"
+
+
+def _footnotes(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    if any(row["shared_with"] for row in rows):
+        yield "* of the whole jitted function, which holds other kernels too"
+
+
+def _merged(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of several processes, with those of the same kernel added up."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in _SAME)
+        if row["pid"] in (first := found.setdefault(key, {**row, "pids": set()}))["pids"]:
+            key = (*key, len(found))  # the same process tells two apart, so they are two
+            first = found[key] = {**row, "pids": set()}
+        if first["pids"]:
+            for name in ("calls", "raised", "lowering_s", "running_s"):
+                first[name] += row[name]
+            if row["tracing_s"] is not None:
+                first["tracing_s"] = (first["tracing_s"] or 0.0) + row["tracing_s"]
+            first["error"] = row["error"] or first["error"]
+            first["cache"] = first["cache"] or row["cache"]
+            first["native"] = first["native"] or row["native"]
+        first["pids"].add(row["pid"])
+    return [{**row, "processes": len(row["pids"])} for row in found.values()]
