@@ -33,6 +33,7 @@ class Settings:
     compile: the TPUs for which kernels are compiled when the process ends, as "v6e" or "v5e:4x4".
     compile_executor: where they are compiled, see `chip.driver.executor`; None: on this machine.
     dump: the directory to write the programs and the generated code of each function to, or None.
+    progress: show how far long grids and loops are; None: on a terminal and in CI.
     check: the kinds of faults for which kernels are checked while they run.
     schedules: in how many orders of programs and copies each call of a kernel runs; 0: in one.
     seed: the order, if it is one, else the seed of the first that is drawn; None for the usual one.
@@ -53,6 +54,7 @@ class Settings:
     compile: tuple[str, ...] = ()
     compile_executor: str | None = None
     dump: str | None = None
+    progress: bool | None = None
     check: frozenset[str] = frozenset()
     schedules: int = 0
     seed: str | None = None
@@ -169,6 +171,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
     "PALLAS_NUMPY": ("0, 1 or force", _start),
     "PALLAS_NUMPY_STRICT": ("0 or 1", _switch("strict")),
     "PALLAS_NUMPY_LOG": ("0 or 1", _switch("log")),
+    "PALLAS_NUMPY_PROGRESS": ("0 or 1", _switch("progress")),
     "PALLAS_NUMPY_REPORT": ("0, 1 (a table on stderr) or the path for a JSON file", _report),
     "PALLAS_NUMPY_TPU": (f"0 or one of {', '.join(TPUS)}", _tpu),
     "PALLAS_NUMPY_SCOPE": ("kernels or all", _scope),

@@ -33,6 +33,7 @@ class PallasMagics(Magics):
         if line.strip():
             raise UsageError("%%pallas_report takes nothing on its line")
         with Recording() as recording:
+            assert self.shell is not None
             result = self.shell.run_cell(cell)
         display(recording.report)
         if settings.current().check:
