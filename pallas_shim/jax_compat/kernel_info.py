@@ -50,6 +50,12 @@ def _find_kernels(jaxpr: Any) -> Iterator[Any]:
                 yield from kernel_equations(inner)
 
 
+def is_a_kernel(jaxpr: Any) -> bool:
+    """Whether a jaxpr is a kernel and nothing else, as it is where one is called outside of jit."""
+    eqns = getattr(jaxpr, "jaxpr", jaxpr).eqns
+    return len(eqns) == 1 and eqns[0].primitive.name in KERNEL_PRIMITIVES
+
+
 def inner_jaxprs(eqn: Any) -> Iterator[Any]:
     """The jaxprs that an equation holds."""
     return core.jaxprs_in_params(eqn.params)
