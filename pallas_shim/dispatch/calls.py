@@ -14,7 +14,7 @@ from pallas_shim import settings
 from pallas_shim.dispatch import compiling, donation, stock
 from pallas_shim.dispatch.plan import Plan, run
 from pallas_shim.dispatch.planning import known_plan, plan_of
-from pallas_shim.jax_compat import arrays, call_info
+from pallas_shim.jax_compat import arrays, call_info, kernel_info
 from pallas_shim.jax_compat.hooks import jit_calls
 
 if TYPE_CHECKING:
@@ -87,6 +87,9 @@ class Answers:
         if plan.mesh is not None:
             assert plan.use is not None
             plan.use.cache = f"not kept: {compiling.NOT_KEPT_ON_MESH}"
+        elif kernel_info.asks_for_prints(params["jaxpr"]):
+            assert plan.use is not None
+            plan.use.cache = "not kept: debug=True prints when it is traced"
         else:
             from pallas_shim.dispatch import kept_calls
 
