@@ -46,7 +46,7 @@ def compiled(function: Function, *, keep: bool) -> tuple[CachedProgram | None, E
     # no checked programs either, and none that can run in any order.
     other_ways = (options.checks, options.schedules, options.order)
     whole = keep and not options.watchers and observing.current is None
-    if not whole or any(way is not None for way in other_ways):
+    if not whole or options.late or any(way is not None for way in other_ways):
         return None, _made(compiler.compile, function, options)
     make = functools.partial(_made, compiler.make_program, function, options)
     cached = CachedProgram(function.jaxpr, function.name, function.axes, make)
@@ -89,19 +89,22 @@ def compiled_on_mesh(
     results = sharded.results(on, call_info.out_avals(function.jaxpr), types)
     parts: list[int] = []
     cut: Mapping[int, sharded.Names] = {}
-    # An observer, and other orders, compare whole arrays.
-    if observing.current is None and options.schedules is None and options.order is None:
+    if observing.current is None:  # an observer compares whole arrays
         parts = [
             position
             for position, names in shards.results(made).items()
             if sharded.is_cut_so(results[position], names, on)
         ]
-        cut = shards.parameters(made) if on.whole else {}
+        # The programs that the options ask for may use an argument elsewhere, too.
+        other_ways = (options.checks, options.schedules, options.order)
+        alone = not options.late and all(way is None for way in other_ways)
+        cut = shards.parameters(made) if on.whole and alone else {}
     with _bugs_refuse(function.name):
         executable = compiler.prepare(made, options, parts)
-    finish = functools.partial(compiler.finish, executable, parts=parts)
-    executable = _made(finish, function, options)
-    return executable, MeshPlan(on, cut, results)
+        executable = compiler.repeated(
+            executable, function.jaxpr, function.name, function.axes, True, options, parts
+        )
+        return executable, MeshPlan(on, cut, results)
 
 
 def program(function: Function) -> Program:
@@ -137,6 +140,8 @@ def _options(folder: dump.Folder | None, function: Function | None) -> compiler.
     options = compiler.Options(asked.disabled_passes, watchers, emitted, checks, COLLECTOR.add)
     if function is None or not function.kernels:
         return options
+    if kernel_info.waits_for_its_copies(function.jaxpr):
+        options = options._replace(late=True)
     if asked.schedules:
         names = ", ".join(dict.fromkeys(kernel.name for kernel in function.kernels))
         seed = int(asked.seed or 0)

@@ -15,7 +15,8 @@ import numpy as np
 from pallas_shim.evaluator.checks.lowering import Checks
 from pallas_shim.evaluator.checks.run import Run
 from pallas_shim.evaluator.execute import Executable
-from pallas_shim.evaluator.findings import Finding
+from pallas_shim.evaluator.findings import Access, Finding
+from pallas_shim.evaluator.machine.scheduler import Deadlock
 from pallas_shim.jax_compat.callbacks import CALLBACK_PRIMITIVES
 
 # What undefined elements are replaced by: small numbers first, since loops may run so often.
@@ -48,7 +49,12 @@ class CheckedExecutable(Executable):
     def run(self, args: Sequence[np.ndarray]) -> list[np.ndarray]:
         run = Run(self._report)
         with run.active():
-            results = self._run_once.run(args)
+            try:
+                results = self._run_once.run(args)
+            except Deadlock as deadlock:
+                if not deadlock.alone:  # else the checks have said so
+                    self._report(_finding(deadlock, run))
+                raise
         if run.candidates:
             self._judge(run.candidates, args)
         return results
@@ -105,3 +111,18 @@ class CheckedExecutable(Executable):
                 return [np.asarray(result).tobytes() for result in self._disturbed.run(args)]
         except Exception:
             return None
+
+
+def _finding(deadlock: Deadlock, run: Run) -> Finding:
+    """The finding of programs that wait for one another."""
+    kernel, source = run.kernel
+    where = (source or "").partition(" ")[0] or None
+    accesses = tuple(
+        Access("waits for", f" {wait.what}", (wait.where or "").partition(" ")[0] or None,
+               wait.program)
+        for wait in deadlock.waits
+    )  # fmt: skip
+    count = len(accesses)
+    message = f"{count} program{'s wait' if count > 1 else ' waits'}, and none can go on"
+    advice = "Give each wait a signal, or a copy, that arrives"
+    return Finding("sync", "deadlock", kernel, message, advice, accesses, None, where)
