@@ -651,3 +651,24 @@ def test_debug_prints_what_jax_prints(outside, capsys, setting):
 def test_debug_of_a_kernel_for_a_tpu(shim, capsys):
     jax.jit(lambda x: pl.pallas_call(double_kernel, out_shape=x, debug=True)(x))(jnp.arange(4.0))
     assert "The kernel jaxpr for pallas_call double_kernel at " in capsys.readouterr().out
+
+
+def test_a_breakpoint_in_a_kernel_is_told_of(shim, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "breakpointhook", lambda: None)
+
+    def kernel(x_ref, o_ref):
+        @pl.when(True)
+        def _():
+            breakpoint()
+            o_ref[...] = x_ref[...]
+
+    def other(x_ref, o_ref):
+        jax.debug.print("no breakpoint")
+        o_ref[...] = x_ref[...]
+
+    for function in (kernel, kernel, other):
+        call = functools.partial(pl.pallas_call, functools.partial(function), interpret=True)
+        jax.jit(lambda x, call=call: call(out_shape=x)(x))(jnp.arange(4.0))
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "kernel kernel (" in said and "calls breakpoint(), which stops" in said
+    assert "python -m pallas_shim debug" in said
