@@ -24,6 +24,8 @@ class Settings:
     report: None for no report, "1" for a table on stderr at exit, else the path for a JSON file.
     disabled_passes: names of optimisation passes to leave out.
     tpu: the TPU generation that user code is told it runs on, or None.
+    topology: how many chips user code is told there are along each dimension; None: one for each
+      device that there is, in a line.
     everything: jitted functions without a kernel are run here too, until they have earned XLA's
       compilation.
     cache: which programs are kept for later processes: "trace", those of jaxprs, in the directory
@@ -46,6 +48,7 @@ class Settings:
     report: str | None = None
     disabled_passes: frozenset[str] = frozenset()
     tpu: str | None = None
+    topology: tuple[int, ...] | None = None
     everything: bool = False
     cache: str | None = "trace"
     cache_verify: bool = False
@@ -76,7 +79,12 @@ def _report(value: str) -> dict[str, Any]:
 
 
 def _tpu(value: str) -> dict[str, Any]:
-    return {"tpu": None if value == "0" else {name: name for name in TPUS}[value]}
+    name, colon, sizes = value.partition(":")
+    if not colon:
+        return {"tpu": None if value == "0" else {name: name for name in TPUS}[value]}
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes) or sizes.count("x") != TPUS[name] - 1:
+        raise KeyError(value)
+    return {"tpu": name, "topology": tuple(map(int, sizes.split("x")))}
 
 
 def _scope(value: str) -> dict[str, Any]:
@@ -140,7 +148,8 @@ def _passes(value: str) -> dict[str, Any]:
     return {"disabled_passes": frozenset(_PASSES[name[1:]] for name in names)}
 
 
-TPUS = ("v4", "v5e", "v5p", "v6e", "v7x")
+# Each generation of TPUs, and in how many dimensions its chips are connected.
+TPUS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2, "v7x": 3}
 
 # The kinds of findings of the evaluator, which knows nothing of settings.
 CHECKS = ("bounds", "uninitialized", "races", "sync", "blocks")
@@ -170,7 +179,10 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
     "PALLAS_NUMPY_STRICT": ("0 or 1", _switch("strict")),
     "PALLAS_NUMPY_LOG": ("0 or 1", _switch("log")),
     "PALLAS_NUMPY_REPORT": ("0, 1 (a table on stderr) or the path for a JSON file", _report),
-    "PALLAS_NUMPY_TPU": (f"0 or one of {', '.join(TPUS)}", _tpu),
+    "PALLAS_NUMPY_TPU": (
+        f"0 or one of {', '.join(TPUS)}, or several as in v5e:2x4 and v4:2x2x1",
+        _tpu,
+    ),
     "PALLAS_NUMPY_SCOPE": ("kernels or all", _scope),
     "PALLAS_NUMPY_PASSES": (
         f"passes to leave out, as in -hoisting,-copy_elision, of {', '.join(PASSES)}",

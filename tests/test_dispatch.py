@@ -174,7 +174,6 @@ def test_a_callback_in_64_bits(shim):
 # -- kernels that stay with JAX ---------------------------------------------------------------
 
 ASKED = {
-    "detect_races": True,
     "random_seed": 3,
 }
 

@@ -389,6 +389,10 @@ _MACHINE_ROWS = (
                       "the number of its leaves, or None"),),
     ),
     _row(
+        "note", "tells those who watch for races what a program does", "number:index value:any*",
+        "", "machine/programs", effects=(_IO,),
+    ),
+    _row(
         "land", "ends the copies of a kernel", "", "", "machine/programs", effects=(_IO,),
     ),
     _row(

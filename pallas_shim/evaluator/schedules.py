@@ -71,7 +71,7 @@ class _Outcome:
         self.error: Exception | None = None
         with order.running(in_order) as run:
             try:
-                self.results = executable(*args)
+                self.results = executable.run(args)
             except Exception as error:
                 self.error = error
         self.decisions: list[Decision] = run.decisions
@@ -163,8 +163,8 @@ class ExploredExecutable(Executable):
         self._found = found
         self._done = False
 
-    def __call__(self, *args: Any) -> list[Any]:
-        results = self._run_once(*args)
+    def run(self, args: Sequence[Any]) -> list[Any]:
+        results = self._run_once.run(args)
         if not self._done:
             self._explore(args)
         return results
@@ -211,7 +211,7 @@ class OrderedExecutable(Executable):
         self._run_once = executable
         self._asked = asked
 
-    def __call__(self, *args: Any) -> list[Any]:
+    def run(self, args: Sequence[Any]) -> list[Any]:
         with order.running(self._asked):
-            return self._run_once(*args)
+            return self._run_once.run(args)
 

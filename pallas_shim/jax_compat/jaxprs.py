@@ -150,11 +150,20 @@ def called_jaxpr(eqn: Any) -> Any:
 
 
 def is_own(jaxpr: Any) -> bool:
-    """Whether a jaxpr is of a function of JAX's own. Its equations have the places of the first
-    call with these types, or none."""
+    """Whether a jaxpr is of a function of JAX's own, and holds none of the user's (such as a
+    kernel). Its equations have the places of the first call with these types, or none."""
+    return _of_jax(jaxpr) is True and not any(
+        _of_jax(inner) is False
+        for eqn in equations(jaxpr)
+        for inner in core.jaxprs_in_params(eqn.params)
+    )
+
+
+def _of_jax(jaxpr: Any) -> bool | None:
+    """Whether JAX's code defines the function of this jaxpr alone. None if that isn't known."""
     debug_info = getattr(open_jaxpr(jaxpr)[0], "debug_info", None)
     _, at, where = (getattr(debug_info, "func_src_info", None) or "").partition(" at ")
-    return bool(at) and not source_info_util.is_user_filename(where.rpartition(":")[0])
+    return not source_info_util.is_user_filename(where.rpartition(":")[0]) if at else None
 
 
 def scan(eqn: Any) -> Scan:

@@ -229,7 +229,7 @@ def memory(aval: Any) -> str | None:
     """The memory space of a kernel's ref: vmem, smem, semaphore_mem, any, hbm. None: the default,
     which is VMEM."""
     space = memory_space(aval)
-    return None if space in (None, "default") else space
+    return None if space in ("none", "default", "device") else space
 
 
 def _index_map(mapping: Any) -> Any:
