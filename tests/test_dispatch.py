@@ -171,6 +171,15 @@ def test_a_callback_in_64_bits(shim):
         np.testing.assert_array_equal(np.asarray(out), np.arange(4) * 2.0)
 
 
+@pytest.mark.parametrize("orders", [{"schedules": 2}, {"seed": "3"}])
+def test_other_orders(orders, shim, setting):
+    jax.clear_caches()
+    setting(**orders)
+    np.testing.assert_array_equal(jax.jit(double)(np.arange(4.0)), 2 * np.arange(4.0))
+    assert rungs(shim) == {"numpy"}
+    jax.clear_caches()
+
+
 # -- kernels that stay with JAX ---------------------------------------------------------------
 
 ASKED = {
