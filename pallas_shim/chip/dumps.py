@@ -144,7 +144,10 @@ def utilization(files: Files) -> Utilization:
 # Instructions that cost time for the shape or place of the data, and what to say of them.
 _COSTLY = (
     # sm: the sublanes; all eight are 0xff.
-    (re.compile(r"\bvst\.msk\b|\bvst\.sshfl\.msk\b|\bvst \[[^\n]* sm:\$0x(?!ff\])"), "masked stores"),
+    (
+        re.compile(r"\bvst\.msk\b|\bvst\.sshfl\.msk\b|\bvst \[[^\n]* sm:\$0x(?!ff\])"),
+        "masked stores",
+    ),
     (re.compile(r"\bvld\.msk\b|\bvld \[[^\n]* sm:\$0x(?!ff\])"), "masked loads"),
     (re.compile(r"\bvld\.sshfl\b|\bvst\.sshfl\b"), "shuffled loads and stores"),
     (re.compile(r"\bvrot\.\w+|\bvperm\.\w+|\bvcombine\.\w+"), "rotations and permutations"),

@@ -47,7 +47,7 @@ def compiled(function: Function, *, keep: bool) -> tuple[CachedProgram | None, E
     # no checked programs either, and none that can run in any order.
     other_ways = (options.checks, options.schedules, options.order)
     whole = keep and not options.watchers and observing.current is None
-    if not whole or any(way is not None for way in other_ways):
+    if not whole or options.late or any(way is not None for way in other_ways):
         return None, _made(compiler.compile, function, options)
     make = functools.partial(_made, compiler.make_program, function, options)
     cached = CachedProgram(function.jaxpr, function.name, function.axes, make)
@@ -98,7 +98,7 @@ def compiled_on_mesh(
         ]
         # The programs that the options ask for may use an argument elsewhere, too.
         other_ways = (options.checks, options.schedules, options.order)
-        alone = all(way is None for way in other_ways)
+        alone = not options.late and all(way is None for way in other_ways)
         cut = shards.parameters(made) if on.whole and alone else {}
     with _bugs_refuse(function.name):
         executable = compiler.prepare(made, options, parts)
@@ -147,6 +147,8 @@ def _options(folder: dump.Folder | None, function: Function | None) -> compiler.
             options = options._replace(started=functools.partial(checked.note_race, None))
     if function is None or not function.kernels:
         return options
+    if kernel_info.waits_for_its_copies(function.jaxpr):
+        options = options._replace(late=True)
     if asked.schedules:
         names = ", ".join(dict.fromkeys(kernel.name for kernel in function.kernels))
         seed = int(asked.seed or 0)

@@ -25,7 +25,12 @@ from pallas_shim.evaluator.machine import shards
 from pallas_shim.evaluator.machine.order import Order
 from pallas_shim.evaluator.passes import NAMES, Watcher, optimise
 from pallas_shim.evaluator.program import Instruction, Program
-from pallas_shim.evaluator.schedules import ExploredExecutable, OrderedExecutable, Schedules
+from pallas_shim.evaluator.schedules import (
+    ExploredExecutable,
+    LateExecutable,
+    OrderedExecutable,
+    Schedules,
+)
 from pallas_shim.evaluator.verdict import CheckedExecutable
 from pallas_shim.evaluator.watched import WatchedExecutable
 from pallas_shim.evaluator.watching import Watch, probed
@@ -41,6 +46,7 @@ class Options(NamedTuple):
       with each finding, and ``started`` before each checked run.
     timed: copies may happen later than they start, and programs run in any order, as
       `machine.order` says. No pass runs.
+    late: copies happen when they are waited for; a call finds out whether that makes a difference.
     order: the program always runs in this order. schedules: calls are repeated in other orders, and
       ``found`` is called with a finding if results depend on it. None: they aren't.
     """
@@ -52,6 +58,7 @@ class Options(NamedTuple):
     found: Callable[[Finding], None] = lambda finding: None
     started: Callable[[], None] = lambda: None
     timed: bool = False
+    late: bool = False
     order: Order | None = None
     schedules: Schedules | None = None
 
@@ -134,6 +141,8 @@ def repeated(
         )
         if not checks.kinds.isdisjoint(("races", "sync")):
             executable = WatchedExecutable(executable, timed, checks, options.found)
+    if options.late:
+        executable = LateExecutable(executable, timed)
     if options.schedules is not None:
         executable = ExploredExecutable(executable, timed, options.schedules, options.found)
     return executable

@@ -25,6 +25,7 @@ from pallas_shim.evaluator.op_types import (
     UFUNC,
 )
 from pallas_shim.evaluator.program import (
+    CELLS,
     PURE,
     ArrayType,
     Effects,
@@ -123,6 +124,8 @@ _READ, _WRITE = Effects(reads=(0,)), Effects(writes=(0,))
 _UPDATE = Effects(reads=(0,), writes=(0,))
 _NEW = Effects(allocates=True)
 _IO = Effects(io=True)
+# The last operands of an operation that may wait. Other programs may change them meanwhile.
+_SEEN = "seen:ref*"
 
 
 def _row(name: str, does: str, operands: str, results: str, makers: str, **rest: Any) -> Op:
@@ -153,7 +156,11 @@ _STRUCTURED_ROWS = (
         "grid", "runs its region for each cell, the last axis fastest",
         "size:index*", "", "grid, scan_as_grid, grid_batching, vectorise_control",
         readers="execute, codegen, and most passes", regions=op_types.grid_regions,
-        params=(Param("name", "the kernel's, for progress bars"),),
+        params=(
+            Param("name", "the kernel's, for progress bars"),
+            Param(CELLS, "for each index its axis, the first cell, and how many run together. "
+                  "Missing where it isn't a kernel's grid", required=False),
+        ),
     ),
 )  # fmt: skip
 
@@ -256,6 +263,14 @@ _MEMORY_ROWS = (
         effects=(_UPDATE._replace(io=True),),
     ),
     _row(
+        "index_of_cell", "an index of the cell that comes at this turn", "turn:index",
+        "index:index", "cell_order",
+    ),
+    _row(
+        "renew_scratch", "gives scratch memory its first contents, where a core's cells begin",
+        f"turn:index* {_SEEN}", "", "cell_order", sees="written",
+    ),
+    _row(
         "next_cell", "the indices of the cell after one, or of the last cell itself",
         "index_or_size:index*", "next:index*", "lookahead",
     ),
@@ -312,9 +327,6 @@ _MEMORY_ROWS = (
     ],
 )  # fmt: skip
 
-# The last operands of an operation that may wait. Other programs may change them meanwhile.
-_SEEN = "seen:ref*"
-
 _MACHINE_ROWS = (
     _row(
         "programs", "runs its region once for each program, each on parts of the operands, and "
@@ -370,7 +382,9 @@ _MACHINE_ROWS = (
     ),
     _row(
         "dma", "copies between programs", "source:ref target:ref leaf:index*", "", "rules/tpu",
-        effects=(Effects((0,), (1,)),),
+        effects=(Effects((0,), (1,)),), readers="watching",
+        params=(Param("paths", "from the source and from the target to what is copied"),
+                Param("num_leaves", "how many of the leaves are the source's")),
     ),
     _row(
         "turn", "lets the other programs run first", _SEEN, "", "machine/programs, machine/rows",

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from types import FunctionType
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
 # `hooks.communication` uses options of this type. Then it, not the user, asks for the interpreter.
 ASKED_FOR_HERE = "InterpretParamsOfRemoteKernels"
 
@@ -73,6 +76,53 @@ def refused_grid(eqn: Any) -> str | None:
     if any(p and not isinstance(n, int) for p, n in zip(parallel, mapping.grid, strict=False)):
         return "a parallel dimension of the grid has a dynamic size"
     return None
+
+
+class GridOrder(NamedTuple):
+    """The order in which ``InterpretParams`` wants the cells of a grid.
+
+    ``permutations``: for each axis the indices in their order, or None for the usual one.
+    ``parallel``: so many axes, the first ones, are parallel. ``cores`` take equal parts of the
+    cells along these, one part after the other; each has scratch memory of its own.
+    """
+
+    permutations: tuple[tuple[int, ...] | None, ...]
+    parallel: int
+    cores: int
+
+
+def num_cores(interpret: Any) -> int:
+    """The number of cores that ``InterpretParams`` asks for."""
+    old = getattr(interpret, "num_cores_per_device", 1)  # before JAX 0.9
+    return getattr(interpret, "num_cores_or_threads", old)
+
+
+def grid_order(eqn: Any) -> GridOrder | None:
+    """The order that the user asks for. None: the usual one, on one core."""
+    interpret = eqn.params.get("interpret", False)
+    if type(interpret).__name__ != "InterpretParams":
+        return None
+    seed, cores = interpret.random_seed, num_cores(interpret)
+    semantics = dimension_semantics(eqn)
+    parallel = sum(each == "parallel" for each in semantics)
+    if seed is None and cores == 1 or not parallel:
+        return None
+    grid = eqn.params["grid_mapping"].grid
+    permutations: list[tuple[int, ...] | None] = [None] * len(grid)
+    with jax.ensure_compile_time_eval():  # as JAX's interpreter draws them
+        key = jax.random.key(seed or 0)
+        for axis in range(parallel):
+            key, drawn = jax.random.split(key)
+            order = jax.random.permutation(drawn, int(grid[axis]))
+            permutations[axis] = tuple(map(int, np.asarray(order)))
+    return GridOrder(tuple(permutations), parallel, cores)
+
+
+def waits_for_copies(interpret: Any) -> bool:
+    """Whether copies are to happen when they are waited for, and not when they are started."""
+    if type(interpret).__name__ != "InterpretParams":
+        return False
+    return interpret.dma_execution_mode == "on_wait"
 
 
 # JAX's TPU interpreter, and its original functions. This module doesn't import it, because that

@@ -266,3 +266,37 @@ def user_source(source: Any) -> str | None:
     if frame is None:
         return None
     return f"{frame.file_name}:{frame.start_line} ({frame.function_name})"
+
+
+class Frame(NamedTuple):
+    """A place in the user's code that an equation comes from."""
+
+    file: str
+    function: str
+    line: int
+
+
+def user_frames(source: Any) -> tuple[Frame, ...]:
+    """The frames of the user's own code that an equation comes from, the innermost first."""
+    if source is None or isinstance(source, str):
+        return ()
+    return tuple(
+        Frame(frame.file_name, frame.function_name, frame.start_line)
+        for frame in source_info_util.user_frames(source.traceback)
+    )
+
+
+def variable(value: Any) -> Any | None:
+    """The variable of a jaxpr that a tracer stands for, while the jaxpr is made. None if it stands
+    for none, or isn't a tracer."""
+    found = getattr(value, "val", None) if isinstance(value, core.Tracer) else None
+    return found if isinstance(found, core.Var) else None
+
+
+def is_tracer(value: Any) -> bool:
+    return isinstance(value, core.Tracer)
+
+
+def is_users(file: str) -> bool:
+    """Whether a file is the user's, not JAX's."""
+    return source_info_util.is_user_filename(file)

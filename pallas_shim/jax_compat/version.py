@@ -159,6 +159,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "new_source_info",
         "register_exclusion",
         "user_frame",
+        "user_frames",
     ),
     "jax._src.state.discharge": ("_discharge_rules",),
     "jax._src.state.indexing": ("NDIndexer", "Slice"),

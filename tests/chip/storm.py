@@ -53,13 +53,21 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def command_line(pid: int) -> bytes:
+    try:
+        return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 def kill(pid: int, harm: str, chance: random.Random) -> None:
     """Kills some of the processes below one, at random moments."""
     for _ in range(chance.randint(1, 6)):
         time.sleep(chance.uniform(0.05, 0.8))
         for depth, child in enumerate(children(pid)):
             wanted = {"kill workers": depth > 0, "kill driver": depth == 0, "kill all": True}[harm]
-            if wanted and chance.random() < 0.7:
+            # Not the child that tells the status of the script.
+            if wanted and chance.random() < 0.7 and command_line(child) != command_line(pid):
                 try:
                     os.kill(child, signal.SIGKILL)
                 except OSError:
@@ -94,7 +102,7 @@ def run(harm: str, chance: random.Random, real: bool, directory: pathlib.Path) -
     if harm.startswith("kill"):
         threading.Thread(target=kill, args=(process.pid, harm, chance), daemon=True).start()
     if harm == "interrupt":
-        lines = []
+        lines: list[str] = []
         assert process.stdout is not None
         while not lines or lines[-1] != "at exit\n":
             lines.append(process.stdout.readline())

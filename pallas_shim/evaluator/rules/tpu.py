@@ -192,8 +192,8 @@ def _copy_at_once(lowering: Lowering, source: Any, target: Any) -> None:
 
     lowering.memory(
         "dma", [src, dst, *leaves, *to_leaves], [], copy, Effects(reads=(0,), writes=(1,)),
-        key=(path, to, count),
-    )
+        params={"paths": (path, to), "num_leaves": count}, key=(path, to, count),
+    )  # fmt: skip
 
 
 @lowering_rule("dma_wait")

@@ -1,4 +1,4 @@
-"""The real compiler: what it accepts, what each of its stages refuses, and what it says of memory."""
+"""The real compiler: what it accepts, what its stages refuse, and what it says of memory."""
 
 from __future__ import annotations
 
@@ -70,9 +70,8 @@ def test_the_memory_is_too_small(tpu):
         o_ref[...] = scratch[0, ...]
 
     def with_scratch(tiles):
-        return pl.pallas_call(
-            kernel, out_shape=shape(8, 128), scratch_shapes=[pltpu.VMEM((tiles, 8, 128), np.float32)]
-        )  # fmt: skip
+        held = [pltpu.VMEM((tiles, 8, 128), np.float32)]
+        return pl.pallas_call(kernel, out_shape=shape(8, 128), scratch_shapes=held)
 
     (fits,) = asked(with_scratch(limit // 4096 - 256), shape(8, 128), tpu=tpu)
     assert fits.answer.outcome == ACCEPTED, fits.answer
