@@ -190,7 +190,7 @@ def _copy_at_once(lowering: Lowering, source: Any, target: Any) -> None:
 
     lowering.memory(
         "dma", [src, dst, *leaves, *to_leaves], [], copy, Effects(reads=(0,), writes=(1,)),
-        key=(path, to, count),
+        params={"whole": not to}, key=(path, to, count),
     )
 
 
