@@ -148,9 +148,9 @@ def test_a_callback_counts_the_calls_of_its_kernel(shim):
 
 def test_calls_that_jax_interprets_are_counted_when_a_report_is_asked_for(shim, monkeypatch):
     monkeypatch.setattr(shim, "wanted", True)
-    racing = pltpu.InterpretParams(detect_races=True)
-    function = jax.jit(lambda x: double(x, racing))
-    with pytest.warns(dispatch.FallbackWarning, match="detect_races"):
+    seeded = pltpu.InterpretParams(random_seed=3)
+    function = jax.jit(lambda x: double(x, seeded))
+    with pytest.warns(dispatch.FallbackWarning, match="random_seed"):
         for _ in range(3):
             np.testing.assert_array_equal(np.asarray(function(X)), 2 * X)
     assert only_row()["calls"] == 3

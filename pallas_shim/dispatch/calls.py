@@ -92,6 +92,9 @@ class Answers:
         if plan.mesh is not None:
             assert plan.use is not None
             plan.use.cache = f"not kept: {compiling.NOT_KEPT_ON_MESH}"
+        elif kernel_info.asks_for_prints(params["jaxpr"]):
+            assert plan.use is not None
+            plan.use.cache = "not kept: debug=True prints when it is traced"
         else:
             from pallas_shim.dispatch import kept_calls
 

@@ -124,6 +124,8 @@ _READ, _WRITE = Effects(reads=(0,)), Effects(writes=(0,))
 _UPDATE = Effects(reads=(0,), writes=(0,))
 _NEW = Effects(allocates=True)
 _IO = Effects(io=True)
+# The last operands of an operation that may wait. Other programs may change them meanwhile.
+_SEEN = "seen:ref*"
 
 
 def _row(name: str, does: str, operands: str, results: str, makers: str, **rest: Any) -> Op:
@@ -261,6 +263,14 @@ _MEMORY_ROWS = (
         effects=(_UPDATE._replace(io=True),),
     ),
     _row(
+        "index_of_cell", "an index of the cell that comes at this turn", "turn:index",
+        "index:index", "cell_order",
+    ),
+    _row(
+        "renew_scratch", "gives scratch memory its first contents, where a core's cells begin",
+        f"turn:index* {_SEEN}", "", "cell_order", sees="written",
+    ),
+    _row(
         "next_cell", "the indices of the cell after one, or of the last cell itself",
         "index_or_size:index*", "next:index*", "lookahead",
     ),
@@ -317,9 +327,6 @@ _MEMORY_ROWS = (
     ],
 )  # fmt: skip
 
-# The last operands of an operation that may wait. Other programs may change them meanwhile.
-_SEEN = "seen:ref*"
-
 _MACHINE_ROWS = (
     _row(
         "programs", "runs its region once for each program, each on parts of the operands, and "
@@ -375,7 +382,9 @@ _MACHINE_ROWS = (
     ),
     _row(
         "dma", "copies between programs", "source:ref target:ref leaf:index*", "", "rules/tpu",
-        effects=(Effects((0,), (1,)),),
+        effects=(Effects((0,), (1,)),), readers="watching",
+        params=(Param("paths", "from the source and from the target to what is copied"),
+                Param("num_leaves", "how many of the leaves are the source's")),
     ),
     _row(
         "turn", "lets the other programs run first", _SEEN, "", "machine/programs, machine/rows",
@@ -392,6 +401,10 @@ _MACHINE_ROWS = (
         effects=(_IO,), regions=op_types.copy_regions,
         params=(Param("semaphores", "for each step the path to the semaphore that it adds to and "
                       "the number of its leaves, or None"),),
+    ),
+    _row(
+        "note", "tells those who watch for races what a program does", "number:index value:any*",
+        "", "machine/programs", effects=(_IO,),
     ),
     _row(
         "land", "ends the copies of a kernel", "", "", "machine/programs", effects=(_IO,),

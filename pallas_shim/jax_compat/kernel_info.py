@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import weakref
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
 from jax._src import core
+from jax._src.pallas import hlo_interpreter
 
 from pallas_shim.jax_compat import meshes
-from pallas_shim.jax_compat.checked import ASKED_FOR_HERE, refused_grid, replaced_in_interpreter
-from pallas_shim.jax_compat.jaxprs import KERNEL_PRIMITIVES
+from pallas_shim.jax_compat.checked import (
+    ASKED_FOR_HERE,
+    grid_order,
+    num_cores,
+    refused_grid,
+    replaced_in_interpreter,
+    waits_for_copies,
+)
+from pallas_shim.jax_compat.jaxprs import KERNEL_PRIMITIVES, equations
 from pallas_shim.jax_compat.pallas import kernel_name, kernel_source
 
 
@@ -78,8 +88,42 @@ def describe_kernel(eqn: Any) -> KernelInfo:
 
 def talks(eqn: Any) -> bool:
     """Whether a kernel reaches other devices or cores."""
-    jaxprs = eqn.params["jaxprs"] if "jaxprs" in eqn.params else (eqn.params["jaxpr"],)
-    return any(map(meshes.talks, jaxprs))
+    return any(map(meshes.talks, _kernel_jaxprs(eqn)))
+
+
+# -- the debug parameter ------------------------------------------------------------------------
+
+
+def asks_for_prints(jaxpr: Any) -> bool:
+    """Whether a kernel in a jaxpr has ``debug=True``."""
+    return any(eqn.params.get("debug") for eqn in kernel_equations(jaxpr))
+
+
+def debug_text(eqn: Any) -> str | None:
+    """What JAX prints of a pallas_call with ``debug=True`` when it lowers it.
+
+    With ``interpret=True`` it is the jaxpr that JAX's interpreter would run. Otherwise it is the
+    kernel's jaxpr; a TPU's Mosaic module, which JAX also prints, isn't made here. None: nothing is
+    to be printed.
+    """
+    if not eqn.params.get("debug") or eqn.primitive.name != "pallas_call":
+        return None
+    jaxpr, where = eqn.params["jaxpr"], eqn.params["jaxpr"].debug_info.func_src_info
+    interpret = eqn.params["interpret"]
+    if interpret is not True:
+        return None if interpret else f"\nThe kernel jaxpr for pallas_call {where}:\n{jaxpr}"
+    make: Any = hlo_interpreter.kernel_to_hlo_jaxpr
+    more = {"backend": None} if "backend" in inspect.signature(make).parameters else {}
+    try:
+        discharged = make(jaxpr, (), eqn.params["grid_mapping"], **more)[0]
+    except Exception as error:  # JAX has no rule for one of its primitives
+        return f"\nThe kernel jaxpr for pallas_call {where}, which JAX can't discharge " \
+               f"({type(error).__name__}):\n{jaxpr}"  # fmt: skip
+    return f"\nJaxpr of {_THE} kernel in pallas_call {where}:\n{discharged}"
+
+
+# It says so.
+_THE = "the the" if jax.__version_info__ < (0, 9, 2) else "the"
 
 
 # -- the interpret parameter ------------------------------------------------------------------
@@ -88,8 +132,45 @@ def talks(eqn: Any) -> bool:
 _HONOURED = frozenset(
     {"allow_hbm_allocation_in_run_scoped", "out_of_bounds_reads", "uninitialized_memory"}
 )
+# Fields that `grid_order` and `waits_for_copies` hand on.
+_ORDER = frozenset(
+    {"dma_execution_mode", "num_cores_or_threads", "num_cores_per_device", "random_seed"}
+)
 # Fields that don't change what a correct kernel computes.
-_WITHOUT_CONSEQUENCE = frozenset({"dma_execution_mode", "vector_clock_size"})
+_WITHOUT_CONSEQUENCE = frozenset({"vector_clock_size"})
+
+
+def waits_for_its_copies(jaxpr: Any) -> bool:
+    """Whether the user asks that copies in some kernel happen when they are waited for."""
+    return any(
+        waits_for_copies(eqn.params.get("interpret", False))
+        and any(
+            inner.primitive.name == "dma_start"
+            for kernel in _kernel_jaxprs(eqn)
+            for inner in equations(kernel)
+        )
+        for eqn in kernel_equations(jaxpr)
+    )
+
+
+def _kernel_jaxprs(eqn: Any) -> tuple[Any, ...]:
+    return eqn.params["jaxprs"] if "jaxprs" in eqn.params else (eqn.params["jaxpr"],)
+
+
+# Fields that ask for a check, in versions of JAX.
+_OF_RACES = frozenset({"detect_races", "num_cores_or_threads", "num_cores_per_device"})
+
+
+def races_wanted(eqn: Any) -> frozenset[str]:
+    """The kinds of findings that ``InterpretParams(detect_races=True)`` asks for and that are
+    checked here. JAX finds races between cells only if it has several cores."""
+    interpret = eqn.params.get("interpret", False)
+    if type(interpret).__name__ != "InterpretParams" or not interpret.detect_races:
+        return frozenset()
+    if eqn.primitive.name != "pallas_call" or talks(eqn):
+        return frozenset()
+    cores = [getattr(interpret, name, 1) for name in _OF_RACES - {"detect_races"}]
+    return frozenset({"sync", "races"} if max(cores) > 1 else {"sync"})
 
 
 def unhonoured(eqn: Any) -> str | None:
@@ -104,8 +185,17 @@ def unhonoured(eqn: Any) -> str | None:
         return f"interpret={name}(...) isn't for this evaluator"
     for field in dataclasses.fields(interpret):
         value = getattr(interpret, field.name)
-        if field.name not in _HONOURED | _WITHOUT_CONSEQUENCE and value != field.default:
+        if field.name in _OF_RACES and races_wanted(eqn):
+            continue
+        known = _HONOURED | _ORDER | _WITHOUT_CONSEQUENCE
+        if field.name not in known and value != field.default:
             return f"interpret=InterpretParams({field.name}={value!r}) isn't honoured here"
+    cores = num_cores(interpret)
+    if cores > 1 and (eqn.primitive.name != "pallas_call" or talks(eqn)):
+        return f"interpret=InterpretParams asks for {cores} cores, which may talk to one another"
+    mapping = eqn.params.get("grid_mapping")
+    if mapping is not None and mapping.vmapped_dims and grid_order(eqn) is not None:
+        return "InterpretParams asks for an order of a grid to which vmap added an axis"
     replaced = replaced_in_interpreter()
     if replaced is not None:
         return f"somebody has replaced `{replaced}` in the interpreter of InterpretParams"

@@ -19,9 +19,11 @@ from jax._src.state.types import AccumEffect, WriteEffect
 
 from pallas_shim.jax_compat.checked import (
     CheckedMemory,
+    GridOrder,
     checked_memory,
     compiler_params,
     dimension_semantics,
+    grid_order,
     in_hbm,
     memory_space,
 )
@@ -49,7 +51,7 @@ class Block(NamedTuple):
     """The cut of one operand or result into blocks. ``index_map``: a jaxpr that takes the grid
     indices and the scalar-prefetch refs, and returns one index per dimension. ``in_hbm``: on a TPU
     the kernel sees the array itself. ``buffers``: into how many buffers a TPU fetches the block; 1:
-    not before its cell runs."""
+    not before its cell runs. ``is_reloaded``: a TPU loads an output's block when it comes back."""
 
     dims: tuple[BlockDim, ...]
     index_map: Any
@@ -57,6 +59,7 @@ class Block(NamedTuple):
     origin: str
     in_hbm: bool
     buffers: int
+    is_reloaded: bool
 
 
 class PallasCall(NamedTuple):
@@ -74,7 +77,8 @@ class PallasCall(NamedTuple):
     ``cores``: the kind of cores, if the cells are the cores of a mesh. ``checked``: None if memory
     isn't checked. ``on_gpu``: it is Triton's, so its cells run at the same time, and its refs are
     global memory. ``parallel``: for each axis of the grid, whether its cells may run at the same
-    time, as the user declared, or as the compiler takes an axis that vmap added.
+    time, as the user declared, or as the compiler takes an axis that vmap added. ``order``: that of
+    the cells, None for the usual one.
     """
 
     name: str
@@ -95,6 +99,7 @@ class PallasCall(NamedTuple):
     checked: CheckedMemory | None
     on_gpu: bool
     parallel: tuple[bool, ...]
+    order: GridOrder | None
 
 
 class UnsupportedCall(Refusal):
@@ -147,6 +152,7 @@ def pallas_call(eqn: Any) -> PallasCall:
         checked=checked_memory(eqn),
         on_gpu=_is_on_gpu(eqn),
         parallel=_parallel(eqn),
+        order=grid_order(eqn),
     )
 
 
@@ -206,9 +212,10 @@ def _block(mapping: Any) -> Block:
         raise UnsupportedCall(f"a block of {mapping.origin} with transforms {mapping.transforms}")
     dims = tuple(_block_dim(dim, mapping) for dim in mapping.block_shape)
     seen = in_hbm(mapping.transformed_block_aval)
-    return Block(
-        dims, _index_map(mapping), mapping.array_aval, mapping.origin, seen, _buffers(mapping)
-    )
+    revisit = getattr(mapping.pipeline_mode, "revisit", None)
+    reloaded = getattr(revisit, "value", None) == "any"
+    index_map, buffers = _index_map(mapping), _buffers(mapping)
+    return Block(dims, index_map, mapping.array_aval, mapping.origin, seen, buffers, reloaded)
 
 
 def _buffers(mapping: Any) -> int:
@@ -227,7 +234,7 @@ def memory(aval: Any) -> str | None:
     """The memory space of a kernel's ref: vmem, smem, semaphore_mem, any, hbm. None: the default,
     which is VMEM."""
     space = memory_space(aval)
-    return None if space in (None, "default") else space
+    return None if space in ("none", "default", "device") else space
 
 
 def _index_map(mapping: Any) -> Any:
@@ -269,11 +276,11 @@ def written_refs(jaxpr: Any) -> frozenset[int]:
     """The positions of the refs, among a kernel's inputs, to which it may write."""
     opened, _ = open_jaxpr(jaxpr)
     positions = {var: at for at, var in enumerate(opened.invars)}
-    writes = (e for e in opened.effects if isinstance(e, (WriteEffect, AccumEffect)))
-    # Before JAX 0.10 an effect gives the position itself, counted from the captured refs.
+    writes: list[Any] = [e for e in opened.effects if isinstance(e, (WriteEffect, AccumEffect))]
+    # Before JAX 0.10.2 an effect gives a position, counted from the captured refs.
     captured = len(opened.constvars)
     return frozenset(
-        e.input - captured if isinstance(e.input, int) else positions.get(e.input, -1)
+        positions.get(e.input, -1) if hasattr(e, "input") else e.input_index - captured
         for e in writes
     )
 

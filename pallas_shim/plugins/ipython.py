@@ -32,9 +32,9 @@ class PallasMagics(Magics):
         """Runs the cell in NumPy, and shows the report of its kernels."""
         if line.strip():
             raise UsageError("%%pallas_report takes nothing on its line")
+        shell: Any = self.shell
         with Recording() as recording:
-            assert self.shell is not None
-            result = self.shell.run_cell(cell)
+            result = shell.run_cell(cell)
         display(recording.report)
         if settings.current().check:
             display(handover.of_process())

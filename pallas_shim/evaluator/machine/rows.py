@@ -18,7 +18,7 @@ import numpy as np
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import memory
 from pallas_shim.evaluator.analysis import alias
-from pallas_shim.evaluator.machine import faults
+from pallas_shim.evaluator.machine import faults, order
 from pallas_shim.evaluator.machine.operations import (
     AWAIT,
     LEFTOVER,
@@ -276,6 +276,9 @@ class _Rows:
             for at, (text, semaphore) in enumerate(zip(texts, semaphores, strict=True)):
                 counts = semaphore if at < count else semaphore[number]
                 if counts.any():
+                    watch = order.current().watch
+                    if watch is not None:
+                        watch.left(kernel, where or None, text, names[number], counts)
                     faults.warn_of_leftover(kernel, text, names[number], counts, where)
                     counts[...] = 0
             return ()

@@ -7,13 +7,33 @@ request is served. Only one program runs at a time, so it sees memory change onl
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pallas_shim.evaluator.machine.order import OWN_ORDER, Order, Run
 
 
+class Wait(NamedTuple):
+    """A program that waits for ever, what for, and the user's ``file:line (function)``."""
+
+    program: str
+    what: str
+    where: str | None
+
+
 class Deadlock(RuntimeError):
-    """Programs wait, and none can go on. The message names each one and what it waits for."""
+    """Programs wait, and none can go on. The message names each one and what it waits for.
+
+    ``alone``: the program is of a kernel that talks to no other program.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        waits: Sequence[Wait] = (),
+        alone: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.waits, self.alone = tuple(waits), alone
 
 
 Program = Generator["Request", Any, None]
@@ -156,9 +176,7 @@ class _Task:
         self.request: Request | None = None
 
 
-def run_programs(
-    programs: Iterable[tuple[str, Program]], order: Order | Run = OWN_ORDER
-) -> None:
+def run_programs(programs: Iterable[tuple[str, Program]], order: Order | Run = OWN_ORDER) -> None:
     """Runs programs to their ends. Each has a name for messages.
 
     Raises:
@@ -186,7 +204,7 @@ def _in_own_order(tasks: list[_Task], boards: dict[Any, Board], run: Run) -> Non
                 _advance(task, tasks, boards)
                 ran = True
         if not ran and not _release(tasks, boards):
-            raise Deadlock(_explain(tasks))
+            raise _deadlock(tasks)
 
 
 def _in_any_order(tasks: list[_Task], boards: dict[Any, Board], run: Run) -> None:
@@ -205,7 +223,7 @@ def _in_any_order(tasks: list[_Task], boards: dict[Any, Board], run: Run) -> Non
         elif _release(tasks, boards):
             continue
         else:
-            raise Deadlock(_explain(tasks))
+            raise _deadlock(tasks)
         _advance(task, tasks, boards, stops=True)
 
 
@@ -256,17 +274,19 @@ def _advance(
         answer = request.answer()
 
 
-def _explain(tasks: Sequence[_Task]) -> str:
-    lines = []
-    for task in tasks:
-        request = task.request
-        if request is None or isinstance(request, Spawn):
-            continue
-        where = request.source()
-        place = f" ({where})" if where else ""
-        lines.append(f"  {task.name} waits for {request.describe()}{place}")
-    return "\n".join(["deadlock: no program can go on", *lines,
-                      "Each wait needs a signal, or a copy, that arrives"])  # fmt: skip
+def _deadlock(tasks: Sequence[_Task]) -> Deadlock:
+    waits = [
+        Wait(task.name, request.describe(), request.source())
+        for task in tasks
+        if (request := task.request) is not None and not isinstance(request, Spawn)
+    ]
+    lines = [
+        f"  {program} waits for {what}" + (f" ({where})" if where else "")
+        for program, what, where in waits
+    ]
+    message = "\n".join(["deadlock: no program can go on", *lines,
+                         "Each wait needs a signal, or a copy, that arrives"])  # fmt: skip
+    return Deadlock(message, waits)
 
 
 def _listed(names: Sequence[str]) -> str:
