@@ -1,5 +1,5 @@
-"""What setup.cfg can't say: two packages from beside pallas_shim/, the start-up files, and the README
-as an index shows it."""
+"""What setup.cfg can't say: two packages from beside pallas_shim/, the start-up files, and the
+README as an index shows it."""
 
 import os
 import re
