@@ -117,7 +117,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     ),
     "jax._src.pallas.core": ("dynamic_grid_dim", "semaphore_dtype"),
     "jax._src.pallas.einshape": ("_einshape>=0.9.1",),
-    "jax._src.pallas.hlo_interpreter": ("pallas_call_hlo_interpret",),
+    "jax._src.pallas.hlo_interpreter": ("kernel_to_hlo_jaxpr", "pallas_call_hlo_interpret"),
     "jax._src.pallas.mpmd": ("_mpmd_map_fallback_lowering>=0.9.1", "mpmd_map_p>=0.9.1"),
     "jax._src.pallas.mosaic.tpu_info": ("infer_tiling>=0.9.1",),
     "jax._src.pallas.pallas_call": (
