@@ -24,6 +24,8 @@ class Settings:
     report: None for no report, "1" for a table on stderr at exit, else the path for a JSON file.
     disabled_passes: names of optimisation passes to leave out.
     tpu: the TPU generation that user code is told it runs on, or None.
+    topology: how many chips user code is told there are along each dimension; None: one for each
+      device that there is, in a line.
     everything: jitted functions without a kernel are run here too, until they have earned XLA's
       compilation.
     cache: which programs are kept for later processes: "trace", those of jaxprs, in the directory
@@ -31,13 +33,18 @@ class Settings:
     cache_verify: check each program that is read from the cache.
     verify: check the program of each function after lowering and after each pass.
     compile: the TPUs for which kernels are compiled when the process ends, as "v6e" or "v5e:4x4".
+    profile: "1" for a table of where the kernels' time goes on these TPUs, else the path of an HTML
+      or JSON file for it, too; None for none.
     compile_executor: where they are compiled, see `chip.driver.executor`; None: on this machine.
     dump: the directory to write the programs and the generated code of each function to, or None.
+    progress: show how far long grids and loops are; None: on a terminal and in CI.
     check: the kinds of faults for which kernels are checked while they run.
     schedules: in how many orders of programs and copies each call of a kernel runs; 0: in one.
     seed: the order, if it is one, else the seed of the first that is drawn; None for the usual one.
     findings: the directory in which each process puts what checks find; None: stderr, at exit.
     suppressions: the file that names findings that the user doesn't want to see, or None.
+    native: programs that have earned it become native code, if llvmlite is installed.
+    native_force: all do that can, at their first call, and each run is compared with NumPy's.
     """
 
     force: bool = False
@@ -46,18 +53,23 @@ class Settings:
     report: str | None = None
     disabled_passes: frozenset[str] = frozenset()
     tpu: str | None = None
+    topology: tuple[int, ...] | None = None
     everything: bool = False
     cache: str | None = "trace"
     cache_verify: bool = False
     verify: bool = False
     compile: tuple[str, ...] = ()
     compile_executor: str | None = None
+    profile: str | None = None
     dump: str | None = None
+    progress: bool | None = None
     check: frozenset[str] = frozenset()
     schedules: int = 0
     seed: str | None = None
     findings: str | None = None
     suppressions: str | None = None
+    native: bool = True
+    native_force: bool = False
 
 
 def _switch(field: str) -> Callable[[str], dict[str, Any]]:
@@ -69,14 +81,30 @@ def _start(value: str) -> dict[str, Any]:
     return {"force": {"0": False, "1": False, "force": True}[value]}
 
 
+def _native(value: str) -> dict[str, Any]:
+    force = value == "force"
+    return {"native": force or {"0": False, "1": True}[value], "native_force": force}
+
+
 def _report(value: str) -> dict[str, Any]:
     if value.lower() in ("true", "false", "yes", "no", "on", "off"):  # not meant as a file's name
         raise KeyError(value)
     return {"report": None if value == "0" else value}
 
 
+def _profile(value: str) -> dict[str, Any]:
+    if value not in ("0", "1") and not value.endswith((".html", ".json")):
+        raise KeyError(value)
+    return {"profile": None if value == "0" else value}
+
+
 def _tpu(value: str) -> dict[str, Any]:
-    return {"tpu": None if value == "0" else {name: name for name in TPUS}[value]}
+    name, colon, sizes = value.partition(":")
+    if not colon:
+        return {"tpu": None if value == "0" else {name: name for name in TPUS}[value]}
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes) or sizes.count("x") != TPUS[name] - 1:
+        raise KeyError(value)
+    return {"tpu": name, "topology": tuple(map(int, sizes.split("x")))}
 
 
 def _scope(value: str) -> dict[str, Any]:
@@ -140,7 +168,8 @@ def _passes(value: str) -> dict[str, Any]:
     return {"disabled_passes": frozenset(_PASSES[name[1:]] for name in names)}
 
 
-TPUS = ("v4", "v5e", "v5p", "v6e", "v7x")
+# Each generation of TPUs, and in how many dimensions its chips are connected.
+TPUS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2, "v7x": 3}
 
 # The kinds of findings of the evaluator, which knows nothing of settings.
 CHECKS = ("bounds", "uninitialized", "races", "sync", "blocks")
@@ -169,8 +198,12 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
     "PALLAS_NUMPY": ("0, 1 or force", _start),
     "PALLAS_NUMPY_STRICT": ("0 or 1", _switch("strict")),
     "PALLAS_NUMPY_LOG": ("0 or 1", _switch("log")),
+    "PALLAS_NUMPY_PROGRESS": ("0 or 1", _switch("progress")),
     "PALLAS_NUMPY_REPORT": ("0, 1 (a table on stderr) or the path for a JSON file", _report),
-    "PALLAS_NUMPY_TPU": (f"0 or one of {', '.join(TPUS)}", _tpu),
+    "PALLAS_NUMPY_TPU": (
+        f"0 or one of {', '.join(TPUS)}, or several as in v5e:2x4 and v4:2x2x1",
+        _tpu,
+    ),
     "PALLAS_NUMPY_SCOPE": ("kernels or all", _scope),
     "PALLAS_NUMPY_PASSES": (
         f"passes to leave out, as in -hoisting,-copy_elision, of {', '.join(PASSES)}",
@@ -189,7 +222,9 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
         _compile,
     ),
     "PALLAS_NUMPY_COMPILE_EXECUTOR": ("0, module:factory, dask:ADDRESS or ray:ADDRESS", _executor),
+    "PALLAS_NUMPY_PROFILE": ("0, 1 or the path of a .html or .json file", _profile),
     "PALLAS_NUMPY_DUMP": ("0 or the path of a directory", _path("dump")),
+    "PALLAS_NUMPY_NATIVE": ("0, 1 or force", _native),
 }
 
 

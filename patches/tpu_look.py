@@ -6,8 +6,12 @@ depends on the module that asks.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import math
+import os
 import sys
+import warnings
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -21,10 +25,11 @@ from . import noted, undo_all
 
 class Generation(NamedTuple):
     """A TPU generation. ``kind`` is JAX's device_kind for it, ``cores`` the number of TensorCores
-    in a device."""
+    in a device, ``devices`` the number of devices in a chip."""
 
     kind: str
     cores: int
+    devices: int = 1
 
 
 GENERATIONS = {
@@ -32,8 +37,11 @@ GENERATIONS = {
     "v5e": Generation("TPU v5 lite", 1),
     "v5p": Generation("TPU v5", 2),
     "v6e": Generation("TPU v6 lite", 1),
-    "v7x": Generation("TPU7x", 1),
+    "v7x": Generation("TPU7x", 1, 2),
 }
+
+# The flag with which a user says how many devices a CPU has.
+_FORCED = "xla_force_host_platform_device_count"
 
 _OWN = frozenset({"jax", "jaxlib", "pallas_shim"})
 
@@ -70,17 +78,55 @@ def patch_devices(jax: ModuleType) -> Callable[[], None]:
 
 def _patch_devices(jax: ModuleType, asked: str) -> Callable[[], None]:
     generation = GENERATIONS[asked]
+    sizes = settings.current().topology
+
+    def place(device: Any) -> tuple[list[int], int]:
+        """The coordinates of a device's chip, and its number on the chip."""
+        if sizes is None:
+            return [device.id, 0, 0], 0
+        chip, core = divmod(device.id, generation.devices)
+        coords = []
+        for size in sizes:
+            chip, along = divmod(chip, size)
+            coords.append(along)
+        return [*coords, 0][:3], core
+
     undoings = [
+        _make_devices(jax, sizes, generation.devices),
         _set(jax, "default_backend", lambda: "tpu"),
         _answer(jax.Device, "platform", "tpu"),
         _answer(jax.Device, "device_kind", generation.kind),
         _add(jax.Device, "num_cores", lambda device: generation.cores),
-        _add(jax.Device, "coords", lambda device: [device.id, 0, 0]),
-        _add(jax.Device, "core_on_chip", lambda device: 0),
+        _add(jax.Device, "coords", lambda device: place(device)[0]),
+        _add(jax.Device, "core_on_chip", lambda device: place(device)[1]),
     ]
     for name in ("devices", "local_devices", "device_count", "local_device_count"):
         undoings.append(_set(jax, name, wrapt.FunctionWrapper(getattr(jax, name), _on_cpu)))
     return undo_all(undoings)
+
+
+def _make_devices(jax: ModuleType, sizes: Any, devices: int) -> Callable[[], None]:
+    """Has JAX make as many devices of the CPU as the TPUs have, unless the user said how many."""
+    stock = jax.config.jax_num_cpu_devices
+    if sizes is None or stock >= 0 or _FORCED in os.environ.get("XLA_FLAGS", ""):
+        return _nothing
+    number = math.prod(sizes) * devices
+    try:
+        jax.config.update("jax_num_cpu_devices", number)
+    except RuntimeError:  # JAX has made its devices
+        if len(jax.devices("cpu")) != number:
+            warnings.warn(
+                f"PALLAS_NUMPY_TPU asks for {number} devices, and JAX has made "
+                f"{len(jax.devices('cpu'))} already; start the process with PALLAS_NUMPY=1",
+                stacklevel=2,
+            )
+        return _nothing
+
+    def undo() -> None:
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", stock)
+
+    return undo
 
 
 def patch_tpu_info(pltpu: ModuleType) -> Callable[[], None]:

@@ -39,8 +39,22 @@ def test_empty_is_unset(name):
         ("_CACHE_VERIFY", "0", {}),
         ("_CACHE", "a b/c", {"cache": "a b/c"}),
         ("_VERIFY", "1", {"verify": True}),
+        ("_COMPILE", "0", {}),
+        ("_COMPILE", "v6e,v5e:4x4,v6e", {"compile": ("v6e", "v5e:4x4")}),
+        ("_COMPILE", "v4:2x2x1", {"compile": ("v4:2x2x1",)}),
+        ("_COMPILE_EXECUTOR", "0", {}),
+        ("_COMPILE_EXECUTOR", "ray:auto", {"compile_executor": "ray:auto"}),
+        ("_PROFILE", "0", {}),
+        ("_PROFILE", "a b/p.html", {"profile": "a b/p.html"}),
         ("_DUMP", "0", {}),
         ("_DUMP", "a b/d", {"dump": "a b/d"}),
+        ("_TPU", "v5e:2x4", {"tpu": "v5e", "topology": (2, 4)}),
+        ("_TPU", "v4:2x2x1", {"tpu": "v4", "topology": (2, 2, 1)}),
+        ("_SCHEDULES", "20", {"schedules": 20}),
+        ("_SEED", "7", {"seed": "7"}),
+        ("_SEED", "choices:0,2", {"seed": "choices:0,2"}),
+        ("_PROGRESS", "0", {"progress": False}),
+        ("_PROGRESS", "1", {"progress": True}),
         ("_CHECK", "0", {}),
         ("_CHECK", "1", {"check": frozenset(KINDS)}),
         ("_CHECK", "races,bounds", {"check": frozenset({"bounds", "races"})}),
@@ -59,9 +73,19 @@ def test_values(name, value, fields):
         ("", " 1", "0, 1 or force"),
         ("_STRICT", "true", "0 or 1"),
         ("_LOG", "debug", "0 or 1"),
+        ("_REPORT", "true", "the path for a JSON file"),
+        ("_REPORT", "Yes", "the path for a JSON file"),
         ("_CACHE", "1", "a directory"),
+        ("_COMPILE", "v6e,v9", "v4, v5e"),
+        ("_COMPILE", "v6e:4", "v4, v5e"),
+        ("_COMPILE_EXECUTOR", "pool", "module:factory"),
+        ("_PROFILE", "profile.txt", ".html or .json"),
         ("_DUMP", "1", "a directory"),
         ("_VERIFY", "yes", "0 or 1"),
+        ("_TPU", "v5e:2x2x2", "v5e:2x4"),
+        ("_TPU", "v5e:0x4", "v5e:2x4"),
+        ("_SCHEDULES", "many", "a number"),
+        ("_SEED", "first", "early, late"),
         ("_CHECK", "yes", "uninitialized"),
         ("_CHECK", "bounds,", "uninitialized"),
         ("_PASSES", "hoisting", "-hoisting"),
@@ -76,6 +100,11 @@ def test_bad_values(name, value, allowed):
         read({f"PALLAS_NUMPY{name}": value})
     message = str(error.value)
     assert f"PALLAS_NUMPY{name}={value!r}" in message and allowed in message
+
+
+def test_one_order_and_several():
+    with pytest.raises(SettingError, match="one order, and PALLAS_NUMPY_SCHEDULES=3"):
+        read({"PALLAS_NUMPY_SCHEDULES": "3", "PALLAS_NUMPY_SEED": "late"})
 
 
 def test_a_variable_that_does_not_exist():

@@ -20,7 +20,8 @@ from pallas_shim import settings
 def facts() -> tuple[str, str]:
     """Two texts. They are equal in two processes that make the same programs."""
     chosen = settings.current()
-    return _unchanging(), repr((sorted(chosen.disabled_passes), chosen.force, chosen.tpu))
+    look = (chosen.tpu, chosen.topology)
+    return _unchanging(), repr((sorted(chosen.disabled_passes), chosen.force, look))
 
 
 @functools.cache

@@ -4,87 +4,53 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import pathlib
 import sys
-import traceback
 
-from pallas_shim import patching, scripts, settings
+from pallas_shim.cli import around
 
-_EXAMPLE = """\
-example:
-  python -m pallas_shim view -o view.html --perfetto trace.json bench.py --size 512
+_EPILOG = """\
+The page needs no server and no network. https://ui.perfetto.dev opens the trace. The exit status is
+the script's own if it failed, else 1 if no kernel ran or nothing could be written, else 0.
 
-view.html needs no server and no network. https://ui.perfetto.dev opens trace.json."""
+example: python -m pallas_shim view -o view.html --perfetto trace.json bench.py --size 512
+"""
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the script, and writes the page. Returns the exit status: 2 if the script failed, 1 if
-    nothing was recorded or the page can't be written, else 0."""
-    options, target = _parse(arguments)
-    os.environ["PALLAS_NUMPY_CACHE"] = "0"  # a program from the cache doesn't tell what it does
-    settings.current.cache_clear()
-    patching.activate()
+    """Runs the script and writes the page. Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="pallas_shim view",
+        usage="python -m pallas_shim view [options] script.py [args]   (or -m module, -c code)",
+        description="Runs a script, and shows what its Pallas kernels did, cell by cell.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="FILE",
+        help="the page (default: view.html, unless there is only a --perfetto)",
+    )  # fmt: skip
+    parser.add_argument("--perfetto", metavar="FILE", help="a trace for Perfetto")
+    asked, target = around.parse(parser, arguments, ("-o", "--output", "--perfetto"))
+    around.activate()
     from pallas_shim import recording
     from pallas_shim.view import page, perfetto
 
-    failed = False
     with recording.record(" ".join(target)) as trace:
-        try:
-            scripts.run(target)
-        except SystemExit as ended:
-            failed = ended.code not in (None, 0)
-        except BaseException:
-            traceback.print_exc()
-            failed = True
+        status = around.run(target)
+    files = {asked.perfetto: lambda: json.dumps(perfetto.events(trace))}
+    files[asked.output or (None if asked.perfetto else "view.html")] = lambda: page.render(trace)
+    files.pop(None, None)
     try:
-        if options.output is not None:
-            _write(options.output, page.render(trace))
-        if options.perfetto is not None:
-            _write(options.perfetto, json.dumps(perfetto.events(trace)))
+        for path, make in files.items():
+            pathlib.Path(path).write_text(make(), "utf-8")
     except (OSError, page.MissingPackages) as error:
-        print(f"pallas_shim view: nothing is written: {error}", file=sys.stderr)
-        return 2 if failed else 1
+        print(f"pallas_shim view: {error}", file=sys.stderr)
+        return status or 1
     for note in trace.notes:
         print(f"pallas_shim view: {note}", file=sys.stderr)
-    written = ", ".join(filter(None, (options.output, options.perfetto)))
-    print(f"pallas_shim view: {len(trace.kernels)} kernels in {written}", file=sys.stderr)
-    if failed:
-        return 2
-    return 0 if trace.kernels else 1
-
-
-def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options before the script or after it, and the script with its own arguments."""
-    parser = argparse.ArgumentParser(
-        prog="pallas_shim view", epilog=_EXAMPLE,
-        usage="pallas_shim view [-o FILE] [--perfetto FILE] script.py [args]",
-        description="Runs a script, and writes a page that shows what its Pallas kernels did.",
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
-    parser.add_argument(
-        "-o", "--output", metavar="FILE",
-        help="the page (view.html, unless there is only a --perfetto)",
-    )  # fmt: skip
-    parser.add_argument("--perfetto", metavar="FILE", help="a trace that Perfetto opens")
-    parser.add_argument("target", nargs="...", help="script.py, -m module or -c code")
-    options, rest = parser.parse_known_args(arguments)
-    target = [*rest, *options.target]
-    # So that `view script.py -o view.html` works, too. After `view -o`, an -o is the script's.
-    mine = (
-        {"-o", "--output", "--perfetto"}
-        - ({"-o", "--output"} if options.output else set())
-        - ({"--perfetto"} if options.perfetto else set())
-    )
-    while len(target) > 2 and target[-2] in mine:
-        *target, option, value = target
-        setattr(options, "perfetto" if option == "--perfetto" else "output", value)
-    if not target or target[0].startswith("-") and target[0] not in ("-m", "-c"):
-        parser.error(f"{target[0]} isn't an option of view" if target else "nothing to run")
-    if options.output is None and options.perfetto is None:
-        options.output = "view.html"
-    return options, target
-
-
-def _write(path: str, text: str) -> None:
-    pathlib.Path(path).write_text(text, "utf-8")
+    count = len(trace.kernels)
+    kernels = "1 kernel" if count == 1 else f"{count} kernels"
+    print(f"pallas_shim view: {kernels} in {', '.join(files)}", file=sys.stderr)
+    return status or (0 if count else 1)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pallas_shim import settings
-from pallas_shim.dispatch import compiling, fallback, function, observing, stock
+from pallas_shim.dispatch import compiling, fallback, function, native, observing, stock
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.jax_compat import kernel_info
@@ -50,6 +50,7 @@ def choose_kernel(
         if compilation is not None:
             compilation.jax_uses.append(use)
         return None
+    stock.print_debug(kernel.equation)
     reason = "XLA compiles the function" if compilation is None else compilation.reason
     use = REPORT.use(kernel.function, described.kernels, "callback", reason)
     if cached is not None:
@@ -63,11 +64,12 @@ def choose_kernel(
 
 def _callback(executable: Executable, use: Use) -> Callable[..., tuple[np.ndarray, ...]]:
     """The function that XLA calls. It counts its runs, and its errors name the kernel."""
+    runs = native.runner(executable, use)
 
     def run(*values: np.ndarray) -> tuple[np.ndarray, ...]:
         begun = time.perf_counter()
         try:
-            results = executable(*values)
+            results = runs(values)
         except Exception as error:
             use.ran(time.perf_counter() - begun, error)
             if observing.current is not None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pallas_shim import dump, settings
@@ -17,13 +17,14 @@ from pallas_shim.dispatch.function import Function
 from pallas_shim.evaluator import call_stack, compiler
 from pallas_shim.evaluator.checks.lowering import Checks
 from pallas_shim.evaluator.execute import Executable
+from pallas_shim.evaluator.findings import Finding
 from pallas_shim.evaluator.machine import order, shards
 from pallas_shim.evaluator.passes import Watcher
 from pallas_shim.evaluator.program import Program
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.evaluator.schedules import Schedules
 from pallas_shim.evaluator.verify import InvalidProgram, Verifier
-from pallas_shim.jax_compat import arrays, call_info, kernel_info, sharded
+from pallas_shim.jax_compat import arrays, call_info, checked, kernel_info, sharded
 
 R = TypeVar("R")
 
@@ -46,7 +47,7 @@ def compiled(function: Function, *, keep: bool) -> tuple[CachedProgram | None, E
     # no checked programs either, and none that can run in any order.
     other_ways = (options.checks, options.schedules, options.order)
     whole = keep and not options.watchers and observing.current is None
-    if not whole or any(way is not None for way in other_ways):
+    if not whole or options.late or any(way is not None for way in other_ways):
         return None, _made(compiler.compile, function, options)
     make = functools.partial(_made, compiler.make_program, function, options)
     cached = CachedProgram(function.jaxpr, function.name, function.axes, make)
@@ -89,19 +90,22 @@ def compiled_on_mesh(
     results = sharded.results(on, call_info.out_avals(function.jaxpr), types)
     parts: list[int] = []
     cut: Mapping[int, sharded.Names] = {}
-    # An observer, and other orders, compare whole arrays.
-    if observing.current is None and options.schedules is None and options.order is None:
+    if observing.current is None:  # an observer compares whole arrays
         parts = [
             position
             for position, names in shards.results(made).items()
             if sharded.is_cut_so(results[position], names, on)
         ]
-        cut = shards.parameters(made) if on.whole else {}
+        # The programs that the options ask for may use an argument elsewhere, too.
+        other_ways = (options.checks, options.schedules, options.order)
+        alone = not options.late and all(way is None for way in other_ways)
+        cut = shards.parameters(made) if on.whole and alone else {}
     with _bugs_refuse(function.name):
         executable = compiler.prepare(made, options, parts)
-    finish = functools.partial(compiler.finish, executable, parts=parts)
-    executable = _made(finish, function, options)
-    return executable, MeshPlan(on, cut, results)
+        executable = compiler.repeated(
+            executable, function.jaxpr, function.name, function.axes, True, options, parts
+        )
+        return executable, MeshPlan(on, cut, results)
 
 
 def program(function: Function) -> Program:
@@ -133,10 +137,18 @@ def _options(folder: dump.Folder | None, function: Function | None) -> compiler.
     if folder is not None:
         watchers.append(folder)
     emitted = None if folder is None else folder.code
-    checks = Checks(asked.check, COLLECTOR.skip) if asked.check else None
-    options = compiler.Options(asked.disabled_passes, watchers, emitted, checks, COLLECTOR.add)
+    options = compiler.Options(asked.disabled_passes, watchers, emitted)
+    races = frozenset() if function is None else function.races
+    if asked.check or races:
+        skipped = COLLECTOR.skip if asked.check else _nothing_skipped
+        found = functools.partial(_found, asked.check, races)
+        options = options._replace(checks=Checks(asked.check | races, skipped), found=found)
+        if races:
+            options = options._replace(started=functools.partial(checked.note_race, None))
     if function is None or not function.kernels:
         return options
+    if kernel_info.waits_for_its_copies(function.jaxpr):
+        options = options._replace(late=True)
     if asked.schedules:
         names = ", ".join(dict.fromkeys(kernel.name for kernel in function.kernels))
         seed = int(asked.seed or 0)
@@ -146,6 +158,25 @@ def _options(folder: dump.Folder | None, function: Function | None) -> compiler.
     if asked.seed is not None:
         return options._replace(order=order.parse(asked.seed))
     return options
+
+
+def _nothing_skipped(kernel: str, reason: str) -> None:
+    """JAX's race detector, too, says nothing of what it doesn't look at."""
+
+
+def _found(wanted: Collection[str], races: Collection[str], finding: Finding) -> None:
+    """Hands on a finding to those who asked for its kind: by the setting, or of JAX."""
+    if finding.kind in wanted:
+        COLLECTOR.add(finding)
+    if finding.kind in races and finding.rule in _RACES:
+        checked.note_race(finding.message)
+
+
+# What JAX's race detector finds, too.
+_RACES = frozenset({
+    "block-of-two", "cells", "carried-over-parallel", "read-before-wait",
+    "source-changed-in-flight", "target-written-in-flight",
+})  # fmt: skip
 
 
 def _made(make: Callable[..., R], function: Function, options: compiler.Options) -> R:

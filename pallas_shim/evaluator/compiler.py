@@ -21,11 +21,18 @@ from pallas_shim.evaluator.checks.lowering import Checks
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.findings import Finding
 from pallas_shim.evaluator.lower import lower
+from pallas_shim.evaluator.machine import shards
 from pallas_shim.evaluator.machine.order import Order
 from pallas_shim.evaluator.passes import NAMES, Watcher, optimise
 from pallas_shim.evaluator.program import Instruction, Program
-from pallas_shim.evaluator.schedules import ExploredExecutable, OrderedExecutable, Schedules
+from pallas_shim.evaluator.schedules import (
+    ExploredExecutable,
+    LateExecutable,
+    OrderedExecutable,
+    Schedules,
+)
 from pallas_shim.evaluator.verdict import CheckedExecutable
+from pallas_shim.evaluator.watched import WatchedExecutable
 from pallas_shim.evaluator.watching import Watch, probed
 
 
@@ -36,9 +43,10 @@ class Options(NamedTuple):
     watchers: each gets the program after lowering and after each pass.
     emitted: is called with each loop that becomes a Python function, and the function's source.
     checks: what kernels are checked for while they run; None if they aren't. ``found`` is called
-      with each finding.
+      with each finding, and ``started`` before each checked run.
     timed: copies may happen later than they start, and programs run in any order, as
       `machine.order` says. No pass runs.
+    late: copies happen when they are waited for; a call finds out whether that makes a difference.
     order: the program always runs in this order. schedules: calls are repeated in other orders, and
       ``found`` is called with a finding if results depend on it. None: they aren't.
     """
@@ -48,7 +56,9 @@ class Options(NamedTuple):
     emitted: Callable[[Instruction, str], None] | None = None
     checks: Checks | None = None
     found: Callable[[Finding], None] = lambda finding: None
+    started: Callable[[], None] = lambda: None
     timed: bool = False
+    late: bool = False
     order: Order | None = None
     schedules: Schedules | None = None
 
@@ -66,42 +76,7 @@ def compile(
 ) -> Executable:
     """Compiles a jaxpr. The arguments and errors are those of `make_program`."""
     program = make_program(jaxpr, name=name, axes=axes, on_mesh=on_mesh, options=options)
-    return finish(
-        prepare(program, options), jaxpr, name=name, axes=axes, on_mesh=on_mesh, options=options
-    )
-
-
-def finish(
-    executable: Executable,
-    jaxpr: Any,
-    *,
-    name: str,
-    axes: Mapping[Any, int] = MappingProxyType({}),
-    on_mesh: bool = False,
-    options: Options = ALL_PASSES,
-    parts: Collection[int] = (),
-) -> Executable:
-    """What runs a prepared program of ``jaxpr`` and repeats it in the ways that the options ask
-    for. ``parts``: see `prepare`."""
-
-    def timed() -> Executable:
-        asked = Options(timed=True)  # a watcher has seen the other program
-        program = make_program(jaxpr, name=name, axes=axes, on_mesh=on_mesh, options=asked)
-        return prepare(program, asked)
-
-    if options.order is not None:
-        return OrderedExecutable(timed(), options.order)
-    if options.checks is not None:
-        checks = options.checks._replace(disturbing=True, skipped=lambda kernel, reason: None)
-
-        def disturbed() -> Executable:
-            program = lower(jaxpr, (), name, axes, on_mesh, checks, options.timed)
-            return Executable(program, lambda loop: False, parts=parts)
-
-        executable = CheckedExecutable(executable, disturbed, options.checks, options.found)
-    if options.schedules is not None:
-        executable = ExploredExecutable(executable, timed, options.schedules, options.found)
-    return executable
+    return repeated(prepare(program, options), jaxpr, name, axes, on_mesh, options)
 
 
 def make_program(
@@ -132,6 +107,45 @@ def make_program(
                     timed=options.timed)  # fmt: skip
     skip = set(NAMES) if options.timed else options.skip
     return optimise(program, skip, options.watchers)
+
+
+def repeated(
+    executable: Executable,
+    jaxpr: Any,
+    name: str,
+    axes: Mapping[Any, int],
+    on_mesh: bool,
+    options: Options,
+    parts: Collection[int] = (),
+) -> Executable:
+    """The executable, which was made of the other arguments, with the checks and other orders that
+    the options ask for: it reports what it finds."""
+
+    def timed() -> Executable:
+        asked = Options(timed=True)  # a watcher has seen the other program
+        program = make_program(jaxpr, name=name, axes=axes, on_mesh=on_mesh, options=asked)
+        return prepare(program, asked, shards.results(program).keys() & set(parts))
+
+    if options.order is not None:
+        return OrderedExecutable(timed(), options.order)
+    checks = options.checks
+    if checks is not None:
+        disturbing = checks._replace(disturbing=True, skipped=lambda kernel, reason: None)
+
+        def disturbed() -> Executable:
+            program = lower(jaxpr, (), name, axes, on_mesh, disturbing, options.timed)
+            return Executable(program, lambda loop: False, parts=parts)
+
+        executable = CheckedExecutable(
+            executable, disturbed, checks, options.found, options.started
+        )
+        if not checks.kinds.isdisjoint(("races", "sync")):
+            executable = WatchedExecutable(executable, timed, checks, options.found)
+    if options.late:
+        executable = LateExecutable(executable, timed)
+    if options.schedules is not None:
+        executable = ExploredExecutable(executable, timed, options.schedules, options.found)
+    return executable
 
 
 def prepare(

@@ -23,8 +23,9 @@ from pallas_shim.evaluator.frames import (
     Frame,
     Step,
     Steps,
-    blame,
+    loop_name,
     moves,
+    note_cell,
     row_of,
     run_steps,
     run_with_room,
@@ -267,8 +268,8 @@ def _emitted(loop: codegen.Emitted) -> Step:
     def step(f: Frame) -> None:
         try:
             run(f)
-        except Exception as error:
-            blame(error, loop.source_of(error))
+        except BaseException as error:
+            loop.blame(error)
             raise
 
     return step
@@ -289,13 +290,15 @@ def _scan(prepare: _Preparation, instruction: Instruction) -> Step:
     made = tuple(zip(outs[num_carry:], results[num_carry:], strict=True))
     made_types = [v.type for v in instruction.outs[num_carry:]]
     order = range(length - 1, -1, -1) if reverse else range(length)
+    name = functools.partial(loop_name, instruction)
     direction, nothing = slice(None, None, -1 if reverse else 1), itertools.repeat(())
 
     def step(f: Frame) -> None:
         begin(f)
         xs = [f[i][direction] for i in taken]
         ys = [np.empty(t.shape, t.dtype) for t in made_types]
-        for i, x in zip(order, zip(*xs, strict=True) if xs else nothing, strict=False):
+        rounds = zip(order, zip(*xs, strict=True) if xs else nothing, strict=False)
+        for i, x in progress.over_rounds(name, length, rounds):
             f[row] = x
             run_steps(steps, f)
             for y, (_, slot) in zip(ys, made, strict=True) if ys else ():
@@ -366,9 +369,15 @@ def _grid(prepare: _Preparation, instruction: Instruction) -> Step:
 
     def step(f: Frame) -> None:
         bounds = [int(f[slot]) for slot in sizes]
-        for cell in progress.over_grid(name, bounds):
-            f[cells] = cell
-            run_steps(steps, f)
+        cell: Sequence[Any] | None = None
+        try:
+            for cell in progress.over_grid(name, bounds):
+                f[cells] = cell
+                run_steps(steps, f)
+        except BaseException as error:
+            if cell is not None:
+                note_cell(error, instruction, cell)
+            raise
 
     return step
 

@@ -17,11 +17,13 @@ from pallas_shim import jax_compat
 from pallas_shim.evaluator import lookahead, memory, outside, refs, watching
 from pallas_shim.evaluator.analysis import alias
 from pallas_shim.evaluator.blocks import block_viewer
+from pallas_shim.evaluator.cell_order import CellOrder
 from pallas_shim.evaluator.checked_blocks import CheckedBlocks
 from pallas_shim.evaluator.checks.kernel import KernelChecks
 from pallas_shim.evaluator.lower import KernelScope, Lowering
 from pallas_shim.evaluator.machine import programs
 from pallas_shim.evaluator.program import (
+    CELLS,
     PURE,
     Array,
     ArrayType,
@@ -75,14 +77,13 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
         checked_blocks = CheckedBlocks(lowering, call, call.checked, sizes, buffers, block_types)
 
     def cell(indices: Sequence[Value]) -> None:
+        cell_order.begin(scratch)
         cell_start = len(lowering.body)
         if checks is not None:
             checks.begin_cell(indices, prefetch)
-        if watch is not None and prefetch:
-            watching.emit_between(lowering, watch)
         starts_start = len(lowering.body)
         starts = [lowering.inline(b.index_map, [*indices, *prefetch]) for b in call.blocks]
-        starts = pipeline.turn(indices, starts)
+        starts = pipeline.turn(cell_order.turn, starts)
         if call.checked is None:
             warnings.extend(outside.warnings_of_blocks(
                 call, names, [_array_shape(lowering, b) for b in call.blocks], indices, sizes,
@@ -100,13 +101,15 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
                         lowering, watch, watched, indices, sizes, seen, buffers, starts
                     )
                 lowering.inline(call.jaxpr, [*prefetch, *blocks, *scratch], closed_over)
+                if watch is not None:
+                    watching.emit_cell_end(lowering, watch)
                 if checks is not None:
                     checks.end_cell(blocks, body)
             checked_blocks.define(blocks, indices, starts, alias.written(body, blocks))
             lowering.body.extend(body)
             return
         views = [
-            pipeline.fetched(at, indices, starts, buffers, type)
+            pipeline.fetched(at, cell_order.turn, starts, buffers, type)
             or _block(lowering, buffer, block.dims, start, type)
             for at, (buffer, block, start, type) in enumerate(
                 zip(buffers, call.blocks, starts, block_types, strict=True)
@@ -119,6 +122,8 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
             watching.emit_cell(lowering, watch, watched, indices, sizes, seen, buffers, starts)
         body_start = len(lowering.body)
         lowering.inline(call.jaxpr, [*prefetch, *views, *scratch], closed_over)
+        if watch is not None:
+            watching.emit_cell_end(lowering, watch)
         if checks is not None:
             checks.end_cell(views, lowering.body[body_start:])
         if call.synchronised_aliases:
@@ -133,14 +138,15 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
             lowering.body[cell_start:cell_start] = first
 
     waits = call.cores is not None and call.cores.waits_for_others
-    pipeline = _Pipeline(lowering, call, sizes, prefetch)
+    cell_order = CellOrder(lowering, call, sizes)
+    pipeline = _Pipeline(lowering, call, sizes, prefetch, cell_order)
     of_each_core = scratch if waits else []
     local = [i for i in range(len(call.grid)) if i not in call.vmapped_dims]
     # Build the cells first, though they run last: they decide which operands are written to, and
     # only those need a copy.
     cells = lower_cells(
         lowering, call.name, sizes, call.axis_names, local, cell, call.checked, call.for_device,
-        of_each_core if waits else None,
+        of_each_core if waits else None, cell_order.enter,
     )  # fmt: skip
     written = alias.written(cells, [*prefetch, *buffers])
 
@@ -232,6 +238,7 @@ def lower_cells(
     checked: CheckedMemory | None,
     for_device: bool,
     of_each_core: Sequence[Value] | None = None,
+    enter: Callable[[Sequence[Value]], Sequence[Value]] = lambda turn: turn,
 ) -> list[Instruction]:
     """The instructions that run ``cell``, which emits one cell from its indices, on a grid.
 
@@ -243,10 +250,12 @@ def lower_cells(
       for_device: the user asked for no interpreter.
       of_each_core: the cells are cores that wait for one another, and this is memory that each
         has of its own; None if they aren't.
+      enter: the indices of the cell that comes when the axes have turned so often.
     """
     shared: dict[Any, Value] = {}
 
-    def in_kernel(indices: Sequence[Value]) -> Sequence[Value]:
+    def in_kernel(turn: Sequence[Value]) -> Sequence[Value]:
+        indices = enter(turn)
         named = dict(zip(names, zip(indices, sizes, strict=True), strict=True)) if names else {}
         own = ([indices[i] for i in local], [sizes[i] for i in local])
         lowering.kernels.append(KernelScope(*own, named, shared, checked, for_device))
@@ -262,8 +271,9 @@ def lower_cells(
             in_kernel([zero] * len(sizes))
     else:
         region = lowering.region([ArrayType((), np.dtype(np.int32))] * len(sizes), in_kernel)
+        params = {"name": name, CELLS: tuple([(axis, 0, 1) for axis in range(len(sizes))])}
         operation = Operation(
-            "grid", {"name": name}, tuple(s.type for s in sizes), (), None, PURE, multiple=True
+            "grid", params, tuple(s.type for s in sizes), (), None, PURE, multiple=True
         )
         cells = [Instruction(operation, tuple(sizes), (), (region,), lowering.source)]
     with lowering.block() as first:
@@ -516,8 +526,10 @@ class _Pipeline:
         call: PallasCall,
         sizes: Sequence[Value],
         prefetch: Sequence[Value],
+        order: CellOrder,
     ) -> None:
         self.lowering, self.call, self.sizes, self.prefetch = lowering, call, sizes, prefetch
+        self.order = order
         self.looked_up: set[int] = set()
         self.aliased: dict[int, int] = {}
         self._then: dict[int, list[Value]] = {}
@@ -549,6 +561,7 @@ class _Pipeline:
             return starts
         starts = list(starts)
         following = lookahead.next_cell(self.lowering, indices, self.sizes)
+        following = self.order.indices(following)
         for at in sorted(self.looked_up | self.aliased.keys()):
             index_map = self.call.blocks[at].index_map
             self._then[at] = self.lowering.inline(index_map, [*following, *self.prefetch])

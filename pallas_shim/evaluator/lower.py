@@ -7,17 +7,17 @@ turns each equation into instructions.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pallas_shim import jax_compat
-from pallas_shim.evaluator import registry
+from pallas_shim.evaluator import memory, registry
 from pallas_shim.evaluator.builder import Builder
 from pallas_shim.evaluator.checks.lowering import Checker, Checks
-from pallas_shim.evaluator.machine.programs import Machine
+from pallas_shim.evaluator.machine.programs import Machine, note_touch
 from pallas_shim.evaluator.program import (
     ArrayType,
     KeyType,
@@ -132,6 +132,7 @@ class Lowering(Builder):
         self.mesh_axes: tuple[Any, ...] = ()
         self.names: dict[Value, str] = {}
         self._types: dict[Any, Type] = {}
+        self._atomic = False
 
     # -- jaxprs ---------------------------------------------------------------------------
 
@@ -211,6 +212,22 @@ class Lowering(Builder):
             return super().region(params, build)
         with self.checker.path():
             return super().region(params, build)
+
+    def touch(
+        self, ref: Value, path: memory.Path, leaves: Sequence[Value], writes: bool
+    ) -> None:
+        """Notes an access to memory for those who watch for races, if somebody may."""
+        if self.machine.timed and self.kernels and not self._atomic:
+            note_touch(self, ref, path, leaves, writes)
+
+    @contextlib.contextmanager
+    def atomically(self) -> Iterator[None]:
+        """A context of accesses that need no order."""
+        outer, self._atomic = self._atomic, True
+        try:
+            yield
+        finally:
+            self._atomic = outer
 
     # -- kernels --------------------------------------------------------------------------
 

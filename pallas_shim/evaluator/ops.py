@@ -25,6 +25,7 @@ from pallas_shim.evaluator.op_types import (
     UFUNC,
 )
 from pallas_shim.evaluator.program import (
+    CELLS,
     PURE,
     ArrayType,
     Effects,
@@ -123,6 +124,8 @@ _READ, _WRITE = Effects(reads=(0,)), Effects(writes=(0,))
 _UPDATE = Effects(reads=(0,), writes=(0,))
 _NEW = Effects(allocates=True)
 _IO = Effects(io=True)
+# The last operands of an operation that may wait. Other programs may change them meanwhile.
+_SEEN = "seen:ref*"
 
 
 def _row(name: str, does: str, operands: str, results: str, makers: str, **rest: Any) -> Op:
@@ -153,7 +156,11 @@ _STRUCTURED_ROWS = (
         "grid", "runs its region for each cell, the last axis fastest",
         "size:index*", "", "grid, scan_as_grid, grid_batching, vectorise_control",
         readers="execute, codegen, and most passes", regions=op_types.grid_regions,
-        params=(Param("name", "the kernel's, for progress bars"),),
+        params=(
+            Param("name", "the kernel's, for progress bars"),
+            Param(CELLS, "for each index its axis, the first cell, and how many run together. "
+                  "Missing where it isn't a kernel's grid", required=False),
+        ),
     ),
 )  # fmt: skip
 
@@ -208,6 +215,10 @@ _MEMORY_ROWS = (
         types=op_types.contents_types,
     ),
     _row(
+        "received", "the array in the buffer of a kernel's result, to which others may have copied",
+        "rows:ref number:index", "value:array", "machine/rows", effects=(_READ,), view=True,
+    ),
+    _row(
         "masked_swap", "stores where the mask is set, and gives what was there; an error outside",
         "ref:ref value:array mask:array leaf:index*", "before:array", "rules/state",
         effects=(_UPDATE._replace(io=True),), types=op_types.swap_types,
@@ -254,6 +265,14 @@ _MEMORY_ROWS = (
         "semaphore_take", "takes from a semaphore that nobody else signals; an error if it hasn't "
         "that many", "semaphore:ref value:index leaf:index*", "", "rules/tpu",
         effects=(_UPDATE._replace(io=True),),
+    ),
+    _row(
+        "index_of_cell", "an index of the cell that comes at this turn", "turn:index",
+        "index:index", "cell_order",
+    ),
+    _row(
+        "renew_scratch", "gives scratch memory its first contents, where a core's cells begin",
+        f"turn:index* {_SEEN}", "", "cell_order", sees="written",
     ),
     _row(
         "next_cell", "the indices of the cell after one, or of the last cell itself",
@@ -312,9 +331,6 @@ _MEMORY_ROWS = (
     ],
 )  # fmt: skip
 
-# The last operands of an operation that may wait. Other programs may change them meanwhile.
-_SEEN = "seen:ref*"
-
 _MACHINE_ROWS = (
     _row(
         "programs", "runs its region once for each program, each on parts of the operands, and "
@@ -370,7 +386,9 @@ _MACHINE_ROWS = (
     ),
     _row(
         "dma", "copies between programs", "source:ref target:ref leaf:index*", "", "rules/tpu",
-        effects=(Effects((0,), (1,)),),
+        effects=(Effects((0,), (1,)),), readers="watching",
+        params=(Param("paths", "from the source and from the target to what is copied"),
+                Param("num_leaves", "how many of the leaves are the source's")),
     ),
     _row(
         "turn", "lets the other programs run first", _SEEN, "", "machine/programs, machine/rows",
@@ -389,6 +407,10 @@ _MACHINE_ROWS = (
                       "the number of its leaves, or None"),),
     ),
     _row(
+        "note", "tells those who watch for races what a program does", "number:index value:any*",
+        "", "machine/programs", effects=(_IO,),
+    ),
+    _row(
         "land", "ends the copies of a kernel", "", "", "machine/programs", effects=(_IO,),
     ),
     _row(
@@ -399,6 +421,11 @@ _MACHINE_ROWS = (
         "rows_of_programs", "a buffer for each program, which others reach, each made when it is "
         "first reached", "", "rows:ref", "machine/rows", effects=(_NEW,),
         params=(Param("count", "how many"),),
+    ),
+    _row(
+        "row_to_fill", "the buffer of one program, all of which a copy writes next",
+        "rows:ref number:index", "row:ref", "machine/rows", effects=(_IO,), view=True,
+        types=op_types.row_types,
     ),
     _row(
         "row_of_program", "the buffer of one program", "rows:ref number:index", "row:ref",

@@ -201,6 +201,7 @@ def load_inside(
     """Emits a load without a check. Its parameter ``as_view`` is the load without the copy. A pass
     uses it after proving that nothing overwrites the memory."""
     path = normalised(ref.ref, path)
+    lowering.touch(ref, path, leaves, False)
     view = memory.viewer(ref.type.shape, ref.type.dtype, path)
 
     def copy(*args: Array) -> Array:
@@ -266,6 +267,7 @@ def store_inside(
     path = normalised(ref.ref, path)
     if any(dim.stride == 0 for dim in _slices(path)):
         raise Unsupported("ref", "a store to a slice of stride 0")
+    lowering.touch(ref, path, leaves, True)
     write = memory.writer(ref.type.shape, ref.type.dtype, path)
     lowering.memory(
         "store", [ref, value, *leaves], [], _nothing(write), WRITES_FIRST, params={"path": path},

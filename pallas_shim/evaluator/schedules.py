@@ -71,7 +71,7 @@ class _Outcome:
         self.error: Exception | None = None
         with order.running(in_order) as run:
             try:
-                self.results = executable(*args)
+                self.results = executable.run(args)
             except Exception as error:
                 self.error = error
         self.decisions: list[Decision] = run.decisions
@@ -163,8 +163,8 @@ class ExploredExecutable(Executable):
         self._found = found
         self._done = False
 
-    def __call__(self, *args: Any) -> list[Any]:
-        results = self._run_once(*args)
+    def run(self, args: Sequence[Any]) -> list[Any]:
+        results = self._run_once.run(args)
         if not self._done:
             self._explore(args)
         return results
@@ -203,6 +203,33 @@ class ExploredExecutable(Executable):
             )  # fmt: skip
 
 
+class LateExecutable(Executable):
+    """An `Executable` whose copies happen when they are waited for.
+
+    Copies that happen at once are much faster, and make no difference to a right kernel. The first
+    call finds out whether they make one. ``timed`` makes the program whose copies can be late.
+    """
+
+    def __init__(self, executable: Executable, timed: Callable[[], Executable]) -> None:
+        self.program = executable.program
+        self._at_once = executable
+        self._late = OrderedExecutable(timed(), LATE)
+        self._chosen: Executable | None = None
+
+    def run(self, args: Sequence[Any]) -> list[Any]:
+        if self._chosen is not None:
+            return self._chosen.run(args)
+        late = _Outcome(self._late, args, LATE)
+        if late.error is not None:
+            raise late.error
+        if any(i.name in CALLBACK_PRIMITIVES for i in self.program.top.walk()):
+            return late.results  # each call that is repeated would call back again
+        early = _Outcome(self._at_once, args, OWN_ORDER)
+        same = early.error is None and early.difference(late) is None
+        self._chosen = self._at_once if same else self._late
+        return late.results
+
+
 class OrderedExecutable(Executable):
     """An `Executable` that always runs in one order. Its program was lowered with ``timed``."""
 
@@ -211,7 +238,7 @@ class OrderedExecutable(Executable):
         self._run_once = executable
         self._asked = asked
 
-    def __call__(self, *args: Any) -> list[Any]:
+    def run(self, args: Sequence[Any]) -> list[Any]:
         with order.running(self._asked):
-            return self._run_once(*args)
+            return self._run_once.run(args)
 

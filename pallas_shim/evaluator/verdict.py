@@ -28,7 +28,8 @@ _MOST = 32
 class CheckedExecutable(Executable):
     """An `Executable` that reports what its kernels do wrongly.
 
-    ``disturbed`` makes the program that can replace undefined elements.
+    ``disturbed`` makes the program that can replace undefined elements. ``started`` is called
+    before each run.
     """
 
     def __init__(
@@ -37,8 +38,10 @@ class CheckedExecutable(Executable):
         disturbed: Callable[[], Executable],
         checks: Checks,
         found: Callable[[Finding], None],
+        started: Callable[[], None],
     ) -> None:
         self.program = executable.program
+        self._started = started
         self._run_once = executable
         self._make = disturbed
         self._checks = checks
@@ -47,12 +50,13 @@ class CheckedExecutable(Executable):
         self._known: dict[int, bool] = {}
 
     def run(self, args: Sequence[np.ndarray]) -> list[np.ndarray]:
+        self._started()
         run = Run(self._report)
         with run.active():
             try:
                 results = self._run_once.run(args)
             except Deadlock as deadlock:
-                if deadlock.waits:
+                if not deadlock.alone:  # else the checks have said so
                     self._report(_finding(deadlock, run))
                 raise
         if run.candidates:

@@ -87,11 +87,12 @@ class Watch:
         """What the variables of a jaxpr became when it was lowered. A jaxpr that is called twice
         becomes two sets of values."""
 
-    def between(self, program: int) -> None:
-        """A program is about to run index maps that read memory."""
-
     def cell(self, cell: Cell) -> None:
         """A cell starts."""
+
+    def cell_ended(self, program: int) -> None:
+        """A program's cell has ended. What runs before the next one isn't the kernel's own code,
+        but the index maps'."""
 
     def left(self, kernel: Kernel, program: int, buffers: Sequence[np.ndarray]) -> None:
         """A kernel has ended. Its buffers hold their final contents."""
@@ -141,11 +142,11 @@ def emit_cell(
     lowering.memory("probe", operands, [], tell, _SEEN)
 
 
-def emit_between(lowering: Lowering, watch: Watch) -> None:
-    """Emits the probe before the index maps of a cell."""
+def emit_cell_end(lowering: Lowering, watch: Watch) -> None:
+    """Emits the probe at the end of a cell."""
 
     def tell(number: Any) -> tuple[()]:
-        watch.between(int(number))
+        watch.cell_ended(int(number))
         return ()
 
     lowering.memory("probe", [_number(lowering)], [], tell, _SEEN)
@@ -261,7 +262,7 @@ class Parts:
     """Finds the memory that an instruction touches."""
 
     def __init__(self) -> None:
-        self._viewers: dict[int, tuple[Instruction, Callable[..., np.ndarray] | None]] = {}
+        self._viewers: dict[tuple[int, int], tuple[Instruction, _Viewer | None]] = {}
 
     def part(self, instruction: Instruction, position: int, ins: Sequence[Any]) -> np.ndarray:
         """The part of an operand that an instruction reads or writes, as a view.
@@ -269,17 +270,32 @@ class Parts:
         It is the whole operand, unless a path leads to less, and NumPy has a view of that.
         """
         whole: np.ndarray = ins[position]
-        path = instruction.operation.params.get(PATH)
-        if path is None or position != 0:
-            return whole
-        known = self._viewers.get(id(instruction))
+        known = self._viewers.get((id(instruction), position))
         if known is None:
-            ref = instruction.ins[0].ref
-            view = memory.direct_viewer(ref.shape, ref.dtype, path)
-            known = self._viewers[id(instruction)] = (instruction, view)
+            known = (instruction, _viewer(instruction, position))
+            self._viewers[id(instruction), position] = known
         if known[1] is None:
             return whole
-        return known[1](whole, *ins[_BEFORE_LEAVES.get(instruction.name, 1) :])
+        view, leaves = known[1]
+        return view(whole, *ins[leaves])
+
+
+_Viewer = tuple[Callable[..., np.ndarray], slice]  # and where its leaves are among the operands
+
+
+def _viewer(instruction: Instruction, position: int) -> _Viewer | None:
+    """How to view the part of an operand. None: all of it is touched, or that isn't known."""
+    params = instruction.operation.params
+    if instruction.name == "dma":
+        path, count = params["paths"][position], params["num_leaves"]
+        leaves = slice(2, 2 + count) if position == 0 else slice(2 + count, None)
+    elif PATH in params and position == 0:
+        path, leaves = params[PATH], slice(_BEFORE_LEAVES.get(instruction.name, 1), None)
+    else:
+        return None
+    ref = instruction.ins[position].ref
+    view = memory.direct_viewer(ref.shape, ref.dtype, path)
+    return None if view is None or view is memory.same else (view, leaves)
 
 
 def address(array: np.ndarray) -> int:

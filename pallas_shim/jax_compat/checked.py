@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from types import FunctionType
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
 # `hooks.communication` uses options of this type. Then it, not the user, asks for the interpreter.
 ASKED_FOR_HERE = "InterpretParamsOfRemoteKernels"
 
@@ -37,8 +40,8 @@ def checked_memory(eqn: Any) -> CheckedMemory | None:
     )
 
 
-def memory_space(aval: Any) -> Any:
-    """The value of a ref's memory space, such as "vmem". None if it has none."""
+def memory_space(aval: Any) -> str:
+    """The text of a ref's memory space, such as "vmem"; "none" if it has none."""
     return _value(aval.memory_space)
 
 
@@ -75,6 +78,53 @@ def refused_grid(eqn: Any) -> str | None:
     return None
 
 
+class GridOrder(NamedTuple):
+    """The order in which ``InterpretParams`` wants the cells of a grid.
+
+    ``permutations``: for each axis the indices in their order, or None for the usual one.
+    ``parallel``: so many axes, the first ones, are parallel. ``cores`` take equal parts of the
+    cells along these, one part after the other; each has scratch memory of its own.
+    """
+
+    permutations: tuple[tuple[int, ...] | None, ...]
+    parallel: int
+    cores: int
+
+
+def num_cores(interpret: Any) -> int:
+    """The number of cores that ``InterpretParams`` asks for."""
+    old = getattr(interpret, "num_cores_per_device", 1)  # before JAX 0.9
+    return getattr(interpret, "num_cores_or_threads", old)
+
+
+def grid_order(eqn: Any) -> GridOrder | None:
+    """The order that the user asks for. None: the usual one, on one core."""
+    interpret = eqn.params.get("interpret", False)
+    if type(interpret).__name__ != "InterpretParams":
+        return None
+    seed, cores = interpret.random_seed, num_cores(interpret)
+    semantics = dimension_semantics(eqn)
+    parallel = sum(each == "parallel" for each in semantics)
+    if seed is None and cores == 1 or not parallel:
+        return None
+    grid = eqn.params["grid_mapping"].grid
+    permutations: list[tuple[int, ...] | None] = [None] * len(grid)
+    with jax.ensure_compile_time_eval():  # as JAX's interpreter draws them
+        key = jax.random.key(seed or 0)
+        for axis in range(parallel):
+            key, drawn = jax.random.split(key)
+            order = jax.random.permutation(drawn, int(grid[axis]))
+            permutations[axis] = tuple(map(int, np.asarray(order)))
+    return GridOrder(tuple(permutations), parallel, cores)
+
+
+def waits_for_copies(interpret: Any) -> bool:
+    """Whether copies are to happen when they are waited for, and not when they are started."""
+    if type(interpret).__name__ != "InterpretParams":
+        return False
+    return interpret.dma_execution_mode == "on_wait"
+
+
 # JAX's TPU interpreter, and its original functions. This module doesn't import it, because that
 # takes long.
 _INTERPRETER = "jax._src.pallas.mosaic.interpret.interpret_pallas_call"
@@ -94,6 +144,20 @@ def replaced_in_interpreter() -> str | None:
     so the interpreter has to run."""
     now = vars(sys.modules[_INTERPRETER]) if _functions else {}
     return next((name for name, value in _functions.items() if now.get(name) is not value), None)
+
+
+def note_race(found: str | None) -> None:
+    """Says what JAX's race detector says: at the start of a run, for None, that there is none yet,
+    else that one was ``found``."""
+    interpreter: Any = sys.modules[_INTERPRETER]
+    if found is None:
+        make = interpreter.RaceDetectionState
+        fields = inspect.signature(make).parameters
+        interpreter.races = make(**{"num_cores": 1} if "num_cores" in fields else {})
+        return
+    print(f"RACE DETECTED\n  {found}\n")
+    if getattr(interpreter, "races", None) is not None:
+        interpreter.races.races_found = True
 
 
 def _value(member: Any) -> str:

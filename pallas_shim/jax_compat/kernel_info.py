@@ -10,8 +10,15 @@ from typing import Any, NamedTuple
 from jax._src import core
 
 from pallas_shim.jax_compat import meshes
-from pallas_shim.jax_compat.checked import ASKED_FOR_HERE, refused_grid, replaced_in_interpreter
-from pallas_shim.jax_compat.jaxprs import KERNEL_PRIMITIVES
+from pallas_shim.jax_compat.checked import (
+    ASKED_FOR_HERE,
+    grid_order,
+    num_cores,
+    refused_grid,
+    replaced_in_interpreter,
+    waits_for_copies,
+)
+from pallas_shim.jax_compat.jaxprs import KERNEL_PRIMITIVES, equations
 from pallas_shim.jax_compat.pallas import kernel_name, kernel_source
 
 
@@ -72,8 +79,7 @@ def describe_kernel(eqn: Any) -> KernelInfo:
 
 def talks(eqn: Any) -> bool:
     """Whether a kernel reaches other devices or cores."""
-    jaxprs = eqn.params["jaxprs"] if "jaxprs" in eqn.params else (eqn.params["jaxpr"],)
-    return any(map(meshes.talks, jaxprs))
+    return any(map(meshes.talks, _kernel_jaxprs(eqn)))
 
 
 # -- the interpret parameter ------------------------------------------------------------------
@@ -82,8 +88,40 @@ def talks(eqn: Any) -> bool:
 _HONOURED = frozenset(
     {"allow_hbm_allocation_in_run_scoped", "out_of_bounds_reads", "uninitialized_memory"}
 )
+# Fields that `grid_order` and `waits_for_copies` hand on.
+_ORDER = frozenset(
+    {"dma_execution_mode", "num_cores_or_threads", "num_cores_per_device", "random_seed"}
+)
 # Fields that don't change what a correct kernel computes.
-_WITHOUT_CONSEQUENCE = frozenset({"dma_execution_mode", "vector_clock_size"})
+_WITHOUT_CONSEQUENCE = frozenset({"vector_clock_size"})
+
+
+def waits_for_its_copies(jaxpr: Any) -> bool:
+    """Whether the user asks that copies in some kernel happen when they are waited for."""
+    return any(
+        waits_for_copies(eqn.params.get("interpret", False))
+        and any(
+            inner.primitive.name == "dma_start"
+            for kernel in _kernel_jaxprs(eqn)
+            for inner in equations(kernel)
+        )
+        for eqn in kernel_equations(jaxpr)
+    )
+
+
+def _kernel_jaxprs(eqn: Any) -> tuple[Any, ...]:
+    return eqn.params["jaxprs"] if "jaxprs" in eqn.params else (eqn.params["jaxpr"],)
+
+
+def races_wanted(eqn: Any) -> frozenset[str]:
+    """The kinds of findings that ``InterpretParams(detect_races=True)`` asks for and that are
+    checked here. JAX finds races between cells only if it has several cores."""
+    interpret = eqn.params.get("interpret", False)
+    if type(interpret).__name__ != "InterpretParams" or not interpret.detect_races:
+        return frozenset()
+    if eqn.primitive.name != "pallas_call" or talks(eqn):
+        return frozenset()
+    return frozenset({"sync", "races"} if num_cores(interpret) > 1 else {"sync"})
 
 
 def unhonoured(eqn: Any) -> str | None:
@@ -98,8 +136,17 @@ def unhonoured(eqn: Any) -> str | None:
         return f"interpret={name}(...) isn't for this evaluator"
     for field in dataclasses.fields(interpret):
         value = getattr(interpret, field.name)
-        if field.name not in _HONOURED | _WITHOUT_CONSEQUENCE and value != field.default:
+        known = _HONOURED | _ORDER | _WITHOUT_CONSEQUENCE
+        if field.name == "detect_races" and races_wanted(eqn):
+            continue
+        if field.name not in known and value != field.default:
             return f"interpret=InterpretParams({field.name}={value!r}) isn't honoured here"
+    cores = num_cores(interpret)
+    if cores > 1 and (eqn.primitive.name != "pallas_call" or talks(eqn)):
+        return f"interpret=InterpretParams asks for {cores} cores, which may talk to one another"
+    mapping = eqn.params.get("grid_mapping")
+    if mapping is not None and mapping.vmapped_dims and grid_order(eqn) is not None:
+        return "InterpretParams asks for an order of a grid to which vmap added an axis"
     replaced = replaced_in_interpreter()
     if replaced is not None:
         return f"somebody has replaced `{replaced}` in the interpreter of InterpretParams"

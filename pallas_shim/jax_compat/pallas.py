@@ -19,9 +19,11 @@ from jax._src.state.types import AccumEffect, WriteEffect
 
 from pallas_shim.jax_compat.checked import (
     CheckedMemory,
+    GridOrder,
     checked_memory,
     compiler_params,
     dimension_semantics,
+    grid_order,
     in_hbm,
     memory_space,
 )
@@ -75,7 +77,8 @@ class PallasCall(NamedTuple):
     ``cores``: the kind of cores, if the cells are the cores of a mesh. ``checked``: None if memory
     isn't checked. ``on_gpu``: it is Triton's, so its cells run at the same time, and its refs are
     global memory. ``parallel``: for each axis of the grid, whether its cells may run at the same
-    time, as the user declared, or as the compiler takes an axis that vmap added.
+    time, as the user declared, or as the compiler takes an axis that vmap added. ``order``: that of
+    the cells, None for the usual one.
     """
 
     name: str
@@ -96,6 +99,7 @@ class PallasCall(NamedTuple):
     checked: CheckedMemory | None
     on_gpu: bool
     parallel: tuple[bool, ...]
+    order: GridOrder | None
 
 
 class UnsupportedCall(Refusal):
@@ -148,6 +152,7 @@ def pallas_call(eqn: Any) -> PallasCall:
         checked=checked_memory(eqn),
         on_gpu=_is_on_gpu(eqn),
         parallel=_parallel(eqn),
+        order=grid_order(eqn),
     )
 
 
@@ -229,7 +234,7 @@ def memory(aval: Any) -> str | None:
     """The memory space of a kernel's ref: vmem, smem, semaphore_mem, any, hbm. None: the default,
     which is VMEM."""
     space = memory_space(aval)
-    return None if space in (None, "default") else space
+    return None if space in ("none", "default", "device") else space
 
 
 def _index_map(mapping: Any) -> Any:
@@ -271,12 +276,12 @@ def written_refs(jaxpr: Any) -> frozenset[int]:
     """The positions of the refs, among a kernel's inputs, to which it may write."""
     opened, _ = open_jaxpr(jaxpr)
     positions = {var: at for at, var in enumerate(opened.invars)}
-    effects = (e for e in opened.effects if isinstance(e, (WriteEffect, AccumEffect)))
-    # Early JAX's effects give the position itself, counted from the captured refs.
+    writes: list[Any] = [e for e in opened.effects if isinstance(e, (WriteEffect, AccumEffect))]
+    # Before JAX 0.10.2 an effect gives a position, counted from the captured refs.
     captured = len(opened.constvars)
-    written = (e.input_index if hasattr(e, "input_index") else e.input for e in effects)
     return frozenset(
-        ref - captured if isinstance(ref, int) else positions.get(ref, -1) for ref in written
+        positions.get(e.input, -1) if hasattr(e, "input") else e.input_index - captured
+        for e in writes
     )
 
 

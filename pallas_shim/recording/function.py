@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,6 +56,23 @@ class _Run:
     recording: bool = True
 
 
+def _guarded(method: Callable[..., None]) -> Callable[..., None]:
+    """A bug in what is recorded must not cost the user the run. The page tells of it."""
+
+    @functools.wraps(method)
+    def run(self: FunctionWatch, *args: Any) -> None:
+        if self.failure is not None:
+            return
+        try:
+            method(self, *args)
+        except Enough:
+            raise
+        except Exception as error:
+            self.failure = f"{type(error).__name__}: {error}"
+
+    return run
+
+
 class FunctionWatch(Watch):
     """Watches one run of a function. See `watching.Watch`.
 
@@ -68,12 +86,13 @@ class FunctionWatch(Watch):
         self.recorder = recorder
         self.calls = 0
         self.may_stop = True
+        self.failure: str | None = None
         self.kernels: dict[Kernel, list[_Run]] = {}
-        self.events: list[tuple[_Run, data.Event, Line | None]] = []
+        self.events: list[tuple[_Run, data.Event, Line | None, int]] = []
         self._names: dict[Value, str] = {}
         self._here: dict[int, _Run] = {}
         self._memory: dict[_Run, list[Memory]] = {}
-        self._semaphores: dict[int, str] = {}
+        self._semaphores: dict[int, tuple[str, str]] = {}  # name and program
         self._flying: dict[int, list[data.Event]] = {}
         self._waiting: dict[int, int] = {}
         self._last: dict[int, dict[str, Any]] = {}
@@ -88,9 +107,7 @@ class FunctionWatch(Watch):
     def named(self, names: dict[Value, str]) -> None:
         self._names = names
 
-    def between(self, program: int) -> None:
-        self._here.pop(program, None)  # what index maps read isn't the kernel's doing
-
+    @_guarded
     def cell(self, cell: Cell) -> None:
         self._clock += 1
         runs = self.kernels.setdefault(cell.kernel, [])
@@ -114,6 +131,10 @@ class FunctionWatch(Watch):
         run.steps.append(self._clock)
         self._memory[run] = self._place(run, cell)
 
+    def cell_ended(self, program: int) -> None:
+        self._here.pop(program, None)
+
+    @_guarded
     def left(self, kernel: Kernel, program: int, buffers: Sequence[np.ndarray]) -> None:
         for run in self.kernels.get(kernel, ()):
             if run.kernel is not kernel or not (run.program == program or kernel.call.cores):
@@ -165,20 +186,20 @@ class FunctionWatch(Watch):
             else:
                 operands.add_memory(found, array, position, offset)
             if ref.space.startswith("semaphore"):
-                self._name_semaphores(ref.name, array)
+                self._name_semaphores(run, ref.name, array)
         for memory_of in self._memory.get(run, ()):
             if run.refs[memory_of.ref].role == "scoped":
                 found.append(memory_of)
         return sorted(found, key=lambda m: m.low)
 
-    def _name_semaphores(self, name: str, array: np.ndarray) -> None:
+    def _name_semaphores(self, run: _Run, name: str, array: np.ndarray) -> None:
         if array.size > 4096:
             return
         base = address(array)
         for index in np.ndindex(array.shape):
             place = base + sum(i * s for i, s in zip(index, array.strides, strict=True))
             text = name + (f"[{', '.join(map(str, index))}]" if index else "")
-            self._semaphores[place] = text
+            self._semaphores[place] = text, _program_name(run)
 
     def _close(self, run: _Run) -> None:
         """Ends the current cell of a run."""
@@ -205,6 +226,7 @@ class FunctionWatch(Watch):
             return ("after",)
         return ()
 
+    @_guarded
     def before(self, instruction: Instruction, program: int, ins: Sequence[Any]) -> None:
         run = self._here.get(program)
         if run is None or not run.recording:
@@ -212,6 +234,7 @@ class FunctionWatch(Watch):
         self._clock += 1
         self._waiting[program] = self._clock
 
+    @_guarded
     def after(
         self, instruction: Instruction, program: int, ins: Sequence[Any], outs: Sequence[Any]
     ) -> None:
@@ -248,7 +271,7 @@ class FunctionWatch(Watch):
                 measures.HeatMap(array.shape),
             ))  # fmt: skip
         if type.space.startswith("semaphore"):
-            self._name_semaphores(name, array)
+            self._name_semaphores(run, name, array)
         known = [m for m in self._memory[run] if m.ref != position]
         operands.add_memory(known, array, position, (0,) * array.ndim)
         self._memory[run] = sorted(known, key=lambda m: m.low)
@@ -304,7 +327,9 @@ class FunctionWatch(Watch):
         semaphore = self._parts.part(instruction, 0, ins)
         count = int(np.asarray(ins[1]).reshape(-1)[0])
         place = address(semaphore)
-        name = self._semaphores.get(place) or self._names.get(instruction.ins[0], "a semaphore")
+        name = self._names.get(instruction.ins[0], "a semaphore")
+        if instruction.ins[0] in self._names:
+            self._semaphores.setdefault(place, (name, _program_name(run)))
         line = self._line(instruction.source)
         cell = len(run.steps) - 1
         if len(self.events) >= _MOST_EVENTS:
@@ -323,7 +348,7 @@ class FunctionWatch(Watch):
             if flying:
                 landed = flying.pop(0)
                 landed.end, landed.awaited = self._clock, True
-        self.events.append((run, event, line))
+        self.events.append((run, event, line, place))
 
     def _copied(self, run: _Run, instruction: Instruction, name: str, cell: int) -> data.Event:
         last = self._last.setdefault(run.program, {})
@@ -356,15 +381,18 @@ class FunctionWatch(Watch):
 
     def result(self) -> Iterator[data.Kernel]:
         for kernel, runs in self.kernels.items():
-            yield self._kernel(kernel, runs)
+            yield self._kernel(kernel, sorted(runs, key=lambda run: run.program))
 
     def _kernel(self, kernel: Kernel, runs: Sequence[_Run]) -> data.Kernel:
         call = kernel.call
         lines = Lines(call.source)
         positions = {run: n for n, run in enumerate(runs)}
         events = []
-        for run, event, line in self.events:
+        for run, event, line, place in self.events:
             if run in positions:
+                # Another program may have named its semaphore later.
+                found = self._semaphores.get(place, (event.semaphore, _program_name(run)))
+                event.semaphore, event.owner = found
                 event.run, event.line = positions[run], lines.position(line)
                 if event.kind == "copy" and not event.awaited:
                     event.end = run.end
@@ -382,6 +410,8 @@ class FunctionWatch(Watch):
         )  # fmt: skip
 
     def _notes_of(self, runs: Sequence[data.Run]) -> Iterator[str]:
+        if self.failure is not None:
+            yield f"The recording broke off, which is a bug in pallas_shim: {self.failure}"
         first = runs[0]
         if first.recorded < first.cells:
             yield (
@@ -416,7 +446,6 @@ class FunctionWatch(Watch):
                 _add_to(moved["in"], measures.fetched(operand.block_of_cell, sizes))
             if "output" in ref.role:
                 _add_to(moved["out"], measures.written_back(operand.block_of_cell, sizes))
-        programs = run.kernel.programs
         patterns = [
             [
                 data.Access(lines.position(line), ref, kind, count, nbytes, low, high)
@@ -425,11 +454,16 @@ class FunctionWatch(Watch):
             for pattern in run.patterns
         ]
         return data.Run(
-            programs[run.program] if run.program < len(programs) else "",
+            _program_name(run),
             run.grid, cells, len(run.steps), shown, patterns, run.pattern_of_cell,
             moved["in"], moved["out"], [run.copied[n] for n in range(len(run.steps))],
             run.steps, run.end, run.times,
         )  # fmt: skip
+
+
+def _program_name(run: _Run) -> str:
+    names = run.kernel.programs
+    return names[run.program] if run.program < len(names) else ""
 
 
 def _add_to(total: list[int], more: Sequence[int]) -> None:

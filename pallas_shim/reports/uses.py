@@ -29,7 +29,8 @@ class Use:
     outcome of the cache on disk whose key is the function: "read", "written", or the reason why the
     program isn't kept; None: this cache is off. ``traced_cache`` is the outcome of the cache whose
     key is the jaxpr. ``raised`` counts the calls that ended with an exception, and ``error`` is the
-    last exception's type.
+    last exception's type. ``native``: what became of native code for the program; None: nothing
+    yet.
     """
 
     function: str
@@ -45,6 +46,7 @@ class Use:
     traced_cache: str | None = None
     raised: int = 0
     error: str | None = None
+    native: str | None = None
 
     def ran(self, seconds: float, error: BaseException | None = None) -> None:
         """Counts one call, and the exception that ended it, if any."""
@@ -114,9 +116,9 @@ class Report:
         """One row for each kernel, or for each function without one. This is the JSON form.
 
         The keys: name, source, grid, function, calls, rung, reason, tracing_s, lowering_s,
-        running_s, shared_with, cache, raised, error. If several kernels of one jitted function ran
-        as one program, the calls and seconds are the program's. ``shared_with`` counts the
-        function's other kernels. With ``since``, only what was counted after it.
+        running_s, shared_with, cache, raised, error, native. If several kernels of one jitted
+        function ran as one program, the calls and seconds are the program's. ``shared_with``
+        counts the function's other kernels. With ``since``, only what was counted after it.
         """
         with _lock:
             uses = [use for use in self._uses.values() if use.happened]
@@ -165,6 +167,7 @@ def rows(use: Use, before: Counts | None = None) -> list[dict[str, Any]]:
             "cache": use.caches(),
             "raised": raised,
             "error": use.error if raised else None,
+            "native": use.native,
         }
         for kernel in use.kernels or (None,)
     ]

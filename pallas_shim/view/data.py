@@ -136,8 +136,8 @@ class Event:
 
     ``kind`` is "copy", "wait" or "signal". It lasts from step ``start`` to ``end``; a copy that
     nothing waited for ends with the run, and ``awaited`` is False. ``semaphore`` names its
-    semaphore, ``text`` says the rest. ``cell`` is a position among the cells of the run
-    ``run``, which is a position in `Kernel.runs`.
+    semaphore, ``owner`` the program whose semaphore that is; ``text`` says the rest. ``cell`` is a
+    position among the cells of the run ``run``, which is a position in `Kernel.runs`.
     """
 
     kind: str
@@ -150,6 +150,7 @@ class Event:
     nbytes: int = 0
     line: int | None = None
     awaited: bool = True
+    owner: str = ""
 
 
 @dataclasses.dataclass

@@ -213,7 +213,8 @@
     const type = operand.dtype === "semaphore" ? "semaphore" : operand.dtype;
     const cut = operand.blocks.length && product(operand.block) < product(operand.shape);
     lines.push(`${operand.role}, ${type}[${operand.shape.join(", ")}]` +
-      (cut ? ` in blocks of [${operand.block.join(", ")}]` : "") + `, ${operand.space} memory`);
+      (cut ? ` in blocks of [${operand.block.join(", ")}]` : "") +
+      (operand.space === "default" ? "" : `, ${operand.space} memory`));
     const warnings = [];
     const c = operand.coverage;
     if (c) {
@@ -271,7 +272,7 @@
       colorbar: { title: { text: title, font: { size: 11 } }, thickness: 10, len: 1, dtick: step, tickfont: { size: 10 } },
       hovertemplate: `${line ? "" : "row %{y:.0f}, "}column %{x:.0f}<br>${mode}: %{z}<extra></extra>`,
     }], {
-      height: line ? 140 : 250, margin: { l: line ? 12 : 48, r: 8, t: 8, b: 36 },
+      height: line ? 140 : 200, margin: { l: line ? 12 : 48, r: 8, t: 8, b: 36 },
       xaxis: { range: [0, columns], title: { text: operand.shape.length ? "last dimension (elements)" : "", font: { size: 11 }, standoff: 4 }, tickfont: { size: 10 } },
       yaxis: { range: [rows, 0], visible: !line, title: { text: flat ? "other dimensions" : "rows (elements)", font: { size: 11 }, standoff: 4 }, tickfont: { size: 10 } },
       shapes: shapes(operand, position),
@@ -387,10 +388,10 @@
       x, y: r[key], name: `${name} (${bytes(r[key].reduce((a, b) => a + b, 0))} in all)`,
       marker: { color: colour }, hovertemplate: "visit %{x}: %{y:,} B<extra></extra>",
     })), {
-      height: 210, barmode: "stack", bargap: 0.1, margin: { l: 60, r: 10, t: 10, b: 40 },
+      height: 210, barmode: "stack", bargap: 0.1, margin: { l: 60, r: 10, t: 30, b: 40 },
       xaxis: { title: { text: "visit (cells in order)", font: { size: 11 } } },
       yaxis: { title: { text: "bytes", font: { size: 11 } }, rangemode: "tozero" },
-      legend: { orientation: "h", y: 1.25 }, showlegend: true, shapes: hereLine(state.cell + 1),
+      legend: { orientation: "h", yref: "container", y: 1, yanchor: "top" }, showlegend: true, shapes: hereLine(state.cell + 1),
     }, PLOT);
     if (!$("bytes-plot").dataset.listens) {
       $("bytes-plot").dataset.listens = "yes";
@@ -401,19 +402,20 @@
     line: { color: COLOURS.block, width: 1.5, dash: "dot" } }];
 
   function rowOf(event) {
-    const program = kernel().runs[event.run].program;
-    return kernel().runs.length > 1 ? `${event.semaphore}, ${program}` : event.semaphore;
+    return event.owner ? `${event.semaphore} of ${event.owner}` : event.semaphore;
   }
   function drawTimeline() {
     const { events, runs, lines } = kernel();
     $("timeline").hidden = !events.length;
     if (!events.length) return;
     const end = Math.max(...runs.map((r) => r.end));
-    const names = [...new Set(events.map(rowOf))].reverse();
+    const order = runs.map((r) => r.program);
+    const owners = [...events].sort((a, b) => order.indexOf(a.owner) - order.indexOf(b.owner));
+    const names = [...new Set(owners.map(rowOf))].reverse();
     const hover = (e) => `${e.kind === "copy" ? "copy" : e.kind} ${e.text}` +
       (e.nbytes ? `, ${bytes(e.nbytes)}` : "") +
       `<br>steps ${e.start} to ${e.end}${e.awaited ? "" : ", nothing waits for it"}` +
-      `<br>cell ${list(indicesOf(e.cell, runs[e.run].grid))}` +
+      `<br>${runs[e.run].program} cell ${list(indicesOf(e.cell, runs[e.run].grid))}` +
       (e.line === null ? "" : `, line ${lines[e.line].number}`);
     const bars = (kind, name, colour) => {
       const some = events.filter((e) => e.kind === kind && e.end > e.start);
@@ -432,10 +434,10 @@
       points("wait", "wait, served at once", "#5b6b7b", "diamond"), points("signal", "signal", "#7b4fc9", "triangle-up"),
       points("copy", "copy that ends at once", COLOURS.copied, "square")];
     Plotly.react($("timeline-plot"), series.filter(Boolean), {
-      height: 110 + 34 * names.length, barmode: "overlay", margin: { l: 150, r: 10, t: 10, b: 40 },
+      height: 110 + 30 * names.length, barmode: "overlay", margin: { l: 150, r: 10, t: 34, b: 40 },
       xaxis: { title: { text: "step (one for each memory operation)", font: { size: 11 } }, range: [0, end + 1] },
       yaxis: { categoryorder: "array", categoryarray: names, automargin: true },
-      legend: { orientation: "h", y: 1.3 }, showlegend: true, shapes: cellSpan(),
+      legend: { orientation: "h", yref: "container", y: 1, yanchor: "top" }, showlegend: true, shapes: cellSpan(),
     }, PLOT);
   }
   function cellSpan() {

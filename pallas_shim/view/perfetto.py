@@ -40,17 +40,16 @@ def _of_kernel(process: int, kernel: Kernel) -> Iterator[dict[str, Any]]:
         thread = 1 + number
         yield _name("thread_name", process, thread, run.program or "cells")
         yield from _cells(process, thread, run)
-    lanes: dict[tuple[str, int], list[int]] = {}
-    threads: dict[tuple[str, int], int] = {}
+    lanes: dict[str, list[int]] = {}
+    threads: dict[str, int] = {}
     for event in sorted(kernel.events, key=lambda e: (e.start, e.end)):
-        program = kernel.runs[event.run].program
-        row = (f"{event.semaphore}{f', {program}' if program else ''}", event.run)
+        row = f"{event.semaphore}{f' of {event.owner}' if event.owner else ''}"
         first = threads.setdefault(row, _LANES * (len(threads) + 1))
         ends = lanes.setdefault(row, [])
         lane = next((n for n, end in enumerate(ends) if end <= event.start), len(ends))
         if lane == len(ends):
             ends.append(0)
-            yield _name("thread_name", process, first + lane, row[0])
+            yield _name("thread_name", process, first + lane, row)
         ends[lane] = max(event.end, event.start + 1)
         yield _event(process, first + lane, event, kernel)
 
@@ -77,6 +76,7 @@ def _event(process: int, thread: int, event: Event, kernel: Kernel) -> dict[str,
         "name": f"{event.kind}: {event.text}", "cat": event.kind, "ph": "X", "ts": event.start,
         "dur": max(event.end - event.start, 1), "pid": process, "tid": thread,
         "args": {
+            "program": kernel.runs[event.run].program,
             "cell": str(_indices(event.cell, kernel.runs[event.run].grid)),
             "bytes": event.nbytes,
             "line": "" if line is None else f"{line.file}:{line.number}",

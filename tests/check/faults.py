@@ -566,6 +566,15 @@ def a_mask_that_is_missing(right):
 
 
 @fault("bounds/outside-array")
+def a_block_outside_on_a_gpu(right):
+    block = pl.BlockSpec((8,), lambda i: (i if right else i + 1,))
+    call = on_gpu(
+        double, out(16), grid=(2,), in_specs=[block], out_specs=pl.BlockSpec((8,), lambda i: (i,))
+    )
+    return (lambda x: call(x)[:8]), (floats(16),)
+
+
+@fault("bounds/outside-array")
 def a_store_of_a_whole_block(right):
     def kernel(x_ref, o_ref):
         inside = pl.program_id(0) * 8 + jnp.arange(8) < 12

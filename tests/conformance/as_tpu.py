@@ -12,7 +12,14 @@ from pallas_shim import settings
 GENERATIONS = {"v5e": (5, "e"), "v7x": (7, "x")}
 TPU = "v5e"
 # Files whose tests need another.
-OTHERS = {"tpu_sparsecore_pallas_test": "v7x", "tpu_sparsecore_pallas_distributed_test": "v7x"}
+OTHERS = dict.fromkeys(
+    (
+        "tpu_pallas_mpmd_test",
+        "tpu_sparsecore_pallas_test",
+        "tpu_sparsecore_pallas_distributed_test",
+    ),
+    "v7x",
+)
 
 
 def pretend() -> None:

@@ -480,3 +480,29 @@ def test_blocks_that_go_by_the_grid_are_known_to_be_inside():
         out_specs=spec((8, 128), lambda i, j, k: (i, j)),
     )
     assert checks(call, numbers(16, 128), numbers(128, 256)) == set()
+
+
+CORES = "num_cores_or_threads" if jax.__version_info__ >= (0, 9) else "num_cores_per_device"
+ORDERS = [{"random_seed": 1}, {"random_seed": 7}, {CORES: 2}, {CORES: 3, "random_seed": 2}]
+
+
+@pytest.mark.parametrize("asked", ORDERS)
+@pytest.mark.parametrize("semantics", [("parallel", "arbitrary"), ("parallel", "parallel")])
+def test_the_order_of_cells_and_the_cores_that_run_them(asked, semantics):
+    """Each cell writes what the one before it on its core left in scratch memory."""
+
+    def kernel(o_ref, last):
+        o_ref[...] = jnp.full_like(o_ref, last[0])
+        last[0] = 10 * pl.program_id(0) + pl.program_id(1)
+
+    def f():
+        return pl.pallas_call(
+            kernel, grid=(5, 2), out_specs=pl.BlockSpec((8, 128), lambda i, j: (i, j)),
+            out_shape=jax.ShapeDtypeStruct((40, 256), jnp.int32),
+            scratch_shapes=[pltpu.SMEM((1,), jnp.int32)],
+            interpret=pltpu.InterpretParams(**asked),
+            compiler_params=pltpu.CompilerParams(dimension_semantics=semantics),
+        )()  # fmt: skip
+
+    (got,) = Executable(passes.optimise(lower(jax.make_jaxpr(f)())))()
+    np.testing.assert_array_equal(got, np.asarray(f()))

@@ -184,3 +184,16 @@ def test_what_calls_back_is_not_run_again():
     compiler.compile(jaxpr, name="f", options=options)(X)
     assert calls == [1]
     assert "calls back to the host" in skipped[0][1]
+
+
+def test_copies_that_happen_when_they_are_waited_for():
+    """As ``InterpretParams`` asks by default. A right kernel goes on with copies at once."""
+    for kernel, want in ((waits, X[0] + 1), (reads_early, np.full((8, 128), np.nan, np.float32))):
+        options = compiler.Options(late=True)
+        jaxpr = jaxpr_of(kernel, VMEM, DMA, out=WHOLE, interpret=pltpu.InterpretParams())
+        executable = compiler.compile(jaxpr, name="f", options=options)
+        for _ in range(2):
+            np.testing.assert_array_equal(executable(X)[0], want)
+        assert isinstance(executable, schedules.LateExecutable)
+        at_once = executable._chosen is executable._at_once
+        assert at_once == (kernel is waits)

@@ -212,8 +212,9 @@ def a_grid_that_talks():
             k.barrier()
 
         copy = pltpu.make_async_remote_copy(
-            x_ref, got.at[i], send, recv, device_id=(lax.rem(me + 1, n),), device_id_type=MESH
-        )
+            x_ref, got.at[i], send, recv.at[i], device_id=(lax.rem(me + 1, n),),
+            device_id_type=MESH,
+        )  # fmt: skip
         copy.start()
         copy.wait()
         o_ref[...] = got[i] * 2
@@ -222,7 +223,7 @@ def a_grid_that_talks():
         block = pl.BlockSpec((8, 128), lambda i: (i, 0))
         return pl.pallas_call(
             kernel, grid=(4,), in_specs=[block], out_specs=block, out_shape=local(x.shape),
-            scratch_shapes=[pltpu.VMEM((4, 8, 128), jnp.float32), k.DMA, k.DMA],
+            scratch_shapes=[pltpu.VMEM((4, 8, 128), jnp.float32), k.DMA, k.DMA((4,))],
             compiler_params=pltpu.CompilerParams(collective_id=0),
         )(x)  # fmt: skip
 
@@ -257,6 +258,40 @@ def devices_that_do_different_things():
     run = k.call(kernel, local((8, 128)), scratch=[k.DMA, k.DMA], space=pltpu.VMEM)
     y = jax.jit(k.over(run, k.mesh(6), P("x"), P("x")))(x)
     equal(y, np.tile(np.asarray(x)[:8], (6, 1)))
+
+
+@case()
+def results_that_some_receive():
+    """The others' are undefined, which is NaN here."""
+
+    def kernel(x_ref, o_ref, send, recv):
+        k.barrier()
+        me = lax.axis_index("x")
+        copy = pltpu.make_async_remote_copy(
+            x_ref, o_ref, send, recv, device_id={"x": me + 1}, device_id_type=MESH
+        )
+
+        @pl.when(me % 2 == 0)
+        def _():
+            copy.start()
+            copy.wait_send()
+
+        @pl.when(me % 2 == 1)
+        def _():
+            copy.wait_recv()
+
+    x = k.numbers(32, 128)
+    run = k.call(kernel, local((8, 128)), scratch=[k.DMA, k.DMA])
+    f = jax.jit(k.over(run, k.mesh(4), P("x"), P("x")))
+    want = np.full((32, 128), np.nan, np.float32)
+    want[8:16], want[24:] = x[:8], x[16:24]
+    for _ in range(2):
+        equal(f(x), want)
+    rounds = k.over(
+        lambda x: lax.fori_loop(0, 3, lambda i, _: run(x + i), x), k.mesh(4), P("x"), P("x")
+    )
+    want[8:16], want[24:] = x[:8] + 2, x[16:24] + 2
+    equal(jax.jit(rounds)(x), want)
 
 
 @case()
@@ -355,8 +390,7 @@ def a_right_kernel_in_other_orders():
         o_ref[...] = got[...] + 1
         copy.wait_send()
 
-    vmem = pltpu.VMEM((8, 128), jnp.float32)
-    found = in_other_orders(kernel, k.numbers(24, 128), 80, [vmem, k.DMA, k.DMA])
+    found = in_other_orders(kernel, k.numbers(24, 128), 80, [VMEM, k.DMA, k.DMA])
     assert found.other is None and found.runs == 80, found
 
 
@@ -392,9 +426,163 @@ def a_wrong_kernel_in_other_orders(fault):
             copy.wait()
             o_ref[...] = got[...]
 
-    vmem = pltpu.VMEM((8, 128), jnp.float32)
-    found = in_other_orders(kernel, k.numbers(24, 128), 400, [vmem, k.DMA, k.DMA])
+    found = in_other_orders(kernel, k.numbers(24, 128), 400, [VMEM, k.DMA, k.DMA])
     assert found.other is not None, found
+
+
+def races(kernel, x, scratch=(), n=3, space=pltpu.VMEM):
+    """What watching a kernel on some devices finds."""
+    from pallas_shim.evaluator.execute import Executable
+    from pallas_shim.evaluator.lower import lower
+    from pallas_shim.evaluator.machine import order
+    from pallas_shim.evaluator.machine.clocks import Clocks
+
+    run = k.call(kernel, local((8, 128)), scratch=scratch, space=space)
+    f = jax.jit(k.over(run, k.mesh(n), P("x"), P("x")))
+    found: list = []
+    executable = Executable(lower(jax.make_jaxpr(f)(x), timed=True), lambda _: False)
+    with order.running(order.OWN_ORDER, Clocks(found.append)):
+        (got,) = executable(np.asarray(x))
+    equal(f(x), got)
+    return found
+
+
+VMEM = pltpu.VMEM((8, 128), jnp.float32)
+UNORDERED = {
+    "right": [],
+    "no barrier": ["copy-unordered"],
+    "not awaited": ["copy-unordered"],
+    "source changed": ["copy-not-awaited"],
+    "one semaphore for two": ["copy-unordered"],
+    "one row beside the other": [],
+    "a row too many": ["copy-unordered"],
+    "signal before the store": ["copy-unordered"],
+}
+
+
+@case(*UNORDERED)
+def races_between_devices(fault):
+    def kernel(x_ref, o_ref, got, common, send, recv, done):
+        me, n = lax.axis_index("x"), lax.axis_size("x")
+        got[...] = jnp.zeros_like(got)
+        if fault != "no barrier":
+            k.barrier()
+        else:
+            k.signal(done, 1, device_id={"x": lax.rem(me + n - 1, n)}, device_id_type=MESH)
+        rows = pl.ds(0, 4) if "row" in fault else pl.ds(0, 8)
+        copy = right_of(x_ref.at[rows], got.at[rows], send, recv)
+        copy.start()
+        if fault == "not awaited":
+            o_ref[...] = got[...]
+        if fault == "one row beside the other":
+            got[4:] = jnp.ones((4, 128))
+        if fault == "a row too many":
+            got[3:] = jnp.ones((5, 128))
+        if fault == "source changed":
+            x_ref[...] = jnp.zeros_like(x_ref)
+        if fault == "one semaphore for two":
+            other = right_of(x_ref, common, send, recv)
+            other.start()
+            other.wait_recv()
+            o_ref[...] = got[...]
+            other.wait_send()
+        copy.wait()
+        if fault == "no barrier":
+            k.wait(done, 1)
+        if fault == "signal before the store":
+
+            @pl.when(me == 1)
+            def _():
+                k.wait(done, 1)
+                other = pltpu.make_async_remote_copy(
+                    x_ref, common, send, recv, device_id={"x": 0}, device_id_type=MESH
+                )
+                other.start()
+                other.wait_send()
+
+            @pl.when(me == 0)
+            def _():
+                k.signal(done, 1, device_id={"x": 1}, device_id_type=MESH)
+                common[...] = jnp.zeros_like(common)
+                right_of(x_ref, common, send, recv).wait_recv()
+        o_ref[...] = got[...]
+
+    found = races(kernel, k.numbers(24, 128), [VMEM, VMEM, k.DMA, k.DMA, k.REGULAR])
+    rules = [f.rule for f in found if f.kind == "races"]
+    assert sorted(set(rules)) == UNORDERED[fault], found
+    for finding in found:
+        assert finding.kernel == "kernel" and all("cases.py" in a.where for a in finding.accesses)
+
+
+@case()
+def a_race_between_cores():
+    """The second core reads what the first may not have written yet."""
+    from pallas_shim.evaluator.execute import Executable
+    from pallas_shim.evaluator.lower import lower
+    from pallas_shim.evaluator.machine import order
+    from pallas_shim.evaluator.machine.clocks import Clocks
+
+    def run(waits):
+        def body(refs):
+            x_ref, o_ref = refs
+
+            @pl.core_map(tensor_cores(2))
+            def _():
+                def scoped(ready, part):
+                    me = lax.axis_index("core")
+
+                    @pl.when(me == 0)
+                    def _():
+                        pltpu.sync_copy(x_ref, part)
+                        pltpu.sync_copy(part, o_ref)
+                        k.signal(ready, 1, core_index=1)
+
+                    @pl.when(me == 1)
+                    def _():
+                        if waits:
+                            k.wait(ready, 1)
+                        pltpu.sync_copy(o_ref, part)
+                        if not waits:
+                            k.wait(ready, 1)
+
+                pl.run_scoped(scoped, k.REGULAR, VMEM)
+
+        f = jax.jit(lambda x: k.double(pl.run_state(body)((x, jnp.zeros_like(x)))[1]))
+        x = k.numbers(8, 128)
+        found: list = []
+        executable = Executable(lower(jax.make_jaxpr(f)(x), timed=True), lambda _: False)
+        with order.running(order.OWN_ORDER, Clocks(found.append)):
+            executable(np.asarray(x))
+        equal(f(x), 2 * np.asarray(x))
+        return found
+
+    assert run(True) == []
+    (finding,) = run(False)
+    assert {a.program for a in finding.accesses} == {"core 0 (core=0)", "core 1 (core=1)"}
+
+
+@case()
+def what_a_view_says_of_copies_between_devices():
+    from pallas_shim import recording
+
+    jax.clear_caches()
+    f = jax.jit(k.over(
+        k.permute(local((8, 128)), lambda me, n: ((me + 1) % n,), device_id_type=MESH), k.mesh(4),
+        P("x"), P("x"),
+    ))  # fmt: skip
+    x = k.numbers(32, 128)
+    with recording.record("a ring") as trace:
+        equal(f(x), np.roll(x, 8, 0))
+    (kernel,) = trace.kernels
+    assert [run.program for run in kernel.runs] == [f"device {n} (x={n})" for n in range(4)]
+    copies = [event for event in kernel.events if event.kind == "copy"]
+    # Each device's copy counts on a semaphore of its own, and on one of its neighbour's.
+    assert len(copies) == 8 and {copy.nbytes for copy in copies} == {8 * 128 * 4}
+    assert all(copy.awaited for copy in copies)
+    assert [run.copied for run in kernel.runs] == [[8 * 128 * 4]] * 4
+    assert {copy.owner for copy in copies} == {run.program for run in kernel.runs}
+    assert {copy.semaphore for copy in copies} == {"send_sem", "recv_sem"}
+    jax.clear_caches()
 
 
 @case()

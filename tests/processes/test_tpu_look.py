@@ -45,7 +45,7 @@ print(jax.devices()[0].device_kind, int(run(x).sum()))
 
 
 def test_the_generations_are_those_of_the_setting():
-    assert tuple(tpu_look.GENERATIONS) == settings.TPUS
+    assert tuple(tpu_look.GENERATIONS) == tuple(settings.TPUS)
 
 
 SHARDED = """
@@ -91,6 +91,37 @@ def test_several_devices_lie_in_a_line(from_wheel):
         XLA_FLAGS="--xla_force_host_platform_device_count=2",
     )
     assert (got.returncode, got.stdout, got.stderr) == (0, "[[0, 0, 0], [1, 0, 0]]\n", "")
+
+
+PLACES = """
+import jax
+print(jax.device_count(), [(*d.coords, d.core_on_chip) for d in jax.devices()])
+from jax.sharding import NamedSharding, PartitionSpec
+mesh = jax.make_mesh((jax.device_count(),), ("x",))
+x = jax.device_put(jax.numpy.arange(8.0), NamedSharding(mesh, PartitionSpec("x")))
+assert len(x.devices()) == jax.device_count()
+"""
+
+
+@pytest.mark.parametrize(
+    "name, places",
+    [
+        ("v5e:2x4", [(x, y, 0, 0) for y in range(4) for x in range(2)]),
+        ("v4:2x1x2", [(x, 0, z, 0) for z in range(2) for x in range(2)]),
+        ("v7x:2x1x1", [(x, 0, 0, core) for x in range(2) for core in range(2)]),
+    ],
+)
+def test_a_topology_has_its_devices_at_their_places(from_wheel, name, places):
+    got = from_wheel.run("-m", "pallas_shim", f"--tpu={name}", "-c", PLACES)
+    assert (got.returncode, got.stdout, got.stderr) == (0, f"{len(places)} {places}\n", "")
+
+
+def test_the_number_of_devices_is_the_users_if_they_say_it(from_wheel):
+    flags = "--xla_force_host_platform_device_count=4"
+    got = from_wheel.run(
+        "-m", "pallas_shim", "--tpu=v5e:2x4", "-c", PLACES, XLA_FLAGS=flags
+    )
+    assert got.stdout == "4 [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (1, 1, 0, 0)]\n"
 
 
 def test_without_the_variable_it_is_a_cpu(from_wheel, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 
@@ -14,6 +15,9 @@ from jax.experimental import pallas as pl
 from pallas_shim import recording
 from pallas_shim.recording import function
 from pallas_shim.view import data, measures, page, perfetto
+from tests.kernels import blocks, control, memory, numeric, refs, transforms
+from tests.kernels.harness import abstract_tpu, cases
+from tests.oracle import compare
 from tests.shimmed import shim  # noqa: F401
 from tests.view import kernels
 from tests.view.kernels import numbers
@@ -252,3 +256,29 @@ def test_perfetto():
         thread = event["pid"], event["tid"]
         assert event["ts"] >= ends.get(thread, 0)
         ends[thread] = event["ts"] + event["dur"]
+
+
+def test_a_bug_in_the_recorder_costs_no_call(monkeypatch):
+    monkeypatch.setattr(measures.HeatMap, "add", lambda *_: 1 / 0)
+    x = numbers(8)
+    data, result = recorded(kernels.add, x, x, 2)
+    np.testing.assert_array_equal(result, x + x)
+    assert "bug in pallas_shim: ZeroDivisionError" in data["kernels"][0]["notes"][0]
+
+
+CASES = cases(blocks, control, memory, numeric, refs, transforms)
+
+
+@pytest.mark.parametrize("name", list(CASES)[::9])
+def test_values_stay_right(name):
+    """Each kernel gives while it is recorded what it gives otherwise."""
+    f, args, *_ = CASES[name].build()
+    with abstract_tpu() if CASES[name].tpu else contextlib.nullcontext():
+        want = jax.tree.leaves(jax.jit(f)(*args))
+        with recording.record(name) as trace:
+            got = jax.tree.leaves(jax.jit(f)(*args))
+    for one, other in zip(got, want, strict=True):
+        compare(np.asarray(one), np.asarray(other), ulp=64, rtol=1e-5)
+    assert trace.kernels and not trace.notes
+    for kernel in trace.kernels:
+        assert not any("bug" in note for note in kernel.notes)

@@ -35,8 +35,6 @@ class CoreChecks:
         self.sizes = sizes
         self._histories: list[tuple[Aspect, Callable[[], History]]] = []
         several = any(size > 1 for size in sizes)
-        if several and waits and checker.checks("races", "sync"):
-            checker.asked.skipped(name, "races and copies between cores that wait for one another")
         self._races = several and not waits and checker.checks("races")
 
     @contextmanager

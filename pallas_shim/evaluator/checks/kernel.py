@@ -11,7 +11,7 @@ import numpy as np
 
 from pallas_shim.evaluator.analysis.cell_tables import table_of, tables
 from pallas_shim.evaluator.checks import blocks, global_memory, prune, undefined
-from pallas_shim.evaluator.checks.cuts import Cut, Visits, cut_of
+from pallas_shim.evaluator.checks.cuts import Cut, Shared, Visits, cut_of
 from pallas_shim.evaluator.checks.lowering import OBJECT, Aspect, Checker, Memory, enter_cell
 from pallas_shim.evaluator.checks.races import History
 from pallas_shim.evaluator.checks.run import Activation, Site
@@ -74,15 +74,13 @@ class KernelChecks:
         self._on_cores = call.cores is not None and call.cores.waits_for_others
         self._body: list[Instruction] = []
         self._start = 0
-        if self.lowering.machine.talks or self._on_cores:
-            if checker.checks("races", "sync"):
-                checker.skip("races and copies between devices or cores that wait for one another")
         self._made: list[tuple[Aspect, Callable[[], Any]]] = []
         self._outputs: dict[int, Memory] = {}
         self._always_written: set[int] = set()
         self._operands: dict[int, _Operand] = {}
         self._scratch: list[Value] = []
         self._static: list[Callable[[Activation], Finding]] = []
+        self._shared: dict[int, list[Shared]] = {}  # blocks of outputs, if known before
 
     # -- one cell -------------------------------------------------------------------------------
 
@@ -222,7 +220,7 @@ class KernelChecks:
         partner = self._partner(position)
         is_output = position >= self.call.num_inputs
         rest = self.shapes[position][len(cut.shape) :]
-        memory.sticks_out = not cut.divides()
+        memory.sticks_out = operand.visits is None or not operand.visits.are_inside()
         if partner in self._arrays:
             assert partner is not None
             codes, history = self._arrays[partner]
@@ -242,7 +240,7 @@ class KernelChecks:
             if is_output and self.checker.follows_codes:
                 self._outputs[position] = self._gpu_output(memory, codes)
         visits = operand.visits
-        apart = visits is not None and visits.two_turns(self._parallel) is None
+        apart = visits is not None and not visits.two_turns(self._parallel)
         if any(self._parallel) and self.checker.checks("races"):
             if not apart or partner is not None:
                 memory.history = Aspect(history)
@@ -316,9 +314,8 @@ class KernelChecks:
         if operand.visits is None:
             return  # the window looks
         found = operand.visits.two_turns(self._parallel)
-        if found is not None:
-            make = functools.partial(blocks.shared, operand.site, operand.cut, *found)
-            self._static.append(make)
+        if found:
+            self._shared[operand.position] = found
 
     def _aliases(self, used: Sequence[bool]) -> None:
         """The check that no input's block is loaded before an output's block in its place is
@@ -384,7 +381,8 @@ class KernelChecks:
         ])  # fmt: skip
 
     def output(self, position: int, value: Value) -> Value:
-        """Emits the check of a result, and returns the result as the program uses it."""
+        """Emits the checks of a result, and returns the result as the program uses it."""
+        value = self._written_once(self.call.num_inputs + position, value)
         memory = self._outputs.get(self.call.num_inputs + position)
         if memory is None or memory.codes is None or not memory.codes.needed or self._on_cores:
             return value
@@ -398,6 +396,33 @@ class KernelChecks:
                 "disturb", [value, *ins], [value.type], _disturb_output(site, initial),
                 Effects(io=True), view=True,
             )  # fmt: skip
+        return value
+
+    def _written_once(self, position: int, value: Value) -> Value:
+        """Emits the check that blocks that several cells wrote at the same time don't matter."""
+        operand, known = self._operands.get(position), self._shared.get(position, [])
+        if operand is None:
+            return value
+        codes, cut, site = operand.memory.codes, operand.cut, operand.site
+        owned = codes is not None and operand.visits is None and any(self._parallel)
+        if not known and not (owned and self.checker.checks("races")) or self.call.on_gpu:
+            return value
+        if known:
+
+            def note(activation: Activation) -> tuple[()]:
+                finding = blocks.shared(site, cut, known[0], activation)
+                activation.run.candidates.setdefault(site.number, finding)
+                return ()
+
+            self.checker.emit("blocks", [self.activation], note)
+        if self.checker.asked.disturbing and not value.type.key_ndim and not self._on_cores:
+            ins = [self.activation] if codes is None or not owned else [
+                self.activation, codes.value
+            ]  # fmt: skip
+            disturb = blocks.disturb_shared(site, cut, [block.starts for block in known])
+            (value,) = self.lowering.memory(
+                "disturb", [value, *ins], [value.type], disturb, Effects(io=True), view=True
+            )
         return value
 
     def leave(self) -> None:

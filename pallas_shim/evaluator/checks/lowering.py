@@ -40,17 +40,18 @@ class Aspect:
     """Something that checks follow of a piece of memory. ``value`` is it when it runs. ``needed``:
     some check looks at it, so the instructions that keep it stay."""
 
-    __slots__ = ("value", "_needed", "_of")
+    __slots__ = ("value", "_needed", "_of", "_known")
 
     def __init__(self, of: Aspect | None = None) -> None:
         """``of``: it is a part of another, which is needed if this is."""
         self.value = Value(OBJECT)
         self._needed = False
+        self._known = True
         self._of = of
 
     @property
     def needed(self) -> bool:
-        return self._needed if self._of is None else self._of.needed
+        return self._needed and self._known if self._of is None else self._of.needed
 
     @needed.setter
     def needed(self, needed: bool) -> None:
@@ -58,6 +59,10 @@ class Aspect:
             self._needed = needed
         else:
             self._of.needed = needed
+
+    def forget(self) -> None:
+        """It can't be followed, so no check may look at it."""
+        self._known = False
 
 
 class Memory:
@@ -252,6 +257,7 @@ class Checker:
             return value
         self._flights(memory, located, copies.read(site, place))
         self._note(memory, located, site, writes=False, atomic=atomic)
+        self._array(memory, located, site, writes=False)
         if memory.codes is None or view.ref in self.defined or not self.follows_codes:
             return value
         memory.codes.needed = True
@@ -285,11 +291,7 @@ class Checker:
         if located is not None:
             self._flights(memory, located, copies.write(site, located.place))
             self._note(memory, located, site, writes=True, atomic=atomic)
-            if memory.sticks_out and memory.codes is not None and self.checks("bounds"):
-                memory.codes.needed = True
-                check = global_memory.check_write(site, located.place)
-                ins = [self.activation, memory.codes.value, *located.leaves]
-                self.emit("bounds", ins, check)
+            self._array(memory, located, site, writes=True)
         self._defines(view.ref, memory, located)
 
     def _defines(self, ref: Value, memory: Memory, located: Located | None) -> None:
@@ -362,6 +364,13 @@ class Checker:
             ins = [self.activation, memory.flights.value, *located.leaves]
             self.emit("in flight", ins, fn, memory.flights, located.place)
 
+    def _array(self, memory: Memory, located: Located, site: Site, writes: bool) -> None:
+        if memory.sticks_out and memory.codes is not None and self.checks("bounds"):
+            assert self.activation is not None
+            memory.codes.needed = True
+            check = global_memory.check(site, located.place, writes)
+            self.emit("bounds", [self.activation, memory.codes.value, *located.leaves], check)
+
     def _note(
         self, memory: Memory, located: Located, site: Site, writes: bool, atomic: bool = False
     ) -> None:
@@ -372,6 +381,12 @@ class Checker:
         fn = races.note(site, located.place, writes, atomic)
         ins = [self.activation, memory.history.value, *located.leaves]
         self.emit("note", ins, fn, memory.history, located.place)
+
+    def reached(self, ref: Value) -> None:
+        """Notes that other programs write to memory, whose undefined elements aren't known then."""
+        memory = self.memory.get(ref)
+        if memory is not None and memory.codes is not None:
+            memory.codes.forget()
 
     # -- semaphores -----------------------------------------------------------------------------
 

@@ -88,10 +88,11 @@ class Window(Shadow):
     ``past`` has, for each place where an output's block has been, the codes that it had when it
     moved on, None if all were defined. ``reloads``: an output's block is loaded when it comes
     back. ``owners``: for each such place the turn of the first
-    cell that was there (see `Activation`), and the cell.
+    cell that was there (see `Activation`), and the cell. ``shared``: the places where cells of
+    several turns have been.
     """
 
-    __slots__ = ("cut", "is_output", "reloads", "now", "past", "owners")
+    __slots__ = ("cut", "is_output", "reloads", "now", "past", "owners", "shared")
 
     def __init__(
         self, shape: tuple[int, ...], cut: Cut, is_output: bool, reloads: bool = False
@@ -103,6 +104,7 @@ class Window(Shadow):
         self.now: Starts | None = None
         self.past: dict[Starts, np.ndarray | None] = {}
         self.owners: dict[Starts, tuple[int, tuple[int, ...]]] = {}
+        self.shared: set[Starts] = set()
 
     def move(self, starts: Starts) -> bool:
         """Moves to a block; says whether it is another than before."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from pallas_shim.evaluator.checks.run import current
 from pallas_shim.evaluator.findings import Access, Finding
-from pallas_shim.evaluator.machine.scheduler import Deadlock
+from pallas_shim.evaluator.machine.scheduler import Deadlock, Wait
 
 
 class SemaphoreWarning(UserWarning):
@@ -18,13 +18,15 @@ class SemaphoreWarning(UserWarning):
 
 
 def own_deadlock(
-    program: str, semaphore: str, has: int, needs: int, source: str | None
+    program: str, semaphore: str, has: int, needs: int, source: str | None, alone: bool = False
 ) -> Deadlock:
-    """The error for a wait that no other program can end."""
+    """The error for a wait that no other program can end. ``alone``: see `Deadlock`."""
     where = f" ({source})" if source else ""
     return Deadlock(
         f"deadlock: {program} waits for {semaphore}, which has {has} and needs {needs}{where}. "
-        "No other program signals it: signal it, or start the copy that does, before the wait"
+        "No other program signals it: signal it, or start the copy that does, before the wait",
+        [Wait(program, f"{semaphore}, which has {has} and needs {needs}", source)],
+        alone,
     )
 
 

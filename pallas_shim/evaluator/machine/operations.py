@@ -8,3 +8,5 @@ SIGNAL = "signal"
 # In programs that were lowered for any order of copies: a copy that may happen later, a place where
 # other programs may run, and the end of a kernel, where all copies end.
 COPY, PASS_BY, LAND = "copy_later", "pass_by", "land"
+# What such a program notes for those who watch for races.
+NOTE = "note"

@@ -12,6 +12,8 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from pallas_shim.evaluator.machine.clocks import Clocks
+
 
 class Order(NamedTuple):
     """The order in which programs run and copies happen.
@@ -92,10 +94,14 @@ class Copy:
 
 
 class Run:
-    """The state of one run: its decisions so far, and the copies under way, the oldest first."""
+    """The state of one run: its decisions so far, and the copies under way, the oldest first.
 
-    def __init__(self, order: Order = OWN_ORDER) -> None:
+    ``watch``: follows what programs know and touch, if they are watched for races.
+    """
+
+    def __init__(self, order: Order = OWN_ORDER, watch: Clocks | None = None) -> None:
         self.order = order
+        self.watch = watch
         self.decisions: list[Decision] = []
         self.copies: list[Copy] = []
         self._draw = None if order.seed is None else random.Random(order.seed)
@@ -117,8 +123,12 @@ class Run:
 
     def start(self, copy: Copy) -> None:
         if self.order.eager:
-            for step in copy.steps:
-                step.run()
+            for number, step in enumerate(copy.steps):
+                if self.watch is None:
+                    step.run()
+                    continue
+                with self.watch.step_of_last(number):
+                    step.run()
             return
         self.copies.append(copy)
         self.pass_by()
@@ -179,9 +189,9 @@ def current() -> Run:
 
 
 @contextlib.contextmanager
-def running(order: Order) -> Iterator[Run]:
-    """A context in which programs run in this order."""
-    run = Run(order)
+def running(order: Order, watch: Clocks | None = None) -> Iterator[Run]:
+    """A context in which programs run in this order, and are watched for races."""
+    run = Run(order, watch)
     token = _RUN.set(run)
     try:
         yield run

@@ -18,6 +18,7 @@ import numpy as np
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import memory
 from pallas_shim.evaluator.machine import order
+from pallas_shim.evaluator.machine.clocks import Clocks, Spot
 from pallas_shim.evaluator.machine.faults import own_deadlock
 from pallas_shim.evaluator.machine.operations import (
     AWAIT,
@@ -25,6 +26,7 @@ from pallas_shim.evaluator.machine.operations import (
     LAND,
     LEFTOVER,
     MEET,
+    NOTE,
     PASS_BY,
     PROGRAMS,
     REMOTE,
@@ -221,6 +223,8 @@ def _once(keys: Sequence[tuple[slice, ...]]) -> list[tuple[slice, ...] | None]:
 def remote(lowering: Lowering, ref: Value, numbers: Sequence[Value]) -> Value:
     """The same ref in another program, given that program's number at each level."""
     (out,) = lowering.memory(REMOTE, [ref, *numbers], [ref.ref], _unresolved, PURE, view=True)
+    if ref in lowering.names:
+        lowering.names[out] = lowering.names[ref]
     return out
 
 
@@ -240,6 +244,11 @@ def emit_await(
         Effects(reads=(0,), writes=(0,), io=True), params=params,
     )  # fmt: skip
 
+    def taken(clocks: Clocks, program: Any, semaphore: Any, count: int) -> None:
+        clocks.take(program, semaphore, count, decrement)
+
+    _note_count(lowering, ref, path, leaves, count, taken)
+
 
 def emit_signal(
     lowering: Lowering, ref: Value, path: memory.Path, leaves: Sequence[Value], count: Value
@@ -257,6 +266,7 @@ def emit_signal(
         SIGNAL, [ref, count, *leaves], [], signal,
         Effects(reads=(0,), writes=(0,), io=True), params={"path": path},
     )  # fmt: skip
+    _note_count(lowering, ref, path, leaves, count, Clocks.add)
 
 
 def emit_turn(lowering: Lowering) -> None:
@@ -284,19 +294,33 @@ def emit_meeting(
     the results of each.
     """
     machine: Machine = lowering.machine
-    level = machine.levels[-1]
+    level, key = machine.levels[-1], machine.next_meeting()
+    groups = _groups(machine.sizes(), axes, index_groups, level.missing)
     params = {
         "name": name,
-        "key": machine.next_meeting(),
-        "groups": _groups(machine.sizes(), axes, index_groups, level.missing),
+        "key": key,
+        "groups": groups,
         "names": level.names,
         "num_brought": len(brought),
         "combine": combine,
         "patient": patient,
     }
-    return lowering.memory(
+
+    def come(clocks: Clocks, program: Any, spot: Spot) -> None:
+        clocks.come(program, (key, groups[program[1]][0]))
+
+    def met(clocks: Clocks, program: Any, spot: Spot) -> None:
+        members = groups[program[1]][0]
+        clocks.met(program, (key, members), len(members))
+
+    if not patient:  # the ends of a kernel are no meetings on a device
+        _note(lowering, (), come)
+    taken = lowering.memory(
         MEET, [level.number, *brought], out_types, None, Effects(io=True), params=params
     )
+    if not patient:
+        _note(lowering, (), met)
+    return taken
 
 
 def emit_place(lowering: Lowering) -> None:
@@ -325,6 +349,8 @@ def emit_copy(lowering: Lowering, steps: Sequence[CopyStep]) -> None:
     for _, ref, path, leaves in steps:
         semaphores.append(None if ref is None else (path, len(leaves)))
         ins += [] if ref is None else [ref, *leaves]
+    count = len(steps)
+    _note(lowering, (), lambda clocks, program, spot: clocks.start(program, spot, count))
     operation = Operation(
         COPY, {"semaphores": tuple(semaphores)}, tuple(v.type for v in ins), (), None,
         Effects(io=True), multiple=True,
@@ -361,6 +387,64 @@ def emit_timed_wait(
     lowering.memory("semaphore_take", [ref, count, *leaves], [], take, effects)
 
 
+# -- notes for those who watch for races ---------------------------------------------------------
+
+
+def _note(lowering: Lowering, ins: Sequence[Value], note: Callable[..., None]) -> None:
+    """Emits a note to the run's clocks, if it has some: ``note(clocks, program, spot, *values)``.
+
+    Only what programs do in kernels that talk is noted.
+    """
+    machine: Machine = lowering.machine
+    if not (machine.timed and machine.talks):
+        return
+    level, depth = machine.levels[-1], len(machine.levels)
+    source = lowering.source
+
+    def line() -> str | None:
+        where = jax_compat.user_source(source)
+        return None if where is None else where.partition(" ")[0]
+
+    spot = Spot(machine.kernel, machine.where or None, line, level.names)
+
+    def tell(number: Any, *values: Any) -> tuple[()]:
+        clocks = order.current().watch
+        if clocks is not None:
+            note(clocks, (depth, int(number)), spot, *values)
+        return ()
+
+    lowering.memory(NOTE, [level.number, *ins], [], tell, Effects(io=True))
+
+
+def note_touch(
+    lowering: Lowering, ref: Value, path: memory.Path, leaves: Sequence[Value], writes: bool
+) -> None:
+    """Notes that the program, or the copy whose step this is, reads or writes memory."""
+    view = memory.viewer(ref.type.shape, ref.type.dtype, path)
+    name = lowering.names.get(ref)
+
+    def touch(clocks: Clocks, program: Any, spot: Spot, ref: Any, *leaves: Any) -> None:
+        clocks.touch(program, ref, view(ref, *leaves), writes, spot, name)
+
+    _note(lowering, [ref, *leaves], touch)
+
+
+def _note_count(
+    lowering: Lowering,
+    ref: Value,
+    path: memory.Path,
+    leaves: Sequence[Value],
+    count: Value,
+    note: Callable[..., None],
+) -> None:
+    view = memory.viewer(ref.type.shape, ref.type.dtype, path)
+
+    def tell(clocks: Clocks, program: Any, spot: Spot, ref: Any, count: Any, *leaves: Any) -> None:
+        note(clocks, program, view(ref, *leaves), int(count))
+
+    _note(lowering, [ref, count, *leaves], tell)
+
+
 # -- kernels that talk --------------------------------------------------------------------------
 
 
@@ -370,6 +454,7 @@ def emit_entry(lowering: Lowering) -> None:
     A program's memory must be ready before others write to it.
     """
     if _talks(lowering):
+        _note(lowering, (), lambda clocks, program, spot: clocks.enter(program))
         _emit_together(lowering, "the start of the kernel")
 
 
@@ -380,6 +465,7 @@ def emit_exit(lowering: Lowering, semaphores: Sequence[Value]) -> None:
     if lowering.machine.timed:
         lowering.memory(LAND, [], [], _land, Effects(io=True))
     if _talks(lowering):
+        _note(lowering, (), lambda clocks, program, spot: clocks.leave(program))
         _emit_leftover(lowering, semaphores, True)
 
 

@@ -21,11 +21,19 @@ class Wait(NamedTuple):
 
 
 class Deadlock(RuntimeError):
-    """Programs wait, and none can go on. The message names each one and what it waits for."""
+    """Programs wait, and none can go on. The message names each one and what it waits for.
 
-    def __init__(self, message: str, waits: Sequence[Wait] = ()) -> None:
+    ``alone``: the program is of a kernel that talks to no other program.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        waits: Sequence[Wait] = (),
+        alone: bool = False,
+    ) -> None:
         super().__init__(message)
-        self.waits = tuple(waits)
+        self.waits, self.alone = tuple(waits), alone
 
 
 Program = Generator["Request", Any, None]
@@ -168,9 +176,7 @@ class _Task:
         self.request: Request | None = None
 
 
-def run_programs(
-    programs: Iterable[tuple[str, Program]], order: Order | Run = OWN_ORDER
-) -> None:
+def run_programs(programs: Iterable[tuple[str, Program]], order: Order | Run = OWN_ORDER) -> None:
     """Runs programs to their ends. Each has a name for messages.
 
     Raises:

@@ -186,7 +186,7 @@ def _on_cores_of_several_kinds(
 ) -> None:
     """Runs all cores as programs of one level, which has an axis of their kinds."""
     if lowering.checker is not None:
-        reason = "cores of several kinds that wait for one another"
+        reason = "bounds and undefined elements, on cores of several kinds"
         lowering.checker.asked.skipped(call.name, reason)
     machine, functions = lowering.machine, call.functions
     sizes = {programs.KIND: len(functions)}

@@ -358,9 +358,10 @@ def _fetch_and_add(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequen
     path, leaves = refs.path_of(view)
     type = array_type(value.type)
     programs.emit_place(lowering)
-    before = refs.load(lowering, ref, path, leaves, type)
-    if lowering.checker is not None:
-        before = lowering.checker.read(view, before, None, "fetches and adds to", atomic=True)
-        lowering.checker.write(view, None, "fetches and adds to", atomic=True)
-    refs.store(lowering, ref, path, leaves, _apply(lowering, "add", (before, value), type))
+    with lowering.atomically():
+        before = refs.load(lowering, ref, path, leaves, type)
+        if lowering.checker is not None:
+            before = lowering.checker.read(view, before, None, "fetches and adds to", atomic=True)
+            lowering.checker.write(view, None, "fetches and adds to", atomic=True)
+        refs.store(lowering, ref, path, leaves, _apply(lowering, "add", (before, value), type))
     return [before]

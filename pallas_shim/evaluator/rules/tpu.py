@@ -90,6 +90,8 @@ def _start(lowering: Lowering, eqn: Any, dma: state.Dma) -> None:
         programs.emit_turn(lowering)
     if dma.device_id is not None and dma.src_sem is None:
         raise Unsupported("dma_start", "a copy to another device without a semaphore to send")
+    if lowering.checker is not None and dma.device_id is not None:
+        lowering.checker.reached(dma.dst.ref)
     dma = dma._replace(
         dst=remote.of_other(lowering, eqn, dma.dst, dma.device_id),
         dst_sem=remote.of_other(lowering, eqn, dma.dst_sem, dma.device_id),
@@ -178,6 +180,8 @@ def _copy_at_once(lowering: Lowering, source: Any, target: Any) -> None:
     """A copy between programs. Passes don't analyse memory of other programs."""
     (src, path, leaves), (dst, to, to_leaves) = source, target
     path, to = refs.normalised(src.ref, path), refs.normalised(dst.ref, to)
+    lowering.touch(src, path, leaves, False)
+    lowering.touch(dst, to, to_leaves, True)
     read = memory.viewer(src.type.shape, src.type.dtype, path)
     write = memory.writer(dst.type.shape, dst.type.dtype, to)
     count = len(leaves)
@@ -188,8 +192,8 @@ def _copy_at_once(lowering: Lowering, source: Any, target: Any) -> None:
 
     lowering.memory(
         "dma", [src, dst, *leaves, *to_leaves], [], copy, Effects(reads=(0,), writes=(1,)),
-        key=(path, to, count),
-    )
+        params={"paths": (path, to), "num_leaves": count}, key=(path, to, count),
+    )  # fmt: skip
 
 
 @lowering_rule("dma_wait")
@@ -387,7 +391,7 @@ def _take_own(lowering: Lowering, sem: state.RefView, value: Any, decrement: boo
         if at[()] < value:
             raise faults.own_deadlock(
                 f"the kernel {kernel}", name or "a semaphore", int(at[()]), int(value),
-                jax_compat.user_source(source),
+                jax_compat.user_source(source), alone=True,
             )  # fmt: skip
         if decrement:
             np.subtract(at, value, out=at, casting="unsafe")
