@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import math
 from typing import NamedTuple
 
@@ -50,6 +52,16 @@ class Target(NamedTuple):
         """JAX's name of the topology for so many devices: the given one, or the smallest."""
         layout = self.topology or _smallest(self.tpu, devices)
         return f"{self.tpu.prefix}:{layout}"
+
+
+def libtpu_version() -> str | None:
+    """The version of the installed libtpu. It isn't loaded."""
+    if importlib.util.find_spec("libtpu") is None:
+        return None
+    try:
+        return importlib.metadata.version("libtpu")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def target(asked: str) -> Target:
