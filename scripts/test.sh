@@ -92,7 +92,8 @@ for version in $between; do
     check "a kernel on JAX $version" "$venvs/jax-$version/bin/python" -m pallas_shim doctor
 done
 # These don't depend on the version of JAX, so they run on one version only: the conformance runner,
-# the benchmark suite, showing what checks find, reports of many processes, plugins of other tools,
+# the benchmark suite, showing what checks find, reports of many processes, plugins of other tools, a
+# page in a browser, the verbs view and debug,
 # generated arithmetic, passes over hand-written programs, the order of sets, installing a wheel.
 # tests/cache covers on every version what changes a cache key.
 of_no_jax=(
@@ -107,6 +108,8 @@ of_no_jax=(
     --ignore=tests/processes/test_notebooks.py
     --ignore=tests/processes/test_pytest_plugin.py
     --ignore=tests/processes/test_reports.py
+    --ignore=tests/processes/test_view_and_debug.py
+    --ignore=tests/view/test_browser.py
     --deselect=tests/processes/test_cache.py::test_a_change_is_seen
     -k "not wheel and not on_stock_jax"
 )
