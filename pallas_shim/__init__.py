@@ -38,6 +38,7 @@ _OFFERED = {
     "is_active": ("pallas_shim.patching", "is_active"),
     "load_ipython_extension": ("pallas_shim.plugins.ipython", "load_ipython_extension"),
     "register_rule": ("pallas_shim.evaluator.registry", "register_rule"),
+    "unload_ipython_extension": ("pallas_shim.plugins.ipython", "unload_ipython_extension"),
     "report": ("pallas_shim.reports.document", "of_process"),
 }
 

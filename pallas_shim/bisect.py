@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import operator
 import os
-import runpy
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ import ml_dtypes
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
-from pallas_shim import dispatch, jax_compat, patching, settings
+from pallas_shim import dispatch, jax_compat, patching, scripts, settings
 from pallas_shim.evaluator import codegen, compiler, ops, printer
 from pallas_shim.evaluator.analysis.alias import AliasAnalysis
 from pallas_shim.evaluator.execute import Executable
@@ -70,7 +69,7 @@ def main(target: list[str]) -> int:
     dispatch.observe(recorder)
     failed = False
     try:
-        _run(target)
+        scripts.run(target)
     except SystemExit as ended:
         failed = ended.code not in (None, 0)
     except BaseException:
@@ -82,19 +81,6 @@ def main(target: list[str]) -> int:
     if recorder.findings:
         return 1
     return 2 if failed else 0
-
-
-def _run(target: list[str]) -> None:
-    match target:
-        case ["-m", module, *arguments]:
-            sys.argv, sys.path[0] = [module, *arguments], os.getcwd()
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-        case ["-c", code, *arguments]:
-            sys.argv, sys.path[0] = ["-c", *arguments], ""
-            exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
-        case [script, *arguments]:
-            sys.argv, sys.path[0] = [script, *arguments], os.path.dirname(os.path.abspath(script))
-            runpy.run_path(script, run_name="__main__")
 
 
 # -- when results agree -------------------------------------------------------------------------
@@ -181,8 +167,9 @@ class Recorder:
         self._bytes = 0
         self._left_out = 0
 
-    def planned(self, executable: Executable, function: dispatch.Function) -> None:
+    def planned(self, executable: Executable, function: dispatch.Function) -> Executable:
         self._functions[executable] = _Function(function.name, function.jaxpr, function.axes)
+        return executable
 
     def ran(
         self,

@@ -33,6 +33,8 @@ class Settings:
     cache_verify: check each program that is read from the cache.
     verify: check the program of each function after lowering and after each pass.
     compile: the TPUs for which kernels are compiled when the process ends, as "v6e" or "v5e:4x4".
+    profile: "1" for a table of where the kernels' time goes on these TPUs, else the path of an HTML
+      or JSON file for it, too; None for none.
     compile_executor: where they are compiled, see `chip.driver.executor`; None: on this machine.
     dump: the directory to write the programs and the generated code of each function to, or None.
     check: the kinds of faults for which kernels are checked while they run.
@@ -40,6 +42,8 @@ class Settings:
     seed: the order, if it is one, else the seed of the first that is drawn; None for the usual one.
     findings: the directory in which each process puts what checks find; None: stderr, at exit.
     suppressions: the file that names findings that the user doesn't want to see, or None.
+    native: programs that have earned it become native code, if llvmlite is installed.
+    native_force: all do that can, at their first call, and each run is compared with NumPy's.
     """
 
     force: bool = False
@@ -55,12 +59,15 @@ class Settings:
     verify: bool = False
     compile: tuple[str, ...] = ()
     compile_executor: str | None = None
+    profile: str | None = None
     dump: str | None = None
     check: frozenset[str] = frozenset()
     schedules: int = 0
     seed: str | None = None
     findings: str | None = None
     suppressions: str | None = None
+    native: bool = True
+    native_force: bool = False
 
 
 def _switch(field: str) -> Callable[[str], dict[str, Any]]:
@@ -72,10 +79,21 @@ def _start(value: str) -> dict[str, Any]:
     return {"force": {"0": False, "1": False, "force": True}[value]}
 
 
+def _native(value: str) -> dict[str, Any]:
+    force = value == "force"
+    return {"native": force or {"0": False, "1": True}[value], "native_force": force}
+
+
 def _report(value: str) -> dict[str, Any]:
     if value.lower() in ("true", "false", "yes", "no", "on", "off"):  # not meant as a file's name
         raise KeyError(value)
     return {"report": None if value == "0" else value}
+
+
+def _profile(value: str) -> dict[str, Any]:
+    if value not in ("0", "1") and not value.endswith((".html", ".json")):
+        raise KeyError(value)
+    return {"profile": None if value == "0" else value}
 
 
 def _tpu(value: str) -> dict[str, Any]:
@@ -201,7 +219,9 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
         _compile,
     ),
     "PALLAS_NUMPY_COMPILE_EXECUTOR": ("0, module:factory, dask:ADDRESS or ray:ADDRESS", _executor),
+    "PALLAS_NUMPY_PROFILE": ("0, 1 or the path of a .html or .json file", _profile),
     "PALLAS_NUMPY_DUMP": ("0 or the path of a directory", _path("dump")),
+    "PALLAS_NUMPY_NATIVE": ("0, 1 or force", _native),
 }
 
 

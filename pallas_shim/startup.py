@@ -35,26 +35,44 @@ def _others() -> list[str]:
     return [n for n, value in os.environ.items() if n.startswith("PALLAS_NUMPY_") and value]
 
 
-def tell_if_used() -> None:
-    """Tells the user that the shim is off, if this process imports Pallas. For one that has other
-    variables of the shim, and PALLAS_NUMPY is missing. Never raises."""
-    sys.meta_path.insert(0, _Telling)
+def stay_off() -> None:
+    """For a process that starts without PALLAS_NUMPY, but may want it: other variables of the shim
+    are set, or it is a notebook. Never raises."""
+    sys.meta_path.insert(0, _Off)
 
 
-class _Telling:
-    """A finder that finds nothing."""
+class _Off:
+    """A finder that finds nothing itself. When JAX is looked for, and the variable is set by then,
+    it activates the shim. When Pallas is looked for, and the shim is off, it tells the user."""
 
     @staticmethod
     def find_spec(
         name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
-    ) -> None:
-        if name == "jax.experimental.pallas" and _Telling in sys.meta_path:
-            sys.meta_path.remove(_Telling)
-            from pallas_shim import patching
+    ) -> "ModuleSpec | None":
+        if name == "jax" and os.environ.get("PALLAS_NUMPY", "") not in ("", "0"):
+            sys.meta_path.remove(_Off)
+            sys.meta_path.insert(0, Waiting)
+            return Waiting.find_spec(name, path, target)
+        if name == "jax.experimental.pallas" and _Off in sys.meta_path:
+            sys.meta_path.remove(_Off)
+            _tell_that_it_is_off()
+        return None
 
-            if not patching.is_active():
-                text = "pallas_shim is off: set PALLAS_NUMPY=1, and not only"
-                print(f"{text} {', '.join(_others())}", file=sys.stderr)
+
+def _tell_that_it_is_off() -> None:
+    from pallas_shim import patching
+
+    if patching.is_active():
+        return
+    if _others():
+        text = "pallas_shim is off: set PALLAS_NUMPY=1, and not only"
+        print(f"{text} {', '.join(_others())}", file=sys.stderr)
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    if shell is not None:
+        from pallas_shim.plugins.ipython import offer_when_refused
+
+        offer_when_refused(shell)
 
 
 class Waiting:

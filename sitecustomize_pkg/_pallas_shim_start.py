@@ -11,7 +11,7 @@ def start():
 
     Site may not have added every directory yet, so the shim begins after that.
     """
-    if not _wanted() and not _forgotten():
+    if not _wanted() and not _maybe_wanted():
         return
     import site
 
@@ -38,7 +38,7 @@ def begin():
     Python."""
     global _begun
     wanted = _wanted()
-    if _begun or not (wanted or _forgotten()):
+    if _begun or not (wanted or _maybe_wanted()):
         return
     _begun = True
     try:
@@ -47,15 +47,20 @@ def begin():
         if wanted:
             print(f"pallas_shim is off, this process runs on stock JAX: {error}", file=sys.stderr)
     else:
-        startup.run() if wanted else startup.tell_if_used()
+        startup.run() if wanted else startup.stay_off()
 
 
 def _wanted():
     return os.environ.get("PALLAS_NUMPY", "") not in ("", "0")
 
 
-def _forgotten():
-    """Whether the user set other variables of the shim, and said nothing of this one."""
-    return "PALLAS_NUMPY" not in os.environ and any(
-        name.startswith("PALLAS_NUMPY_") and value for name, value in os.environ.items()
-    )
+def _maybe_wanted():
+    """Whether the user set other variables of the shim and said nothing of this one, or may still
+    set it, in a notebook."""
+    if "PALLAS_NUMPY" in os.environ:
+        return False
+    for name, value in os.environ.items():
+        if name.startswith("PALLAS_NUMPY_") and value:
+            return True
+    started = " ".join(sys.orig_argv[1:4])
+    return "ipykernel" in started or "ipython" in started or "colab_kernel" in started

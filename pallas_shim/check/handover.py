@@ -25,37 +25,38 @@ from pallas_shim.evaluator.findings import Finding
 _lock = threading.Lock()
 
 
-def begin(directory: str | None, suppressions: str | None) -> None:
+def begin(directory: str | None, known: str | None) -> None:
     """Hands over this process's findings, from now on. If it is called again, that call counts.
 
     Args:
       directory: where a file of this process is to be; None: a table on stderr at exit.
-      suppressions: the file of suppressions for the table.
+      known: the file of suppressions for the table.
     """
     atexit.unregister(show)
     COLLECTOR.listen(None)
     if directory is None:
-        atexit.register(show, suppressions)
+        atexit.register(show, known)
     else:
         COLLECTOR.listen(lambda what: _add(directory, what))
 
 
-def show(suppressions: str | None) -> None:
+def show(known: str | None) -> None:
     """Prints this process's findings to stderr, if there are any or if something wasn't checked."""
-    results = of_process(_read(suppressions))
+    results = of_process(suppressions(known))
     if results.findings or results.suppressed or results.not_checked:
         print(results, file=sys.stderr)
 
 
-def of_process(suppressions: Sequence[suppress.Suppression] = ()) -> Results:
+def of_process(known: Sequence[suppress.Suppression] = ()) -> Results:
     """What this process has found until now."""
     found, skipped = COLLECTOR.findings(), COLLECTOR.not_checked()
-    return suppress.apply(found, suppressions, skipped, [facts.of_process()])
+    return suppress.apply(found, known, skipped, [facts.of_process()])
 
 
-def _read(suppressions: str | None) -> list[suppress.Suppression]:
+def suppressions(path: str | None) -> list[suppress.Suppression]:
+    """The suppressions in a file, if there is one. A file that can't be read is named on stderr."""
     try:
-        return [] if suppressions is None else suppress.read(suppressions)
+        return [] if path is None else suppress.read(path)
     except suppress.BadFile as error:
         print(f"pallas_shim: {error}; nothing is suppressed", file=sys.stderr)
         return []
@@ -76,9 +77,8 @@ def _add(directory: str, what: Finding | tuple[str, str]) -> None:
         print(f"pallas_shim: a finding can't be handed over: {error}\n{line}", file=sys.stderr)
 
 
-def collect(directory: str) -> tuple[list[Finding], list[tuple[str, str]], list[dict[str, Any]]]:
-    """What all processes have put there: findings, kernels that weren't checked, and the facts of
-    the processes that had something to say."""
+def collect(directory: str, known: Sequence[suppress.Suppression] = ()) -> Results:
+    """What all processes have put there, with the facts of those that had something to say."""
     findings: list[Finding] = []
     skipped: dict[tuple[str, str], None] = {}
     processes: list[dict[str, Any]] = []
@@ -96,7 +96,7 @@ def collect(directory: str) -> tuple[list[Finding], list[tuple[str, str]], list[
             else:
                 kernel, reason = said["not_checked"]
                 skipped[kernel, reason] = None
-    return unique(findings), list(skipped), processes
+    return suppress.apply(unique(findings), known, skipped, processes)
 
 
 def _start_over() -> None:

@@ -28,7 +28,7 @@ class Suppressed:
     reason: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Results:
     """``findings`` and ``suppressed`` together are all that was found. ``not_checked``: pairs of a
     kernel and the reason why it, or a part of it, wasn't checked. ``unused``: suppressions of the
@@ -69,6 +69,8 @@ class Results:
         from pallas_shim.check import text
 
         return text.table(self)
+
+    __repr__ = __str__  # what Python and IPython show
 
 
 def unique(findings: Iterable[Finding]) -> list[Finding]:

@@ -91,7 +91,7 @@ def _fingerprint(finding: Finding) -> str:
 def _text(access: Access, ref: str | None) -> str:
     where = [access.program] if access.program else []
     if access.cell is not None:
-        where.append(f"cell ({', '.join(map(str, access.cell))})")
+        where.append(f"cell {access.cell}")
     who = f"{', '.join(where)} " if where else ""
     return f"{who}{access.what} {ref or ''}{access.indices}".rstrip()
 

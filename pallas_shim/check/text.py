@@ -61,9 +61,10 @@ def _finding(number: int, finding: Finding, names: dict[str | None, str]) -> Ite
 
 
 def _access(access: Access, ref: str | None, names: dict[str | None, str]) -> tuple[str, ...]:
-    cell = "" if access.cell is None else f"cell ({', '.join(map(str, access.cell))})"
+    cell = "" if access.cell is None else f"cell {access.cell}"
+    where = names[access.where] if access.where else ""
     what = f"{access.what} {ref or ''}{access.indices}".rstrip()
-    return (what, names[access.where], access.program or "", cell)
+    return (what, where, access.program or "", cell)
 
 
 def _source_line(where: str | None) -> str:

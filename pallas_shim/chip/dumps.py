@@ -67,7 +67,7 @@ def read(directory: str, kernel: str) -> Files:
 
 _ALLOCATION = re.compile(
     r"(?P<indent> *)#allocation\w+ \[shape = '(?P<shape>[^']*)', space=(?P<space>\w+), "
-    r"size = (?P<size>0x[0-9a-f]+|\d+)(?P<how>[^']*)(?:tag = '(?P<tag>[^']*)')?"
+    r"size = (?P<size>0x[0-9a-f]+|\d+)(?P<how>(?:, (?!tag)[^,\]]+)*)(?:, tag = '(?P<tag>[^']*)')?"
 )
 
 
@@ -143,7 +143,12 @@ def utilization(files: Files) -> Utilization:
 
 # Instructions that cost time for the shape or place of the data, and what to say of them.
 _COSTLY = (
-    (re.compile(r"\bvst\.msk\b|\bvst\.sshfl\.msk\b"), "masked stores"),
+    # sm: the sublanes; all eight are 0xff.
+    (
+        re.compile(r"\bvst\.msk\b|\bvst\.sshfl\.msk\b|\bvst \[[^\n]* sm:\$0x(?!ff\])"),
+        "masked stores",
+    ),
+    (re.compile(r"\bvld\.msk\b|\bvld \[[^\n]* sm:\$0x(?!ff\])"), "masked loads"),
     (re.compile(r"\bvld\.sshfl\b|\bvst\.sshfl\b"), "shuffled loads and stores"),
     (re.compile(r"\bvrot\.\w+|\bvperm\.\w+|\bvcombine\.\w+"), "rotations and permutations"),
     (re.compile(r"\bvxpose\.\w+"), "transposes"),

@@ -33,6 +33,7 @@ def compile_reached() -> list[verdicts.Verdict]:
         noting.REACHED.take(),
         [tpus.target(name) for name in asked.compile],
         executor=asked.compile_executor,
+        schedule=asked.profile is not None,
     )
     REPORT.verdicts += [verdict.row() for verdict in found]
     return found
@@ -52,6 +53,8 @@ def _at_exit() -> None:
             return
         found = compile_reached()
         _say(shown(found))
+        if settings.current().profile is not None:
+            _profile(found, settings.current().profile)
         if any(verdict.answer.outcome == jobs.REFUSED for verdict in found):
             exit_status.replace_success(REFUSED_STATUS)
     except KeyboardInterrupt:
@@ -59,6 +62,16 @@ def _at_exit() -> None:
     except Exception as error:
         kind = type(error).__name__
         _say(f"pallas_shim: compiling for a TPU failed, which is a bug: {kind}: {error}")
+
+
+def _profile(found: list[verdicts.Verdict], destination: str | None) -> None:
+    from pallas_shim.chip import profile, profile_view
+
+    profiles = [profile.profile(verdict) for verdict in found]
+    _say(profile_view.table(profiles))
+    if destination not in (None, "1"):
+        failure = profile_view.write(profiles, destination)
+        _say(f"pallas_shim: {failure or f'the profile is in {destination}'}")
 
 
 def _say(text: str) -> None:

@@ -60,5 +60,5 @@ class Limits:
     """What one job may take: seconds of CPU, seconds on the clock, bytes of memory."""
 
     cpu: float = 60.0
-    wall: float = 300.0
+    wall: float = 600.0
     memory: int = 6 << 30

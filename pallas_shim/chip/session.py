@@ -9,7 +9,9 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -95,6 +97,7 @@ def compile_kernels(
                 if compiler is None:
                     compiler = _Compiler(executor, limits or Limits())
                     stack.callback(compiler.stop)
+                    compiler.start()
                 compiler.send(number, job)
                 waiting[number] = key
         if compiler is not None:
@@ -197,6 +200,10 @@ def _remember(key: str, answer: Answer) -> None:
 # -- the process that has them compiled ------------------------------------------------------------
 
 
+# The seconds that the process has to end by itself when it has answered all.
+_GOODBYE = 5.0
+
+
 class _Compiler:
     """The driver's process. Whatever happens to it, each job gets an answer."""
 
@@ -204,16 +211,22 @@ class _Compiler:
     _PATIENCE = 120.0
 
     def __init__(self, executor: str | None, limits: Limits):
-        self._limits = limits
+        self._executor, self._limits = executor, limits
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
-        self._directory: str | None = None
+        # Known before it is made, so that it goes whenever Ctrl-C comes.
+        self._directory = os.path.join(
+            tempfile.gettempdir(), f"pallas_shim-chip-{os.getpid()}-{secrets.token_hex(8)}"
+        )
         self._failure: str | None = None
+        self._answered = False
+
+    def start(self) -> None:
         try:
-            self._directory = tempfile.mkdtemp(prefix="pallas_shim-chip-")
+            os.mkdir(self._directory, mode=0o700)
             self._start()
             assert self._channel is not None
-            self._channel.send((self._directory, executor, limits))
+            self._channel.send((self._directory, self._executor, self._limits))
         except (OSError, Closed) as error:
             self._failure = f"the compiler can't be started: {error or 'it ended'}"
 
@@ -222,9 +235,11 @@ class _Compiler:
         their_reading, to_write = os.pipe()
         try:
             command = [sys.executable, "-P", "-m", driver.__name__]
+            variables = {"PALLAS_NUMPY": "0", "PYTHONPATH": isolation.python_path()}
+            variables["TMPDIR"] = self._directory
             self._process = subprocess.Popen(
                 [*command, str(their_reading), str(their_writing)],
-                env={**os.environ, "PALLAS_NUMPY": "0", "PYTHONPATH": isolation.python_path()},
+                env={**os.environ, **variables},
                 pass_fds=(their_reading, their_writing),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -257,6 +272,7 @@ class _Compiler:
             number, answer = message
             left.discard(number)
             yield number, answer
+        self._answered = self._failure is None
         for number in sorted(left):
             yield number, Answer(NO_VERDICT, message=self._failure)
 
@@ -282,8 +298,19 @@ class _Compiler:
         if self._channel is not None:
             self._channel.close()
         if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_GOODBYE if self._answered else 0)
             with contextlib.suppress(OSError):
-                self._process.kill()
+                # Its workers belong to its group, on this machine.
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-        if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
+        _remove(self._directory)
+
+
+def _remove(directory: str) -> None:
+    """Removes a directory in which processes that are being killed may still write."""
+    for _ in range(40):
+        shutil.rmtree(directory, ignore_errors=True)
+        if not os.path.exists(directory):
+            return
+        time.sleep(0.05)

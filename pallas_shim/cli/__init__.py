@@ -9,6 +9,9 @@ VERBS = {
     "check": ("pallas_shim.cli.check", "say what kernels would do wrong on a device"),
     "compile": ("pallas_shim.cli.compile", "ask the TPU's compiler about each kernel"),
     "bisect": ("pallas_shim.bisect", "find the part of the shim that makes a number wrong"),
+    "debug": ("pallas_shim.cli.debug", "step through kernels with the values of their names"),
     "report": ("pallas_shim.cli.report", "show or merge the files that --report wrote"),
     "doctor": ("pallas_shim.cli.doctor", "say whether the shim works in this environment"),
+    "view": ("pallas_shim.cli.view", "show what each kernel does, cell by cell, as a page"),
+    "profile": ("pallas_shim.cli.profile", "estimate where a kernel's time goes on a TPU"),
 }

@@ -39,8 +39,7 @@ def main(arguments: list[str]) -> int:
             status = launch.run(target)
         except launch.CannotStart as error:
             parser.error(str(error))
-        findings, not_checked, processes = handover.collect(directory)
-    results = suppress.apply(findings, suppressions, not_checked, processes)
+        results = handover.collect(directory, suppressions)
     print(results, file=sys.stderr)
     written = [
         _write(asked.json, results.to_dict()),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import NoReturn
 
 from pallas_shim import settings
 from pallas_shim.cli import launch
@@ -16,29 +17,55 @@ from pallas_shim.cli import launch
 
 def main(arguments: list[str]) -> int:
     """Starts the script; returns only if that isn't possible."""
-    parser = argparse.ArgumentParser(
-        prog="pallas_shim compile",
+    options_of = parser("compile", __doc__)
+    start(options_of, *parsed(options_of, arguments))
+
+
+def parser(verb: str, description: str | None) -> argparse.ArgumentParser:
+    """The options of the verbs that compile."""
+    made = argparse.ArgumentParser(
+        prog=f"pallas_shim {verb}",
         usage="%(prog)s --tpu NAME[,NAME] [options] script.py [args]   (or -m module, -c code)",
-        description=__doc__,
-        epilog="Example: python -m pallas_shim compile --tpu v6e,v5e bench.py",
+        description=description,
+        epilog=f"Example: python -m pallas_shim {verb} --tpu v6e,v5e bench.py",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--tpu", metavar="NAMES", help=f"some of {', '.join(settings.TPUS)}")
-    parser.add_argument(
+    made.add_argument("--tpu", metavar="NAMES", help=f"some of {', '.join(settings.TPUS)}")
+    made.add_argument(
         "--topology",
         metavar="NAME:LAYOUT",
         action="append",
         default=[],
         help="the chips that kernels under shard_map run on, as in v5e:4x4",
     )
-    parser.add_argument(
+    made.add_argument(
         "--executor",
         metavar="WHERE",
         help="module:factory of a concurrent.futures.Executor, dask:ADDRESS or ray:ADDRESS",
     )
-    ours, target = _split(arguments)
-    options = parser.parse_args(ours)
+    return made
+
+
+def parsed(
+    parser: argparse.ArgumentParser, arguments: list[str]
+) -> tuple[argparse.Namespace, list[str]]:
+    """The options, and what is Python's to run."""
+    at = 0
+    while at < len(arguments) and _is_option(arguments[at]):
+        has_value = "=" in arguments[at] or arguments[at] in ("-h", "--help")
+        at += 1 if has_value else 2
+    return parser.parse_args(arguments[:at]), arguments[at:]
+
+
+def _is_option(argument: str) -> bool:
+    return argument.startswith("--") or argument in ("-h", "-o")
+
+
+def start(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, target: list[str]
+) -> NoReturn:
+    """Starts the script in place of this process, with the variables for these options."""
     targets = _targets((options.tpu or "").split(","), options.topology)
     if not targets:
         parser.error("--tpu or --topology has to name a TPU")
@@ -52,15 +79,6 @@ def main(arguments: list[str]) -> int:
         launch.start(target)
     except (settings.SettingError, launch.CannotStart) as error:
         parser.error(str(error))
-
-
-def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Our options, which start with two dashes, and what is Python's to read."""
-    at = 0
-    while at < len(arguments) and (arguments[at].startswith("--") or arguments[at] == "-h"):
-        has_value = "=" in arguments[at] or arguments[at] in ("-h", "--help")
-        at += 1 if has_value else 2
-    return arguments[:at], arguments[at:]
 
 
 def _targets(names: list[str], topologies: list[str]) -> list[str]:

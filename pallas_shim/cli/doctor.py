@@ -7,6 +7,7 @@ import dataclasses
 import os
 import pathlib
 import platform
+import runpy
 import sys
 
 import pallas_shim
@@ -16,7 +17,8 @@ _PACKAGES = ("jax", "jaxlib", "numpy", "wrapt", "importlib-metadata")
 
 
 def main(arguments: list[str]) -> int:
-    """Prints the findings; the exit status: 0 if a kernel runs in NumPy here, else 1."""
+    """Prints the findings. Returns the exit status: 0 if a kernel runs in NumPy here and scripts
+    start as the variables say, else 1."""
     argparse.ArgumentParser(
         prog="pallas_shim doctor",
         description=__doc__,
@@ -24,6 +26,7 @@ def main(arguments: list[str]) -> int:
     ).parse_args(arguments)
     print(f"pallas_shim {pallas_shim.__version__} in {pathlib.Path(pallas_shim.__file__).parent}")
     print(f"Python {platform.python_version()} ({sys.executable})")
+    print(_supported())
     try:
         import importlib_metadata
     except ImportError as error:
@@ -34,6 +37,7 @@ def main(arguments: list[str]) -> int:
             print(f"{package} {importlib_metadata.version(package)}")
         except importlib_metadata.PackageNotFoundError:
             print(f"{package} is missing")
+    problem, note = _problem(), _note()  # before this process sets PALLAS_NUMPY itself
     for line in [*_startup_files(), *_settings(), *_patches()]:
         print(line)
     print(f"cache: {_cache()}")
@@ -42,7 +46,43 @@ def main(arguments: list[str]) -> int:
     except Exception as error:
         works, finding = False, f"{type(error).__name__}: {error}"
     print(f"a small kernel: {finding}")
-    return 0 if works else 1
+    if note is not None:
+        print(f"note: {note}")
+    if problem is not None:
+        print(f"problem: {problem}")
+    return 0 if works and problem is None else 1
+
+
+def _supported() -> str:
+    # The package around it can't be imported if this JAX isn't one of them.
+    path = pathlib.Path(pallas_shim.__path__[0], "jax_compat", "versions.py")
+    known = runpy.run_path(str(path))
+    tested = ", ".join(known["TESTED"])
+    return (
+        f"supported: Python 3.11 and newer; JAX >= {known['OLDEST']}, < {known['TOO_NEW']}"
+        f" (all tests run on {tested})"
+    )
+
+
+def _problem() -> str | None:
+    """What keeps ``python script.py`` from what PALLAS_NUMPY asks for."""
+    wanted = os.environ.get("PALLAS_NUMPY", "")
+    if wanted in ("", "0") or environment.starts_with_python():
+        return None
+    return (
+        f"PALLAS_NUMPY={wanted} is set, but nothing starts the shim in `python script.py` here: "
+        "pip install pallas_shim in this environment, or use python -m pallas_shim script.py"
+    )
+
+
+def _note() -> str | None:
+    others = [n for n, v in os.environ.items() if n.startswith("PALLAS_NUMPY_") and v]
+    if "PALLAS_NUMPY" in os.environ or not others:
+        return None
+    return (
+        f"`python script.py` runs without the shim, because PALLAS_NUMPY isn't set, although "
+        f"{', '.join(others)} is"
+    )
 
 
 def _startup_files() -> list[str]:

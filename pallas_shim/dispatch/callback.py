@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pallas_shim import settings
-from pallas_shim.dispatch import compiling, fallback, function, observing, stock
+from pallas_shim.dispatch import compiling, fallback, function, native, observing, stock
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.jax_compat import kernel_info
@@ -55,19 +55,20 @@ def choose_kernel(
     if cached is not None:
         cached.tell(use)
     use.prepared(time.perf_counter() - start)
-    if observing.current is not None:
-        observing.current.planned(executable, described)
     seen = any(i.operation.effects.io for i in executable.program.top.walk())
+    if observing.current is not None:
+        executable = observing.current.planned(executable, described)
     return _callback(executable, use), seen
 
 
 def _callback(executable: Executable, use: Use) -> Callable[..., tuple[np.ndarray, ...]]:
     """The function that XLA calls. It counts its runs, and its errors name the kernel."""
+    runs = native.runner(executable, use)
 
     def run(*values: np.ndarray) -> tuple[np.ndarray, ...]:
         begun = time.perf_counter()
         try:
-            results = executable(*values)
+            results = runs(values)
         except Exception as error:
             use.ran(time.perf_counter() - begun, error)
             if observing.current is not None:

@@ -30,13 +30,15 @@ def leave_to_jax(function: str, kernel: KernelInfo, unsupported: Unsupported) ->
       StrictError: the user wants an error instead.
     """
     message = f"{_names((kernel,))} runs in JAX's own interpreter, which is slow: {unsupported}"
+    use = REPORT.use(function, (kernel,), "jax", str(unsupported))
     if settings.current().strict:
-        raise StrictError(
+        error = StrictError(
             f"{message}. PALLAS_NUMPY_STRICT=1 makes this an error; unset it to let it run"
-        ) from unsupported
+        )
+        use.ran(0.0, error)
+        raise error from unsupported
     if settings.current().check:
         COLLECTOR.skip(kernel.name, f"it runs in JAX's own interpreter: {unsupported}")
-    use = REPORT.use(function, (kernel,), "jax", str(unsupported))
     use.happened = True
     if (kernel, str(unsupported)) not in _warned:
         _warned.add((kernel, str(unsupported)))

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from pallas_shim.cache.keeping import CachedCall, Facts, Traced
-from pallas_shim.dispatch import compiling, donation, function
+from pallas_shim.dispatch import compiling, donation, function, native
 from pallas_shim.dispatch.plan import IN_NUMPY, Plan, event
 from pallas_shim.evaluator.program import Program
 from pallas_shim.gc_pause import gc_paused
@@ -61,10 +61,12 @@ def _plan(call: Call, program: Program, facts: Facts) -> Plan:
     avals = [arrays.result_aval(*result) for result in facts.results]
     arguments = [*map(jax.typeof, facts.consts), *call.avals]
     used = [position not in facts.unused for position in range(len(arguments))]
+    executable = compiling.kept(facts.function, program)
     return Plan(
         (),
         use.reason,
-        compiling.kept(facts.function, program),
+        executable,
+        native.runner(executable, use),
         use,
         event(facts.function),
         arrays.argument_dtypes(arguments, used),

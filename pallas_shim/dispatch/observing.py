@@ -12,9 +12,10 @@ from pallas_shim.evaluator.execute import Executable
 
 
 class Observer(Protocol):
-    """The interface of `bisect`'s recorder, which compares runs."""
+    """What `bisect`, `view` and `debug` are."""
 
-    def planned(self, executable: Executable, function: Function) -> None: ...
+    def planned(self, executable: Executable, function: Function) -> Executable:
+        """Returns what is to run in its place, which has the same results. Usually itself."""
 
     def ran(
         self,

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from pallas_shim import settings
-from pallas_shim.dispatch import donation, fallback, observing
+from pallas_shim.dispatch import donation, fallback, native, observing
 from pallas_shim.dispatch.compiling import MeshPlan
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.jax_compat import arrays, sharded
@@ -25,12 +25,14 @@ class Plan:
     """How calls of one jaxpr with one set of jit's parameters run.
 
     ``executable`` is None if JAX runs the function. Then ``reason`` says why, and ``jax_uses``
-    collects the kernels in it that JAX interprets. ``trial`` is set for a function without kernels.
+    collects the kernels in it that JAX interprets. Otherwise ``runs`` runs it, in NumPy or
+    natively. ``trial`` is set for a function without kernels.
     """
 
     key: tuple[Any, ...]
     reason: str
     executable: Executable | None = None
+    runs: native.Run | None = None
     use: Use | None = None
     event: str = ""
     in_dtypes: tuple[np.dtype | np.ndarray, ...] = ()
@@ -74,8 +76,10 @@ _now = time.perf_counter
 
 
 def _run(plan: Plan, args: Sequence[Any]) -> list[Any]:
-    use, executable, mesh = plan.use, plan.executable, plan.mesh
-    assert use is not None and executable is not None
+    use, runs, mesh = plan.use, plan.runs, plan.mesh
+    assert use is not None and runs is not None and plan.executable is not None
+    if observing.current is not None:
+        runs = plan.executable.run  # what it compares
     if mesh is None:
         values, place = arrays.read(args, plan.in_dtypes, settings.current().force)
     else:
@@ -86,11 +90,11 @@ def _run(plan: Plan, args: Sequence[Any]) -> list[Any]:
         jax.effects_barrier()
     start = _now()
     try:
-        results = executable.run(values)
+        results = runs(values)
     except BaseException as error:
         use.ran(_now() - start, error)
         if observing.current is not None and isinstance(error, Exception):
-            observing.current.ran(executable, values, error, inside_xla=False)
+            observing.current.ran(plan.executable, values, error, inside_xla=False)
         fallback.blame(error, use)
         raise
     took = _now() - start
@@ -98,7 +102,7 @@ def _run(plan: Plan, args: Sequence[Any]) -> list[Any]:
     if plan.trial is not None:
         plan.trial.left -= took
     if observing.current is not None:
-        observing.current.ran(executable, values, results, inside_xla=False)
+        observing.current.ran(plan.executable, values, results, inside_xla=False)
     if mesh is None:
         return arrays.write(results, plan.out_types, place)
     return sharded.write(results, mesh.results, mesh.on)

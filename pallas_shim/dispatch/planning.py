@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pallas_shim import cost_model, settings
-from pallas_shim.dispatch import compiling, donation, function, observing
+from pallas_shim.dispatch import compiling, donation, function, native, observing
 from pallas_shim.dispatch.plan import IN_NUMPY, Plan, Trial, event, read
 from pallas_shim.dispatch.tracing import last_tracing
 from pallas_shim.evaluator.registry import Unsupported
@@ -115,7 +115,7 @@ def _make_plan(
             cached = None
             executable, mesh = compiling.compiled_on_mesh(described, plan.out_types)
         if observing.current is not None:
-            observing.current.planned(executable, described)
+            executable = observing.current.planned(executable, described)
     except Unsupported as unsupported:
         return Plan(key, str(unsupported))
     use = REPORT.use(call.name, described.kernels, "numpy", IN_NUMPY)
@@ -127,6 +127,7 @@ def _make_plan(
     return dataclasses.replace(
         plan,
         executable=executable,
+        runs=native.runner(executable, use),
         use=use,
         mesh=mesh,
         deleted=donation.deleted(jaxpr, call, used),

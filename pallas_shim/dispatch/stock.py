@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from pallas_shim import settings
-from pallas_shim.reports.uses import Use
+from pallas_shim.reports.uses import REPORT, Use
 
 R = TypeVar("R")
 
@@ -76,8 +75,13 @@ def call_stock(
 ) -> Any:
     """Lets JAX run a call, and returns the result of ``stock``."""
     start = time.perf_counter()
-    returned = _compiling(compilation, stock, *args, **params)
-    if settings.current().report is None or not compilation.jax_uses:
+    try:
+        returned = _compiling(compilation, stock, *args, **params)
+    except BaseException as error:
+        for use in compilation.jax_uses:
+            use.ran(time.perf_counter() - start, error)
+        raise
+    if not REPORT.wanted or not compilation.jax_uses:
         return returned
     # Without an entry in jit's C++ cache, the next call comes here, too, and is counted.
     out, _, profiler, consts = returned

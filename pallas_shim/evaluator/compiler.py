@@ -33,6 +33,7 @@ from pallas_shim.evaluator.schedules import (
 )
 from pallas_shim.evaluator.verdict import CheckedExecutable
 from pallas_shim.evaluator.watched import WatchedExecutable
+from pallas_shim.evaluator.watching import Watch, probed
 
 
 class Options(NamedTuple):
@@ -42,7 +43,7 @@ class Options(NamedTuple):
     watchers: each gets the program after lowering and after each pass.
     emitted: is called with each loop that becomes a Python function, and the function's source.
     checks: what kernels are checked for while they run; None if they aren't. ``found`` is called
-      with each finding.
+      with each finding, and ``started`` before each checked run.
     timed: copies may happen later than they start, and programs run in any order, as
       `machine.order` says. No pass runs.
     late: copies happen when they are waited for; a call finds out whether that makes a difference.
@@ -55,6 +56,7 @@ class Options(NamedTuple):
     emitted: Callable[[Instruction, str], None] | None = None
     checks: Checks | None = None
     found: Callable[[Finding], None] = lambda finding: None
+    started: Callable[[], None] = lambda: None
     timed: bool = False
     late: bool = False
     order: Order | None = None
@@ -134,7 +136,9 @@ def repeated(
             program = lower(jaxpr, (), name, axes, on_mesh, disturbing, options.timed)
             return Executable(program, lambda loop: False, parts=parts)
 
-        executable = CheckedExecutable(executable, disturbed, checks, options.found)
+        executable = CheckedExecutable(
+            executable, disturbed, checks, options.found, options.started
+        )
         if not checks.kinds.isdisjoint(("races", "sync")):
             executable = WatchedExecutable(executable, timed, checks, options.found)
     if options.late:
@@ -153,3 +157,17 @@ def prepare(
     """
     emits = codegen.choice({"codegen"} if options.timed else options.skip)
     return Executable(program, emits, options.emitted, parts=parts)
+
+
+def compile_watched(
+    jaxpr: Any,
+    watch: Watch,
+    *,
+    name: str,
+    axes: Mapping[Any, int] = MappingProxyType({}),
+    on_mesh: bool = False,
+) -> Executable:
+    """Compiles a jaxpr without optimising it, so that a watch is told of each instruction that it
+    wants. The other arguments and the errors are those of `make_program`."""
+    program = lower(jaxpr, name=name, axes=axes, on_mesh=on_mesh, watch=watch)
+    return Executable(probed(program, watch), lambda loop: False)

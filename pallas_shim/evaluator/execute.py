@@ -23,8 +23,8 @@ from pallas_shim.evaluator.frames import (
     Frame,
     Step,
     Steps,
-    blame,
     moves,
+    note_cell,
     row_of,
     run_steps,
     run_with_room,
@@ -77,7 +77,7 @@ class Executable:
         return self.run(args)
 
     def run(self, args: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """As a call. Without the star, it costs less."""
+        """As a call; without the star, it costs less. What runs otherwise overrides this."""
         assert len(args) == self._params
         frame = [*args, *self._rest]
         as_xla(self._run, self._steps, frame)
@@ -267,8 +267,8 @@ def _emitted(loop: codegen.Emitted) -> Step:
     def step(f: Frame) -> None:
         try:
             run(f)
-        except Exception as error:
-            blame(error, loop.source_of(error))
+        except BaseException as error:
+            loop.blame(error)
             raise
 
     return step
@@ -366,9 +366,15 @@ def _grid(prepare: _Preparation, instruction: Instruction) -> Step:
 
     def step(f: Frame) -> None:
         bounds = [int(f[slot]) for slot in sizes]
-        for cell in progress.over_grid(name, bounds):
-            f[cells] = cell
-            run_steps(steps, f)
+        cell: Sequence[Any] | None = None
+        try:
+            for cell in progress.over_grid(name, bounds):
+                f[cells] = cell
+                run_steps(steps, f)
+        except BaseException as error:
+            if cell is not None:
+                note_cell(error, instruction, cell)
+            raise
 
     return step
 

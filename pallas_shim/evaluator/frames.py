@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator.call_stack import with_room
-from pallas_shim.evaluator.program import Instruction
+from pallas_shim.evaluator.program import CELLS, Instruction
 
 Frame = list[Any]
 Step = Callable[[Frame], None]
@@ -35,10 +35,11 @@ def run_steps(steps: Steps, frame: Frame) -> None:
     try:
         for step in remaining:
             step(frame)
-    except Exception as error:
+    except BaseException as error:
         # The iterator knows how far the run has come, so the loop itself keeps no count.
         at = len(steps) - remaining.__length_hint__() - 1
-        blame(error, steps.instructions[at])
+        if steps:
+            blame(error, steps.instructions[max(at, 0)])
         raise
 
 
@@ -52,16 +53,40 @@ def run_with_room(steps: Steps, frame: Frame) -> None:
 MANY_STEPS = 200
 
 
-def blame(error: Exception, instruction: Instruction) -> None:
+def blame(error: BaseException, instruction: Instruction) -> None:
     """Adds a note to the error that names the instruction; only the innermost one does."""
     if getattr(error, "_pallas_shim_blamed", False):
         return
     where = jax_compat.user_source(instruction.source)
-    error.add_note(f"raised by {instruction.name}" + (f" at {where}" if where else ""))
+    what = "raised by" if isinstance(error, Exception) else "interrupted in"  # as by Ctrl-C
+    error.add_note(f"{what} {instruction.name}" + (f" at {where}" if where else ""))
     try:
         error._pallas_shim_blamed = True  # type: ignore[attr-defined]
     except AttributeError:
         pass  # an exception with slots gets a note from each enclosing loop
+
+
+def note_cell(error: BaseException, grid: Instruction, indices: Sequence[Any]) -> None:
+    """Adds a note to the error that names the cell of a kernel's grid.
+
+    ``indices``: those of the instruction. If cells were batched, one stands for a chunk of cells
+    along its axis, and there may be no index for an axis.
+    """
+    cells = grid.operation.params.get(CELLS)
+    if cells is None:
+        return  # a loop
+    name = grid.operation.params["name"]
+    single = [(axis, 0, 1) for axis in range(len(cells))]
+    if list(cells) == single:
+        at = tuple([int(index) for index in indices])
+        error.add_note(f"in grid cell {at} of the kernel {name}")
+        return
+    along = []
+    for (axis, first, count), index in zip(cells, indices, strict=True):
+        low = first + int(index) * count
+        along.append(f"{low} to {low + count - 1}" if count > 1 else str(low))
+        along[-1] += f" along axis {axis}"
+    error.add_note(f"in the grid cells {', '.join(along)} of the kernel {name}")
 
 
 def row_of(slots: Sequence[int]) -> slice:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pallas_shim import jax_compat
-from pallas_shim.evaluator import lookahead, memory, outside, refs
+from pallas_shim.evaluator import lookahead, memory, outside, refs, watching
 from pallas_shim.evaluator.analysis import alias
 from pallas_shim.evaluator.blocks import block_viewer
 from pallas_shim.evaluator.cell_order import CellOrder
@@ -23,6 +23,7 @@ from pallas_shim.evaluator.checks.kernel import KernelChecks
 from pallas_shim.evaluator.lower import KernelScope, Lowering
 from pallas_shim.evaluator.machine import programs
 from pallas_shim.evaluator.program import (
+    CELLS,
     PURE,
     Array,
     ArrayType,
@@ -69,6 +70,9 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
     if lowering.checker is not None:
         shapes = [_array_shape(lowering, block) for block in call.blocks]
         checks = KernelChecks(lowering.checker, call, all_names, shapes, sizes)
+    watch = lowering.watch
+    if watch is not None:
+        watched = _watched(lowering, call, all_names, ref_types)
     if call.checked is not None:
         checked_blocks = CheckedBlocks(lowering, call, call.checked, sizes, buffers, block_types)
 
@@ -91,7 +95,14 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
             with lowering.block() as body:
                 if checks is not None:
                     checks.blocks(indices, starts, of_maps, prefetch, blocks, scratch)
+                if watch is not None:
+                    seen = [*prefetch, *blocks, *scratch]
+                    watching.emit_cell(
+                        lowering, watch, watched, indices, sizes, seen, buffers, starts
+                    )
                 lowering.inline(call.jaxpr, [*prefetch, *blocks, *scratch], closed_over)
+                if watch is not None:
+                    watching.emit_cell_end(lowering, watch)
                 if checks is not None:
                     checks.end_cell(blocks, body)
             checked_blocks.define(blocks, indices, starts, alias.written(body, blocks))
@@ -106,8 +117,13 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
         ]
         if checks is not None:
             checks.blocks(indices, starts, of_maps, prefetch, views, scratch)
+        if watch is not None:
+            seen = [*prefetch, *views, *scratch]
+            watching.emit_cell(lowering, watch, watched, indices, sizes, seen, buffers, starts)
         body_start = len(lowering.body)
         lowering.inline(call.jaxpr, [*prefetch, *views, *scratch], closed_over)
+        if watch is not None:
+            watching.emit_cell_end(lowering, watch)
         if checks is not None:
             checks.end_cell(views, lowering.body[body_start:])
         if call.synchronised_aliases:
@@ -134,12 +150,14 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
     )  # fmt: skip
     written = alias.written(cells, [*prefetch, *buffers])
 
+    # A watch tells operands apart by their memory, even if the caller passed one array twice.
+    apart = watch is not None
     for ref, array in zip(prefetch, arrays, strict=False):
-        define_operand(lowering, ref, array, None, ref in written)
+        define_operand(lowering, ref, array, None, apart or ref in written)
     inputs = arrays[call.num_prefetch :]
     outputs = buffers[call.num_inputs :]
     for ref, block, array in zip(buffers, call.blocks, inputs, strict=False):
-        copied = ref in written or ref in outputs
+        copied = apart or ref in written or ref in outputs
         define_operand(lowering, ref, array, block.dims, copied, call.checked)
     aliases = {out: arrays[position] for position, out in call.aliases}
     for position, ref in enumerate(outputs):
@@ -166,6 +184,8 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
         checks.end()
     if checked_blocks is not None:
         checked_blocks.write_back()
+    if watch is not None:
+        watching.emit_left(lowering, watch, watched, buffers)
     results = [
         _contents(lowering, ref, block, _array_shape(lowering, block))
         for ref, block in zip(
@@ -176,6 +196,16 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
         results = list(map(checks.output, range(len(results)), results))
         checks.leave()
     return results
+
+
+def _watched(
+    lowering: Lowering, call: PallasCall, names: Sequence[str], ref_types: Sequence[RefType]
+) -> watching.Kernel:
+    levels = lowering.machine.levels
+    return watching.Kernel(
+        call, names, [_array_shape(lowering, block) for block in call.blocks],
+        [type.space for type in ref_types], levels[-1].names if levels else (),
+    )  # fmt: skip
 
 
 def _emit_warning(lowering: Lowering, warn: Callable[[], None]) -> None:
@@ -241,8 +271,9 @@ def lower_cells(
             in_kernel([zero] * len(sizes))
     else:
         region = lowering.region([ArrayType((), np.dtype(np.int32))] * len(sizes), in_kernel)
+        params = {"name": name, CELLS: tuple([(axis, 0, 1) for axis in range(len(sizes))])}
         operation = Operation(
-            "grid", {"name": name}, tuple(s.type for s in sizes), (), None, PURE, multiple=True
+            "grid", params, tuple(s.type for s in sizes), (), None, PURE, multiple=True
         )
         cells = [Instruction(operation, tuple(sizes), (), (region,), lowering.source)]
     with lowering.block() as first:

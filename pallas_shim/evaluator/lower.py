@@ -28,6 +28,7 @@ from pallas_shim.evaluator.program import (
     Value,
 )
 from pallas_shim.evaluator.registry import LOWERING_RULES, Unsupported
+from pallas_shim.evaluator.watching import Watch
 from pallas_shim.refusal import Refusal
 
 
@@ -39,6 +40,7 @@ def lower(
     on_mesh: bool = False,
     checks: Checks | None = None,
     timed: bool = False,
+    watch: Watch | None = None,
 ) -> Program:
     """Lowers a jaxpr to a Program whose parameters are the jaxpr's inputs.
 
@@ -51,13 +53,16 @@ def lower(
       checks: what kernels are checked for while they run, if they are.
       timed: copies may happen later than they start, and programs run in any order, as
         `machine.order` says. No pass knows of that, so such a program can't be optimised.
+      watch: is told of the cells of each kernel when the program runs.
 
     Raises:
       Unsupported: some primitive has no rule, or its rule refuses this case. The
         error names the primitive and the user's source line.
     """
     registry.load()
-    lowering = Lowering(axes, on_mesh, checks, timed)
+    lowering = Lowering(axes, on_mesh, checks, timed, watch)
+    if watch is not None:
+        watch.named(lowering.names)
     opened, _ = jax_compat.open_jaxpr(jaxpr)
     try:
         params = tuple(Value(lowering.type(v.aval)) for v in opened.invars)
@@ -105,7 +110,7 @@ class Lowering(Builder):
     ``kernels`` is a stack, the innermost last. ``axes`` and ``on_mesh``: see `lower`.
     ``machine`` describes the programs around this code. ``mesh_axes`` are all axes of the mesh,
     in the mesh's order. ``names`` gives the user's name of a ref. ``checker`` emits checks of
-    accesses; None unless they are asked for.
+    accesses; None unless they are asked for. ``watch``: see `lower`.
     """
 
     def __init__(
@@ -114,11 +119,13 @@ class Lowering(Builder):
         on_mesh: bool = False,
         checks: Checks | None = None,
         timed: bool = False,
+        watch: Watch | None = None,
     ) -> None:
         super().__init__()
         self.checker = None if checks is None else Checker(self, checks)
         self.axes = axes
         self.on_mesh = on_mesh
+        self.watch = watch
         self._defining = False
         self.kernels: list[KernelScope] = []
         self.machine = Machine(timed)
@@ -163,6 +170,8 @@ class Lowering(Builder):
                 place = jax_compat.user_source(self.source)
                 raise Unsupported(name, str(refused), place) from refused
             env.update(zip(eqn.outvars, outs, strict=True))
+        if self.watch is not None:
+            self.watch.bound(env)
 
     def inline_definition(self, jaxpr: Any, args: Sequence[Value]) -> list[Value]:
         """Like `inline`, for a jaxpr that JAX or this package made from one equation of the user's.

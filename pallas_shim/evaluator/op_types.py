@@ -25,7 +25,12 @@ UFUNC = "ufunc"
 
 # Codegen reads these parameters, so the cache keeps them. The cache keeps all parameters of
 # structured operations. Of other operations it keeps only these and the callable.
-READ_BY_CODEGEN = frozenset({PATH, BLOCK, DIRECT, INTO, UFUNC})
+READ_BY_CODEGEN = frozenset({
+    PATH, BLOCK, DIRECT, INTO, UFUNC,
+    # and native code:
+    "axes", "axis", "broadcast_dimensions", "dimension", "indices", "kept", "leads", "listed",
+    "rounds", "starts", "steps", "table",
+})  # fmt: skip
 
 # The messages of these operations contain the user's names and lines. The cache's key doesn't cover
 # these, so the cache keeps no program with such an operation.

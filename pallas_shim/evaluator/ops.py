@@ -25,6 +25,7 @@ from pallas_shim.evaluator.op_types import (
     UFUNC,
 )
 from pallas_shim.evaluator.program import (
+    CELLS,
     PURE,
     ArrayType,
     Effects,
@@ -155,7 +156,11 @@ _STRUCTURED_ROWS = (
         "grid", "runs its region for each cell, the last axis fastest",
         "size:index*", "", "grid, scan_as_grid, grid_batching, vectorise_control",
         readers="execute, codegen, and most passes", regions=op_types.grid_regions,
-        params=(Param("name", "the kernel's, for progress bars"),),
+        params=(
+            Param("name", "the kernel's, for progress bars"),
+            Param(CELLS, "for each index its axis, the first cell, and how many run together. "
+                  "Missing where it isn't a kernel's grid", required=False),
+        ),
     ),
 )  # fmt: skip
 
@@ -308,6 +313,10 @@ _MEMORY_ROWS = (
         "value:array given:any*", "value:array", "checks", effects=(_IO,), view=True,
     ),
     _row(
+        "probe", "tells the watch of a run what it gets", "seen:any*", "", "watching",
+        effects=(_IO,),
+    ),
+    _row(
         "prng_seed", "sets the state of the hardware's generator", "state:ref seed:array*", "",
         "rules/hardware_random", effects=(_WRITE,),
     ),
@@ -377,8 +386,9 @@ _MACHINE_ROWS = (
     ),
     _row(
         "dma", "copies between programs", "source:ref target:ref leaf:index*", "", "rules/tpu",
-        effects=(Effects((0,), (1,)),),
-        params=(Param("whole", "whether it writes all of the target"),),
+        effects=(Effects((0,), (1,)),), readers="machine, watching",
+        params=(Param("paths", "from the source and from the target to what is copied"),
+                Param("num_leaves", "how many of the leaves are the source's")),
     ),
     _row(
         "turn", "lets the other programs run first", _SEEN, "", "machine/programs, machine/rows",

@@ -16,6 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+# The parameter of a kernel's grid that says, for each index, of which axis it is, which cell is the
+# first along it, and how many run together.
+CELLS = "cells"
+
 
 class ArrayType(NamedTuple):
     """The type of a value that is a NumPy array (or, at rank 0, a NumPy scalar)."""

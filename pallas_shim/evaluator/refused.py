@@ -10,7 +10,7 @@ from pallas_shim.evaluator.registry import Unsupported
 
 # Families that XLA runs, for functions around a kernel.
 _BY_XLA = {
-    "it runs on several devices": (
+    "it is for the devices of a mesh, and XLA runs it": (
         "xla_pmap full_to_shard shard_to_full ppermute_start ppermute_done "
         "psend precv pgather ragged_all_to_all psum_start psum_done psum_invariant_start "
         "all_gather_start all_gather_done all_gather_reduced_start "

@@ -15,7 +15,8 @@ import numpy as np
 from pallas_shim.evaluator.checks.lowering import Checks
 from pallas_shim.evaluator.checks.run import Run
 from pallas_shim.evaluator.execute import Executable
-from pallas_shim.evaluator.findings import Finding
+from pallas_shim.evaluator.findings import Access, Finding
+from pallas_shim.evaluator.machine.scheduler import Deadlock
 from pallas_shim.jax_compat.callbacks import CALLBACK_PRIMITIVES
 
 # What undefined elements are replaced by: small numbers first, since loops may run so often.
@@ -27,7 +28,8 @@ _MOST = 32
 class CheckedExecutable(Executable):
     """An `Executable` that reports what its kernels do wrongly.
 
-    ``disturbed`` makes the program that can replace undefined elements.
+    ``disturbed`` makes the program that can replace undefined elements. ``started`` is called
+    before each run.
     """
 
     def __init__(
@@ -36,8 +38,10 @@ class CheckedExecutable(Executable):
         disturbed: Callable[[], Executable],
         checks: Checks,
         found: Callable[[Finding], None],
+        started: Callable[[], None],
     ) -> None:
         self.program = executable.program
+        self._started = started
         self._run_once = executable
         self._make = disturbed
         self._checks = checks
@@ -46,9 +50,15 @@ class CheckedExecutable(Executable):
         self._known: dict[int, bool] = {}
 
     def run(self, args: Sequence[np.ndarray]) -> list[np.ndarray]:
+        self._started()
         run = Run(self._report)
         with run.active():
-            results = self._run_once.run(args)
+            try:
+                results = self._run_once.run(args)
+            except Deadlock as deadlock:
+                if not deadlock.alone:  # else the checks have said so
+                    self._report(_finding(deadlock, run))
+                raise
         if run.candidates:
             self._judge(run.candidates, args)
         return results
@@ -105,3 +115,18 @@ class CheckedExecutable(Executable):
                 return [np.asarray(result).tobytes() for result in self._disturbed.run(args)]
         except Exception:
             return None
+
+
+def _finding(deadlock: Deadlock, run: Run) -> Finding:
+    """The finding of programs that wait for one another."""
+    kernel, source = run.kernel
+    where = (source or "").partition(" ")[0] or None
+    accesses = tuple(
+        Access("waits for", f" {wait.what}", (wait.where or "").partition(" ")[0] or None,
+               wait.program)
+        for wait in deadlock.waits
+    )  # fmt: skip
+    count = len(accesses)
+    message = f"{count} program{'s wait' if count > 1 else ' waits'}, and none can go on"
+    advice = "Give each wait a signal, or a copy, that arrives"
+    return Finding("sync", "deadlock", kernel, message, advice, accesses, None, where)

@@ -7,16 +7,15 @@ from typing import Any
 
 from pallas_shim.evaluator.checks.lowering import Checks
 from pallas_shim.evaluator.execute import Executable
-from pallas_shim.evaluator.findings import Access, Finding
+from pallas_shim.evaluator.findings import Finding
 from pallas_shim.evaluator.machine import operations, order
 from pallas_shim.evaluator.machine.clocks import Clocks
-from pallas_shim.evaluator.machine.scheduler import Deadlock
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.jax_compat.callbacks import CALLBACK_PRIMITIVES
 
 
 class WatchedExecutable(Executable):
-    """An `Executable` that reports deadlocks, and races between devices and cores.
+    """An `Executable` that reports races between devices and cores.
 
     ``timed`` makes the program that can be watched.
     """
@@ -40,12 +39,7 @@ class WatchedExecutable(Executable):
         )
 
     def run(self, args: Sequence[Any]) -> list[Any]:
-        try:
-            results = self._run_once.run(args)
-        except Deadlock as deadlock:
-            if not deadlock.alone:  # else the checks have said so
-                self._report(_of_deadlock(deadlock, self.program.name))
-            raise
+        results = self._run_once.run(args)
         if self._talks:
             self._watch(args)
         return results
@@ -81,14 +75,3 @@ class WatchedExecutable(Executable):
     def _report(self, finding: Finding) -> None:
         if finding.kind in self._checks.kinds:
             self._found(finding)
-
-
-def _of_deadlock(deadlock: Deadlock, function: str) -> Finding:
-    accesses = tuple(
-        Access(f"waits for {what}", where=where and where.partition(" ")[0], program=program)
-        for program, what, where in deadlock.waits
-    )
-    return Finding(
-        "sync", "deadlock", function, str(deadlock).partition("\n")[0],
-        "give each wait a signal, or a copy, that arrives before it", accesses,
-    )  # fmt: skip

@@ -140,7 +140,7 @@ def read(
     if home is None:
         place = _place(get_default_device())
     elif type(home) is SingleDeviceSharding:
-        device = home._device
+        device: Any = home._device
         place = Place(home, True, (device,), device.platform)
     else:
         raise Elsewhere(f"its arguments lie on {_devices(home)}")

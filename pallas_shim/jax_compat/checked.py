@@ -40,8 +40,8 @@ def checked_memory(eqn: Any) -> CheckedMemory | None:
     )
 
 
-def memory_space(aval: Any) -> Any:
-    """The value of a ref's memory space, such as "vmem". None if it has none."""
+def memory_space(aval: Any) -> str:
+    """The text of a ref's memory space, such as "vmem"; "none" if it has none."""
     return _value(aval.memory_space)
 
 
@@ -144,6 +144,20 @@ def replaced_in_interpreter() -> str | None:
     so the interpreter has to run."""
     now = vars(sys.modules[_INTERPRETER]) if _functions else {}
     return next((name for name, value in _functions.items() if now.get(name) is not value), None)
+
+
+def note_race(found: str | None) -> None:
+    """Says what JAX's race detector says: at the start of a run, for None, that there is none yet,
+    else that one was ``found``."""
+    interpreter: Any = sys.modules[_INTERPRETER]
+    if found is None:
+        make = interpreter.RaceDetectionState
+        fields = inspect.signature(make).parameters
+        interpreter.races = make(**{"num_cores": 1} if "num_cores" in fields else {})
+        return
+    print(f"RACE DETECTED\n  {found}\n")
+    if getattr(interpreter, "races", None) is not None:
+        interpreter.races.races_found = True
 
 
 def _value(member: Any) -> str:

@@ -172,16 +172,23 @@ class Contents:
 
     def _avals(self, variables: Sequence[Any]) -> list[Any]:
         """The tokens of the variables' types."""
-        tokens = list(map(self._by_id.get, map(id, map(_aval, variables))))
-        return [*map(self._aval, map(_aval, variables))] if None in tokens else tokens
+        tokens: list[Any] = list(map(self._by_id.get, map(id, map(_aval, variables))))
+        if None in tokens:
+            for position, token in enumerate(tokens):
+                if token is None:
+                    tokens[position] = self._aval(variables[position].aval)
+        return tokens
 
     def _contexts(self, eqns: Sequence[Any]) -> list[Any]:
-        """The tokens of the equations' contexts, or one token if they all have the same context."""
+        """A number of tokens, and those of the equations' contexts. If all have the same context,
+        it is one token."""
         contexts = list(map(_ctx, eqns))
         if len(set(map(id, contexts))) == 1:
             del contexts[1:]
         tokens = self.values(contexts)
-        return tokens if len(set(tokens)) > 1 else tokens[:1]
+        if len(set(tokens)) == 1:
+            del tokens[1:]
+        return [len(tokens), *tokens]
 
     def _uses(self, used: Sequence[Any], number: Mapping[int, int]) -> list[Any]:
         """The numbers of variables and literals."""
@@ -259,28 +266,23 @@ class Contents:
         leaf = _LEAVES.get(kind)
         if leaf is not None:
             token = self._token(kind.__name__, leaf(value))
-            self._kept.append(value)
-            self._by_id[id(value)] = token
-            return token
-        if id(value) in self._under_way:
-            raise Unreadable(f"a {kind.__name__} that holds itself")
-        self._under_way.add(id(value))
-        try:
-            read = _READERS.get(kind)
-            token = self._other(value) if read is None else read(self, value)
-        finally:
-            self._under_way.discard(id(value))
+        elif kind is tuple and len(value) > 1 and set(map(type, value)) == _INT:
+            token = self._token("ints", *value)
+        else:
+            if id(value) in self._under_way:
+                raise Unreadable(f"a {kind.__name__} that holds itself")
+            self._under_way.add(id(value))
+            try:
+                read = _READERS.get(kind)
+                token = self._other(value) if read is None else read(self, value)
+            finally:
+                self._under_way.discard(id(value))
         self._kept.append(value)
         self._by_id[id(value)] = token
         return token
 
     def values(self, values: Iterable[Any]) -> list[int]:
         return [self.value(value) for value in values]
-
-    def _tuple(self, value: tuple[Any, ...]) -> int:
-        if len(value) > 1 and set(map(type, value)) == _INT:
-            return self._token("ints", *value)
-        return self._token("tuple", *self.values(value))
 
     def _text(self, text: Any) -> int:
         if type(text) is not str:
@@ -503,7 +505,7 @@ _LEAVES: dict[type, Callable[[Any], Any]] = {
 }
 
 _READERS: dict[type, Callable[[Contents, Any], int]] = {
-    tuple: Contents._tuple,
+    tuple: lambda read, x: read._token("tuple", *read.values(x)),
     list: lambda read, x: read._token("list", *read.values(x)),
     dict: lambda read, x: read._token("dict", *read.values(y for item in x.items() for y in item)),
     types.MappingProxyType: lambda read, x: read._token("proxy", read.value(dict(x))),

@@ -71,13 +71,19 @@ def alone(kernel: Site) -> Any:
 def obstacle(kernel: Site) -> str | None:
     """Why a kernel is none for a TPU, or None."""
     params = kernel.equation.params
-    kind = type(params.get("compiler_params"))
-    if "triton" in kind.__module__ or "mosaic_gpu" in kind.__module__:
-        return f"its compiler_params are a {kind.__module__}.{kind.__qualname__}, for a GPU"
+    given = params.get("compiler_params")
+    # Before JAX 0.10 there may be some for each kind of device.
+    kinds = {type(each).__module__ for each in (given.values() if _is_dict(given) else [given])}
+    if kinds and all("triton" in kind or "mosaic_gpu" in kind for kind in kinds):
+        return f"its compiler_params are for a GPU ({', '.join(sorted(kinds))})"
     for mesh in (params.get("mesh"), *params.get("meshes", ())):
         if "mosaic_gpu" in type(mesh).__module__:
             return "it runs on the threads of a GPU"
     return None
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, Mapping) or type(value).__name__ == "FrozenDict"
 
 
 # Frames in these directories are JAX's lowering of a kernel for a TPU, and what that calls.

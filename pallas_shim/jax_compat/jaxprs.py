@@ -149,6 +149,23 @@ def called_jaxpr(eqn: Any) -> Any:
     raise KeyError(f"{eqn.primitive.name} holds no jaxpr among {sorted(eqn.params)}")
 
 
+def is_own(jaxpr: Any) -> bool:
+    """Whether a jaxpr is of a function of JAX's own, and holds none of the user's (such as a
+    kernel). Its equations have the places of the first call with these types, or none."""
+    return _of_jax(jaxpr) is True and not any(
+        _of_jax(inner) is False
+        for eqn in equations(jaxpr)
+        for inner in core.jaxprs_in_params(eqn.params)
+    )
+
+
+def _of_jax(jaxpr: Any) -> bool | None:
+    """Whether JAX's code defines the function of this jaxpr alone. None if that isn't known."""
+    debug_info = getattr(open_jaxpr(jaxpr)[0], "debug_info", None)
+    _, at, where = (getattr(debug_info, "func_src_info", None) or "").partition(" at ")
+    return not source_info_util.is_user_filename(where.rpartition(":")[0]) if at else None
+
+
 def scan(eqn: Any) -> Scan:
     p = eqn.params
     if "ft_in" in p:  # JAX >= 0.12 keeps the argument groups as flat trees
@@ -249,3 +266,37 @@ def user_source(source: Any) -> str | None:
     if frame is None:
         return None
     return f"{frame.file_name}:{frame.start_line} ({frame.function_name})"
+
+
+class Frame(NamedTuple):
+    """A place in the user's code that an equation comes from."""
+
+    file: str
+    function: str
+    line: int
+
+
+def user_frames(source: Any) -> tuple[Frame, ...]:
+    """The frames of the user's own code that an equation comes from, the innermost first."""
+    if source is None or isinstance(source, str):
+        return ()
+    return tuple(
+        Frame(frame.file_name, frame.function_name, frame.start_line)
+        for frame in source_info_util.user_frames(source.traceback)
+    )
+
+
+def variable(value: Any) -> Any | None:
+    """The variable of a jaxpr that a tracer stands for, while the jaxpr is made. None if it stands
+    for none, or isn't a tracer."""
+    found = getattr(value, "val", None) if isinstance(value, core.Tracer) else None
+    return found if isinstance(found, core.Var) else None
+
+
+def is_tracer(value: Any) -> bool:
+    return isinstance(value, core.Tracer)
+
+
+def is_users(file: str) -> bool:
+    """Whether a file is the user's, not JAX's."""
+    return source_info_util.is_user_filename(file)

@@ -113,6 +113,17 @@ def _kernel_jaxprs(eqn: Any) -> tuple[Any, ...]:
     return eqn.params["jaxprs"] if "jaxprs" in eqn.params else (eqn.params["jaxpr"],)
 
 
+def races_wanted(eqn: Any) -> frozenset[str]:
+    """The kinds of findings that ``InterpretParams(detect_races=True)`` asks for and that are
+    checked here. JAX finds races between cells only if it has several cores."""
+    interpret = eqn.params.get("interpret", False)
+    if type(interpret).__name__ != "InterpretParams" or not interpret.detect_races:
+        return frozenset()
+    if eqn.primitive.name != "pallas_call" or talks(eqn):
+        return frozenset()
+    return frozenset({"sync", "races"} if num_cores(interpret) > 1 else {"sync"})
+
+
 def unhonoured(eqn: Any) -> str | None:
     """Options of the user's ``interpret=`` that only JAX's own interpreter honours."""
     interpret = eqn.params.get("interpret", False)
@@ -126,6 +137,8 @@ def unhonoured(eqn: Any) -> str | None:
     for field in dataclasses.fields(interpret):
         value = getattr(interpret, field.name)
         known = _HONOURED | _ORDER | _WITHOUT_CONSEQUENCE
+        if field.name == "detect_races" and races_wanted(eqn):
+            continue
         if field.name not in known and value != field.default:
             return f"interpret=InterpretParams({field.name}={value!r}) isn't honoured here"
     cores = num_cores(interpret)

@@ -51,7 +51,7 @@ class Block(NamedTuple):
     """The cut of one operand or result into blocks. ``index_map``: a jaxpr that takes the grid
     indices and the scalar-prefetch refs, and returns one index per dimension. ``in_hbm``: on a TPU
     the kernel sees the array itself. ``buffers``: into how many buffers a TPU fetches the block; 1:
-    not before its cell runs."""
+    not before its cell runs. ``is_reloaded``: a TPU loads an output's block when it comes back."""
 
     dims: tuple[BlockDim, ...]
     index_map: Any
@@ -59,6 +59,7 @@ class Block(NamedTuple):
     origin: str
     in_hbm: bool
     buffers: int
+    is_reloaded: bool
 
 
 class PallasCall(NamedTuple):
@@ -211,9 +212,10 @@ def _block(mapping: Any) -> Block:
         raise UnsupportedCall(f"a block of {mapping.origin} with transforms {mapping.transforms}")
     dims = tuple(_block_dim(dim, mapping) for dim in mapping.block_shape)
     seen = in_hbm(mapping.transformed_block_aval)
-    return Block(
-        dims, _index_map(mapping), mapping.array_aval, mapping.origin, seen, _buffers(mapping)
-    )
+    revisit = getattr(mapping.pipeline_mode, "revisit", None)
+    reloaded = getattr(revisit, "value", None) == "any"
+    index_map, buffers = _index_map(mapping), _buffers(mapping)
+    return Block(dims, index_map, mapping.array_aval, mapping.origin, seen, buffers, reloaded)
 
 
 def _buffers(mapping: Any) -> int:
@@ -232,7 +234,7 @@ def memory(aval: Any) -> str | None:
     """The memory space of a kernel's ref: vmem, smem, semaphore_mem, any, hbm. None: the default,
     which is VMEM."""
     space = memory_space(aval)
-    return None if space in (None, "default") else space
+    return None if space in ("none", "default", "device") else space
 
 
 def _index_map(mapping: Any) -> Any:
@@ -274,12 +276,12 @@ def written_refs(jaxpr: Any) -> frozenset[int]:
     """The positions of the refs, among a kernel's inputs, to which it may write."""
     opened, _ = open_jaxpr(jaxpr)
     positions = {var: at for at, var in enumerate(opened.invars)}
-    writes: list[Any] = [e for e in opened.effects if isinstance(e, (WriteEffect, AccumEffect))]
-    # Before JAX 0.10.2 an effect gives a position, counted from the captured refs.
+    effects = (e for e in opened.effects if isinstance(e, (WriteEffect, AccumEffect)))
+    # Early JAX's effects give the position itself, counted from the captured refs.
     captured = len(opened.constvars)
+    written = (e.input_index if hasattr(e, "input_index") else e.input for e in effects)
     return frozenset(
-        positions.get(e.input, -1) if hasattr(e, "input") else e.input_index - captured
-        for e in writes
+        ref - captured if isinstance(ref, int) else positions.get(ref, -1) for ref in written
     )
 
 

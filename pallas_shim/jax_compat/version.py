@@ -155,9 +155,11 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.sharding_impls.GSPMDSharding": ("get_replicated",),
     "jax._src.source_info_util": (
         "current",
+        "is_user_filename",
         "new_source_info",
         "register_exclusion",
         "user_frame",
+        "user_frames",
     ),
     "jax._src.state.discharge": ("_discharge_rules",),
     "jax._src.state.indexing": ("NDIndexer", "Slice"),

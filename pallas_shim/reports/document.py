@@ -18,7 +18,7 @@ class NotAReport(ValueError):
     """What was read isn't a report, or is one of another schema."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Document:
     """What `pallas_shim.report` returns. It doesn't change when more kernels run.
 
@@ -48,6 +48,8 @@ class Document:
     def __str__(self) -> str:
         """The table, in at most 100 columns. Equal rows of several processes are one."""
         return "\n".join(_text(self))
+
+    __repr__ = __str__  # what Python and IPython show
 
     def _repr_html_(self) -> str:
         rows = _merged(self.rows)
@@ -143,6 +145,8 @@ def _remarks(row: Mapping[str, Any]) -> Iterator[str]:
     yield row["reason"]
     if row["cache"]:
         yield f"cache: {row['cache']}"
+    if row["native"]:
+        yield row["native"]
     if row["raised"]:
         yield f"{row['raised']} of {row['calls']} calls raised, the last one {row['error']}"
     if row["processes"] > 1:
@@ -169,5 +173,6 @@ def _merged(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 first["tracing_s"] = (first["tracing_s"] or 0.0) + row["tracing_s"]
             first["error"] = row["error"] or first["error"]
             first["cache"] = first["cache"] or row["cache"]
+            first["native"] = first["native"] or row["native"]
         first["pids"].add(row["pid"])
     return [{**row, "processes": len(row["pids"])} for row in found.values()]

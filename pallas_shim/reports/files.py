@@ -42,6 +42,7 @@ def write_at_exit(destination: str | None) -> None:
         _journal = None
     _destination, _run = destination, environment.run()
     REPORT.hear = None if destination in (None, "1") else _hear
+    REPORT.wanted = destination is not None
     if destination is not None:
         atexit.register(write, destination)
 
@@ -98,7 +99,7 @@ def _beside(
     found: list[Mapping[str, Any]] = []
     with contextlib.suppress(ValueError):  # it is new, or nobody's report
         found += document.from_dict(json.load(file)).processes
-    for part in _parts(path):
+    for part in _written(path)[1]:
         if not journal.is_open(part) and (killed := journal.read(part)) is not None:
             found.append(killed)
             with contextlib.suppress(OSError):
@@ -111,6 +112,21 @@ def _beside(
         yield entry
 
 
+def of_run(destination: str) -> Document:
+    """What the processes of this run have called until now, those that still run too."""
+    _, parts = _written(destination)
+    entries: list[Mapping[str, Any]] = []
+    entries += [entry for part in parts if (entry := journal.read(part)) is not None]
+    files, _ = _written(destination)  # whoever ends meanwhile writes its file first
+    for file in files:
+        with contextlib.suppress(NotAReport, OSError):
+            entries += _read_file(file).processes
+    (own,) = document.of_process().processes
+    entries.append({**own, "run": _run})
+    of_run = {(e["pid"], e["began"]): e for e in entries if e["run"] == _run}
+    return document.merged([Document(tuple(of_run.values()))])
+
+
 def read(path: str) -> Document:
     """The report in a file, with the journals beside it; of a directory, those of all its files.
 
@@ -118,25 +134,28 @@ def read(path: str) -> Document:
       NotAReport: names the file.
       OSError
     """
-    if os.path.isdir(path):
-        files = sorted(glob.glob(os.path.join(glob.escape(path), "*.json")))
-        parts = sorted(glob.glob(os.path.join(glob.escape(path), "*.part")))
-        if not files and not parts:
-            raise NotAReport(f"{path} holds no report")
-        documents = [_read_file(file) for file in files]
-    else:
-        parts = _parts(path)
-        documents = [] if parts and not os.path.exists(path) else [_read_file(path)]
+    files, parts = _written(path)
+    if os.path.isdir(path) and not files and not parts:
+        raise NotAReport(f"{path} holds no report")
+    documents = [_read_file(file) for file in files or ([] if parts else [path])]
     killed = [process for part in parts if (process := journal.read(part)) is not None]
     return document.merged([*documents, Document(tuple(killed))])
 
 
-def _read_file(path: str) -> Document:
-    with open(path, encoding="utf-8") as file:
+def _written(destination: str) -> tuple[list[str], list[str]]:
+    """The files at a destination, and the journals beside them."""
+    pattern = glob.escape(destination).replace("{pid}", "*")
+    if destination.endswith(os.sep) or os.path.isdir(destination):
+        pattern = os.path.join(pattern, "*.json")
+    return sorted(glob.glob(pattern)), sorted(glob.glob(f"{pattern}.*.part"))
+
+
+def _read_file(file: str) -> Document:
+    with open(file, encoding="utf-8") as stream:
         try:
-            return document.from_dict(json.load(file))
+            return document.from_dict(json.load(stream))
         except ValueError as error:
-            raise NotAReport(f"{path} can't be read: {error}") from error
+            raise NotAReport(f"{file} can't be read: {error}") from error
 
 
 def _path(destination: str) -> str:
@@ -145,10 +164,6 @@ def _path(destination: str) -> str:
         return path
     os.makedirs(path, exist_ok=True)
     return os.path.join(path, f"pallas_shim-{socket.gethostname()}-{os.getpid()}.json")
-
-
-def _parts(path: str) -> list[str]:
-    return sorted(glob.glob(f"{glob.escape(path)}.*.part"))
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from pallas_shim.jax_compat.kernel_info import KernelInfo
@@ -29,7 +29,8 @@ class Use:
     outcome of the cache on disk whose key is the function: "read", "written", or the reason why the
     program isn't kept; None: this cache is off. ``traced_cache`` is the outcome of the cache whose
     key is the jaxpr. ``raised`` counts the calls that ended with an exception, and ``error`` is the
-    last exception's type.
+    last exception's type. ``native``: what became of native code for the program; None: nothing
+    yet.
     """
 
     function: str
@@ -45,6 +46,7 @@ class Use:
     traced_cache: str | None = None
     raised: int = 0
     error: str | None = None
+    native: str | None = None
 
     def ran(self, seconds: float, error: BaseException | None = None) -> None:
         """Counts one call, and the exception that ended it, if any."""
@@ -57,6 +59,10 @@ class Use:
                 self.error = type(error).__name__
             if REPORT.hear is not None:
                 REPORT.hear(self)
+
+    def counts(self) -> Counts:
+        """What is counted until now."""
+        return Counts(self.calls, self.raised, self.tracing, self.lowering, self.running)
 
     def caches(self) -> str | None:
         """The outcome of both caches, as text for people. None if neither was used."""
@@ -81,6 +87,7 @@ class Report:
         # What the TPU's compiler said of the kernels, see `chip.verdicts.Verdict.row`.
         self.verdicts: list[dict[str, Any]] = []
         self.hear: Callable[[Use], None] | None = None  # is called after each call of a kernel
+        self.wanted = False  # someone will look, so calls that JAX runs are worth counting
 
     def use(self, function: str, kernels: tuple[KernelInfo, ...], rung: str, reason: str) -> Use:
         """The use with this description. A new one is logged."""
@@ -100,37 +107,67 @@ class Report:
                 use.calls, use.tracing, use.lowering, use.running = 0, None, 0.0, 0.0
                 use.happened, use.raised, use.error = False, 0, None
 
-    def rows(self) -> list[dict[str, Any]]:
+    def mark(self) -> Mark:
+        """What is counted until now, for `rows` to leave out later."""
+        with _lock:
+            return {use: use.counts() for use in self._uses.values() if use.happened}
+
+    def rows(self, since: Mark | None = None) -> list[dict[str, Any]]:
         """One row for each kernel, or for each function without one. This is the JSON form.
 
         The keys: name, source, grid, function, calls, rung, reason, tracing_s, lowering_s,
-        running_s, shared_with, cache, raised, error. If several kernels of one jitted function ran
-        as one program, the calls and seconds are the program's. ``shared_with`` counts the
-        function's other kernels.
+        running_s, shared_with, cache, raised, error, native. If several kernels of one jitted
+        function ran as one program, the calls and seconds are the program's. ``shared_with``
+        counts the function's other kernels. With ``since``, only what was counted after it.
         """
         with _lock:
             uses = [use for use in self._uses.values() if use.happened]
-        return [row for use in uses for row in rows(use)]
+        before = since or {}
+        return [
+            row
+            for use in uses
+            if use not in before or use.calls > before[use].calls
+            for row in rows(use, before.get(use, Counts()))
+        ]
 
 
-def rows(use: Use) -> list[dict[str, Any]]:
-    """One row for each kernel of a use: see `Report.rows`."""
+Mark: TypeAlias = dict[Use, "Counts"]
+
+
+class Counts(NamedTuple):
+    """What a use had counted."""
+
+    calls: int = 0
+    raised: int = 0
+    tracing: float | None = None
+    lowering: float = 0.0
+    running: float = 0.0
+
+
+def rows(use: Use, before: Counts | None = None) -> list[dict[str, Any]]:
+    """One row for each kernel of a use, without what it had counted before: see `Report.rows`."""
+    before = before or Counts()
+    tracing = use.tracing
+    if tracing is not None and before.tracing is not None:
+        tracing -= before.tracing
+    raised = use.raised - before.raised
     return [
         {
             "name": kernel.name if kernel else f"{use.function} (no kernel)",
             "source": kernel.source if kernel else None,
             "grid": kernel.grid if kernel else "",
             "function": use.function,
-            "calls": use.calls,
+            "calls": use.calls - before.calls,
             "rung": use.rung,
             "reason": use.reason,
-            "tracing_s": use.tracing,
-            "lowering_s": use.lowering,
-            "running_s": use.running,
+            "tracing_s": tracing,
+            "lowering_s": use.lowering - before.lowering,
+            "running_s": use.running - before.running,
             "shared_with": max(len(use.kernels) - 1, 0),
             "cache": use.caches(),
-            "raised": use.raised,
-            "error": use.error,
+            "raised": raised,
+            "error": use.error if raised else None,
+            "native": use.native,
         }
         for kernel in use.kernels or (None,)
     ]

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.experimental.pallas import triton as plgpu
 
 FAULTS: dict[str, tuple[str, Callable[[bool], Any]]] = {}
 
@@ -306,13 +307,16 @@ def a_sum_in_blocks_that_come_back(right):
 
         o_ref[...] += x_ref[...]
 
-    if right:
-        x, o = (lambda i, k: (i, k)), (lambda i, k: (i, 0))
-    else:
-        x, o = (lambda k, i: (i, k)), (lambda k, i: (i, 0))
+    def x_map(a, b):
+        return (a, b) if right else (b, a)
+
+    def o_map(a, b):
+        return (a if right else b, 0)
+
     f = pl.pallas_call(
         kernel, out(ROWS, COLUMNS), grid=(2, 2), interpret=True,
-        in_specs=[pl.BlockSpec((8, COLUMNS), x)], out_specs=pl.BlockSpec((8, COLUMNS), o),
+        in_specs=[pl.BlockSpec((8, COLUMNS), x_map)],
+        out_specs=pl.BlockSpec((8, COLUMNS), o_map),
     )
     return f, (floats(ROWS, 2 * COLUMNS),)
 
@@ -503,3 +507,79 @@ def a_signal_without_a_wait(right):
         kernel, out(8, COLUMNS), scratch_shapes=[pltpu.SemaphoreType.REGULAR], interpret=True
     )
     return f, (floats(8, COLUMNS),)
+
+
+# -- GPU --------------------------------------------------------------------------------------
+
+
+def on_gpu(kernel: Any, shape: Any, **kwargs: Any) -> Any:
+    return pl.pallas_call(
+        kernel, shape, interpret=True, compiler_params=plgpu.CompilerParams(), **kwargs
+    )
+
+
+@fault("races/cells")
+def a_sum_of_all_cells(right):
+    def kernel(x_ref, zero_ref, o_ref):
+        total = x_ref[...].sum()
+        if right:
+            plgpu.atomic_add(o_ref, (0,), total)
+        else:
+            o_ref[0] += total
+
+    block = pl.BlockSpec((8,), lambda i: (i,))
+    call = on_gpu(
+        kernel, out(1), grid=(2,), in_specs=[block, pl.BlockSpec()], input_output_aliases={1: 0}
+    )
+    return call, (floats(16), np.zeros(1, np.float32))
+
+
+@fault("races/cells")
+def elements_of_two_cells(right):
+    def kernel(x_ref, o_ref):
+        i = pl.program_id(0)
+        o_ref[pl.ds(i * (8 if right else 4), 8)] = x_ref[pl.ds(i * 8, 8)]
+
+    call = on_gpu(kernel, out(16), grid=(2,))
+    return (lambda x: call(x)[:12]), (floats(16),)
+
+
+@fault("races/cells")
+def an_alias_that_another_cell_reads(right):
+    def kernel(x_ref, o_ref):
+        i = pl.program_id(0)
+        at = i if right else 1 - i
+        o_ref[pl.ds(i * 8, 8)] = x_ref[pl.ds(at * 8, 8)] + 1
+
+    return on_gpu(kernel, out(16), grid=(2,), input_output_aliases={0: 0}), (floats(16),)
+
+
+@fault("bounds/outside-ref")
+def a_mask_that_is_missing(right):
+    def kernel(x_ref, o_ref):
+        i = pl.program_id(0)
+        inside = i * 8 + jnp.arange(8) < 12
+        x = plgpu.load(x_ref.at[pl.ds(i * 8, 8)], mask=inside, other=0.0)
+        plgpu.store(o_ref.at[pl.ds(i * 8, 8)], x * 2, mask=inside if right else None)
+
+    return on_gpu(kernel, out(12), grid=(2,)), (floats(12),)
+
+
+@fault("bounds/outside-array")
+def a_block_outside_on_a_gpu(right):
+    block = pl.BlockSpec((8,), lambda i: (i if right else i + 1,))
+    call = on_gpu(
+        double, out(16), grid=(2,), in_specs=[block], out_specs=pl.BlockSpec((8,), lambda i: (i,))
+    )
+    return (lambda x: call(x)[:8]), (floats(16),)
+
+
+@fault("bounds/outside-array")
+def a_store_of_a_whole_block(right):
+    def kernel(x_ref, o_ref):
+        inside = pl.program_id(0) * 8 + jnp.arange(8) < 12
+        x = plgpu.load(x_ref.at[...], mask=inside, other=0.0)
+        plgpu.store(o_ref.at[...], x * 2, mask=inside if right else None)
+
+    block = pl.BlockSpec((8,), lambda i: (i,))
+    return on_gpu(kernel, out(12), grid=(2,), in_specs=[block], out_specs=block), (floats(12),)

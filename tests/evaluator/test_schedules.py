@@ -155,7 +155,7 @@ def test_an_order_is_its_text(text):
 
 
 def test_a_finding_names_the_kernel_and_both_orders():
-    found: list = []
+    found: list[object] = []
     asked = schedules.Schedules(20, 0, "reads_early", "here.py:3", lambda *why: None)
     options = compiler.Options(schedules=asked, found=found.append)
     executable = compiler.compile(

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import pallas as pl
 
 from pallas_shim import jax_compat
-from pallas_shim.jax_compat import jaxprs
+from pallas_shim.jax_compat import jaxprs, kernel_info
 
 
 def test_a_literal_becomes_a_plain_array():
@@ -31,3 +32,17 @@ def test_the_primitives_of_a_jaxpr_are_those_of_all_jaxprs_inside_it():
     found = jaxprs.primitives(jaxpr)
     assert found == {eqn.primitive.name for eqn in jaxprs.equations(jaxpr)}
     assert {"sin", "cos", "tan", "exp", "log", "cond", "while"} <= found
+
+
+def test_a_kernel_writes_to_the_refs_of_its_effects():
+    captured = np.arange(8, dtype=np.float32)
+
+    def kernel(x_ref, y_ref, o_ref):
+        y_ref[...] += x_ref[...]
+        o_ref[...] = y_ref[...]
+
+    def call(x):
+        return pl.pallas_call(kernel, out_shape=x, interpret=True)(x, captured)
+
+    (eqn,) = kernel_info.kernel_equations(jax.make_jaxpr(call)(captured))
+    assert jax_compat.written_refs(eqn.params["jaxpr"]) == {1, 2}

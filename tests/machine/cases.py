@@ -212,8 +212,9 @@ def a_grid_that_talks():
             k.barrier()
 
         copy = pltpu.make_async_remote_copy(
-            x_ref, got.at[i], send, recv, device_id=(lax.rem(me + 1, n),), device_id_type=MESH
-        )
+            x_ref, got.at[i], send, recv.at[i], device_id=(lax.rem(me + 1, n),),
+            device_id_type=MESH,
+        )  # fmt: skip
         copy.start()
         copy.wait()
         o_ref[...] = got[i] * 2
@@ -222,7 +223,7 @@ def a_grid_that_talks():
         block = pl.BlockSpec((8, 128), lambda i: (i, 0))
         return pl.pallas_call(
             kernel, grid=(4,), in_specs=[block], out_specs=block, out_shape=local(x.shape),
-            scratch_shapes=[pltpu.VMEM((4, 8, 128), jnp.float32), k.DMA, k.DMA],
+            scratch_shapes=[pltpu.VMEM((4, 8, 128), jnp.float32), k.DMA, k.DMA((4,))],
             compiler_params=pltpu.CompilerParams(collective_id=0),
         )(x)  # fmt: skip
 
@@ -558,6 +559,30 @@ def a_race_between_cores():
     assert run(True) == []
     (finding,) = run(False)
     assert {a.program for a in finding.accesses} == {"core 0 (core=0)", "core 1 (core=1)"}
+
+
+@case()
+def what_a_view_says_of_copies_between_devices():
+    from pallas_shim import recording
+
+    jax.clear_caches()
+    f = jax.jit(k.over(
+        k.permute(local((8, 128)), lambda me, n: ((me + 1) % n,), device_id_type=MESH), k.mesh(4),
+        P("x"), P("x"),
+    ))  # fmt: skip
+    x = k.numbers(32, 128)
+    with recording.record("a ring") as trace:
+        equal(f(x), np.roll(x, 8, 0))
+    (kernel,) = trace.kernels
+    assert [run.program for run in kernel.runs] == [f"device {n} (x={n})" for n in range(4)]
+    copies = [event for event in kernel.events if event.kind == "copy"]
+    # Each device's copy counts on a semaphore of its own, and on one of its neighbour's.
+    assert len(copies) == 8 and {copy.nbytes for copy in copies} == {8 * 128 * 4}
+    assert all(copy.awaited for copy in copies)
+    assert [run.copied for run in kernel.runs] == [[8 * 128 * 4]] * 4
+    assert {copy.owner for copy in copies} == {run.program for run in kernel.runs}
+    assert {copy.semaphore for copy in copies} == {"send_sem", "recv_sem"}
+    jax.clear_caches()
 
 
 @case()

@@ -64,7 +64,9 @@ def barrier(axis="x"):
 
 
 def ring_all_gather(n, shard, space=ANY):
-    """Every device gets all shards, each passed on to the right."""
+    """Every device gets all shards, each passed on to the right. Each step has semaphores of its
+    own: its left neighbour may start the next copy before the last one has arrived, and either may
+    be the first."""
 
     def kernel(x_ref, o_ref, copy_sem, send_sem, recv_sem):
         me = lax.axis_index("x")
@@ -76,7 +78,7 @@ def ring_all_gather(n, shard, space=ANY):
         def step(i, carry):
             slot = lax.rem(me + n - i, n)
             copy = pltpu.make_async_remote_copy(
-                o_ref.at[slot], o_ref.at[slot], send_sem, recv_sem,
+                o_ref.at[slot], o_ref.at[slot], send_sem.at[i], recv_sem.at[i],
                 device_id=(right,), device_id_type=MESH,
             )  # fmt: skip
             copy.start()
@@ -86,7 +88,7 @@ def ring_all_gather(n, shard, space=ANY):
         lax.fori_loop(0, n - 1, step, 0)
 
     out = jax.ShapeDtypeStruct((n, *shard.shape), shard.dtype)
-    return call(kernel, out, scratch=[DMA, DMA, DMA], space=space)
+    return call(kernel, out, scratch=[DMA, DMA((n - 1,)), DMA((n - 1,))], space=space)
 
 
 def permute(shard, to, space=ANY, **where):

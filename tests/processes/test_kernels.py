@@ -111,6 +111,15 @@ def test_doctor(from_wheel):
     assert (got.returncode, got.stderr) == (0, "")
     assert "a small kernel: rung numpy" in got.stdout
     assert "patches:patch_pallas" in got.stdout and "PALLAS_NUMPY=1 python" in got.stdout
+    assert "supported: Python 3.11 and newer; JAX >= 0.8.0, < 0." in got.stdout
+    assert "PALLAS_NUMPY isn't set, although PALLAS_NUMPY_" in got.stdout
+
+
+def test_doctor_finds_the_variable_without_the_shim(bare):
+    variables = {"PALLAS_NUMPY": "1", "PYTHONPATH": str(CHECKOUT)}
+    got = bare.run("-m", "pallas_shim", "doctor", **variables)
+    assert got.returncode == 1 and "a small kernel: rung numpy" in got.stdout
+    assert "problem: PALLAS_NUMPY=1 is set, but nothing starts the shim" in got.stdout
 
 
 OLD = {

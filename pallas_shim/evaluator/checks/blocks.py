@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from pallas_shim.evaluator.checks.cuts import Cut, Starts
+from pallas_shim.evaluator.checks.cuts import Cut, Shared, Starts
 from pallas_shim.evaluator.checks.run import Activation, Site
 from pallas_shim.evaluator.checks.shadow import Window
+from pallas_shim.evaluator.checks.undefined import replaced
 from pallas_shim.evaluator.findings import Finding
 from pallas_shim.evaluator.program import Array
 
@@ -26,7 +28,10 @@ def move(cut: Cut, site: Site, owned: bool) -> Callable[..., tuple[()]]:
             turn, cell = activation.turn, activation.cell or ()
             first = window.owners.setdefault(starts, (turn, cell))
             if first[0] != turn:
-                activation.run.report(shared(site, cut, starts, first[1], cell, activation))
+                window.shared.add(starts)
+                block = Shared(starts, first[1], cell)
+                candidates = activation.run.candidates
+                candidates.setdefault(site.number, shared(site, cut, block, activation))
         return ()
 
     return run
@@ -63,9 +68,9 @@ def outside(
     return activation.finding("bounds", "block-outside", message, advice, site, access)
 
 
-def shared(
-    site: Site, cut: Cut, starts: Starts, one: Cell, other: Cell, activation: Activation
-) -> Finding:
+def shared(site: Site, cut: Cut, block: Shared, activation: Activation) -> Finding:
+    """The finding of a block that two cells write. It is a fault if the result is used."""
+    starts, one, other = block
     message = (
         f"has the block {cut.text(starts)} of {site.ref} in cells {one} and {other}, which differ "
         "along a parallel axis and may run at the same time: each writes the whole block"
@@ -111,3 +116,19 @@ def changes_decision(site: Site) -> Callable[..., tuple[()]]:
 
     return check
 
+
+
+def disturb_shared(site: Site, cut: Cut, known: Sequence[Starts]) -> Callable[..., Any]:
+    """Replaces the elements of blocks that several cells write, if the run asks for it. Without
+    ``known`` blocks, an operand is the window that has them."""
+
+    def disturb(value: Array, activation: Activation, *windows: Window) -> Array:
+        shared = known or [starts for window in windows for starts in window.shared]
+        if not shared or not activation.run.disturbs(site):
+            return value
+        codes = np.zeros(np.shape(value), np.uint8)
+        for starts in shared:
+            codes[cut.inside(starts)[0]] = 1
+        return replaced(np.asarray(value), codes, activation.run.garbage)[()]
+
+    return disturb

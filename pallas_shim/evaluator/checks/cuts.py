@@ -92,6 +92,14 @@ def cut_of(block: Block, shape: tuple[int, ...]) -> Cut:
     )
 
 
+class Shared(NamedTuple):
+    """A block that two cells have, of which neither comes before the other."""
+
+    starts: Starts
+    one: tuple[int, ...]
+    other: tuple[int, ...]
+
+
 class Visits:
     """The blocks of all cells of a grid.
 
@@ -162,25 +170,21 @@ class Visits:
                 turn = turn * self.bounds[axis] + cells[axis]
         return turn
 
-    def two_turns(
-        self, parallel: Sequence[bool]
-    ) -> tuple[Starts, tuple[int, ...], tuple[int, ...]] | None:
-        """A block that cells at different places along the parallel axes have, and two of these
-        cells. Blocks that overlap count as one."""
+    def two_turns(self, parallel: Sequence[bool]) -> list[Shared]:
+        """The blocks that cells at different places along the parallel axes have, each with two of
+        these cells. Of blocks that overlap, only some are given."""
         turns = self.turns(parallel)
         found = self._blocks()
         if found is None:
             return self._overlap(turns)
         order = np.lexsort((turns, found))
         same = found[order][1:] == found[order][:-1]
-        wrong = same & (turns[order][1:] != turns[order][:-1])
-        if not wrong.any():
-            return None
-        at = int(np.argmax(wrong))
-        one, other = int(order[at]), int(order[at + 1])
-        return self.at(other), self.cell(one), self.cell(other)
+        wrong = np.nonzero(same & (turns[order][1:] != turns[order][:-1]))[0]
+        _, first = np.unique(found[order][wrong], return_index=True)
+        pairs = [(int(order[at]), int(order[at + 1])) for at in wrong[np.sort(first)]]
+        return [Shared(self.at(b), self.cell(a), self.cell(b)) for a, b in pairs]
 
-    def _overlap(self, turns: np.ndarray) -> Any:
+    def _overlap(self, turns: np.ndarray) -> list[Shared]:
         different, first = np.unique(
             np.concatenate([self.starts, turns[:, None]], 1), axis=0, return_index=True
         )
@@ -195,9 +199,9 @@ class Visits:
                     break
                 if turn[near] != turn[at] and (abs(starts[near] - starts[at]) < sizes).all():
                     one, other = sorted((int(first[at]), int(first[near])))
-                    return self.at(other), self.cell(one), self.cell(other)
+                    return [Shared(self.at(other), self.cell(one), self.cell(other))]
                 near += 1
-        return None
+        return []
 
     def loaded_too_early(
         self, output: Visits

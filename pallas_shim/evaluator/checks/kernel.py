@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pallas_shim.evaluator.analysis.cell_tables import table_of, tables
-from pallas_shim.evaluator.checks import blocks, prune, undefined
-from pallas_shim.evaluator.checks.cuts import Cut, Visits, cut_of
+from pallas_shim.evaluator.checks import blocks, global_memory, prune, undefined
+from pallas_shim.evaluator.checks.cuts import Cut, Shared, Visits, cut_of
 from pallas_shim.evaluator.checks.lowering import OBJECT, Aspect, Checker, Memory, enter_cell
 from pallas_shim.evaluator.checks.races import History
 from pallas_shim.evaluator.checks.run import Activation, Site
@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # lower is in a higher layer
 
 # The blocks of larger grids are looked at while the kernel runs.
 _MOST_CELLS = 1 << 20
+# An array may lie in these memory spaces already, and then isn't copied to a buffer.
+_NOT_COPIED = ("vmem", "smem")
 
 
 class _Operand(NamedTuple):
@@ -78,6 +80,7 @@ class KernelChecks:
         self._operands: dict[int, _Operand] = {}
         self._scratch: list[Value] = []
         self._static: list[Callable[[Activation], Finding]] = []
+        self._shared: dict[int, list[Shared]] = {}  # blocks of outputs, if known before
 
     # -- one cell -------------------------------------------------------------------------------
 
@@ -155,6 +158,8 @@ class KernelChecks:
         name = self._name(position, block)
         self.lowering.names.setdefault(ref, name)
         is_output = position >= self.call.num_inputs
+        if ref.ref.space.startswith("semaphore"):
+            return  # the caller's, which may have started copies on it
         if block.in_hbm:
             self._in_hbm(position, ref, name, is_output)
             return
@@ -163,7 +168,10 @@ class KernelChecks:
         site = Site(next(self.checker._numbers), name, "has a block of", self.lowering.source)
         memory = self._follow(ref, name, DEFINED)
         self._operands[position] = _Operand(position, site, cut, memory, visits)
-        if self.call.on_gpu or ref.ref.key_ndim:
+        if ref.ref.key_ndim:
+            return
+        if self.call.on_gpu:
+            self._on_gpu(self._operands[position], starts, ref)
             return
         if self.checker.checks("bounds"):
             self._bounds(self._operands[position], starts)
@@ -171,23 +179,24 @@ class KernelChecks:
             self._one_turn_each(self._operands[position])
         # Where blocks divide the array, those that aren't inside are wholly outside.
         inside = visits is not None and visits.are_inside() or cut.divides()
-        if is_output or not inside:
+        in_place = self._partner(position) is not None and ref.ref.space in _NOT_COPIED
+        in_place = in_place and ref.ref.shape == self.shapes[position]
+        if self.checker.follows_codes and (is_output and not in_place or not inside):
             shape = ref.ref.shape
             codes = memory.codes = Aspect()
-            self._made.append((codes, lambda: Window(shape, cut, is_output)))
+            reloads = block.is_reloaded
+            self._made.append((codes, lambda: Window(shape, cut, is_output, reloads)))
             ins = [self.activation, codes.value, *starts]
             owned = visits is None and is_output and any(self._parallel)
             if owned and self.checker.checks("races"):
                 codes.needed = True
             self.checker.emit("block", ins, blocks.move(cut, site, owned), codes)
-        if is_output:
-            self._outputs[position] = memory
+            if is_output:
+                self._outputs[position] = memory
 
     def _in_hbm(self, position: int, ref: Value, name: str, is_output: bool) -> None:
         """An operand that the kernel sees whole. An output that shares its array with an input is
         the same memory."""
-        if ref.ref.space.startswith("semaphore"):
-            return  # the caller's, which started copies on it before
         memory = self.checker.memory.get(ref)
         partner = self._partner(position)
         if is_output and partner is not None and partner in self._whole:
@@ -204,6 +213,51 @@ class KernelChecks:
         self._whole[position] = memory
         if is_output:
             self._outputs[position] = memory
+
+    def _on_gpu(self, operand: _Operand, starts: Sequence[Value], ref: Value) -> None:
+        """A block on a GPU: a part of its array, which it shares with an alias."""
+        position, cut, memory = operand.position, operand.cut, operand.memory
+        partner = self._partner(position)
+        is_output = position >= self.call.num_inputs
+        rest = self.shapes[position][len(cut.shape) :]
+        memory.sticks_out = operand.visits is None or not operand.visits.are_inside()
+        if partner in self._arrays:
+            assert partner is not None
+            codes, history = self._arrays[partner]
+        else:
+            codes, history = Aspect(), Aspect()
+            code = NEVER if is_output and partner is None else DEFINED
+            self._made.append((codes, lambda: global_memory.shadow(cut, rest, code)))
+            shape = global_memory.padded(cut, rest)
+            self._made.append((history, lambda: History(shape)))
+        self._arrays[position] = codes, history
+        stores = memory.sticks_out and self.checker.checks("bounds")
+        if (is_output or memory.sticks_out) and self.checker.follows_codes or stores:
+            memory.codes = Aspect(codes)
+            make = global_memory.block_shadow(cut)
+            ins = [codes.value, *starts]
+            self.checker.define(memory.codes.value, "block", make, memory.codes, ins)
+            if is_output and self.checker.follows_codes:
+                self._outputs[position] = self._gpu_output(memory, codes)
+        visits = operand.visits
+        apart = visits is not None and not visits.two_turns(self._parallel)
+        if any(self._parallel) and self.checker.checks("races"):
+            if not apart or partner is not None:
+                memory.history = Aspect(history)
+                of_block = global_memory.block_history(cut)
+                ins = [history.value, *starts]
+                self.checker.define(memory.history.value, "block", of_block, memory.history, ins)
+
+    def _gpu_output(self, memory: Memory, codes: Aspect) -> Memory:
+        """The array of an output, as it is after all cells."""
+        array = Memory(memory.name)
+        array.codes = codes
+        return array
+
+    @functools.cached_property
+    def _arrays(self) -> dict[int, tuple[Aspect, Aspect]]:
+        """The codes and the history of the arrays of operands on a GPU."""
+        return {}
 
     @functools.cached_property
     def _whole(self) -> dict[int, Memory]:
@@ -260,9 +314,8 @@ class KernelChecks:
         if operand.visits is None:
             return  # the window looks
         found = operand.visits.two_turns(self._parallel)
-        if found is not None:
-            make = functools.partial(blocks.shared, operand.site, operand.cut, *found)
-            self._static.append(make)
+        if found:
+            self._shared[operand.position] = found
 
     def _aliases(self, used: Sequence[bool]) -> None:
         """The check that no input's block is loaded before an output's block in its place is
@@ -328,19 +381,48 @@ class KernelChecks:
         ])  # fmt: skip
 
     def output(self, position: int, value: Value) -> Value:
-        """Emits the check of a result, and returns the result as the program uses it."""
+        """Emits the checks of a result, and returns the result as the program uses it."""
+        value = self._written_once(self.call.num_inputs + position, value)
         memory = self._outputs.get(self.call.num_inputs + position)
         if memory is None or memory.codes is None or not memory.codes.needed or self._on_cores:
             return value
         site = Site(next(self.checker._numbers), memory.name, "leaves", self.lowering.source)
         initial = NEVER if self._partner(self.call.num_inputs + position) is None else DEFINED
         ins = [self.activation, memory.codes.value]
-        self.checker.emit("output", ins, _check_output(site, initial), memory.codes)
+        check = _check_output(site, initial, value.type.shape)
+        self.checker.emit("output", ins, check, memory.codes)
         if self.checker.asked.disturbing and not value.type.key_ndim:
             (value,) = self.lowering.memory(
                 "disturb", [value, *ins], [value.type], _disturb_output(site, initial),
                 Effects(io=True), view=True,
             )  # fmt: skip
+        return value
+
+    def _written_once(self, position: int, value: Value) -> Value:
+        """Emits the check that blocks that several cells wrote at the same time don't matter."""
+        operand, known = self._operands.get(position), self._shared.get(position, [])
+        if operand is None:
+            return value
+        codes, cut, site = operand.memory.codes, operand.cut, operand.site
+        owned = codes is not None and operand.visits is None and any(self._parallel)
+        if not known and not (owned and self.checker.checks("races")) or self.call.on_gpu:
+            return value
+        if known:
+
+            def note(activation: Activation) -> tuple[()]:
+                finding = blocks.shared(site, cut, known[0], activation)
+                activation.run.candidates.setdefault(site.number, finding)
+                return ()
+
+            self.checker.emit("blocks", [self.activation], note)
+        if self.checker.asked.disturbing and not value.type.key_ndim and not self._on_cores:
+            ins = [self.activation] if codes is None or not owned else [
+                self.activation, codes.value
+            ]  # fmt: skip
+            disturb = blocks.disturb_shared(site, cut, [block.starts for block in known])
+            (value,) = self.lowering.memory(
+                "disturb", [value, *ins], [value.type], disturb, Effects(io=True), view=True
+            )
         return value
 
     def leave(self) -> None:
@@ -357,15 +439,23 @@ def _turn(shadow: Shadow, *place: Array) -> tuple[()]:
     return ()
 
 
-def _check_output(site: Site, initial: int) -> Callable[..., tuple[()]]:
+def _inner(shadow: Shadow, shape: tuple[int, ...]) -> np.ndarray:
+    """The codes of an array, of which whole blocks may stick out."""
+    codes = shadow.entries()
+    return codes[tuple(slice(0, n) for n in shape[: codes.ndim])]
+
+
+def _check_output(site: Site, initial: int, shape: tuple[int, ...]) -> Callable[..., tuple[()]]:
     def check(activation: Activation, shadow: Shadow) -> tuple[()]:
         activation.cell = None
         if isinstance(shadow, Window):
             shadow = shadow.undefined(initial)
-        if shadow.defined or not shadow.entries().any():
+        if shadow.defined:
             return ()
-        candidates = activation.run.candidates
-        candidates[site.number] = undefined.unwritten(activation, site, shadow.entries())
+        codes = _inner(shadow, shape)
+        if codes.any():
+            finding = undefined.unwritten(activation, site, codes)
+            activation.run.candidates[site.number] = finding
         return ()
 
     return check
@@ -379,8 +469,7 @@ def _disturb_output(site: Site, initial: int) -> Callable[..., Any]:
             shadow = shadow.undefined(initial)
         if shadow.defined:
             return value
-        codes = shadow.entries()
-        codes = codes[tuple(slice(0, n) for n in np.shape(value)[: codes.ndim])]
+        codes = _inner(shadow, np.shape(value))
         return undefined.replaced(np.asarray(value), codes, activation.run.garbage)[()]
 
     return disturb

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pallas_shim.evaluator.checks import blocks, copies, races, undefined
+from pallas_shim.evaluator.checks import blocks, copies, global_memory, races, undefined
 from pallas_shim.evaluator.checks.place import AnyPlace, Unknown, place_of, resolved
 from pallas_shim.evaluator.checks.run import Activation, Site
 from pallas_shim.evaluator.checks.shadow import NEVER, Shadow
@@ -40,11 +40,29 @@ class Aspect:
     """Something that checks follow of a piece of memory. ``value`` is it when it runs. ``needed``:
     some check looks at it, so the instructions that keep it stay."""
 
-    __slots__ = ("value", "needed")
+    __slots__ = ("value", "_needed", "_of", "_known")
 
-    def __init__(self) -> None:
+    def __init__(self, of: Aspect | None = None) -> None:
+        """``of``: it is a part of another, which is needed if this is."""
         self.value = Value(OBJECT)
-        self.needed = False
+        self._needed = False
+        self._known = True
+        self._of = of
+
+    @property
+    def needed(self) -> bool:
+        return self._needed and self._known if self._of is None else self._of.needed
+
+    @needed.setter
+    def needed(self, needed: bool) -> None:
+        if self._of is None:
+            self._needed = needed
+        else:
+            self._of.needed = needed
+
+    def forget(self) -> None:
+        """It can't be followed, so no check may look at it."""
+        self._known = False
 
 
 class Memory:
@@ -52,7 +70,8 @@ class Memory:
 
     ``codes``: its `shadow.Shadow`; None if all of it is defined. ``flights``: see
     `copies.Flights`. ``history``: see `races.History`. ``semaphores``: see `copies.Semaphores`.
-    ``decides``: index maps read it.
+    ``decides``: index maps read it. ``sticks_out``: it is a block on a GPU that may stick out of
+    its array.
     """
 
     def __init__(self, name: str) -> None:
@@ -62,6 +81,7 @@ class Memory:
         self.history: Aspect | None = None
         self.semaphores: Aspect | None = None
         self.decides = False
+        self.sticks_out = False
 
 
 class Located(NamedTuple):
@@ -91,6 +111,11 @@ class Checker:
     def checks(self, *kinds: str) -> bool:
         """Whether one of these kinds is asked for."""
         return not self.asked.kinds.isdisjoint(kinds)
+
+    @property
+    def follows_codes(self) -> bool:
+        """Whether undefined elements are looked for."""
+        return self.checks("uninitialized", "blocks", "races")
 
     def skip(self, reason: str) -> None:
         """Notes that something in this kernel is not checked."""
@@ -190,7 +215,7 @@ class Checker:
                 memory.semaphores = Aspect()
                 made.append((memory.semaphores, lambda: copies.Semaphores(shape)))
             return made
-        if self.checks("uninitialized", "blocks", "races") and is_undefined(type):
+        if self.follows_codes and is_undefined(type):
             memory.codes = Aspect()
             made.append((memory.codes, lambda: Shadow(shape, code)))
         if self.checks("sync"):
@@ -232,7 +257,8 @@ class Checker:
             return value
         self._flights(memory, located, copies.read(site, place))
         self._note(memory, located, site, writes=False, atomic=atomic)
-        if memory.codes is None or view.ref in self.defined:
+        self._array(memory, located, site, writes=False)
+        if memory.codes is None or view.ref in self.defined or not self.follows_codes:
             return value
         memory.codes.needed = True
         ins = [self.activation, memory.codes.value, *leaves]
@@ -251,8 +277,10 @@ class Checker:
         mask: Value | None = None,
         what: str = "writes",
         atomic: bool = False,
+        change: tuple[Value, Value] | None = None,
     ) -> None:
-        """Emits the checks of a store."""
+        """Emits the checks of a store. ``change``: what is stored, and what was there before, if
+        that is known."""
         site = self.site(view.ref, what)
         if self.activation is None:
             return
@@ -264,7 +292,8 @@ class Checker:
             return
         if located is not None:
             self._flights(memory, located, copies.write(site, located.place))
-            self._note(memory, located, site, writes=True, atomic=atomic)
+            self._note(memory, located, site, writes=True, atomic=atomic, change=change)
+            self._array(memory, located, site, writes=True)
         self._defines(view.ref, memory, located)
 
     def _defines(self, ref: Value, memory: Memory, located: Located | None) -> None:
@@ -295,8 +324,10 @@ class Checker:
         target: state.RefView,
         masks: tuple[Value | None, Value | None] = (None, None),
         semaphore: state.RefView | None = None,
+        change: Callable[[], tuple[Value, Value]] | None = None,
     ) -> None:
-        """Emits the checks of a copy. It also copies what is undefined.
+        """Emits the checks of a copy, before it. It also copies what is undefined. ``change`` emits
+        loads of what is copied, and of what was there before.
 
         ``masks``: the elements of each side that are copied. ``semaphore``: the one that says when
         it is done.
@@ -316,7 +347,8 @@ class Checker:
         if memory is None:
             return
         if to is not None:
-            self._note(memory, to, writes, writes=True)
+            known = None if change is None or memory.history is None else change()
+            self._note(memory, to, writes, writes=True, change=known)
         if (
             given is None or given.codes is None or source.ref in self.defined
             or memory.codes is None or from_ is None or to is None
@@ -337,16 +369,38 @@ class Checker:
             ins = [self.activation, memory.flights.value, *located.leaves]
             self.emit("in flight", ins, fn, memory.flights, located.place)
 
+    def _array(self, memory: Memory, located: Located, site: Site, writes: bool) -> None:
+        if memory.sticks_out and memory.codes is not None and self.checks("bounds"):
+            assert self.activation is not None
+            memory.codes.needed = True
+            check = global_memory.check(site, located.place, writes)
+            self.emit("bounds", [self.activation, memory.codes.value, *located.leaves], check)
+
     def _note(
-        self, memory: Memory, located: Located, site: Site, writes: bool, atomic: bool = False
+        self,
+        memory: Memory,
+        located: Located,
+        site: Site,
+        writes: bool,
+        atomic: bool = False,
+        change: tuple[Value, Value] | None = None,
     ) -> None:
         if memory.history is None:
             return
         assert self.activation is not None
         memory.history.needed = memory.history.needed or writes
-        fn = races.note(site, located.place, writes, atomic)
+        compares = change is not None and not located.place.packed
+        fn = races.note(site, located.place, writes, atomic, compares)
         ins = [self.activation, memory.history.value, *located.leaves]
+        if change is not None and compares:
+            ins += change
         self.emit("note", ins, fn, memory.history, located.place)
+
+    def reached(self, ref: Value) -> None:
+        """Notes that other programs write to memory, whose undefined elements aren't known then."""
+        memory = self.memory.get(ref)
+        if memory is not None and memory.codes is not None:
+            memory.codes.forget()
 
     # -- semaphores -----------------------------------------------------------------------------
 

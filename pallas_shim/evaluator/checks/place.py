@@ -143,11 +143,6 @@ class Place:
         self._arrays = any(isinstance(dim, Chosen) for dim in dims)
         self.shape, self._axes = _result(dims, counts)
         self._last = _index(shape, dims) if not self._arrays else None
-        # A slice that is larger than its dimension has no view, even of a part.
-        self._fits = all(
-            not isinstance(dim, Slice) or _extent(dim) <= size
-            for size, dim in zip(shape, dims, strict=True)
-        )
         self.proven = (
             not self._arrays
             and all(_unproven(s, d) is None for s, d in self._inner)
@@ -237,12 +232,13 @@ class Place:
     def read(self, entries: np.ndarray, leaves: Sequence[Any]) -> np.ndarray:
         """The entries of the elements, and 0 for elements that are masked out or outside. There is
         an axis more behind if `packed`."""
-        if self._simple and self._fits:
+        if self._is_view(leaves):
             return self._view(entries, leaves)
         array = entries
         for step in self._before:
             array = step(array, leaves)
-        if self._last is not None and not self._masked and self._fits:
+        if self._is_slice(leaves):
+            assert self._last is not None
             return self._last(array, leaves)
         places, inside = self._places(leaves)
         chosen = self._chosen(leaves) & inside
@@ -256,7 +252,7 @@ class Place:
 
     def write(self, entries: np.ndarray, leaves: Sequence[Any], value: Any) -> None:
         """Sets the entries of the elements that aren't masked out and are inside."""
-        if self._simple and self._fits:
+        if self._is_view(leaves):
             self._view(entries, leaves)[...] = value
             return
         array = entries
@@ -264,38 +260,44 @@ class Place:
             array = np.arange(entries.size).reshape(entries.shape)
         for step in self._before:
             array = step(array, leaves)
-        if self._last is not None and not self._masked and self._fits:
-            part: Any = (self._key(leaves), ...)
-            chosen = array[self._key(leaves)]
+        if self._is_slice(leaves):
+            key = (*_key(self._shape, self._dims, leaves), ...)
             if self._views:
-                array[part[0]] = value
+                array[key] = value
             else:
-                entries.reshape(-1)[chosen] = value
+                entries.reshape(-1)[array[key]] = value
             return
         places, inside = self._places(leaves)
         where = np.nonzero(self._chosen(leaves) & inside)
-        key = tuple(np.broadcast_to(place, self.shape)[where] for place in places)
+        at = tuple(np.broadcast_to(place, self.shape)[where] for place in places)
         given = np.asarray(value)
         if given.ndim:
             full = np.broadcast_to(given, self.shape + given.shape[len(self.shape) :])
             given = full[where]
         if self._views:
-            array[key] = given if given.ndim != 1 or not self.packed else given[:, None]
+            array[at] = given if given.ndim != 1 or not self.packed else given[:, None]
         else:
-            entries.reshape(-1)[array[key]] = given
+            entries.reshape(-1)[array[at]] = given
 
     def view(self, entries: np.ndarray, leaves: Sequence[Any]) -> np.ndarray | None:
         """A view of the entries of the elements. None if there is none."""
-        return self._view(entries, leaves) if self._simple and self._fits else None
+        return self._view(entries, leaves) if self._is_view(leaves) else None
+
+    def _is_view(self, leaves: Sequence[Any]) -> bool:
+        """Whether NumPy has a view of all elements."""
+        return self._simple and self._is_slice(leaves)
+
+    def _is_slice(self, leaves: Sequence[Any]) -> bool:
+        """Whether the last index is a basic one that stays inside."""
+        if self._masked or self._arrays:
+            return False
+        return self.proven or _outside(self._shape, self._dims, leaves) is None
 
     def _view(self, array: np.ndarray, leaves: Sequence[Any]) -> np.ndarray:
         for step in self._before:
             array = step(array, leaves)
         assert self._last is not None
         return self._last(array, leaves)
-
-    def _key(self, leaves: Sequence[Any]) -> Any:
-        return _key(self._shape, self._dims, leaves)
 
     def count(self, leaves: Sequence[Any]) -> int:
         """How many elements it has, also those that are masked out, in entries of the ref."""

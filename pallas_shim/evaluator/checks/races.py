@@ -27,20 +27,14 @@ class _Known(NamedTuple):
     access: Access
 
 
-class History:
-    """The last accesses of each element of some memory.
+class Accesses:
+    """The accesses to some memory, by their numbers. ``turns`` has the turn of each."""
 
-    ``writer`` and ``reader`` hold numbers of `known` accesses, 0 for none. A reader is negative if
-    elements were read at several turns.
-    """
+    __slots__ = ("known", "turns", "_numbers")
 
-    __slots__ = ("writer", "reader", "known", "turns", "_numbers")
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.writer = np.zeros(shape, np.int32)
-        self.reader = np.zeros(shape, np.int32)
+    def __init__(self) -> None:
         self.known: list[_Known | None] = [None]
-        self.turns = np.zeros(256, np.int64)  # of each known access
+        self.turns = np.zeros(256, np.int64)
         self._numbers: dict[tuple[int, int], int] = {}
 
     def number(
@@ -57,12 +51,10 @@ class History:
             self.turns[number] = turn
         return number
 
-    def other(
-        self, numbers: np.ndarray, chosen: Any, turn: int, atomic: bool
-    ) -> _Known | None:
+    def other(self, numbers: np.ndarray, turn: int, atomic: bool) -> _Known | None:
         """An access at another turn among these that isn't atomic too."""
-        self.turns[0] = turn
-        wrong = (self.turns[np.abs(numbers)] != turn) & chosen
+        self.turns[0] = turn  # what nothing has touched agrees with all
+        wrong = self.turns[np.abs(numbers)] != turn
         if not wrong.any():
             return None
         for number in np.unique(np.abs(numbers[wrong])):
@@ -72,19 +64,53 @@ class History:
         return None
 
 
+class History:
+    """The last accesses of each element of some memory.
+
+    ``writer`` and ``reader`` hold numbers of `accesses`, 0 for none. A reader is negative if
+    elements were read at several turns.
+    """
+
+    __slots__ = ("writer", "reader", "accesses")
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.writer = np.zeros(shape, np.int32)
+        self.reader = np.zeros(shape, np.int32)
+        self.accesses = Accesses()
+
+    def at(self, key: Any) -> History:
+        """The part of it that a basic index leads to."""
+        part = History.__new__(History)
+        part.writer, part.reader = self.writer[key], self.reader[key]
+        part.accesses = self.accesses
+        return part
+
+
 def note(
-    site: Site, place: AnyPlace, writes: bool, atomic: bool = False
+    site: Site, place: AnyPlace, writes: bool, atomic: bool = False, compares: bool = False
 ) -> Callable[..., tuple[()]]:
-    """Notes an access, and checks it against those at other turns."""
+    """Notes an access, and checks it against those at other turns.
+
+    ``compares``: the last two operands are the elements that are written, and those before. What is
+    written and was there before needs no order: cores may all write the same.
+    """
 
     def run(activation: Activation, history: History, *leaves: Array) -> tuple[()]:
-        turn = activation.turn
-        number = history.number(activation, site, turn, atomic, lambda: place.text(leaves))
+        turn, accesses = activation.turn, history.accesses
         written = place.read(history.writer, leaves)
-        other = history.other(written, True, turn, atomic)
+        changed: Any = True
+        if compares:
+            *leaves, value, before = leaves  # type: ignore[assignment]
+            if written.any():
+                changed = _differs(np.asarray(value), np.asarray(before))
+                if not changed.any():
+                    return ()
+                changed = changed if changed.shape == written.shape else True
+        number = accesses.number(activation, site, turn, atomic, lambda: place.text(leaves))
+        other = accesses.other(np.where(changed, written, 0), turn, atomic)
         if other is None and writes:
-            read = place.read(history.reader, leaves)
-            other = history.other(read, True, turn, atomic)
+            read = np.where(changed, place.read(history.reader, leaves), 0)
+            other = accesses.other(read, turn, atomic)
         if other is not None:
             activation.found(
                 "races", "cells",
@@ -95,11 +121,18 @@ def note(
                 site, place.text(leaves), (other.access,),
             )  # fmt: skip
         if writes:
-            place.write(history.writer, leaves, number)
+            place.write(history.writer, leaves, np.where(changed, number, written))
         else:
             before = place.read(history.reader, leaves)
-            several = (before < 0) | ((before > 0) & (history.turns[np.abs(before)] != turn))
+            several = (before < 0) | ((before > 0) & (accesses.turns[np.abs(before)] != turn))
             place.write(history.reader, leaves, np.where(several, -number, number))
         return ()
 
     return run
+
+
+def _differs(value: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Where two arrays differ, of which the first may broadcast. A NaN equals itself."""
+    with np.errstate(invalid="ignore"):
+        same = (value == before) | ((value != value) & (before != before))
+    return ~np.broadcast_to(same, before.shape)

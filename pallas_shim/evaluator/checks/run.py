@@ -55,6 +55,7 @@ class Run:
         self.disturbed = disturbed
         self.garbage = garbage
         self.candidates: dict[int, Finding] = {}
+        self.kernel: tuple[str, str | None] = "", None  # the last one that started
 
     def disturbs(self, site: Site) -> bool:
         return self.disturbed is None or site.number in self.disturbed
@@ -72,6 +73,11 @@ class Run:
 _running: contextvars.ContextVar[Run] = contextvars.ContextVar("pallas_shim_checked_run")
 
 
+def current() -> Run | None:
+    """The run of the checked program that runs here. None if no program is checked."""
+    return _running.get(None)
+
+
 class Activation:
     """One execution of a kernel. ``cell`` is the grid cell that runs, None before the first.
     ``turn``: the number of its place among those that may run at the same time. ``program``: the
@@ -81,6 +87,7 @@ class Activation:
 
     def __init__(self, kernel: str, source: str | None, program: str | None = None) -> None:
         self.run = _running.get()
+        self.run.kernel = kernel, source
         self.kernel = kernel
         self.source = source
         self.program = program

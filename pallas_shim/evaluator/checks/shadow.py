@@ -23,7 +23,8 @@ CODES = {
     LOST: (
         "blocks", "revisited-block", "the block was written in an earlier visit, and a device "
         "doesn't load an output's block again",
-        "Order the grid so that visits of a block follow one another, or sum in scratch memory",
+        "Order the grid so that visits of a block follow one another, sum in scratch memory, or "
+        "ask for pl.Buffered(1, revisit=pl.RevisitMode.ANY)",
     ),
     PADDING: (
         "uninitialized", "outside-array", "they lie outside the array, in the part of its last "
@@ -85,19 +86,25 @@ class Window(Shadow):
 
     A device copies an input's block when the index map moves on, and writes an output's back.
     ``past`` has, for each place where an output's block has been, the codes that it had when it
-    moved on, None if all were defined. ``owners``: for each such place the turn of the first
-    cell that was there (see `Activation`), and the cell.
+    moved on, None if all were defined. ``reloads``: an output's block is loaded when it comes
+    back. ``owners``: for each such place the turn of the first
+    cell that was there (see `Activation`), and the cell. ``shared``: the places where cells of
+    several turns have been.
     """
 
-    __slots__ = ("cut", "is_output", "now", "past", "owners")
+    __slots__ = ("cut", "is_output", "reloads", "now", "past", "owners", "shared")
 
-    def __init__(self, shape: tuple[int, ...], cut: Cut, is_output: bool) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], cut: Cut, is_output: bool, reloads: bool = False
+    ) -> None:
         super().__init__(shape)
+        self.reloads = reloads
         self.cut = cut
         self.is_output = is_output
         self.now: Starts | None = None
         self.past: dict[Starts, np.ndarray | None] = {}
         self.owners: dict[Starts, tuple[int, tuple[int, ...]]] = {}
+        self.shared: set[Starts] = set()
 
     def move(self, starts: Starts) -> bool:
         """Moves to a block; says whether it is another than before."""
@@ -105,7 +112,13 @@ class Window(Shadow):
             return False
         if self.is_output:
             self.leave()
-            self.reset(LOST if starts in self.past else NEVER)
+            if self.reloads and starts in self.past:
+                codes = self.past[starts]
+                self.reset(DEFINED)
+                if codes is not None:
+                    self.codes, self.defined = codes.copy(), False
+            else:
+                self.reset(LOST if starts in self.past else NEVER)
         else:
             self.reset(DEFINED)
             if not self.cut.is_inside(starts) and self.cut.axis_outside(starts) is None:

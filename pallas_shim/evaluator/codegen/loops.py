@@ -159,7 +159,9 @@ def _grid(to: Source, grid: Instruction) -> None:
     over = f"{to.given(cells)}(({bounds}))"
     variables = [to.fresh(param) for param in region.params]
     to.line(f"for {', '.join(variables)}, in {over}:" if variables else f"for _ in {over}:")
+    first = to.lines + 1
     _inside(to, region, lambda: None)
+    to.grid(grid, first, variables)
 
 
 def _limit_compared(to: Source, loop: Instruction) -> None:

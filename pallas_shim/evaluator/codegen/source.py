@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import linecache
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from pallas_shim.evaluator.analysis import ranges
 from pallas_shim.evaluator.analysis.ranges import Range
 from pallas_shim.evaluator.codegen import numbers
 from pallas_shim.evaluator.codegen.numbers import Number
+from pallas_shim.evaluator.frames import blame, note_cell
 from pallas_shim.evaluator.program import ArrayType, Instruction, Value
 
 # The file name of the source. Tools that look for files skip names in such brackets. JAX omits code
@@ -21,19 +22,36 @@ _numbers = itertools.count(1)
 
 
 class Emitted(NamedTuple):
-    """A loop as a function of the frame, the instruction that each of its lines is of, and its
-    source."""
+    """A loop as a function of the frame, the instruction that each of its lines is of, its source,
+    and the grids in it."""
 
     run: Callable[[list[Any]], None]
     lines: tuple[Instruction, ...]
     source: str
+    grids: tuple[EmittedGrid, ...]
 
-    def source_of(self, error: BaseException) -> Instruction:
-        """The instruction that an error which ``run`` raised comes from."""
+    def blame(self, error: BaseException) -> None:
+        """Adds notes to an error that ``run`` raised: its instruction, and the cell of the grid."""
         traceback = error.__traceback__
         while traceback is not None and traceback.tb_frame.f_code is not self.run.__code__:
             traceback = traceback.tb_next
-        return self.lines[traceback.tb_lineno - 1 if traceback is not None else 0]
+        if traceback is None:
+            blame(error, self.lines[0])
+            return
+        line, values = traceback.tb_lineno, traceback.tb_frame.f_locals
+        blame(error, self.lines[line - 1])
+        for grid in self.grids:
+            if grid.first <= line <= grid.last and values.keys() >= set(grid.indices):
+                note_cell(error, grid.instruction, [values[name] for name in grid.indices])
+
+
+class EmittedGrid(NamedTuple):
+    """The lines of a grid's cells, counted from 1, and the variables of its indices."""
+
+    instruction: Instruction
+    first: int
+    last: int
+    indices: tuple[str, ...]
 
 
 class Source:
@@ -48,6 +66,7 @@ class Source:
         self._global_names: dict[int, str] = {}
         self._count = 0
         self._outside: set[Value] = set()  # what is there before the loop begins
+        self._grids: list[EmittedGrid] = []  # the inner ones first
         self._buffers: dict[Value, str] = {}  # the memoryviews of memory from outside
         self.names: dict[Value, str] = {}
         self.known_limits: dict[Value, Range] = {}
@@ -68,12 +87,19 @@ class Source:
         # Tracebacks and debuggers show the lines, as long as the function is there.
         linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
         weakref.finalize(run, linecache.cache.pop, file, None).atexit = False
-        return Emitted(run, (loop, *[owner for _, _, owner in lines]), source)
+        before = len(self._loads) + 1  # the lines in front of the body
+        grids = [g._replace(first=g.first + before, last=g.last + before) for g in self._grids]
+        owners = (loop, *[owner for _, _, owner in lines])
+        return Emitted(run, owners, source, tuple(grids))
 
     @property
     def lines(self) -> int:
         """How many lines there are until now."""
         return len(self._body)
+
+    def grid(self, instruction: Instruction, first: int, indices: Sequence[str]) -> None:
+        """Notes that the body's lines from ``first`` on, counted from 1, are a grid's cells."""
+        self._grids.append(EmittedGrid(instruction, first, self.lines, tuple(indices)))
 
     def line(self, text: str) -> None:
         self._body.append((self.indent, text, self.at))

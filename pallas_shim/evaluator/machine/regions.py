@@ -16,7 +16,16 @@ import numpy as np
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import memory, progress
-from pallas_shim.evaluator.frames import Frame, Step, Steps, blame, moves, row_of, run_steps
+from pallas_shim.evaluator.frames import (
+    Frame,
+    Step,
+    Steps,
+    blame,
+    moves,
+    note_cell,
+    row_of,
+    run_steps,
+)
 from pallas_shim.evaluator.machine import order, scheduler
 from pallas_shim.evaluator.machine.operations import (
     AWAIT,
@@ -63,7 +72,7 @@ def run(segments: Steps | Segments, f: Frame) -> Generator[scheduler.Request, An
             step, instruction = part
             try:
                 yield from step(f)
-            except Exception as error:
+            except (Exception, KeyboardInterrupt) as error:
                 blame(error, instruction)
                 raise
 
@@ -156,9 +165,15 @@ def _grid(prepare: Any, instruction: Instruction) -> Waiting:
 
     def step(f: Frame) -> Any:
         bounds = [int(f[slot]) for slot in sizes]
-        for cell in progress.over_grid(name, bounds):
-            f[cells] = cell
-            yield from run(steps, f)
+        cell: Sequence[Any] | None = None
+        try:
+            for cell in progress.over_grid(name, bounds):
+                f[cells] = cell
+                yield from run(steps, f)
+        except (Exception, KeyboardInterrupt) as error:
+            if cell is not None:
+                note_cell(error, instruction, cell)
+            raise
 
     return step
 

@@ -114,7 +114,7 @@ class _Rows:
         for use, position in self.uses.get(root, ()):
             if use.name == REMOTE and position == 0:
                 if not all(
-                    copy.name == "dma" and at == 1 and copy.operation.params["whole"]
+                    copy.name == "dma" and at == 1 and not copy.operation.params["paths"][1]
                     for copy, at in self.uses.get(use.outs[0], ())
                 ):
                     return False

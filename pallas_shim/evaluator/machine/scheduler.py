@@ -7,22 +7,29 @@ request is served. Only one program runs at a time, so it sees memory change onl
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pallas_shim.evaluator.machine.order import OWN_ORDER, Order, Run
+
+
+class Wait(NamedTuple):
+    """A program that waits for ever, what for, and the user's ``file:line (function)``."""
+
+    program: str
+    what: str
+    where: str | None
 
 
 class Deadlock(RuntimeError):
     """Programs wait, and none can go on. The message names each one and what it waits for.
 
-    ``waits``: for each, its name, what it waits for, and the user's line or None. ``alone``: it is
-    of a kernel that talks to no other program.
+    ``alone``: the program is of a kernel that talks to no other program.
     """
 
     def __init__(
         self,
         message: str,
-        waits: Sequence[tuple[str, str, str | None]] = (),
+        waits: Sequence[Wait] = (),
         alone: bool = False,
     ) -> None:
         super().__init__(message)
@@ -268,18 +275,18 @@ def _advance(
 
 
 def _deadlock(tasks: Sequence[_Task]) -> Deadlock:
-    lines, waits = [], []
-    for task in tasks:
-        request = task.request
-        if request is None or isinstance(request, Spawn):
-            continue
-        where = request.source()
-        place = f" ({where})" if where else ""
-        lines.append(f"  {task.name} waits for {request.describe()}{place}")
-        waits.append((task.name, request.describe(), where))
-    text = "\n".join(["deadlock: no program can go on", *lines,
-                      "Each wait needs a signal, or a copy, that arrives"])  # fmt: skip
-    return Deadlock(text, waits)
+    waits = [
+        Wait(task.name, request.describe(), request.source())
+        for task in tasks
+        if (request := task.request) is not None and not isinstance(request, Spawn)
+    ]
+    lines = [
+        f"  {program} waits for {what}" + (f" ({where})" if where else "")
+        for program, what, where in waits
+    ]
+    message = "\n".join(["deadlock: no program can go on", *lines,
+                         "Each wait needs a signal, or a copy, that arrives"])  # fmt: skip
+    return Deadlock(message, waits)
 
 
 def _listed(names: Sequence[str]) -> str:

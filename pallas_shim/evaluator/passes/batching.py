@@ -9,6 +9,7 @@ with effects, and those too large for stacks, stay in order.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
@@ -56,7 +57,7 @@ class _Batching:
         self._stackable: dict[Operation, bool] = {}
         self._ordered: dict[Operation, bool] = {}
         self._batched: dict[Any, Operation | None] = {}
-        self._outer: dict[Region, frozenset[Value]] = {}
+        self._outer: dict[Region, tuple[Value, ...]] = {}
 
     def region(self, region: Region) -> Region:
         body = region.body
@@ -112,24 +113,28 @@ class _Batching:
             self._batched[key] = over_stack(operation, Stack(size, types, shared))
         return self._batched[key]
 
-    def from_outside(self, region: Region) -> frozenset[Value]:
-        """The values that a region uses and does not define."""
+    def from_outside(self, region: Region) -> Iterable[Value]:
+        """The values that a region uses and does not define, in the order of their first use."""
         known = self._outer.get(region)
         if known is None:
-            used = set(region.results)
+            used: dict[Value, None] = {}
             defined = set(region.params)
             for instruction in region.body:
-                used.update(instruction.ins)
+                used.update(dict.fromkeys(self.uses(instruction)))
                 defined.update(instruction.outs)
-                for inner in instruction.regions:
-                    used |= self.from_outside(inner)
-            known = self._outer[region] = frozenset(used - defined)
+            used.update(dict.fromkeys(region.results))
+            known = self._outer[region] = tuple([v for v in used if v not in defined])
         return known
 
     def uses(self, instruction: Instruction) -> Iterable[Value]:
-        """The values that an instruction and its regions use, each once if there are such."""
+        """The values that an instruction and its regions use, each once if there are such.
+
+        They are in the order of the program, because what is emitted for them is in that order.
+        """
         _, ins, _, regions, _ = instruction
-        return set(ins).union(*map(self.from_outside, regions)) if regions else ins
+        if not regions:
+            return ins
+        return dict.fromkeys(itertools.chain(ins, *map(self.from_outside, regions)))
 
 
 class _Agenda:

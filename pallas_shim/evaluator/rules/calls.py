@@ -11,12 +11,15 @@ from pallas_shim import jax_compat
 from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.program import Value
 from pallas_shim.evaluator.registry import Unsupported, lowering_rule
-from pallas_shim.jax_compat import definitions
+from pallas_shim.jax_compat import definitions, jaxprs
 
 
 @lowering_rule(*jax_compat.CALL_PRIMITIVES)
 def _call(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
-    return lowering.inline(jax_compat.called_jaxpr(eqn), ins)
+    called = jax_compat.called_jaxpr(eqn)
+    if jaxprs.is_own(called):
+        return lowering.inline_definition(called, ins)
+    return lowering.inline(called, ins)
 
 
 @lowering_rule("call_hi_primitive", "einshape_lo", "scaled_dot")

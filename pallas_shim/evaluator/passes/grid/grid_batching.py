@@ -39,6 +39,7 @@ from pallas_shim.evaluator.passes.grid.vectorise import Varies, Vectoriser
 from pallas_shim.evaluator.passes.grid.vectorise_control import run
 from pallas_shim.evaluator.passes.rewrite import with_regions
 from pallas_shim.evaluator.program import (
+    CELLS,
     PURE,
     ArrayType,
     Instruction,
@@ -285,15 +286,17 @@ class _Grid:
     def _loop(
         self, body: tuple[Instruction, ...], layout: Layout, axes: Sequence[int]
     ) -> Instruction:
-        params, sizes = [], []
+        params, sizes, cells = [], [], []
         for axis in axes:
             param = layout.params[axis]
             if param is not None:
                 params.append(param)
+                cells.append((axis, layout.ranges[axis][0], layout.chunks[axis]))
                 sizes.append(Value(param.type, np.asarray(layout.steps[axis], param.type.dtype)))
         types = tuple([size.type for size in sizes])
-        operation = Operation(
-            "grid", self.instruction.operation.params, types, (), None, PURE, multiple=True
-        )
+        of_grid = dict(self.instruction.operation.params)
+        if CELLS in of_grid:
+            of_grid[CELLS] = tuple(cells)
+        operation = Operation("grid", of_grid, types, (), None, PURE, multiple=True)
         region = Region(tuple(params), body, ())
         return make_instruction((operation, tuple(sizes), (), (region,), self.instruction.source))

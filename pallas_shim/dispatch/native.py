@@ -1,0 +1,230 @@
+"""Native code for programs that have earned it.
+
+A program starts in NumPy. When its runs have taken several times what compiling it takes, one
+thread in the background makes native code of it. Its next runs are done by both, and compared bit
+by bit. From then on it is native, if that is faster. A user's call never waits for this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from pallas_shim import settings
+from pallas_shim.evaluator.execute import Executable
+from pallas_shim.evaluator.floating import as_xla
+from pallas_shim.reports.uses import Use
+
+log = logging.getLogger("pallas_shim")
+
+Run = Callable[[Sequence[np.ndarray]], list[Any]]
+
+# Seconds to compile a program: for any, and for each instruction.
+_PROGRAM, _INSTRUCTION = 0.05, 0.002
+# How many times as long a program has to have run.
+_EARNS = 3
+# In so many runs both are compared and timed.
+_COMPARED = 3
+_EXTRA = "pip install 'pallas_shim[native]'"
+
+
+class NativeError(RuntimeError):
+    """Under PALLAS_NUMPY_NATIVE=force: native code gave other bits than NumPy, or llvmlite, which
+    makes it, isn't installed."""
+
+
+def runner(executable: Executable, use: Use) -> Run:
+    """The function that runs a program: in NumPy, and natively when it has earned that."""
+    asked = settings.current()
+    # A subclass also does what its program doesn't say: it checks, repeats, or records.
+    if not asked.native or asked.verify or type(executable) is not Executable:
+        return executable.run
+    if asked.native_force:
+        if not _is_installed():
+            raise NativeError(f"PALLAS_NUMPY_NATIVE=force needs llvmlite: {_EXTRA}")
+        return _Forced(executable, use).call
+    if _is_installed() or asked.report is not None:
+        return _Promotion(executable, use).call
+    return executable.run
+
+
+class _Promotion:
+    """The way of one program from NumPy to native code. ``run`` is its way at the moment."""
+
+    def __init__(self, executable: Executable, use: Use):
+        self.run: Run = self._counted
+        self._executable, self._use = executable, use
+        self._left: float | None = None  # seconds until it has earned its code
+        self._code: Any = None
+        self._compared: list[tuple[float, float]] = []  # the seconds of NumPy and of native code
+
+    def call(self, values: Sequence[np.ndarray]) -> list[Any]:
+        return self.run(values)
+
+    def _counted(self, values: Sequence[np.ndarray]) -> list[Any]:
+        start = time.perf_counter()
+        results = self._executable.run(values)
+        left = self._left
+        if left is None:
+            count = sum(1 for _ in self._executable.program.top.walk())
+            left = _EARNS * (_PROGRAM + count * _INSTRUCTION)
+        self._left = left = left - (time.perf_counter() - start)
+        if left < 0:
+            self.run = self._executable.run
+            _later(self._compile)
+        return results
+
+    def _compile(self) -> None:
+        # Slow imports, so not before a program has earned them.
+        from pallas_shim.evaluator.codegen import native
+
+        start = time.perf_counter()
+        try:
+            if not _is_installed():
+                native.source(self._executable.program)
+                self._use.native = f"would be native: {_EXTRA}"
+                return
+            self._code = native.compiled(self._executable.program)
+        except native.NotNative as error:
+            self._use.native = f"not native: {error}"
+            return
+        except Exception as error:
+            # The program runs in NumPy as before, but a bug must be visible.
+            kind = type(error).__name__
+            self._use.native = f"not native, which is a bug in pallas_shim: {kind}: {error}"
+            log.warning("%s: %s", self._use.function, self._use.native)
+            return
+        self._use.native = f"compiled in {time.perf_counter() - start:.3f} s"
+        self.run = self._both
+
+    def _both(self, values: Sequence[np.ndarray]) -> list[Any]:
+        start = time.perf_counter()
+        results = self._executable.run(values)
+        middle = time.perf_counter()
+        others = self._native(values)
+        end = time.perf_counter()
+        if not same(results, others):
+            self.run = self._executable.run
+            self._use.native = "not native, which is a bug in pallas_shim: it gave other bits"
+            log.warning("%s: %s", self._use.function, self._use.native)
+            return results
+        self._compared.append((middle - start, end - middle))
+        if len(self._compared) >= _COMPARED:
+            in_numpy, natively = map(min, zip(*self._compared, strict=True))
+            if natively < in_numpy:
+                self._use.native = f"native, {in_numpy / natively:.3g} times as fast as NumPy"
+                self.run = self._native
+            else:
+                self._use.native = "not native, since it is no faster"
+                self.run = self._executable.run
+        return results
+
+    def _native(self, values: Sequence[np.ndarray]) -> list[Any]:
+        return as_xla(self._code.run, values)
+
+
+class _Forced:
+    """Native code from the first call on, if the program can have it. Each run is done in NumPy
+    too, and compared."""
+
+    def __init__(self, executable: Executable, use: Use):
+        self._executable, self._use = executable, use
+        self._code: Any = None
+
+    def call(self, values: Sequence[np.ndarray]) -> list[Any]:
+        from pallas_shim.evaluator.codegen import native
+
+        if self._code is None:
+            try:
+                self._code = native.compiled(self._executable.program)
+                self._use.native = "native"
+            except native.NotNative as error:
+                self._code, self._use.native = False, f"not native: {error}"
+        results = self._executable.run(values)
+        if self._code:
+            others = as_xla(self._code.run, values)
+            if not same(results, others):
+                raise NativeError(f"native code of {self._use.function} gave other bits than NumPy")
+            return others
+        return results
+
+
+def same(results: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Whether all bits are equal, but those of NaNs."""
+    return all(map(_same_array, results, others))
+
+
+def _same_array(a: Any, b: Any) -> bool:
+    a, b = np.asarray(a), np.asarray(b)
+    if a.tobytes() == b.tobytes():
+        return True
+    if a.dtype != b.dtype or a.shape != b.shape or a.dtype.kind in "iub":
+        return False
+    bits = f"V{a.dtype.itemsize}"
+    differ = np.ascontiguousarray(a).view(bits) != np.ascontiguousarray(b).view(bits)
+    return bool((a != a)[differ].all() and (b != b)[differ].all())
+
+
+@functools.cache
+def _is_installed() -> bool:
+    return importlib.util.find_spec("llvmlite") is not None
+
+
+# -- in the background ----------------------------------------------------------------------------
+
+_pool: ThreadPoolExecutor | None = None
+_is_compiling = False
+_is_usable = True  # not in a process forked while LLVM was at work
+
+
+def _later(work: Callable[[], None]) -> None:
+    """Runs this when nothing else is being compiled, on a thread of low priority.
+
+    When Python ends, it waits for the work under way, since LLVM can't be stopped, and drops what
+    hasn't begun.
+    """
+    global _pool
+    if not _is_usable:
+        return
+    if _pool is None:
+        _pool = ThreadPoolExecutor(1, "pallas_shim_native", initializer=_with_low_priority)
+    with contextlib.suppress(RuntimeError):  # Python is ending
+        _pool.submit(_work, work)
+
+
+def _work(work: Callable[[], None]) -> None:
+    global _is_compiling
+    if not threading.main_thread().is_alive():
+        return
+    _is_compiling = True
+    try:
+        work()
+    finally:
+        _is_compiling = False
+
+
+def _with_low_priority() -> None:
+    if hasattr(os, "setpriority") and os.uname().sysname == "Linux":  # where threads have their own
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+
+
+def _start_over() -> None:
+    """Runs in a forked process, which has no such thread."""
+    global _pool, _is_usable, _is_compiling
+    _is_usable = _is_usable and not _is_compiling
+    _pool, _is_compiling = None, False
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_start_over)

@@ -1,0 +1,57 @@
+"""Native code: turns a whole program into machine code, by LLVM.
+
+Only programs of which all bits are defined have native code: integers, booleans, and the arithmetic
+of floats that rounds once, in the order of the program. A program with anything else is refused, by
+name. llvmlite, which has LLVM, is an extra.
+"""
+
+from __future__ import annotations
+
+import math
+
+from pallas_shim.evaluator.codegen.native.lowering import Lowering
+from pallas_shim.evaluator.codegen.native.machine import Code, module
+from pallas_shim.evaluator.codegen.native.source import NotNative
+from pallas_shim.evaluator.program import ArrayType, Program
+
+__all__ = ["Code", "NotNative", "compiled", "source"]
+
+
+def source(program: Program) -> tuple[Lowering, str]:
+    """The text of a program's module, and what is known of it.
+
+    Raises:
+      NotNative: for part of the program there is no code.
+    """
+    top = program.top
+    for value in (*top.params, *top.results):
+        if not isinstance(value.type, ArrayType):
+            raise NotNative(f"arguments and results of the type {value.type}")
+        if not math.prod(value.type.shape):
+            raise NotNative("arrays without elements")
+    lowering = Lowering(program)
+    lowering.function()
+    params, results = len(top.params), len(top.results)
+    names = [*[f"%p{i}" for i in range(params)], *[f"%r{i}" for i in range(results)], "%workspace"]
+    pointers = ", ".join(f"ptr noalias {name}" for name in names)
+    text = lowering.to.text("program", f"{pointers}, ptr %thread")
+    declared = sorted(lowering.to.declared)
+    return lowering, module(text, declared, params, results, lowering.work)
+
+
+def compiled(program: Program) -> Code:
+    """A program in machine code.
+
+    Raises:
+      NotNative: for part of the program there is no code.
+      ImportError: llvmlite isn't installed.
+    """
+    lowering, text = source(program)
+    used = set(program.top.uses())
+    return Code(
+        text,
+        [param in used for param in program.top.params],
+        [(value.type.shape, value.type.dtype) for value in program.top.results],
+        lowering.workspace.nbytes,
+        lowering.kept,
+    )

@@ -1,0 +1,234 @@
+"""Groups: elementwise operations of one shape that become one nest of loops.
+
+In the loops every value is a register. Only what is used after them is written to memory. No round
+of them accesses what another one writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+
+from pallas_shim.evaluator.codegen.native.places import Buffer, Place, broadcast
+from pallas_shim.evaluator.codegen.native.source import Source
+from pallas_shim.evaluator.program import Value
+
+# An innermost loop of fewer rounds is written out.
+_WRITTEN_OUT = 8
+
+
+@dataclasses.dataclass(eq=False)
+class Access:
+    """Elements of a place, for each element of a group. ``strides`` are along the group's
+    dimensions. In the dimensions of ``tables`` the table's entry counts instead of the index."""
+
+    place: Place
+    strides: tuple[int, ...]
+    tables: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+class Rounds:
+    """What is known of one element while the loops' body is written."""
+
+    def __init__(self, to: Source, group: Group, dims: Sequence[_Dim], at: Sequence[str]):
+        self.to = to
+        self._group, self._dims, self._at = group, dims, at
+        self._registers: dict[Value, str] = {}
+        self._indices: dict[int, str] = {}
+
+    def value(self, value: Value) -> str:
+        """The register of a value of the group."""
+        if value not in self._registers:
+            self._group.members[value](self)
+        return self._registers[value]
+
+    def set(self, value: Value, register: str) -> None:
+        self._registers[value] = register
+
+    def index(self, axis: int) -> str:
+        """The element's index along a dimension of the group."""
+        if axis not in self._indices:
+            index = "0"
+            for dim, at in zip(self._dims, self._at, strict=True):
+                if dim.axis == axis:
+                    index = self.to.plus(index, self.to.times(at, dim.unit))
+            self._indices[axis] = index
+        return self._indices[axis]
+
+    def address(self, access: Access) -> str:
+        to, offset = self.to, access.place.offset
+        for dim, at in zip(self._dims, self._at, strict=True):
+            offset = to.plus(offset, to.times(at, dim.steps.get(access, 0)))
+        first = sum(
+            int(table[0]) * access.strides[axis]
+            for axis, table in access.tables.items()
+            if axis not in self._group.looked_up(access)
+        )
+        offset = to.plus(offset, str(first))
+        for axis in self._group.looked_up(access):
+            table = self._group.table(access.tables[axis])
+            entry = to.load(np.dtype(np.int64), table, to.times(self.index(axis), 8))
+            offset = to.plus(offset, to.times(entry, access.strides[axis]))
+        return offset
+
+    def load(self, access: Access) -> str:
+        return self.to.load(access.place.dtype, access.place.buffer.base, self.address(access))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Dim:
+    """A loop: ``size`` rounds, each ``unit`` elements further along an axis of the group."""
+
+    axis: int
+    unit: int
+    size: int
+    steps: dict[Access, int]
+
+
+class Group:
+    """Elementwise operations of one shape, not yet written."""
+
+    def __init__(self, shape: tuple[int, ...], table: Callable[[np.ndarray], str]):
+        self.shape = shape
+        self.table = table  # gives the address of a table
+        self.members: dict[Value, Callable[[Rounds], None]] = {}
+        self.uses: Counter[Value] = Counter()
+        self.stores: list[tuple[Access, Value]] = []
+        self.reads: list[Access] = []
+        self.also_read: set[Buffer] = set()
+        self.indexed: set[int] = set()  # the axes of which some member asks for the index
+        self._looked_up: dict[Access, tuple[int, ...]] = {}
+
+    def reads_buffer(self, buffer: Buffer) -> bool:
+        return buffer in self.also_read or any(a.place.buffer is buffer for a in self.reads)
+
+    def writes_buffer(self, buffer: Buffer) -> bool:
+        return any(access.place.buffer is buffer for access, _ in self.stores)
+
+    def can_store(self, place: Place) -> bool:
+        """Whether a store here, for all elements, disturbs no other round."""
+        if place.buffer in self.also_read or self.writes_buffer(place.buffer):
+            return False
+        return all(
+            access.place == place and not access.tables and access.strides == place.strides
+            for access in self.reads
+            if access.place.buffer is place.buffer
+        )
+
+    def access(self, place: Place, tables: dict[int, np.ndarray] | None = None) -> Access:
+        access = Access(place, broadcast(place.strides, place.shape, self.shape), tables or {})
+        self.reads.append(access)
+        return access
+
+    def target(self, place: Place) -> Access:
+        return Access(place, broadcast(place.strides, place.shape, self.shape))
+
+    def looked_up(self, access: Access) -> tuple[int, ...]:
+        """The axes along which the tables of an access aren't steps of loops."""
+        return self._looked_up.get(access, ())
+
+    def write(self, to: Source) -> None:
+        """Writes the loops."""
+        if math.prod(self.shape) == 0:
+            return
+        dims = self._dims()
+        inner = dims.pop() if dims and dims[-1].size < _WRITTEN_OUT else None
+        with ExitStack() as stack:
+            parallel = stack.enter_context(to.independent_rounds())
+            at = [stack.enter_context(to.loop(str(dim.size), parallel)) for dim in dims]
+            if inner is None:
+                self._body(Rounds(to, self, dims, at))
+                return
+            for number in range(inner.size):
+                self._body(Rounds(to, self, [*dims, inner], [*at, str(number)]))
+
+    def _body(self, rounds: Rounds) -> None:
+        for value in self.members:
+            rounds.value(value)
+        for access, value in self.stores:
+            register = rounds.value(value)
+            place = access.place
+            rounds.to.store(place.dtype, register, place.buffer.base, rounds.address(access))
+
+    def _dims(self) -> list[_Dim]:
+        accesses = [*self.reads, *[access for access, _ in self.stores]]
+        dims = []
+        for axis, size in enumerate(self.shape):
+            bounds = {1, size}
+            for access in accesses:
+                table = access.tables.get(axis)
+                if table is not None:
+                    own = _bounds(table)
+                    joined = sorted(bounds | (own or set()))
+                    if own is None or any(b % a for a, b in itertools.pairwise(joined)):
+                        known = self._looked_up.get(access, ())
+                        self._looked_up[access] = (*known, axis)
+                    else:
+                        bounds |= own
+            for unit, further in reversed(list(itertools.pairwise(sorted(bounds)))):
+                steps = {}
+                for access in accesses:
+                    table, stride = access.tables.get(axis), access.strides[axis]
+                    if table is None:
+                        steps[access] = unit * stride
+                    elif axis not in self.looked_up(access):
+                        steps[access] = int(table[unit] - table[0]) * stride
+                dims.append(_Dim(axis, unit, further // unit, steps))
+        return self._merged(dims, accesses)
+
+    def _merged(self, dims: list[_Dim], accesses: Sequence[Access]) -> list[_Dim]:
+        """Loops that go on where the next inner one ends are one."""
+        fixed = {axis for access in accesses for axis in self.looked_up(access)}
+        fixed |= self.indexed
+        merged: list[_Dim] = []
+        for dim in dims:
+            outer = merged[-1] if merged else None
+            if (
+                outer is not None
+                and outer.axis not in fixed
+                and dim.axis not in fixed
+                and all(outer.steps[a] == dim.steps[a] * dim.size for a in accesses)
+            ):
+                merged[-1] = _Dim(dim.axis, dim.unit, outer.size * dim.size, dim.steps)
+            else:
+                merged.append(dim)
+        return merged
+
+
+
+def _bounds(table: np.ndarray) -> set[int] | None:
+    """How a table is made of even steps inside one another: the lengths of the runs, of the runs of
+    runs, and so on. None if it isn't."""
+    found, unit = set(), 1
+    while len(table) > 1:
+        run = next((n for n in _divisors(len(table)) if _is_even(table.reshape(-1, n))), None)
+        if run is None:
+            return None
+        unit *= run
+        found.add(unit)
+        table = table[::run]
+    return found
+
+
+def _divisors(number: int) -> Iterator[int]:
+    """From the greatest down to 2."""
+    return (n for n in range(number, 1, -1) if number % n == 0)
+
+
+def _is_even(rows: np.ndarray) -> bool:
+    """Whether all rows go on by the same steps."""
+    step = rows[0, 1] - rows[0, 0]
+    return bool((rows - rows[:, :1] == step * np.arange(rows.shape[1])).all())
+
+
+@contextmanager
+def nest(to: Source, sizes: Sequence[int]) -> Iterator[list[str]]:
+    """Loops inside one another, and their indices."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(to.loop(str(size))) for size in sizes]

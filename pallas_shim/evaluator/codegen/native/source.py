@@ -1,0 +1,227 @@
+"""The text of one LLVM function: its blocks, loops and metadata."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+
+
+class NotNative(Exception):
+    """There is no native code for part of a program. The message names the part."""
+
+
+# dtype kind and size: (type in registers, type in memory)
+_TYPES = {
+    "b1": ("i1", "i8"),
+    **{f"{kind}{size}": (f"i{8 * size}",) * 2 for kind in "iu" for size in (1, 2, 4, 8)},
+    "f4": ("float", "float"),
+    "f8": ("double", "double"),
+    "f2": ("i16", "i16"),  # its bits; nothing computes with it
+}
+_BFLOAT16 = "bfloat16"
+_POLL_EACH = 1 << 12
+
+
+def type_of(dtype: np.dtype) -> str:
+    """The type of an element in a register.
+
+    Raises:
+      NotNative: there is none.
+    """
+    return _types(dtype)[0]
+
+
+def memory_type(dtype: np.dtype) -> str:
+    return _types(dtype)[1]
+
+
+def _types(dtype: np.dtype) -> tuple[str, str]:
+    key = "f2" if dtype.name == _BFLOAT16 else f"{dtype.kind}{dtype.itemsize}"
+    if key not in _TYPES or not dtype.isnative:
+        raise NotNative(f"values of the type {dtype.name}")
+    return _TYPES[key]
+
+
+def literal(value: np.generic | np.ndarray) -> str:
+    """A number as LLVM writes it."""
+    array = np.asarray(value)
+    if array.dtype.kind == "b":
+        return "true" if array else "false"
+    if array.dtype.kind in "iu":
+        return str(int(array))
+    bits = int(array.reshape(1).view(f"u{array.dtype.itemsize}")[0])
+    kind = type_of(array.dtype)
+    if kind.startswith("i"):
+        return str(bits)
+    return f"bitcast (i{8 * array.itemsize} {bits} to {kind})"
+
+
+def is_literal(register: str) -> bool:
+    """Whether a register is an integer's literal instead."""
+    return register.lstrip("-").isdigit()
+
+
+class Source:
+    """Lines of the function being written. Registers and labels have numbers of their own.
+
+    A variable is memory on the stack, which LLVM turns into registers.
+    """
+
+    def __init__(self) -> None:
+        self._entry: list[str] = []
+        self._lines: list[str] = []
+        self._metadata: list[str] = []
+        self._count = 0
+        self._access = ""  # the suffix of loads and stores in independent rounds
+        self._polls: str | None = None
+        self.declared: set[str] = set()
+
+    def fresh(self, prefix: str = "%t") -> str:
+        self._count += 1
+        return f"{prefix}{self._count}"
+
+    def line(self, text: str) -> None:
+        self._lines.append("  " + text)
+
+    def let(self, text: str) -> str:
+        """A new register with the value of an instruction."""
+        register = self.fresh()
+        self.line(f"{register} = {text}")
+        return register
+
+    def call(self, kind: str, name: str, *operands: str) -> str:
+        """The result of one of LLVM's own functions, whose operands have types in front."""
+        types = ", ".join(operand.split(" ")[0] for operand in operands)
+        self.declared.add(f"declare {kind} @{name}({types})")
+        return self.let(f"call {kind} @{name}({', '.join(operands)})")
+
+    def variable(self, kind: str, value: str | None = None) -> str:
+        register = self.fresh()
+        self._entry.append(f"  {register} = alloca {kind}")
+        if value is not None:
+            self.set(register, kind, value)
+        return register
+
+    def set(self, variable: str, kind: str, value: str) -> None:
+        self.line(f"store {kind} {value}, ptr {variable}")
+
+    def read(self, variable: str, kind: str) -> str:
+        return self.let(f"load {kind}, ptr {variable}")
+
+    def label(self) -> str:
+        return self.fresh("L")
+
+    def begin(self, label: str) -> None:
+        self._lines.append(f"{label}:")
+
+    def jump(self, label: str, metadata: str = "") -> None:
+        self.line(f"br label %{label}{metadata}")
+
+    def branch(self, condition: str, yes: str, no: str) -> None:
+        self.line(f"br i1 {condition}, label %{yes}, label %{no}")
+
+    # -- integers of 64 bits ------------------------------------------------------------------
+
+    def plus(self, a: str, b: str) -> str:
+        if a == "0" or b == "0":
+            return b if a == "0" else a
+        if is_literal(a) and is_literal(b):
+            return str(int(a) + int(b))
+        return self.let(f"add nsw i64 {a}, {b}")
+
+    def times(self, a: str, factor: int) -> str:
+        if is_literal(a):
+            return str(int(a) * factor)
+        if factor == 0:
+            return "0"
+        return a if factor == 1 else self.let(f"mul nsw i64 {a}, {factor}")
+
+    # -- memory -------------------------------------------------------------------------------
+
+    def load(self, dtype: np.dtype, base: str, offset: str) -> str:
+        kind = memory_type(dtype)
+        at = self.let(f"getelementptr inbounds i8, ptr {base}, i64 {offset}")
+        value = self.let(f"load {kind}, ptr {at}, align {_align(dtype)}{self._access}")
+        return self.let(f"trunc i8 {value} to i1") if dtype.kind == "b" else value
+
+    def store(self, dtype: np.dtype, value: str, base: str, offset: str) -> None:
+        kind = memory_type(dtype)
+        if dtype.kind == "b":
+            value = self.let(f"zext i1 {value} to i8")
+        at = self.let(f"getelementptr inbounds i8, ptr {base}, i64 {offset}")
+        self.line(f"store {kind} {value}, ptr {at}, align {_align(dtype)}{self._access}")
+
+    def poll(self) -> None:
+        """Once in many times, asks whether the user has interrupted the program, and ends it
+        then."""
+        if self._polls is None:
+            self._polls = self.variable("i64")
+            self._entry.append(f"  store i64 0, ptr {self._polls}")
+        count = self.let(f"add i64 {self.read(self._polls, 'i64')}, 1")
+        self.set(self._polls, "i64", count)
+        ask, leave, go_on = self.label(), self.label(), self.label()
+        is_time = self.let(f"icmp eq i64 {self.let(f'and i64 {count}, {_POLL_EACH - 1}')}, 0")
+        self.branch(is_time, ask, go_on)
+        self.begin(ask)
+        interrupted = self.let("call i32 @poll(ptr %thread)")
+        self.branch(self.let(f"icmp ne i32 {interrupted}, 0"), leave, go_on)
+        self.begin(leave)
+        self.line("ret i32 1")
+        self.begin(go_on)
+
+    # -- loops --------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def loop(self, count: str, independent: str = "") -> Iterator[str]:
+        """A loop of ``count`` rounds around what is written inside. Gives the round's number.
+
+        ``independent``: the metadata of `independent_rounds`.
+        """
+        counter = self.variable("i64", "0")
+        head, body, end = self.label(), self.label(), self.label()
+        self.jump(head)
+        self.begin(head)
+        number = self.read(counter, "i64")
+        self.branch(self.let(f"icmp slt i64 {number}, {count}"), body, end)
+        self.begin(body)
+        yield number
+        self.set(counter, "i64", self.let(f"add nsw i64 {number}, 1"))
+        mark = ""
+        if independent:
+            node, parallel = self._node(), self._node()
+            accesses = f'!"llvm.loop.parallel_accesses", {independent}'
+            self._metadata.append(f"{parallel} = !{{{accesses}}}")
+            self._metadata.append(f"{node} = distinct !{{{node}, {parallel}}}")
+            mark = f", !llvm.loop {node}"
+        self.jump(head, mark)
+        self.begin(end)
+
+    @contextlib.contextmanager
+    def independent_rounds(self) -> Iterator[str]:
+        """Around loops of which no round accesses what another one writes. LLVM then needs no
+        checks to run several at once."""
+        group = self._node()
+        self._metadata.append(f"{group} = distinct !{{}}")
+        self._access = f", !llvm.access.group {group}"
+        yield group
+        self._access = ""
+
+    def _node(self) -> str:
+        return self.fresh("!")
+
+    def text(self, name: str, params: str) -> str:
+        """The function and what it needs, without the declarations."""
+        return "\n".join([
+            f"define internal i32 @{name}({params}) #0 {{",
+            "entry:",
+            *self._entry,
+            *self._lines,
+            "}",
+            *self._metadata,
+        ])
+
+
+def _align(dtype: np.dtype) -> int:
+    return dtype.itemsize

@@ -1,0 +1,272 @@
+"""Values while a function is written: registers, places in memory, members of groups.
+
+Scalars are registers. Arrays are written in groups of elementwise operations, or lie in memory: a
+buffer of the program, or a part of the workspace.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from pallas_shim.evaluator.codegen.native.groups import Group, Rounds
+from pallas_shim.evaluator.codegen.native.places import Buffer, Place, Workspace, contiguous
+from pallas_shim.evaluator.codegen.native.source import NotNative, Source, literal, type_of
+from pallas_shim.evaluator.program import ArrayType, KeyType, Value
+
+
+class Values:
+    """What is known of values while a function is written.
+
+    ``kept`` are the arrays whose addresses are in it. ``left`` counts the uses of each value of the
+    regions being written that are still to come.
+    """
+
+    def __init__(self) -> None:
+        self.to = Source()
+        self.kept: list[np.ndarray] = []
+        self.workspace = Workspace()
+        self.places: dict[Value, Place] = {}
+        self.registers: dict[Value, str] = {}
+        self.pending: dict[Value, Group] = {}
+        self.groups: dict[tuple[int, ...], Group] = {}
+        self.left: Counter[Value] = Counter()
+        self._constants: dict[int, Place] = {}
+
+    # -- values ---------------------------------------------------------------------------------
+
+    def register(self, value: Value) -> str:
+        """A scalar."""
+        if value.const is not None:
+            return literal(value.const)
+        if value in self.registers:
+            return self.registers[value]
+        return self.scalar_at(self.place(value))
+
+    def place(self, value: Value) -> Place:
+        """Where an array lies. It is written to memory, if it isn't there yet."""
+        if value.const is not None:
+            return self.constant(value.const)
+        group = self.pending.get(value)
+        if group is not None:
+            self.flush(group)
+        if value in self.registers:
+            # Not kept: what is written in one branch isn't there in another.
+            type = value.type
+            place = contiguous(self.workspace.take(type.shape, type.dtype), type.shape, type.dtype)
+            self.to.store(place.dtype, self.registers[value], place.buffer.base, place.offset)
+            return place
+        return self.places[value]
+
+    def constant(self, array: np.ndarray) -> Place:
+        place = self._constants.get(id(array))
+        if place is None:
+            type_of(array.dtype)
+            held = np.ascontiguousarray(array)
+            self.kept += [array, held]
+            base = f"inttoptr (i64 {held.ctypes.data} to ptr)"
+            place = contiguous(Buffer(base), array.shape, array.dtype)
+            self._constants[id(array)] = place
+        return place
+
+    def table(self, table: np.ndarray) -> str:
+        return self.constant(np.ascontiguousarray(table, np.int64)).buffer.base
+
+    def room(self, value: Value) -> Place:
+        """A new part of the workspace for a value."""
+        type = value.type
+        type_of(type.dtype)
+        buffer = self.workspace.take(type.shape, type.dtype)
+        place = contiguous(buffer, type.shape, type.dtype)
+        self.set_place(value, place)
+        return place
+
+    def set_place(self, value: Value, place: Place) -> None:
+        self.places[value] = place
+        place.buffer.users += 1
+
+    def used(self, value: Value, times: int = 1) -> None:
+        """Counts uses that have been written. After the last one, the memory is free."""
+        if value not in self.left:
+            return
+        self.left[value] -= times
+        if self.left[value] == 0 and value in self.places:
+            self.release(self.places[value].buffer)
+
+    def release(self, buffer: Buffer) -> None:
+        buffer.users -= 1
+        if buffer.users == 0 and buffer.start is not None:
+            self.workspace.give_back(buffer)
+
+    # -- groups ---------------------------------------------------------------------------------
+
+    def group(self, shape: tuple[int, ...]) -> Group:
+        group = self.groups.get(shape)
+        if group is None:
+            group = self.groups[shape] = Group(shape, self.table)
+        return group
+
+    def flush(self, group: Group) -> None:
+        """Writes a group's loops, and to memory what is used after them."""
+        if self.groups.get(group.shape) is not group:
+            return
+        del self.groups[group.shape]
+        for value in group.members:
+            self.pending.pop(value, None)
+        stored = {value for _, value in group.stores}
+        for value in group.members:
+            if self.left[value] > group.uses[value]:
+                if value not in self.places:
+                    self.room(value)
+                elif value in stored:
+                    continue
+                group.stores.append((group.target(self.places[value]), value))
+        group.write(self.to)
+        for value, times in group.uses.items():
+            self.used(value, times)
+
+    def flush_all(self) -> None:
+        for group in list(self.groups.values()):
+            self.flush(group)
+
+    def before_reading(self, buffer: Buffer, unless: Group | None = None) -> None:
+        for group in list(self.groups.values()):
+            if group is not unless and group.writes_buffer(buffer):
+                self.flush(group)
+
+    def before_writing(self, buffer: Buffer, unless: Group | None = None) -> None:
+        for group in list(self.groups.values()):
+            if group is not unless and (group.reads_buffer(buffer) or group.writes_buffer(buffer)):
+                self.flush(group)
+
+    def operand(self, shape: tuple[int, ...], value: Value) -> Operand:
+        """An operand of an elementwise operation of a shape. This may write other groups."""
+        if isinstance(value.type, KeyType):
+            raise NotNative("keys")
+        if value.const is not None and _is_uniform(value.const):
+            return Operand(value, literal(value.const.reshape(-1)[0]))
+        if not value.type.shape:
+            return Operand(value, self.register(value))
+        if value in self.pending and value.type.shape == shape:
+            return Operand(value)
+        return Operand(value, place=self.place(value))
+
+    def elementwise(
+        self, outs: Sequence[Value], ins: Sequence[Value], write: Callable[..., Sequence[str]]
+    ) -> None:
+        """Adds an operation to the group of its shape, or writes one of scalars. ``write`` gives
+        the registers of its results from those of its operands."""
+        shape = outs[0].type.shape
+        for out in outs:
+            type_of(out.type.dtype)
+        if not shape:
+            registers = [self.register(value) for value in ins]
+            self.registers.update(zip(outs, write(self.to, registers), strict=True))
+            for value in ins:
+                self.used(value)
+            return
+        operands = [self.operand(shape, value) for value in ins]
+        read = {o.place.buffer for o in operands if o.place is not None}
+        for buffer in read:
+            self.before_reading(buffer, self.groups.get(shape))
+        group = self.group(shape)
+        if any(map(group.writes_buffer, read)):
+            self.flush(group)
+            operands = [self.operand(shape, value) for value in ins]
+            group = self.group(shape)
+        reads = [operand.reader(group) for operand in operands]
+        group.uses.update(ins)
+
+        def member(rounds: Rounds) -> None:
+            made = write(rounds.to, [read(rounds) for read in reads])
+            for out, register in zip(outs, made, strict=True):
+                rounds.set(out, register)
+
+        for out in outs:
+            group.members[out] = member
+            self.pending[out] = group
+
+    def store(self, place: Place, value: Value) -> None:
+        """Stores a value, which may broadcast, to all of a place."""
+        type_of(place.dtype)
+        if not place.shape:
+            register = self.scalar(value)
+            self.before_writing(place.buffer)
+            self.to.store(place.dtype, register, place.buffer.base, place.offset)
+            self.used(value)
+            return
+        shape = place.shape
+        operand = self.operand(shape, value)
+        if operand.place is not None and operand.place.buffer is place.buffer:
+            if operand.place == place:
+                self.used(value)
+                return
+            value = self.copied(value)
+            operand = self.operand(shape, value)
+        self.before_writing(place.buffer, self.groups.get(shape))
+        if operand.place is not None:
+            self.before_reading(operand.place.buffer, self.groups.get(shape))
+        group = self.group(shape)
+        if not group.can_store(place) or (
+            operand.place is not None and group.writes_buffer(operand.place.buffer)
+        ):
+            self.flush(group)
+            operand = self.operand(shape, value)
+            group = self.group(shape)
+        stored = value
+        if operand.register is not None or operand.place is not None:
+            stored, read = Value(ArrayType(shape, place.dtype)), operand.reader(group)
+            group.members[stored] = lambda rounds: rounds.set(stored, read(rounds))
+        group.stores.append((group.target(place), stored))
+        group.uses[value] += 1
+
+    def copied(self, value: Value) -> Value:
+        """A copy of an array, in place of one use of it."""
+        copy = Value(value.type)
+        self.left[copy] = 1
+        self.store(self.room(copy), value)
+        self.flush_all()
+        return copy
+
+    def fill(self, place: Place, element: np.generic) -> None:
+        self.store(place, Value(ArrayType((), place.dtype), np.asarray(element)))
+
+    def scalar(self, value: Value) -> str:
+        """The only element of a value."""
+        if value.const is not None:
+            return literal(value.const.reshape(-1)[0])
+        if not value.type.shape:
+            return self.register(value)
+        return self.scalar_at(self.place(value))
+
+    def scalar_at(self, place: Place) -> str:
+        """What memory has at the moment."""
+        self.before_reading(place.buffer)
+        return self.to.load(place.dtype, place.buffer.base, place.offset)
+
+
+class Operand(NamedTuple):
+    """An operand: a register, a place, or else a value of the group itself."""
+
+    value: Value
+    register: str | None = None
+    place: Place | None = None
+
+    def reader(self, group: Group) -> Callable[[Rounds], str]:
+        register, value = self.register, self.value
+        if register is not None:
+            return lambda rounds: register
+        if self.place is None:
+            return lambda rounds: rounds.value(value)
+        access = group.access(self.place)
+        return lambda rounds: rounds.load(access)
+
+
+def _is_uniform(array: np.ndarray) -> bool:
+    if array.size == 1:
+        return True
+    bits = np.ascontiguousarray(array).reshape(-1).view(f"V{array.dtype.itemsize}")
+    return array.size > 0 and bool((bits == bits[0]).all())

@@ -1,0 +1,1 @@
+"""The shim in other people's tools: pytest and IPython."""

@@ -1,0 +1,109 @@
+"""A session of pytest in which kernels run in NumPy: its settings, its failures, its summary."""
+
+from __future__ import annotations
+
+import atexit
+import collections
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pallas_shim import environment, patching, settings
+from pallas_shim.check import handover
+from pallas_shim.check.collect import COLLECTOR
+from pallas_shim.check.results import Results
+from pallas_shim.reports import files
+
+
+class Session:
+    """A plugin of pytest, registered when an option asks for it.
+
+    Args:
+      options: those of the command line.
+      is_worker: this is a process of pytest-xdist's, which prints no summary.
+    """
+
+    def __init__(self, options: Any, is_worker: bool):
+        self._is_worker = is_worker
+        self._asked_for_table = options.pallas_report is not None
+        if not is_worker:
+            self._set_variables(options)
+        settings.current.cache_clear()
+        try:
+            patching.activate()
+        except settings.SettingError as error:
+            raise pytest.UsageError(str(error)) from error
+        if not patching.is_active():
+            raise pytest.UsageError("pallas_shim is off, see the message above")
+        # They are set up when Pallas is imported, which a plugin may have done before this one.
+        chosen = settings.current()
+        files.write_at_exit(chosen.report)
+        if chosen.check:
+            handover.begin(chosen.findings, chosen.suppressions)
+
+    def _set_variables(self, options: Any) -> None:
+        """What the processes of the session need to know. Workers of pytest-xdist inherit it."""
+        directory = tempfile.mkdtemp(prefix="pallas_shim-")
+        # Workers may end after this process's summary.
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        wanted = os.environ.get("PALLAS_NUMPY_REPORT", "")
+        self._asked_for_table |= wanted not in ("", "0")
+        if options.pallas_report is not None:
+            wanted = os.path.abspath(options.pallas_report)
+        if wanted in ("", "0", "1"):
+            wanted = os.path.join(directory, "report.json")
+        self._report = os.environ["PALLAS_NUMPY_REPORT"] = wanted
+        os.environ[environment.RUN] = os.urandom(8).hex()
+        if options.pallas_strict:
+            os.environ["PALLAS_NUMPY_STRICT"] = "1"
+        if options.pallas_check and os.environ.get("PALLAS_NUMPY_CHECK", "") in ("", "0"):
+            os.environ["PALLAS_NUMPY_CHECK"] = "1"
+        self._findings = os.environ["PALLAS_NUMPY_FINDINGS"] = directory
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self) -> None:
+        COLLECTOR.clear()  # each test fails that finds something, not only the first one
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Iterator[Any]:
+        if not settings.current().check:
+            return (yield)
+        try:
+            returned = yield
+        except BaseException:
+            results = self._results()
+            if results.findings:
+                item.add_report_section("call", "pallas_shim check", str(results))
+            raise
+        results = self._results()
+        if results.findings:
+            pytest.fail(str(results), pytrace=False)
+        return returned
+
+    def _results(self) -> Results:
+        return handover.of_process(handover.suppressions(settings.current().suppressions))
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Findings outside of tests, as in another process, fail the session."""
+        if not self._is_worker and session.exitstatus == 0 and self._all_results().findings:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _all_results(self) -> Results:
+        known = handover.suppressions(settings.current().suppressions)
+        return handover.collect(self._findings, known)
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        document = files.of_run(self._report)
+        terminalreporter.section("pallas_shim")
+        if self._asked_for_table:
+            terminalreporter.write_line(str(document))
+        else:
+            rungs = collections.Counter(row["rung"] for row in document.rows)
+            each = ", ".join(f"{count} on rung {rung}" for rung, count in rungs.items())
+            terminalreporter.write_line(f"Pallas kernels: {each or 'none was called'}")
+        if settings.current().check:
+            terminalreporter.write_line(str(self._all_results()))

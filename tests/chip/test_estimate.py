@@ -1,0 +1,78 @@
+"""VMEM without the compiler: tiles, buffers, blocks and scratch."""
+
+from __future__ import annotations
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_shim.chip import api, estimate
+from tests.chip.kernels import added, shape
+
+
+@pytest.mark.parametrize(
+    "sizes, dtype, size",
+    [
+        ((8, 128), np.float32, 4096),
+        ((1, 1), np.float32, 128 * 4),  # one sublane
+        ((3, 130), np.float32, 4 * 256 * 4),
+        ((9, 128), np.float32, 16 * 128 * 4),
+        ((2, 8, 128), np.float32, 2 * 4096),
+        ((8, 128), ml_dtypes.bfloat16, 8 * 128 * 2),
+        ((9, 128), ml_dtypes.bfloat16, 16 * 128 * 2),
+        ((8, 128), np.int8, 8 * 128),
+        ((1, 128), np.int8, 4 * 128),  # four elements share a word
+        ((8, 128), np.bool_, 4096),
+        ((8, 128), ml_dtypes.int4, 8 * 128 // 2),
+        ((100,), np.float32, 128 * 4),
+        ((), np.float32, 128 * 4),
+    ],
+)
+def test_whole_tiles(sizes, dtype, size):
+    assert estimate.padded(sizes, np.dtype(dtype)) == size
+
+
+def held(call, *args):
+    (site,) = api.kernels(call, *args)
+    return estimate.vmem(site.equation)
+
+
+def test_blocks_have_two_buffers(shim):
+    assert [h.size for h in held(added(), shape(512, 256))] == [2 * 128 * 256 * 4] * 2
+
+
+def test_a_kernel_without_a_grid_has_one(shim):
+    call = pl.pallas_call(lambda x, o: o.__setitem__(..., x[...]), out_shape=shape(8, 128))
+    assert [h.size for h in held(call, shape(8, 128))] == [4096, 4096]
+
+
+def test_buffers_that_the_user_asked_for_scratch_and_other_memories(shim):
+    three = pl.BlockSpec((8, 128), lambda i: (i, 0), pipeline_mode=pl.Buffered(3))
+    two = pl.BlockSpec((8, 128), lambda i: (i, 0))
+    hbm = pl.BlockSpec(memory_space=pl.ANY)
+
+    def kernel(x_ref, y_ref, o_ref, scratch, scalars, semaphore):
+        o_ref[...] = x_ref[...]
+
+    call = pl.pallas_call(
+        kernel, grid=(4,), in_specs=[three, hbm], out_specs=two,
+        out_shape=shape(32, 128),
+        scratch_shapes=[pltpu.VMEM((16, 200), np.float32), pltpu.SMEM((4,), np.int32),
+                        pltpu.SemaphoreType.DMA],
+    )  # fmt: skip
+    found = held(call, shape(32, 128), shape(1024, 1024))
+    assert [(h.what, h.size) for h in found] == [
+        ("scratch", 16 * 256 * 4), ("args[0]" if found[1].what == "args[0]" else "x_ref", 3 * 4096),
+        (found[2].what, 2 * 4096),
+    ]  # fmt: skip
+
+
+def test_other_kernels_have_no_estimate(shim):
+    from tests.chip.kernels import FORMS
+
+    function, args = FORMS["core_mapped"]()
+    assert held(function, *args) is None
+    assert jax.devices()[0].platform == "cpu"

@@ -1,0 +1,1 @@
+"""Tests that need libtpu: scripts/chip.sh runs them."""
