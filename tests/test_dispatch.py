@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import sys
@@ -24,7 +25,7 @@ from pallas_shim.dispatch import planning
 from pallas_shim.evaluator import compiler
 from pallas_shim.jax_compat.hooks import jit_entry
 from pallas_shim.reports.uses import REPORT
-from tests.shimmed import double, only_row, rungs, setting, shim
+from tests.shimmed import double, double_kernel, only_row, rungs, setting, shim
 
 __all__ = ["setting", "shim"]
 
@@ -627,3 +628,47 @@ def test_an_error_in_a_loop_shows_none_of_our_frames(shim):
     (note,) = [note for note in error.value.__notes__ if note.startswith("raised by")]
     assert "pure_callback" in note and __file__ in note
     assert own_frames(error.traceback) == []
+
+
+@pytest.mark.parametrize("outside", [lambda x: x, lambda x: jnp.linalg.svd(x.reshape(2, 2))[1]])
+def test_debug_prints_what_jax_prints(outside, capsys, setting):
+    def run(x):
+        return outside(pl.pallas_call(
+            double_kernel, out_shape=x, grid=(2,), in_specs=[pl.BlockSpec((2,), lambda i: (i,))],
+            out_specs=pl.BlockSpec((2,), lambda i: (i,)), interpret=True, debug=True,
+        )(x))  # fmt: skip
+
+    said = []
+    for around in (contextlib.nullcontext(), pallas_shim.active()):
+        jax.clear_caches()
+        with around:
+            jax.block_until_ready(jax.jit(run)(jnp.arange(4.0)))
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] and "kernel in pallas_call double_kernel at " in said[0]
+    jax.clear_caches()
+
+
+def test_debug_of_a_kernel_for_a_tpu(shim, capsys):
+    jax.jit(lambda x: pl.pallas_call(double_kernel, out_shape=x, debug=True)(x))(jnp.arange(4.0))
+    assert "The kernel jaxpr for pallas_call double_kernel at " in capsys.readouterr().out
+
+
+def test_a_breakpoint_in_a_kernel_is_told_of(shim, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "breakpointhook", lambda: None)
+
+    def kernel(x_ref, o_ref):
+        @pl.when(True)
+        def _():
+            breakpoint()
+            o_ref[...] = x_ref[...]
+
+    def other(x_ref, o_ref):
+        jax.debug.print("no breakpoint")
+        o_ref[...] = x_ref[...]
+
+    for function in (kernel, kernel, other):
+        call = functools.partial(pl.pallas_call, functools.partial(function), interpret=True)
+        jax.jit(lambda x, call=call: call(out_shape=x)(x))(jnp.arange(4.0))
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "kernel kernel (" in said and "calls breakpoint(), which stops" in said
+    assert "python -m pallas_shim debug" in said
