@@ -69,7 +69,8 @@ def main() -> int:
 
     while time.monotonic() - start < 60 * options.minutes:
         receiving, sending = context.Pipe(duplex=False)
-        process = context.Process(target=run_seed, args=(number, options.only, options.native, sending))
+        given = (number, options.only, options.native, sending)
+        process = context.Process(target=run_seed, args=given)
         process.start()
         process.join()
         found = receiving.recv() if receiving.poll() else ()
