@@ -105,6 +105,28 @@ def test_movements(by):
     check(f, x, passes=[()])
 
 
+@pytest.mark.parametrize("dtype", ("bool", *INTEGERS, *FLOATS, "bfloat16"))
+@pytest.mark.parametrize("by", (1, 2, 8))
+def test_neighbours_that_change_places(dtype, by):
+    """As in a sorting network, where LLVM makes no vectors by itself."""
+    x = np.arange(4 * 32).reshape(4, 32) * 37 % 29
+    x = (x % 2 if dtype == "bool" else x).astype(jnp.dtype(dtype))
+    up = np.arange(32) & 4 == 0
+
+    def f(x, scalar):
+        at = jnp.arange(32) ^ by
+        other = x[:, at]
+        less = (x < other) if dtype != "bool" else x & other
+        results = [jnp.where(less == up, x, other), less, jnp.where(less, scalar, other)]
+        if dtype in INTEGERS:
+            results += [lax.max(other, x) + 3, other >> 1, lax.clamp(scalar, other, x), abs(other)]
+        if dtype in FLOATS:
+            results += [other * x + scalar, -other, abs(other) / 2, other.astype(np.int32)]
+        return results
+
+    check(f, x, x[1, 3], passes=[()])
+
+
 def test_reductions():
     x = np.arange(-60, 60, dtype=np.int32).reshape(4, 5, 6)
     check(lambda x: [x.sum((0, 2)), x.max(1), x.min(), (x > 50).any(0), (x > -60).all(2),

@@ -267,7 +267,7 @@ class Operand(NamedTuple):
     def reader(self, group: Group) -> Callable[[Rounds], str]:
         register, value = self.register, self.value
         if register is not None:
-            return lambda rounds: register
+            return lambda rounds: rounds.shared(register, value.type.dtype)
         if self.place is None:
             return lambda rounds: rounds.value(value)
         access = group.access(self.place)
