@@ -148,11 +148,12 @@ def test_a_callback_counts_the_calls_of_its_kernel(shim):
 
 def test_calls_that_jax_interprets_are_counted_when_a_report_is_asked_for(shim, monkeypatch):
     monkeypatch.setattr(shim, "wanted", True)
-    seeded = pltpu.InterpretParams(random_seed=3)
-    function = jax.jit(lambda x: double(x, seeded))
-    with pytest.warns(dispatch.FallbackWarning, match="random_seed"):
+    skipping = pltpu.InterpretParams(skip_floating_point_ops=True)
+    function = jax.jit(lambda x: double(x, skipping))
+    with pytest.warns(dispatch.FallbackWarning, match="skip_floating_point_ops"):
         for _ in range(3):
-            np.testing.assert_array_equal(np.asarray(function(X)), 2 * X)
+            numbers = X.astype(np.int32)
+            np.testing.assert_array_equal(np.asarray(function(numbers)), 2 * numbers)
     assert only_row()["calls"] == 3
     assert only_row()["running_s"] > 0
 
