@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jax._src import api_util, config, core, effects
+from jax._src import config, core, effects
 from jax._src import dispatch as jax_dispatch
+from jax._src.api_util import InternalFloatingPointError
 from jax._src.interpreters import mlir, partial_eval
 from jax._src.sharding_impls import UnspecifiedValue
 
@@ -110,7 +111,7 @@ def execution_is_off() -> bool:
 
 
 # What `check_nans` raises. Its ``ty`` is "nan" or "inf".
-SpecialValue = api_util.InternalFloatingPointError
+SpecialValue = InternalFloatingPointError
 
 
 def check_nans(name: str, results: Sequence[Any]) -> None:

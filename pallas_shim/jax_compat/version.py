@@ -15,6 +15,7 @@ from pallas_shim.jax_compat.versions import OLDEST, TOO_NEW
 # needs it only there.
 PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.api": ("Inline>=0.11",),
+    "jax._src.api_util": ("InternalFloatingPointError",),
     "jax._src.array": ("ArrayImpl",),
     "jax._src.callback": ("_IOEffect", "_OrderedIOEffect", "_callback_op_sharding"),
     "jax._src.config": (
@@ -163,7 +164,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     ),
     "jax._src.state.discharge": ("_discharge_rules",),
     "jax._src.state.indexing": ("NDIndexer", "Slice"),
-    "jax._src.state.types": ("AbstractRef", "TransformedRef"),
+    "jax._src.state.types": ("AbstractRef", "AccumEffect", "TransformedRef", "WriteEffect"),
     "jax._src.traceback_util": ("register_exclusion",),
     "jax._src.tree_util": (
         "_registry",

@@ -156,3 +156,23 @@ def test_it(i):
 def test_bad_variables(session):
     got = session(CHECKED, "--pallas-numpy", PALLAS_NUMPY_STRICT="maybe")
     assert got.returncode == 4 and "0 or 1" in got.stderr and "Traceback" not in got.stderr
+
+
+COMPILED = """
+def test_accepted():
+    run(kernel)
+
+def test_refused():
+    import jax.numpy as jnp
+    def sort(x_ref, o_ref):
+        o_ref[...] = jnp.sort(x_ref[...], axis=0)
+    run(sort, interpret=True)
+"""
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]])
+def test_a_kernel_that_the_tpus_compiler_refuses_fails_the_session(session, workers):
+    got = session(COMPILED, "--pallas-compile=v6e", *workers)
+    assert got.returncode == 1 and "2 passed" in got.stdout, got.stdout
+    assert "refused by JAX's lowering" in got.stdout and "Unimplemented primitive" in got.stdout
+    assert got.stdout.count("what the TPU's compiler says") == 1 and got.stderr == ""
