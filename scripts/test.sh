@@ -99,6 +99,7 @@ of_no_jax=(
     --ignore=tests/conformance
     --ignore=tests/evaluator/codegen/test_numbers.py
     --ignore=tests/evaluator/passes/test_properties.py
+    --ignore=tests/mutation
     --ignore=tests/processes/test_benchmarks.py
     --ignore=tests/processes/test_check.py
     --ignore=tests/processes/test_determinism.py

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
-import importlib.util
 import json
 import os
 import secrets
@@ -36,19 +34,9 @@ from pallas_shim.chip.jobs import (
     Job,
     Limits,
 )
-from pallas_shim.chip.tpus import Target
+from pallas_shim.chip.tpus import Target, libtpu_version
 from pallas_shim.chip.verdicts import LOWERED, Verdict
 from pallas_shim.jax_compat import export_tpu, kernel_info
-
-
-def libtpu_version() -> str | None:
-    """The version of the installed libtpu. It isn't loaded."""
-    if importlib.util.find_spec("libtpu") is None:
-        return None
-    try:
-        return importlib.metadata.version("libtpu")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def compile_kernels(

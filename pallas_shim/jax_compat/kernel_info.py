@@ -157,10 +157,6 @@ def _kernel_jaxprs(eqn: Any) -> tuple[Any, ...]:
     return eqn.params["jaxprs"] if "jaxprs" in eqn.params else (eqn.params["jaxpr"],)
 
 
-# Fields that ask for a check, in versions of JAX.
-_OF_RACES = frozenset({"detect_races", "num_cores_or_threads", "num_cores_per_device"})
-
-
 def races_wanted(eqn: Any) -> frozenset[str]:
     """The kinds of findings that ``InterpretParams(detect_races=True)`` asks for and that are
     checked here. JAX finds races between cells only if it has several cores."""
@@ -169,8 +165,7 @@ def races_wanted(eqn: Any) -> frozenset[str]:
         return frozenset()
     if eqn.primitive.name != "pallas_call" or talks(eqn):
         return frozenset()
-    cores = [getattr(interpret, name, 1) for name in _OF_RACES - {"detect_races"}]
-    return frozenset({"sync", "races"} if max(cores) > 1 else {"sync"})
+    return frozenset({"sync", "races"} if num_cores(interpret) > 1 else {"sync"})
 
 
 def unhonoured(eqn: Any) -> str | None:
@@ -185,9 +180,9 @@ def unhonoured(eqn: Any) -> str | None:
         return f"interpret={name}(...) isn't for this evaluator"
     for field in dataclasses.fields(interpret):
         value = getattr(interpret, field.name)
-        if field.name in _OF_RACES and races_wanted(eqn):
-            continue
         known = _HONOURED | _ORDER | _WITHOUT_CONSEQUENCE
+        if field.name == "detect_races" and races_wanted(eqn):
+            continue
         if field.name not in known and value != field.default:
             return f"interpret=InterpretParams({field.name}={value!r}) isn't honoured here"
     cores = num_cores(interpret)

@@ -164,7 +164,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     ),
     "jax._src.state.discharge": ("_discharge_rules",),
     "jax._src.state.indexing": ("NDIndexer", "Slice"),
-    "jax._src.state.types": ("AbstractRef", "TransformedRef"),
+    "jax._src.state.types": ("AbstractRef", "AccumEffect", "TransformedRef", "WriteEffect"),
     "jax._src.traceback_util": ("register_exclusion",),
     "jax._src.tree_util": (
         "_registry",

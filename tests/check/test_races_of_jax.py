@@ -46,7 +46,8 @@ def test_a_copy(right, shim, capsys):  # noqa: F811
     COLLECTOR.clear()
     x = jnp.asarray(np.arange(ROWS * COLUMNS, dtype=np.float32).reshape(ROWS, COLUMNS))
     y = jax.jit(functools.partial(copied, right=right))(x)
-    np.testing.assert_array_equal(np.asarray(y), 2 * np.asarray(x))
+    if right:
+        np.testing.assert_array_equal(np.asarray(y), 2 * np.asarray(x))
     assert races_found() is not right
     assert ("RACE DETECTED" in capsys.readouterr().out) is not right
     assert rungs() == {"numpy"}

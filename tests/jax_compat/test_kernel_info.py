@@ -53,8 +53,8 @@ def asked(interpret):
         pltpu.InterpretParams(dma_execution_mode="eager", vector_clock_size=64),
         pltpu.InterpretParams(out_of_bounds_reads="uninitialized", uninitialized_memory="zero"),
         pltpu.InterpretParams(allow_hbm_allocation_in_run_scoped=True),
-        pltpu.InterpretParams(dma_execution_mode="on_wait", random_seed=3),
         pltpu.InterpretParams(detect_races=True),
+        pltpu.InterpretParams(dma_execution_mode="on_wait", random_seed=3),
     ],
 )
 def test_what_is_honoured(interpret):

@@ -261,6 +261,40 @@ def devices_that_do_different_things():
 
 
 @case()
+def results_that_some_receive():
+    """The others' are undefined, which is NaN here."""
+
+    def kernel(x_ref, o_ref, send, recv):
+        k.barrier()
+        me = lax.axis_index("x")
+        copy = pltpu.make_async_remote_copy(
+            x_ref, o_ref, send, recv, device_id={"x": me + 1}, device_id_type=MESH
+        )
+
+        @pl.when(me % 2 == 0)
+        def _():
+            copy.start()
+            copy.wait_send()
+
+        @pl.when(me % 2 == 1)
+        def _():
+            copy.wait_recv()
+
+    x = k.numbers(32, 128)
+    run = k.call(kernel, local((8, 128)), scratch=[k.DMA, k.DMA])
+    f = jax.jit(k.over(run, k.mesh(4), P("x"), P("x")))
+    want = np.full((32, 128), np.nan, np.float32)
+    want[8:16], want[24:] = x[:8], x[16:24]
+    for _ in range(2):
+        equal(f(x), want)
+    rounds = k.over(
+        lambda x: lax.fori_loop(0, 3, lambda i, _: run(x + i), x), k.mesh(4), P("x"), P("x")
+    )
+    want[8:16], want[24:] = x[:8] + 2, x[16:24] + 2
+    equal(jax.jit(rounds)(x), want)
+
+
+@case()
 def in_a_loop():
     """The kernel's memory is the same in every round, its results aren't."""
     right = k.permute(local((8, 128)), FORMS["dict"][1], **FORMS["dict"][0])

@@ -277,8 +277,10 @@ class Checker:
         mask: Value | None = None,
         what: str = "writes",
         atomic: bool = False,
+        change: tuple[Value, Value] | None = None,
     ) -> None:
-        """Emits the checks of a store."""
+        """Emits the checks of a store. ``change``: what is stored, and what was there before, if
+        that is known."""
         site = self.site(view.ref, what)
         if self.activation is None:
             return
@@ -290,7 +292,7 @@ class Checker:
             return
         if located is not None:
             self._flights(memory, located, copies.write(site, located.place))
-            self._note(memory, located, site, writes=True, atomic=atomic)
+            self._note(memory, located, site, writes=True, atomic=atomic, change=change)
             self._array(memory, located, site, writes=True)
         self._defines(view.ref, memory, located)
 
@@ -322,8 +324,10 @@ class Checker:
         target: state.RefView,
         masks: tuple[Value | None, Value | None] = (None, None),
         semaphore: state.RefView | None = None,
+        change: Callable[[], tuple[Value, Value]] | None = None,
     ) -> None:
-        """Emits the checks of a copy. It also copies what is undefined.
+        """Emits the checks of a copy, before it. It also copies what is undefined. ``change`` emits
+        loads of what is copied, and of what was there before.
 
         ``masks``: the elements of each side that are copied. ``semaphore``: the one that says when
         it is done.
@@ -343,7 +347,8 @@ class Checker:
         if memory is None:
             return
         if to is not None:
-            self._note(memory, to, writes, writes=True)
+            known = None if change is None or memory.history is None else change()
+            self._note(memory, to, writes, writes=True, change=known)
         if (
             given is None or given.codes is None or source.ref in self.defined
             or memory.codes is None or from_ is None or to is None
@@ -372,14 +377,23 @@ class Checker:
             self.emit("bounds", [self.activation, memory.codes.value, *located.leaves], check)
 
     def _note(
-        self, memory: Memory, located: Located, site: Site, writes: bool, atomic: bool = False
+        self,
+        memory: Memory,
+        located: Located,
+        site: Site,
+        writes: bool,
+        atomic: bool = False,
+        change: tuple[Value, Value] | None = None,
     ) -> None:
         if memory.history is None:
             return
         assert self.activation is not None
         memory.history.needed = memory.history.needed or writes
-        fn = races.note(site, located.place, writes, atomic)
+        compares = change is not None and not located.place.packed
+        fn = races.note(site, located.place, writes, atomic, compares)
         ins = [self.activation, memory.history.value, *located.leaves]
+        if change is not None and compares:
+            ins += change
         self.emit("note", ins, fn, memory.history, located.place)
 
     def reached(self, ref: Value) -> None:
