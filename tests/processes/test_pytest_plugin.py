@@ -50,14 +50,8 @@ def test_nothing_of_the_test_before(pallas_report):
 
 def test_a_fallback(pallas_report):
     with pytest.warns(UserWarning, match="runs in JAX"):
-<<<<<<< HEAD
         run(unknown, interpret=True)
     assert pallas_report.rungs == {"jax"} and "unknown_to_" in pallas_report.fallbacks[0]
-=======
-        run(kernel, interpret=pltpu.InterpretParams(skip_floating_point_ops=True))
-    assert pallas_report.rungs == {"jax"}
-    assert "skip_floating_point_ops" in pallas_report.fallbacks[0]
->>>>>>> main
 
 def test_findings_need_checks(pallas_report):
     if "PALLAS_NUMPY_CHECK" in os.environ:
@@ -124,12 +118,7 @@ def test_it():
 def test_strict(session):
     test = """
 def test_it():
-<<<<<<< HEAD
     run(unknown, interpret=True)
-=======
-    from jax.experimental.pallas import tpu as pltpu
-    run(kernel, interpret=pltpu.InterpretParams(skip_floating_point_ops=True))
->>>>>>> main
 """
     got = session(test, "--pallas-strict")
     assert got.returncode == 1 and "PALLAS_NUMPY_STRICT=1 makes this an error" in got.stdout
@@ -172,23 +161,3 @@ def test_it(i):
 def test_bad_variables(session):
     got = session(CHECKED, "--pallas-numpy", PALLAS_NUMPY_STRICT="maybe")
     assert got.returncode == 4 and "0 or 1" in got.stderr and "Traceback" not in got.stderr
-
-
-COMPILED = """
-def test_accepted():
-    run(kernel)
-
-def test_refused():
-    import jax.numpy as jnp
-    def sort(x_ref, o_ref):
-        o_ref[...] = jnp.sort(x_ref[...], axis=0)
-    run(sort, interpret=True)
-"""
-
-
-@pytest.mark.parametrize("workers", [[], ["-n", "2"]])
-def test_a_kernel_that_the_tpus_compiler_refuses_fails_the_session(session, workers):
-    got = session(COMPILED, "--pallas-compile=v6e", *workers)
-    assert got.returncode == 1 and "2 passed" in got.stdout, got.stdout
-    assert "refused by JAX's lowering" in got.stdout and "Unimplemented primitive" in got.stdout
-    assert got.stdout.count("what the TPU's compiler says") == 1 and got.stderr == ""
