@@ -78,7 +78,8 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
 
     def cell(indices: Sequence[Value]) -> None:
         # Cores that wait for one another are programs of one cell each.
-        grid = ((), ()) if waits else (indices, sizes)
+        seen_at: Sequence[Value] = () if waits else indices
+        seen_of: Sequence[Value] = () if waits else sizes
         cell_order.begin(scratch)
         cell_start = len(lowering.body)
         if checks is not None:
@@ -99,7 +100,9 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
                     checks.blocks(indices, starts, of_maps, prefetch, blocks, scratch)
                 if watch is not None:
                     seen = [*prefetch, *blocks, *scratch]
-                    watching.emit_cell(lowering, watch, watched, *grid, seen, buffers, starts)
+                    watching.emit_cell(
+                        lowering, watch, watched, seen_at, seen_of, seen, buffers, starts
+                    )
                 lowering.inline(call.jaxpr, [*prefetch, *blocks, *scratch], closed_over)
                 if watch is not None:
                     watching.emit_cell_end(lowering, watch)
@@ -119,7 +122,7 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
             checks.blocks(indices, starts, of_maps, prefetch, views, scratch)
         if watch is not None:
             seen = [*prefetch, *views, *scratch]
-            watching.emit_cell(lowering, watch, watched, *grid, seen, buffers, starts)
+            watching.emit_cell(lowering, watch, watched, seen_at, seen_of, seen, buffers, starts)
         body_start = len(lowering.body)
         lowering.inline(call.jaxpr, [*prefetch, *views, *scratch], closed_over)
         if watch is not None:

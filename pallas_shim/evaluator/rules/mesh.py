@@ -171,8 +171,9 @@ def _on_cores(
     def core(indices: Sequence[Value]) -> None:
         with contextlib.nullcontext() if checks is None else checks.core(indices):
             if watch is not None:
-                cells = ((), ()) if function.waits_for_others else (indices, sizes)
-                watching.emit_cell(lowering, watch, watched, *cells, seen, (), ())
+                alone = function.waits_for_others  # then each core is a program of one cell
+                at, of = (() if alone else indices), (() if alone else sizes)
+                watching.emit_cell(lowering, watch, watched, at, of, seen, (), ())
             body()
             if watch is not None:
                 watching.emit_cell_end(lowering, watch)
