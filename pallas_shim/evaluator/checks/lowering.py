@@ -420,8 +420,9 @@ class Checker:
     def reached(self, ref: Value) -> None:
         """Notes that other programs write to memory, whose undefined elements aren't known then."""
         memory = self.memory.get(ref)
-        if memory is not None and memory.codes is not None:
+        if memory is not None and memory.codes is not None and self.follows_codes:
             memory.codes.forget()
+            self.skip(f"undefined elements of {memory.name}, to which other programs write")
 
     # -- semaphores -----------------------------------------------------------------------------
 
