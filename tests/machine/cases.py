@@ -1215,6 +1215,31 @@ def an_error_in_one_device_ends_all():
         assert "the third" in str(raises(g, k.numbers(4, 8)))
 
 
+@case()
+def undefined_elements_beside_memory_that_others_write():
+    """A buffer that comes from another device is read, and the output is never written."""
+    from tests.check.harness import check
+
+    def kernel(x_ref, o_ref, got, send, recv):
+        copy = pltpu.make_async_remote_copy(
+            x_ref, got, send, recv, device_id=(1 - lax.axis_index("x"),), device_id_type=MESH
+        )
+        copy.start()
+        copy.wait()
+        got[...] = got[...] + 1
+        if stores:
+            o_ref[...] = got[...]
+
+    scratch = [pltpu.VMEM((8, 128), jnp.float32), k.DMA, k.DMA]
+    for stores in (False, True):
+        run = k.call(kernel, local((8, 128)), scratch=scratch, space=pltpu.VMEM)
+        f = k.over(run, k.mesh(2), P("x"), P("x"))
+        checked = check(f, k.numbers(16, 128))
+        rules = [] if stores else ["uninitialized/never-written"]
+        assert (checked.rules, checked.not_checked) == (rules, []), checked.findings
+    double_for_the_report()
+
+
 def main(names):
     import pallas_shim
     from pallas_shim.reports.uses import REPORT

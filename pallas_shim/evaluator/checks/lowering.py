@@ -42,7 +42,7 @@ class Aspect:
     """Something that checks follow of a piece of memory. ``value`` is it when it runs. ``needed``:
     some check looks at it, so the instructions that keep it stay."""
 
-    __slots__ = ("value", "_needed", "_of", "_known")
+    __slots__ = ("value", "_needed", "_of", "_known", "_followers")
 
     def __init__(self, of: Aspect | None = None) -> None:
         """``of``: it is a part of another, which is needed if this is."""
@@ -50,6 +50,7 @@ class Aspect:
         self._needed = False
         self._known = True
         self._of = of
+        self._followers: list[Aspect] = []
 
     @property
     def needed(self) -> bool:
@@ -63,8 +64,18 @@ class Aspect:
             self._of.needed = needed
 
     def forget(self) -> None:
-        """It can't be followed, so no check may look at it."""
-        self._known = False
+        """It can't be followed, so no check may look at it, or at what is copied from it."""
+        if self._known:
+            self._known = False
+            for follower in self._followers:
+                follower.forget()
+
+    def copied_to(self, other: Aspect) -> None:
+        """Notes that a check copies this to another aspect."""
+        if self._known:
+            self._followers.append(other)
+        else:
+            other.forget()
 
 
 class Memory:
@@ -364,6 +375,7 @@ class Checker:
             return after
         self.defined.discard(target.ref)
         given.codes.needed = memory.codes.needed = True
+        given.codes.copied_to(memory.codes)
         fn = undefined.copy(from_.place, to.place, len(from_.leaves))
         ins = [given.codes.value, memory.codes.value, *from_.leaves, *to.leaves]
         self.emit("copied", ins, fn, memory.codes, to.place)
