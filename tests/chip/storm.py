@@ -95,7 +95,8 @@ def run(harm: str, chance: random.Random, real: bool, directory: pathlib.Path) -
     command = [sys.executable, "-m", "pallas_shim", "compile", "--tpu", "v6e,v5e"]
     process = subprocess.Popen(
         [*command, str(script), *ARGUMENTS], env=PYTHON.environment(**variables),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=directory, preexec_fn=hears_ctrl_c,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=directory,
+        preexec_fn=hears_ctrl_c,
     )  # fmt: skip
     if harm.startswith("kill"):
         threading.Thread(target=kill, args=(process.pid, harm, chance), daemon=True).start()
