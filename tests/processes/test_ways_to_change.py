@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from pallas_shim.reports import files
 from tests.processes.conftest import Python
 from tests.processes.more_ways_to_change import LIBRARY
 from tests.processes.ways import READ, REFUSED
@@ -115,7 +116,7 @@ def found(source, tmp_path_factory):
             PALLAS_NUMPY_REPORT=str(place / "report.json"),
         )  # fmt: skip
         assert got.returncode == 0, got.stderr
-        rows = json.loads((place / "report.json").read_text())["kernels"]
+        rows = files.read(str(place / "report.json")).rows
         became = {row["function"]: str(row["cache"]) for row in rows}
         values = json.loads((place / "out.json").read_text())
         return {int(n): (value, became.get(f"f_{n}", "")) for n, value in values.items()}
