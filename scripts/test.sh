@@ -93,7 +93,7 @@ for version in $between; do
 done
 # These don't depend on the version of JAX, so they run on one version only: the conformance runner,
 # the benchmark suite, showing what checks find, reports of many processes, plugins of other tools,
-# generated arithmetic, passes over hand-written programs, the order of sets, installing a wheel.
+# a page in a browser, the processes of view and debug, generated arithmetic, passes over hand-written programs, the order of sets, installing a wheel.
 # tests/cache covers on every version what changes a cache key.
 of_no_jax=(
     --ignore=tests/conformance
@@ -107,6 +107,8 @@ of_no_jax=(
     --ignore=tests/processes/test_notebooks.py
     --ignore=tests/processes/test_pytest_plugin.py
     --ignore=tests/processes/test_reports.py
+    --ignore=tests/processes/test_view_and_debug.py
+    --ignore=tests/view/test_browser.py
     --deselect=tests/processes/test_cache.py::test_a_change_is_seen
     -k "not wheel and not on_stock_jax"
 )

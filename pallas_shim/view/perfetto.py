@@ -63,11 +63,12 @@ def _cells(process: int, thread: int, run: Run) -> Iterator[dict[str, Any]]:
             "args": {"fetched": run.fetched[cell], "written back": run.written_back[cell],
                      "copied": run.copied[cell]},
         }  # fmt: skip
-        counts = {"fetched": run.fetched[cell], "written back": run.written_back[cell],
-                  "copied by DMAs": run.copied[cell]}  # fmt: skip
-        program = f" {run.program}" if run.program else ""
-        yield {"name": f"bytes moved{program}", "ph": "C", "ts": start, "pid": process,
-               "args": counts}  # fmt: skip
+        moved = {"fetched": run.fetched, "written back": run.written_back, "copied": run.copied}
+        counts = {name: by_cell[cell] for name, by_cell in moved.items() if any(by_cell)}
+        if counts:
+            program = f" {run.program}" if run.program else ""
+            yield {"name": f"bytes moved{program}", "ph": "C", "ts": start, "pid": process,
+                   "args": counts}  # fmt: skip
 
 
 def _event(process: int, thread: int, event: Event, kernel: Kernel) -> dict[str, Any]:

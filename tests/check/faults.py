@@ -295,6 +295,32 @@ def copies_of_parallel_cells_to_one_place(right):
     return (lambda x: call(x)[:8]), (floats(ROWS, COLUMNS),)
 
 
+@fault("races/cells")
+def cores_that_write_one_place(right):
+    mesh = pltpu.create_tensorcore_mesh("core", num_cores=2)
+
+    def kernel(x_ref, o_ref):
+        def scope(buffer, sem):
+            number = jax.lax.axis_index("core")
+            buffer[...] = jnp.full_like(buffer, 1.0 if right else number.astype(jnp.float32))
+            copy = pltpu.make_async_copy(buffer, o_ref, sem)
+            copy.start()
+            copy.wait()
+
+        pl.run_scoped(scope, pltpu.VMEM((8, COLUMNS), jnp.float32), pltpu.SemaphoreType.DMA)
+
+    def f(x):
+        @pl.run_state
+        def run(refs):
+            @pl.core_map(mesh)
+            def _():
+                kernel(*refs)
+
+        return run((x, jnp.zeros_like(x)))[1]
+
+    return f, (floats(8, COLUMNS),)
+
+
 # -- blocks -----------------------------------------------------------------------------------
 
 

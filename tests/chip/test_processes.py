@@ -97,7 +97,8 @@ def test_the_report_has_the_verdicts(tmp_path):
     report = tmp_path / "report.json"
     got = ran(tmp_path, "4,8", command=(f"--report={report}", "compile", "--tpu=v6e,v5e"))
     assert got.returncode == 98
-    rows = json.loads(report.read_text())["compiled"]
+    (process,) = json.loads(report.read_text())["processes"]
+    rows = process["compiled"]
     assert [(r["tpu"], r["outcome"]) for r in rows] == [
         ("v6e", "refused"), ("v5e", "refused"), ("v6e", "lowered"), ("v5e", "lowered"),
     ]  # fmt: skip

@@ -16,7 +16,7 @@ from pallas_shim.evaluator.codegen.native.source import NotNative
 _RELEASES_THREADS = 20_000
 # The memory of a NumPy array stands behind a Python object's two words.
 _DATA = 16
-_C_CONTIGUOUS_AND_ALIGNED = 0x101
+_PLAIN = 0x101  # NumPy's flags of C order and alignment
 
 
 @functools.cache
@@ -83,8 +83,8 @@ class Code:
         """Runs it. The arguments are as in `execute.Executable`."""
         arrays = [
             arg
-            if not used or type(arg) is np.ndarray and arg.flags.num & 0x101 == 0x101
-            else np.array(arg)
+            if not used or type(arg) is np.ndarray and arg.flags.num & _PLAIN == _PLAIN
+            else np.array(arg, order="C")
             for arg, used in zip(args, self._used, strict=True)
         ]
         results = [np.empty(shape, dtype) for shape, dtype in self._results]
