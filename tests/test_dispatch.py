@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import export, extend, lax
+from jax import export, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.interpreters import mlir
 
 import pallas_shim
 from pallas_shim import dispatch
@@ -25,7 +24,16 @@ from pallas_shim.dispatch import planning
 from pallas_shim.evaluator import compiler
 from pallas_shim.jax_compat.hooks import jit_entry
 from pallas_shim.reports.uses import REPORT
-from tests.shimmed import double, double_kernel, only_row, rungs, setting, shim
+from tests.shimmed import (
+    double,
+    double_kernel,
+    only_row,
+    rungs,
+    setting,
+    shim,
+    unruly,
+    unruly_kernel,
+)
 
 __all__ = ["setting", "shim"]
 
@@ -199,23 +207,6 @@ def test_an_option_that_is_not_honoured_is_not_dropped(option, shim):
     assert option in only_row()["reason"]
 
 
-def unruly_kernel(x_ref, o_ref):
-    o_ref[...] = unknown_p.bind(x_ref[...])
-
-
-unknown_p = extend.core.Primitive("unknown_to_the_shim")
-unknown_p.def_impl(lambda x: x * 3)
-unknown_p.def_abstract_eval(lambda x: x)
-mlir.register_lowering(
-    unknown_p, mlir.lower_fun(lambda x: x * 3, multiple_results=False)
-)
-
-
-def unruly(x, interpret=True):
-    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    return pl.pallas_call(unruly_kernel, out_shape=shape, interpret=interpret)(x)
-
-
 @pytest.mark.parametrize("interpret", [True, False])
 def test_an_unsupported_kernel_stays_with_jax_and_says_so(interpret, shim, recwarn):
     for _ in range(2):
@@ -225,8 +216,9 @@ def test_an_unsupported_kernel_stays_with_jax_and_says_so(interpret, shim, recwa
     (warning,) = [w for w in recwarn if w.category is dispatch.FallbackWarning]
     text = str(warning.message)
     assert "unknown_to_the_shim" in text and "unruly_kernel" in text
-    assert f"{__file__}:{unruly_kernel.__code__.co_firstlineno + 1}" in text
-    assert warning.filename == __file__
+    first = unruly_kernel.__code__.co_firstlineno
+    assert f"{unruly_kernel.__code__.co_filename}:{first + 1}" in text
+    assert warning.filename == unruly_kernel.__code__.co_filename
     assert warning.lineno == unruly_kernel.__code__.co_firstlineno
     assert rungs() == {"jax"}
 

@@ -19,7 +19,7 @@ import pallas_shim
 from pallas_shim import dispatch
 from pallas_shim.reports import document, files
 from pallas_shim.reports.document import Document
-from tests.shimmed import double, double_kernel, only_row, setting, shim
+from tests.shimmed import double, double_kernel, only_row, setting, shim, unruly
 
 __all__ = ["setting", "shim"]
 
@@ -148,12 +148,10 @@ def test_a_callback_counts_the_calls_of_its_kernel(shim):
 
 def test_calls_that_jax_interprets_are_counted_when_a_report_is_asked_for(shim, monkeypatch):
     monkeypatch.setattr(shim, "wanted", True)
-    skipping = pltpu.InterpretParams(skip_floating_point_ops=True)
-    function = jax.jit(lambda x: double(x, skipping))
-    with pytest.warns(dispatch.FallbackWarning, match="skip_floating_point_ops"):
+    function = jax.jit(lambda x: unruly(x))
+    with pytest.warns(dispatch.FallbackWarning, match="unknown_to_the_shim"):
         for _ in range(3):
-            numbers = X.astype(np.int32)
-            np.testing.assert_array_equal(np.asarray(function(numbers)), 2 * numbers)
+            np.testing.assert_array_equal(np.asarray(function(X)), 3 * X)
     assert only_row()["calls"] == 3
     assert only_row()["running_s"] > 0
 
@@ -175,6 +173,7 @@ def row(**changes):
         "name": "kernel", "source": "/a/x.py:1", "grid": "(2,)", "function": "f", "calls": 2,
         "rung": "numpy", "reason": "because", "tracing_s": None, "lowering_s": 0.5,
         "running_s": 0.25, "shared_with": 0, "cache": None, "raised": 0, "error": None,
+        "native": None,
     }  # fmt: skip
     return {**made, **changes}
 

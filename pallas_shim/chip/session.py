@@ -202,9 +202,10 @@ class _Compiler:
         self._executor, self._limits = executor, limits
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
-        # Known before it is made, so that it goes whenever Ctrl-C comes.
+        # Known before it is made, so that it goes whenever Ctrl-C comes. Short, since clusters put
+        # sockets in it.
         self._directory = os.path.join(
-            tempfile.gettempdir(), f"pallas_shim-chip-{os.getpid()}-{secrets.token_hex(8)}"
+            tempfile.gettempdir(), f"pallas_shim-chip-{secrets.token_hex(4)}"
         )
         self._failure: str | None = None
         self._answered = False

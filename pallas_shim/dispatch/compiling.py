@@ -175,7 +175,8 @@ def _found(wanted: Collection[str], races: Collection[str], finding: Finding) ->
 # What JAX's race detector finds, too.
 _RACES = frozenset({
     "block-of-two", "cells", "carried-over-parallel", "read-before-wait",
-    "source-changed-in-flight", "target-written-in-flight",
+    "source-changed-in-flight", "target-written-in-flight", "copy-not-awaited", "copy-unordered",
+    "unordered",
 })  # fmt: skip
 
 

@@ -30,7 +30,7 @@ log = logging.getLogger("pallas_shim")
 Run = Callable[[Sequence[np.ndarray]], list[Any]]
 
 # Seconds to compile a program: for any, and for each instruction.
-_PROGRAM, _INSTRUCTION = 0.05, 0.002
+_PROGRAM, _INSTRUCTION = 0.05, 0.001
 # How many times as long a program has to have run.
 _EARNS = 3
 # In so many runs both are compared and timed.

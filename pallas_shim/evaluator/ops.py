@@ -386,7 +386,7 @@ _MACHINE_ROWS = (
     ),
     _row(
         "dma", "copies between programs", "source:ref target:ref leaf:index*", "", "rules/tpu",
-        effects=(Effects((0,), (1,)),), readers="watching",
+        effects=(Effects((0,), (1,)),), readers="machine, watching",
         params=(Param("paths", "from the source and from the target to what is copied"),
                 Param("num_leaves", "how many of the leaves are the source's")),
     ),

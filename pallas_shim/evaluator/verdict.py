@@ -82,6 +82,14 @@ class CheckedExecutable(Executable):
         if self._disturbed is None:
             self._disturbed = self._make()
         before = self._returned((), 0, args)
+        if before is None:
+            for finding in candidates.values():
+                self._checks.skipped(
+                    finding.kernel,
+                    f"whether undefined elements of {finding.ref} matter: its function fails when "
+                    "it is run again",
+                )
+            return
         if not self._matters(None, before, args):
             return
         guilty = [

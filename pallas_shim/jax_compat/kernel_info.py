@@ -163,7 +163,9 @@ def races_wanted(eqn: Any) -> frozenset[str]:
     interpret = eqn.params.get("interpret", False)
     if type(interpret).__name__ != "InterpretParams" or not interpret.detect_races:
         return frozenset()
-    if eqn.primitive.name != "pallas_call" or talks(eqn):
+    if talks(eqn):
+        return frozenset({"sync", "races"})
+    if eqn.primitive.name != "pallas_call":
         return frozenset()
     return frozenset({"sync", "races"} if num_cores(interpret) > 1 else {"sync"})
 

@@ -2,6 +2,7 @@
 
     python -m tests.fuzz --minutes 60 --seed 0
     python -m tests.fuzz --only cells
+    python -m tests.fuzz --native --only natively
 
 Prints how many ran, by seed. The first mismatch is shown, as found and then shrunk: the kernel's
 jaxpr, its arguments, what the evaluator gave and what JAX gave. The exit status is then 1. Each
@@ -18,15 +19,15 @@ from multiprocessing.connection import Connection
 
 from hypothesis import Phase, given, seed, settings
 
-from tests.fuzz.check import GENERATORS, Mismatch, check, quiet, sources
+from tests.fuzz.check import GENERATORS, Mismatch, check, check_natively, quiet, sources
 
 # Kernels of each seed.
 EXAMPLES = 25
 
 
-def run_seed(number: int, only: str | None, counts: Connection) -> None:
-    """Sends how many kernels were compared, and how many JAX can't run; if one is not as in JAX,
-    sends None and exits with 1."""
+def run_seed(number: int, only: str | None, natively: bool, counts: Connection) -> None:
+    """Sends how many kernels were compared, and how many JAX can't run (or have no native code); if
+    one is not as in JAX (or NumPy), sends None and exits with 1."""
     ran = {True: 0, False: 0}
 
     def run(*phases: Phase) -> None:
@@ -34,7 +35,10 @@ def run_seed(number: int, only: str | None, counts: Connection) -> None:
         @settings(quiet, max_examples=EXAMPLES, phases=phases)
         @given(sources)
         def each(source):
-            ran[check(source, only)] += 1
+            if natively:
+                ran["" in check_natively(source, only)] += 1
+            else:
+                ran[check(source, only)] += 1
 
         each()
 
@@ -56,14 +60,17 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--only", choices=GENERATORS, help="one kind of kernel")
+    parser.add_argument("--native", action="store_true", help="compare native code with NumPy")
     options = parser.parse_args()
     start, compared, refused, crashed, number = time.monotonic(), 0, 0, 0, options.seed
+    others = "without native code" if options.native else "that JAX can't run"
     # JAX is imported, but has no threads yet.
     context = multiprocessing.get_context("fork")
 
     while time.monotonic() - start < 60 * options.minutes:
         receiving, sending = context.Pipe(duplex=False)
-        process = context.Process(target=run_seed, args=(number, options.only, sending))
+        given = (number, options.only, options.native, sending)
+        process = context.Process(target=run_seed, args=given)
         process.start()
         process.join()
         found = receiving.recv() if receiving.poll() else ()
@@ -75,7 +82,7 @@ def main() -> int:
             crashed += 1
         minutes = (time.monotonic() - start) / 60
         print(f"seeds {options.seed}..{number}: {compared} kernels in {minutes:.1f} minutes; "
-              f"{refused} that JAX can't run, {crashed} seeds in which it crashed", flush=True)
+              f"{refused} {others}, {crashed} seeds in which it crashed", flush=True)
         number += 1
     return 0
 

@@ -26,6 +26,7 @@ from tests.fuzz.empty import Empty
 from tests.fuzz.inexact import InexactCall
 from tests.fuzz.kernels import Call
 from tests.fuzz.keys import Keys
+from tests.fuzz.natively import Natively, OtherBits, compare_natively
 from tests.fuzz.operations import COMPLEX, NARROW, WIDE
 from tests.fuzz.programs import Program
 from tests.fuzz.variants import Checked, Prefetched, Scalars
@@ -80,6 +81,7 @@ GENERATORS: dict[str, tuple[int, Callable[[random.Random], Any]]] = {
     "prefetched": (5, Prefetched),
     "devices": (5, Talking),
     "schedules": (5, Racing),
+    "natively": (5, Natively),
 }
 
 
@@ -110,6 +112,25 @@ def check(source: random.Random, only: str | None = None) -> bool:
         for way in getattr(call, "ways", ()):
             _compare_way(call, way, jaxpr, want)
     return True
+
+
+def check_natively(source: random.Random, only: str | None = None) -> list[str]:
+    """Draws a kernel, and compares native code with NumPy, without passes and with all. Returns why
+    there is no native code of each of the two, "" if there is.
+
+    Raises:
+      Mismatch: they differ.
+    """
+    names = [name for name, (share, _) in GENERATORS.items() for _ in range(share)]
+    call = GENERATORS[only or source.choice(names)][1](source)
+    with x64(call.pool.x64):
+        jaxpr = jax.make_jaxpr(call.function)(*call.args)
+        program = lower(jaxpr)
+        try:
+            args = [np.asarray(arg) for arg in call.args]
+            return [compare_natively(optimise(program, skip), args) for skip in (NAMES, ())]
+        except OtherBits as error:
+            raise Mismatch(f"{error}\n{jaxpr}") from error
 
 
 def _in_jax(jaxpr: Any, args: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, settings
 
-from tests.fuzz.check import GENERATORS, check, quiet, sources
+from tests.fuzz.check import GENERATORS, check, check_natively, quiet, sources
 
 EXAMPLES = 25
 
@@ -21,3 +21,17 @@ def test_random_kernels(kind):
     run()
     # JAX's TPU interpreter refuses many more, such as those that visit a block again.
     assert compared >= (0.4 if kind == "checked" else 0.8) * drawn
+
+
+@pytest.mark.parametrize("kind", ("natively", "scalars", "wide"))
+def test_random_native_code(kind):
+    pytest.importorskip("llvmlite")
+    reasons = []
+
+    @settings(quiet, derandomize=True, max_examples=10)
+    @given(sources)
+    def run(source):
+        reasons.extend(check_natively(source, kind))
+
+    run()
+    assert reasons.count("") >= 0.1 * len(reasons)

@@ -586,6 +586,21 @@ def what_a_view_says_of_copies_between_devices():
 
 
 @case()
+def what_a_view_says_of_cores():
+    from pallas_shim import recording
+
+    jax.clear_caches()
+    with recording.record("two cores") as trace:
+        CASES["cores_that_pass_something_on[2]"]()
+    (kernel,) = trace.kernels
+    assert [run.program.split()[:2] for run in kernel.runs] == [["core", "0"], ["core", "1"]]
+    assert all(run.recorded == run.cells == 1 for run in kernel.runs)
+    assert {event.kind for event in kernel.events} == {"copy", "signal", "wait"}
+    assert not trace.notes
+    jax.clear_caches()
+
+
+@case()
 def several_threads_at_once():
     import concurrent.futures
 
@@ -1213,6 +1228,31 @@ def an_error_in_one_device_ends_all():
     g = jax.jit(k.over(f, k.mesh(4), P("x"), P()))
     for _ in range(2):
         assert "the third" in str(raises(g, k.numbers(4, 8)))
+
+
+@case()
+def undefined_elements_beside_memory_that_others_write():
+    """A buffer that comes from another device is read, and the output is never written."""
+    from tests.check.harness import check
+
+    def kernel(x_ref, o_ref, got, send, recv):
+        copy = pltpu.make_async_remote_copy(
+            x_ref, got, send, recv, device_id=(1 - lax.axis_index("x"),), device_id_type=MESH
+        )
+        copy.start()
+        copy.wait()
+        got[...] = got[...] + 1
+        if stores:
+            o_ref[...] = got[...]
+
+    scratch = [pltpu.VMEM((8, 128), jnp.float32), k.DMA, k.DMA]
+    for stores in (False, True):
+        run = k.call(kernel, local((8, 128)), scratch=scratch, space=pltpu.VMEM)
+        f = k.over(run, k.mesh(2), P("x"), P("x"))
+        checked = check(f, k.numbers(16, 128))
+        rules = [] if stores else ["uninitialized/never-written"]
+        assert (checked.rules, checked.not_checked) == (rules, []), checked.findings
+    double_for_the_report()
 
 
 def main(names):

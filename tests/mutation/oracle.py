@@ -27,6 +27,7 @@ import os
 import pathlib
 import pickle
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -42,9 +43,15 @@ from jax.extend.core.primitives import get_p
 from tests.mutation import jaxprs, pool
 from tests.mutation.jaxprs import emit, with_params
 
+# A thread of the interpreter that waits looks ten times a second whether it may go on.
+MOST_LOOKS = 20
 # A process of which no thread wanted to run for that long waits for something that never comes.
 IDLE_SECONDS = 2.5
-SECONDS = 150.0
+SECONDS = 240.0
+
+
+class Stuck(NamedTuple):
+    """All threads of the interpreter that wait have done so for long, and none was signalled."""
 
 
 class Running(NamedTuple):
@@ -360,12 +367,32 @@ def work(asked: Any, directory: pathlib.Path) -> None:
         kernel = pool.Pooled(name)
         return kernel, Right(kernel.jaxpr, kernel.args, directory / name, asked.send)
 
+    _watch_waits(asked.send)
     with contextlib.suppress(EOFError):
         while True:
             name, number = asked.recv()
             kernel, right = known(name)
             wrong = list(kernel.mutants.values())[number].jaxpr
             asked.send(judge(right, wrong, kernel.args, kernel.devices, asked.send))
+
+
+def _watch_waits(tell: Callable[[Any], None]) -> None:
+    """Has waits counted that end without a signal. However slow the machine is, threads that work
+    get as much of it as those that look again and again."""
+    real, looks = threading.Condition.wait, dict[int, int]()
+
+    def wait(self: threading.Condition, timeout: float | None = None) -> bool:
+        woken = real(self, timeout)
+        if woken:
+            looks.clear()
+        elif timeout is not None:
+            me = threading.get_ident()
+            looks[me] = looks.get(me, 0) + 1
+            if min(list(looks.values())) == MOST_LOOKS:
+                tell(Stuck())
+        return woken
+
+    threading.Condition.wait = wait  # type: ignore[method-assign]
 
 
 class Worker:
@@ -397,7 +424,12 @@ class Worker:
                     self._end()
                     return Verdict("unknown", "the interpreter crashed"), notes
                 if isinstance(said, Verdict):
+                    if "Error" in said.because:  # the interpreter may keep it for the next run
+                        self._end()
                     return said, notes
+                if isinstance(said, Stuck):
+                    self._end()
+                    return self._hangs(machine), notes
                 if isinstance(said, Running):
                     machine = said.machine
                 else:
@@ -406,11 +438,17 @@ class Worker:
                 continue
             if _wants_to_run(self._process.pid):
                 idle = time.monotonic()
-            if time.monotonic() - idle > IDLE_SECONDS or time.monotonic() - began > SECONDS:
+            if time.monotonic() - idle > IDLE_SECONDS:
                 self._end()
-                if not machine:
-                    return Verdict("unknown", "the interpreter hangs on the right kernel"), notes
-                return Verdict("fault", f"it doesn't end ({machine})"), notes
+                return self._hangs(machine), notes
+            if time.monotonic() - began > SECONDS:
+                self._end()
+                return Verdict("unknown", f"it takes more than {SECONDS:.0f} s"), notes
+
+    def _hangs(self, machine: str) -> Verdict:
+        if not machine:
+            return Verdict("unknown", "the interpreter hangs on the right kernel")
+        return Verdict("fault", f"it doesn't end ({machine})")
 
     def _start(self) -> None:
         self._pipe, there = self._context.Pipe()

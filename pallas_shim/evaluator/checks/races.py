@@ -87,12 +87,13 @@ class History:
 
 
 def note(
-    site: Site, place: AnyPlace, writes: bool, atomic: bool = False, compares: bool = False
+    site: Site, place: AnyPlace, writes: bool, atomic: bool = False, compares: str = ""
 ) -> Callable[..., tuple[()]]:
     """Notes an access, and checks it against those at other turns.
 
-    ``compares``: the last two operands are the elements that are written, and those before. What is
-    written and was there before needs no order: cores may all write the same.
+    ``compares``: the last two operands are the "elements" that are written and those before, or the
+    "memory" after the access and before. What is written and was there before needs no order: cores
+    may all write the same.
     """
 
     def run(activation: Activation, history: History, *leaves: Array) -> tuple[()]:
@@ -102,6 +103,8 @@ def note(
         if compares:
             *leaves, value, before = leaves  # type: ignore[assignment]
             if written.any():
+                if compares == "memory":
+                    value, before = (place.read(np.asarray(m), leaves) for m in (value, before))
                 changed = _differs(np.asarray(value), np.asarray(before))
                 if not changed.any():
                     return ()

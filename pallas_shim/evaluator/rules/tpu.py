@@ -97,17 +97,20 @@ def _start(lowering: Lowering, eqn: Any, dma: state.Dma) -> None:
         dst_sem=remote.of_other(lowering, eqn, dma.dst_sem, dma.device_id),
     )
     sent = None if dma.device_id is None else dma.src_sem
+    after: Callable[[], None] | None = None
     if lowering.checker is not None:
         source, target = (indirect.with_arrays(lowering, view) for view in (dma.src, dma.dst))
         kept = source.mask if target.mask is None else target.mask
         here = None if dma.device_id is not None or _talks(lowering) else dma.dst_sem
-        lowering.checker.copy(
+        after = lowering.checker.copy(
             source.view, target.view, (source.mask, kept), here, _change(lowering, dma)
         )
     if lowering.machine.timed:
         _start_later(lowering, dma, sent)
         return
     size = _copy(lowering, dma)
+    if after is not None:
+        after()
     if sent is not None:
         _add(lowering, sent, size)
     _add(lowering, dma.dst_sem, size)

@@ -87,8 +87,9 @@ def _get(to: Any, instruction: Instruction) -> None:
         to.set_place(out, place)
     else:
         _load_all(to, out, place)
-    for value in (ref, *leaves):
-        to.used(value)
+    to.used_by(place.shape, ref)
+    for leaf in leaves:
+        to.used(leaf)
 
 
 def _load_all(to: Any, out: Value, place: Place) -> None:
@@ -112,8 +113,9 @@ def _store(to: Any, instruction: Instruction) -> None:
     if value.type.dtype != place.dtype:
         raise NotNative("a store of another type")
     to.store(place, value)
-    for each in (ref, *leaves):
-        to.used(each)
+    to.used_by(place.shape, ref)
+    for leaf in leaves:
+        to.used(leaf)
 
 
 def _buffer(to: Any, instruction: Instruction) -> None:

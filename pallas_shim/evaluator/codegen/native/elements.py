@@ -175,21 +175,21 @@ def _minmax(which: str) -> Write:
     return write
 
 
-def _shift(instruction: str) -> Write:
-    """All bits go out if the count is negative, or at least the width."""
+def _shift(how: str) -> Write:
+    """All bits go out if the count is negative, or at least the width. An arithmetic shift takes
+    the first bit of unsigned integers for a sign, too."""
 
     def write(to: Source, dtype: np.dtype, x: str, by: str) -> str:
         kind, width = type_of(dtype), 8 * dtype.itemsize
-        how = instruction if _signed(dtype) or instruction != "ashr" else "lshr"
         if by.isdigit() and int(by) < width:
             return to.let(f"{how} {kind} {x}, {by}")
         fits = to.let(f"icmp ult {kind} {by}, {width}")
         # Shifting by too much is undefined, even if nothing uses the result.
         most = to.let(f"select i1 {fits}, {kind} {by}, {kind} {width - 1}")
         shifted = to.let(f"{how} {kind} {x}, {most}")
-        return shifted if how == "ashr" else to.let(
-            f"select i1 {fits}, {kind} {shifted}, {kind} 0"
-        )
+        if how == "ashr":
+            return shifted
+        return to.let(f"select i1 {fits}, {kind} {shifted}, {kind} 0")
 
     return write
 

@@ -12,11 +12,13 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
 import numpy as np
 
 from pallas_shim.evaluator.codegen.native.places import Buffer, Place, broadcast
 from pallas_shim.evaluator.codegen.native.source import Source
+from pallas_shim.evaluator.codegen.native.vectors import Vectors
 from pallas_shim.evaluator.program import Value
 
 # An innermost loop of fewer rounds is written out.
@@ -37,7 +39,7 @@ class Rounds:
     """What is known of one element while the loops' body is written."""
 
     def __init__(self, to: Source, group: Group, dims: Sequence[_Dim], at: Sequence[str]):
-        self.to = to
+        self.to = self.plain = to  # ``plain`` for what isn't of elements
         self._group, self._dims, self._at = group, dims, at
         self._registers: dict[Value, str] = {}
         self._indices: dict[int, str] = {}
@@ -57,12 +59,12 @@ class Rounds:
             index = "0"
             for dim, at in zip(self._dims, self._at, strict=True):
                 if dim.axis == axis:
-                    index = self.to.plus(index, self.to.times(at, dim.unit))
+                    index = self.plain.plus(index, self.plain.times(at, dim.unit))
             self._indices[axis] = index
         return self._indices[axis]
 
     def address(self, access: Access) -> str:
-        to, offset = self.to, access.place.offset
+        to, offset = self.plain, access.place.offset
         for dim, at in zip(self._dims, self._at, strict=True):
             offset = to.plus(offset, to.times(at, dim.steps.get(access, 0)))
         first = sum(
@@ -80,9 +82,50 @@ class Rounds:
     def load(self, access: Access) -> str:
         return self.to.load(access.place.dtype, access.place.buffer.base, self.address(access))
 
+    def store(self, access: Access, register: str) -> None:
+        place = access.place
+        self.to.store(place.dtype, register, place.buffer.base, self.address(access))
 
-@dataclasses.dataclass(frozen=True)
-class _Dim:
+    def shared(self, register: str, dtype: np.dtype) -> str:
+        """A scalar that is the same in all rounds."""
+        return register
+
+
+class _VectorRounds(Rounds):
+    """The same of several elements at once. ``lanes``: for each access where its elements lie, in
+    bytes from the first one's."""
+
+    to: Vectors
+
+    def __init__(
+        self, to: Source, group: Group, dims: Sequence[_Dim], at: Sequence[str],
+        lanes: dict[Access, np.ndarray],
+    ):  # fmt: skip
+        self._lanes = lanes
+        super().__init__(to, group, dims, at)
+        self.to = Vectors(to, len(next(iter(lanes.values()))))
+
+    def load(self, access: Access) -> str:
+        dtype, base, offset, order = self._vector(access)
+        return self.to.load_lanes(dtype, base, offset, order)
+
+    def store(self, access: Access, register: str) -> None:
+        dtype, base, offset, order = self._vector(access)
+        assert order is not None
+        self.to.store_lanes(dtype, register, base, offset, order)
+
+    def shared(self, register: str, dtype: np.dtype) -> str:
+        return self.to.splat(register, dtype)
+
+    def _vector(self, access: Access) -> tuple[np.dtype, str, str, list[int] | None]:
+        place, offsets = access.place, self._lanes[access]
+        first = int(offsets.min())
+        offset = self.plain.plus(self.address(access), str(first))
+        order = None if not offsets.any() else ((offsets - first) // place.dtype.itemsize).tolist()
+        return place.dtype, place.buffer.base, offset, order
+
+
+class _Dim(NamedTuple):
     """A loop: ``size`` rounds, each ``unit`` elements further along an axis of the group."""
 
     axis: int
@@ -138,6 +181,13 @@ class Group:
         if math.prod(self.shape) == 0:
             return
         dims = self._dims()
+        vectors = self._vectors(dims)
+        if vectors is not None:
+            outer, lanes = vectors
+            with ExitStack() as stack:
+                at = [stack.enter_context(to.loop(str(dim.size))) for dim in outer]
+                self._body(_VectorRounds(to, self, outer, at, lanes))
+            return
         inner = dims.pop() if dims and dims[-1].size < _WRITTEN_OUT else None
         with ExitStack() as stack:
             parallel = stack.enter_context(to.independent_rounds())
@@ -152,9 +202,34 @@ class Group:
         for value in self.members:
             rounds.value(value)
         for access, value in self.stores:
-            register = rounds.value(value)
-            place = access.place
-            rounds.to.store(place.dtype, register, place.buffer.base, rounds.address(access))
+            rounds.store(access, rounds.value(value))
+
+    def _vectors(self, dims: Sequence[_Dim]) -> tuple[list[_Dim], dict[Access, np.ndarray]] | None:
+        """The outer loops, and where the elements lie that one vector takes, if neighbours are
+        exchanged. Otherwise LLVM makes the vectors."""
+        if not dims or dims[-1].size >= _LANES[0] or self.also_read or self.indexed:
+            return None
+        accesses = [*self.reads, *[access for access, _ in self.stores]]
+        if any(map(self.looked_up, accesses)):
+            return None
+        for count in _LANES:
+            split = _split(dims, count)
+            if split is None:
+                continue
+            outer, inner = split
+            lanes = {}
+            for access in accesses:
+                offsets = np.zeros(1, np.int64)
+                for dim in inner:
+                    steps = np.arange(dim.size) * dim.steps[access]
+                    offsets = (offsets[:, None] + steps).reshape(-1)
+                lanes[access] = offsets
+            if all(_are_neighbours(access, lanes[access]) for access in self.reads) and all(
+                lanes[access].any() and _are_neighbours(access, lanes[access])
+                for access, _ in self.stores
+            ):
+                return outer, lanes
+        return None
 
     def _dims(self) -> list[_Dim]:
         accesses = [*self.reads, *[access for access, _ in self.stores]]
@@ -200,6 +275,36 @@ class Group:
                 merged.append(dim)
         return merged
 
+
+
+# How many elements a vector may have.
+_LANES = (16, 8)
+
+
+def _split(dims: Sequence[_Dim], count: int) -> tuple[list[_Dim], list[_Dim]] | None:
+    """Loops cut into outer ones and inner ones with so many rounds. None: they can't be."""
+    outer, inner = list(dims), list[_Dim]()
+    while count > 1:
+        if not outer:
+            return None
+        dim = outer.pop()
+        size = math.gcd(dim.size, count)
+        if size < dim.size and size < count:
+            return None
+        count //= size
+        inner.insert(0, dim._replace(size=size))
+        if size < dim.size:
+            further = {access: step * size for access, step in dim.steps.items()}
+            outer.append(dim._replace(unit=dim.unit * size, size=dim.size // size, steps=further))
+    return outer, inner
+
+
+def _are_neighbours(access: Access, offsets: np.ndarray) -> bool:
+    """Whether elements are all the same one, or neighbours in some order."""
+    if not offsets.any():
+        return True
+    size = access.place.dtype.itemsize
+    return bool((np.sort(offsets) - offsets.min() == np.arange(len(offsets)) * size).all())
 
 
 def _bounds(table: np.ndarray) -> set[int] | None:

@@ -137,8 +137,9 @@ class Lowering(Values):
         self.left[made] = 1
         self._elementwise(operation.name, made, operands[:count])
         self.store(place, made)
-        for value in (ref, *operands[count:]):
-            self.used(value)
+        self.used_by(place.shape, ref)
+        for leaf in operands[count:]:
+            self.used(leaf)
 
     def _in_place(self, instruction: Instruction) -> None:
         """An elementwise operation whose result is written over an array, which nothing uses
@@ -158,9 +159,9 @@ class Lowering(Values):
         self.left[made] = 1
         self._elementwise(operation.name, made, ins[:count])
         self.store(place, made)
-        for value in ins[count:]:
-            self.used(value)
         self.set_place(out, place)
+        for value in ins[count:]:
+            self.used_by(place.shape, value)
 
     def _known(self, outs: Sequence[Value], fn: Callable[..., Any]) -> None:
         results = fn() if len(outs) != 1 else (fn(),)

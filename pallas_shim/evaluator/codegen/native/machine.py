@@ -11,12 +11,13 @@ import numpy as np
 
 from pallas_shim.evaluator.codegen.native.places import ALIGNMENT
 from pallas_shim.evaluator.codegen.native.source import NotNative
+from pallas_shim.evaluator.memory import aligned
 
 # Elements computed in a run from which other threads of Python may run meanwhile.
 _RELEASES_THREADS = 20_000
 # The memory of a NumPy array stands behind a Python object's two words.
 _DATA = 16
-_C_CONTIGUOUS_AND_ALIGNED = 0x101
+_PLAIN = 0x101  # NumPy's flags of C order and alignment
 
 
 @functools.cache
@@ -83,11 +84,11 @@ class Code:
         """Runs it. The arguments are as in `execute.Executable`."""
         arrays = [
             arg
-            if not used or type(arg) is np.ndarray and arg.flags.num & 0x101 == 0x101
-            else np.array(arg)
+            if not used or type(arg) is np.ndarray and arg.flags.num & _PLAIN == _PLAIN
+            else np.array(arg, order="C")
             for arg, used in zip(args, self._used, strict=True)
         ]
-        results = [np.empty(shape, dtype) for shape, dtype in self._results]
+        results = [aligned(shape, dtype) for shape, dtype in self._results]
         self._call(*arrays, *results, np.empty(self._workspace, np.uint8))
         return [result if result.shape else result[()] for result in results]
 

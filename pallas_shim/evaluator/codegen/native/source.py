@@ -63,6 +63,11 @@ def is_literal(register: str) -> bool:
     return register.lstrip("-").isdigit()
 
 
+def is_constant(register: str) -> bool:
+    """Whether a register is what `literal` gives instead."""
+    return not register.startswith("%")
+
+
 class Source:
     """Lines of the function being written. Registers and labels have numbers of their own.
 

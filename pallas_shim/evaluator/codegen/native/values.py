@@ -96,6 +96,15 @@ class Values:
         if self.left[value] == 0 and value in self.places:
             self.release(self.places[value].buffer)
 
+    def used_by(self, shape: tuple[int, ...], value: Value) -> None:
+        """Counts a use by what was just added to the group of a shape, which is yet to be
+        written."""
+        group = self.groups.get(shape)
+        if group is None:
+            self.used(value)
+        else:
+            group.uses[value] += 1
+
     def release(self, buffer: Buffer) -> None:
         buffer.users -= 1
         if buffer.users == 0 and buffer.start is not None:
@@ -258,7 +267,7 @@ class Operand(NamedTuple):
     def reader(self, group: Group) -> Callable[[Rounds], str]:
         register, value = self.register, self.value
         if register is not None:
-            return lambda rounds: register
+            return lambda rounds: rounds.shared(register, value.type.dtype)
         if self.place is None:
             return lambda rounds: rounds.value(value)
         access = group.access(self.place)
