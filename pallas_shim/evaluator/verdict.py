@@ -102,7 +102,8 @@ class CheckedExecutable(Executable):
             self._report(candidates[number])
 
     def _calls_back(self) -> bool:
-        return any(i.name in CALLBACK_PRIMITIVES for i in self.program.top.walk())
+        """Whether the program needs what the host returns. A second run doesn't print."""
+        return any(i.name in CALLBACK_PRIMITIVES and i.outs for i in self.program.top.walk())
 
     def _matters(
         self,

@@ -70,3 +70,38 @@ def test_what_a_check_itself_does_wrong_does_not_end_the_run(monkeypatch):
     assert not checked.findings
     ((name, reason),) = set(checked.not_checked)
     assert name == "kernel" and "AttributeError: no such thing" in reason
+
+
+def summed(look):
+    def kernel(x_ref, o_ref):
+        x = look(x_ref[...])
+        o_ref[...] += x
+
+    return call(kernel)
+
+
+def test_a_second_run_does_not_print(capfd):
+    def look(x):
+        jax.debug.print("sum {}", x.sum())
+        return x
+
+    checked = check(summed(look), X)
+    jax.effects_barrier()
+    assert checked.rules == ["uninitialized/read-before-write"]
+    assert capfd.readouterr().out.count("sum") == 2  # once in each cell
+
+
+def test_a_function_that_needs_the_host_does_not_run_again():
+    calls = []
+
+    def host(x):
+        calls.append(x)
+        return x
+
+    def look(x):
+        return jax.pure_callback(host, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+    checked = check(summed(look), X)
+    assert not checked.findings and len(calls) == 2
+    ((_, reason),) = checked.not_checked
+    assert "calls back to the host" in reason
