@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # lower is in a higher layer
 _SEEN = Effects(io=True)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class Kernel:
     """A kernel as it was lowered. One that JAX calls at two places of a function is two.
 
@@ -46,7 +46,7 @@ class Kernel:
     names: Sequence[str]
     shapes: Sequence[tuple[int, ...]]
     spaces: Sequence[str]
-    programs: Sequence[str]
+    programs: Sequence[str] = ()
 
     def name(self, position: int) -> str:
         """The user's name of the ref at a position."""
@@ -127,6 +127,8 @@ def emit_cell(
     starts: Sequence[Sequence[Value]],
 ) -> None:
     """Emits the probe at the start of a cell."""
+    levels = lowering.machine.levels
+    kernel.programs = levels[-1].names if levels else ()
     groups = [indices, sizes, refs, buffers, *starts]
     ends = np.cumsum([len(group) for group in groups]).tolist()
 

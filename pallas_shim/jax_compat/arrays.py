@@ -165,7 +165,7 @@ def _devices(sharding: Any) -> str:
 
 
 # The number of references to a result while `write` looks at it, if nobody else has one. They are
-# the list, the loop's variable and getrefcount's own argument.
+# the list (or the only view), the loop's variable and getrefcount's own argument.
 _OWN_REFERENCES = 3
 
 
@@ -173,17 +173,24 @@ def write(results: list[Any], types: Sequence[ResultType], place: Place) -> list
     """NumPy results as JAX arrays of the given types.
 
     A JAX array must not share memory with an array that could still be written to. So a result is
-    copied unless it owns its memory and ``results`` holds the only reference.
+    copied unless ``results`` holds the only reference to it, and it owns its memory or is the only
+    view of an array that does.
     """
     sharding, committed, devices, _ = place
     out = []
     any_shared = False
-    for result, (aval, key_type) in zip(results, types, strict=True):
+    for at, (aval, key_type) in enumerate(types):
+        result = results[at]  # not from zip, whose tuple would be one more reference
         shared = False
-        if type(result) is np.ndarray and (
-            result.base is not None or sys.getrefcount(result) > _OWN_REFERENCES
-        ):
-            shared = any_shared = True
+        if type(result) is np.ndarray:
+            base = result.base
+            if sys.getrefcount(result) > _OWN_REFERENCES or base is not None and not (
+                type(base) is np.ndarray
+                and base.flags.owndata
+                and sys.getrefcount(base) <= _OWN_REFERENCES
+            ):
+                shared = any_shared = True
+            base = None  # else it would be held while the next result is looked at
         try:
             array = _put(aval, sharding, [result], devices, committed, shared)
         except RuntimeError:

@@ -97,6 +97,20 @@ def a_slice_in_a_loop(right):
 
 
 @fault("bounds/outside-ref")
+def one_element(right):
+    def kernel(at_ref, o_ref, counts):
+        counts[0] = 0
+        counts[at_ref[0]] = 1
+        o_ref[0] = counts[0]
+
+    f = pl.pallas_call(
+        kernel, jax.ShapeDtypeStruct((1,), jnp.int32), interpret=True,
+        scratch_shapes=[pltpu.SMEM((2,), jnp.int32)],
+    )
+    return f, (np.array([1 if right else 2], np.int32),)
+
+
+@fault("bounds/outside-ref")
 def a_copy_of_rows(right):
     def kernel(at_ref, x_ref, o_ref, sem):
         copy = pltpu.make_async_copy(x_ref.at[pl.ds(at_ref[0], 8)], o_ref, sem)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_shim.evaluator import memory
 from pallas_shim.jax_compat import arrays
 
 X = np.arange(8, dtype=np.float32)
@@ -61,6 +62,21 @@ def test_what_is_written_can_not_change(view, size):
     want = np.asarray(view(array)).copy()
     array[:] = -1
     np.testing.assert_array_equal(np.asarray(out), want)
+
+
+@pytest.mark.parametrize("views", (1, 2))
+def test_only_the_one_view_of_an_array_is_not_copied(views):
+    _, place = read(X)
+    results = [memory.aligned((64, 64), X.dtype)]
+    results[0][...] = 1
+    address = results[0].ctypes.data
+    others = [results[0][:1] for _ in range(views - 1)]
+    types = arrays.result_types([jax.typeof(jnp.ones((64, 64), X.dtype))])
+    (out,) = arrays.write(results, types, place)
+    for other in others:
+        other[...] = 2
+    assert (np.asarray(out) == 1).all()
+    assert (out.unsafe_buffer_pointer() == address) == (views == 1)
 
 
 def test_an_array_that_is_a_result_twice():

@@ -586,6 +586,21 @@ def what_a_view_says_of_copies_between_devices():
 
 
 @case()
+def what_a_view_says_of_cores():
+    from pallas_shim import recording
+
+    jax.clear_caches()
+    with recording.record("two cores") as trace:
+        CASES["cores_that_pass_something_on[2]"]()
+    (kernel,) = trace.kernels
+    assert [run.program.split()[:2] for run in kernel.runs] == [["core", "0"], ["core", "1"]]
+    assert all(run.recorded == run.cells == 1 for run in kernel.runs)
+    assert {event.kind for event in kernel.events} == {"copy", "signal", "wait"}
+    assert not trace.notes
+    jax.clear_caches()
+
+
+@case()
 def several_threads_at_once():
     import concurrent.futures
 

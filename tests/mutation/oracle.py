@@ -47,7 +47,7 @@ from tests.mutation.jaxprs import emit, with_params
 MOST_LOOKS = 20
 # A process of which no thread wanted to run for that long waits for something that never comes.
 IDLE_SECONDS = 2.5
-SECONDS = 120.0
+SECONDS = 240.0
 
 
 class Stuck(NamedTuple):
@@ -424,6 +424,8 @@ class Worker:
                     self._end()
                     return Verdict("unknown", "the interpreter crashed"), notes
                 if isinstance(said, Verdict):
+                    if "Error" in said.because:  # the interpreter may keep it for the next run
+                        self._end()
                     return said, notes
                 if isinstance(said, Stuck):
                     self._end()
@@ -436,9 +438,12 @@ class Worker:
                 continue
             if _wants_to_run(self._process.pid):
                 idle = time.monotonic()
-            if time.monotonic() - idle > IDLE_SECONDS or time.monotonic() - began > SECONDS:
+            if time.monotonic() - idle > IDLE_SECONDS:
                 self._end()
                 return self._hangs(machine), notes
+            if time.monotonic() - began > SECONDS:
+                self._end()
+                return Verdict("unknown", f"it takes more than {SECONDS:.0f} s"), notes
 
     def _hangs(self, machine: str) -> Verdict:
         if not machine:

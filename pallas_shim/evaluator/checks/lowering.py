@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -173,7 +174,8 @@ class Checker:
     ) -> None:
         """Emits a check. It goes again if ``of`` turns out not to be needed."""
         params = {"checks": checks, "of": of, "place": place}
-        self.lowering.memory("check", ins, [], fn, _IO, params=params)
+        failed = functools.partial(self.asked.skipped, self.kernel)
+        self.lowering.memory("check", ins, [], _guarded(fn, failed), _IO, params=params)
 
     def define(
         self,
@@ -432,8 +434,9 @@ class Checker:
     def reached(self, ref: Value) -> None:
         """Notes that other programs write to memory, whose undefined elements aren't known then."""
         memory = self.memory.get(ref)
-        if memory is not None and memory.codes is not None:
+        if memory is not None and memory.codes is not None and self.follows_codes:
             memory.codes.forget()
+            self.skip(f"undefined elements of {memory.name}, to which other programs write")
 
     # -- semaphores -----------------------------------------------------------------------------
 
@@ -543,6 +546,24 @@ class Checker:
         assert self.activation is not None
         fn = bounds(site, located.place)
         self.emit("bounds", [self.activation, *located.leaves], fn, place=located.place)
+
+
+def _guarded(
+    fn: Callable[..., tuple[()]], failed: Callable[[str], None]
+) -> Callable[..., tuple[()]]:
+    """The check, whose own errors aren't those of the user's program."""
+
+    def run(*operands: Array) -> tuple[()]:
+        try:
+            return fn(*operands)
+        except Exception as error:
+            failed(
+                f"an access: its check failed, which is a bug in pallas_shim: "
+                f"{type(error).__name__}: {error}"
+            )
+            return ()
+
+    return run
 
 
 def _nothing() -> None:

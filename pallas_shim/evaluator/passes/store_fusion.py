@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-import numpy as np
-
 from pallas_shim.evaluator import memory
 from pallas_shim.evaluator.analysis.alias import AliasAnalysis
 from pallas_shim.evaluator.passes.rewrite import is_ufunc, with_regions
@@ -122,7 +120,7 @@ def _unfilled(buffer: Instruction) -> Instruction:
     shape, dtype, *_ = outs[0].ref
 
     def empty() -> Array:
-        return np.empty(shape, dtype)
+        return memory.aligned(shape, dtype)
 
     unfilled = Operation("unfilled", operation.params, (), operation.outs, empty, operation.effects)
     return make_instruction((unfilled, ins, outs, regions, source))

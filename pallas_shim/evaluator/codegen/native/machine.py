@@ -11,6 +11,7 @@ import numpy as np
 
 from pallas_shim.evaluator.codegen.native.places import ALIGNMENT
 from pallas_shim.evaluator.codegen.native.source import NotNative
+from pallas_shim.evaluator.memory import aligned
 
 # Elements computed in a run from which other threads of Python may run meanwhile.
 _RELEASES_THREADS = 20_000
@@ -87,7 +88,7 @@ class Code:
             else np.array(arg, order="C")
             for arg, used in zip(args, self._used, strict=True)
         ]
-        results = [np.empty(shape, dtype) for shape, dtype in self._results]
+        results = [aligned(shape, dtype) for shape, dtype in self._results]
         self._call(*arrays, *results, np.empty(self._workspace, np.uint8))
         return [result if result.shape else result[()] for result in results]
 
