@@ -144,7 +144,7 @@ def run(python, project, *options, **variables):
 
 
 def test_what_one_process_kept_the_next_one_reads(python, project):
-    stock = python.run(project / "script.py", cwd=project)
+    stock = python.run(project / "script.py", cwd=project, PALLAS_NUMPY="0")
     first, became, _ = run(python, project)
     assert first == stock.stdout
     assert {name: became[name] for name in KEPT} == dict.fromkeys(KEPT, "written")
@@ -285,7 +285,7 @@ def test_by_default_programs_are_kept_by_their_jaxprs(python, project):
     home = {"HOME": str(project), "XDG_CACHE_HOME": "", "PALLAS_NUMPY_CACHE": ""}
     home["PALLAS_NUMPY_VERIFY"] = "0"  # what is to be checked is made, not read
     directory = project / ".cache" / "pallas_shim" / "programs"
-    stock = python.run(project / "script.py", cwd=project)
+    stock = python.run(project / "script.py", cwd=project, PALLAS_NUMPY="0")
     first, became, _ = run(python, project, **home, PYTHONHASHSEED="1")
     assert first == stock.stdout
     names = (*KEPT, "timed")
@@ -294,7 +294,7 @@ def test_by_default_programs_are_kept_by_their_jaxprs(python, project):
 
     (project / "script.py").write_text("\n\n# moved\n" + SCRIPT)
     (project / "helper.py").write_text(HELPER.replace("SCALE = 3", "SCALE = 4"))
-    stock = python.run(project / "script.py", cwd=project)
+    stock = python.run(project / "script.py", cwd=project, PALLAS_NUMPY="0")
     second, became, rows = run(python, project, **home, PYTHONHASHSEED="2")
     assert second == stock.stdout != first
     assert became["scaled"] == "written after tracing"
@@ -310,7 +310,7 @@ def test_by_default_programs_are_kept_by_their_jaxprs(python, project):
 def test_a_home_that_can_not_be_written_to_is_no_harm(python, project):
     (project / "file").write_text("")
     home = {"HOME": str(project / "file"), "XDG_CACHE_HOME": "", "PALLAS_NUMPY_CACHE": ""}
-    stock = python.run(project / "script.py", cwd=project)
+    stock = python.run(project / "script.py", cwd=project, PALLAS_NUMPY="0")
     got = python.run(project / "script.py", cwd=project, PALLAS_NUMPY="1", **home)
     assert (got.stdout, got.stderr) == (stock.stdout, stock.stderr)
 

@@ -191,6 +191,7 @@ else:
     raise AssertionError
 print(jax.devices()[0].platform)
 """,
+        PALLAS_NUMPY="0",  # and activated by the script
         PALLAS_NUMPY_TPU="v4",
     )
     assert (got.returncode, got.stdout, got.stderr) == (0, "cpu\n", "")
