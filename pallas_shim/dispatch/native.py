@@ -59,17 +59,21 @@ def runner(executable: Executable, use: Use) -> Run:
 
 
 class _Promotion:
-    """The way of one program from NumPy to native code. ``run`` is its way at the moment."""
+    """The way of one program from NumPy to native code. ``_way`` is where it is: one of the methods
+    below, not bound, since a cycle of references would keep a dead function's arrays."""
 
     def __init__(self, executable: Executable, use: Use):
-        self.run: Run = self._counted
+        self._way: Callable[[_Promotion, Sequence[np.ndarray]], list[Any]] = _Promotion._counted
         self._executable, self._use = executable, use
         self._left: float | None = None  # seconds until it has earned its code
         self._code: Any = None
         self._compared: list[tuple[float, float]] = []  # the seconds of NumPy and of native code
 
     def call(self, values: Sequence[np.ndarray]) -> list[Any]:
-        return self.run(values)
+        return self._way(self, values)
+
+    def _in_numpy(self, values: Sequence[np.ndarray]) -> list[Any]:
+        return self._executable.run(values)
 
     def _counted(self, values: Sequence[np.ndarray]) -> list[Any]:
         start = time.perf_counter()
@@ -80,7 +84,7 @@ class _Promotion:
             left = _EARNS * (_PROGRAM + count * _INSTRUCTION)
         self._left = left = left - (time.perf_counter() - start)
         if left < 0:
-            self.run = self._executable.run
+            self._way = _Promotion._in_numpy
             _later(self._compile)
         return results
 
@@ -105,7 +109,7 @@ class _Promotion:
             log.warning("%s: %s", self._use.function, self._use.native)
             return
         self._use.native = f"compiled in {time.perf_counter() - start:.3f} s"
-        self.run = self._both
+        self._way = _Promotion._both
 
     def _both(self, values: Sequence[np.ndarray]) -> list[Any]:
         start = time.perf_counter()
@@ -114,7 +118,7 @@ class _Promotion:
         others = self._native(values)
         end = time.perf_counter()
         if not same(results, others):
-            self.run = self._executable.run
+            self._way = _Promotion._in_numpy
             self._use.native = "not native, which is a bug in pallas_shim: it gave other bits"
             log.warning("%s: %s", self._use.function, self._use.native)
             return results
@@ -123,10 +127,10 @@ class _Promotion:
             in_numpy, natively = map(min, zip(*self._compared, strict=True))
             if natively < in_numpy:
                 self._use.native = f"native, {in_numpy / natively:.3g} times as fast as NumPy"
-                self.run = self._native
+                self._way = _Promotion._native
             else:
                 self._use.native = "not native, since it is no faster"
-                self.run = self._executable.run
+                self._way = _Promotion._in_numpy
         return results
 
     def _native(self, values: Sequence[np.ndarray]) -> list[Any]:

@@ -27,7 +27,7 @@ from pallas_shim.jax_compat.checked import (
     in_hbm,
     memory_space,
 )
-from pallas_shim.jax_compat.jaxprs import equations, open_jaxpr, user_source
+from pallas_shim.jax_compat.jaxprs import equations, open_jaxpr, primitives, user_source
 from pallas_shim.refusal import Refusal
 
 # Whether JAX's interpreters take pltpu.repeat for a repetition of each element. A TPU, and later
@@ -162,7 +162,7 @@ def _is_on_gpu(eqn: Any) -> bool:
         return any("triton" in module for module in modules)
     if eqn.params.get("backend") == "triton":  # JAX < 0.9 has it
         return True
-    return any(inner.primitive.name in _TRITON for inner in equations(eqn.params["jaxpr"]))
+    return not primitives(eqn.params["jaxpr"]).isdisjoint(_TRITON)
 
 
 _TRITON = frozenset({"atomic_rmw", "atomic_cas", "debug_barrier", "debug_barrier_p"})

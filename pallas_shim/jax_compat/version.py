@@ -78,6 +78,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "dce_jaxpr",
         "dce_rules",
         "forwarding_rules",
+        "lower_jaxpr2>=0.12",
     ),
     "jax._src.interpreters.partial_eval.DynamicJaxprTrace": ("make_eqn", "new_const"),
     "jax._src.interpreters.partial_eval.DynamicJaxprTracer": ("get_const",),

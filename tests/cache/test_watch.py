@@ -113,7 +113,7 @@ def test_without_a_free_tool_nothing_is_kept():
     for tool in (3, 4):
         sys.monitoring.use_tool_id(tool, "somebody")
     try:
-        assert "other tools use sys.monitoring" in watched(lambda: 1)
+        assert "other tools use sys.monitoring" in str(watched(lambda: 1))
     finally:
         for tool in (3, 4):
             sys.monitoring.free_tool_id(tool)

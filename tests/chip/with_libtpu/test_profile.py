@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 
+from pallas_shim import chip
 from pallas_shim.chip import api, profile, session, tpus
 from tests.chip.kernels import FORMS, shape
 
@@ -68,7 +69,7 @@ def test_data_decides(shim):
 def test_rank(shim):
     x, y = np.ones((1024, 512), np.float32), np.ones((512, 1024), np.float32)
     configs = [{"rows": r, "columns": c} for r, c in ((128, 128), (512, 512), (100, 128))]
-    ranked, refused = api.rank(multiplied, configs, (x, y), tpu="v6e", run=2)
+    ranked, refused = chip.rank(multiplied, configs, (x, y), tpu="v6e", run=2)
     assert [r.config["rows"] for r in ranked] == [512, 128]
     assert [r.config["rows"] for r in refused] == [100]
     assert [r.agrees for r in ranked] == [True, True]
