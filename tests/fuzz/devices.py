@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from pallas_shim.evaluator import schedules
 from pallas_shim.evaluator.execute import Executable
@@ -111,7 +111,7 @@ class Talking(Choices):
             scratch_shapes=[vmem] * _BUFFERS + [dma, dma, pltpu.SemaphoreType.REGULAR((n,))],
             compiler_params=pltpu.CompilerParams(collective_id=0),
         )  # fmt: skip
-        mesh = AbstractMesh((self.count,), ("x",))
+        mesh = AbstractMesh((self.count,), ("x",), (AxisType.Auto,))
         spec = PartitionSpec("x")
         kwargs: dict[str, Any] = {"mesh": mesh, "in_specs": spec, "out_specs": spec}
         return jax.shard_map(run, check_vma=False, **kwargs)(x)
