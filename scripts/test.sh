@@ -97,6 +97,7 @@ done
 # tests/cache covers on every version what changes a cache key.
 of_no_jax=(
     --ignore=tests/conformance
+    --ignore=tests/evaluator/codegen/test_native.py
     --ignore=tests/evaluator/codegen/test_numbers.py
     --ignore=tests/evaluator/passes/test_properties.py
     --ignore=tests/processes/test_benchmarks.py
