@@ -46,6 +46,9 @@ def _change() -> None:
     status, _wanted = _wanted, None
     if status is None or not hasattr(os, "fork"):
         return
+    # It has ended; what Ctrl-C ended now would be this.
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # Python tries again, and complains then
             stream.flush()
@@ -63,7 +66,6 @@ def _status_of_a_child() -> int | None:
     except (OSError, RuntimeError):
         return None
     if child == 0:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         _end_without_traces()
         return None  # and Python goes on to end
     end = time.monotonic() + _SECONDS

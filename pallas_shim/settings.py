@@ -37,6 +37,7 @@ class Settings:
       or JSON file for it, too; None for none.
     compile_executor: where they are compiled, see `chip.driver.executor`; None: on this machine.
     dump: the directory to write the programs and the generated code of each function to, or None.
+    progress: show how far long grids and loops are; None: on a terminal and in CI.
     check: the kinds of faults for which kernels are checked while they run.
     schedules: in how many orders of programs and copies each call of a kernel runs; 0: in one.
     seed: the order, if it is one, else the seed of the first that is drawn; None for the usual one.
@@ -61,6 +62,7 @@ class Settings:
     compile_executor: str | None = None
     profile: str | None = None
     dump: str | None = None
+    progress: bool | None = None
     check: frozenset[str] = frozenset()
     schedules: int = 0
     seed: str | None = None
@@ -196,6 +198,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
     "PALLAS_NUMPY": ("0, 1 or force", _start),
     "PALLAS_NUMPY_STRICT": ("0 or 1", _switch("strict")),
     "PALLAS_NUMPY_LOG": ("0 or 1", _switch("log")),
+    "PALLAS_NUMPY_PROGRESS": ("0 or 1", _switch("progress")),
     "PALLAS_NUMPY_REPORT": ("0, 1 (a table on stderr) or the path for a JSON file", _report),
     "PALLAS_NUMPY_TPU": (
         f"0 or one of {', '.join(TPUS)}, or several as in v5e:2x4 and v4:2x2x1",

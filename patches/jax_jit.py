@@ -8,6 +8,8 @@ back here. A second wrapper, above the first, answers later calls faster.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -16,6 +18,7 @@ import wrapt
 
 from pallas_shim import dispatch, settings
 from pallas_shim.cache import later
+from pallas_shim.evaluator import progress
 from pallas_shim.jax_compat.hooks import jit_calls, jit_entry, tracing
 from pallas_shim.reports import files, uses
 
@@ -27,6 +30,7 @@ def patch(pallas: ModuleType) -> Callable[[], None]:
     if chosen.log:
         uses.log_to_stderr()
     files.write_at_exit(chosen.report)
+    progress.show_with(_progress(chosen.progress))
     if chosen.check:
         from pallas_shim.check import handover
 
@@ -50,6 +54,15 @@ def patch(pallas: ModuleType) -> Callable[[], None]:
         jit_entry.forget_calls()
 
     return undo
+
+
+def _progress(wanted: bool | None) -> progress.Shows | None:
+    """What shows long grids: a bar on a terminal; lines in a log, if they are wanted or in CI."""
+    if wanted is False or sys.stderr is None:
+        return None
+    if sys.stderr.isatty():
+        return progress.bars() or progress.Lines
+    return progress.Lines if wanted or os.environ.get("CI") else None
 
 
 def _call(stock: Callable[..., Any], instance: None, args: Any, params: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Makes JAX trace kernels with garbage collection paused and with room on the stack."""
+"""Makes JAX trace kernels with garbage collection paused, and tells of breakpoints in them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import wrapt
 
+from pallas_shim import dispatch
 from pallas_shim.gc_pause import gc_paused
 from pallas_shim.jax_compat.hooks import tracing
 
@@ -22,4 +23,5 @@ def patch(pallas: ModuleType) -> Callable[[], None]:
 
 
 def _trace(stock: Callable[..., Any], instance: None, args: Any, kwargs: Any) -> Any:
+    dispatch.tell_of_breakpoints(args[0] if args else None)
     return gc_paused(stock, *args, **kwargs)

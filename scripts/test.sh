@@ -93,24 +93,34 @@ for version in $between; do
 done
 # These don't depend on the version of JAX, so they run on one version only: the conformance runner,
 # the benchmark suite, showing what checks find, reports of many processes, plugins of other tools,
-# generated arithmetic, passes over hand-written programs, the order of sets, installing a wheel.
+# a page in a browser, the processes of view and debug, generated arithmetic, passes over hand-written
+# programs, the order of sets, installing a wheel.
 # tests/cache covers on every version what changes a cache key.
 of_no_jax=(
+    --ignore=tests/chip/test_dumps.py
+    --ignore=tests/chip/test_isolation.py
+    --ignore=tests/chip/test_profile.py
+    --ignore=tests/chip/test_session.py
     --ignore=tests/conformance
     --ignore=tests/evaluator/codegen/test_native.py
     --ignore=tests/evaluator/codegen/test_numbers.py
     --ignore=tests/evaluator/passes/test_properties.py
+    --ignore=tests/mutation
     --ignore=tests/processes/test_benchmarks.py
     --ignore=tests/processes/test_check.py
     --ignore=tests/processes/test_determinism.py
+    --ignore=tests/processes/test_elsewhere.py
     --ignore=tests/processes/test_notebooks.py
     --ignore=tests/processes/test_pytest_plugin.py
     --ignore=tests/processes/test_reports.py
+    --ignore=tests/processes/test_view_and_debug.py
+    --ignore=tests/view/test_browser.py
     --deselect=tests/processes/test_cache.py::test_a_change_is_seen
     -k "not wheel and not on_stock_jax"
 )
 # These depend on the version of Python, and the oldest JAX is tested on the same one as the next.
 of_python=(
+    --ignore=tests/test_exit_status.py
     --ignore=tests/processes/test_bad_input.py
     --ignore=tests/processes/test_install.py
     --ignore=tests/processes/test_run_unmodified.py

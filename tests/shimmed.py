@@ -7,7 +7,9 @@ from typing import Any
 
 import jax
 import pytest
+from jax import extend
 from jax.experimental import pallas as pl
+from jax.interpreters import mlir
 
 import pallas_shim
 from pallas_shim import settings
@@ -43,6 +45,23 @@ def double(x, interpret: Any = True):
     """x + x, by a kernel."""
     shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
     return pl.pallas_call(double_kernel, out_shape=shape, interpret=interpret)(x)
+
+
+# A primitive that only JAX knows.
+unknown_p = extend.core.Primitive("unknown_to_the_shim")
+unknown_p.def_impl(lambda x: x * 3)
+unknown_p.def_abstract_eval(lambda x: x)
+mlir.register_lowering(unknown_p, mlir.lower_fun(lambda x: x * 3, multiple_results=False))
+
+
+def unruly_kernel(x_ref, o_ref):
+    o_ref[...] = unknown_p.bind(x_ref[...])
+
+
+def unruly(x, interpret=True):
+    """x * 3, by a kernel that is left to JAX."""
+    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return pl.pallas_call(unruly_kernel, out_shape=shape, interpret=interpret)(x)
 
 
 def rungs(report=REPORT) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import sys
@@ -13,10 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import export, extend, lax
+from jax import export, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.interpreters import mlir
 
 import pallas_shim
 from pallas_shim import dispatch
@@ -24,7 +24,16 @@ from pallas_shim.dispatch import planning
 from pallas_shim.evaluator import compiler
 from pallas_shim.jax_compat.hooks import jit_entry
 from pallas_shim.reports.uses import REPORT
-from tests.shimmed import double, only_row, rungs, setting, shim
+from tests.shimmed import (
+    double,
+    double_kernel,
+    only_row,
+    rungs,
+    setting,
+    shim,
+    unruly,
+    unruly_kernel,
+)
 
 __all__ = ["setting", "shim"]
 
@@ -183,8 +192,7 @@ def test_other_orders(orders, shim, setting):
 # -- kernels that stay with JAX ---------------------------------------------------------------
 
 ASKED = {
-    "detect_races": True,
-    "random_seed": 3,
+    "skip_floating_point_ops": True,
 }
 
 
@@ -192,27 +200,11 @@ ASKED = {
 def test_an_option_that_is_not_honoured_is_not_dropped(option, shim):
     interpret = pltpu.InterpretParams(**{option: ASKED[option]})
     with pytest.warns(dispatch.FallbackWarning, match=option):
-        out = jax.jit(functools.partial(double, interpret=interpret))(jnp.asarray(X))
-    np.testing.assert_array_equal(np.asarray(out), 2 * X)
+        numbers = X.astype(np.int32)
+        out = jax.jit(functools.partial(double, interpret=interpret))(jnp.asarray(numbers))
+    np.testing.assert_array_equal(np.asarray(out), 2 * numbers)
     assert only_row()["rung"] == "jax"
     assert option in only_row()["reason"]
-
-
-def unruly_kernel(x_ref, o_ref):
-    o_ref[...] = unknown_p.bind(x_ref[...])
-
-
-unknown_p = extend.core.Primitive("unknown_to_the_shim")
-unknown_p.def_impl(lambda x: x * 3)
-unknown_p.def_abstract_eval(lambda x: x)
-mlir.register_lowering(
-    unknown_p, mlir.lower_fun(lambda x: x * 3, multiple_results=False)
-)
-
-
-def unruly(x, interpret=True):
-    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    return pl.pallas_call(unruly_kernel, out_shape=shape, interpret=interpret)(x)
 
 
 @pytest.mark.parametrize("interpret", [True, False])
@@ -224,8 +216,9 @@ def test_an_unsupported_kernel_stays_with_jax_and_says_so(interpret, shim, recwa
     (warning,) = [w for w in recwarn if w.category is dispatch.FallbackWarning]
     text = str(warning.message)
     assert "unknown_to_the_shim" in text and "unruly_kernel" in text
-    assert f"{__file__}:{unruly_kernel.__code__.co_firstlineno + 1}" in text
-    assert warning.filename == __file__
+    first = unruly_kernel.__code__.co_firstlineno
+    assert f"{unruly_kernel.__code__.co_filename}:{first + 1}" in text
+    assert warning.filename == unruly_kernel.__code__.co_filename
     assert warning.lineno == unruly_kernel.__code__.co_firstlineno
     assert rungs() == {"jax"}
 
@@ -627,3 +620,47 @@ def test_an_error_in_a_loop_shows_none_of_our_frames(shim):
     (note,) = [note for note in error.value.__notes__ if note.startswith("raised by")]
     assert "pure_callback" in note and __file__ in note
     assert own_frames(error.traceback) == []
+
+
+@pytest.mark.parametrize("outside", [lambda x: x, lambda x: jnp.linalg.svd(x.reshape(2, 2))[1]])
+def test_debug_prints_what_jax_prints(outside, capsys, setting):
+    def run(x):
+        return outside(pl.pallas_call(
+            double_kernel, out_shape=x, grid=(2,), in_specs=[pl.BlockSpec((2,), lambda i: (i,))],
+            out_specs=pl.BlockSpec((2,), lambda i: (i,)), interpret=True, debug=True,
+        )(x))  # fmt: skip
+
+    said = []
+    for around in (contextlib.nullcontext(), pallas_shim.active()):
+        jax.clear_caches()
+        with around:
+            jax.block_until_ready(jax.jit(run)(jnp.arange(4.0)))
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] and "kernel in pallas_call double_kernel at " in said[0]
+    jax.clear_caches()
+
+
+def test_debug_of_a_kernel_for_a_tpu(shim, capsys):
+    jax.jit(lambda x: pl.pallas_call(double_kernel, out_shape=x, debug=True)(x))(jnp.arange(4.0))
+    assert "The kernel jaxpr for pallas_call double_kernel at " in capsys.readouterr().out
+
+
+def test_a_breakpoint_in_a_kernel_is_told_of(shim, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "breakpointhook", lambda: None)
+
+    def kernel(x_ref, o_ref):
+        @pl.when(True)
+        def _():
+            breakpoint()
+            o_ref[...] = x_ref[...]
+
+    def other(x_ref, o_ref):
+        jax.debug.print("no breakpoint")
+        o_ref[...] = x_ref[...]
+
+    for function in (kernel, kernel, other):
+        call = functools.partial(pl.pallas_call, functools.partial(function), interpret=True)
+        jax.jit(lambda x, call=call: call(out_shape=x)(x))(jnp.arange(4.0))
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "kernel kernel (" in said and "calls breakpoint(), which stops" in said
+    assert "python -m pallas_shim debug" in said

@@ -121,3 +121,60 @@ def test_cells_that_run_together():
         "in the grid cells 1 along axis 0, 20 to 27 along axis 2 of the kernel k"
     ]
     assert said(None, (3,)) == []
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("kind", ["nan", "inf"])
+def test_debug_nans_names_the_line_of_the_kernel(shim, jitted, kind):
+    """Where JAX itself calls the kernel again for ever."""
+
+    def kernel(x_ref, o_ref, scratch_ref):
+        unused = jnp.where(x_ref[...] >= 0, x_ref[...], scratch_ref[...])  # a NaN that is masked
+        o_ref[...] = unused + 1
+        o_ref[...] = jnp.log(o_ref[...] - jnp.where(pl.program_id(0) == 1, 2.0, 0.0))
+
+    spec = pl.BlockSpec((2, 6), lambda i: (i, 0))
+    call = pl.pallas_call(
+        kernel,
+        out_shape=jax.ShapeDtypeStruct(X.shape, X.dtype),
+        grid=(2,),
+        in_specs=[spec],
+        out_specs=spec,
+        scratch_shapes=[pltpu.VMEM((2, 6), jnp.float32)],
+        interpret=True,
+    )
+    flag = jax.debug_nans if kind == "nan" else jax.debug_infs
+    at = kernel.__code__.co_firstlineno + 3
+    with flag(True), pytest.raises(FloatingPointError) as caught:
+        x = np.full(X.shape, 0.5 if kind == "nan" else 1.0, np.float32)
+        jax.block_until_ready((jax.jit(call) if jitted else call)(x))
+    assert f"invalid value ({kind}) encountered in log at {__file__}:{at}" in str(caught.value)
+    said = notes(caught)
+    assert "in grid cell (1,) of the kernel kernel" in said and "the Pallas kernel kernel" in said
+    with flag(True):  # and it isn't in the way where there is none
+        assert np.isfinite(call(X + 10)).all()
+
+
+def test_debug_nans_of_an_argument(shim):
+    def kernel(x_ref, o_ref):
+        o_ref[...] = x_ref[...] * 2
+
+    call = pl.pallas_call(kernel, out_shape=jax.ShapeDtypeStruct(X.shape, X.dtype), interpret=True)
+    at = kernel.__code__.co_firstlineno + 1
+    with jax.debug_nans(True), pytest.raises(FloatingPointError) as caught:
+        call(np.full(X.shape, np.nan, np.float32))
+    assert f"encountered in get at {__file__}:{at}" in str(caught.value)
+
+
+def test_debug_nans_outside_of_a_kernel_is_jaxs(shim):
+    def kernel(x_ref, o_ref):
+        o_ref[...] = x_ref[...] * 2
+
+    def f(x):
+        call = pl.pallas_call(
+            kernel, out_shape=jax.ShapeDtypeStruct(X.shape, X.dtype), interpret=True
+        )
+        return jnp.log(call(x) - 100)
+
+    with jax.debug_nans(True), pytest.raises(FloatingPointError, match="log"):
+        jax.jit(f)(X)

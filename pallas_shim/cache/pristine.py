@@ -229,6 +229,11 @@ def _name(value: Any) -> str:
     return f"{owner.__module__}.{owner.__qualname__}"
 
 
+# What else libraries import functions of. JAX's module for reading exported functions, which no
+# kernel computes with, takes one of flatbuffers, where that is installed.
+_OTHERS = frozenset({"pallas_shim", "flatbuffers"})
+
+
 def _is_theirs(value: Any) -> bool:
     """Whether a value is a library's, as far as its type tells."""
     function = inputs.jitted(value)
@@ -245,7 +250,7 @@ def _is_theirs(value: Any) -> bool:
     else:
         module = type(value).__module__
     top = libraries.top(module)
-    return top in libraries.VERSIONED or top == "pallas_shim" or top in sys.stdlib_module_names
+    return top in libraries.VERSIONED or top in _OTHERS or top in sys.stdlib_module_names
 
 
 def _note_new() -> str | None:

@@ -2,4 +2,19 @@
 
 The user's process only exports kernels (`session`), and never loads libtpu. A second process
 (`driver`) hands them to workers, which compile them and may crash (`worker`, `isolation`).
+
+`rank` is for users, and so is all of `api`.
 """
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    # The compiler's processes import this package, and are to load no more than they need.
+    if name == "rank":
+        from pallas_shim.chip import api
+
+        return api.rank
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,6 +7,7 @@ processes that compile.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import importlib
 import os
@@ -28,13 +29,16 @@ class BadExecutor(ValueError):
 
 def main(arguments: list[str]) -> None:
     channel = Channel(int(arguments[0]), int(arguments[1]))
-    directory, named, limits = channel.receive()
     status = 0
     try:
+        directory, named, limits = channel.receive()
         _run(channel, directory, named, limits)
     except Closed:  # the user's process has gone, and nobody waits for the rest
         status = 1
     isolation.stop_all()
+    for close in _clusters:
+        with contextlib.suppress(Exception):
+            close()
     # A cluster's client may have threads that don't end.
     os._exit(status)
 
@@ -101,6 +105,8 @@ def executor(named: str) -> concurrent.futures.Executor:
     if kind == "dask":
         distributed = importlib.import_module("distributed")
         client = distributed.Client() if what == "local" else distributed.Client(what)
+        if what == "local":
+            _clusters.append(client.shutdown)
         pool: concurrent.futures.Executor = client.get_executor(pure=False)
         return pool
     if kind == "ray":
@@ -112,12 +118,18 @@ def executor(named: str) -> concurrent.futures.Executor:
     return made
 
 
+# What ends the clusters that were started here.
+_clusters: list[Callable[[], object]] = []
+
+
 class _Ray(concurrent.futures.Executor):
     """A Ray cluster as an executor."""
 
     def __init__(self, address: str):
         self._ray = importlib.import_module("ray")
-        self._ray.init(address=None if address == "local" else address, log_to_driver=False)
+        self._ray.init(address=address, log_to_driver=False)
+        if address == "local":
+            _clusters.append(self._ray.shutdown)
 
     def submit(self, call: Any, /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
         return self._ray.remote(call).remote(*args, **kwargs).future()

@@ -39,20 +39,17 @@ def compile_reached() -> list[verdicts.Verdict]:
     return found
 
 
-def shown(found: list[verdicts.Verdict]) -> str:
-    """Verdicts as text, for people."""
-    has_compiler = session.libtpu_version() is not None or bool(settings.current().compile_executor)
-    return verdicts.text(found, has_compiler=has_compiler)
-
-
 def _at_exit() -> None:
     """Never raises: the script has ended, and its end is not to change."""
     try:
         if isinstance(getattr(sys, "last_value", None), KeyboardInterrupt):
             _say("pallas_shim: interrupted, so no kernel was compiled for a TPU")
             return
+        asked_before = bool(REPORT.verdicts)
         found = compile_reached()
-        _say(shown(found))
+        if asked_before and not found:
+            return
+        _say(verdicts.text([verdict.row() for verdict in found]))
         if settings.current().profile is not None:
             _profile(found, settings.current().profile)
         if any(verdict.answer.outcome == jobs.REFUSED for verdict in found):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
-import importlib.util
 import json
 import os
 import secrets
@@ -36,19 +34,9 @@ from pallas_shim.chip.jobs import (
     Job,
     Limits,
 )
-from pallas_shim.chip.tpus import Target
+from pallas_shim.chip.tpus import Target, libtpu_version
 from pallas_shim.chip.verdicts import LOWERED, Verdict
 from pallas_shim.jax_compat import export_tpu, kernel_info
-
-
-def libtpu_version() -> str | None:
-    """The version of the installed libtpu. It isn't loaded."""
-    if importlib.util.find_spec("libtpu") is None:
-        return None
-    try:
-        return importlib.metadata.version("libtpu")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def compile_kernels(
@@ -214,9 +202,10 @@ class _Compiler:
         self._executor, self._limits = executor, limits
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
-        # Known before it is made, so that it goes whenever Ctrl-C comes.
+        # Known before it is made, so that it goes whenever Ctrl-C comes. Short, since clusters put
+        # sockets in it.
         self._directory = os.path.join(
-            tempfile.gettempdir(), f"pallas_shim-chip-{os.getpid()}-{secrets.token_hex(8)}"
+            tempfile.gettempdir(), f"pallas_shim-chip-{secrets.token_hex(4)}"
         )
         self._failure: str | None = None
         self._answered = False

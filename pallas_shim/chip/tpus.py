@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import math
 from typing import NamedTuple
 
@@ -10,14 +12,13 @@ from pallas_shim import settings
 
 class Tpu(NamedTuple):
     """A generation. ``kind`` is JAX's device_kind, ``cores`` the number of TensorCores in a device
-    of an ahead-of-time topology, ``prefix`` the name of its topologies, ``dimensions`` of these
-    the number, ``vmem`` and ``smem`` the bytes of a core's memories."""
+    of an ahead-of-time topology, ``prefix`` the name of its topologies, ``vmem`` and ``smem`` the
+    bytes of a core's memories."""
 
     name: str
     kind: str
     cores: int
     prefix: str
-    dimensions: int
     devices_per_chip: int
     vmem: int
     smem: int
@@ -28,14 +29,13 @@ _MB = 1 << 20
 TPUS = {
     tpu.name: tpu
     for tpu in (
-        Tpu("v4", "TPU v4", 1, "v4", 3, 2, 16 * _MB, _MB),
-        Tpu("v5e", "TPU v5 lite", 1, "v5e", 2, 1, 128 * _MB, _MB),
-        Tpu("v5p", "TPU v5", 2, "v5p", 3, 1, 64 * _MB, _MB),
-        Tpu("v6e", "TPU v6 lite", 1, "v6e", 2, 1, 128 * _MB, _MB),
-        Tpu("v7x", "TPU7x", 1, "tpu7x", 3, 2, 64 * _MB, _MB),
+        Tpu("v4", "TPU v4", 1, "v4", 2, 16 * _MB, _MB),
+        Tpu("v5e", "TPU v5 lite", 1, "v5e", 1, 128 * _MB, _MB),
+        Tpu("v5p", "TPU v5", 2, "v5p", 1, 64 * _MB, _MB),
+        Tpu("v6e", "TPU v6 lite", 1, "v6e", 1, 128 * _MB, _MB),
+        Tpu("v7x", "TPU7x", 1, "tpu7x", 2, 64 * _MB, _MB),
     )
 }
-assert tuple(TPUS) == settings.TPUS
 
 
 class Target(NamedTuple):
@@ -54,6 +54,16 @@ class Target(NamedTuple):
         return f"{self.tpu.prefix}:{layout}"
 
 
+def libtpu_version() -> str | None:
+    """The version of the installed libtpu. It isn't loaded."""
+    if importlib.util.find_spec("libtpu") is None:
+        return None
+    try:
+        return importlib.metadata.version("libtpu")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
 def target(asked: str) -> Target:
     """The target of one element of PALLAS_NUMPY_COMPILE."""
     name, _, topology = asked.partition(":")
@@ -62,7 +72,7 @@ def target(asked: str) -> Target:
 
 def _smallest(tpu: Tpu, devices: int) -> str:
     """The smallest layout of whole hosts (2x2 chips) with so many devices."""
-    layout = [2, 2] if tpu.dimensions == 2 else [2, 2, 1]
+    layout = [2, 2] if settings.TPUS[tpu.name] == 2 else [2, 2, 1]
     while math.prod(layout) * tpu.devices_per_chip < devices:
         layout[layout.index(min(layout))] *= 2
-    return "x".join(map(str, sorted(layout) if tpu.dimensions == 2 else layout))
+    return "x".join(map(str, sorted(layout) if settings.TPUS[tpu.name] == 2 else layout))

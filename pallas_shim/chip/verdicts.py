@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pallas_shim.chip import jobs
@@ -51,6 +51,7 @@ class Verdict:
             "message": answer.message,
             "memory": self.memory(),
             "vmem_estimate": self.estimate,
+            "vmem_limit": self.tpu.vmem,
             "allocations": [dataclasses.asdict(a) for a in answer.allocations or ()],
             "bundles": answer.bundles,
             "spills": answer.spills,
@@ -80,21 +81,25 @@ class Verdict:
 _SEMAPHORE = 4  # bytes
 
 
-def text(verdicts: Sequence[Verdict], *, has_compiler: bool) -> str:
-    """The verdicts for people: one line each, and what the compiler said of those it refused."""
-    if not verdicts:
+def text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Verdicts for people: one line each, and what the compiler said of those it refused.
+
+    Args:
+      rows: the verdicts in their JSON form (`Verdict.row`), maybe of several processes.
+    """
+    if not rows:
         return "pallas_shim: no Pallas kernel was reached, so none was compiled"
-    libtpu = sorted({f"libtpu {v.answer.libtpu}" for v in verdicts if v.answer.libtpu})
-    versions = ", ".join([f"JAX {verdicts[0].jax}", *libtpu])
+    libtpu = sorted({f"libtpu {row['libtpu']}" for row in rows if row["libtpu"]})
+    versions = ", ".join([f"JAX {rows[0]['jax']}", *libtpu])
     lines = [f"pallas_shim: what the TPU's compiler says ({versions})"]
     # TPUs of which the same is to be said share their lines.
     said: dict[tuple[str, ...], list[str]] = {}
-    for verdict in verdicts:
-        said.setdefault(tuple(_lines(verdict)), []).append(verdict.target)
+    for row in rows:
+        said.setdefault(tuple(_lines(row)), []).append(row["tpu"])
     for (first, *rest), targets in said.items():
         lines += [f"{', '.join(dict.fromkeys(targets))}: {first}", *rest]
-    lines.append(f"pallas_shim: {summary(verdicts)}")
-    if not has_compiler:
+    lines.append(f"pallas_shim: {summary(rows)}")
+    if any(row["outcome"] == LOWERED for row in rows):
         lines.append(
             "libtpu isn't installed, so only JAX's own lowering was asked. "
             "pip install 'pallas_shim[tpu]' adds the compiler (690 MB): what Mosaic and LLO "
@@ -103,44 +108,43 @@ def text(verdicts: Sequence[Verdict], *, has_compiler: bool) -> str:
     return "\n".join(lines)
 
 
-def _lines(verdict: Verdict) -> Iterator[str]:
-    answer = verdict.answer
-    place = f" ({verdict.source})" if verdict.source else ""
-    outcome = answer.outcome
-    if answer.stage is not None:
-        outcome += f" by {answer.stage}" if answer.stage != jobs.MEMORY else ", memory"
-    known = " (known from an earlier run)" if verdict.remembered else ""
-    yield f"{verdict.kernel}{place} {verdict.operands}: {outcome}{known}"
-    facts = list(_facts(verdict))
+def _lines(row: Mapping[str, Any]) -> Iterator[str]:
+    place = f" ({row['source']})" if row["source"] else ""
+    outcome = row["outcome"]
+    if row["stage"] is not None:
+        outcome += f" by {row['stage']}" if row["stage"] != jobs.MEMORY else ", memory"
+    known = " (known from an earlier run)" if row["remembered"] else ""
+    yield f"{row['name']}{place} {row['operands']}: {outcome}{known}"
+    facts = list(_facts(row))
     if facts:
         yield "    " + ", ".join(facts)
-    if answer.message:
-        yield from ("    " + line for line in answer.message.splitlines()[:_MOST_LINES])
-    if answer.outcome == ACCEPTED and answer.unread:
-        yield f"    {answer.unread}"
-    yield from ("    " + warning for warning in answer.warnings)
+    if row["message"]:
+        yield from ("    " + line for line in row["message"].splitlines()[:_MOST_LINES])
+    if row["outcome"] == ACCEPTED and row["unread"]:
+        yield f"    {row['unread']}"
+    yield from ("    " + warning for warning in row["warnings"])
 
 
 _MOST_LINES = 24
 
 
-def _facts(verdict: Verdict) -> Iterator[str]:
-    answer, memory = verdict.answer, verdict.memory()
+def _facts(row: Mapping[str, Any]) -> Iterator[str]:
+    memory = row["memory"]
     if memory:
         for name in ("vmem", "smem"):
             used, limit = memory[name]["used"], memory[name]["limit"]
             yield f"{name.upper()} {_bytes(used)} of {_bytes(limit)}"
         yield f"{memory['semaphores']['used']} semaphores"
-    elif verdict.estimate is not None and answer.outcome != ACCEPTED:
-        limit = verdict.tpu.vmem
-        over = ", which is too much" if verdict.estimate > limit else ""
-        yield f"blocks and scratch take {_bytes(verdict.estimate)} of {_bytes(limit)} VMEM{over}"
-    if answer.spills is not None:
-        yield f"{answer.spills} spills" if answer.spills else "no spills"
-    if answer.bundles is not None:
-        yield f"{answer.bundles} bundles"
-    if answer.code_size is not None:
-        yield f"code {_bytes(answer.code_size)}"
+    elif row["vmem_estimate"] is not None and row["outcome"] != ACCEPTED:
+        held, limit = row["vmem_estimate"], row["vmem_limit"]
+        over = ", which is too much" if held > limit else ""
+        yield f"blocks and scratch take {_bytes(held)} of {_bytes(limit)} VMEM{over}"
+    if row["spills"] is not None:
+        yield f"{row['spills']} spills" if row["spills"] else "no spills"
+    if row["bundles"] is not None:
+        yield f"{row['bundles']} bundles"
+    if row["code_size"] is not None:
+        yield f"code {_bytes(row['code_size'])}"
 
 
 def _bytes(number: int | None) -> str:
@@ -151,8 +155,8 @@ def _bytes(number: int | None) -> str:
     return f"{number / 1024:.4g} KiB" if number >= 1024 else f"{number} B"
 
 
-def summary(verdicts: Sequence[Verdict]) -> str:
+def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     """How many of each outcome, for the last line."""
-    counts = collections.Counter(v.answer.outcome for v in verdicts)
+    counts = collections.Counter(row["outcome"] for row in rows)
     order = (ACCEPTED, LOWERED, REFUSED, NO_VERDICT)
     return ", ".join(f"{counts[name]} {name}" for name in order if counts[name])

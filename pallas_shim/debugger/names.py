@@ -50,12 +50,14 @@ class Snapshots:
         self._users: dict[CodeType, bool] = {}
 
     def start(self) -> None:
+        self._before = threading.gettrace(), sys.gettrace()
         threading.settrace(self._call)
         sys.settrace(self._call)
 
     def stop(self) -> None:
-        threading.settrace(None)
-        sys.settrace(None)
+        of_threads, own = self._before
+        threading.settrace(of_threads)
+        sys.settrace(own)
 
     def at(self, frame: jaxprs.Frame) -> list[Names]:
         """The snapshots of a line, or else of the last line before it that has any."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ import numpy as np
 
 from pallas_shim import jax_compat
 from pallas_shim.debugger.names import Names, Snapshots, Traced
-from pallas_shim.evaluator.program import Instruction, Value
+from pallas_shim.evaluator.program import Instruction, Region, Value
 from pallas_shim.evaluator.watching import Cell, Kernel, Parts, Watch, address
 from pallas_shim.jax_compat.jaxprs import Frame
 
@@ -89,13 +88,14 @@ class Stepper(Watch):
         self._stop, self._changed = stop, changed
         self.asked = False
         self.lines: set[tuple[str, int]] = set()
-        self._values: dict[int, dict[Value, tuple[int, Any]]] = {}
-        self._of_variable: dict[Any, list[Value]] = {}
+        self._values: dict[int, dict[Value, Any]] = {}
+        self._scopes: list[Mapping[Any, Value]] = []
+        self._scopes_of: dict[Any, list[int]] = {}
+        self._inside: dict[int, tuple[Region, tuple[Value, ...]]] = {}
         self._cells: dict[int, Cell] = {}
         self._fresh: set[int] = set()
-        self._order = itertools.count(1)
         self._places: dict[int, tuple[Instruction, tuple[Frame, ...]]] = {}
-        self._last: dict[int, tuple[Frame, int]] = {}
+        self._last: dict[int, tuple[Frame, int, int | None]] = {}
         self._here: dict[int, Place] = {}
         self._parts = Parts()
         self._shadows: dict[int, _Shadow] = {}
@@ -104,14 +104,29 @@ class Stepper(Watch):
 
     # -- what the run tells -------------------------------------------------------------------
 
-    def bound(self, values: Mapping[Any, Value]) -> None:
-        for variable, value in values.items():
-            self._of_variable.setdefault(variable, []).append(value)
+    def bound(self, values: Mapping[Any, Value], body: Sequence[Instruction]) -> None:
+        number = len(self._scopes)
+        self._scopes.append(dict(values))
+        for instruction in Region((), tuple(body), ()).walk():
+            scopes = self._scopes_of.setdefault(_key(instruction), [])
+            if scopes[-1:] != [number]:
+                scopes.append(number)
 
-    def entered(self, params: Sequence[Value], program: int, values: Sequence[Any]) -> None:
-        # A loop goes round: its first line is to be stopped at again.
-        self._last.pop(program, None)
-        self._note(program, params, values)
+    def entered(self, region: Region, program: int, values: Sequence[Any]) -> None:
+        # What an earlier round has computed isn't computed yet in this one.
+        known = self._values.setdefault(program, {})
+        for value in self._made_inside(region):
+            known.pop(value, None)
+        if region.params:  # a loop goes round: its first line is to be stopped at again
+            self._last.pop(program, None)
+        self._note(program, region.params, values)
+
+    def _made_inside(self, region: Region) -> tuple[Value, ...]:
+        found = self._inside.get(id(region))
+        if found is None:
+            made = tuple(out for instruction in region.walk() for out in instruction.outs)
+            found = self._inside[id(region)] = (region, made)
+        return found[1]
 
     def cell_ended(self, program: int) -> None:
         self._cells.pop(program, None)
@@ -142,8 +157,10 @@ class Stepper(Watch):
         if not frames:
             return
         frame = frames[0]
-        is_new = program not in self._last or self._last[program] != (frame, len(frames))
-        self._last[program] = (frame, len(frames))
+        scopes = self._scopes_of.get(_key(instruction), ())
+        here = frame, len(frames), scopes[0] if scopes else None
+        is_new = self._last.get(program) != here
+        self._last[program] = here
         place = self._here[program] = Place(instruction, program, cell, frames)
         if is_new or self.asked:
             starts = program in self._fresh
@@ -166,10 +183,7 @@ class Stepper(Watch):
                 self._wrote(instruction, program, cell, part)
 
     def _note(self, program: int, values: Sequence[Value], arrays: Sequence[Any]) -> None:
-        known = self._values.setdefault(program, {})
-        order = next(self._order)
-        for value, array in zip(values, arrays, strict=True):
-            known[value] = (order, array)
+        self._values.setdefault(program, {}).update(zip(values, arrays, strict=True))
 
     def _frames(self, instruction: Instruction) -> tuple[Frame, ...]:
         known = self._places.get(id(instruction))
@@ -184,14 +198,14 @@ class Stepper(Watch):
         """The user's local variables of a frame with their values. Refs are the memory itself."""
         choices = self._snapshots.at(frame)
         for snapshot in reversed(choices):
-            found = self._resolved(place.program, snapshot)
+            found = self._resolved(place, snapshot)
             if found is not None:
                 return found
         found = {}
         for snapshot in choices:  # some of it isn't computed yet
             for name, value in snapshot.items():
                 try:
-                    found[name] = self._value(place.program, value)
+                    found[name] = self._value(place, value)
                 except Unknown:
                     continue
         return found
@@ -201,26 +215,37 @@ class Stepper(Watch):
         kernel = place.cell.kernel
         return {kernel.name(n): ref for n, ref in enumerate(place.cell.refs)}
 
-    def _resolved(self, program: int, names: Names) -> dict[str, Any] | None:
+    def _resolved(self, place: Place, names: Names) -> dict[str, Any] | None:
         try:
-            return {name: self._value(program, value) for name, value in names.items()}
+            return {name: self._value(place, value) for name, value in names.items()}
         except Unknown:
             return None
 
-    def _value(self, program: int, shown: Any) -> Any:
+    def _value(self, place: Place, shown: Any) -> Any:
         if isinstance(shown, Traced):
-            known = self._values.get(program, {})
-            candidates = self._of_variable.get(shown.variable, ())
-            found = [known[value] for value in candidates if value in known]
-            if found:
-                return max(found, key=lambda pair: pair[0])[1]
-            for value in candidates:
-                if value.const is not None:
-                    return value.const
-            raise Unknown("it isn't computed yet")
+            value = self._value_of(place, shown.variable)
+            if value.const is not None:
+                return value.const
+            known = self._values.get(place.program, {})
+            if value not in known:
+                raise Unknown("it isn't computed yet")
+            return known[value]
         if isinstance(shown, (tuple, list)):
-            return type(shown)(self._value(program, part) for part in shown)
+            return type(shown)(self._value(place, part) for part in shown)
         return shown
+
+    def _value_of(self, place: Place, variable: Any) -> Value:
+        """What a variable of a jaxpr is here: a jaxpr that is called twice has two values for it.
+
+        The scopes of an instruction are those of the calls around it, the innermost first.
+        """
+        for number in self._scopes_of.get(_key(place.instruction), ()):
+            if variable in self._scopes[number]:
+                return self._scopes[number][variable]
+        others = [scope[variable] for scope in self._scopes if variable in scope]
+        if len(set(others)) != 1:
+            raise Unknown("it isn't known which call it belongs to")
+        return others[0]
 
     # -- memory -------------------------------------------------------------------------------
 
@@ -289,6 +314,10 @@ class Stepper(Watch):
 
     def watched(self) -> dict[int, str]:
         return {number: watched.text for number, watched in self._watched.items()}
+
+
+def _key(instruction: Instruction) -> Any:
+    return (instruction.operation, instruction.ins, instruction.outs)
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:

@@ -14,9 +14,10 @@ from pallas_shim.dispatch.fallback import FallbackWarning, StrictError
 from pallas_shim.dispatch.function import Function
 from pallas_shim.dispatch.observing import Observer, observe
 from pallas_shim.dispatch.stock import left_to_jax
-from pallas_shim.dispatch.tracing import note_tracing
+from pallas_shim.dispatch.tracing import note_tracing, tell_of_breakpoints
 
 __all__ = [
     "Answers", "FallbackWarning", "Function", "Observer", "StrictError", "call_jit",
     "choose_kernel", "left_to_jax", "note_tracing", "observe",
+    "tell_of_breakpoints",
 ]  # fmt: skip

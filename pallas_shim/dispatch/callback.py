@@ -50,6 +50,7 @@ def choose_kernel(
         if compilation is not None:
             compilation.jax_uses.append(use)
         return None
+    stock.print_debug(kernel.equation)
     reason = "XLA compiles the function" if compilation is None else compilation.reason
     use = REPORT.use(kernel.function, described.kernels, "callback", reason)
     if cached is not None:

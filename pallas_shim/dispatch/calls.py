@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pallas_shim import settings
-from pallas_shim.dispatch import compiling, donation, stock
+from pallas_shim.dispatch import compiling, donation, special_values, stock
 from pallas_shim.dispatch.plan import Plan, run
 from pallas_shim.dispatch.planning import known_plan, plan_of
-from pallas_shim.jax_compat import arrays, call_info
+from pallas_shim.jax_compat import arrays, call_info, kernel_info
 from pallas_shim.jax_compat.hooks import jit_calls
 
 if TYPE_CHECKING:
@@ -38,7 +38,12 @@ def call_jit(call: Callable[..., Any], args: Sequence[Any], params: dict[str, An
             reason = str(elsewhere)
         else:
             assert plan.use is not None
-            call_info.check_nans(plan.use.function, out)
+            try:
+                call_info.check_nans(plan.use.function, out)
+            except call_info.SpecialValue as found:
+                if plan.mesh is None and kernel_info.is_a_kernel(params["jaxpr"]):
+                    special_values.raise_for_kernel(plan, params, args, found.ty)
+                raise
             donation.delete(args, plan.deleted)
             return out, None, None, []
     return stock.call_stock(call, args, params, stock.Compilation(reason, plan.jax_uses))
@@ -87,6 +92,9 @@ class Answers:
         if plan.mesh is not None:
             assert plan.use is not None
             plan.use.cache = f"not kept: {compiling.NOT_KEPT_ON_MESH}"
+        elif kernel_info.asks_for_prints(params["jaxpr"]):
+            assert plan.use is not None
+            plan.use.cache = "not kept: debug=True prints when it is traced"
         else:
             from pallas_shim.dispatch import kept_calls
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pallas_shim import dump, settings
@@ -17,13 +17,14 @@ from pallas_shim.dispatch.function import Function
 from pallas_shim.evaluator import call_stack, compiler
 from pallas_shim.evaluator.checks.lowering import Checks
 from pallas_shim.evaluator.execute import Executable
+from pallas_shim.evaluator.findings import Finding
 from pallas_shim.evaluator.machine import order, shards
 from pallas_shim.evaluator.passes import Watcher
 from pallas_shim.evaluator.program import Program
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.evaluator.schedules import Schedules
 from pallas_shim.evaluator.verify import InvalidProgram, Verifier
-from pallas_shim.jax_compat import arrays, call_info, kernel_info, sharded
+from pallas_shim.jax_compat import arrays, call_info, checked, kernel_info, sharded
 
 R = TypeVar("R")
 
@@ -136,8 +137,14 @@ def _options(folder: dump.Folder | None, function: Function | None) -> compiler.
     if folder is not None:
         watchers.append(folder)
     emitted = None if folder is None else folder.code
-    checks = Checks(asked.check, COLLECTOR.skip) if asked.check else None
-    options = compiler.Options(asked.disabled_passes, watchers, emitted, checks, COLLECTOR.add)
+    options = compiler.Options(asked.disabled_passes, watchers, emitted)
+    races = frozenset() if function is None else function.races
+    if asked.check or races:
+        skipped = COLLECTOR.skip if asked.check else _nothing_skipped
+        found = functools.partial(_found, asked.check, races)
+        options = options._replace(checks=Checks(asked.check | races, skipped), found=found)
+        if races:
+            options = options._replace(started=functools.partial(checked.note_race, None))
     if function is None or not function.kernels:
         return options
     if kernel_info.waits_for_its_copies(function.jaxpr):
@@ -151,6 +158,26 @@ def _options(folder: dump.Folder | None, function: Function | None) -> compiler.
     if asked.seed is not None:
         return options._replace(order=order.parse(asked.seed))
     return options
+
+
+def _nothing_skipped(kernel: str, reason: str) -> None:
+    """JAX's race detector, too, says nothing of what it doesn't look at."""
+
+
+def _found(wanted: Collection[str], races: Collection[str], finding: Finding) -> None:
+    """Hands on a finding to those who asked for its kind: by the setting, or of JAX."""
+    if finding.kind in wanted:
+        COLLECTOR.add(finding)
+    if finding.kind in races and finding.rule in _RACES:
+        checked.note_race(finding.message)
+
+
+# What JAX's race detector finds, too.
+_RACES = frozenset({
+    "block-of-two", "cells", "carried-over-parallel", "read-before-wait",
+    "source-changed-in-flight", "target-written-in-flight", "copy-not-awaited", "copy-unordered",
+    "unordered",
+})  # fmt: skip
 
 
 def _made(make: Callable[..., R], function: Function, options: compiler.Options) -> R:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pallas_shim import cost_model, settings
-from pallas_shim.dispatch import compiling, donation, function, native, observing
+from pallas_shim.dispatch import compiling, donation, function, native, observing, stock
 from pallas_shim.dispatch.plan import IN_NUMPY, Plan, Trial, event, read
 from pallas_shim.dispatch.tracing import last_tracing
 from pallas_shim.evaluator.registry import Unsupported
@@ -118,6 +118,8 @@ def _make_plan(
             executable = observing.current.planned(executable, described)
     except Unsupported as unsupported:
         return Plan(key, str(unsupported))
+    for eqn in kernel_info.kernel_equations(jaxpr):
+        stock.print_debug(eqn)
     use = REPORT.use(call.name, described.kernels, "numpy", IN_NUMPY)
     if cached is not None:
         cached.tell(use)

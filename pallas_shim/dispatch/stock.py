@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import jax
 
+from pallas_shim.jax_compat import kernel_info
 from pallas_shim.reports.uses import REPORT, Use
 
 R = TypeVar("R")
@@ -34,6 +35,13 @@ def left_to_jax() -> Iterator[None]:
 
 
 is_left_to_jax = _left_to_jax.get
+
+
+def print_debug(eqn: Any) -> None:
+    """Prints what JAX prints when it lowers a kernel with ``debug=True``."""
+    text = kernel_info.debug_text(eqn)
+    if text is not None:
+        print(text)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ class Options(NamedTuple):
     watchers: each gets the program after lowering and after each pass.
     emitted: is called with each loop that becomes a Python function, and the function's source.
     checks: what kernels are checked for while they run; None if they aren't. ``found`` is called
-      with each finding.
+      with each finding, and ``started`` before each checked run.
     timed: copies may happen later than they start, and programs run in any order, as
       `machine.order` says. No pass runs.
     late: copies happen when they are waited for; a call finds out whether that makes a difference.
@@ -56,6 +56,7 @@ class Options(NamedTuple):
     emitted: Callable[[Instruction, str], None] | None = None
     checks: Checks | None = None
     found: Callable[[Finding], None] = lambda finding: None
+    started: Callable[[], None] = lambda: None
     timed: bool = False
     late: bool = False
     order: Order | None = None
@@ -135,7 +136,9 @@ def repeated(
             program = lower(jaxpr, (), name, axes, on_mesh, disturbing, options.timed)
             return Executable(program, lambda loop: False, parts=parts)
 
-        executable = CheckedExecutable(executable, disturbed, checks, options.found)
+        executable = CheckedExecutable(
+            executable, disturbed, checks, options.found, options.started
+        )
         if not checks.kinds.isdisjoint(("races", "sync")):
             executable = WatchedExecutable(executable, timed, checks, options.found)
     if options.late:

@@ -23,6 +23,7 @@ from pallas_shim.evaluator.frames import (
     Frame,
     Step,
     Steps,
+    loop_name,
     moves,
     note_cell,
     row_of,
@@ -289,13 +290,15 @@ def _scan(prepare: _Preparation, instruction: Instruction) -> Step:
     made = tuple(zip(outs[num_carry:], results[num_carry:], strict=True))
     made_types = [v.type for v in instruction.outs[num_carry:]]
     order = range(length - 1, -1, -1) if reverse else range(length)
+    name = functools.partial(loop_name, instruction)
     direction, nothing = slice(None, None, -1 if reverse else 1), itertools.repeat(())
 
     def step(f: Frame) -> None:
         begin(f)
         xs = [f[i][direction] for i in taken]
         ys = [np.empty(t.shape, t.dtype) for t in made_types]
-        for i, x in zip(order, zip(*xs, strict=True) if xs else nothing, strict=False):
+        rounds = zip(order, zip(*xs, strict=True) if xs else nothing, strict=False)
+        for i, x in progress.over_rounds(name, length, rounds):
             f[row] = x
             run_steps(steps, f)
             for y, (_, slot) in zip(ys, made, strict=True) if ys else ():

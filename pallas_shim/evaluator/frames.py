@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self
 
 from pallas_shim import jax_compat
+from pallas_shim.evaluator import progress
 from pallas_shim.evaluator.call_stack import with_room
 from pallas_shim.evaluator.program import CELLS, Instruction
 
@@ -36,6 +37,7 @@ def run_steps(steps: Steps, frame: Frame) -> None:
         for step in remaining:
             step(frame)
     except BaseException as error:
+        progress.abandon()
         # The iterator knows how far the run has come, so the loop itself keeps no count.
         at = len(steps) - remaining.__length_hint__() - 1
         if steps:
@@ -64,6 +66,11 @@ def blame(error: BaseException, instruction: Instruction) -> None:
         error._pallas_shim_blamed = True  # type: ignore[attr-defined]
     except AttributeError:
         pass  # an exception with slots gets a note from each enclosing loop
+
+
+def loop_name(loop: Instruction) -> str:
+    """What the user knows a loop by."""
+    return f"loop at {jax_compat.user_source(loop.source) or 'an unknown line'}"
 
 
 def note_cell(error: BaseException, grid: Instruction, indices: Sequence[Any]) -> None:

@@ -77,6 +77,9 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
         checked_blocks = CheckedBlocks(lowering, call, call.checked, sizes, buffers, block_types)
 
     def cell(indices: Sequence[Value]) -> None:
+        # Cores that wait for one another are programs of one cell each.
+        seen_at: Sequence[Value] = () if waits else indices
+        seen_of: Sequence[Value] = () if waits else sizes
         cell_order.begin(scratch)
         cell_start = len(lowering.body)
         if checks is not None:
@@ -98,7 +101,7 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
                 if watch is not None:
                     seen = [*prefetch, *blocks, *scratch]
                     watching.emit_cell(
-                        lowering, watch, watched, indices, sizes, seen, buffers, starts
+                        lowering, watch, watched, seen_at, seen_of, seen, buffers, starts
                     )
                 lowering.inline(call.jaxpr, [*prefetch, *blocks, *scratch], closed_over)
                 if watch is not None:
@@ -119,7 +122,7 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
             checks.blocks(indices, starts, of_maps, prefetch, views, scratch)
         if watch is not None:
             seen = [*prefetch, *views, *scratch]
-            watching.emit_cell(lowering, watch, watched, indices, sizes, seen, buffers, starts)
+            watching.emit_cell(lowering, watch, watched, seen_at, seen_of, seen, buffers, starts)
         body_start = len(lowering.body)
         lowering.inline(call.jaxpr, [*prefetch, *views, *scratch], closed_over)
         if watch is not None:
@@ -201,11 +204,8 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
 def _watched(
     lowering: Lowering, call: PallasCall, names: Sequence[str], ref_types: Sequence[RefType]
 ) -> watching.Kernel:
-    levels = lowering.machine.levels
-    return watching.Kernel(
-        call, names, [_array_shape(lowering, block) for block in call.blocks],
-        [type.space for type in ref_types], levels[-1].names if levels else (),
-    )  # fmt: skip
+    shapes = [_array_shape(lowering, block) for block in call.blocks]
+    return watching.Kernel(call, names, shapes, [type.space for type in ref_types])
 
 
 def _emit_warning(lowering: Lowering, warn: Callable[[], None]) -> None:

@@ -148,9 +148,11 @@ class Lowering(Builder):
                 const = self.const(const, self.type(var.aval))
             env[var] = const
         env.update(zip(jaxpr.invars, args, strict=True))
-        outer = self.source
+        outer, start = self.source, len(self.body)
         with contextlib.nullcontext() if self.checker is None else self.checker.uses(jaxpr):
             self._inline_equations(jaxpr, env, outer)
+        if self.watch is not None and not self._defining:
+            self.watch.bound(env, self.body[start:])
         self.source = outer
         return [self._read(env, atom) for atom in jaxpr.outvars]
 
@@ -170,8 +172,6 @@ class Lowering(Builder):
                 place = jax_compat.user_source(self.source)
                 raise Unsupported(name, str(refused), place) from refused
             env.update(zip(eqn.outvars, outs, strict=True))
-        if self.watch is not None:
-            self.watch.bound(env)
 
     def inline_definition(self, jaxpr: Any, args: Sequence[Value]) -> list[Value]:
         """Like `inline`, for a jaxpr that JAX or this package made from one equation of the user's.

@@ -215,6 +215,10 @@ _MEMORY_ROWS = (
         types=op_types.contents_types,
     ),
     _row(
+        "received", "the array in the buffer of a kernel's result, to which others may have copied",
+        "rows:ref number:index", "value:array", "machine/rows", effects=(_READ,), view=True,
+    ),
+    _row(
         "masked_swap", "stores where the mask is set, and gives what was there; an error outside",
         "ref:ref value:array mask:array leaf:index*", "before:array", "rules/state",
         effects=(_UPDATE._replace(io=True),), types=op_types.swap_types,
@@ -382,7 +386,7 @@ _MACHINE_ROWS = (
     ),
     _row(
         "dma", "copies between programs", "source:ref target:ref leaf:index*", "", "rules/tpu",
-        effects=(Effects((0,), (1,)),), readers="watching",
+        effects=(Effects((0,), (1,)),), readers="machine, watching",
         params=(Param("paths", "from the source and from the target to what is copied"),
                 Param("num_leaves", "how many of the leaves are the source's")),
     ),
@@ -417,6 +421,11 @@ _MACHINE_ROWS = (
         "rows_of_programs", "a buffer for each program, which others reach, each made when it is "
         "first reached", "", "rows:ref", "machine/rows", effects=(_NEW,),
         params=(Param("count", "how many"),),
+    ),
+    _row(
+        "row_to_fill", "the buffer of one program, all of which a copy writes next",
+        "rows:ref number:index", "row:ref", "machine/rows", effects=(_IO,), view=True,
+        types=op_types.row_types,
     ),
     _row(
         "row_of_program", "the buffer of one program", "rows:ref number:index", "row:ref",

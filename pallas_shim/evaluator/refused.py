@@ -40,9 +40,7 @@ _NOWHERE = {
     ),
     "it belongs to Mosaic GPU": "jaxpr_call",
     "the shim makes emit_pipeline emit its equations instead": "emit_pipeline pipeline_body",
-    "JAX's fuser removes it before the kernel is called": (
-        "custom_fusion pack_dtype unpack_dtype"
-    ),
+    "JAX's fuser removes it before the kernel is called": ("pack_dtype unpack_dtype"),
     "JAX removes it before it compiles": (
         "new_box box_get box_set new_log log_read log_extend accum_grad_in_ref "
         "call_hi_primitive_linearized custom_jvp_call_jaxpr custom_lin custom_transpose_call "

@@ -28,7 +28,8 @@ _MOST = 32
 class CheckedExecutable(Executable):
     """An `Executable` that reports what its kernels do wrongly.
 
-    ``disturbed`` makes the program that can replace undefined elements.
+    ``disturbed`` makes the program that can replace undefined elements. ``started`` is called
+    before each run.
     """
 
     def __init__(
@@ -37,8 +38,10 @@ class CheckedExecutable(Executable):
         disturbed: Callable[[], Executable],
         checks: Checks,
         found: Callable[[Finding], None],
+        started: Callable[[], None],
     ) -> None:
         self.program = executable.program
+        self._started = started
         self._run_once = executable
         self._make = disturbed
         self._checks = checks
@@ -47,6 +50,7 @@ class CheckedExecutable(Executable):
         self._known: dict[int, bool] = {}
 
     def run(self, args: Sequence[np.ndarray]) -> list[np.ndarray]:
+        self._started()
         run = Run(self._report)
         with run.active():
             try:
@@ -78,6 +82,14 @@ class CheckedExecutable(Executable):
         if self._disturbed is None:
             self._disturbed = self._make()
         before = self._returned((), 0, args)
+        if before is None:
+            for finding in candidates.values():
+                self._checks.skipped(
+                    finding.kernel,
+                    f"whether undefined elements of {finding.ref} matter: its function fails when "
+                    "it is run again",
+                )
+            return
         if not self._matters(None, before, args):
             return
         guilty = [
@@ -90,7 +102,8 @@ class CheckedExecutable(Executable):
             self._report(candidates[number])
 
     def _calls_back(self) -> bool:
-        return any(i.name in CALLBACK_PRIMITIVES for i in self.program.top.walk())
+        """Whether the program needs what the host returns. A second run doesn't print."""
+        return any(i.name in CALLBACK_PRIMITIVES and i.outs for i in self.program.top.walk())
 
     def _matters(
         self,

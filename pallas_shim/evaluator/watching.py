@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # lower is in a higher layer
 _SEEN = Effects(io=True)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class Kernel:
     """A kernel as it was lowered. One that JAX calls at two places of a function is two.
 
@@ -46,7 +46,7 @@ class Kernel:
     names: Sequence[str]
     shapes: Sequence[tuple[int, ...]]
     spaces: Sequence[str]
-    programs: Sequence[str]
+    programs: Sequence[str] = ()
 
     def name(self, position: int) -> str:
         """The user's name of the ref at a position."""
@@ -83,9 +83,9 @@ class Watch:
     def named(self, names: dict[Value, str]) -> None:
         """The user's names of refs. More come while the function is lowered."""
 
-    def bound(self, values: Mapping[Any, Value]) -> None:
-        """What the variables of a jaxpr became when it was lowered. A jaxpr that is called twice
-        becomes two sets of values."""
+    def bound(self, values: Mapping[Any, Value], body: Sequence[Instruction]) -> None:
+        """What the variables of a jaxpr of the user's became where it was lowered to these
+        instructions. The jaxprs inside it come first. One that is called twice is lowered twice."""
 
     def cell(self, cell: Cell) -> None:
         """A cell starts."""
@@ -97,8 +97,8 @@ class Watch:
     def left(self, kernel: Kernel, program: int, buffers: Sequence[np.ndarray]) -> None:
         """A kernel has ended. Its buffers hold their final contents."""
 
-    def entered(self, params: Sequence[Value], program: int, values: Sequence[Any]) -> None:
-        """The region with these parameters begins another time."""
+    def entered(self, region: Region, program: int, values: Sequence[Any]) -> None:
+        """A region begins another time, with these values of its parameters."""
 
     def wants(self, instruction: Instruction) -> Collection[str]:
         """Which of "before" and "after" is to be called at each run of an instruction."""
@@ -127,6 +127,8 @@ def emit_cell(
     starts: Sequence[Sequence[Value]],
 ) -> None:
     """Emits the probe at the start of a cell."""
+    levels = lowering.machine.levels
+    kernel.programs = levels[-1].names if levels else ()
     groups = [indices, sizes, refs, buffers, *starts]
     ends = np.cumsum([len(group) for group in groups]).tolist()
 
@@ -202,7 +204,7 @@ def _probed(
         dropped = operation.name == "get" and outs[0] not in used
         if "after" in wanted and not dropped:
             body.append(_after(instruction, watch, number))
-    if watch.enters and region.params:
+    if watch.enters:
         body.insert(0, _entered(region, watch, number))
     return Region(region.params, tuple(body), region.results)
 
@@ -211,7 +213,7 @@ def _entered(region: Region, watch: Watch, number: Value | None) -> Instruction:
     count = len(region.params)
 
     def tell(*values: Any) -> tuple[()]:
-        watch.entered(region.params, _program(values, number), values[:count])
+        watch.entered(region, _program(values, number), values[:count])
         return ()
 
     return _probe(region.params, number, tell, None)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from jax._src import config, core, effects
 from jax._src import dispatch as jax_dispatch
+from jax._src.api_util import InternalFloatingPointError
 from jax._src.interpreters import mlir, partial_eval
 from jax._src.sharding_impls import UnspecifiedValue
 
@@ -109,6 +110,14 @@ def execution_is_off() -> bool:
     return bool(config.no_execution.value)
 
 
+# What `check_nans` raises. Its ``ty`` is "nan" or "inf".
+SpecialValue = InternalFloatingPointError
+
+
 def check_nans(name: str, results: Sequence[Any]) -> None:
-    """Raises what jit does if jax_debug_nans or jax_debug_infs is set and there are some."""
+    """Raises what jit does if jax_debug_nans or jax_debug_infs is set and there are some.
+
+    Raises:
+      SpecialValue: JAX catches it, and runs the function again, one primitive at a time.
+    """
     jax_dispatch.check_special(name, results)

@@ -146,6 +146,20 @@ def replaced_in_interpreter() -> str | None:
     return next((name for name, value in _functions.items() if now.get(name) is not value), None)
 
 
+def note_race(found: str | None) -> None:
+    """Says what JAX's race detector says: at the start of a run, for None, that there is none yet,
+    else that one was ``found``."""
+    interpreter: Any = sys.modules[_INTERPRETER]
+    if found is None:
+        make = interpreter.RaceDetectionState
+        fields = inspect.signature(make).parameters
+        interpreter.races = make(**{"num_cores": 1} if "num_cores" in fields else {})
+        return
+    print(f"RACE DETECTED\n  {found}\n")
+    if getattr(interpreter, "races", None) is not None:
+        interpreter.races.races_found = True
+
+
 def _value(member: Any) -> str:
     """The text of a member of a Pallas enumeration. Some JAX versions take the text itself."""
     return str(getattr(member, "value", member)).lower()

@@ -152,11 +152,18 @@ def called_jaxpr(eqn: Any) -> Any:
 def is_own(jaxpr: Any) -> bool:
     """Whether a jaxpr is of a function of JAX's own, and holds none of the user's (such as a
     kernel). Its equations have the places of the first call with these types, or none."""
-    return _of_jax(jaxpr) is True and not any(
-        _of_jax(inner) is False
-        for eqn in equations(jaxpr)
-        for inner in core.jaxprs_in_params(eqn.params)
-    )
+    opened = open_jaxpr(jaxpr)[0]
+    found = _own.get(opened)
+    if found is None:
+        found = _own[opened] = _of_jax(opened) is True and not any(
+            _of_jax(inner) is False
+            for eqn in equations(opened)
+            for inner in core.jaxprs_in_params(eqn.params)
+        )
+    return found
+
+
+_own: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 
 
 def _of_jax(jaxpr: Any) -> bool | None:

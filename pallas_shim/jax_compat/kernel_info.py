@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import weakref
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
 from jax._src import core
+from jax._src.pallas import hlo_interpreter
 
 from pallas_shim.jax_compat import meshes
 from pallas_shim.jax_compat.checked import (
@@ -50,6 +53,12 @@ def _find_kernels(jaxpr: Any) -> Iterator[Any]:
                 yield from kernel_equations(inner)
 
 
+def is_a_kernel(jaxpr: Any) -> bool:
+    """Whether a jaxpr is a kernel and nothing else, as it is where one is called outside of jit."""
+    eqns = getattr(jaxpr, "jaxpr", jaxpr).eqns
+    return len(eqns) == 1 and eqns[0].primitive.name in KERNEL_PRIMITIVES
+
+
 def inner_jaxprs(eqn: Any) -> Iterator[Any]:
     """The jaxprs that an equation holds."""
     return core.jaxprs_in_params(eqn.params)
@@ -80,6 +89,41 @@ def describe_kernel(eqn: Any) -> KernelInfo:
 def talks(eqn: Any) -> bool:
     """Whether a kernel reaches other devices or cores."""
     return any(map(meshes.talks, _kernel_jaxprs(eqn)))
+
+
+# -- the debug parameter ------------------------------------------------------------------------
+
+
+def asks_for_prints(jaxpr: Any) -> bool:
+    """Whether a kernel in a jaxpr has ``debug=True``."""
+    return any(eqn.params.get("debug") for eqn in kernel_equations(jaxpr))
+
+
+def debug_text(eqn: Any) -> str | None:
+    """What JAX prints of a pallas_call with ``debug=True`` when it lowers it.
+
+    With ``interpret=True`` it is the jaxpr that JAX's interpreter would run. Otherwise it is the
+    kernel's jaxpr; a TPU's Mosaic module, which JAX also prints, isn't made here. None: nothing is
+    to be printed.
+    """
+    if not eqn.params.get("debug") or eqn.primitive.name != "pallas_call":
+        return None
+    jaxpr, where = eqn.params["jaxpr"], eqn.params["jaxpr"].debug_info.func_src_info
+    interpret = eqn.params["interpret"]
+    if interpret is not True:
+        return None if interpret else f"\nThe kernel jaxpr for pallas_call {where}:\n{jaxpr}"
+    make: Any = hlo_interpreter.kernel_to_hlo_jaxpr
+    more = {"backend": None} if "backend" in inspect.signature(make).parameters else {}
+    try:
+        discharged = make(jaxpr, (), eqn.params["grid_mapping"], **more)[0]
+    except Exception as error:  # JAX has no rule for one of its primitives
+        return f"\nThe kernel jaxpr for pallas_call {where}, which JAX can't discharge " \
+               f"({type(error).__name__}):\n{jaxpr}"  # fmt: skip
+    return f"\nJaxpr of {_THE} kernel in pallas_call {where}:\n{discharged}"
+
+
+# It says so.
+_THE = "the the" if jax.__version_info__ < (0, 9, 2) else "the"
 
 
 # -- the interpret parameter ------------------------------------------------------------------
@@ -113,6 +157,19 @@ def _kernel_jaxprs(eqn: Any) -> tuple[Any, ...]:
     return eqn.params["jaxprs"] if "jaxprs" in eqn.params else (eqn.params["jaxpr"],)
 
 
+def races_wanted(eqn: Any) -> frozenset[str]:
+    """The kinds of findings that ``InterpretParams(detect_races=True)`` asks for and that are
+    checked here. JAX finds races between cells only if it has several cores."""
+    interpret = eqn.params.get("interpret", False)
+    if type(interpret).__name__ != "InterpretParams" or not interpret.detect_races:
+        return frozenset()
+    if talks(eqn):
+        return frozenset({"sync", "races"})
+    if eqn.primitive.name != "pallas_call":
+        return frozenset()
+    return frozenset({"sync", "races"} if num_cores(interpret) > 1 else {"sync"})
+
+
 def unhonoured(eqn: Any) -> str | None:
     """Options of the user's ``interpret=`` that only JAX's own interpreter honours."""
     interpret = eqn.params.get("interpret", False)
@@ -126,6 +183,8 @@ def unhonoured(eqn: Any) -> str | None:
     for field in dataclasses.fields(interpret):
         value = getattr(interpret, field.name)
         known = _HONOURED | _ORDER | _WITHOUT_CONSEQUENCE
+        if field.name == "detect_races" and races_wanted(eqn):
+            continue
         if field.name not in known and value != field.default:
             return f"interpret=InterpretParams({field.name}={value!r}) isn't honoured here"
     cores = num_cores(interpret)

@@ -27,7 +27,7 @@ from pallas_shim.jax_compat.checked import (
     in_hbm,
     memory_space,
 )
-from pallas_shim.jax_compat.jaxprs import equations, open_jaxpr, user_source
+from pallas_shim.jax_compat.jaxprs import equations, open_jaxpr, primitives, user_source
 from pallas_shim.refusal import Refusal
 
 # Whether JAX's interpreters take pltpu.repeat for a repetition of each element. A TPU, and later
@@ -162,7 +162,7 @@ def _is_on_gpu(eqn: Any) -> bool:
         return any("triton" in module for module in modules)
     if eqn.params.get("backend") == "triton":  # JAX < 0.9 has it
         return True
-    return any(inner.primitive.name in _TRITON for inner in equations(eqn.params["jaxpr"]))
+    return not primitives(eqn.params["jaxpr"]).isdisjoint(_TRITON)
 
 
 _TRITON = frozenset({"atomic_rmw", "atomic_cas", "debug_barrier", "debug_barrier_p"})
@@ -276,12 +276,12 @@ def written_refs(jaxpr: Any) -> frozenset[int]:
     """The positions of the refs, among a kernel's inputs, to which it may write."""
     opened, _ = open_jaxpr(jaxpr)
     positions = {var: at for at, var in enumerate(opened.invars)}
-    effects = (e for e in opened.effects if isinstance(e, (WriteEffect, AccumEffect)))
-    # Early JAX's effects give the position itself, counted from the captured refs.
+    writes: list[Any] = [e for e in opened.effects if isinstance(e, (WriteEffect, AccumEffect))]
+    # Before JAX 0.10.2 an effect gives a position, counted from the captured refs.
     captured = len(opened.constvars)
-    written = (e.input_index if hasattr(e, "input_index") else e.input for e in effects)
     return frozenset(
-        ref - captured if isinstance(ref, int) else positions.get(ref, -1) for ref in written
+        positions.get(e.input, -1) if hasattr(e, "input") else e.input_index - captured
+        for e in writes
     )
 
 

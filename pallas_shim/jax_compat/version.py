@@ -15,6 +15,7 @@ from pallas_shim.jax_compat.versions import OLDEST, TOO_NEW
 # needs it only there.
 PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.api": ("Inline>=0.11",),
+    "jax._src.api_util": ("InternalFloatingPointError",),
     "jax._src.array": ("ArrayImpl",),
     "jax._src.callback": ("_IOEffect", "_OrderedIOEffect", "_callback_op_sharding"),
     "jax._src.config": (
@@ -77,6 +78,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "dce_jaxpr",
         "dce_rules",
         "forwarding_rules",
+        "lower_jaxpr2>=0.12",
     ),
     "jax._src.interpreters.partial_eval.DynamicJaxprTrace": ("make_eqn", "new_const"),
     "jax._src.interpreters.partial_eval.DynamicJaxprTracer": ("get_const",),
@@ -117,7 +119,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     ),
     "jax._src.pallas.core": ("dynamic_grid_dim", "semaphore_dtype"),
     "jax._src.pallas.einshape": ("_einshape>=0.9.1",),
-    "jax._src.pallas.hlo_interpreter": ("pallas_call_hlo_interpret",),
+    "jax._src.pallas.hlo_interpreter": ("kernel_to_hlo_jaxpr", "pallas_call_hlo_interpret"),
     "jax._src.pallas.mpmd": ("_mpmd_map_fallback_lowering>=0.9.1", "mpmd_map_p>=0.9.1"),
     "jax._src.pallas.mosaic.tpu_info": ("infer_tiling>=0.9.1",),
     "jax._src.pallas.pallas_call": (
@@ -163,7 +165,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     ),
     "jax._src.state.discharge": ("_discharge_rules",),
     "jax._src.state.indexing": ("NDIndexer", "Slice"),
-    "jax._src.state.types": ("AbstractRef", "TransformedRef"),
+    "jax._src.state.types": ("AbstractRef", "AccumEffect", "TransformedRef", "WriteEffect"),
     "jax._src.traceback_util": ("register_exclusion",),
     "jax._src.tree_util": (
         "_registry",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pallas_shim.plugins.pytest_session import Session
     from pallas_shim.plugins.recording import Recording
 
-_OPTIONS = ("pallas_numpy", "pallas_strict", "pallas_check", "pallas_report")
+_OPTIONS = ("pallas_numpy", "pallas_strict", "pallas_check", "pallas_compile", "pallas_report")
 _SESSION: pytest.StashKey[Session] = pytest.StashKey()
 
 
@@ -35,6 +35,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="the same as --pallas-numpy, and a test fails if one of its kernels would be wrong "
         "on a device (PALLAS_NUMPY_CHECK and PALLAS_NUMPY_SUPPRESSIONS say which faults)",
+    )
+    group.addoption(
+        "--pallas-compile",
+        metavar="TPUS",
+        help="the same as --pallas-numpy, and the session fails if the compiler of one of these "
+        "TPUs (as in v6e,v5e) refuses a kernel that a test reached",
     )
     group.addoption(
         "--pallas-report",

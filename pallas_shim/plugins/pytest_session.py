@@ -6,6 +6,7 @@ import atexit
 import collections
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -62,6 +63,8 @@ class Session:
             os.environ["PALLAS_NUMPY_STRICT"] = "1"
         if options.pallas_check and os.environ.get("PALLAS_NUMPY_CHECK", "") in ("", "0"):
             os.environ["PALLAS_NUMPY_CHECK"] = "1"
+        if options.pallas_compile is not None:
+            os.environ["PALLAS_NUMPY_COMPILE"] = options.pallas_compile
         self._findings = os.environ["PALLAS_NUMPY_FINDINGS"] = directory
 
     @pytest.hookimpl(tryfirst=True)
@@ -88,9 +91,24 @@ class Session:
         return handover.of_process(handover.suppressions(settings.current().suppressions))
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Findings outside of tests, as in another process, fail the session."""
-        if not self._is_worker and session.exitstatus == 0 and self._all_results().findings:
+        """Findings outside of tests, as in another process, fail the session, and so do kernels
+        that a TPU's compiler refuses. Each process compiles those that it reached."""
+        if settings.current().compile and "jax" in sys.modules:
+            from pallas_shim.chip import front
+
+            front.compile_reached()
+            if self._is_worker:
+                files.write(os.environ["PALLAS_NUMPY_REPORT"])
+        if self._is_worker or session.exitstatus != 0:
+            return
+        refused = any(row["outcome"] == "refused" for row in self._compiled())
+        if refused or self._all_results().findings:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _compiled(self) -> list[dict[str, Any]]:
+        """What the TPU's compiler said in all processes."""
+        processes = files.of_run(self._report).processes
+        return [row for process in processes for row in process.get("compiled", ())]
 
     def _all_results(self) -> Results:
         known = handover.suppressions(settings.current().suppressions)
@@ -107,3 +125,7 @@ class Session:
             terminalreporter.write_line(f"Pallas kernels: {each or 'none was called'}")
         if settings.current().check:
             terminalreporter.write_line(str(self._all_results()))
+        if settings.current().compile:
+            from pallas_shim.chip import verdicts
+
+            terminalreporter.write_line(verdicts.text(self._compiled()))

@@ -100,7 +100,7 @@ class Recorder:
             seen = {kernel.call.name for kernel in function.kernels}
             trace.notes += [
                 f"the kernel {info.name} of {function.name} is left out: "
-                + ("it never ran" if not function.calls else "it has cores of its own, not a grid")
+                + ("it never ran" if not function.calls else "its cores are of several kinds")
                 for info in function.infos if info.name not in seen
             ]  # fmt: skip
 

@@ -442,9 +442,9 @@ class FunctionWatch(Watch):
                 measures.block_bytes(ref.shape, operand.block or (), start, operand.itemsize)
                 for start in operand.blocks
             ]
-            if "input" in ref.role:
+            if ref.role == "input":  # an output is never fetched, aliased or not
                 _add_to(moved["in"], measures.fetched(operand.block_of_cell, sizes))
-            if "output" in ref.role:
+            else:
                 _add_to(moved["out"], measures.written_back(operand.block_of_cell, sizes))
         patterns = [
             [

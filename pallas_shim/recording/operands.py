@@ -75,7 +75,7 @@ def refs_of(cell: Cell) -> list[Ref]:
             )
             piped = not cut.in_hbm
         else:
-            role = "scratch"
+            role = "scratch" if call.cores is None or call.blocks else "memory"
         refs.append(Ref(
             kernel.name(position), role, shape, array.dtype, space, block, piped,
             measures.HeatMap(shape),

@@ -145,7 +145,7 @@ def _remarks(row: Mapping[str, Any]) -> Iterator[str]:
     yield row["reason"]
     if row["cache"]:
         yield f"cache: {row['cache']}"
-    if row["native"]:
+    if row.get("native"):
         yield row["native"]
     if row["raised"]:
         yield f"{row['raised']} of {row['calls']} calls raised, the last one {row['error']}"
@@ -173,6 +173,6 @@ def _merged(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 first["tracing_s"] = (first["tracing_s"] or 0.0) + row["tracing_s"]
             first["error"] = row["error"] or first["error"]
             first["cache"] = first["cache"] or row["cache"]
-            first["native"] = first["native"] or row["native"]
+            first["native"] = first.get("native") or row.get("native")
         first["pids"].add(row["pid"])
     return [{**row, "processes": len(row["pids"])} for row in found.values()]

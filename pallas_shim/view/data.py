@@ -83,11 +83,11 @@ class Coverage:
 class Operand:
     """A ref of a kernel.
 
-    ``role`` is "prefetch", "input", "output", "input and output", "scratch" or "scoped". ``shape``
-    is the whole array's, ``block`` the block's (None if it isn't cut). ``blocks`` lists the starts
-    of the distinct blocks; a start is in elements, and isn't moved into the array if it lies
-    outside. ``block_of_cell`` has the position in ``blocks`` for each cell. ``piped``: the
-    pipeline copies the blocks; otherwise the kernel copies, or nobody.
+    ``role`` is "prefetch", "input", "output", "input and output", "scratch", "scoped", or "memory"
+    that all cores of a mesh reach. ``shape`` is the whole array's, ``block`` the block's (None if
+    it isn't cut). ``blocks`` lists the starts of the distinct blocks; a start is in elements, and
+    isn't moved into the array if it lies outside. ``block_of_cell`` has the position in ``blocks``
+    for each cell. ``piped``: the pipeline copies the blocks; otherwise the kernel does, or nobody.
     """
 
     name: str

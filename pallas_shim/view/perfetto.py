@@ -55,6 +55,8 @@ def _of_kernel(process: int, kernel: Kernel) -> Iterator[dict[str, Any]]:
 
 
 def _cells(process: int, thread: int, run: Run) -> Iterator[dict[str, Any]]:
+    moved = {"fetched": run.fetched, "written back": run.written_back, "copied": run.copied}
+    moved = {name: by_cell for name, by_cell in moved.items() if any(by_cell)}
     for cell, (start, end) in enumerate(zip(run.steps, [*run.steps[1:], run.end], strict=True)):
         indices = _indices(cell, run.grid)
         yield {
@@ -63,11 +65,11 @@ def _cells(process: int, thread: int, run: Run) -> Iterator[dict[str, Any]]:
             "args": {"fetched": run.fetched[cell], "written back": run.written_back[cell],
                      "copied": run.copied[cell]},
         }  # fmt: skip
-        counts = {"fetched": run.fetched[cell], "written back": run.written_back[cell],
-                  "copied by DMAs": run.copied[cell]}  # fmt: skip
-        program = f" {run.program}" if run.program else ""
-        yield {"name": f"bytes moved{program}", "ph": "C", "ts": start, "pid": process,
-               "args": counts}  # fmt: skip
+        if moved:
+            counts = {name: by_cell[cell] for name, by_cell in moved.items()}
+            program = f" {run.program}" if run.program else ""
+            yield {"name": f"bytes moved{program}", "ph": "C", "ts": start, "pid": process,
+                   "args": counts}  # fmt: skip
 
 
 def _event(process: int, thread: int, event: Event, kernel: Kernel) -> dict[str, Any]:

@@ -97,6 +97,20 @@ def a_slice_in_a_loop(right):
 
 
 @fault("bounds/outside-ref")
+def one_element(right):
+    def kernel(at_ref, o_ref, counts):
+        counts[0] = 0
+        counts[at_ref[0]] = 1
+        o_ref[0] = counts[0]
+
+    f = pl.pallas_call(
+        kernel, jax.ShapeDtypeStruct((1,), jnp.int32), interpret=True,
+        scratch_shapes=[pltpu.SMEM((2,), jnp.int32)],
+    )
+    return f, (np.array([1 if right else 2], np.int32),)
+
+
+@fault("bounds/outside-ref")
 def a_copy_of_rows(right):
     def kernel(at_ref, x_ref, o_ref, sem):
         copy = pltpu.make_async_copy(x_ref.at[pl.ds(at_ref[0], 8)], o_ref, sem)
@@ -293,6 +307,32 @@ def copies_of_parallel_cells_to_one_place(right):
         compiler_params=parallel("parallel"),
     )
     return (lambda x: call(x)[:8]), (floats(ROWS, COLUMNS),)
+
+
+@fault("races/cells")
+def cores_that_write_one_place(right):
+    mesh = pltpu.create_tensorcore_mesh("core", num_cores=2)
+
+    def kernel(x_ref, o_ref):
+        def scope(buffer, sem):
+            number = jax.lax.axis_index("core")
+            buffer[...] = jnp.full_like(buffer, 1.0 if right else number.astype(jnp.float32))
+            copy = pltpu.make_async_copy(buffer, o_ref, sem)
+            copy.start()
+            copy.wait()
+
+        pl.run_scoped(scope, pltpu.VMEM((8, COLUMNS), jnp.float32), pltpu.SemaphoreType.DMA)
+
+    def f(x):
+        @pl.run_state
+        def run(refs):
+            @pl.core_map(mesh)
+            def _():
+                kernel(*refs)
+
+        return run((x, jnp.zeros_like(x)))[1]
+
+    return f, (floats(8, COLUMNS),)
 
 
 # -- blocks -----------------------------------------------------------------------------------
@@ -563,6 +603,15 @@ def a_mask_that_is_missing(right):
         plgpu.store(o_ref.at[pl.ds(i * 8, 8)], x * 2, mask=inside if right else None)
 
     return on_gpu(kernel, out(12), grid=(2,)), (floats(12),)
+
+
+@fault("bounds/outside-array")
+def a_block_outside_on_a_gpu(right):
+    block = pl.BlockSpec((8,), lambda i: (i if right else i + 1,))
+    call = on_gpu(
+        double, out(16), grid=(2,), in_specs=[block], out_specs=pl.BlockSpec((8,), lambda i: (i,))
+    )
+    return (lambda x: call(x)[:8]), (floats(16),)
 
 
 @fault("bounds/outside-array")

@@ -21,9 +21,8 @@ import sys
 import tempfile
 import threading
 import time
-from typing import Any
 
-from tests.chip.test_processes import PYTHON, SCRIPT
+from tests.chip.test_processes import PYTHON, SCRIPT, hears_ctrl_c
 
 STDOUT = "4096.0\n2048.0\n8192.0\nat exit\ndeleted\n"
 # The kernel with 4 rows is refused by JAX's lowering, whatever the compiler does.
@@ -84,7 +83,6 @@ def run(harm: str, chance: random.Random, real: bool, directory: pathlib.Path) -
     if not real or harm in ("abort", "hang", "exit", "grow"):
         variables["PALLAS_NUMPY_COMPILE_EXECUTOR"] = "tests.chip.fakes:threads"
         variables["TEST_HARM"] = harm
-    options: dict[str, Any] = {}
     if harm == "full disk":
         variables["TMPDIR"] = "/proc"
     if harm in ("small files", "few processes"):
@@ -97,7 +95,8 @@ def run(harm: str, chance: random.Random, real: bool, directory: pathlib.Path) -
     command = [sys.executable, "-m", "pallas_shim", "compile", "--tpu", "v6e,v5e"]
     process = subprocess.Popen(
         [*command, str(script), *ARGUMENTS], env=PYTHON.environment(**variables),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=directory, **options,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=directory,
+        preexec_fn=hears_ctrl_c,
     )  # fmt: skip
     if harm.startswith("kill"):
         threading.Thread(target=kill, args=(process.pid, harm, chance), daemon=True).start()

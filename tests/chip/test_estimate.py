@@ -9,7 +9,8 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_shim.chip import api, estimate
+from pallas_shim import settings
+from pallas_shim.chip import api, estimate, tpus
 from tests.chip.kernels import added, shape
 
 
@@ -76,3 +77,19 @@ def test_other_kernels_have_no_estimate(shim):
     function, args = FORMS["core_mapped"]()
     assert held(function, *args) is None
     assert jax.devices()[0].platform == "cpu"
+
+
+def test_the_tpus_are_those_of_the_settings():
+    assert tuple(tpus.TPUS) == tuple(settings.TPUS)
+
+
+@pytest.mark.parametrize(
+    "asked, devices, topology",
+    [
+        ("v6e", 1, "v6e:2x2"), ("v6e", 5, "v6e:2x4"), ("v5e", 16, "v5e:4x4"), ("v4", 8, "v4:2x2x1"),
+        ("v4", 9, "v4:2x2x2"), ("v7x", 1, "tpu7x:2x2x1"), ("v5e:4x8", 1, "v5e:4x8"),
+        ("v7x:2x2x2", 4, "tpu7x:2x2x2"),
+    ],
+)  # fmt: skip
+def test_the_smallest_topology(asked, devices, topology):
+    assert tpus.target(asked).topology_for(devices) == topology

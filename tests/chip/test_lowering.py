@@ -31,12 +31,15 @@ def test_every_form_is_lowered(shim, form):
 
 
 def test_a_refusal_is_in_jaxs_words_with_the_users_line(shim):
-    (found,) = api.verdicts(bad_blocks(), shape(500, 300), tpu="v6e")
+    found, lowered = (
+        api.verdicts(call, argument, tpu="v6e")[0]
+        for call, argument in ((bad_blocks(), shape(500, 300)), (added(), shape(512, 256)))
+    )
     answer = found.answer
     assert (answer.outcome, answer.stage) == (REFUSED, LOWERING)
     assert "divisible by 8 and 128" in str(answer.message) and "kernels.py:" in str(answer.message)
     assert found.kernel == "add_one" and "kernels.py:" in str(found.source)
-    text = verdicts.text([found], has_compiler=False)
+    text = verdicts.text([found.row(), lowered.row()])
     assert "v6e: add_one" in text and "refused by JAX's lowering" in text
     assert "pip install 'pallas_shim[tpu]'" in text and "1 refused" in text
 

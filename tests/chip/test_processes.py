@@ -39,6 +39,11 @@ for rows in map(int, sys.argv[2].split(",")):
     print(float(run(rows).sum()))
 """
 
+def hears_ctrl_c() -> None:
+    """Runs in the child. A shell has what runs in its background ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def ran(tmp_path, rows, end="", command=("compile", "--tpu", "v6e"), **variables):
     script = tmp_path / "bench.py"
     script.write_text(f"{SCRIPT}\n{end}\n")
@@ -97,7 +102,8 @@ def test_the_report_has_the_verdicts(tmp_path):
     report = tmp_path / "report.json"
     got = ran(tmp_path, "4,8", command=(f"--report={report}", "compile", "--tpu=v6e,v5e"))
     assert got.returncode == 98
-    rows = json.loads(report.read_text())["compiled"]
+    (process,) = json.loads(report.read_text())["processes"]
+    rows = process["compiled"]
     assert [(r["tpu"], r["outcome"]) for r in rows] == [
         ("v6e", "refused"), ("v5e", "refused"), ("v6e", "lowered"), ("v5e", "lowered"),
     ]  # fmt: skip
@@ -115,8 +121,9 @@ def test_ctrl_c_while_it_compiles(tmp_path):
     )
     command = [sys.executable, "-m", "pallas_shim", "compile", "--tpu", "v6e", script, "x", "8"]
     process = subprocess.Popen(
-        command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=hears_ctrl_c,
+    )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == "4096.0\n" and process.stdout.readline() == "at exit\n"
     while not any(name.startswith("pallas_shim-chip") for name in os.listdir(tmp_path)):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 
 import pytest
 
@@ -133,3 +135,24 @@ def test_one_page_of_html(tmp_path):
     assert 'id="units0"' in text and 'id="steps0"' in text
     assert "from __future__ import annotations" not in text.split("<h2>")[0]
     assert text.count("http") == text.split("</script>")[0].count("http")  # only in the library
+
+
+BROWSER = shutil.which("chromium")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium here")
+def test_the_page_in_a_browser(tmp_path):
+    """Its plots are drawn, and nothing is logged."""
+    pytest.importorskip("jinja2")
+    pytest.importorskip("plotly")
+    path = tmp_path / "profile.html"
+    assert profile_view.write([profiled(files())], str(path)) is None
+    got = subprocess.run(
+        [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+         "--no-first-run", "--disable-background-networking", "--disable-component-update",
+         "--disable-sync", f"--user-data-dir={tmp_path / 'user'}", "--enable-logging=stderr",
+         "--virtual-time-budget=8000", "--dump-dom", path.as_uri()],
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert got.stdout.count('class="main-svg"') >= 2
+    assert "CONSOLE" not in got.stderr

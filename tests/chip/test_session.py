@@ -40,7 +40,7 @@ def test_an_executor_of_the_users(shim):
     assert [v.target for v in found] == ["v5e", "v6e", "v7x"]
     (refused,) = asked("refusing")
     assert refused.answer.outcome == REFUSED and refused.answer.message in verdicts.text(
-        [refused], has_compiler=True
+        [refused.row()]
     )
 
 
@@ -104,7 +104,7 @@ def test_a_verdict_is_remembered(shim, kept):
     (first,), (second,) = (asked("accepting") for _ in range(2))
     assert kept() == 1 and not first.remembered and second.remembered
     assert second.answer.code_size == first.answer.code_size
-    assert "known from an earlier run" in verdicts.text([second], has_compiler=True)
+    assert "known from an earlier run" in verdicts.text([second.row()])
     asked("accepting", tpu="v5e")
     assert kept() == 2
 

@@ -61,7 +61,6 @@ AS_TPU = (
     "tpu_paged_attention_kernel_test",
     "tpu_ragged_paged_attention_test",
     "tpu_pallas_distributed_test",
-    "tpu_pallas_interpret_distributed_test",
     "tpu_all_gather_test",
     "tpu_splash_attention_kernel_sharded_test",
     "tpu_fusible_matmul_test",

@@ -253,3 +253,36 @@ def test_cells_in_text():
     assert cell_of("3,0") == cell_of("(3, 0)") == (3, 0) and cell_of("2") == (2,)
     with pytest.raises(ValueError, match="3,0"):
         cell_of("x")
+
+
+@jax.jit
+def shared(a):
+    return a * 3  # shared
+
+
+def calls_twice(x_ref, o_ref):
+    first = x_ref[...]
+    second = first + 10
+    total = shared(first)
+    total = total + shared(second)
+    for step in range(3):
+        total = total + step  # unrolled
+    o_ref[...] = total
+
+
+def test_names_belong_to_the_call_and_to_the_round():
+    """A jaxpr that is used twice, lines that are traced thrice, and cells that come again."""
+    spec = pl.BlockSpec((2,), lambda i: (i,))
+    call = jax.jit(lambda x: pl.pallas_call(
+        calls_twice, grid=(2,), in_specs=[spec], out_specs=spec, out_shape=x, interpret=True
+    )(x))  # fmt: skip
+    look = [f"b {line_of('shared')}", f"b {line_of('unrolled')}"]
+    out = debugged(lambda: [call(X[:4]), call(X[4:])], *look, *["c", "p a", "c", "p a"],
+                   *["c", "p step, total"] * 1, "cl 1 2", "cell", *look,
+                   "c", "p a", "c", "p a", "c", "p step, total", "q")  # fmt: skip
+    first = out[out.index(next(o for o in out if "(4" not in o and "array" in o)) :]
+    shown = [o.strip() for o in first if "array" in o]
+    assert [text.partition("[")[2].partition("]")[0] for text in shown] == [
+        "0., 1.", "10., 11.", "30., 36.", "2., 3.", "12., 13.", "42., 48.",
+    ]  # fmt: skip
+    assert shown[2].startswith("(0, ") and shown[5].startswith("(0, ")

@@ -153,28 +153,96 @@ def test_arguments_are_not_written_to():
     np.testing.assert_array_equal(x, 0)
 
 
-class _Terminal(io.StringIO):
-    def isatty(self):
-        return True
+class _Display:
+    def __init__(self, *titles):
+        self.titles, self.updates, self.closed = titles, [], False
+
+    def update(self, done):
+        self.updates.append(done)
+
+    def close(self):
+        self.closed = True
 
 
-def test_progress_is_shown_on_a_terminal_and_wiped(monkeypatch):
-    terminal = _Terminal()
-    monkeypatch.setattr(progress.sys, "stderr", terminal)
-    monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.0)
-    monkeypatch.setattr(progress, "_EVERY_SECONDS", 0.0)
+@pytest.fixture
+def displays(monkeypatch):
+    """All that is shown; it needs no second to begin."""
+    made = []
+
+    def shows(*titles):
+        made.append(_Display(*titles))
+        return made[-1]
+
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    progress.show_with(shows)
+    yield made
+    progress.show_with(None)
+
+
+def test_progress_of_a_grid(displays):
     cells = list(progress.over_grid("my_kernel", [2, 3]))
     assert cells == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
-    assert "my_kernel" in terminal.getvalue() and "5/6 cells" in terminal.getvalue()
-    assert terminal.getvalue().endswith("\r\x1b[K")
+    (shown,) = displays
+    assert shown.titles == ("my_kernel", 6, "cells")
+    assert shown.updates == sorted(shown.updates) and shown.updates[-1] == 6 and shown.closed
+    assert list(progress.over_grid("none", [])) == [()]
+    assert list(progress.over_grid("empty", [3, 0])) == []
 
 
-def test_no_progress_when_piped(monkeypatch):
-    pipe = io.StringIO()
-    monkeypatch.setattr(progress.sys, "stderr", pipe)
-    monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.0)
-    assert len(list(progress.over_grid("k", [4]))) == 4
-    assert pipe.getvalue() == ""
+def test_progress_of_loops_one_at_a_time(displays):
+    rounds = progress.over_rounds(lambda: "outer", 20_000, range(20_000))
+    for number in rounds:
+        if number == 3:
+            assert list(progress.over_grid("inner", [2])) == [(0,), (1,)]
+    assert list(progress.over_rounds(lambda: "short", 9, range(9))) == list(range(9))
+    assert [d.titles[0] for d in displays] == ["outer"]
+    assert displays[0].updates[-1] == 20_000
+
+
+def test_progress_ends_with_an_error(displays):
+    def fail(x):
+        if x > 10_000:
+            raise RuntimeError("no")
+        return x
+
+    def f(x):
+        def body(i, c):
+            return c + jax.pure_callback(fail, jax.ShapeDtypeStruct((), jnp.float32), c * 0 + i)
+
+        return lax.fori_loop(0, 20_000, body, x)
+
+    run = executable(f, jnp.float32(0))
+    for _ in range(2):  # the second shows its progress, too
+        with pytest.raises(RuntimeError, match="no"):
+            run(np.float32(0))
+    assert [d.closed for d in displays] == [True, True]
+    assert f"loop at {__file__}:" in displays[0].titles[0]
+    assert displays[0].titles[1:] == (20_000, "rounds")
+
+
+def test_progress_in_a_log_and_on_a_terminal(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(progress.sys, "stderr", stream)
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+    progress.Lines("k", 2_000_000, "cells").update(500_000)
+    line = stream.getvalue()
+    assert line.startswith("pallas_shim: k: 500,000 of 2,000,000 cells (25%), ") and "left" in line
+    stream.close()
+    progress.Lines("k", 9, "cells").update(1)  # a closed stream is nobody's error
+
+
+def test_a_bar_on_a_terminal(monkeypatch):
+    pytest.importorskip("tqdm")
+    stream = io.StringIO()
+    monkeypatch.setattr(progress.sys, "stderr", stream)
+    shows = progress.bars()
+    assert shows is not None
+    bar = shows("k", 100, "cells")
+    bar.update(25)
+    bar.refresh()
+    bar.update(100)
+    bar.close()
+    assert "pallas_shim: k:  25%" in stream.getvalue() and "25/100" in stream.getvalue()
 
 
 def test_a_vmapped_while_goes_on_while_any_element_does():

@@ -16,10 +16,12 @@ from jax.extend.core import jaxpr_as_fun
 from pallas_shim.evaluator import codegen
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
+from pallas_shim.evaluator.machine.order import OWN_ORDER
 from pallas_shim.evaluator.passes import NAMES, optimise
 from pallas_shim.evaluator.registry import Unsupported
 from tests.fuzz.cells import ManyCells
 from tests.fuzz.copies import Copying
+from tests.fuzz.devices import Racing, Talking, deadlocks
 from tests.fuzz.empty import Empty
 from tests.fuzz.inexact import InexactCall
 from tests.fuzz.kernels import Call
@@ -77,6 +79,8 @@ GENERATORS: dict[str, tuple[int, Callable[[random.Random], Any]]] = {
     "empty": (5, Empty),
     "views": (5, Views),
     "prefetched": (5, Prefetched),
+    "devices": (5, Talking),
+    "schedules": (5, Racing),
     "natively": (5, Natively),
 }
 
@@ -95,6 +99,9 @@ def check(source: random.Random, only: str | None = None) -> bool:
     call = GENERATORS[only or source.choice(names)][1](source)
     with x64(call.pool.x64):
         jaxpr = jax.make_jaxpr(call.function)(*call.args)
+        if isinstance(call, Talking):
+            _compare_talking(call, jaxpr)
+            return True
         try:
             reference = getattr(call, "reference", None)
             model = jaxpr if reference is None else jax.make_jaxpr(reference)(*call.args)
@@ -137,6 +144,24 @@ def _compare_way(call: Program, way: str, jaxpr: Any, want: Sequence[np.ndarray]
             compare(one, other)
     except Exception as error:
         raise Mismatch(f"{way}: {error}\n{jaxpr}\narguments: {call.args!r}") from error
+
+
+def _compare_talking(call: Talking, jaxpr: Any) -> None:
+    """Compares a kernel whose devices talk with what it has to compute, or to raise."""
+    want = call.expected()
+    try:
+        if want:
+            _compare(jaxpr, call.args, want)
+        elif want is None:
+            for skipped in (NAMES, ()):
+                executable = Executable(optimise(lower(jaxpr), skipped))
+                assert deadlocks(executable, call.args, OWN_ORDER), "no deadlock"
+        call.more(jaxpr)
+    except Exception as error:
+        if isinstance(error, Mismatch):
+            raise
+        shown = f"{call.fault} in round {call.at}, {call.rounds}"
+        raise Mismatch(f"{error}\n{shown}\n{jaxpr}\narguments: {call.args!r}") from error
 
 
 def _compare(

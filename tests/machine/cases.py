@@ -261,6 +261,40 @@ def devices_that_do_different_things():
 
 
 @case()
+def results_that_some_receive():
+    """The others' are undefined, which is NaN here."""
+
+    def kernel(x_ref, o_ref, send, recv):
+        k.barrier()
+        me = lax.axis_index("x")
+        copy = pltpu.make_async_remote_copy(
+            x_ref, o_ref, send, recv, device_id={"x": me + 1}, device_id_type=MESH
+        )
+
+        @pl.when(me % 2 == 0)
+        def _():
+            copy.start()
+            copy.wait_send()
+
+        @pl.when(me % 2 == 1)
+        def _():
+            copy.wait_recv()
+
+    x = k.numbers(32, 128)
+    run = k.call(kernel, local((8, 128)), scratch=[k.DMA, k.DMA])
+    f = jax.jit(k.over(run, k.mesh(4), P("x"), P("x")))
+    want = np.full((32, 128), np.nan, np.float32)
+    want[8:16], want[24:] = x[:8], x[16:24]
+    for _ in range(2):
+        equal(f(x), want)
+    rounds = k.over(
+        lambda x: lax.fori_loop(0, 3, lambda i, _: run(x + i), x), k.mesh(4), P("x"), P("x")
+    )
+    want[8:16], want[24:] = x[:8] + 2, x[16:24] + 2
+    equal(jax.jit(rounds)(x), want)
+
+
+@case()
 def in_a_loop():
     """The kernel's memory is the same in every round, its results aren't."""
     right = k.permute(local((8, 128)), FORMS["dict"][1], **FORMS["dict"][0])
@@ -548,6 +582,21 @@ def what_a_view_says_of_copies_between_devices():
     assert [run.copied for run in kernel.runs] == [[8 * 128 * 4]] * 4
     assert {copy.owner for copy in copies} == {run.program for run in kernel.runs}
     assert {copy.semaphore for copy in copies} == {"send_sem", "recv_sem"}
+    jax.clear_caches()
+
+
+@case()
+def what_a_view_says_of_cores():
+    from pallas_shim import recording
+
+    jax.clear_caches()
+    with recording.record("two cores") as trace:
+        CASES["cores_that_pass_something_on[2]"]()
+    (kernel,) = trace.kernels
+    assert [run.program.split()[:2] for run in kernel.runs] == [["core", "0"], ["core", "1"]]
+    assert all(run.recorded == run.cells == 1 for run in kernel.runs)
+    assert {event.kind for event in kernel.events} == {"copy", "signal", "wait"}
+    assert not trace.notes
     jax.clear_caches()
 
 
@@ -1179,6 +1228,32 @@ def an_error_in_one_device_ends_all():
     g = jax.jit(k.over(f, k.mesh(4), P("x"), P()))
     for _ in range(2):
         assert "the third" in str(raises(g, k.numbers(4, 8)))
+
+
+@case()
+def undefined_elements_beside_memory_that_others_write():
+    """A buffer that comes from another device is read, and the output is never written."""
+    from tests.check.harness import check
+
+    def kernel(x_ref, o_ref, got, send, recv):
+        copy = pltpu.make_async_remote_copy(
+            x_ref, got, send, recv, device_id=(1 - lax.axis_index("x"),), device_id_type=MESH
+        )
+        copy.start()
+        copy.wait()
+        got[...] = got[...] + 1
+        if stores:
+            o_ref[...] = got[...]
+
+    scratch = [pltpu.VMEM((8, 128), jnp.float32), k.DMA, k.DMA]
+    for stores in (False, True):
+        run = k.call(kernel, local((8, 128)), scratch=scratch, space=pltpu.VMEM)
+        f = k.over(run, k.mesh(2), P("x"), P("x"))
+        checked = check(f, k.numbers(16, 128))
+        rules = [] if stores else ["uninitialized/never-written"]
+        assert checked.rules == rules, checked.findings
+        assert not any("again" in reason for _, reason in checked.not_checked)
+    double_for_the_report()
 
 
 def main(names):

@@ -345,7 +345,7 @@ def indices(eqn: Any) -> list[Index]:
 
 def reindex(eqn: Any, access: Index, f: Callable[[Any], Any] | None) -> list[Any]:
     """The equations that do the same at another index: ``f`` of it, or 0."""
-    structure, first, name = _structure(eqn)  # type: ignore[misc]
+    structure, first, name = _structure(eqn)
     before: list[Any] = []
     count = iter(range(1_000_000))
 

@@ -13,7 +13,7 @@ their wait; cells along parallel axes run in other orders, or on two cores. Then
 - the **same** if all runs agree with the right kernel;
 - **unknown** if the interpreter can't run it.
 
-A worker reads lines of JSON, ``{"kernel": name, "mutant": number}``, and writes a verdict for each.
+Since a mutant may hang, each is judged in a process that can be replaced.
 """
 
 from __future__ import annotations
@@ -22,17 +22,15 @@ import contextlib
 import dataclasses
 import functools
 import io
-import json
+import multiprocessing
 import os
 import pathlib
 import pickle
-import select
-import subprocess
-import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,9 +43,21 @@ from jax.extend.core.primitives import get_p
 from tests.mutation import jaxprs, pool
 from tests.mutation.jaxprs import emit, with_params
 
-# A run that used no processor time for that long waits for something that never comes.
-IDLE_SECONDS = 4.0
-SECONDS = 150.0
+# A thread of the interpreter that waits looks ten times a second whether it may go on.
+MOST_LOOKS = 20
+# A process of which no thread wanted to run for that long waits for something that never comes.
+IDLE_SECONDS = 2.5
+SECONDS = 240.0
+
+
+class Stuck(NamedTuple):
+    """All threads of the interpreter that wait have done so for long, and none was signalled."""
+
+
+class Running(NamedTuple):
+    """A worker runs a mutant on this machine."""
+
+    machine: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,7 +254,9 @@ _FAULTS = ("IndexError", "Out-of-bounds", "Revisited block", "in is_range_out_of
 _SIGNS = ("non-zero count", "RACE")
 
 
-def judge(right: Right, wrong: Any, args: Any, devices: bool) -> Verdict:
+def judge(
+    right: Right, wrong: Any, args: Any, devices: bool, tell: Callable[[Any], None]
+) -> Verdict:
     """What a mutant does.
 
     Args:
@@ -252,6 +264,7 @@ def judge(right: Right, wrong: Any, args: Any, devices: bool) -> Verdict:
       wrong: the closed jaxpr of the mutant.
       args: the function's operands, flat.
       devices: whether its programs talk to one another.
+      tell: is told on which machine it runs next.
     """
     outside = block_outside(wrong)
     if outside:
@@ -263,7 +276,7 @@ def judge(right: Right, wrong: Any, args: Any, devices: bool) -> Verdict:
         if expected is None or want is not None and not equal(expected, want):
             continue  # not a machine on which this kernel is right
         want = expected
-        print(json.dumps({"machine": name}), flush=True)
+        tell(Running(name))
         try:
             got, said = run(wrong, args, **options)
         except Exception as error:
@@ -309,8 +322,10 @@ class Right:
     ``file`` keeps it for the next worker, since a mutant may take this one with it.
     """
 
-    def __init__(self, jaxpr: Any, args: Any, file: pathlib.Path) -> None:
-        self._jaxpr, self._args, self._file = jaxpr, args, file
+    def __init__(
+        self, jaxpr: Any, args: Any, file: pathlib.Path, tell: Callable[[str], None]
+    ) -> None:
+        self._jaxpr, self._args, self._file, self._tell = jaxpr, args, file, tell
         self._results: dict[str, list[np.ndarray] | None] = {}
         if file.exists():
             self._results = pickle.loads(file.read_bytes())
@@ -331,7 +346,7 @@ class Right:
             if not any(sign in said for sign in _SIGNS):
                 return results
             text = said[:200]
-        print(json.dumps({"right": f"{machine}: {text}"}), flush=True)
+        self._tell(f"{machine}: {text}")
         return None
 
 
@@ -343,76 +358,109 @@ def equal(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
     )  # fmt: skip
 
 
-def work(directory: pathlib.Path) -> None:
-    """Judges what comes on the standard input until it ends. The directory keeps what a worker
-    leaves to the next."""
+def work(asked: Any, directory: pathlib.Path) -> None:
+    """Judges what comes through a connection until it ends: pairs of a kernel's name and a mutant's
+    number. The directory keeps what a worker leaves to the next."""
 
     @functools.cache
     def known(name: str) -> tuple[pool.Pooled, Right]:
         kernel = pool.Pooled(name)
-        file = directory / f"{name}.pickle"
-        return kernel, Right(kernel.jaxpr, kernel.args, file)
+        return kernel, Right(kernel.jaxpr, kernel.args, directory / name, asked.send)
 
-    for line in sys.stdin:
-        asked = json.loads(line)
-        kernel, right = known(asked["kernel"])
-        wrong = list(kernel.mutants.values())[asked["mutant"]].jaxpr
-        verdict = judge(right, wrong, kernel.args, kernel.devices)
-        print(json.dumps({"done": dataclasses.asdict(verdict)}), flush=True)
+    _watch_waits(asked.send)
+    with contextlib.suppress(EOFError):
+        while True:
+            name, number = asked.recv()
+            kernel, right = known(name)
+            wrong = list(kernel.mutants.values())[number].jaxpr
+            asked.send(judge(right, wrong, kernel.args, kernel.devices, asked.send))
+
+
+def _watch_waits(tell: Callable[[Any], None]) -> None:
+    """Has waits counted that end without a signal. However slow the machine is, threads that work
+    get as much of it as those that look again and again."""
+    real, looks = threading.Condition.wait, dict[int, int]()
+
+    def wait(self: threading.Condition, timeout: float | None = None) -> bool:
+        woken = real(self, timeout)
+        if woken:
+            looks.clear()
+        elif timeout is not None:
+            me = threading.get_ident()
+            looks[me] = looks.get(me, 0) + 1
+            if min(list(looks.values())) == MOST_LOOKS:
+                tell(Stuck())
+        return woken
+
+    threading.Condition.wait = wait  # type: ignore[method-assign]
 
 
 class Worker:
-    """A process that judges. It is replaced when it hangs."""
+    """A process that judges. It is replaced when it hangs.
+
+    All are forked from one that has imported JAX, and has not used it.
+    """
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[str] | None = None
+        os.environ.update(JAX_PLATFORMS="cpu", PALLAS_NUMPY="0")
+        os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([__name__])
         self._directory = tempfile.TemporaryDirectory()
+        self._process: Any = None
 
     def judge(self, kernel: str, mutant: int) -> tuple[Verdict, list[str]]:
         """The verdict, and what is to be said about the right kernel."""
-        process = self._process or self._start()
-        assert process.stdin and process.stdout
-        process.stdin.write(json.dumps({"kernel": kernel, "mutant": mutant}) + "\n")
-        process.stdin.flush()
+        if self._process is None:
+            self._start()
+        self._pipe.send((kernel, mutant))
         notes: list[str] = []
-        machine, used, idle, began = "", 0.0, time.monotonic(), time.monotonic()
+        machine, idle, began = "", time.monotonic(), time.monotonic()
         while True:
-            ready, _, _ = select.select([process.stdout], [], [], 0.5)
-            if ready:
-                line = process.stdout.readline()
-                if not line:
+            if self._pipe.poll(0.1):
+                try:
+                    said = self._pipe.recv()
+                except EOFError:
                     self._end()
                     return Verdict("unknown", "the interpreter crashed"), notes
-                said = json.loads(line) if line.startswith("{") else {}
-                if "done" in said:
-                    return Verdict(**said["done"]), notes
-                machine = said.get("machine", machine)
-                notes += [said["right"]] if "right" in said else []
+                if isinstance(said, Verdict):
+                    if "Error" in said.because:  # the interpreter may keep it for the next run
+                        self._end()
+                    return said, notes
+                if isinstance(said, Stuck):
+                    self._end()
+                    return self._hangs(machine), notes
+                if isinstance(said, Running):
+                    machine = said.machine
+                else:
+                    notes.append(said)
                 idle = time.monotonic()
                 continue
-            now = _processor_time(process.pid)
-            if now - used > 0.05:
-                used, idle = now, time.monotonic()
-            if time.monotonic() - idle > IDLE_SECONDS or time.monotonic() - began > SECONDS:
+            if _wants_to_run(self._process.pid):
+                idle = time.monotonic()
+            if time.monotonic() - idle > IDLE_SECONDS:
                 self._end()
-                if not machine:
-                    return Verdict("unknown", "the interpreter hangs on the right kernel"), notes
-                return Verdict("fault", f"it doesn't end ({machine})"), notes
+                return self._hangs(machine), notes
+            if time.monotonic() - began > SECONDS:
+                self._end()
+                return Verdict("unknown", f"it takes more than {SECONDS:.0f} s"), notes
 
-    def _start(self) -> subprocess.Popen[str]:
-        flags = "--xla_force_host_platform_device_count=8"
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-        environment.pop("PALLAS_NUMPY", None)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.mutation.oracle", self._directory.name],
-            env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=1,
-        )  # fmt: skip
-        return self._process
+    def _hangs(self, machine: str) -> Verdict:
+        if not machine:
+            return Verdict("unknown", "the interpreter hangs on the right kernel")
+        return Verdict("fault", f"it doesn't end ({machine})")
+
+    def _start(self) -> None:
+        self._pipe, there = self._context.Pipe()
+        directory = pathlib.Path(self._directory.name)
+        self._process = self._context.Process(target=work, args=(there, directory), daemon=True)
+        self._process.start()
+        there.close()
 
     def _end(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            self._process.join()
             self._process = None
 
     def close(self) -> None:
@@ -420,15 +468,10 @@ class Worker:
         self._directory.cleanup()
 
 
-def _processor_time(pid: int) -> float:
-    """Seconds that the process has used."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            fields = file.read().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-if __name__ == "__main__":
-    work(pathlib.Path(sys.argv[1]))
+def _wants_to_run(pid: int) -> bool:
+    """Whether a thread of the process runs, or would if it had a processor."""
+    for thread in pathlib.Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):
+            if thread.read_text().rpartition(")")[2].split()[0] in "RD":
+                return True
+    return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import pathlib
 import shutil
@@ -11,6 +12,7 @@ import sys
 import sysconfig
 import tempfile
 import venv
+from typing import Any
 
 import pytest
 
@@ -50,6 +52,12 @@ class Python:
 
     def stock(self) -> Python:
         return Python(self.executable, {})
+
+
+def rows_of(report: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of all processes in a report that was written as JSON."""
+    processes = json.loads(report.read_text())["processes"]
+    return [row for process in processes for row in process["kernels"]]
 
 
 def pip(*arguments) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 
@@ -11,7 +10,7 @@ import pytest
 from pallas_shim.cache.encode import decode_data
 from pallas_shim.cache.keeping import Facts
 from pallas_shim.cache.store import Store
-from tests.processes.conftest import Python
+from tests.processes.conftest import Python, rows_of
 
 HELPER = """
 SCALE = 3
@@ -140,7 +139,7 @@ def run(python, project, *options, **variables):
     }
     got = python.run(project / "script.py", *options, cwd=project, **variables)
     assert got.returncode == 0, got.stderr
-    rows = [row for row in json.loads(report.read_text())["kernels"] if row["rung"] == "numpy"]
+    rows = [row for row in rows_of(report) if row["rung"] == "numpy"]
     return got.stdout, {row["function"]: row["cache"] for row in rows}, rows
 
 

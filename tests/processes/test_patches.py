@@ -44,6 +44,7 @@ def package(tmp_path):
 def test_found_and_applied_when_the_module_is_imported(python, package):
     code = """if True:
         import sys
+        import jax
         assert "plugin" not in sys.modules
         import plugin_target
         print(plugin_target.answer())
@@ -52,6 +53,14 @@ def test_found_and_applied_when_the_module_is_imported(python, package):
     got = python.run("-c", code, PALLAS_NUMPY="1", PYTHONPATH=path)
     assert (got.stdout, got.stderr) == ("patched plugin_target\n", "")
     assert python.run("-c", code, PYTHONPATH=path).stdout == "plugin_target\n"
+    code = """if True:
+        import plugin_target
+        print(plugin_target.answer())
+        import jax
+        print(plugin_target.answer())
+    """
+    got = python.run("-c", code, PALLAS_NUMPY="1", PYTHONPATH=path)
+    assert (got.stdout, got.stderr) == ("plugin_target\npatched plugin_target\n", "")
 
 
 def test_activate_and_deactivate(python, package):
@@ -122,7 +131,7 @@ def test_imported_while_inactive(python, package):
 )
 def test_a_patch_that_fails_leaves_everything_stock(python, package, error, said):
     code = """if True:
-        import plugin_target, plugin_other, pallas_shim
+        import jax, plugin_target, plugin_other, pallas_shim
         print(plugin_target.answer(), plugin_other.answer(), pallas_shim.is_active())
     """
     path = package(error, other="broken")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from pallas_shim.patches import tpu_look
 
 from pallas_shim import settings
+from tests.processes.conftest import rows_of
 
 SCRIPT = """
 import sys
@@ -78,7 +77,7 @@ def test_a_script_for_a_tpu_only(from_wheel, tmp_path, name):
     got = from_wheel.run("-m", "pallas_shim", f"--tpu={name}", f"--report={report}", script)
     kind = tpu_look.GENERATIONS[name].kind
     assert (got.returncode, got.stdout, got.stderr) == (0, f"{kind} 8192\n", "")
-    assert [row["rung"] for row in json.loads(report.read_text())["kernels"]] == ["numpy"]
+    assert [row["rung"] for row in rows_of(report)] == ["numpy"]
 
 
 def test_several_devices_lie_in_a_line(from_wheel):

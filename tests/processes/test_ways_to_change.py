@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.processes.conftest import Python
+from tests.processes.conftest import Python, rows_of
 from tests.processes.more_ways_to_change import LIBRARY
 from tests.processes.ways import READ, REFUSED
 from tests.processes.ways_to_change import WAYS
@@ -115,7 +115,7 @@ def found(source, tmp_path_factory):
             PALLAS_NUMPY_REPORT=str(place / "report.json"),
         )  # fmt: skip
         assert got.returncode == 0, got.stderr
-        rows = json.loads((place / "report.json").read_text())["kernels"]
+        rows = rows_of(place / "report.json")
         became = {row["function"]: str(row["cache"]) for row in rows}
         values = json.loads((place / "out.json").read_text())
         return {int(n): (value, became.get(f"f_{n}", "")) for n, value in values.items()}

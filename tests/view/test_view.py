@@ -282,3 +282,27 @@ def test_values_stay_right(name):
     assert trace.kernels and not trace.notes
     for kernel in trace.kernels:
         assert not any("bug" in note for note in kernel.notes)
+
+
+def add_into(x_ref, into_ref, o_ref):
+    o_ref[...] = into_ref[...] + x_ref[...]
+
+
+def test_bytes_of_an_array_that_is_written_over():
+    @jax.jit
+    def call(x, into):
+        spec = pl.BlockSpec((2,), lambda i: (i,))
+        return pl.pallas_call(
+            add_into, grid=(4,), in_specs=[spec, spec], out_specs=spec, out_shape=into,
+            input_output_aliases={1: 0}, interpret=True,
+        )(x, into)  # fmt: skip
+
+    x = numbers(8)
+    data, result = recorded(call, x, x)
+    np.testing.assert_array_equal(result, x + x)
+    _, run, operands = only_run(data)
+    assert [operands[name]["role"] for name in ("x_ref", "into_ref", "o_ref")] == [
+        "input", "input", "input and output",
+    ]  # fmt: skip
+    # An output isn't fetched; the input that it shares its array with is.
+    assert run["fetched"] == [16] * 4 and run["written_back"] == [8] * 4

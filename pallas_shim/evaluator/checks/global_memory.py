@@ -95,18 +95,22 @@ def block_history(cut: Cut) -> Callable[..., History]:
     return make
 
 
-def check_write(site: Site, place: AnyPlace) -> Callable[..., tuple[()]]:
-    """The check that a store stays inside the array, of which its block may stick out."""
+def check(site: Site, place: AnyPlace, writes: bool) -> Callable[..., tuple[()]]:
+    """The check that an access stays inside the array, of which its block may stick out. A load of
+    which only a part is outside does no harm if that part isn't used."""
 
-    def check(activation: Activation, shadow: Shadow, *leaves: Array) -> tuple[()]:
-        if not shadow.defined and (place.read(shadow.entries(), leaves) == PADDING).any():
+    def run(activation: Activation, shadow: Shadow, *leaves: Array) -> tuple[()]:
+        if shadow.defined:
+            return ()
+        outside = place.read(shadow.entries(), leaves) == PADDING
+        if outside.any() if writes else outside.size and outside.all():
             activation.found(
                 "bounds", "outside-array",
-                f"{site.what} {site.ref} outside its array, where its last block sticks out",
-                "Mask the store: nothing is masked on a GPU but by the kernel", site,
+                f"{site.what} {site.ref} outside its array, where its block sticks out",
+                "Mask the access: on a GPU nothing is masked but by the kernel", site,
                 place.text(leaves),
             )  # fmt: skip
         return ()
 
-    return check
+    return run
 

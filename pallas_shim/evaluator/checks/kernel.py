@@ -220,7 +220,7 @@ class KernelChecks:
         partner = self._partner(position)
         is_output = position >= self.call.num_inputs
         rest = self.shapes[position][len(cut.shape) :]
-        memory.sticks_out = not cut.divides()
+        memory.sticks_out = operand.visits is None or not operand.visits.are_inside()
         if partner in self._arrays:
             assert partner is not None
             codes, history = self._arrays[partner]
@@ -320,6 +320,8 @@ class KernelChecks:
     def _aliases(self, used: Sequence[bool]) -> None:
         """The check that no input's block is loaded before an output's block in its place is
         written."""
+        if self.call.order is not None:
+            return  # a cell isn't followed by the next one of the grid
         for position, operand in self._operands.items():
             partner = self._operands.get(self._partner(position) or -1)
             if partner is None or position >= self.call.num_inputs or not used[position]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pallas_shim.evaluator import refs
 from pallas_shim.evaluator.checks import blocks, copies, global_memory, races, undefined
 from pallas_shim.evaluator.checks.place import AnyPlace, Unknown, place_of, resolved
 from pallas_shim.evaluator.checks.run import Activation, Site
@@ -40,7 +42,7 @@ class Aspect:
     """Something that checks follow of a piece of memory. ``value`` is it when it runs. ``needed``:
     some check looks at it, so the instructions that keep it stay."""
 
-    __slots__ = ("value", "_needed", "_of", "_known")
+    __slots__ = ("value", "_needed", "_of", "_known", "_followers")
 
     def __init__(self, of: Aspect | None = None) -> None:
         """``of``: it is a part of another, which is needed if this is."""
@@ -48,6 +50,7 @@ class Aspect:
         self._needed = False
         self._known = True
         self._of = of
+        self._followers: list[Aspect] = []
 
     @property
     def needed(self) -> bool:
@@ -61,8 +64,18 @@ class Aspect:
             self._of.needed = needed
 
     def forget(self) -> None:
-        """It can't be followed, so no check may look at it."""
-        self._known = False
+        """It can't be followed, so no check may look at it, or at what is copied from it."""
+        if self._known:
+            self._known = False
+            for follower in self._followers:
+                follower.forget()
+
+    def copied_to(self, other: Aspect) -> None:
+        """Notes that a check copies this to another aspect."""
+        if self._known:
+            self._followers.append(other)
+        else:
+            other.forget()
 
 
 class Memory:
@@ -161,7 +174,8 @@ class Checker:
     ) -> None:
         """Emits a check. It goes again if ``of`` turns out not to be needed."""
         params = {"checks": checks, "of": of, "place": place}
-        self.lowering.memory("check", ins, [], fn, _IO, params=params)
+        failed = functools.partial(self.asked.skipped, self.kernel)
+        self.lowering.memory("check", ins, [], _guarded(fn, failed), _IO, params=params)
 
     def define(
         self,
@@ -257,6 +271,7 @@ class Checker:
             return value
         self._flights(memory, located, copies.read(site, place))
         self._note(memory, located, site, writes=False, atomic=atomic)
+        self._array(memory, located, site, writes=False)
         if memory.codes is None or view.ref in self.defined or not self.follows_codes:
             return value
         memory.codes.needed = True
@@ -276,8 +291,10 @@ class Checker:
         mask: Value | None = None,
         what: str = "writes",
         atomic: bool = False,
+        change: tuple[Value, Value] | None = None,
     ) -> None:
-        """Emits the checks of a store."""
+        """Emits the checks of a store. ``change``: what is stored, and what was there before, if
+        that is known."""
         site = self.site(view.ref, what)
         if self.activation is None:
             return
@@ -289,12 +306,8 @@ class Checker:
             return
         if located is not None:
             self._flights(memory, located, copies.write(site, located.place))
-            self._note(memory, located, site, writes=True, atomic=atomic)
-            if memory.sticks_out and memory.codes is not None and self.checks("bounds"):
-                memory.codes.needed = True
-                check = global_memory.check_write(site, located.place)
-                ins = [self.activation, memory.codes.value, *located.leaves]
-                self.emit("bounds", ins, check)
+            self._note(memory, located, site, writes=True, atomic=atomic, change=change)
+            self._array(memory, located, site, writes=True)
         self._defines(view.ref, memory, located)
 
     def _defines(self, ref: Value, memory: Memory, located: Located | None) -> None:
@@ -325,15 +338,19 @@ class Checker:
         target: state.RefView,
         masks: tuple[Value | None, Value | None] = (None, None),
         semaphore: state.RefView | None = None,
-    ) -> None:
-        """Emits the checks of a copy. It also copies what is undefined.
+        change: Callable[[], tuple[Value, Value]] | None = None,
+    ) -> Callable[[], None]:
+        """Emits the checks of a copy, before it. It also copies what is undefined. Returns what
+        emits those that come after it. ``change`` emits loads of what is copied, and of what was
+        there before.
 
         ``masks``: the elements of each side that are copied. ``semaphore``: the one that says when
         it is done.
         """
         reads, writes = self.site(source.ref, "copies from"), self.site(target.ref, "copies to")
+        after = _nothing
         if self.activation is None:
-            return
+            return after
         from_, to = self._located(source, masks[0]), self._located(target, masks[1])
         for site, located in ((reads, from_), (writes, to)):
             if located is not None:
@@ -344,20 +361,38 @@ class Checker:
         if given is not None and from_ is not None:
             self._note(given, from_, reads, writes=False)
         if memory is None:
-            return
-        if to is not None:
-            self._note(memory, to, writes, writes=True)
+            return after
+        if to is not None and memory.history is not None:
+            if change is not None:
+                self._note(memory, to, writes, writes=True, change=change())
+            else:
+                after = self._note_after(memory, target.ref, to, writes)
         if (
             given is None or given.codes is None or source.ref in self.defined
             or memory.codes is None or from_ is None or to is None
         ):  # fmt: skip
             self._defines(target.ref, memory, to)
-            return
+            return after
         self.defined.discard(target.ref)
         given.codes.needed = memory.codes.needed = True
+        given.codes.copied_to(memory.codes)
         fn = undefined.copy(from_.place, to.place, len(from_.leaves))
         ins = [given.codes.value, memory.codes.value, *from_.leaves, *to.leaves]
         self.emit("copied", ins, fn, memory.codes, to.place)
+        return after
+
+    def _note_after(
+        self, memory: Memory, ref: Value, located: Located, site: Site
+    ) -> Callable[[], None]:
+        """Emits a load of memory, and returns what notes a write to it when it has happened."""
+
+        def whole() -> Value:
+            return refs.load_inside(self.lowering, ref, (), (), ref.ref.contents)
+
+        before = whole()
+        return lambda: self._note(
+            memory, located, site, writes=True, change=(whole(), before), compares="memory"
+        )
 
     def _flights(
         self, memory: Memory, located: Located, fn: Callable[..., tuple[()]]
@@ -367,22 +402,41 @@ class Checker:
             ins = [self.activation, memory.flights.value, *located.leaves]
             self.emit("in flight", ins, fn, memory.flights, located.place)
 
+    def _array(self, memory: Memory, located: Located, site: Site, writes: bool) -> None:
+        if memory.sticks_out and memory.codes is not None and self.checks("bounds"):
+            assert self.activation is not None
+            memory.codes.needed = True
+            check = global_memory.check(site, located.place, writes)
+            self.emit("bounds", [self.activation, memory.codes.value, *located.leaves], check)
+
     def _note(
-        self, memory: Memory, located: Located, site: Site, writes: bool, atomic: bool = False
+        self,
+        memory: Memory,
+        located: Located,
+        site: Site,
+        writes: bool,
+        atomic: bool = False,
+        change: tuple[Value, Value] | None = None,
+        compares: str = "elements",
     ) -> None:
+        """``change`` and ``compares``: see `races.note`."""
         if memory.history is None:
             return
         assert self.activation is not None
         memory.history.needed = memory.history.needed or writes
-        fn = races.note(site, located.place, writes, atomic)
+        compares = compares if change is not None and not located.place.packed else ""
+        fn = races.note(site, located.place, writes, atomic, compares)
         ins = [self.activation, memory.history.value, *located.leaves]
+        if change is not None and compares:
+            ins += change
         self.emit("note", ins, fn, memory.history, located.place)
 
     def reached(self, ref: Value) -> None:
         """Notes that other programs write to memory, whose undefined elements aren't known then."""
         memory = self.memory.get(ref)
-        if memory is not None and memory.codes is not None:
+        if memory is not None and memory.codes is not None and self.follows_codes:
             memory.codes.forget()
+            self.skip(f"undefined elements of {memory.name}, to which other programs write")
 
     # -- semaphores -----------------------------------------------------------------------------
 
@@ -492,6 +546,28 @@ class Checker:
         assert self.activation is not None
         fn = bounds(site, located.place)
         self.emit("bounds", [self.activation, *located.leaves], fn, place=located.place)
+
+
+def _guarded(
+    fn: Callable[..., tuple[()]], failed: Callable[[str], None]
+) -> Callable[..., tuple[()]]:
+    """The check, whose own errors aren't those of the user's program."""
+
+    def run(*operands: Array) -> tuple[()]:
+        try:
+            return fn(*operands)
+        except Exception as error:
+            failed(
+                f"an access: its check failed, which is a bug in pallas_shim: "
+                f"{type(error).__name__}: {error}"
+            )
+            return ()
+
+    return run
+
+
+def _nothing() -> None:
+    """There is nothing to emit."""
 
 
 def enter_cell(sizes: Sequence[int], parallel: Sequence[int]) -> Callable[..., tuple[()]]:

@@ -268,7 +268,7 @@ class Place:
                 entries.reshape(-1)[array[key]] = value
             return
         places, inside = self._places(leaves)
-        where = np.nonzero(self._chosen(leaves) & inside)
+        where = np.broadcast_to(self._chosen(leaves) & inside, self.shape)
         at = tuple(np.broadcast_to(place, self.shape)[where] for place in places)
         given = np.asarray(value)
         if given.ndim:

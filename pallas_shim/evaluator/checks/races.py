@@ -87,16 +87,33 @@ class History:
 
 
 def note(
-    site: Site, place: AnyPlace, writes: bool, atomic: bool = False
+    site: Site, place: AnyPlace, writes: bool, atomic: bool = False, compares: str = ""
 ) -> Callable[..., tuple[()]]:
-    """Notes an access, and checks it against those at other turns."""
+    """Notes an access, and checks it against those at other turns.
+
+    ``compares``: the last two operands are the "elements" that are written and those before, or the
+    "memory" after the access and before. What is written and was there before needs no order: cores
+    may all write the same.
+    """
 
     def run(activation: Activation, history: History, *leaves: Array) -> tuple[()]:
         turn, accesses = activation.turn, history.accesses
+        written = place.read(history.writer, leaves)
+        changed: Any = True
+        if compares:
+            *leaves, value, before = leaves  # type: ignore[assignment]
+            if written.any():
+                if compares == "memory":
+                    value, before = (place.read(np.asarray(m), leaves) for m in (value, before))
+                changed = _differs(np.asarray(value), np.asarray(before))
+                if not changed.any():
+                    return ()
+                changed = changed if changed.shape == written.shape else True
         number = accesses.number(activation, site, turn, atomic, lambda: place.text(leaves))
-        other = accesses.other(place.read(history.writer, leaves), turn, atomic)
+        other = accesses.other(np.where(changed, written, 0), turn, atomic)
         if other is None and writes:
-            other = accesses.other(place.read(history.reader, leaves), turn, atomic)
+            read = np.where(changed, place.read(history.reader, leaves), 0)
+            other = accesses.other(read, turn, atomic)
         if other is not None:
             activation.found(
                 "races", "cells",
@@ -107,7 +124,7 @@ def note(
                 site, place.text(leaves), (other.access,),
             )  # fmt: skip
         if writes:
-            place.write(history.writer, leaves, number)
+            place.write(history.writer, leaves, np.where(changed, number, written))
         else:
             before = place.read(history.reader, leaves)
             several = (before < 0) | ((before > 0) & (accesses.turns[np.abs(before)] != turn))
@@ -115,3 +132,10 @@ def note(
         return ()
 
     return run
+
+
+def _differs(value: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Where two arrays differ, of which the first may broadcast. A NaN equals itself."""
+    with np.errstate(invalid="ignore"):
+        same = (value == before) | ((value != value) & (before != before))
+    return ~np.broadcast_to(same, before.shape)

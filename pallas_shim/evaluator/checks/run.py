@@ -73,11 +73,6 @@ class Run:
 _running: contextvars.ContextVar[Run] = contextvars.ContextVar("pallas_shim_checked_run")
 
 
-def current() -> Run | None:
-    """The run of the checked program that runs here. None if no program is checked."""
-    return _running.get(None)
-
-
 class Activation:
     """One execution of a kernel. ``cell`` is the grid cell that runs, None before the first.
     ``turn``: the number of its place among those that may run at the same time. ``program``: the

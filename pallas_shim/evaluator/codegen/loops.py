@@ -14,6 +14,7 @@ from pallas_shim.evaluator.analysis.ranges import Range
 from pallas_shim.evaluator.codegen import numbers
 from pallas_shim.evaluator.codegen.instructions import write
 from pallas_shim.evaluator.codegen.source import Emitted, Source
+from pallas_shim.evaluator.frames import loop_name
 from pallas_shim.evaluator.program import Instruction, Region, Value
 
 
@@ -86,6 +87,8 @@ def _scan(to: Source, scan: Instruction) -> None:
     variables = [*([at] if at else []), *map(to.fresh, rows)]
     sources = [*([order] if at else []), *taken]
     over = sources[0] if len(sources) == 1 else f"zip({', '.join(sources)})"
+    shown = functools.partial(progress.over_rounds, functools.partial(loop_name, scan), length)
+    over = f"{to.given(shown)}({over})"
     to.line(f"for {', '.join(variables)} in {over}:")
 
     def after() -> None:

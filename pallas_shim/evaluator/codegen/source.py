@@ -41,7 +41,8 @@ class Emitted(NamedTuple):
         line, values = traceback.tb_lineno, traceback.tb_frame.f_locals
         blame(error, self.lines[line - 1])
         for grid in self.grids:
-            if grid.first <= line <= grid.last and values.keys() >= set(grid.indices):
+            begun = all(name in values for name in grid.indices)
+            if begun and grid.first <= line <= grid.last:
                 note_cell(error, grid.instruction, [values[name] for name in grid.indices])
 
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from pallas_shim.evaluator.checks.run import current
-from pallas_shim.evaluator.findings import Access, Finding
 from pallas_shim.evaluator.machine.scheduler import Deadlock, Wait
 
 
@@ -64,13 +62,4 @@ def warn_of_leftover(
         f"the Pallas kernel {kernel} ends with {semaphore} at {text} on {program}; on a TPU that "
         "breaks the next kernel. Each signal and each copy needs a wait of the same count"
     )
-    run = current()
-    if run is None:
-        warn_once((kernel, semaphore, where), message, SemaphoreWarning, where)
-        return
-    place = where.partition(" ")[0] or None
-    access = Access(f"leaves at {text}", "", place, program)
-    advice = "Wait for each signal and each copy, so that the semaphore ends at zero"
-    run.report(
-        Finding("sync", "semaphore-left", kernel, message, advice, (access,), semaphore, place)
-    )
+    warn_once((kernel, semaphore, where), message, SemaphoreWarning, where)

@@ -73,6 +73,7 @@ def run(segments: Steps | Segments, f: Frame) -> Generator[scheduler.Request, An
             try:
                 yield from step(f)
             except (Exception, KeyboardInterrupt) as error:
+                progress.abandon()
                 blame(error, instruction)
                 raise
 

@@ -69,6 +69,8 @@ class _Rows:
 
     ``made`` maps each ref to the instruction that makes it, and ``home`` to the place of its
     allocation. ``rows`` maps each shared allocation to its list of rows, one for each program.
+    ``uses`` has the instructions that use a ref, each with the operand's position.
+    ``received``: the shared memory to which others only copy.
     """
 
     def __init__(self, lowering: Lowering) -> None:
@@ -76,9 +78,12 @@ class _Rows:
         self.made: dict[Value, Instruction] = {}
         self.home: dict[Value, _Home] = {}
         self.rows: dict[Value, Value] = {}
+        self.uses: dict[Value, list[tuple[Instruction, int]]] = {}
+        self.received: set[Value] = set()
 
     def instructions(self, programs: Instruction) -> list[Instruction]:
         self._note(programs, _OUTSIDE)
+        self.received = set(filter(self._is_only_received, self.rows))
         first = [self._allocate(root) for root in self.rows]
         region = Region((), (programs,), ())
         return [*first, *self._region(region, _OUTSIDE, False, tuple(self.rows.values())).body]
@@ -90,6 +95,9 @@ class _Rows:
             if isinstance(out.type, RefType):
                 self.made[out] = instruction
                 self.home[out] = home
+        for position, value in enumerate(instruction.ins):
+            if isinstance(value.type, RefType):
+                self.uses.setdefault(value, []).append((instruction, position))
         if instruction.name == REMOTE:
             root = self.root(instruction.ins[0])
             if self.home.get(root, _OUTSIDE).depth and root not in self.rows:
@@ -97,6 +105,22 @@ class _Rows:
         for region, inner in self._inner(instruction, home):
             for each in region.body:
                 self._note(each, inner)
+
+    def _is_only_received(self, root: Value) -> bool:
+        """Whether all that happens to memory is that other programs copy to the whole of it, and
+        that it is a result. Then it needs its first contents only if nobody does copy."""
+        if self.made[root].ins:
+            return False
+        for use, position in self.uses.get(root, ()):
+            if use.name == REMOTE and position == 0:
+                if not all(
+                    copy.name == "dma" and at == 1 and not copy.operation.params["paths"][1]
+                    for copy, at in self.uses.get(use.outs[0], ())
+                ):
+                    return False
+            elif use.name != "contents":
+                return False
+        return True
 
     def _inner(self, instruction: Instruction, home: _Home) -> Iterable[tuple[Region, _Home]]:
         for region in instruction.regions:
@@ -125,7 +149,7 @@ class _Rows:
         home, (shape, dtype, space, _) = self.home[root], root.ref
         count = len(home.names)
         fill = memory.initial(space, dtype, self.lowering.checked)
-        filled_later = bool(self.made[root].ins)
+        filled_later = bool(self.made[root].ins) or root in self.received
 
         def row() -> np.ndarray:
             array = memory.aligned(shape, dtype)
@@ -134,7 +158,7 @@ class _Rows:
             return array
 
         def make() -> _Made:
-            return _Made(count, row)
+            return _Made(count, row, fill)
 
         out = self.rows[root]
         operation = Operation("rows_of_programs", {"count": count}, (), (out.type,), make,
@@ -155,6 +179,8 @@ class _Rows:
                 body.append(self._row_of_own(instruction))
             elif change is not None:
                 body += change(self, instruction, home, seen)
+            elif instruction.name == "contents" and self.root(instruction.ins[0]) in self.received:
+                body.append(self._received(instruction, in_loop))
             elif instruction.name == "contents" and in_loop:
                 body.append(self._contents(instruction))
             elif instruction.regions:
@@ -211,7 +237,8 @@ class _Rows:
         views = self.chain(ref)
         number = numbers[self.home[root].depth - 1]
         last = Value(root.type) if views else out
-        body = [_row(self.rows[root], number, last, source)]
+        make_row = _row_to_fill if root in self.received else _row
+        body = [make_row(self.rows[root], number, last, source)]
         for view in reversed(views):
             made = out if view is views[0] else Value(view.outs[0].type)
             ins = (last, *view.ins[1:])
@@ -291,6 +318,24 @@ class _Rows:
         )  # fmt: skip
         return [make_instruction((made, operands, (), (), source))]
 
+    def _received(self, instruction: Instruction, in_loop: bool) -> Instruction:
+        """A result that others have copied here, or that is filled now because nobody has."""
+        operation, (ref,), outs, _, source = instruction
+        root, contents = self.root(ref), operation.fn
+        number = self.home[root].number
+        assert contents is not None and number is not None
+
+        def received(rows: Any, number: Any) -> Any:
+            array = contents(rows.filled(number))
+            return np.array(array) if in_loop else array
+
+        operands = (self.rows[root], number)
+        made = Operation(
+            "received", {}, _types(operands), operation.outs, received, operation.effects,
+            view=not in_loop,
+        )  # fmt: skip
+        return make_instruction((made, operands, outs, (), source))
+
     def _contents(self, instruction: Instruction) -> Instruction:
         """Copies a result out of shared memory, since the next iteration overwrites that memory."""
         operation, ins, outs, _, source = instruction
@@ -316,13 +361,26 @@ class _Rows:
 
 
 class _Made:
-    """The rows of one allocation. Each is made when it is first reached."""
+    """The rows of one allocation. Each is made when it is first reached.
 
-    __slots__ = ("make", "rows")
+    ``written``: the numbers of the rows that need no first contents any more.
+    """
 
-    def __init__(self, count: int, make: Callable[[], np.ndarray]) -> None:
+    __slots__ = ("make", "rows", "fill", "written")
+
+    def __init__(self, count: int, make: Callable[[], np.ndarray], fill: Any) -> None:
         self.make = make
+        self.fill = fill
         self.rows: list[np.ndarray | None] = [None] * count
+        self.written: set[int] = set()
+
+    def filled(self, number: Any) -> np.ndarray:
+        """A row, with its first contents if nobody has written to it."""
+        row = self[number]
+        if int(number) not in self.written:
+            row[...] = self.fill
+            self.written.add(int(number))
+        return row
 
     def __getitem__(self, number: int) -> np.ndarray:
         row = self.rows[number]
@@ -339,7 +397,22 @@ def _row(rows: Value, number: Value, out: Value, source: Any) -> Instruction:
     return make_instruction((operation, operands, (out,), (), source))
 
 
+def _row_to_fill(rows: Value, number: Value, out: Value, source: Any) -> Instruction:
+    """A row that the next instruction fills. The effect keeps it before that one."""
+    operands = (rows, number)
+    operation = Operation(
+        "row_to_fill", {}, _types(operands), (out.type,), _pick_to_fill, Effects(io=True),
+        view=True,
+    )  # fmt: skip
+    return make_instruction((operation, operands, (out,), (), source))
+
+
 def _pick(rows: Any, number: Any) -> Any:
+    return rows[number]
+
+
+def _pick_to_fill(rows: Any, number: Any) -> Any:
+    rows.written.add(int(number))
     return rows[number]
 
 

@@ -21,6 +21,8 @@ from pallas_shim.jax_compat import callbacks
 def _callback(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     host = callbacks.host_function(eqn)
     types = [lowering.type(v.aval) for v in eqn.outvars]
+    if not types and lowering.checker is not None and lowering.checker.asked.disturbing:
+        return []  # the user has seen what the first run printed
     values = [
         refs.load(lowering, v, (), (), v.ref.contents)
         if isinstance(v.type, RefType)

@@ -34,6 +34,17 @@ def _fusible(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Val
     return lowering.inline(eqn.params["jaxpr"], ins[count:], ins[:count])
 
 
+@lowering_rule("custom_fusion")
+def _custom_fusion(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
+    """A function with another for kernels, if the user gave one. What each captured comes first."""
+    count, in_kernel = eqn.params["num_consts"], eqn.params["pallas_num_consts"]
+    consts, others = ins[:count], ins[count : count + in_kernel]
+    args, jaxpr = ins[count + in_kernel :], eqn.params["pallas_jaxpr"]
+    if jaxpr is not None and lowering.kernels:
+        return lowering.inline(jaxpr, args, others)
+    return lowering.inline(eqn.params["jaxpr"], args, consts)
+
+
 @lowering_rule("platform_index")
 def _platform_index(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     """The index of the group that has the platform that JAX compiles for. The group None stands

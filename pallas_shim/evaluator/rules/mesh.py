@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pallas_shim import jax_compat
-from pallas_shim.evaluator import grid, refs
+from pallas_shim.evaluator import grid, refs, watching
 from pallas_shim.evaluator.analysis import alias
 from pallas_shim.evaluator.checks.cores import CoreChecks
 from pallas_shim.evaluator.lower import KernelScope, Lowering
@@ -137,8 +137,10 @@ def _scratch(
         names = jax_compat.argument_names(opened)
         for ref, name in zip(made, names[len(opened.invars) - len(types) :], strict=False):
             lowering.names.setdefault(ref, name)
-        for ref in made:
-            lowering.checker.allocated(ref, lowering.names.get(ref))
+        for ref, type in zip(made, types, strict=True):
+            # Memory that cores share may have been written by another.
+            if type.space.partition("@")[0] in _CORES_OWN:
+                lowering.checker.allocated(ref, lowering.names.get(ref))
     return made
 
 
@@ -161,9 +163,20 @@ def _on_cores(
             lowering.checker, name, where, memory, counts, function.waits_for_others
         )
 
+    watch = lowering.watch
+    if watch is not None:
+        seen = [ref for ref in operands if isinstance(ref.type, RefType)]
+        watched = _watched(lowering, name, where, function, seen)
+
     def core(indices: Sequence[Value]) -> None:
         with contextlib.nullcontext() if checks is None else checks.core(indices):
+            if watch is not None:
+                alone = function.waits_for_others  # then each core is a program of one cell
+                at, of = (() if alone else indices), (() if alone else sizes)
+                watching.emit_cell(lowering, watch, watched, at, of, seen, (), ())
             body()
+            if watch is not None:
+                watching.emit_cell_end(lowering, watch)
 
     with lowering.machine.within(name, where, meshes.talks(function.jaxpr)):
         programs.emit_entry(lowering)
@@ -175,6 +188,27 @@ def _on_cores(
             cells = checks.finish(cells)
         lowering.body.extend(cells)
         programs.emit_exit(lowering, ())
+        if watch is not None:
+            watching.emit_left(lowering, watch, watched, ())
+
+
+def _watched(
+    lowering: Lowering,
+    name: str,
+    where: str,
+    function: jax_compat.CoreFunction,
+    memory: Sequence[Value],
+) -> watching.Kernel:
+    """A kernel of cores, as a watch is told of it: one without blocks."""
+    call = jax_compat.PallasCall(
+        name=name, source=where or None, jaxpr=function.jaxpr, grid=tuple(function.axes.values()),
+        vmapped_dims=(), axis_names=tuple(function.axes), blocks=(), num_prefetch=0, num_inputs=0,
+        num_outputs=0, aliases=(), synchronised_aliases=False, keeps_scalars=True,
+        for_device=function.for_device, cores=function, checked=function.checked, on_gpu=False,
+        parallel=(), order=None,
+    )  # fmt: skip
+    names = [lowering.names.get(ref, f"operand {n}") for n, ref in enumerate(memory)]
+    return watching.Kernel(call, names, (), [ref.ref.space for ref in memory])
 
 
 def _on_cores_of_several_kinds(

@@ -133,9 +133,10 @@ def checked_swap(
     assert checker is not None
     view, value, mask = state.store(eqn, ins)
     checker.decides(view, before[0], value)
+    change = (value, before[0])
     if checker.is_used(eqn.outvars[0]):
-        before = [checker.read(view, value, mask) for value in before]
-    checker.write(view, mask)
+        before = [checker.read(view, each, mask) for each in before]
+    checker.write(view, mask, change=change)
     return before
 
 

@@ -97,18 +97,42 @@ def _start(lowering: Lowering, eqn: Any, dma: state.Dma) -> None:
         dst_sem=remote.of_other(lowering, eqn, dma.dst_sem, dma.device_id),
     )
     sent = None if dma.device_id is None else dma.src_sem
+    after: Callable[[], None] | None = None
     if lowering.checker is not None:
         source, target = (indirect.with_arrays(lowering, view) for view in (dma.src, dma.dst))
         kept = source.mask if target.mask is None else target.mask
         here = None if dma.device_id is not None or _talks(lowering) else dma.dst_sem
-        lowering.checker.copy(source.view, target.view, (source.mask, kept), here)
+        after = lowering.checker.copy(
+            source.view, target.view, (source.mask, kept), here, _change(lowering, dma)
+        )
     if lowering.machine.timed:
         _start_later(lowering, dma, sent)
         return
     size = _copy(lowering, dma)
+    if after is not None:
+        after()
     if sent is not None:
         _add(lowering, sent, size)
     _add(lowering, dma.dst_sem, size)
+
+
+def _change(lowering: Lowering, dma: state.Dma) -> Callable[[], tuple[Value, Value]] | None:
+    """What emits loads of the elements that a copy writes, and of those before. None if its places
+    aren't simple."""
+    for view in (dma.src, dma.dst):
+        if indirect.rows(view).indices or _dynamic_size(lowering, view) is not None:
+            return None
+    if dma.add or dma.device_id is not None:
+        return None
+
+    def loads() -> tuple[Value, Value]:
+        both = []
+        for view in (dma.src, dma.dst):
+            ref, path, leaves, type = _access(lowering, view)
+            both.append(refs.load(lowering, ref, path, leaves, type))
+        return both[0], both[1]
+
+    return loads
 
 
 def _start_later(lowering: Lowering, dma: state.Dma, sent: state.RefView | None) -> None:

@@ -20,6 +20,7 @@ import jax
 from jax._src import config, core, pjit, tree_util
 from jax._src import mesh as mesh_lib
 from jax._src.array import ArrayImpl
+from jax._src.interpreters import partial_eval
 from jax._src.lib import jax_jit
 from jax.sharding import SingleDeviceSharding
 
@@ -155,7 +156,7 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
         args_flat = inferred.consts + dynamic if inferred.consts else dynamic
         params = inferred.params
         if type(params) is dict:
-            plan = answers.plan(params)
+            plan = answers.plan(_as_run(params))
             if plan is None:
                 return inferred, args_flat
             params = _Planned(params)
@@ -178,7 +179,7 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
             return stock_run(inferred, args_flat, fun, args, kwargs)
         given, inferred = inferred
         returned = stock_run(inferred, args_flat, fun, args, kwargs)
-        answers.ran(given, inferred.params, inferred.out_tree, inferred.consts)
+        answers.ran(given, _as_run(inferred.params), inferred.out_tree, inferred.consts)
         return returned
 
     def infer_and_run(fun: Any, info: Any, *args: Any, **kwargs: Any) -> Any:
@@ -268,7 +269,22 @@ def trace_anew(call: Call) -> tuple[dict[str, Any], Any, list[Any]]:
     would get, the tree of the results, and the arrays that the function captured."""
     pjit._infer_params_cached.cache_clear()
     inferred, _ = pjit._infer_params(call.function, call.jit_info, call.args, call.kwargs)
-    return inferred.params, inferred.out_tree, inferred.consts
+    return _as_run(inferred.params), inferred.out_tree, inferred.consts
+
+
+def _as_run(params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters with which JAX runs a call that it has traced. Since JAX 0.12 it lowers types
+    of its own first, if a function has them inside only."""
+    jaxpr = params["jaxpr"]
+    if not _LOWERS or not jaxpr.is_high:
+        return params
+    if any(aval.is_high for aval in (*jaxpr.in_avals, *jaxpr.out_avals)):
+        return params
+    return {**params, "jaxpr": partial_eval.lower_jaxpr2(jaxpr)}
+
+
+_run = getattr(pjit, "_run_python_pjit", None)
+_LOWERS = _run is not None and "lower_jaxpr2" in _run.__code__.co_names
 
 
 class _Planned(dict):
