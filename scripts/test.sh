@@ -93,8 +93,8 @@ for version in $between; do
 done
 # These don't depend on the version of JAX, so they run on one version only: the conformance runner,
 # the benchmark suite, showing what checks find, reports of many processes, plugins of other tools,
-# a page in a browser, the processes of view and debug, generated arithmetic, passes over hand-written
-# programs, the order of sets, installing a wheel.
+# a page in a browser, the processes of view and debug, generated arithmetic, native code, passes over
+# hand-written programs, the order of sets, installing a wheel.
 # tests/cache covers on every version what changes a cache key.
 of_no_jax=(
     --ignore=tests/chip/test_dumps.py
@@ -102,6 +102,7 @@ of_no_jax=(
     --ignore=tests/chip/test_profile.py
     --ignore=tests/chip/test_session.py
     --ignore=tests/conformance
+    --ignore=tests/evaluator/codegen/test_native.py
     --ignore=tests/evaluator/codegen/test_numbers.py
     --ignore=tests/evaluator/passes/test_properties.py
     --ignore=tests/mutation
