@@ -31,7 +31,7 @@ def patch(pallas: ModuleType) -> Callable[[], None]:
         uses.log_to_stderr()
     files.write_at_exit(chosen.report)
     progress.show_with(_progress(chosen.progress))
-    if chosen.check:
+    if chosen.check or chosen.schedules:
         from pallas_shim.check import handover
 
         handover.begin(chosen.findings, chosen.suppressions)

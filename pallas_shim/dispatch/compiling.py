@@ -22,7 +22,7 @@ from pallas_shim.evaluator.machine import order, shards
 from pallas_shim.evaluator.passes import Watcher
 from pallas_shim.evaluator.program import Program
 from pallas_shim.evaluator.registry import Unsupported
-from pallas_shim.evaluator.schedules import Schedules
+from pallas_shim.evaluator.schedules import ORDER_DEPENDENT, Schedules
 from pallas_shim.evaluator.verify import InvalidProgram, Verifier
 from pallas_shim.jax_compat import arrays, call_info, checked, kernel_info, sharded
 
@@ -139,10 +139,10 @@ def _options(folder: dump.Folder | None, function: Function | None) -> compiler.
     emitted = None if folder is None else folder.code
     options = compiler.Options(asked.disabled_passes, watchers, emitted)
     races = frozenset() if function is None else function.races
+    options = options._replace(found=functools.partial(_found, asked.check, races))
     if asked.check or races:
         skipped = COLLECTOR.skip if asked.check else _nothing_skipped
-        found = functools.partial(_found, asked.check, races)
-        options = options._replace(checks=Checks(asked.check | races, skipped), found=found)
+        options = options._replace(checks=Checks(asked.check | races, skipped))
         if races:
             options = options._replace(started=functools.partial(checked.note_race, None))
     if function is None or not function.kernels:
@@ -165,8 +165,8 @@ def _nothing_skipped(kernel: str, reason: str) -> None:
 
 
 def _found(wanted: Collection[str], races: Collection[str], finding: Finding) -> None:
-    """Hands on a finding to those who asked for its kind: by the setting, or of JAX."""
-    if finding.kind in wanted:
+    """Hands on a finding to those who asked for it: for its kind, for other orders, or of JAX."""
+    if finding.kind in wanted or finding.rule == ORDER_DEPENDENT:
         COLLECTOR.add(finding)
     if finding.kind in races and finding.rule in _RACES:
         checked.note_race(finding.message)

@@ -23,6 +23,9 @@ from pallas_shim.jax_compat.callbacks import CALLBACK_PRIMITIVES
 
 _DECIDES = frozenset({operations.COPY, operations.PASS_BY, operations.AWAIT, operations.MEET})
 
+# The rule of a finding that says so.
+ORDER_DEPENDENT = "order-dependent"
+
 
 class Explored(NamedTuple):
     """What several orders gave.
@@ -192,7 +195,7 @@ class ExploredExecutable(Executable):
             self._done = True
             self._found(
                 Finding(
-                    "races", "order-dependent", kernels,
+                    "races", ORDER_DEPENDENT, kernels,
                     "what it computes depends on the order of programs and copies: "
                     + explored.difference,
                     f"run it with PALLAS_NUMPY_SEED={explored.other} and with "

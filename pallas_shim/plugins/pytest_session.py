@@ -43,7 +43,7 @@ class Session:
         # They are set up when Pallas is imported, which a plugin may have done before this one.
         chosen = settings.current()
         files.write_at_exit(chosen.report)
-        if chosen.check:
+        if chosen.check or chosen.schedules:
             handover.begin(chosen.findings, chosen.suppressions)
 
     def _set_variables(self, options: Any) -> None:

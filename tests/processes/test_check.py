@@ -149,3 +149,31 @@ def test_the_variable_alone_shows_a_table_at_exit(python, script):
     assert (got.returncode, got.stderr) == (0, "")
     got = python.run(script, "find()", PALLAS_NUMPY="1")
     assert (got.returncode, got.stderr) == (0, "")
+
+
+EARLY = """
+import jax, jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+def reads_early(x_ref, o_ref, buffer, semaphore):
+    copy = pltpu.make_async_copy(x_ref, buffer, semaphore)
+    copy.start()
+    o_ref[...] = buffer[...] + 1
+    copy.wait()
+
+x = jnp.ones((8, 128))
+call = pl.pallas_call(
+    reads_early, out_shape=x, in_specs=[pl.BlockSpec(memory_space=pl.ANY)],
+    scratch_shapes=[pltpu.VMEM(x.shape, x.dtype), pltpu.SemaphoreType.DMA],
+)
+jax.jit(call)(x)
+"""
+
+
+def test_other_orders_alone_show_a_table_at_exit(python, tmp_path):
+    path = tmp_path / "early.py"
+    path.write_text(EARLY)
+    got = python.run(path, PALLAS_NUMPY="1", PALLAS_NUMPY_SCHEDULES="4")
+    assert got.returncode == 0, got.stderr
+    assert "order-dependent" in got.stderr and "reads_early" in got.stderr
