@@ -149,29 +149,27 @@ class Lowering(Builder):
             env[var] = const
         env.update(zip(jaxpr.invars, args, strict=True))
         outer, start = self.source, len(self.body)
+        # All in one function: deep jaxprs need few frames for each level.
         with contextlib.nullcontext() if self.checker is None else self.checker.uses(jaxpr):
-            self._inline_equations(jaxpr, env, outer)
+            for eqn in jaxpr.eqns:
+                if not self._defining:
+                    self.source = jax_compat.source_of(eqn) or outer
+                ins = [self._read(env, atom) for atom in eqn.invars]
+                try:
+                    outs = self.eqn(eqn, ins)
+                except Unsupported as unsupported:
+                    if unsupported.source is None:
+                        unsupported.source = jax_compat.user_source(self.source)
+                    raise
+                except Refusal as refused:
+                    name = jax_compat.primitive_name(eqn.primitive)
+                    place = jax_compat.user_source(self.source)
+                    raise Unsupported(name, str(refused), place) from refused
+                env.update(zip(eqn.outvars, outs, strict=True))
         if self.watch is not None and not self._defining:
             self.watch.bound(env, self.body[start:])
         self.source = outer
         return [self._read(env, atom) for atom in jaxpr.outvars]
-
-    def _inline_equations(self, jaxpr: Any, env: dict[Any, Value], outer: Any) -> None:
-        for eqn in jaxpr.eqns:
-            if not self._defining:
-                self.source = jax_compat.source_of(eqn) or outer
-            ins = [self._read(env, atom) for atom in eqn.invars]
-            try:
-                outs = self.eqn(eqn, ins)
-            except Unsupported as unsupported:
-                if unsupported.source is None:
-                    unsupported.source = jax_compat.user_source(self.source)
-                raise
-            except Refusal as refused:
-                name = jax_compat.primitive_name(eqn.primitive)
-                place = jax_compat.user_source(self.source)
-                raise Unsupported(name, str(refused), place) from refused
-            env.update(zip(eqn.outvars, outs, strict=True))
 
     def inline_definition(self, jaxpr: Any, args: Sequence[Value]) -> list[Value]:
         """Like `inline`, for a jaxpr that JAX or this package made from one equation of the user's.

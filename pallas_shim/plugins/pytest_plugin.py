@@ -6,7 +6,6 @@ of findings, and the process that prints the summary reads them.
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +66,7 @@ def _begin(config: pytest.Config, options: Any) -> None:
         return
     from pallas_shim.plugins.pytest_session import Session
 
-    session = Session(options, is_worker="PYTEST_XDIST_WORKER" in os.environ)
+    session = Session(options)
     config.stash[_SESSION] = session
     config.pluginmanager.register(session, "pallas_shim_session")
 

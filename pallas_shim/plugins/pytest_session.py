@@ -19,17 +19,24 @@ from pallas_shim.check.collect import COLLECTOR
 from pallas_shim.check.results import Results
 from pallas_shim.reports import files
 
+_LEADER = "_PALLAS_SHIM_PYTEST"  # the process that shows the summary
+
 
 class Session:
     """A plugin of pytest, registered when an option asks for it.
 
+    A worker of pytest-xdist prints no summary.
+
     Args:
       options: those of the command line.
-      is_worker: this is a process of pytest-xdist's, which prints no summary.
     """
 
-    def __init__(self, options: Any, is_worker: bool):
-        self._is_worker = is_worker
+    def __init__(self, options: Any):
+        # A worker is a child of the process that leads. Its own children inherit its environment,
+        # and may run another pytest.
+        self._is_worker = is_worker = (
+            "PYTEST_XDIST_WORKER" in os.environ and os.environ.get(_LEADER) == str(os.getppid())
+        )
         self._asked_for_table = options.pallas_report is not None
         if not is_worker:
             self._set_variables(options)
@@ -59,6 +66,7 @@ class Session:
             wanted = os.path.join(directory, "report.json")
         self._report = os.environ["PALLAS_NUMPY_REPORT"] = wanted
         os.environ[environment.RUN] = os.urandom(8).hex()
+        os.environ[_LEADER] = str(os.getpid())
         if options.pallas_strict:
             os.environ["PALLAS_NUMPY_STRICT"] = "1"
         if options.pallas_check and os.environ.get("PALLAS_NUMPY_CHECK", "") in ("", "0"):
