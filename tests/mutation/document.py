@@ -28,7 +28,7 @@ happen when they start or not before their wait, parallel cells run in other ord
 - It is *another value* if all runs agree, but not with the right kernel: every machine computes
   just that, so there is nothing to find.
 - It is *no change* if all runs agree with the right kernel.
-- It is *unknown* if the interpreter can't run it.
+- It is *unknown* if the interpreter can't run it, or hasn't been asked yet.
 
 A fault counts as found if a finding has one of the kinds that its operator allows
 (`tests/mutation/operators.py`).
