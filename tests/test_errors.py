@@ -90,6 +90,8 @@ def test_ctrl_c_in_a_long_loop(shim, setting, passes):
         scratch_shapes=[pltpu.VMEM((1, 2), jnp.float32)],
         interpret=True,
     )
+    # A shell's background process ignores Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     try:
@@ -97,6 +99,7 @@ def test_ctrl_c_in_a_long_loop(shim, setting, passes):
             jax.jit(call)(np.ones((2, 6), np.float32))
     finally:
         timer.cancel()
+        signal.signal(signal.SIGINT, before)
     said = notes(caught)
     assert "interrupted in" in said and f"{__file__}:" in said
     assert "in grid cell (1, 2) of the kernel loop_for_ever" in said
