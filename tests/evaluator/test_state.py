@@ -70,7 +70,7 @@ def test_an_exception_at_any_bytecode(possible):
         ends += 1
         assert isinstance(raised, Interrupt)
         assert state() == before, ends
-    assert ends > (10 if possible else 50)
+    assert ends > (10 if possible else 30)
     assert works()
 
 
