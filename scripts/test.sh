@@ -99,6 +99,7 @@ done
 of_no_jax=(
     --ignore=tests/chip/test_dumps.py
     --ignore=tests/chip/test_isolation.py
+    --ignore=tests/chip/test_processes.py
     --ignore=tests/chip/test_profile.py
     --ignore=tests/chip/test_session.py
     --ignore=tests/conformance
@@ -122,6 +123,7 @@ of_no_jax=(
 of_python=(
     --ignore=tests/test_exit_status.py
     --ignore=tests/processes/test_bad_input.py
+    --ignore=tests/processes/test_cache.py
     --ignore=tests/processes/test_install.py
     --ignore=tests/processes/test_run_unmodified.py
     --ignore=tests/processes/test_sitecustomize.py
