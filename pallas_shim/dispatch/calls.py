@@ -74,7 +74,7 @@ class Answers:
         repeated = asked.check or asked.schedules or asked.seed is not None
         if setting in (None, "trace") or repeated or stock.is_left_to_jax():
             return None
-        if settings.current().compile:
+        if asked.compile:
             return None  # the TPU's compiler needs the jaxpr
         from pallas_shim.dispatch import kept_calls  # a slow import, so not at a process's start
 

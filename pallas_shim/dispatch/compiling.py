@@ -45,9 +45,8 @@ def compiled(function: Function, *, keep: bool) -> tuple[CachedProgram | None, E
         folder.jaxpr(function.jaxpr)
     # A dump or an observer needs each step of the compilation, so the cache is not used. It holds
     # no checked programs either, and none that can run in any order.
-    other_ways = (options.checks, options.schedules, options.order)
     whole = keep and not options.watchers and observing.current is None
-    if not whole or options.late or any(way is not None for way in other_ways):
+    if not whole or options.runs_otherwise():
         return None, _made(compiler.compile, function, options)
     make = functools.partial(_made, compiler.make_program, function, options)
     cached = CachedProgram(function.jaxpr, function.name, function.axes, make)
@@ -97,9 +96,7 @@ def compiled_on_mesh(
             if sharded.is_cut_so(results[position], names, on)
         ]
         # The programs that the options ask for may use an argument elsewhere, too.
-        other_ways = (options.checks, options.schedules, options.order)
-        alone = not options.late and all(way is None for way in other_ways)
-        cut = shards.parameters(made) if on.whole and alone else {}
+        cut = shards.parameters(made) if on.whole and not options.runs_otherwise() else {}
     with _bugs_refuse(function.name):
         executable = compiler.prepare(made, options, parts)
         executable = compiler.repeated(

@@ -62,6 +62,11 @@ class Options(NamedTuple):
     order: Order | None = None
     schedules: Schedules | None = None
 
+    def runs_otherwise(self) -> bool:
+        """Whether a call does more than run the optimised program once, in the usual order."""
+        others = (self.checks, self.order, self.schedules)
+        return self.late or any(other is not None for other in others)
+
 
 ALL_PASSES = Options()
 
