@@ -25,6 +25,7 @@ from pallas_shim.evaluator.machine import shards
 from pallas_shim.evaluator.machine.order import Order
 from pallas_shim.evaluator.passes import NAMES, Watcher, optimise
 from pallas_shim.evaluator.program import Instruction, Program
+from pallas_shim.evaluator.racing import RacingExecutable
 from pallas_shim.evaluator.schedules import (
     ExploredExecutable,
     LateExecutable,
@@ -32,7 +33,6 @@ from pallas_shim.evaluator.schedules import (
     Schedules,
 )
 from pallas_shim.evaluator.verdict import CheckedExecutable
-from pallas_shim.evaluator.watched import WatchedExecutable
 from pallas_shim.evaluator.watching import Watch, probed
 
 
@@ -145,7 +145,7 @@ def repeated(
             executable, disturbed, checks, options.found, options.started
         )
         if not checks.kinds.isdisjoint(("races", "sync")):
-            executable = WatchedExecutable(executable, timed, checks, options.found)
+            executable = RacingExecutable(executable, timed, checks, options.found)
     if options.late:
         executable = LateExecutable(executable, timed)
     if options.schedules is not None:

@@ -14,7 +14,7 @@ from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.jax_compat.callbacks import CALLBACK_PRIMITIVES
 
 
-class WatchedExecutable(Executable):
+class RacingExecutable(Executable):
     """An `Executable` that reports races between devices and cores.
 
     ``timed`` makes the program that can be watched.
