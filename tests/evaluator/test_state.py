@@ -146,32 +146,38 @@ def test_exceptions_from_another_thread():
     before = state()
     found: list[object] = []
     raised = 0
-    ready, stop = threading.Event(), threading.Event()
+    inside = stop = False  # no locks, which an exception may leave locked
 
     def work() -> None:
-        nonlocal raised
+        nonlocal raised, inside
         mine = state()
-        while True:
+        while not stop:
             try:
-                ready.set()
-                while not stop.is_set():
+                # The other thread raises only after this, once for each time, so no exception
+                # arrives outside the try.
+                inside = True
+                while not stop:
                     run()
-                return
             except Interrupt:
+                if state() != mine:
+                    found.append(state())
                 raised += 1
-            if state() != mine:
-                found.append(state())
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    ready.wait(10)
     raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
     while raised < 500 and not found:
-        wanted = raised + 1
-        raise_in(ctypes.c_ulong(thread.ident), ctypes.py_object(Interrupt))
-        while raised < wanted and thread.is_alive():
+        while not inside and thread.is_alive():
             time.sleep(0)
-    stop.set()
+        assert thread.is_alive()
+        inside, wanted = False, raised + 1
+        raise_in(ctypes.c_ulong(thread.ident), ctypes.py_object(Interrupt))
+        # An exception is lost where Python can't pass it on, in a callback or a `__del__`.
+        lost = time.monotonic() + 10
+        while raised < wanted and thread.is_alive() and not inside:
+            inside = time.monotonic() > lost
+            time.sleep(0)
+    stop = True
     thread.join(30)
     assert not thread.is_alive() and not found
     assert state() == before
