@@ -18,7 +18,7 @@ QUIET_SECONDS = 1.0
 # The seconds between two lines in a log.
 LOG_SECONDS = 10.0
 # A loop of fewer rounds shows nothing, so that it doesn't pay for it either.
-_MANY_ROUNDS = 10_000
+MANY_ROUNDS = 10_000
 # The time is looked at about this often, in seconds, whatever a cell takes.
 _LOOKS = 0.05
 
@@ -62,7 +62,7 @@ def over_grid(
 
 def over_rounds(name: Callable[[], str], total: int, rounds: Iterable[Any]) -> Iterable[Any]:
     """The rounds of a loop."""
-    if _shows is None or total < _MANY_ROUNDS or _here.shown is not None:
+    if _shows is None or total < MANY_ROUNDS or _here.shown is not None:
         return rounds
     return _Shown(_shows, name(), total, "rounds").through(iter(rounds))
 

@@ -87,8 +87,9 @@ def _scan(to: Source, scan: Instruction) -> None:
     variables = [*([at] if at else []), *map(to.fresh, rows)]
     sources = [*([order] if at else []), *taken]
     over = sources[0] if len(sources) == 1 else f"zip({', '.join(sources)})"
-    shown = functools.partial(progress.over_rounds, functools.partial(loop_name, scan), length)
-    over = f"{to.given(shown)}({over})"
+    if length >= progress.MANY_ROUNDS:
+        shown = functools.partial(progress.over_rounds, functools.partial(loop_name, scan), length)
+        over = f"{to.given(shown)}({over})"
     to.line(f"for {', '.join(variables)} in {over}:")
 
     def after() -> None:
