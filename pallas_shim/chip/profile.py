@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from pallas_shim.chip import bundles, scalar_unit
-from pallas_shim.chip.dumps import Unreadable
+from pallas_shim.chip.dumps import UnreadableDump
 from pallas_shim.chip.verdicts import Verdict
 
 NO_LINE = "no line"
@@ -48,7 +48,7 @@ BANDWIDTHS = {"v5e": 0.82e12, "v5p": 1.23e12, "v6e": 1.64e12, "v7x": 3.70e12}
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
+class LineCycles:
     """A line of the user's source: the cycles in which its instructions were started (a cycle that
     starts several lines' is shared among them), and the spills among them."""
 
@@ -73,9 +73,9 @@ class Profile:
     bundles: int | None = None
     cycles: int | None = None
     units: dict[str, float] = dataclasses.field(default_factory=dict)
-    lines: tuple[Line, ...] = ()
-    copies: tuple[scalar_unit.Copy, ...] = ()
-    steps: tuple[scalar_unit.Step, ...] = ()
+    lines: tuple[LineCycles, ...] = ()
+    copies: tuple[scalar_unit.StartedCopies, ...] = ()
+    steps: tuple[scalar_unit.OuterStep, ...] = ()
     bound: str | None = None
     seconds: float | None = None
     error: str | None = None
@@ -101,10 +101,10 @@ def profile(verdict: Verdict) -> Profile:
         code = bundles.read(files)
         made = dataclasses.replace(made, bundles=len(code.bundles))
         ran = scalar_unit.run(code)
-    except Unreadable as error:
+    except UnreadableDump as error:
         reason = f"no schedule with libtpu {verdict.answer.libtpu}: {error}"
         return dataclasses.replace(made, unknown=reason)
-    except scalar_unit.Unknown as error:
+    except scalar_unit.DataDependent as error:
         return dataclasses.replace(made, unknown=f"no times: {error}")
     cycles = sum(ran.counts)
     made = dataclasses.replace(
@@ -123,16 +123,16 @@ def _units(code: bundles.Code, counts: Sequence[int]) -> dict[str, float]:
     }
 
 
-def _lines(code: bundles.Code, counts: Sequence[int]) -> tuple[Line, ...]:
+def _lines(code: bundles.Code, counts: Sequence[int]) -> tuple[LineCycles, ...]:
     cycles: collections.Counter[str] = collections.Counter()
     for count, bundle in zip(counts, code.bundles, strict=True):
         places = {i.line for i in bundle.instructions if i.line is not None} or {NO_LINE}
         for place in places:
             cycles[place] += count / len(places)  # type: ignore[assignment]
-    return tuple(Line(line, round(spent, 1)) for line, spent in cycles.most_common() if spent)
+    return tuple(LineCycles(line, round(spent, 1)) for line, spent in cycles.most_common() if spent)
 
 
-def step_seconds(model: Model, step: scalar_unit.Step) -> tuple[float, float]:
+def step_seconds(model: Model, step: scalar_unit.OuterStep) -> tuple[float, float]:
     """The seconds of a step's bundles, and of its copies."""
     copying = step.hbm / model.bandwidth + model.latency if step.hbm else 0.0
     return step.bundles / model.clock, copying

@@ -2,7 +2,7 @@
 
 The scalar unit counts the grid, decides which blocks to copy, branches and waits. Its instructions
 are few, and nothing else can change the control flow. What comes from memory or from the vector
-units is unknown here; where that decides, `Unknown` is raised instead of a guess.
+units is unknown here; where that decides, `DataDependent` is raised instead of a guess.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from pallas_shim.chip.bundles import Code, Instruction
-from pallas_shim.chip.dumps import Unreadable
+from pallas_shim.chip.bundles import BundleInstruction, Code
+from pallas_shim.chip.dumps import UnreadableDump
 
 # The bundles that follow a branch and still run.
 _DELAY_SLOTS = 4
@@ -22,11 +22,11 @@ _GRANULE = 32
 _MOST_BLOCKS = 2_000_000
 
 
-class Unknown(Exception):
+class DataDependent(Exception):
     """What runs depends on data that isn't known here. The message says what decides."""
 
 
-class Copy(NamedTuple):
+class StartedCopies(NamedTuple):
     """The copies that one instruction started: their number, and their bytes together."""
 
     kind: str
@@ -34,7 +34,7 @@ class Copy(NamedTuple):
     size: int
 
 
-class Step(NamedTuple):
+class OuterStep(NamedTuple):
     """A turn of the outermost loop, or what lies before or after it: bundles that ran, and bytes
     that were copied from and to HBM. ``times``: how many such steps there were."""
 
@@ -43,12 +43,12 @@ class Step(NamedTuple):
     times: int
 
 
-class Run(NamedTuple):
+class ScalarRun(NamedTuple):
     """``counts``: how often each bundle ran. ``copies``: by the bundle that starts them."""
 
     counts: list[int]
-    copies: dict[int, Copy]
-    steps: list[Step]
+    copies: dict[int, StartedCopies]
+    steps: list[OuterStep]
 
 
 def _wrap(value: int) -> int:
@@ -94,7 +94,7 @@ _SPILL = re.compile(r"\[smem:\[(#\w+_spill)\]\]\s*(?:\[[^\]]*\]\s*)?(.*)$", re.S
 _TARGET = re.compile(r"\$?region\s*=?\s*(\d+)")
 
 
-def run(code: Code) -> Run:
+def run(code: Code) -> ScalarRun:
     """Runs the scalar unit's program.
 
     Raises:
@@ -104,14 +104,14 @@ def run(code: Code) -> Run:
     blocks = _blocks(code)
     state: State = {}
     counts = [0] * len(code.bundles)
-    copies: dict[int, Copy] = {}
+    copies: dict[int, StartedCopies] = {}
     steps: dict[tuple[int, int], int] = {}
     entered = bundles = hbm = 0
     at: int | None = 0
     while at is not None:
         entered += 1
         if entered > _MOST_BLOCKS:
-            raise Unknown(f"it is longer than {_MOST_BLOCKS} turns of loops")
+            raise DataDependent(f"it is longer than {_MOST_BLOCKS} turns of loops")
         block = blocks[at]
         if block.begins_turn and bundles:
             steps[bundles, hbm] = steps.get((bundles, hbm), 0) + 1
@@ -125,15 +125,15 @@ def run(code: Code) -> Run:
                 taken = got
             elif got:
                 kind, size = got
-                old = copies.get(number, Copy(kind, 0, 0))
-                copies[number] = Copy(kind, old.times + 1, old.size + size)
+                old = copies.get(number, StartedCopies(kind, 0, 0))
+                copies[number] = StartedCopies(kind, old.times + 1, old.size + size)
                 hbm += size if "hbm" in kind else 0
         at = block.branch if taken else block.following
     steps[bundles, hbm] = steps.get((bundles, hbm), 0) + 1
     for block in blocks.values():
         for number in range(block.begin, block.end):
             counts[number] = block.count
-    return Run(counts, copies, [Step(b, h, n) for (b, h), n in steps.items()])
+    return ScalarRun(counts, copies, [OuterStep(b, h, n) for (b, h), n in steps.items()])
 
 
 class _Block:
@@ -180,7 +180,7 @@ def _blocks(code: Code) -> dict[int, _Block]:
         for number, target in branches.items():
             if begin <= number < end:
                 if end != number + _DELAY_SLOTS + 1:
-                    raise Unreadable("a branch is followed by another one at once")
+                    raise UnreadableDump("a branch is followed by another one at once")
                 block.branch = target
     backwards = [target for number, target in branches.items() if target <= number]
     outermost = min((bundles[t].depth for t in backwards), default=0)
@@ -190,14 +190,14 @@ def _blocks(code: Code) -> dict[int, _Block]:
     return blocks
 
 
-def _target(code: Code, branch: Instruction) -> int:
+def _target(code: Code, branch: BundleInstruction) -> int:
     match = _TARGET.search(branch.operands)
     if match is None or int(match[1]) not in code.regions:
-        raise Unreadable(f"a branch to an unknown place: {branch.operands}")
+        raise UnreadableDump(f"a branch to an unknown place: {branch.operands}")
     return code.regions[int(match[1])]
 
 
-def _step(instruction: Instruction, phis: set[str]) -> Callable[[State], Any] | None:
+def _step(instruction: BundleInstruction, phis: set[str]) -> Callable[[State], Any] | None:
     """What an instruction does with the values; None: nothing that matters here."""
     name, rest, result = instruction.name, instruction.operands, instruction.result
     if name.startswith("sbr"):
@@ -238,7 +238,7 @@ def _branch(rest: str) -> Callable[[State], bool]:
     def taken(state: State) -> bool:
         value = condition(state)
         if value is None:
-            raise Unknown("a branch depends on data")
+            raise DataDependent("a branch depends on data")
         return bool(value)
 
     return taken
@@ -251,18 +251,18 @@ def _copy(name: str, rest: str) -> Callable[[State], tuple[str, int] | None]:
         rest = rest[: match.start()] + rest[match.end() :]
     parts = _parts(re.sub(r"\[thread:[^\]]*\]\s*,?", "", rest))
     if len(parts) < 3:
-        raise Unreadable(f"a copy of another form: {name} {rest}")
+        raise UnreadableDump(f"a copy of another form: {name} {rest}")
     size = _operand(parts[1])
 
     def copied(state: State) -> tuple[str, int] | None:
         wanted = condition(state)
         if wanted is None:
-            raise Unknown("whether a block is copied depends on data")
+            raise DataDependent("whether a block is copied depends on data")
         if not wanted:
             return None
         granules = size(state)
         if granules is None:
-            raise Unknown("the size of a copy depends on data")
+            raise DataDependent("the size of a copy depends on data")
         return name, granules * _GRANULE
 
     return copied

@@ -176,12 +176,12 @@ class Builder:
 
     # -- regions --------------------------------------------------------------------------
 
-    def block(self, body: list[Instruction] | None = None) -> Block:
+    def block(self, body: list[Instruction] | None = None) -> Emitting:
         """``with builder.block() as body`` emits the instructions inside it to ``body``.
 
         That is the given list, or a new one.
         """
-        return Block(self, [] if body is None else body)
+        return Emitting(self, [] if body is None else body)
 
     def region(
         self, params: Sequence[Type], build: Callable[[Sequence[Value]], Sequence[Value]]
@@ -193,7 +193,7 @@ class Builder:
         return Region(values, tuple(body), results)
 
 
-class Block:
+class Emitting:
     """What `Builder.block` returns. (Each region has one, and a generator takes longer.)"""
 
     __slots__ = ("_builder", "_body", "_outer")

@@ -120,7 +120,7 @@ class _Shown:
             self._display.close()
 
 
-class Lines:
+class LogLines:
     """A line on stderr every few seconds, for a log."""
 
     def __init__(self, name: str, total: int, unit: str):

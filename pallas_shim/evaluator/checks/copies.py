@@ -67,12 +67,12 @@ class Flights:
     __slots__ = ("reading", "writing", "room")
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        self.reading: list[tuple[Copy, Part]] = []
-        self.writing: list[tuple[Copy, Part]] = []
+        self.reading: list[tuple[StartedCopy, Part]] = []
+        self.writing: list[tuple[StartedCopy, Part]] = []
         self.room = np.empty(shape, np.uint8)
 
 
-class Copy:
+class StartedCopy:
     """A copy that was started. ``size``: what it adds to its semaphore."""
 
     __slots__ = ("site", "size", "access", "places")
@@ -81,9 +81,9 @@ class Copy:
         self.site = site
         self.size = size
         self.access = access
-        self.places: list[tuple[list[tuple[Copy, Part]], tuple[Copy, Part]]] = []
+        self.places: list[tuple[list[tuple[StartedCopy, Part]], tuple[StartedCopy, Part]]] = []
 
-    def touches(self, flights: list[tuple[Copy, Part]], part: Part) -> None:
+    def touches(self, flights: list[tuple[StartedCopy, Part]], part: Part) -> None:
         entry = (self, part)
         flights.append(entry)
         self.places.append((flights, entry))
@@ -93,7 +93,7 @@ class Copy:
             flights.remove(entry)
 
 
-class Count:
+class SemaphoreCount:
     """One semaphore: the copies on it that aren't known to be done, and what was awaited of them.
 
     ``signals`` is its count from signals. ``mixed``: it gets both, so nothing is known of it.
@@ -102,7 +102,7 @@ class Count:
     __slots__ = ("copies", "awaited", "signals", "mixed", "last_wait", "last_signal")
 
     def __init__(self) -> None:
-        self.copies: list[Copy] = []
+        self.copies: list[StartedCopy] = []
         self.awaited = 0
         self.signals = 0
         self.mixed = False
@@ -129,11 +129,11 @@ class Semaphores:
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.numbers = np.arange(math.prod(shape)).reshape(shape)
-        self.counts: dict[int, Count] = {}
+        self.counts: dict[int, SemaphoreCount] = {}
 
-    def at(self, place: AnyPlace, leaves: Sequence[Any]) -> Count:
+    def at(self, place: AnyPlace, leaves: Sequence[Any]) -> SemaphoreCount:
         number = int(np.asarray(place.read(self.numbers, leaves)).reshape(-1)[0])
-        return self.counts.setdefault(number, Count())
+        return self.counts.setdefault(number, SemaphoreCount())
 
 
 # -- what the instructions do -----------------------------------------------------------------
@@ -171,7 +171,7 @@ def start(
             _conflicts(activation, to.site, target[0].writing, target[1], WRITTEN_IN_FLIGHT)
             _conflicts(activation, to.site, target[0].reading, target[1], SOURCE_CHANGED)
         access = activation.access(site, "" if target is None else target[1].text())
-        copy = Copy(site, size(() if target is None else target[1].leaves), access)
+        copy = StartedCopy(site, size(() if target is None else target[1].leaves), access)
         if source is not None:
             copy.touches(source[0].reading, source[1])
         if target is not None:
@@ -212,7 +212,7 @@ SOURCE_CHANGED = (
 def _conflicts(
     activation: Activation,
     site: Site,
-    flights: list[tuple[Copy, Part]],
+    flights: list[tuple[StartedCopy, Part]],
     part: Part,
     what: tuple[str, str, str],
 ) -> None:
@@ -327,7 +327,7 @@ def wait(site: Site, semaphore: AnyPlace, decrement: bool) -> Callable[..., tupl
     return run
 
 
-def _land_all(count: Count) -> None:
+def _land_all(count: SemaphoreCount) -> None:
     for copy in count.copies:
         copy.land()
     count.copies.clear()

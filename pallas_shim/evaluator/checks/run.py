@@ -37,7 +37,7 @@ def line(source: Any) -> str | None:
     return None if where is None else where.partition(" ")[0]
 
 
-class Run:
+class CheckedRun:
     """What one run finds.
 
     ``report`` gets each finding at once, except `candidates`: reads of undefined elements, by the
@@ -70,7 +70,7 @@ class Run:
             _running.reset(token)
 
 
-_running: contextvars.ContextVar[Run] = contextvars.ContextVar("pallas_shim_checked_run")
+_running: contextvars.ContextVar[CheckedRun] = contextvars.ContextVar("pallas_shim_checked_run")
 
 
 class Activation:

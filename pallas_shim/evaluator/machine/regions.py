@@ -222,7 +222,7 @@ def _pass_by(prepare: Any, instruction: Instruction) -> Waiting:
     source = _source(instruction)
 
     def step(f: Frame) -> Any:
-        yield scheduler.Place(source)
+        yield scheduler.YieldPoint(source)
 
     return step
 

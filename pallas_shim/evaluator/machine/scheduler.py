@@ -93,7 +93,7 @@ class Turn(Request):
         return "its turn"
 
 
-class Place(Request):
+class YieldPoint(Request):
     """A place where the program could let others run, and needn't."""
 
     def ready(self) -> bool:
@@ -211,7 +211,7 @@ def _in_any_order(tasks: list[_Task], boards: dict[Any, Board], run: Run) -> Non
     task: _Task | None = None
     while tasks:
         ready = [t for t in tasks if t.request is None or t.request.ready()]
-        if task is not None and task in ready and isinstance(task.request, Place):
+        if task is not None and task in ready and isinstance(task.request, YieldPoint):
             others = [t for t in ready if t is not task]
             task = [task, *others][run.choose(1 + len(others), False)]
         elif ready or run.copies:
@@ -269,7 +269,7 @@ def _advance(
             return
         if isinstance(request, Meet):
             request.arrive(boards)
-        if not request.ready() or stops and isinstance(request, Place):
+        if not request.ready() or stops and isinstance(request, YieldPoint):
             return
         answer = request.answer()
 
