@@ -354,7 +354,7 @@ def test_a_kernel_for_another_device_stays_there(shim, setting, monkeypatch):
         platform = "tpu"
 
     assert not pallas_shim.settings.current().force
-    place = arrays.ResultPlace(None, False, (Tpu,), Tpu.platform)
+    place = arrays.Place(None, False, (Tpu,), Tpu.platform)
     monkeypatch.setattr(arrays, "_place", lambda device: place)
     with pytest.raises(arrays.Elsewhere, match="tpu"):
         arrays.read((jnp.asarray(X),), (X.dtype,), any_platform=False)

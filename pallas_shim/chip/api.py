@@ -17,7 +17,7 @@ from pallas_shim.chip.verdicts import Verdict
 from pallas_shim.jax_compat import export_tpu
 
 
-def kernels(function: Callable[..., Any], *args: Any) -> list[export_tpu.KernelSite]:
+def kernels(function: Callable[..., Any], *args: Any) -> list[export_tpu.Site]:
     """The kernels of a function, each once. JAX traces the function; nothing runs.
 
     Args:

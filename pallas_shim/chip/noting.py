@@ -18,10 +18,10 @@ class Reached:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: list[export_tpu.KernelSite] = []
+        self._waiting: list[export_tpu.Site] = []
         self._known: set[Any] = set()
 
-    def note(self, sites: Iterable[export_tpu.KernelSite]) -> None:
+    def note(self, sites: Iterable[export_tpu.Site]) -> None:
         """Notes kernels, unless equal ones with operands of the same types were noted before."""
         for site in sites:
             key = _key(site)
@@ -30,14 +30,14 @@ class Reached:
                     self._known.add(key)
                     self._waiting.append(site)
 
-    def take(self) -> list[export_tpu.KernelSite]:
+    def take(self) -> list[export_tpu.Site]:
         """Returns the kernels noted since the last time, in the order in which they came."""
         with self._lock:
             taken, self._waiting = self._waiting, []
         return taken
 
 
-def _key(site: export_tpu.KernelSite) -> Any:
+def _key(site: export_tpu.Site) -> Any:
     """Equal for kernels that are the same to a compiler. One that can't be read is like no other,
     but itself."""
     try:
@@ -63,7 +63,7 @@ def kernel(equation: Any, axes: Mapping[Any, int]) -> None:
     _note(lambda: [export_tpu.site(equation, axes)])
 
 
-def _note(sites: Callable[[], Iterable[export_tpu.KernelSite]]) -> None:
+def _note(sites: Callable[[], Iterable[export_tpu.Site]]) -> None:
     try:
         REACHED.note(sites())
     except Exception as error:  # the call goes on, but a kernel isn't dropped in silence

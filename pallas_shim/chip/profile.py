@@ -48,7 +48,7 @@ BANDWIDTHS = {"v5e": 0.82e12, "v5p": 1.23e12, "v6e": 1.64e12, "v7x": 3.70e12}
 
 
 @dataclasses.dataclass(frozen=True)
-class LineCycles:
+class Line:
     """A line of the user's source: the cycles in which its instructions were started (a cycle that
     starts several lines' is shared among them), and the spills among them."""
 
@@ -73,9 +73,9 @@ class Profile:
     bundles: int | None = None
     cycles: int | None = None
     units: dict[str, float] = dataclasses.field(default_factory=dict)
-    lines: tuple[LineCycles, ...] = ()
-    copies: tuple[scalar_unit.StartedCopies, ...] = ()
-    steps: tuple[scalar_unit.OuterStep, ...] = ()
+    lines: tuple[Line, ...] = ()
+    copies: tuple[scalar_unit.Copy, ...] = ()
+    steps: tuple[scalar_unit.Step, ...] = ()
     bound: str | None = None
     seconds: float | None = None
     error: str | None = None
@@ -104,7 +104,7 @@ def profile(verdict: Verdict) -> Profile:
     except UnreadableDump as error:
         reason = f"no schedule with libtpu {verdict.answer.libtpu}: {error}"
         return dataclasses.replace(made, unknown=reason)
-    except scalar_unit.DataDependent as error:
+    except scalar_unit.Unknown as error:
         return dataclasses.replace(made, unknown=f"no times: {error}")
     cycles = sum(ran.counts)
     made = dataclasses.replace(
@@ -123,16 +123,16 @@ def _units(code: bundles.Code, counts: Sequence[int]) -> dict[str, float]:
     }
 
 
-def _lines(code: bundles.Code, counts: Sequence[int]) -> tuple[LineCycles, ...]:
+def _lines(code: bundles.Code, counts: Sequence[int]) -> tuple[Line, ...]:
     cycles: collections.Counter[str] = collections.Counter()
     for count, bundle in zip(counts, code.bundles, strict=True):
         places = {i.line for i in bundle.instructions if i.line is not None} or {NO_LINE}
         for place in places:
             cycles[place] += count / len(places)  # type: ignore[assignment]
-    return tuple(LineCycles(line, round(spent, 1)) for line, spent in cycles.most_common() if spent)
+    return tuple(Line(line, round(spent, 1)) for line, spent in cycles.most_common() if spent)
 
 
-def step_seconds(model: Model, step: scalar_unit.OuterStep) -> tuple[float, float]:
+def step_seconds(model: Model, step: scalar_unit.Step) -> tuple[float, float]:
     """The seconds of a step's bundles, and of its copies."""
     copying = step.hbm / model.bandwidth + model.latency if step.hbm else 0.0
     return step.bundles / model.clock, copying

@@ -2,7 +2,7 @@
 
 The scalar unit counts the grid, decides which blocks to copy, branches and waits. Its instructions
 are few, and nothing else can change the control flow. What comes from memory or from the vector
-units is unknown here; where that decides, `DataDependent` is raised instead of a guess.
+units is unknown here; where that decides, `Unknown` is raised instead of a guess.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _GRANULE = 32
 _MOST_BLOCKS = 2_000_000
 
 
-class DataDependent(Exception):
+class Unknown(Exception):
     """What runs depends on data that isn't known here. The message says what decides."""
 
 
-class StartedCopies(NamedTuple):
+class Copy(NamedTuple):
     """The copies that one instruction started: their number, and their bytes together."""
 
     kind: str
@@ -34,7 +34,7 @@ class StartedCopies(NamedTuple):
     size: int
 
 
-class OuterStep(NamedTuple):
+class Step(NamedTuple):
     """A turn of the outermost loop, or what lies before or after it: bundles that ran, and bytes
     that were copied from and to HBM. ``times``: how many such steps there were."""
 
@@ -43,12 +43,12 @@ class OuterStep(NamedTuple):
     times: int
 
 
-class ScalarRun(NamedTuple):
+class Run(NamedTuple):
     """``counts``: how often each bundle ran. ``copies``: by the bundle that starts them."""
 
     counts: list[int]
-    copies: dict[int, StartedCopies]
-    steps: list[OuterStep]
+    copies: dict[int, Copy]
+    steps: list[Step]
 
 
 def _wrap(value: int) -> int:
@@ -94,7 +94,7 @@ _SPILL = re.compile(r"\[smem:\[(#\w+_spill)\]\]\s*(?:\[[^\]]*\]\s*)?(.*)$", re.S
 _TARGET = re.compile(r"\$?region\s*=?\s*(\d+)")
 
 
-def run(code: Code) -> ScalarRun:
+def run(code: Code) -> Run:
     """Runs the scalar unit's program.
 
     Raises:
@@ -104,14 +104,14 @@ def run(code: Code) -> ScalarRun:
     blocks = _blocks(code)
     state: State = {}
     counts = [0] * len(code.bundles)
-    copies: dict[int, StartedCopies] = {}
+    copies: dict[int, Copy] = {}
     steps: dict[tuple[int, int], int] = {}
     entered = bundles = hbm = 0
     at: int | None = 0
     while at is not None:
         entered += 1
         if entered > _MOST_BLOCKS:
-            raise DataDependent(f"it is longer than {_MOST_BLOCKS} turns of loops")
+            raise Unknown(f"it is longer than {_MOST_BLOCKS} turns of loops")
         block = blocks[at]
         if block.begins_turn and bundles:
             steps[bundles, hbm] = steps.get((bundles, hbm), 0) + 1
@@ -125,15 +125,15 @@ def run(code: Code) -> ScalarRun:
                 taken = got
             elif got:
                 kind, size = got
-                old = copies.get(number, StartedCopies(kind, 0, 0))
-                copies[number] = StartedCopies(kind, old.times + 1, old.size + size)
+                old = copies.get(number, Copy(kind, 0, 0))
+                copies[number] = Copy(kind, old.times + 1, old.size + size)
                 hbm += size if "hbm" in kind else 0
         at = block.branch if taken else block.following
     steps[bundles, hbm] = steps.get((bundles, hbm), 0) + 1
     for block in blocks.values():
         for number in range(block.begin, block.end):
             counts[number] = block.count
-    return ScalarRun(counts, copies, [OuterStep(b, h, n) for (b, h), n in steps.items()])
+    return Run(counts, copies, [Step(b, h, n) for (b, h), n in steps.items()])
 
 
 class _Block:
@@ -238,7 +238,7 @@ def _branch(rest: str) -> Callable[[State], bool]:
     def taken(state: State) -> bool:
         value = condition(state)
         if value is None:
-            raise DataDependent("a branch depends on data")
+            raise Unknown("a branch depends on data")
         return bool(value)
 
     return taken
@@ -257,12 +257,12 @@ def _copy(name: str, rest: str) -> Callable[[State], tuple[str, int] | None]:
     def copied(state: State) -> tuple[str, int] | None:
         wanted = condition(state)
         if wanted is None:
-            raise DataDependent("whether a block is copied depends on data")
+            raise Unknown("whether a block is copied depends on data")
         if not wanted:
             return None
         granules = size(state)
         if granules is None:
-            raise DataDependent("the size of a copy depends on data")
+            raise Unknown("the size of a copy depends on data")
         return name, granules * _GRANULE
 
     return copied

@@ -40,7 +40,7 @@ from pallas_shim.jax_compat import export_tpu, kernel_info
 
 
 def compile_kernels(
-    sites: Sequence[export_tpu.KernelSite],
+    sites: Sequence[export_tpu.Site],
     targets: Sequence[Target],
     *,
     executor: str | None = None,
@@ -97,7 +97,7 @@ def compile_kernels(
     return verdicts
 
 
-def _exported(site: export_tpu.KernelSite, target: Target) -> tuple[Verdict, Any]:
+def _exported(site: export_tpu.Site, target: Target) -> tuple[Verdict, Any]:
     """Exports a kernel for a TPU. The verdict is that of JAX's lowering; the module is None if it
     is the last one."""
     equation = site.equation

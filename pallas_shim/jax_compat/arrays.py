@@ -22,7 +22,7 @@ class Elsewhere(Exception):
     """The arguments or results of a call don't lie on one CPU device. The message says why."""
 
 
-class ResultPlace(NamedTuple):
+class Place(NamedTuple):
     """The place where jit would have put a call's results."""
 
     sharding: SingleDeviceSharding
@@ -88,7 +88,7 @@ def result_types(avals: Sequence[Any]) -> tuple[ResultType, ...]:
 
 def read(
     args: Sequence[Any], dtypes: Sequence[np.dtype | np.ndarray], any_platform: bool
-) -> tuple[list[np.ndarray], ResultPlace]:
+) -> tuple[list[np.ndarray], Place]:
     """The arguments of a jitted call as NumPy arrays, and where its results belong.
 
     Arrays on a CPU are not copied; a key array becomes its integers. The arrays must not
@@ -141,22 +141,22 @@ def read(
         place = _place(get_default_device())
     elif type(home) is SingleDeviceSharding:
         device: Any = home._device
-        place = ResultPlace(home, True, (device,), device.platform)
+        place = Place(home, True, (device,), device.platform)
     else:
         raise Elsewhere(f"its arguments lie on {_devices(home)}")
     return arrays, _checked(place, any_platform)
 
 
-def _checked(place: ResultPlace, any_platform: bool) -> ResultPlace:
+def _checked(place: Place, any_platform: bool) -> Place:
     if place.platform != "cpu" and not any_platform:
         raise Elsewhere(f"it runs on a device of the platform {place.platform}")
     return place
 
 
 @functools.cache
-def _place(device: Any) -> ResultPlace:
+def _place(device: Any) -> Place:
     """The place of results that are committed to no device, if this one is the default."""
-    return ResultPlace(SingleDeviceSharding(device), False, (device,), device.platform)
+    return Place(SingleDeviceSharding(device), False, (device,), device.platform)
 
 
 def _devices(sharding: Any) -> str:
@@ -169,7 +169,7 @@ def _devices(sharding: Any) -> str:
 _OWN_REFERENCES = 3
 
 
-def write(results: list[Any], types: Sequence[ResultType], place: ResultPlace) -> list[Any]:
+def write(results: list[Any], types: Sequence[ResultType], place: Place) -> list[Any]:
     """NumPy results as JAX arrays of the given types.
 
     A JAX array must not share memory with an array that could still be written to. So a result is

@@ -21,7 +21,7 @@ from pallas_shim.jax_compat.jaxprs import KERNEL_PRIMITIVES, inner_jaxprs
 from pallas_shim.jax_compat.pallas import kernel_jaxpr
 
 
-class KernelSite(NamedTuple):
+class Site(NamedTuple):
     """A kernel as it stands in a program: the equation that calls it, and what surrounds it.
 
     ``axes``: the named axes of the devices around it, with their sizes. ``x64``: whether JAX's
@@ -33,12 +33,12 @@ class KernelSite(NamedTuple):
     x64: bool
 
 
-def sites(jaxpr: Any) -> Iterator[KernelSite]:
+def sites(jaxpr: Any) -> Iterator[Site]:
     """The kernels of a jaxpr and of the jaxprs inside it."""
     yield from _sites(getattr(jaxpr, "jaxpr", jaxpr), {})
 
 
-def _sites(jaxpr: Any, axes: Mapping[Any, int]) -> Iterator[KernelSite]:
+def _sites(jaxpr: Any, axes: Mapping[Any, int]) -> Iterator[Site]:
     for eqn in jaxpr.eqns:
         if eqn.primitive.name in KERNEL_PRIMITIVES:
             yield site(eqn, axes)
@@ -48,17 +48,17 @@ def _sites(jaxpr: Any, axes: Mapping[Any, int]) -> Iterator[KernelSite]:
             yield from _sites(getattr(inner, "jaxpr", inner), around)
 
 
-def site(eqn: Any, axes: Mapping[Any, int]) -> KernelSite:
+def site(eqn: Any, axes: Mapping[Any, int]) -> Site:
     """The site of a kernel that JAX lowers or runs now."""
-    return KernelSite(eqn, tuple(axes.items()), bool(config.enable_x64.value))
+    return Site(eqn, tuple(axes.items()), bool(config.enable_x64.value))
 
 
-def devices_of(kernel: KernelSite) -> int:
+def devices_of(kernel: Site) -> int:
     """The number of devices that run the kernel together."""
     return math.prod(size for _, size in kernel.axes)
 
 
-def alone(kernel: KernelSite) -> Any:
+def alone(kernel: Site) -> Any:
     """A jaxpr of nothing but the kernel."""
     eqn = kernel.equation
     invars = [core.Var(v.aval) for v in eqn.invars]
@@ -68,7 +68,7 @@ def alone(kernel: KernelSite) -> Any:
     return core.Jaxpr((), invars, outvars, [replaced], debug_info=info)
 
 
-def obstacle(kernel: KernelSite) -> str | None:
+def obstacle(kernel: Site) -> str | None:
     """Why a kernel is none for a TPU, or None."""
     params = kernel.equation.params
     given = params.get("compiler_params")
@@ -114,7 +114,7 @@ def serializes() -> str | None:
     return None
 
 
-def exported(kernel: KernelSite, device_kind: str, cores: int) -> Any:
+def exported(kernel: Site, device_kind: str, cores: int) -> Any:
     """The `jax.export.Exported` of one kernel for a TPU.
 
     The module takes and returns the kernel's operands and results (of one device, if there are
@@ -152,7 +152,7 @@ def exported(kernel: KernelSite, device_kind: str, cores: int) -> Any:
         return export.export(jax.jit(function), platforms=["tpu"])(*arguments)
 
 
-def _mesh(kernel: KernelSite) -> Any:
+def _mesh(kernel: Site) -> Any:
     """A mesh with the axes around the kernel. Types in its jaxpr may name the kind of its devices,
     so it is of the devices that are here, if there are enough."""
     names, sizes = zip(*kernel.axes, strict=True)

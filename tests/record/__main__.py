@@ -93,7 +93,7 @@ def limit(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def sites(case: Case) -> list[export_tpu.KernelSite]:
+def sites(case: Case) -> list[export_tpu.Site]:
     """The kernels of a case: its model's forward function is traced with the inputs' types."""
     spec = importlib.util.spec_from_file_location(f"record_{abs(hash(case.path))}", case.path)
     assert spec is not None and spec.loader is not None

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pallas_shim.evaluator.checks.place import AnyPlace
-from pallas_shim.evaluator.checks.run import Activation, Site
+from pallas_shim.evaluator.checks.run import AccessSite, Activation
 from pallas_shim.evaluator.findings import Access
 from pallas_shim.evaluator.program import Array
 
@@ -77,7 +77,7 @@ class StartedCopy:
 
     __slots__ = ("site", "size", "access", "places")
 
-    def __init__(self, site: Site, size: int, access: Access) -> None:
+    def __init__(self, site: AccessSite, size: int, access: Access) -> None:
         self.site = site
         self.size = size
         self.access = access
@@ -142,13 +142,13 @@ class Semaphores:
 class Side(NamedTuple):
     """One side of a copy: its site, its place, and how many leaves the place has."""
 
-    site: Site
+    site: AccessSite
     place: AnyPlace
     leaves: int
 
 
 def start(
-    site: Site,
+    site: AccessSite,
     from_: Side | None,
     to: Side | None,
     semaphore: tuple[AnyPlace, int],
@@ -211,7 +211,7 @@ SOURCE_CHANGED = (
 
 def _conflicts(
     activation: Activation,
-    site: Site,
+    site: AccessSite,
     flights: list[tuple[StartedCopy, Part]],
     part: Part,
     what: tuple[str, str, str],
@@ -226,7 +226,7 @@ def _conflicts(
             return
 
 
-def read(site: Site, place: AnyPlace) -> Callable[..., tuple[()]]:
+def read(site: AccessSite, place: AnyPlace) -> Callable[..., tuple[()]]:
     """The check that a load doesn't come before the wait of a copy to what it loads."""
 
     def run(activation: Activation, flights: Flights, *leaves: Array) -> tuple[()]:
@@ -238,7 +238,7 @@ def read(site: Site, place: AnyPlace) -> Callable[..., tuple[()]]:
     return run
 
 
-def write(site: Site, place: AnyPlace) -> Callable[..., tuple[()]]:
+def write(site: AccessSite, place: AnyPlace) -> Callable[..., tuple[()]]:
     """The check that a store doesn't touch what a copy reads or writes."""
 
     def run(activation: Activation, flights: Flights, *leaves: Array) -> tuple[()]:
@@ -252,7 +252,7 @@ def write(site: Site, place: AnyPlace) -> Callable[..., tuple[()]]:
 
 
 def wait_for_copy(
-    site: Site, semaphore: AnyPlace, number: int, size: Callable[[Sequence[Any]], int]
+    site: AccessSite, semaphore: AnyPlace, number: int, size: Callable[[Sequence[Any]], int]
 ) -> Callable[..., tuple[()]]:
     """A wait for a copy's size. The first leaves are the semaphore's, the rest the target's."""
 
@@ -283,7 +283,7 @@ def wait_for_copy(
     return run
 
 
-def signal(site: Site, semaphore: AnyPlace) -> Callable[..., tuple[()]]:
+def signal(site: AccessSite, semaphore: AnyPlace) -> Callable[..., tuple[()]]:
     """A signal. The first operand after the state is its count."""
 
     def run(
@@ -300,7 +300,7 @@ def signal(site: Site, semaphore: AnyPlace) -> Callable[..., tuple[()]]:
     return run
 
 
-def wait(site: Site, semaphore: AnyPlace, decrement: bool) -> Callable[..., tuple[()]]:
+def wait(site: AccessSite, semaphore: AnyPlace, decrement: bool) -> Callable[..., tuple[()]]:
     """A wait for a count. The first operand after the state is the count."""
 
     def run(
@@ -334,7 +334,7 @@ def _land_all(count: SemaphoreCount) -> None:
     count.awaited = 0
 
 
-def leave(site: Site) -> Callable[..., tuple[()]]:
+def leave(site: AccessSite) -> Callable[..., tuple[()]]:
     """The check that nothing is left on semaphores when their kernel or scope ends."""
 
     def run(activation: Activation, semaphores: Semaphores) -> tuple[()]:

@@ -13,8 +13,8 @@ import numpy as np
 
 from pallas_shim.evaluator import refs
 from pallas_shim.evaluator.checks import blocks, copies, global_memory, races, undefined
-from pallas_shim.evaluator.checks.place import AnyPlace, Unknown, place_of, resolved
-from pallas_shim.evaluator.checks.run import Activation, Site
+from pallas_shim.evaluator.checks.place import AnyPlace, UnknownPlace, place_of, resolved
+from pallas_shim.evaluator.checks.run import AccessSite, Activation
 from pallas_shim.evaluator.checks.shadow import NEVER, Shadow
 from pallas_shim.evaluator.program import Array, ArrayType, Effects, RefType, Value
 from pallas_shim.jax_compat import state
@@ -159,10 +159,10 @@ class Checker:
         """Whether anything uses the result of the equation that is being lowered."""
         return id(var) in self._used[-1]
 
-    def site(self, ref: Value, what: str) -> Site:
+    def site(self, ref: Value, what: str) -> AccessSite:
         known = self.memory.get(ref)
         name = known.name if known is not None else self.lowering.names.get(ref)
-        return Site(next(self._numbers), name, what, self.lowering.source)
+        return AccessSite(next(self._numbers), name, what, self.lowering.source)
 
     def emit(
         self,
@@ -382,7 +382,7 @@ class Checker:
         return after
 
     def _note_after(
-        self, memory: Memory, ref: Value, located: Located, site: Site
+        self, memory: Memory, ref: Value, located: Located, site: AccessSite
     ) -> Callable[[], None]:
         """Emits a load of memory, and returns what notes a write to it when it has happened."""
 
@@ -402,7 +402,7 @@ class Checker:
             ins = [self.activation, memory.flights.value, *located.leaves]
             self.emit("in flight", ins, fn, memory.flights, located.place)
 
-    def _array(self, memory: Memory, located: Located, site: Site, writes: bool) -> None:
+    def _array(self, memory: Memory, located: Located, site: AccessSite, writes: bool) -> None:
         if memory.sticks_out and memory.codes is not None and self.checks("bounds"):
             assert self.activation is not None
             memory.codes.needed = True
@@ -413,7 +413,7 @@ class Checker:
         self,
         memory: Memory,
         located: Located,
-        site: Site,
+        site: AccessSite,
         writes: bool,
         atomic: bool = False,
         change: tuple[Value, Value] | None = None,
@@ -453,8 +453,8 @@ class Checker:
     def _starts(
         self,
         semaphore: state.RefView,
-        source: tuple[Site, Memory | None, Located | None],
-        target: tuple[Site, Memory | None, Located | None],
+        source: tuple[AccessSite, Memory | None, Located | None],
+        target: tuple[AccessSite, Memory | None, Located | None],
         view: state.RefView,
     ) -> None:
         found = self._semaphore(semaphore)
@@ -534,13 +534,13 @@ class Checker:
             path, leaves = resolved(view.steps)
             counts = [leaf.type.shape for leaf in leaves]
             place = place_of(type.shape, type.dtype, path, counts, mask is not None)
-        except Unknown as unknown:
+        except UnknownPlace as unknown:
             name = self.lowering.names.get(view.ref, "a ref")
             self.skip(f"an access to {name}: {unknown}")
             return None
         return Located(place, leaves if mask is None else [*leaves, mask])
 
-    def _bounds(self, site: Site, located: Located) -> None:
+    def _bounds(self, site: AccessSite, located: Located) -> None:
         if located.place.proven or not self.checks("bounds"):
             return
         assert self.activation is not None
@@ -591,7 +591,7 @@ def is_undefined(type: RefType) -> bool:
     return not type.space.startswith(("semaphore", "acc")) and math.prod(type.shape) > 0
 
 
-def bounds(site: Site, place: AnyPlace) -> Callable[..., tuple[()]]:
+def bounds(site: AccessSite, place: AnyPlace) -> Callable[..., tuple[()]]:
     """The check that an access stays inside its ref."""
 
     def check(activation: Activation, *leaves: Array) -> tuple[()]:
