@@ -51,9 +51,9 @@ class _Doubtful(Exception):
 
 # Each element of a result is one of an operand's, or a position.
 _MOVEMENT = frozenset({
-    "broadcast_in_dim", "concatenate", "copy", "copy_p", "dynamic_slice", "dynamic_update_slice",
-    "expand_dims", "gather", "iota", "iota_2x32_shape", "optimization_barrier", "pad", "reshape",
-    "rev", "select_n", "slice", "split", "squeeze", "tile", "transpose", "unstack",
+    "broadcast_in_dim", "concatenate", "copy", "dynamic_slice", "dynamic_update_slice",
+    "gather", "iota", "iota_2x32_shape", "optimization_barrier", "pad", "reshape",
+    "rev", "select_n", "slice", "split", "squeeze", "stack", "tile", "transpose", "unstack",
 })  # fmt: skip
 _KEYS = frozenset({
     "random_bits", "random_clone", "random_fold_in", "random_seed", "random_split", "random_unwrap",
@@ -69,8 +69,9 @@ _UNROUNDED = frozenset({
 })  # fmt: skip
 _OF_WHOLE_NUMBERS = _COMPARISONS | _UNROUNDED | frozenset({
     "add", "and", "bitcast_convert_type", "clz", "cummax", "cummin", "cumprod", "cumsum", "div",
-    "dot_general", "integer_pow", "mul", "mulhi", "not", "or", "population_count", "reduce_and", "reduce_or",
-    "reduce_prod", "reduce_sum", "reduce_xor", "rem", "scatter-add", "shift_left",
+    "dot_general", "integer_pow", "mul", "mulhi", "not", "or", "population_count", "reduce_and",
+    "reduce_or", "reduce_prod", "reduce_sum", "reduce_xor", "rem", "scatter-add", "scatter-max",
+    "scatter-min", "shift_left",
     "shift_right_arithmetic", "shift_right_logical", "square", "sub", "threefry2x32", "xor",
 })  # fmt: skip
 _SUMS = frozenset({"add", "add_any", "sub"})
@@ -163,7 +164,7 @@ class _Reader:
             raise _Doubtful
         if name in _COMPARISONS or name in _UNROUNDED or name == "bitcast_convert_type":
             return eqn, origin
-        if name == "sort" and eqn.params["is_stable"]:
+        if name == "top_k" or (name == "sort" and eqn.params["is_stable"]):
             return eqn, origin
         if name == "convert_element_type":
             return eqn, origin | _converted(dtypes[0], dtypes[-1], known=_KNOWN in ins[0])
@@ -179,7 +180,7 @@ class _Reader:
     def _sum(self, eqn: Any, ins: list[Mark], origin: Mark) -> tuple[Any, Mark]:
         known = [i for i, mark in enumerate(ins) if _KNOWN in mark]
         if not known and _count(ins, Mark.SUM) < 2:
-            return eqn, origin
+            return eqn, origin & ~(Mark.PRODUCT | Mark.QUOTIENT)
         if not known:
             raise _Doubtful
         return _guarded(eqn, known=known, chain=Mark.SUM in origin), origin | Mark.SUM
@@ -189,11 +190,9 @@ class _Reader:
         if not known and _count(ins, Mark.PRODUCT) > 1:
             raise _Doubtful
         if known:
-            changed = _guarded(
-                eqn, known=known, chain=Mark.PRODUCT in origin, fused=self._adds
-            )
+            changed = _guarded(eqn, known=known, chain=Mark.PRODUCT in origin, fused=self._adds)
             return changed, origin | Mark.PRODUCT
-        return (_guarded(eqn, fused=True) if self._adds else eqn), origin
+        return (_guarded(eqn, fused=True) if self._adds else eqn), origin & ~Mark.SUM
 
     def _quotient(self, eqn: Any, ins: list[Mark], origin: Mark) -> tuple[Any, Mark]:
         if Mark.QUOTIENT in origin:
@@ -286,9 +285,7 @@ def _converted(source: np.dtype, target: np.dtype, known: bool) -> Mark:
     return _NONE if widens or source == target else Mark.NARROWED
 
 
-def _guarded(
-    eqn: Any, known: Sequence[int] = (), chain: bool = False, fused: bool = False
-) -> Any:
+def _guarded(eqn: Any, known: Sequence[int] = (), chain: bool = False, fused: bool = False) -> Any:
     params = {
         "operation": eqn.primitive.name, "known": tuple(known), "chain": chain, "fused": fused
     }  # fmt: skip

@@ -97,7 +97,7 @@ def with_equations(jaxpr: Any, equations: Sequence[Any]) -> Any:
 
 
 def with_jaxprs(eqn: Any, changed: Mapping[int, Any]) -> Any:
-    """The equation with other jaxprs. ``changed`` has them by the ids of those that they replace."""
+    """The equation with other jaxprs. ``changed`` has them by the ids of the present ones."""
     params = {}
     for name, value in eqn.params.items():
         if isinstance(value, tuple):

@@ -34,6 +34,9 @@ def _guarded(
             # XLA folds it to a constant, and doesn't flush subnormal numbers then.
             _require(not any(map(_any_subnormal, (*operands, result))))
         given = operands[known[0]] if known else None
+        if operation in ("mul", "div") and given is not None and (np.abs(given) == 1).any():
+            # x * 1 is x for XLA, and a subnormal number isn't flushed then.
+            _require(not any(map(_any_subnormal, operands)))
         if operation == "div":
             _require(_are_powers_of_two(operands[1]))
         elif operation in ("mul", "square"):
