@@ -27,8 +27,7 @@ class Settings:
     topology: how many chips user code is told there are along each dimension; None: one for each
       device that there is, in a line.
     scope: which jitted functions without a kernel are run here, until they have earned XLA's
-      compilation: "all", "exact" (those whose bits are the same) or "kernels" (none). None:
-      exact, and the report is silent about them.
+      compilation: "all", "exact" (those whose bits are the same) or "kernels" (none).
     cache: which programs are kept for later processes: "trace", those of jaxprs, in the directory
       by default; "function", those of functions too; else a directory, for both; None for no cache.
     cache_verify: check each program that is read from the cache.
@@ -55,7 +54,7 @@ class Settings:
     disabled_passes: frozenset[str] = frozenset()
     tpu: str | None = None
     topology: tuple[int, ...] | None = None
-    scope: str | None = None
+    scope: str = "kernels"
     cache: str | None = "trace"
     cache_verify: bool = False
     verify: bool = False

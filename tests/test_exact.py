@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from pallas_shim.dispatch import exact, left_to_jax, planning
+from pallas_shim.dispatch import exact, left_to_jax
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.jax_compat import jaxprs
@@ -179,7 +179,7 @@ ON_FLOATS = {
     "sign": lambda x, y, z: jnp.sign(x),
     "bits": lambda x, y, z: lax.bitcast_convert_type(x - y, jnp.int32),
     "with a constant": lambda x, y, z: (x + 0.1, y - 3, 2 - z),
-    "times a constant": lambda x, y, z: (x * 0.3, y * -1, x * 0),
+    "times a constant": lambda x, y, z: (x * 0.3, y * -2, x * 0),
     "comparison": lambda x, y, z: jnp.all(x - y < z),
     "a scan": lambda x, y, z: lax.scan(lambda c, v: (c - v, c + v), x[3], y)[1],
     "a loop": lambda x, y, z: lax.fori_loop(0, 4, lambda i, c: c - x, y),
@@ -209,6 +209,7 @@ DOUBTFUL = {
     "two quotients": lambda x, y, z: (x / y) / z,
     "a quotient of a quotient": lambda x, y, z: x / (y / z),
     "zero added": lambda x, y, z: x + F(0),
+    "times one": lambda x, y, z: x * F(1),
     "rounded and widened": lambda x, y, z: x.astype(jnp.bfloat16).astype(F) - y,
     "in a scan": lambda x, y, z: lax.scan(lambda c, v: (c * F(0.3) + v, c), x[20], y)[1],
     "by turns in a loop": lambda x, y, z: lax.fori_loop(
@@ -319,21 +320,6 @@ def test_programs(steps, seed, small):
 
 
 # -- in jit ---------------------------------------------------------------------------------------
-
-
-def on_trial() -> set[str]:
-    """The functions without a kernel that have run in NumPy."""
-    plans = [plan for plans in planning._plans.values() for plan in plans]
-    return {plan.use.function for plan in plans if plan.use is not None and plan.trial is not None}
-
-
-def test_by_default_such_functions_run_here_and_are_not_in_the_report(shim):
-    def backwards(x):
-        return x[::-1] + 1
-
-    x = np.arange(5, dtype=np.int32)
-    assert np.array_equal(jax.jit(backwards)(x), x[::-1] + 1)
-    assert "backwards" in on_trial() and shim.rows() == []
 
 
 def test_other_functions_are_xlas(shim, setting):

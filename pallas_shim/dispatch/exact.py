@@ -149,7 +149,7 @@ class _Reader:
         """An equation without jaxprs, and the marks of its results that it doesn't get from being
         known."""
         origin = _together(ins) & ~_OF_PLACE
-        dtypes = [atom.aval.dtype for atom in (*eqn.invars, *eqn.outvars)]
+        dtypes = [getattr(atom.aval, "dtype", None) for atom in (*eqn.invars, *eqn.outvars)]
         if name in _KEYS or name in _MOVEMENT:
             if all(map(_is_moved, dtypes)):
                 return eqn, origin
@@ -246,6 +246,8 @@ class _Reader:
 
 
 def _is_moved(dtype: Any) -> bool:
+    if dtype is None:  # a token
+        return False
     if isinstance(dtype, np.dtype):
         return dtype in _WHOLE or dtype in _FLOATS
     return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) and str(dtype) == "key<fry>"

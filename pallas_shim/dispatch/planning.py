@@ -18,7 +18,7 @@ from pallas_shim.dispatch.trial import Trial
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.gc_pause import gc_paused
 from pallas_shim.jax_compat import arrays, call_info, kernel_info
-from pallas_shim.reports.uses import REPORT, Use
+from pallas_shim.reports.uses import REPORT
 
 _plans: weakref.WeakKeyDictionary[Any, tuple[Plan, ...]] = weakref.WeakKeyDictionary()
 _planning = threading.RLock()
@@ -89,7 +89,7 @@ def _new_plan(params: dict[str, Any], args: Sequence[Any]) -> Plan | None:
 
 def _without_kernels(jaxpr: Any, args: Sequence[Any]) -> Any | None:
     """What is to run for a function that holds no kernel. None: JAX runs it."""
-    scope = settings.current().scope or "exact"
+    scope = settings.current().scope
     if scope == "all":
         return jaxpr
     if scope == "kernels" or not all(map(arrays.is_there, args)):
@@ -100,18 +100,18 @@ def _without_kernels(jaxpr: Any, args: Sequence[Any]) -> Any | None:
 
 
 def _make_plan(
-    jaxpr: Any, key: tuple[Any, ...], params: dict[str, Any], args: Sequence[Any]
+    to_run: Any, key: tuple[Any, ...], params: dict[str, Any], args: Sequence[Any]
 ) -> Plan:
     """Makes the plan of a call. JAX runs it if there is an obstacle or no program.
 
     Args:
-      jaxpr: what is to run. It has the kernels of that in ``params``.
+      to_run: the jaxpr of the call, or one with the same kernels and results.
 
     Raises:
       arrays.Elsewhere: these arguments don't belong in the evaluator.
     """
-    call = call_info.describe_call(params)
-    described = function.of_call(jaxpr, call)
+    jaxpr, call = params["jaxpr"], call_info.describe_call(params)
+    described = function.of_call(to_run, call)
     tracing = last_tracing(call.name)
     try:
         reason = _obstacle(described, call)
@@ -140,10 +140,7 @@ def _make_plan(
         return Plan(key, str(unsupported))
     for eqn in kernel_info.kernel_equations(jaxpr):
         stock.print_debug(eqn)
-    if described.kernels or settings.current().scope is not None:
-        use = REPORT.use(call.name, described.kernels, "numpy", IN_NUMPY)
-    else:
-        use = Use(call.name, (), "numpy", IN_NUMPY)  # in no report
+    use = REPORT.use(call.name, described.kernels, "numpy", IN_NUMPY)
     if cached is not None:
         cached.tell(use)
     elif mesh is not None:
