@@ -9,6 +9,7 @@ because XLA may change what is computed:
 - A division by a constant, or by one number for many, becomes a product with its reciprocal.
   ``(x / y) / z`` becomes ``x / (y * z)``.
 - A number that was rounded to a narrower type and widened again may keep its digits.
+- A comparison and a selection become a maximum or minimum, which makes a subnormal number zero.
 
 So each float carries marks of where it comes from. An operation that these marks make doubtful is
 refused or guarded. A guard (`evaluator/rules/guarded.py`) looks at the numbers when the program
@@ -74,6 +75,8 @@ _OF_WHOLE_NUMBERS = _COMPARISONS | _UNROUNDED | frozenset({
     "scatter-min", "shift_left",
     "shift_right_arithmetic", "shift_right_logical", "square", "sub", "threefry2x32", "xor",
 })  # fmt: skip
+_ORDERS = frozenset({"ge", "gt", "le", "le_to", "lt", "lt_to"})
+_EXTREMA = frozenset({"clamp", "max", "min", "reduce_max", "reduce_min"})
 _SUMS = frozenset({"add", "add_any", "sub"})
 _PRODUCTS = frozenset({"mul", "square"})
 _COMPUTED = frozenset(map(np.dtype, ("f4", "f8")))  # floats that XLA computes in their own type
@@ -89,24 +92,28 @@ def guarded(jaxpr: Any) -> Any | None:
     if opened.effects:
         return None
     try:
-        changed, _ = _Reader(_adds_floats(jaxpr)).jaxpr(jaxpr, [Mark.ARGUMENT] * len(opened.invars))
+        reader = _Reader(_on_floats(jaxpr, _SUMS), _on_floats(jaxpr, _ORDERS))
+        changed, _ = reader.jaxpr(jaxpr, [Mark.ARGUMENT] * len(opened.invars))
     except _Doubtful:
         return None
     return changed
 
 
-def _adds_floats(jaxpr: Any) -> bool:
-    return not _SUMS.isdisjoint(jaxprs.primitives(jaxpr)) and any(
-        eqn.primitive.name in _SUMS and eqn.outvars[0].aval.dtype in _FLOATS
+def _on_floats(jaxpr: Any, names: frozenset[str]) -> bool:
+    """Whether a jaxpr, or one in it, has one of these operations, and its operands are floats."""
+    return not names.isdisjoint(jaxprs.primitives(jaxpr)) and any(
+        eqn.primitive.name in names and eqn.invars[0].aval.dtype in _FLOATS
         for eqn in jaxprs.equations(jaxpr)
     )
 
 
 class _Reader:
-    """Reads a function. ``adds``: it adds floats somewhere, and they may be products."""
+    """Reads a function. ``adds``: it adds floats somewhere, and they may be products. ``compares``:
+    it compares floats somewhere, and may then select one of them."""
 
-    def __init__(self, adds: bool):
+    def __init__(self, adds: bool, compares: bool):
         self._adds = adds
+        self._compares = compares
 
     def jaxpr(self, jaxpr: Any, ins: Sequence[Mark]) -> tuple[Any, list[Mark]]:
         """A jaxpr with guards, and the marks of its results.
@@ -120,14 +127,21 @@ class _Reader:
         def of(atom: Any) -> Mark:
             return _KNOWN if jaxprs.is_literal(atom) else marks[atom]
 
-        changed = []
+        changed: list[Any] = []
         for eqn in opened.eqns:
             new, outs = self._equation(eqn, list(map(of, eqn.invars)))
+            if self._may_flush(eqn):
+                new = _without_subnormals(new, changed)
             changed.append(new)
             marks.update(zip(eqn.outvars, outs, strict=True))
-        if any(new is not old for new, old in zip(changed, opened.eqns, strict=True)):
-            jaxpr = jaxprs.with_equations(jaxpr, changed)
-        return jaxpr, list(map(of, opened.outvars))
+        return jaxprs.with_equations(jaxpr, changed), list(map(of, opened.outvars))
+
+    def _may_flush(self, eqn: Any) -> bool:
+        """Whether a result is one of the operands, but perhaps zero for a subnormal one."""
+        name = eqn.primitive.name
+        return (name in _EXTREMA or (name == "select_n" and self._compares)) and (
+            eqn.outvars[0].aval.dtype in _FLOATS
+        )
 
     def _equation(self, eqn: Any, ins: list[Mark]) -> tuple[Any, list[Mark]]:
         name = eqn.primitive.name
@@ -149,7 +163,9 @@ class _Reader:
         """An equation without jaxprs, and the marks of its results that it doesn't get from being
         known."""
         origin = _together(ins) & ~_OF_PLACE
-        dtypes = [getattr(atom.aval, "dtype", None) for atom in (*eqn.invars, *eqn.outvars)]
+        dtypes: list[Any] = [
+            getattr(atom.aval, "dtype", None) for atom in (*eqn.invars, *eqn.outvars)
+        ]
         if name in _KEYS or name in _MOVEMENT:
             if all(map(_is_moved, dtypes)):
                 return eqn, origin
@@ -287,8 +303,26 @@ def _converted(source: np.dtype, target: np.dtype, known: bool) -> Mark:
     return _NONE if widens or source == target else Mark.NARROWED
 
 
-def _guarded(eqn: Any, known: Sequence[int] = (), chain: bool = False, fused: bool = False) -> Any:
-    params = {
-        "operation": eqn.primitive.name, "known": tuple(known), "chain": chain, "fused": fused
-    }  # fmt: skip
+def _without_subnormals(eqn: Any, before: list[Any]) -> Any:
+    """The equation, of guarded operands that aren't subnormal. ``before`` gets the guards."""
+    operands = []
+    for atom in eqn.invars:
+        if atom.aval.dtype in _FLOATS and not jaxprs.is_literal(atom):
+            checked = jaxprs.new_variable(atom.aval)
+            before.append(_guarded(eqn, "normal").replace(invars=[atom], outvars=[checked]))
+            atom = checked
+        operands.append(atom)
+    return eqn.replace(invars=operands)
+
+
+def _guarded(
+    eqn: Any,
+    operation: str | None = None,
+    known: Sequence[int] = (),
+    chain: bool = False,
+    fused: bool = False,
+) -> Any:
+    """The guarded form of an equation. The parameters are those of its rule."""
+    operation = operation or eqn.primitive.name
+    params = {"operation": operation, "known": tuple(known), "chain": chain, "fused": fused}
     return eqn.replace(primitive=_guard, params=params)

@@ -56,7 +56,10 @@ def is_there(arg: Any) -> bool:
     """Whether an argument of a jitted call has its value, and XLA doesn't still compute it."""
     if type(arg) is prng.PRNGKeyArray:
         arg = arg._base_array
-    return type(arg) is not ArrayImpl or arg.is_deleted() or arg.is_ready()
+    if type(arg) is not ArrayImpl:
+        return True
+    array: Any = arg  # whose type doesn't say all that it has
+    return array.is_deleted() or array.is_ready()
 
 
 def argument_dtypes(

@@ -89,6 +89,11 @@ def closed(jaxpr: Any) -> Any:
     return _CLOSED(jaxpr, ())
 
 
+def new_variable(aval: Any) -> Any:
+    """A variable of a jaxpr that stands for a value of this type."""
+    return core.Var(aval)
+
+
 def with_equations(jaxpr: Any, equations: Sequence[Any]) -> Any:
     """The jaxpr with other equations, which have the same effects."""
     opened, _ = open_jaxpr(jaxpr)

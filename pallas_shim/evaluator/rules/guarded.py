@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from pallas_shim.evaluator.program import Array, Types
@@ -19,27 +20,32 @@ from pallas_shim.refusal import Inexact
 def _guarded(
     ins: Types, outs: Types, operation: str, known: tuple[int, ...], chain: bool, fused: bool
 ) -> Callable[..., Any]:
-    """``known``: the operands that XLA may know when it compiles. ``chain``: another operand was
-    made by the same operation with a known number. ``fused``: the result may be added to
-    something."""
-    compute = {"add": np.add, "add_any": np.add, "sub": np.subtract, "div": np.divide}.get(
-        operation, np.multiply
-    )
+    """The callable of a guarded operation.
+
+    Args:
+      operation: the name of a primitive, or "normal", which returns its operand.
+      known: the operands that XLA may know when it compiles.
+      chain: another operand was made by the same operation with a known number.
+      fused: the result may be added to something.
+    """
+    if operation == "normal":
+        return _normal
+    compute = _COMPUTE[operation]
 
     def run(*operands: Array) -> Array:
         if operation == "square":
             operands *= 2
         result = compute(*operands)
+        given: Any = operands[known[0]] if known else None
         if len(known) == len(operands):
             # XLA folds it to a constant, and doesn't flush subnormal numbers then.
             _require(not any(map(_any_subnormal, (*operands, result))))
-        given = operands[known[0]] if known else None
-        if operation in ("mul", "div") and given is not None and (np.abs(given) == 1).any():
+        elif compute is not np.add and given is not None and (np.abs(given) == 1).any():
             # x * 1 is x for XLA, and a subnormal number isn't flushed then.
             _require(not any(map(_any_subnormal, operands)))
-        if operation == "div":
+        if compute is np.divide:
             _require(_are_powers_of_two(operands[1]))
-        elif operation in ("mul", "square"):
+        elif compute is np.multiply:
             _require(not chain or bool((given == 1).all()))
             _require(not fused or _is_exact(result, operands))
         else:
@@ -51,6 +57,21 @@ def _guarded(
     return run
 
 
+_COMPUTE = {
+    "add": np.add,
+    "add_any": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "square": np.multiply,
+    "div": np.divide,
+}
+
+
+def _normal(x: Array) -> Array:
+    _require(not _any_subnormal(x))
+    return x
+
+
 def _require(defined: bool) -> None:
     if not defined:
         raise Inexact("XLA may round these numbers in another way")
@@ -59,9 +80,9 @@ def _require(defined: bool) -> None:
 def _any_subnormal(x: Array) -> bool:
     # Compared as integers, since the program runs with subnormal numbers taken for zeros.
     bits = np.asarray(x).view(f"u{x.dtype.itemsize}")
-    mantissa = np.finfo(x.dtype).nmant
-    exponent = (bits >> mantissa) & ((1 << (8 * x.dtype.itemsize - 1 - mantissa)) - 1)
-    return bool(((exponent == 0) & ((bits << 1) != 0)).any())
+    magnitude = bits << bits.dtype.type(1)  # without the sign
+    least_normal = bits.dtype.type(2 << ml_dtypes.finfo(x.dtype).nmant)
+    return bool(((magnitude != 0) & (magnitude < least_normal)).any())
 
 
 def _are_powers_of_two(x: Array) -> bool:
