@@ -122,9 +122,9 @@ def test_same_bits(a, b, equal):
 
 
 def test_a_forked_process_compiles_for_itself(monkeypatch):
-    monkeypatch.setattr(native, "_is_compiling", True)
-    monkeypatch.setattr(native, "_is_usable", True)
-    monkeypatch.setattr(native, "_pool", None)
+    monkeypatch.setattr(background, "_is_working", True)
+    monkeypatch.setattr(background, "_is_usable", True)
+    monkeypatch.setattr(background, "_pool", None)
     background._start_over()
     background.later(lambda: pytest.fail("LLVM may be in the middle of something"))
     assert background._pool is None
