@@ -26,8 +26,8 @@ class Settings:
     tpu: the TPU generation that user code is told it runs on, or None.
     topology: how many chips user code is told there are along each dimension; None: one for each
       device that there is, in a line.
-    everything: jitted functions without a kernel are run here too, until they have earned XLA's
-      compilation.
+    scope: which jitted functions without a kernel are run here, until they have earned XLA's
+      compilation: "all", "exact" (those whose bits are the same) or "kernels" (none).
     cache: which programs are kept for later processes: "trace", those of jaxprs, in the directory
       by default; "function", those of functions too; else a directory, for both; None for no cache.
     cache_verify: check each program that is read from the cache.
@@ -54,7 +54,7 @@ class Settings:
     disabled_passes: frozenset[str] = frozenset()
     tpu: str | None = None
     topology: tuple[int, ...] | None = None
-    everything: bool = False
+    scope: str = "kernels"
     cache: str | None = "trace"
     cache_verify: bool = False
     verify: bool = False
@@ -108,7 +108,7 @@ def _tpu(value: str) -> dict[str, Any]:
 
 
 def _scope(value: str) -> dict[str, Any]:
-    return {"everything": {"kernels": False, "all": True}[value]}
+    return {"scope": {name: name for name in ("kernels", "exact", "all")}[value]}
 
 
 def _schedules(value: str) -> dict[str, Any]:
@@ -204,7 +204,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
         f"0 or one of {', '.join(TPUS)}, or several as in v5e:2x4 and v4:2x2x1",
         _tpu,
     ),
-    "PALLAS_NUMPY_SCOPE": ("kernels or all", _scope),
+    "PALLAS_NUMPY_SCOPE": ("kernels, exact or all", _scope),
     "PALLAS_NUMPY_PASSES": (
         f"passes to leave out, as in -hoisting,-copy_elision, of {', '.join(PASSES)}",
         _passes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,6 +87,29 @@ def closed(jaxpr: Any) -> Any:
     if _CLOSED is None or isinstance(jaxpr, _CLOSED):
         return jaxpr
     return _CLOSED(jaxpr, ())
+
+
+def new_variable(aval: Any) -> Any:
+    """A variable of a jaxpr that stands for a value of this type."""
+    return core.Var(aval)
+
+
+def with_equations(jaxpr: Any, equations: Sequence[Any]) -> Any:
+    """The jaxpr with other equations, which have the same effects."""
+    opened, _ = open_jaxpr(jaxpr)
+    changed = opened.replace(eqns=list(equations))
+    return changed if opened is jaxpr else jaxpr.replace(jaxpr=changed)
+
+
+def with_jaxprs(eqn: Any, changed: Mapping[int, Any]) -> Any:
+    """The equation with other jaxprs. ``changed`` has them by the ids of the present ones."""
+    params = {}
+    for name, value in eqn.params.items():
+        if isinstance(value, tuple):
+            params[name] = tuple(changed.get(id(each), each) for each in value)
+        else:
+            params[name] = changed.get(id(value), value)
+    return eqn.replace(params=params)
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
