@@ -83,7 +83,8 @@ def main() -> int:
     parser.add_argument("--native", action="store_true", help="compare native code with NumPy")
     parser.add_argument("--cache", metavar="DIR", help="compare what is made with what is read")
     options = parser.parse_args()
-    compare, others = check, "that JAX can't run"
+    compare: Compared = check
+    others = "that JAX can't run"
     if options.native:
         compare, others = _natively, "without native code"
     elif options.cache:
