@@ -41,6 +41,7 @@ def lower(
     checks: Checks | None = None,
     timed: bool = False,
     watch: Watch | None = None,
+    tpu_cores: int = 1,
 ) -> Program:
     """Lowers a jaxpr to a Program whose parameters are the jaxpr's inputs.
 
@@ -54,13 +55,14 @@ def lower(
       timed: copies may happen later than they start, and programs run in any order, as
         `machine.order` says. No pass knows of that, so such a program can't be optimised.
       watch: is told of the cells of each kernel when the program runs.
+      tpu_cores: the cores of the TPU that kernels are for, if they are for no interpreter.
 
     Raises:
       Unsupported: some primitive has no rule, or its rule refuses this case. The
         error names the primitive and the user's source line.
     """
     registry.load()
-    lowering = Lowering(axes, on_mesh, checks, timed, watch)
+    lowering = Lowering(axes, on_mesh, checks, timed, watch, tpu_cores)
     if watch is not None:
         watch.named(lowering.names)
     opened, _ = jax_compat.open_jaxpr(jaxpr)
@@ -110,7 +112,7 @@ class Lowering(Builder):
     ``kernels`` is a stack, the innermost last. ``axes`` and ``on_mesh``: see `lower`.
     ``machine`` describes the programs around this code. ``mesh_axes`` are all axes of the mesh,
     in the mesh's order. ``names`` gives the user's name of a ref. ``checker`` emits checks of
-    accesses; None unless they are asked for. ``watch``: see `lower`.
+    accesses; None unless they are asked for. ``watch`` and ``tpu_cores``: see `lower`.
     """
 
     def __init__(
@@ -120,12 +122,14 @@ class Lowering(Builder):
         checks: Checks | None = None,
         timed: bool = False,
         watch: Watch | None = None,
+        tpu_cores: int = 1,
     ) -> None:
         super().__init__()
         self.checker = None if checks is None else Checker(self, checks)
         self.axes = axes
         self.on_mesh = on_mesh
         self.watch = watch
+        self.tpu_cores = tpu_cores
         self._defining = False
         self.kernels: list[KernelScope] = []
         self.machine = Machine(timed)

@@ -271,6 +271,10 @@ _MEMORY_ROWS = (
         "index:index", "cell_order",
     ),
     _row(
+        "cells_of_core", "how many places along the parallel axes a core takes", "core:index",
+        "count:index", "cell_order",
+    ),
+    _row(
         "renew_scratch", "gives scratch memory its first contents, where a core's cells begin",
         f"turn:index* {_SEEN}", "", "cell_order", sees="written",
     ),

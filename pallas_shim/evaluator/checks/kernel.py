@@ -320,7 +320,7 @@ class KernelChecks:
     def _aliases(self, used: Sequence[bool]) -> None:
         """The check that no input's block is loaded before an output's block in its place is
         written."""
-        if self.call.order is not None:
+        if self.call.order is not None and any(self.call.order.permutations):
             return  # a cell isn't followed by the next one of the grid
         for position, operand in self._operands.items():
             partner = self._operands.get(self._partner(position) or -1)
