@@ -7,6 +7,7 @@ turns each equation into instructions.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -17,7 +18,13 @@ from pallas_shim import jax_compat
 from pallas_shim.evaluator import memory, registry
 from pallas_shim.evaluator.builder import Builder
 from pallas_shim.evaluator.checks.lowering import Checker, Checks
-from pallas_shim.evaluator.machine.programs import Machine, note_touch
+from pallas_shim.evaluator.checks.place import Unknown, located, numbers
+from pallas_shim.evaluator.machine.programs import (
+    Machine,
+    note_elements,
+    note_touch,
+    note_unseen,
+)
 from pallas_shim.evaluator.program import (
     ArrayType,
     KeyType,
@@ -29,6 +36,7 @@ from pallas_shim.evaluator.program import (
 )
 from pallas_shim.evaluator.registry import LOWERING_RULES, Unsupported
 from pallas_shim.evaluator.watching import Watch
+from pallas_shim.jax_compat import state
 from pallas_shim.refusal import Refusal
 
 
@@ -136,7 +144,7 @@ class Lowering(Builder):
         self.mesh_axes: tuple[Any, ...] = ()
         self.names: dict[Value, str] = {}
         self._types: dict[Any, Type] = {}
-        self._atomic = False
+        self._unnoted = False
 
     # -- jaxprs ---------------------------------------------------------------------------
 
@@ -219,17 +227,37 @@ class Lowering(Builder):
         self, ref: Value, path: memory.Path, leaves: Sequence[Value], writes: bool
     ) -> None:
         """Notes an access to memory for those who watch for races, if somebody may."""
-        if self.machine.timed and self.kernels and not self._atomic:
+        if self.machine.timed and self.kernels and not self._unnoted:
             note_touch(self, ref, path, leaves, writes)
 
     @contextlib.contextmanager
-    def atomically(self) -> Iterator[None]:
-        """A context of accesses that need no order."""
-        outer, self._atomic = self._atomic, True
+    def touching(
+        self, view: state.RefView, mask: Value | None, writes: bool
+    ) -> Iterator[None]:
+        """A context that emits one access to some elements. It is noted element by element, in the
+        place of the loads and stores that it is composed of."""
+        if not self.machine.timed or not self.kernels or self._unnoted or view.ref.ref.key_ndim:
+            yield
+            return
+        try:
+            place, leaves = located(view, mask)
+        except Unknown as unknown:
+            note_unseen(self, f"an access to {self.names.get(view.ref, 'a ref')}: {unknown}")
+        else:
+            shape = view.ref.type.shape
+            find = functools.partial(numbers, place, shape)
+            note_elements(self, view.ref, leaves, find, place.text, writes)
+        with self.unnoted():
+            yield
+
+    @contextlib.contextmanager
+    def unnoted(self) -> Iterator[None]:
+        """A context of accesses that aren't noted: they need no order, or are noted as one."""
+        outer, self._unnoted = self._unnoted, True
         try:
             yield
         finally:
-            self._atomic = outer
+            self._unnoted = outer
 
     # -- kernels --------------------------------------------------------------------------
 

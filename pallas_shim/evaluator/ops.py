@@ -413,6 +413,7 @@ _MACHINE_ROWS = (
     _row(
         "note", "tells those who watch for races what a program does", "number:index value:any*",
         "", "machine/programs", effects=(_IO,),
+        params=(Param("unseen", "what it can't tell, or None"),),
     ),
     _row(
         "land", "ends the copies of a kernel", "", "", "machine/programs", effects=(_IO,),

@@ -440,7 +440,7 @@ def races(kernel, x, scratch=(), n=3, space=pltpu.VMEM):
     run = k.call(kernel, local((8, 128)), scratch=scratch, space=space)
     f = jax.jit(k.over(run, k.mesh(n), P("x"), P("x")))
     found: list = []
-    executable = Executable(lower(jax.make_jaxpr(f)(x), timed=True), lambda _: False)
+    executable = Executable(lower(jax.make_jaxpr(f)(x), timed=True, on_mesh=True), lambda _: False)
     with order.running(order.OWN_ORDER, Clocks(found.append)):
         (got,) = executable(np.asarray(x))
     equal(f(x), got)
@@ -457,6 +457,13 @@ UNORDERED = {
     "one row beside the other": [],
     "a row too many": ["copy-unordered"],
     "signal before the store": ["copy-unordered"],
+    "a masked store beside a row": [],
+    "a masked store over a row": ["copy-unordered"],
+    "a masked load beside a row": [],
+    "a masked load over a row": ["copy-unordered"],
+    "indices beside a row": [],
+    "indices over a row": ["copy-unordered"],
+    "equal copies": [],
 }
 
 
@@ -471,13 +478,36 @@ def races_between_devices(fault):
             k.signal(done, 1, device_id={"x": lax.rem(me + n - 1, n)}, device_id_type=MESH)
         rows = pl.ds(0, 4) if "row" in fault else pl.ds(0, 8)
         copy = right_of(x_ref.at[rows], got.at[rows], send, recv)
-        copy.start()
+        if fault != "equal copies":
+            copy.start()
         if fault == "not awaited":
             o_ref[...] = got[...]
         if fault == "one row beside the other":
             got[4:] = jnp.ones((4, 128))
         if fault == "a row too many":
             got[3:] = jnp.ones((5, 128))
+        over = "over" in fault
+        chosen = lax.broadcasted_iota(jnp.int32, (8, 128), 0) >= (3 if over else 4)
+        if "masked store" in fault:
+            pltpu.store(got, jnp.ones_like(got), mask=chosen)
+        if "masked load" in fault:
+            o_ref[...] = jnp.where(chosen, pltpu.load(got, mask=chosen), 0)
+        if "indices" in fault:
+            at = lax.iota(jnp.int32, 2)
+            o_ref[0, 0:2] = got[(3 if over else 4) + 2 * at, at]
+        if fault == "equal copies":
+            x_ref[...] = jnp.ones_like(x_ref)
+            equal_copy = pltpu.make_async_remote_copy(
+                x_ref, common, send, done, device_id={"x": 0}, device_id_type=MESH
+            )
+            equal_copy.start()
+            equal_copy.wait_send()
+
+            @pl.when(me == 0)
+            def _():
+                for _ in range(3):
+                    equal_copy.wait_recv()
+
         if fault == "source changed":
             x_ref[...] = jnp.zeros_like(x_ref)
         if fault == "one semaphore for two":
@@ -486,7 +516,8 @@ def races_between_devices(fault):
             other.wait_recv()
             o_ref[...] = got[...]
             other.wait_send()
-        copy.wait()
+        if fault != "equal copies":
+            copy.wait()
         if fault == "no barrier":
             k.wait(done, 1)
         if fault == "signal before the store":
@@ -507,7 +538,8 @@ def races_between_devices(fault):
                 right_of(x_ref, common, send, recv).wait_recv()
         o_ref[...] = got[...]
 
-    found = races(kernel, k.numbers(24, 128), [VMEM, VMEM, k.DMA, k.DMA, k.REGULAR])
+    done = k.DMA if fault == "equal copies" else k.REGULAR
+    found = races(kernel, k.numbers(24, 128), [VMEM, VMEM, k.DMA, k.DMA, done])
     rules = [f.rule for f in found if f.kind == "races"]
     assert sorted(set(rules)) == UNORDERED[fault], found
     for finding in found:

@@ -13,7 +13,8 @@ import numpy as np
 
 from pallas_shim.evaluator import refs
 from pallas_shim.evaluator.checks import blocks, copies, global_memory, races, undefined
-from pallas_shim.evaluator.checks.place import AnyPlace, Unknown, place_of, resolved
+from pallas_shim.evaluator.checks import place as places
+from pallas_shim.evaluator.checks.place import AnyPlace, Unknown
 from pallas_shim.evaluator.checks.run import Activation, Site
 from pallas_shim.evaluator.checks.shadow import NEVER, Shadow
 from pallas_shim.evaluator.program import Array, ArrayType, Effects, RefType, Value
@@ -527,18 +528,14 @@ class Checker:
 
     def _located(self, view: state.RefView, mask: Value | None) -> Located | None:
         """The place of an access. None, and a note for the user, if it can't be told."""
-        type = view.ref.ref
-        if type.key_ndim:
+        if view.ref.ref.key_ndim:
             return None
         try:
-            path, leaves = resolved(view.steps)
-            counts = [leaf.type.shape for leaf in leaves]
-            place = place_of(type.shape, type.dtype, path, counts, mask is not None)
+            return Located(*places.located(view, mask))
         except Unknown as unknown:
             name = self.lowering.names.get(view.ref, "a ref")
             self.skip(f"an access to {name}: {unknown}")
             return None
-        return Located(place, leaves if mask is None else [*leaves, mask])
 
     def _bounds(self, site: Site, located: Located) -> None:
         if located.place.proven or not self.checks("bounds"):

@@ -390,10 +390,12 @@ def emit_timed_wait(
 # -- notes for those who watch for races ---------------------------------------------------------
 
 
-def _note(lowering: Lowering, ins: Sequence[Value], note: Callable[..., None]) -> None:
+def _note(
+    lowering: Lowering, ins: Sequence[Value], note: Callable[..., None], unseen: str | None = None
+) -> None:
     """Emits a note to the run's clocks, if it has some: ``note(clocks, program, spot, *values)``.
 
-    Only what programs do in kernels that talk is noted.
+    Only what programs do in kernels that talk is noted. ``unseen``: what isn't, in words.
     """
     machine: Machine = lowering.machine
     if not (machine.timed and machine.talks):
@@ -413,7 +415,9 @@ def _note(lowering: Lowering, ins: Sequence[Value], note: Callable[..., None]) -
             note(clocks, (depth, int(number)), spot, *values)
         return ()
 
-    lowering.memory(NOTE, [level.number, *ins], [], tell, Effects(io=True))
+    lowering.memory(
+        NOTE, [level.number, *ins], [], tell, Effects(io=True), params={"unseen": unseen}
+    )
 
 
 def note_touch(
@@ -427,6 +431,29 @@ def note_touch(
         clocks.touch(program, ref, view(ref, *leaves), writes, spot, name)
 
     _note(lowering, [ref, *leaves], touch)
+
+
+def note_elements(
+    lowering: Lowering,
+    ref: Value,
+    leaves: Sequence[Value],
+    find: Callable[[Sequence[Any]], np.ndarray],
+    text: Callable[[Sequence[Any]], str],
+    writes: bool,
+) -> None:
+    """Notes that the program reads or writes some elements of a ref. ``find`` gives their numbers,
+    and ``text`` their indices, of the leaves."""
+    name = lowering.names.get(ref)
+
+    def touch(clocks: Clocks, program: Any, spot: Spot, ref: Any, *leaves: Any) -> None:
+        clocks.touch(program, ref, ref, writes, spot, name, find(leaves), text(leaves))
+
+    _note(lowering, [ref, *leaves], touch)
+
+
+def note_unseen(lowering: Lowering, what: str) -> None:
+    """Notes that the clocks don't see an access."""
+    _note(lowering, (), lambda clocks, program, spot: None, what)
 
 
 def _note_count(

@@ -178,11 +178,13 @@ def _start_later(lowering: Lowering, dma: state.Dma, sent: state.RefView | None)
 def _copy(lowering: Lowering, dma: state.Dma) -> Any:
     """Emits a copy, and returns the count that it adds to a DMA's semaphore."""
     if any(indirect.rows(view).indices for view in (dma.src, dma.dst)):
+        _touch_elements(lowering, dma)
         type = indirect.copy(lowering, dma)
         return _counted(lowering, type)
     sizes = [_dynamic_size(lowering, view) for view in (dma.src, dma.dst)]
     size = next((size for size in sizes if size is not None), None)
     if size is not None:
+        _touch_elements(lowering, dma)
         _copy_cut_off(lowering, dma)
         return size
     src, path, leaves, type = _access(lowering, dma.src)
@@ -198,6 +200,20 @@ def _copy(lowering: Lowering, dma: state.Dma) -> Any:
         (value,) = lowering.apply("add", [before, value], [type], {})
     refs.store(lowering, dst, to, to_leaves, value)
     return _counted(lowering, type)
+
+
+def _touch_elements(lowering: Lowering, dma: state.Dma) -> None:
+    """Notes the elements that a copy reads and writes, by arrays of indices or of sizes that only
+    the run knows."""
+    if not lowering.machine.timed:
+        return
+    source, target = (indirect.with_arrays(lowering, view) for view in (dma.src, dma.dst))
+    with lowering.touching(source.view, source.mask, False):
+        pass
+    with lowering.touching(
+        target.view, source.mask if target.mask is None else target.mask, True
+    ):
+        pass
 
 
 def _copy_at_once(lowering: Lowering, source: Any, target: Any) -> None:
