@@ -40,6 +40,11 @@ from pallas_shim.jax_compat import state
 from pallas_shim.refusal import Refusal
 
 
+# Primitives whose lines are told when programs wait for ever. JAX keeps only some frames of each,
+# which may be its own.
+_NAMED_TO_THE_USER = ("dma_", "semaphore_")
+
+
 def lower(
     jaxpr: Any,
     consts: Sequence[Any] = (),
@@ -165,7 +170,7 @@ class Lowering(Builder):
         with contextlib.nullcontext() if self.checker is None else self.checker.uses(jaxpr):
             for eqn in jaxpr.eqns:
                 if not self._defining:
-                    self.source = jax_compat.source_of(eqn) or outer
+                    self.source = self._line_of(eqn) or outer
                 ins = [self._read(env, atom) for atom in eqn.invars]
                 try:
                     outs = self.eqn(eqn, ins)
@@ -193,6 +198,14 @@ class Lowering(Builder):
             return self.inline(jaxpr, args)
         finally:
             self._defining = outer
+
+    def _line_of(self, eqn: Any) -> Any:
+        """Where an equation comes from. None if only those around it tell the user's line."""
+        source = jax_compat.source_of(eqn)
+        wanted = self.checker is not None or self.machine.timed
+        if wanted or eqn.primitive.name.startswith(_NAMED_TO_THE_USER):
+            return source if jax_compat.user_source(source) is not None else None
+        return source
 
     def _read(self, env: dict[Any, Value], atom: Any) -> Value:
         if jax_compat.is_literal(atom):

@@ -593,6 +593,42 @@ def a_race_between_cores():
     assert {a.program for a in finding.accesses} == {"core 0 (core=0)", "core 1 (core=1)"}
 
 
+@case("equal values", "in place")
+def copies_of_subcores(what):
+    """All write the same, or each writes where its neighbour may not have read yet."""
+    from jax.experimental.pallas import tpu_sc as plsc
+
+    from tests.check.harness import check
+
+    if not hasattr(pl, "kernel") or not hasattr(plsc, "fetch_and_add"):
+        return double_for_the_report()
+    mesh = plsc.VectorSubcoreMesh(
+        core_axis_name="core", subcore_axis_name="subcore", num_cores=1, num_subcores=4
+    )
+
+    def kernel(o_ref, own_ref):
+        me = lax.axis_index("subcore")
+        own_ref[...] = jnp.full(16, 0 if what == "equal values" else me, jnp.int32)
+        pltpu.sync_copy(own_ref, o_ref.at[0 if what == "equal values" else me])
+        plsc.subcore_barrier()
+        if what == "in place":
+            pltpu.sync_copy(o_ref.at[(me + 1) % 4], own_ref)
+            pltpu.sync_copy(own_ref, o_ref.at[me])
+
+    run = pl.kernel(
+        kernel, out_type=jax.ShapeDtypeStruct((4, 16), jnp.int32), mesh=mesh,
+        scratch_types=[pltpu.VMEM((16,), jnp.int32)],
+    )  # fmt: skip
+    findings = check(run, kinds=["races"]).findings
+    assert {f.rule for f in findings} == (
+        set() if what == "equal values" else {"copy-unordered"}
+    ), findings
+    for finding in findings:
+        assert finding.ref == "o_ref" and len(finding.accesses) == 2
+        assert all("tests/machine/cases.py:" in a.where for a in finding.accesses)
+    double_for_the_report()
+
+
 @case()
 def what_a_view_says_of_copies_between_devices():
     from pallas_shim import recording
