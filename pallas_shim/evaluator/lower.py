@@ -39,7 +39,6 @@ from pallas_shim.evaluator.watching import Watch
 from pallas_shim.jax_compat import state
 from pallas_shim.refusal import Refusal
 
-
 # Primitives whose lines are told when programs wait for ever. JAX keeps only some frames of each,
 # which may be its own.
 _NAMED_TO_THE_USER = ("dma_", "semaphore_")

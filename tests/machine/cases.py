@@ -625,7 +625,7 @@ def copies_of_subcores(what):
     ), findings
     for finding in findings:
         assert finding.ref == "o_ref" and len(finding.accesses) == 2
-        assert all("tests/machine/cases.py:" in a.where for a in finding.accesses)
+        assert all("tests/machine/cases.py:" in (a.where or "") for a in finding.accesses)
     double_for_the_report()
 
 
@@ -1323,6 +1323,59 @@ def undefined_elements_beside_memory_that_others_write():
         rules = [] if stores else ["uninitialized/never-written"]
         assert checked.rules == rules, checked.findings
         assert not any("again" in reason for _, reason in checked.not_checked)
+    double_for_the_report()
+
+
+SENT = {
+    "all of it": [],
+    "half of it": ["uninitialized/read-before-write"],
+    "what was never written": ["uninitialized/read-before-write"],
+    "to oneself": ["uninitialized/read-before-write"],
+    "into the result": [],
+    "half of the result": ["uninitialized/never-written"],
+}
+
+
+@case(*SENT)
+def undefined_elements_of_memory_that_others_write(what):
+    from tests.check.harness import check
+
+    def kernel(x_ref, o_ref, got_ref, own_ref, send, recv):
+        k.barrier()
+        me = lax.axis_index("x")
+        if what != "what was never written":
+            own_ref[...] = x_ref[...]
+        rows = pl.ds(0, 4 if "half" in what else 8)
+        result = "result" in what
+        copy = pltpu.make_async_remote_copy(
+            own_ref.at[rows], (o_ref if result else got_ref).at[rows], send, recv,
+            device_id=(lax.select((me == 2) & (what == "to oneself"), me, lax.rem(me + 1, 3)),),
+            device_id_type=MESH,
+        )  # fmt: skip
+        copy.start()
+        copy.wait_send()
+
+        @pl.when((me != 0) | (what != "to oneself"))
+        def _():
+            copy.wait_recv()
+
+        if what == "to oneself":
+
+            @pl.when(me == 2)
+            def _():
+                copy.wait_recv()  # of its own copy
+
+        if not result:
+            o_ref[...] = got_ref[...]
+
+    scratch = [VMEM, VMEM, k.DMA, k.DMA]
+    run = k.call(kernel, local((8, 128)), scratch=scratch, space=pltpu.VMEM)
+    f = k.over(run, k.mesh(3), P("x"), P("x"))
+    checked = check(f, k.numbers(24, 128), kinds=["uninitialized"])
+    assert checked.rules == SENT[what] and not checked.not_checked, checked.findings
+    if what == "to oneself":
+        (finding,) = checked.findings
+        assert finding.ref == "got_ref" and finding.accesses[0].program == "device 0 (x=0)"
     double_for_the_report()
 
 

@@ -345,7 +345,8 @@ class KernelChecks:
                 continue
             operand = self._operands.get(position)
             covered = operand is None or operand.visits is not None and operand.visits.cover()
-            if position not in self._always_written or not covered:
+            reached = operand is not None and operand.memory.reached or memory.reached
+            if position not in self._always_written or not covered or reached:
                 memory.codes.needed = True
         cells = prune.unneeded(prune.proven(cells))
         return cells if prune.has_checks(cells) else prune.without_cell(cells)

@@ -85,7 +85,8 @@ class Machine:
 
     ``talking``: the programs of the kernel that is being lowered wait for one another. ``kernel``
     is the kernel's name, ``where`` the file and line of its definition. ``semaphores`` are those
-    allocated inside it. ``owners`` has the refs whose owner the user named; ``core`` describes the
+    allocated inside it. ``numbers`` has the refs of other programs, and the numbers of these.
+    ``owners`` has the refs whose owner the user named; ``core`` describes the
     cores that the code is for, if there are several kinds. ``timed``: copies may happen later than
     they start, and programs may run in any order.
     """
@@ -97,6 +98,7 @@ class Machine:
         self.kernel = self.where = ""
         self.semaphores: list[Value] = []
         self.owners: dict[Value, Owner] = {}
+        self.numbers: dict[Value, Sequence[Value]] = {}
         self.core: Owner | None = None
         self._meetings = itertools.count()
 
@@ -225,6 +227,7 @@ def remote(lowering: Lowering, ref: Value, numbers: Sequence[Value]) -> Value:
     (out,) = lowering.memory(REMOTE, [ref, *numbers], [ref.ref], _unresolved, PURE, view=True)
     if ref in lowering.names:
         lowering.names[out] = lowering.names[ref]
+    lowering.machine.numbers[out] = numbers
     return out
 
 

@@ -90,8 +90,7 @@ def _start(lowering: Lowering, eqn: Any, dma: state.Dma) -> None:
         programs.emit_turn(lowering)
     if dma.device_id is not None and dma.src_sem is None:
         raise Unsupported("dma_start", "a copy to another device without a semaphore to send")
-    if lowering.checker is not None and dma.device_id is not None:
-        lowering.checker.reached(dma.dst.ref)
+    own = dma.dst.ref
     dma = dma._replace(
         dst=remote.of_other(lowering, eqn, dma.dst, dma.device_id),
         dst_sem=remote.of_other(lowering, eqn, dma.dst_sem, dma.device_id),
@@ -99,6 +98,8 @@ def _start(lowering: Lowering, eqn: Any, dma: state.Dma) -> None:
     sent = None if dma.device_id is None else dma.src_sem
     after: Callable[[], None] | None = None
     if lowering.checker is not None:
+        if dma.dst.ref is not own:
+            lowering.checker.reaches(own, dma.dst.ref, lowering.machine.numbers[dma.dst.ref])
         source, target = (indirect.with_arrays(lowering, view) for view in (dma.src, dma.dst))
         kept = source.mask if target.mask is None else target.mask
         here = None if dma.device_id is not None or _talks(lowering) else dma.dst_sem
