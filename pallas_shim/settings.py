@@ -71,6 +71,11 @@ class Settings:
     native: bool = True
     native_force: bool = False
 
+    @property
+    def tpu_cores(self) -> int:
+        """The TensorCores of a device of the chosen TPU generation; 1 if none is chosen."""
+        return TPU_CORES.get(self.tpu or "", 1)
+
 
 def _switch(field: str) -> Callable[[str], dict[str, Any]]:
     return lambda value: {field: {"0": False, "1": True}[value]}
@@ -170,6 +175,9 @@ def _passes(value: str) -> dict[str, Any]:
 
 # Each generation of TPUs, and in how many dimensions its chips are connected.
 TPUS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2, "v7x": 3}
+
+# The TensorCores of a device, in generations with several.
+TPU_CORES = {"v4": 2, "v5p": 2}
 
 # The kinds of findings of the evaluator, which knows nothing of settings.
 CHECKS = ("bounds", "uninitialized", "races", "sync", "blocks")
