@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from pallas_shim.chip import bundles, profile, profile_view, scalar_unit, tpus
+from pallas_shim.chip import bundles, copies, profile, profile_view, scalar_unit, tpus
 from pallas_shim.chip.dumps import Files
 from pallas_shim.chip.jobs import ACCEPTED, Answer
 from pallas_shim.chip.verdicts import Verdict
@@ -34,6 +34,9 @@ UNITS = "== CAPACITY:\nMXU, VALU, VSTORE, SALU\n 2 4 1 2\n== UTILIZATION:\n" + "
 )
 
 
+RATES = copies.Rates(bandwidth=32.0, latency=100.0, start=10.0)
+
+
 def files(bound="5", text=LOOP, units=UNITS):
     return Files("", units, text.replace("BOUND", bound))
 
@@ -44,16 +47,19 @@ def profiled(schedule, tpu="v5e", **answer):
 
 
 def test_how_often_each_bundle_runs():
-    ran = scalar_unit.run(bundles.read(files()))
+    ran = scalar_unit.run(bundles.read(files()), "v5e", RATES)
     assert ran.counts == [1] + [5] * 9 + [1]
-    assert list(ran.copies.values()) == [scalar_unit.Copy("dma.hbm_to_vmem", 3, 3 * 64 * 32)]
+    assert list(ran.copies.values()) == [
+        scalar_unit.Copy("dma.hbm_to_vmem", 3, 3 * 64 * 32)
+    ]
     steps = {(s.bundles, s.hbm): s.times for s in ran.steps}
     assert steps == {(1, 0): 1, (9, 2048): 2, (9, 0): 2, (10, 2048): 1}
 
 
 def test_an_older_form_of_branches():
     text = LOOP.replace("target = $region7", "target bundleno = 99 (0x63), region = 7")
-    assert scalar_unit.run(bundles.read(files(text=text))).counts == [1] + [5] * 9 + [1]
+    ran = scalar_unit.run(bundles.read(files(text=text)), "v5e", RATES)
+    assert ran.counts == [1] + [5] * 9 + [1]
 
 
 def test_where_the_cycles_go():
