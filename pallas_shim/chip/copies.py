@@ -45,9 +45,7 @@ class Engine:
         self.last = 0.0
         self.flights: list[Flight] = []
 
-    def start(
-        self, flag: Hashable, kind: str, operand: int | None, size: int, now: float
-    ) -> None:
+    def start(self, flag: Hashable, kind: str, operand: int | None, size: int, now: float) -> None:
         """A copy is started, whose end the semaphore ``flag`` tells."""
         rates = self._rates
         begun = max(now, self._free)

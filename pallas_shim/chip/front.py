@@ -85,9 +85,11 @@ def _profile(found: list[verdicts.Verdict], destination: str | None) -> None:
     counted = {v.key: COUNTER.executed(v.key) for v in found} if COUNTER is not None else {}
     profiles = [profile.profile(v, counted.get(v.key, scalar_unit.NOTHING)) for v in found]
     _say(profile_view.table(profiles))
-    if destination not in (None, "1"):
-        failure = profile_view.write(profiles, destination)
-        _say(f"pallas_shim: {failure or f'the profile is in {destination}'}")
+    for path in (destination or "").split(","):
+        if path not in ("", "1"):
+            failure = profile_view.write(profiles, path)
+            shown = path.removeprefix(profile_view.TRACE)
+            _say(f"pallas_shim: {failure or f'the profile is in {shown}'}")
 
 
 def _say(text: str) -> None:

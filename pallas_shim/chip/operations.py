@@ -58,5 +58,6 @@ def _of_equation(eqn: Any) -> int:
 
 def _size(var: Any) -> int:
     aval = var.aval
-    is_float = jnp.issubdtype(getattr(aval, "dtype", None), jnp.floating)
+    dtype = getattr(aval, "dtype", None)
+    is_float = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
     return math.prod(aval.shape) if is_float else 0

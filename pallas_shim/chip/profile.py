@@ -62,6 +62,7 @@ class Profile:
     ``cycles``: bundles that run in one call. ``elapsed``: cycles that a call takes, with ``stalls``
     (bundles that wait for a busy unit) and ``waited`` (for copies); ``moving``: those in which
     copies move bytes. Beyond `MODELS` they are a lower bound. ``clock``: cycles a second.
+    ``waiting``: when it waited for copies, the first times. ``names``: of operands and results.
     ``units``: by unit, the share of its capacity that is used. ``steps``, ``turns``, ``flights``:
     see `scalar_unit`. ``from_run``: the source lines whose branches a run in NumPy decided.
     ``checked``: what of this the run in NumPy confirms or contradicts. ``seconds``: an estimate,
@@ -86,6 +87,8 @@ class Profile:
     steps: tuple[scalar_unit.Step, ...] = ()
     turns: tuple[scalar_unit.Turn, ...] = ()
     flights: tuple[Flight, ...] = ()
+    waiting: tuple[tuple[float, float], ...] = ()
+    names: tuple[str, ...] = ()
     allocations: tuple[Allocation, ...] = ()
     vmem: int = 0
     roofline: Roofline | None = None
@@ -104,9 +107,7 @@ class Profile:
         return made
 
 
-def profile(
-    verdict: Verdict, executed: scalar_unit.Executed = scalar_unit.NOTHING
-) -> Profile:
+def profile(verdict: Verdict, executed: scalar_unit.Executed = scalar_unit.NOTHING) -> Profile:
     """Joins the schedule in a verdict with the scalar unit's program, and with what a run of the
     kernel in NumPy decided. Never raises because of the schedule's form."""
     answer, tpu = verdict.answer, verdict.tpu.name
@@ -134,6 +135,7 @@ def profile(
         units=_units(code, ran, tpu), lines=_lines(code, ran),
         copies=tuple(ran.copies.values()), moved=_moved(ran, verdict.names),
         steps=tuple(ran.steps), turns=tuple(ran.turns), flights=tuple(ran.flights),
+        waiting=tuple(ran.waiting), names=tuple(verdict.names),
         from_run=ran.from_run, checked=_checked(ran, executed),
         roofline=_roofline(verdict, ran, tpu),
     )  # fmt: skip
@@ -174,7 +176,7 @@ def _lines(code: bundles.Code, ran: scalar_unit.Run) -> tuple[Line, ...]:
             waited[waits[0] or NO_LINE] += ran.waits[number]  # type: ignore[assignment]
     return tuple(
         Line(line, round(spent, 1), round(waited[line], 1), dict(units[line]))
-        for line, spent in sorted(cycles.items(), key=lambda each: -each[1])
+        for line, spent in sorted(cycles.items(), key=lambda each: -(each[1] + waited[each[0]]))
         if spent
     )
 

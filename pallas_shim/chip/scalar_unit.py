@@ -97,6 +97,7 @@ class Run(NamedTuple):
     """``counts``: how often each bundle ran. ``copies``: by the bundle that starts them.
 
     ``cycles``: how long it took. ``waits``: by bundle, the cycles that it waited for copies;
+    ``waiting``: from when to when, the first times;
     ``moving``: cycles in which copies moved bytes. ``turns``: the first steps. ``flights``: the
     first copies. ``from_run``: the source lines whose branches were taken as NumPy did;
     ``agreed``: how many branches that were known went as there, by source line.
@@ -108,6 +109,7 @@ class Run(NamedTuple):
     cycles: float
     busy: list[float]
     waits: dict[int, float]
+    waiting: list[tuple[float, float]]
     moving: float
     turns: list[Turn]
     flights: list[Flight]
@@ -135,6 +137,7 @@ def run(code: Code, tpu: str, rates: Rates, executed: Executed = NOTHING) -> Run
     steps: dict[tuple[int, int], int] = {}
     turns: list[Turn] = []
     waits: collections.Counter[int] = collections.Counter()
+    waiting: list[tuple[float, float]] = []
     entered = bundles = hbm = 0
     now = begun = waited = 0.0
     at: int | None = 0
@@ -171,6 +174,8 @@ def run(code: Code, tpu: str, rates: Rates, executed: Executed = NOTHING) -> Run
                 if late > 0:
                     waits[number] += late  # type: ignore[assignment]
                     waited += late
+                    if len(turns) < _MOST_TURNS:
+                        waiting.append((now + offset, now + offset + late))
                     now += late
         now += block.cycles
         at = block.branch if taken else block.following
@@ -186,8 +191,8 @@ def run(code: Code, tpu: str, rates: Rates, executed: Executed = NOTHING) -> Run
             busy[number] = block.count * block.costs[number - block.begin]
     return Run(
         counts, copies, [Step(b, h, n) for (b, h), n in steps.items()], max(now, engine.last),
-        busy, dict(waits), engine.busy, turns, engine.flights, tuple(sorted(machine.asked)),
-        dict(machine.agreed),
+        busy, dict(waits), waiting, engine.busy, turns, engine.flights,
+        tuple(sorted(machine.asked)), dict(machine.agreed),
     )  # fmt: skip
 
 
@@ -426,9 +431,7 @@ def _phi(result: str) -> Get:
     return lambda state: state.get(key)
 
 
-def _branch(
-    instruction: Instruction, machine: _Machine, is_loop: bool
-) -> Callable[[State], bool]:
+def _branch(instruction: Instruction, machine: _Machine, is_loop: bool) -> Callable[[State], bool]:
     match = _PREDICATE.search(instruction.operands)
     if match is None:
         return lambda state: True

@@ -97,9 +97,7 @@ def value(name: str, rest: str, memory: Memory) -> Get:
         if how in _COMPARE:
             compare = _COMPARE[how]
             if kind.startswith("u"):
-                return _of_integers(
-                    lambda x, y: compare(x & 0xFFFFFFFF, y & 0xFFFFFFFF), *operands
-                )
+                return _of_integers(lambda x, y: compare(x & 0xFFFFFFFF, y & 0xFFFFFFFF), *operands)
             if kind.startswith("s"):
                 return _of_integers(compare, *operands)
     if base in ("smov", "pmov") and len(operands) == 1:
