@@ -33,8 +33,8 @@ class Settings:
     cache_verify: check each program that is read from the cache.
     verify: check the program of each function after lowering and after each pass.
     compile: the TPUs for which kernels are compiled when the process ends, as "v6e" or "v5e:4x4".
-    profile: "1" for a table of where the kernels' time goes on these TPUs, else the path of an HTML
-      or JSON file for it, too; None for none.
+    profile: "1" for a table of where the kernels' time goes on these TPUs, else the paths of files
+      for it, too, divided by commas: HTML, JSON, or after "perfetto:" a trace; None for none.
     compile_executor: where they are compiled, see `chip.driver.executor`; None: on this machine.
     dump: the directory to write the programs and the generated code of each function to, or None.
     progress: show how far long grids and loops are; None: on a terminal and in CI.
@@ -98,8 +98,10 @@ def _report(value: str) -> dict[str, Any]:
 
 
 def _profile(value: str) -> dict[str, Any]:
-    if value not in ("0", "1") and not value.endswith((".html", ".json")):
-        raise KeyError(value)
+    for file in value.split(","):
+        known = file.startswith("perfetto:") or file.endswith((".html", ".json"))
+        if not known and file != "1" and value != "0":
+            raise KeyError(value)
     return {"profile": None if value == "0" else value}
 
 
@@ -230,7 +232,10 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
         _compile,
     ),
     "PALLAS_NUMPY_COMPILE_EXECUTOR": ("0, module:factory, dask:ADDRESS or ray:ADDRESS", _executor),
-    "PALLAS_NUMPY_PROFILE": ("0, 1 or the path of a .html or .json file", _profile),
+    "PALLAS_NUMPY_PROFILE": (
+        "0, 1, or .html and .json files and perfetto:FILE, divided by commas",
+        _profile,
+    ),
     "PALLAS_NUMPY_DUMP": ("0 or the path of a directory", _path("dump")),
     "PALLAS_NUMPY_NATIVE": ("0, 1 or force", _native),
 }
