@@ -134,8 +134,13 @@ def _make_plan(
         mesh=mesh,
         deleted=donation.deleted(jaxpr, call, used),
         ordered=call_info.is_ordered(jaxpr),
-        trial=None if described.kernels else Trial(cost_model.outside_kernels(jaxpr).compiling),
+        trial=None if described.kernels else _trial(jaxpr),
     )
+
+
+def _trial(jaxpr: Any) -> Trial:
+    outside = cost_model.outside_kernels(jaxpr)
+    return Trial(outside.compiling, outside.saved)
 
 
 def _obstacle(described: function.Function, call: call_info.JitCall) -> str | None:
@@ -160,7 +165,7 @@ def _obstacle(described: function.Function, call: call_info.JitCall) -> str | No
     if not equations and call_info.calls_back(jaxpr):
         return "it calls back, and XLA says when and how errors come out"
     outside = cost_model.outside_kernels(jaxpr)
-    if outside.numpy > outside.compiling:
+    if outside.is_dear:
         if any(map(kernel_info.talks, equations)):
             return None  # a callback knows of one device only
         seconds = f"{outside.numpy:.2g} s"
