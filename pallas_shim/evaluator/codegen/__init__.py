@@ -56,7 +56,8 @@ def _worth(instruction: Instruction) -> tuple[int, float, int]:
             lines += inner_lines
             saved += inner_saved * rounds(instruction)
             depth = max(depth, inner_depth)
-    return lines, saved, depth + bool(instruction.regions)
+    own = 2 if instruction.name == "while" else bool(instruction.regions)
+    return lines, saved, depth + own
 
 
 def rounds(instruction: Instruction) -> float:

@@ -104,8 +104,15 @@ def _scan(to: Source, scan: Instruction) -> None:
 
 def _while(to: Source, loop: Instruction) -> None:
     condition, body = loop.regions
+    shown = functools.partial(progress.rounds, functools.partial(loop_name, loop))
+    counted = induction.of_while(loop)
+    total = "" if counted is None else "int({1}) - int({0})".format(*map(to.text, counted))
     _move(to, loop.ins, condition.params)
-    to.line("while True:")
+    # Two loops in one: a round costs less than with one over an iterator of batches.
+    batch = to.fresh()
+    to.line(f"for {batch} in {to.given(shown)}({total}):")
+    to.indent += 1
+    to.line(f"for _ in {batch}:")
 
     def check() -> None:
         to.at = loop
@@ -121,6 +128,10 @@ def _while(to: Source, loop: Instruction) -> None:
         _move(to, body.results, condition.params)
 
     _inside(to, body, go_on)
+    to.at = loop
+    to.line("else: continue")
+    to.line("break")
+    to.indent -= 1
     for out, param in zip(loop.outs, condition.params, strict=True):
         to.names[out] = to.names[param]
 
