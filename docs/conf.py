@@ -5,7 +5,6 @@ site or to read it.
 """
 
 import pathlib
-import re
 import sys
 
 CHECKOUT = pathlib.Path(__file__).parents[1]

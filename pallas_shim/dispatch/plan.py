@@ -45,7 +45,7 @@ class Plan:
 
 
 class Trial:
-    """How long a function without a kernel may run here: until compiling it would have been cheaper.
+    """How long a function without a kernel may run here: until compiling it had been cheaper.
 
     Args:
       seconds: what XLA takes to compile it.

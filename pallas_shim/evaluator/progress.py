@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import sys
@@ -59,45 +60,70 @@ def over_grid(
     total = math.prod(bounds)
     if _shows is None or _here.shown is not None or total < 2:  # a loop in the cell may show more
         return cells
-    return itertools.chain.from_iterable(_batches(_Shown(_shows, lambda: name, total, "cells"), cells))
+    take = functools.partial(itertools.islice, cells)
+    return itertools.chain.from_iterable(_batches(take, _shows, lambda: name, total, "cells"))
+
+
+def may_show(total: int) -> bool:
+    """Whether a loop of so many rounds shows its progress, if it is the outermost one."""
+    return total > _FEW_ROUNDS
 
 
 def over_rounds(name: Callable[[], str], total: int, rounds: Iterable[Any]) -> Iterable[Any]:
     """The rounds of a loop."""
-    if _shows is None or total <= _FEW_ROUNDS or _here.shown is not None:
+    if _shows is None or not may_show(total) or _here.shown is not None:
         return rounds
-    shown = _Shown(_shows, name, total, "rounds")
-    return itertools.chain.from_iterable(_batches(shown, iter(rounds), _FEW_ROUNDS))
-
-
-_ENDLESS = (itertools.repeat(None),)
+    take = functools.partial(itertools.islice, iter(rounds))
+    return itertools.chain.from_iterable(
+        _batches(take, _shows, name, total, "rounds", _FEW_ROUNDS)
+    )
 
 
 def rounds(name: Callable[[], str], total: int | None = None) -> Iterable[Iterable[None]]:
     """Batches of rounds without an end, for a loop that ends itself. ``total``: how many it will
     have, if that is known."""
     if _shows is None or _here.shown is not None:
-        return _ENDLESS
-    return _batches(_Shown(_shows, name, total, "rounds"), None, _FEW_ROUNDS)
+        return (itertools.repeat(None),)
+    take = functools.partial(itertools.repeat, None)
+    return _batches(take, _shows, name, total, "rounds", _FEW_ROUNDS, endless=True)
+
+
+def numbered_rounds(
+    name: Callable[[], str], low: int, high: int, start: int, total: int | None = None
+) -> Iterable[Iterable[int]]:
+    """The same with numbers, from ``start`` on. After ``high`` comes ``low``."""
+    if _shows is None or _here.shown is not None:
+        return itertools.chain((range(start, high + 1),), itertools.repeat(range(low, high + 1)))
+    at = start
+
+    def take(count: int) -> Iterable[int]:
+        nonlocal at
+        first = at if at <= high else low
+        at = min(first + count, high + 1)
+        return range(first, at)
+
+    return _batches(take, _shows, name, total, "rounds", _FEW_ROUNDS, endless=True)
 
 
 def _batches(
-    shown: _Shown, items: Iterator[Any] | None, silent: int = 0
+    take: Callable[[int], Iterable[Any]],
+    shows: Shows,
+    name: Callable[[], str],
+    total: int | None,
+    unit: str,
+    silent: int = 0,
+    endless: bool = False,
 ) -> Iterator[Iterable[Any]]:
-    """The items, or if there are none Nones without end. They come in batches, so that an item
-    doesn't pay for a look at the clock. During the ``silent`` first ones, loops inside may show
-    theirs."""
-
-    def take(count: int) -> Iterable[Any]:
-        return itertools.repeat(None, count) if items is None else itertools.islice(items, count)
-
+    """What ``take`` gives, in batches, so that an item doesn't pay for a look at the clock. During
+    the ``silent`` first ones, loops inside may show theirs."""
+    begun = time.monotonic()
     if silent:
         yield take(silent)
-        shown.done = silent
+    shown = _Shown(shows, name, total, unit, begun, silent)
     _here.shown = shown
     try:
         last, batch = time.monotonic(), 1
-        while items is None or not shown.is_over():
+        while endless or not shown.is_over():
             yield take(batch)
             now = time.monotonic()
             shown.went_on(batch, now)
@@ -128,25 +154,32 @@ def _rows(bounds: Sequence[int], number: Callable[[int], Any]) -> Iterator[Itera
 
 
 class _Shown:
-    """What one thread shows: the outermost grid or loop. ``done``: how many cells or rounds were."""
+    """What one thread shows: the outermost grid or loop, of which ``done`` cells or rounds are."""
 
-    def __init__(self, shows: Shows, name: Callable[[], str], total: int | None, unit: str):
+    def __init__(
+        self,
+        shows: Shows,
+        name: Callable[[], str],
+        total: int | None,
+        unit: str,
+        begun: float,
+        done: int,
+    ):
         self._shows, self._name, self._total, self._unit = shows, name, total, unit
-        self._begun = time.monotonic()
+        self._begun, self._done = begun, done
         self._display: Display | None = None
-        self.done = 0
 
     def is_over(self) -> bool:
-        return self._total is not None and self.done >= self._total
+        return self._total is not None and self._done >= self._total
 
     def went_on(self, count: int, now: float) -> None:
-        self.done += count
+        self._done += count
         elapsed = now - self._begun
         if self._display is None and elapsed > QUIET_SECONDS:
             self._display = self._shows(self._name(), self._total, self._unit, elapsed)
         if self._display is not None:
             total = self._total
-            self._display.update(self.done if total is None else min(self.done, total))
+            self._display.update(self._done if total is None else min(self._done, total))
 
     def close(self) -> None:
         if _here.shown is self:

@@ -206,8 +206,11 @@ def test_progress_of_while_loops(displays):
         return lax.fori_loop(0, n, lambda i, c: (c * 3 + i) % 7, jnp.int32(1))
 
     def search(n):
-        return lax.while_loop(lambda c: (c[0] < n) & (c[1] != 9), lambda c: (c[0] + 1, c[1] * 3 % 7),
-                              (jnp.int32(0), jnp.int32(1)))[0]  # fmt: skip
+        def going(c):
+            return (c[0] < n) & (c[1] != 9)
+
+        start = jnp.int32(0), jnp.int32(1)
+        return lax.while_loop(going, lambda c: (c[0] + 1, c[1] * 3 % 7), start)[0]
 
     def nested(n):
         return lax.fori_loop(0, 2, lambda i, c: c + counted(n), jnp.int32(0))

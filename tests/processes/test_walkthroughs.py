@@ -1,5 +1,5 @@
-"""The walk-throughs of the docs, run as they are written: their files, commands and cells, in order,
-with the outputs that they show (``...`` stands for what varies, as in doctest)."""
+"""The walk-throughs of the docs, run as they are written: their files, commands and cells, in
+order, with the outputs that they show (``...`` stands for what varies, as in doctest)."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_commands(page, from_wheel, tmp_path):
                 status = done.returncode
                 ran.add(command)
         else:
-            assert False, f"{page}.md:{block.line}: a block that nobody runs"
+            raise AssertionError(f"{page}.md:{block.line}: a block that nobody runs")
     assert ran
     # The steps of a CI job are among the commands.
     steps = re.findall(r"- run: (.*)", "".join(b.text for b in found if b.language == "yaml"))
