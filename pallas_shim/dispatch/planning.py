@@ -154,10 +154,13 @@ def _make_plan(
         mesh=mesh,
         deleted=donation.deleted(jaxpr, call, used),
         ordered=call_info.is_ordered(jaxpr),
-        trial=None
-        if described.kernels
-        else Trial(params, cost_model.outside_kernels(jaxpr).compiling),
+        trial=None if described.kernels else _trial(params),
     )
+
+
+def _trial(params: dict[str, Any]) -> Trial:
+    outside = cost_model.outside_kernels(params["jaxpr"])
+    return Trial(params, outside.compiling, outside.saved)
 
 
 def _obstacle(described: function.Function, call: call_info.JitCall) -> str | None:
@@ -182,7 +185,7 @@ def _obstacle(described: function.Function, call: call_info.JitCall) -> str | No
     if not equations and call_info.calls_back(jaxpr):
         return "it calls back, and XLA says when and how errors come out"
     outside = cost_model.outside_kernels(jaxpr)
-    if outside.numpy > outside.compiling:
+    if outside.is_dear:
         if any(map(kernel_info.talks, equations)):
             return None  # a callback knows of one device only
         seconds = f"{outside.numpy:.2g} s"

@@ -16,14 +16,20 @@ log = logging.getLogger("pallas_shim")
 
 
 class Trial:
-    """The time for which a function runs in NumPy: about as long as XLA takes to compile it.
+    """How long a function runs in NumPy: until compiling it had been cheaper.
 
     Then it is compiled in the background, and runs in NumPy until that is done.
     """
 
-    def __init__(self, params: dict[str, Any], seconds: float):
-        """``params``: those of the call that XLA would run."""
-        self._left = seconds
+    def __init__(self, params: dict[str, Any], seconds: float, saved: float):
+        """Begins.
+
+        Args:
+          params: those of the call that XLA would run.
+          seconds: what XLA takes to compile it.
+          saved: the share of a run that the compiled function doesn't take.
+        """
+        self._left, self._saved = seconds, saved
         self._is_over = False
         # A plan lives as long as its jaxpr, so it doesn't hold it.
         self._jaxpr = weakref.ref(params["jaxpr"])
@@ -40,7 +46,7 @@ class Trial:
         """Counts a call that ran in NumPy."""
         if self._left < 0:
             return
-        self._left -= seconds
+        self._left -= seconds * self._saved
         if self._left < 0:
             if not any(self._params["donated_invars"]):
                 background.later(lambda: self._compile(args))
