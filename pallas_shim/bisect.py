@@ -153,7 +153,8 @@ class _Function:
 
     def make_stages(self) -> None:
         if not self.stages:
-            options = compiler.Options(settings.current().disabled_passes, [self])
+            asked = settings.current()
+            options = compiler.Options(asked.disabled_passes, [self], tpu_cores=asked.tpu_cores)
             compiler.make_program(self.jaxpr, name=self.name, axes=self.axes, options=options)
 
 

@@ -39,6 +39,9 @@ def patch(pallas: ModuleType) -> Callable[[], None]:
         from pallas_shim.chip import front
 
         front.register()  # so are the verdicts, which are in the report
+        counter = front.counter()
+        if counter is not None:
+            dispatch.observe(counter)
     later.register()  # registered after the report, so it runs before the report at exit
     module, name = jit_entry.JIT_CALL
     stock = getattr(module, name)

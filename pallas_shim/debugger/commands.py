@@ -19,7 +19,7 @@ from typing import IO, Any
 import jax
 import numpy as np
 
-from pallas_shim import dispatch
+from pallas_shim import dispatch, settings
 from pallas_shim.debugger.names import Snapshots, names_of
 from pallas_shim.debugger.stepping import NoValue, Position, Stepper
 from pallas_shim.evaluator import compiler
@@ -76,7 +76,7 @@ class DebugSession:
         try:
             made = compiler.compile_watched(
                 function.jaxpr, stepper, name=function.name, axes=function.axes,
-                on_mesh=function.on is not None,
+                on_mesh=function.on is not None, tpu_cores=settings.current().tpu_cores,
             )  # fmt: skip
         except Exception as error:
             self._prompt.say(f"{function.name} can't be stepped through: {error}")

@@ -180,9 +180,6 @@ def unhonoured(eqn: Any) -> str | None:
             continue
         if field.name not in known and value != field.default:
             return f"interpret=InterpretParams({field.name}={value!r}) isn't honoured here"
-    cores = num_cores(interpret)
-    if cores > 1 and (eqn.primitive.name != "pallas_call" or talks(eqn)):
-        return f"interpret=InterpretParams asks for {cores} cores, which may talk to one another"
     mapping = eqn.params.get("grid_mapping")
     if mapping is not None and mapping.vmapped_dims and grid_order(eqn) is not None:
         return "InterpretParams asks for an order of a grid to which vmap added an axis"

@@ -1,6 +1,7 @@
 """Runs JAX's tests on stock JAX and under the shim, and writes docs/conformance.md.
 
-    python -m tests.conformance CHECKOUT [--as-tpu | --general] [--scope all] [--only FILE ...]
+    python -m tests.conformance CHECKOUT [--as-tpu | --general] [--scope exact | all]
+                                [--only FILE ...]
                                 [--rerun failed] [--no-stock]
 
 The tests are those of Pallas, in tests/pallas, or with --general some that have nothing to do with
@@ -69,7 +70,7 @@ AS_TPU = (
     "tpu_sparsecore_pallas_distributed_test",
 )
 # Of JAX's general tests, which are many: one test in so many of each file.
-GENERAL = {"api_test": 1, "lax_test": 2}
+GENERAL = {"api_test": 1, "lax_test": 2, "random_test": 1}
 
 
 def run_file(
@@ -150,9 +151,9 @@ def main() -> int:
     )
     parser.add_argument(
         "--scope",
-        choices=("kernels", "all"),
+        choices=("kernels", "exact", "all"),
         default="kernels",
-        help="as PALLAS_NUMPY_SCOPE: whether functions without kernels run in the evaluator, too",
+        help="as PALLAS_NUMPY_SCOPE: which functions without kernels run in the evaluator, too",
     )
     parser.add_argument("--only", nargs="*", metavar="FILE", help="files, without .py")
     parser.add_argument(
@@ -173,7 +174,7 @@ def main() -> int:
     mode = options.mode or kept.AS_IS
     names = {kept.AS_IS: AS_IS, kept.AS_TPU: AS_TPU, kept.GENERAL: tuple(GENERAL)}[mode]
     folder = checkout / ("tests" if mode == kept.GENERAL else "tests/pallas")
-    results = kept.Results(options.keep, mode=mode, all_functions=options.scope == "all")
+    results = kept.Results(options.keep, mode=mode, scope=options.scope)
     for name in options.only or names:
         path = folder / f"{name}.py"
         if not path.exists():

@@ -19,17 +19,17 @@ Outcomes = Mapping[str, Mapping[str, Any]]
 
 
 class Results:
-    """What is kept of the installed JAX, in one mode. ``all_functions``: of the shim with
-    PALLAS_NUMPY_SCOPE=all, which stock has nothing to do with."""
+    """What is kept of the installed JAX, in one mode, and of the shim in one PALLAS_NUMPY_SCOPE,
+    which stock has nothing to do with."""
 
-    def __init__(self, home: pathlib.Path, *, mode: str, all_functions: bool) -> None:
+    def __init__(self, home: pathlib.Path, *, mode: str, scope: str) -> None:
         self.version = importlib.metadata.version("jax")
         self.mode = mode
-        self.all_functions = all_functions
+        self.scope = scope
         self._home = home / f"jax-{self.version}{'' if mode == AS_IS else f'-{mode}'}"
 
     def path(self, name: str, *, shim: bool) -> pathlib.Path:
-        ours = "shim-scope-all" if self.all_functions else "shim"
+        ours = "shim" if self.scope == "kernels" else f"shim-scope-{self.scope}"
         folder = self._home / (ours if shim else "stock")
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{name}.jsonl"

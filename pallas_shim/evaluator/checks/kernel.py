@@ -320,7 +320,7 @@ class KernelChecks:
     def _aliases(self, used: Sequence[bool]) -> None:
         """The check that no input's block is loaded before an output's block in its place is
         written."""
-        if self.call.order is not None:
+        if self.call.order is not None and any(self.call.order.permutations):
             return  # a cell isn't followed by the next one of the grid
         for position, operand in self._operands.items():
             partner = self._operands.get(self._partner(position) or -1)
@@ -345,7 +345,8 @@ class KernelChecks:
                 continue
             operand = self._operands.get(position)
             covered = operand is None or operand.visits is not None and operand.visits.cover()
-            if position not in self._always_written or not covered:
+            reached = operand is not None and operand.memory.reached or memory.reached
+            if position not in self._always_written or not covered or reached:
                 memory.codes.needed = True
         cells = prune.unneeded(prune.proven(cells))
         return cells if prune.has_checks(cells) else prune.without_cell(cells)

@@ -86,7 +86,22 @@ def place_of(
     return RefElements(shape, dtype, path, counts, masked)
 
 
-class RefElements:
+def located(
+    view: state.RefView, mask: Value | None
+) -> tuple[Place | SizedPlace, list[Value]]:
+    """The elements that an access touches, and the operands that they depend on.
+
+    Raises:
+      Unknown: they can't be told.
+    """
+    type = view.ref.ref
+    path, leaves = resolved(view.steps)
+    counts = [leaf.type.shape for leaf in leaves]
+    place = place_of(type.shape, type.dtype, path, counts, mask is not None)
+    return place, leaves if mask is None else [*leaves, mask]
+
+
+class Place:
     """The elements of a ref that a path leads to.
 
     Args:
@@ -519,4 +534,12 @@ def _grouped(a: np.ndarray, ratio: int) -> np.ndarray:
     return a.reshape(*outer, rows // ratio, ratio, columns).swapaxes(-1, -2)
 
 
-AnyPlace = RefElements | SizedPlace
+AnyPlace = Place | SizedPlace
+
+
+def numbers(place: AnyPlace, shape: tuple[int, ...], leaves: Sequence[Any]) -> np.ndarray:
+    """The numbers of the elements of a ref of this shape that an access touches, in order, each
+    once. The last axis counts fastest."""
+    entries = np.arange(1, math.prod(shape) + 1).reshape(shape)
+    found = np.unique(place.read(entries, leaves))
+    return found[found > 0] - 1

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from pallas_shim import jax_compat
+from pallas_shim.evaluator.checks.shadow import DEFINED, Shadow
 from pallas_shim.evaluator.findings import Access, Finding
 
 
@@ -55,10 +56,27 @@ class CheckedRun:
         self.disturbed = disturbed
         self.garbage = garbage
         self.candidates: dict[int, Finding] = {}
+        self._shadows: dict[tuple[Any, int], Shadow] = {}
+        self._early: set[tuple[Any, int]] = set()
         self.kernel: tuple[str, str | None] = "", None  # the last one that started
 
     def disturbs(self, site: AccessSite) -> bool:
         return self.disturbed is None or site.number in self.disturbed
+
+    def share(self, key: Any, program: int, shadow: Shadow) -> Shadow:
+        """Keeps the shadow of a program's memory, for other programs that write to it."""
+        if (key, program) in self._early:  # they have, before the program came here
+            shadow.reset(DEFINED)
+        self._shadows[key, program] = shadow
+        return shadow
+
+    def shadow_of(self, key: Any, program: int, shape: tuple[int, ...]) -> Shadow:
+        """The shadow of another program's memory."""
+        found = self._shadows.get((key, program))
+        if found is None:
+            self._early.add((key, program))
+            found = Shadow(shape, DEFINED)
+        return found
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -70,7 +88,12 @@ class CheckedRun:
             _running.reset(token)
 
 
-_running: contextvars.ContextVar[CheckedRun] = contextvars.ContextVar("pallas_shim_checked_run")
+def current() -> Run:
+    """The run that programs report to."""
+    return _running.get()
+
+
+_running: contextvars.ContextVar[Run] = contextvars.ContextVar("pallas_shim_checked_run")
 
 
 class Activation:

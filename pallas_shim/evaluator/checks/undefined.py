@@ -65,12 +65,11 @@ def unwritten(activation: Activation, site: AccessSite, codes: np.ndarray) -> Fi
     )  # fmt: skip
 
 
-def disturb(site: AccessSite, place: AnyPlace, dtype: np.dtype) -> Callable[..., Any]:
-    """Replaces undefined elements of a loaded value if the run asks for it. There is no shadow if
-    other programs write to the memory."""
+def disturb(site: Site, place: AnyPlace, dtype: np.dtype) -> Callable[..., Any]:
+    """Replaces undefined elements of a loaded value if the run asks for it."""
 
-    def run(value: Array, activation: Activation, shadow: Shadow | None, *leaves: Array) -> Array:
-        if shadow is None or shadow.defined or not activation.run.disturbs(site):
+    def run(value: Array, activation: Activation, shadow: Shadow, *leaves: Array) -> Array:
+        if shadow.defined or not activation.run.disturbs(site):
             return value
         codes = place.read(shadow.entries(), leaves)
         if place.packed:

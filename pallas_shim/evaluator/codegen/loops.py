@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 
@@ -98,15 +99,19 @@ def _scan(to: PythonSource, scan: Instruction) -> None:
             to.line(f"{name}[{at}] = {to.text(result)}")
         _move(to, region.results[:count], carried)
 
+    inside_long = to.inside_long
+    to.inside_long = inside_long or progress.may_show(length)
     _inside(to, region, after)
+    to.inside_long = inside_long
     for out, param in zip(scan.outs, carried, strict=False):
         to.names[out] = to.names[param]
 
 
 def _while(to: PythonSource, loop: Instruction) -> None:
     condition, body = loop.regions
-    _move(to, loop.ins, condition.params)
-    to.line("while True:")
+    skipped = _open_while(to, loop)
+    if skipped is not None:
+        body = _without(body, skipped)
 
     def check() -> None:
         to.at = loop
@@ -121,12 +126,63 @@ def _while(to: PythonSource, loop: Instruction) -> None:
         to.at = loop
         _move(to, body.results, condition.params)
 
+    inside_long, to.inside_long = to.inside_long, True
     _inside(to, body, go_on)
+    to.inside_long = inside_long
+    if not inside_long:
+        to.at = loop
+        to.line("else: continue")
+        to.line("break")
+        to.indent -= 1
     for out, param in zip(loop.outs, condition.params, strict=True):
         to.names[out] = to.names[param]
 
 
-def _switch(to: PythonSource, switch: Instruction) -> None:
+def _open_while(to: Source, loop: Instruction) -> int | None:
+    """Writes the lines that begin a while loop. If they count, the number of what they count."""
+    condition, body = loop.regions
+    if to.inside_long:
+        _move(to, loop.ins, condition.params)
+        to.line("while True:")
+        return None
+    trips = induction.of_while(loop)
+    total = [] if trips is None else ["int({1}) - int({0})".format(*map(to.text, trips))]
+    name = functools.partial(loop_name, loop)
+    counters = induction.of_loop(loop.ins, body)
+    counter = next((param for param, each in counters.items() if each.step == 1), None)
+    shown: Callable[..., Iterable[Iterable[object]]]
+    if counter is None:
+        position, shown, arguments = None, functools.partial(progress.rounds, name), total
+    else:
+        position = body.params.index(counter)
+        limits = ranges.of_dtype(counter.type.dtype)
+        shown = functools.partial(progress.numbered_rounds, name, *limits)
+        arguments = [to.text(counters[counter].start), *total]
+    _move(to, loop.ins, condition.params)
+    # Two loops in one: a round costs less than with one over an iterator of batches. To count in
+    # the inner one costs less than an addition.
+    batch = to.fresh()
+    to.line(f"for {batch} in {to.given(shown)}({', '.join(arguments)}):")
+    to.indent += 1
+    counted = "_" if position is None else to.names[condition.params[position]]
+    to.line(f"for {counted} in {batch}:")
+    return position
+
+
+def _without(body: Region, position: int) -> Region:
+    """The body without the addition that makes a counter of it, which the loop itself counts."""
+    result, results = body.results[position], list(body.results)
+    results[position] = body.params[position]
+    (addition,) = [i for i in body.body if result in i.outs]
+    rest = tuple([i for i in body.body if i is not addition])
+    kept = dataclasses.replace(body, body=rest, results=tuple(results))
+    used = result in kept.results or any(result in i.ins for i in kept.walk()) or any(
+        result in region.results for i in kept.walk() for region in i.regions
+    )
+    return dataclasses.replace(body, results=tuple(results)) if used else kept
+
+
+def _switch(to: Source, switch: Instruction) -> None:
     """The index is clamped to the branches: the first takes all lower indices, the last all higher
     ones."""
     (index,) = switch.ins

@@ -73,6 +73,7 @@ class PythonSource:
         self.known_limits: dict[Value, Range] = {}
         self.conditions: dict[Value, str] = {}  # the booleans that integers were made of
         self.indent = 1
+        self.inside_long = False  # a loop whose progress may be shown, so that inner ones' isn't
         self.at: Instruction  # what lines are of
 
     def compiled(self, loop: Instruction) -> Emitted:

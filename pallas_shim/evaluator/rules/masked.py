@@ -284,7 +284,8 @@ def _masked_load(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence
     access, place = _access(lowering, eqn, ins, jax_state.load)
     if place is None or access.other is not None and not _fits(access.other.type, out):
         return state.get(lowering, eqn, ins)
-    value = _read(lowering, place, out)
+    with lowering.touching(access.view, access.mask, False):
+        value = _read(lowering, place, out)
     if access.mask is not None and access.other is not None:
         mask, other = (_spread(lowering, x, out.shape) for x in (access.mask, access.other))
         value = _choose(lowering, mask, other, value)
@@ -303,9 +304,10 @@ def update_slice(
     place = _place(lowering, access, shape)
     if not isinstance(place, _MaskedPlace) or place.lengthened:
         return None
-    before = _read(lowering, place, access.value.type)
-    mask = _spread(lowering, access.mask, shape)
-    _write(lowering, place, _choose(lowering, mask, before, new(before)))
+    with lowering.touching(access.view, access.mask, True):
+        before = _read(lowering, place, access.value.type)
+        mask = _spread(lowering, access.mask, shape)
+        _write(lowering, place, _choose(lowering, mask, before, new(before)))
     return before
 
 
@@ -315,7 +317,8 @@ def _masked_swap(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence
     access, place = _access(lowering, eqn, ins, jax_state.store)
     if place is None or access.value.type != out:
         return state.swap(lowering, eqn, ins)
-    (before,) = _masked_store(lowering, access, place, out)
+    with lowering.touching(access.view, access.mask, True):
+        (before,) = _masked_store(lowering, access, place, out)
     return [before] if lowering.checker is None else state.checked_swap(
         lowering, eqn, ins, [before]
     )
