@@ -310,7 +310,7 @@ class _Encoder:
         known = self._operation_at.get(operation)
         if known is None:
             if operation.name in NAMES_THE_USERS:
-                raise NotData(f"its {operation.name} names what the user wrote")
+                raise NotData(f"its {operation.name} holds a name that the user chose")
             # Only structured operations and codegen look at parameters after lowering.
             params = {
                 name: value

@@ -24,7 +24,7 @@ IN_NUMPY = "the evaluator has a rule for all of it"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
-    """How calls of one jaxpr with one set of jit's parameters run.
+    """The plan by which calls of one jaxpr with one set of jit's parameters run.
 
     ``executable`` is None if JAX runs the function. Then ``reason`` says why, and ``jax_uses``
     collects the kernels in it that JAX interprets. Otherwise ``runs`` runs it, in NumPy or

@@ -159,7 +159,7 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
         )  # fmt: skip
 
     def part() -> None:
-        """What one core runs, with its own memory."""
+        """The cells that one core runs, with its own memory."""
         cells = lowered()
         own(cells)
         programs.emit_entry(lowering)

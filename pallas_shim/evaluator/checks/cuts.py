@@ -1,4 +1,4 @@
-"""How arrays are cut into blocks, and where the blocks of all cells are."""
+"""Describes how arrays are cut into blocks, and where the blocks of all cells are."""
 
 from __future__ import annotations
 

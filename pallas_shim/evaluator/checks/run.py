@@ -39,7 +39,7 @@ def line(source: Any) -> str | None:
 
 
 class CheckedRun:
-    """What one run finds.
+    """The findings of one run.
 
     ``report`` gets each finding at once, except `candidates`: reads of undefined elements, by the
     numbers of their sites, which are faults only if they change what the function returns.

@@ -61,7 +61,7 @@ def _worth(instruction: Instruction) -> tuple[int, float, int]:
 
 
 def rounds(instruction: Instruction) -> float:
-    """How often each region of an instruction runs, by estimate, when the instruction runs once."""
+    """Estimates how often each region of an instruction runs when the instruction runs once."""
     if instruction.name == "switch":
         return 1 / len(instruction.regions)
     if instruction.name == "scan":

@@ -133,7 +133,7 @@ class _Semaphore:
 
 
 class Clocks:
-    """What the programs of one kernel know of one another, and what they touched.
+    """The knowledge that the programs of one kernel have of one another, and what they touched.
 
     ``report`` gets each race.
     """

@@ -275,7 +275,7 @@ def _on_cores_of_several_kinds(
 
 
 def _core_name(function: jax_compat.CoreFunction, place: dict[Any, int]) -> str | None:
-    """What messages call the core at a place. None if there is no such core."""
+    """The name in messages of the core at a place. None if there is no such core."""
     axes = function.axes.keys()
     if any(index for axis, index in place.items() if axis not in (*axes, programs.KIND)):
         return None
