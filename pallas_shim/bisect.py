@@ -65,7 +65,7 @@ def main(target: list[str]) -> int:
     os.environ["PALLAS_NUMPY_CACHE"] = "0"  # a program from the cache has no passes to look at
     settings.current.cache_clear()
     patching.activate()
-    recorder = Recorder()
+    recorder = RunComparer()
     dispatch.observe(recorder)
     failed = False
     try:
@@ -158,7 +158,7 @@ class _Function:
             compiler.make_program(self.jaxpr, name=self.name, axes=self.axes, options=options)
 
 
-class Recorder:
+class RunComparer:
     """Compares each run of a program that `dispatch` reports. See `dispatch.Observer`."""
 
     def __init__(self) -> None:

@@ -335,7 +335,7 @@ def _blocks(code: Code, tpu: str, machine: _Machine) -> dict[int, _Block]:
         for number, target in branches.items():
             if begin <= number < end:
                 if end != number + _DELAY_SLOTS + 1:
-                    raise Unreadable("a branch is followed by another one at once")
+                    raise UnreadableDump("a branch is followed by another one at once")
                 block.branch = target
     backwards = [target for number, target in branches.items() if target <= number]
     outermost = min((bundles[t].depth for t in backwards), default=0)
@@ -381,7 +381,7 @@ def _does(name: str, number: int) -> int | None:
 def _target(code: Code, branch: Instruction) -> int:
     match = _TARGET.search(branch.operands)
     if match is None or int(match[1]) not in code.regions:
-        raise Unreadable(f"a branch to an unknown place: {branch.operands}")
+        raise UnreadableDump(f"a branch to an unknown place: {branch.operands}")
     return code.regions[int(match[1])]
 
 

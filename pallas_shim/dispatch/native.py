@@ -50,9 +50,7 @@ def runner(executable: Executable, use: Use) -> Run:
         if not _is_installed():
             raise NativeError(f"PALLAS_NUMPY_NATIVE=force needs llvmlite: {_EXTRA}")
         return _Forced(executable, use).call
-    if _is_installed() or asked.report is not None:
-        return _Promotion(executable, use).call
-    return executable.run
+    return _Promotion(executable, use).call
 
 
 class _Promotion:
@@ -62,7 +60,8 @@ class _Promotion:
     def __init__(self, executable: Executable, use: Use):
         self._way: Callable[[_Promotion, Sequence[np.ndarray]], list[Any]] = _Promotion._counted
         self._executable, self._use = executable, use
-        self._left: float | None = None  # seconds until it has earned its code
+        self._left = _EARNS * _PROGRAM  # seconds until it has earned its code
+        self._is_sized = False  # whether that includes the instructions
         self._code: Any = None
         self._compared: list[tuple[float, float]] = []  # the seconds of NumPy and of native code
 
@@ -84,6 +83,17 @@ class _Promotion:
             self._way = _Promotion._in_numpy
             background.later(self._compile)
         return results
+
+    def _earned(self) -> None:
+        # Counting instructions and looking for a package take time, so the first call doesn't.
+        if not self._is_sized:
+            count = sum(1 for _ in self._executable.program.top.walk())
+            self._left += _EARNS * count * _INSTRUCTION
+            self._is_sized = True
+        if self._left < 0:
+            self._way = _Promotion._in_numpy
+            if _is_installed() or settings.current().report is not None:
+                _later(self._compile)
 
     def _compile(self) -> None:
         # Slow imports, so not before a program has earned them.

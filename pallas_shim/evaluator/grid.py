@@ -633,5 +633,6 @@ class _Pipeline:
             raise Unsupported("pallas_call", "a block whose place is known in some cells only")
         return lookahead.fetched_block(
             self.lowering, at, indices, buffers[at], block_viewer(fixed),
-            lookahead.Place(leaves, starts[at]), lookahead.Place(next_leaves, self._then[at]), type,
+            lookahead.BlockPlace(leaves, starts[at]),
+            lookahead.BlockPlace(next_leaves, self._then[at]), type,
         )  # fmt: skip

@@ -118,6 +118,9 @@ class KernelScope(NamedTuple):
     for_device: bool
 
 
+_NO_CHECKS = contextlib.nullcontext()
+
+
 class Lowering(Builder):
     """The builder that lowering rules get. It reads jaxprs, too.
 
@@ -166,7 +169,7 @@ class Lowering(Builder):
         env.update(zip(jaxpr.invars, args, strict=True))
         outer, start = self.source, len(self.body)
         # All in one function: deep jaxprs need few frames for each level.
-        with contextlib.nullcontext() if self.checker is None else self.checker.uses(jaxpr):
+        with _NO_CHECKS if self.checker is None else self.checker.uses(jaxpr):
             for eqn in jaxpr.eqns:
                 if not self._defining:
                     self.source = self._line_of(eqn) or outer

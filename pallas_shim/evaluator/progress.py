@@ -188,7 +188,7 @@ class _Shown:
             self._display.close()
 
 
-class Lines:
+class LogLines:
     """A line on stderr every few seconds, for a log."""
 
     def __init__(self, name: str, total: int | None, unit: str, elapsed: float):

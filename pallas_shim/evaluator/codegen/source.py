@@ -55,7 +55,7 @@ class EmittedGrid(NamedTuple):
     indices: tuple[str, ...]
 
 
-class Source:
+class PythonSource:
     """A value is a variable, a literal, or a global of the function: constants, and the functions
     that it calls. One from outside the loop is loaded from the frame at the start."""
 
