@@ -181,6 +181,43 @@ REASONS = (
 )
 
 
+class Fault(NamedTuple):
+    """What a finding of a check is, in a kernel that JAX's tests take for right. ``what``: a
+    pattern for kind/rule."""
+
+    text: str
+    what: str
+    tests: str
+
+
+FAULTS = (
+    Fault(
+        "each device sets its output to zero, and nothing orders that with the copy into it that "
+        "its neighbour may already have started; the test's own comment says so",
+        "races/*",
+        """
+            tpu_pallas_distributed_test::*::test_interpret_remote_dma_ppermute*
+            tpu_pallas_distributed_test::*::test_interpret_remote_dma_asymmetrical_indexer
+        """,
+    ),
+    Fault(
+        "a device waits for what its left neighbour sends, and never for its right one to have "
+        "used what it got: two steps later it may copy into the same slot too early",
+        "races/*",
+        "tpu_sparsecore_pallas_distributed_test::DistributedMpmdTest::test_mpmd_reduce_scatter",
+    ),
+)
+
+
+def fault(test: str, what: str) -> str | None:
+    """Why that finding in FILE::CLASS::TEST is a true one, if a row says it."""
+    for row in FAULTS:
+        named = any(fnmatch.fnmatchcase(test, pattern) for pattern in row.tests.split())
+        if named and fnmatch.fnmatchcase(what, row.what):
+            return row.text
+    return None
+
+
 def explained(test: str, message: str) -> str | None:
     """Why FILE::CLASS::TEST failed with that message, if a row says it."""
     for row in REASONS:

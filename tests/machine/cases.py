@@ -432,13 +432,17 @@ def a_wrong_kernel_in_other_orders(fault):
 
 def races(kernel, x, scratch=(), n=3, space=pltpu.VMEM):
     """What watching a kernel on some devices finds."""
+    run = k.call(kernel, local((8, 128)), scratch=scratch, space=space)
+    return found_in(jax.jit(k.over(run, k.mesh(n), P("x"), P("x"))), x)
+
+
+def found_in(f, x):
+    """What watching a function of one result finds."""
     from pallas_shim.evaluator.execute import Executable
     from pallas_shim.evaluator.lower import lower
     from pallas_shim.evaluator.machine import order
     from pallas_shim.evaluator.machine.clocks import Clocks
 
-    run = k.call(kernel, local((8, 128)), scratch=scratch, space=space)
-    f = jax.jit(k.over(run, k.mesh(n), P("x"), P("x")))
     found: list = []
     executable = Executable(lower(jax.make_jaxpr(f)(x), timed=True), lambda _: False)
     with order.running(order.OWN_ORDER, Clocks(found.append)):
@@ -505,6 +509,7 @@ def races_between_devices(fault):
                 k.signal(done, 1, device_id={"x": 1}, device_id_type=MESH)
                 common[...] = jnp.zeros_like(common)
                 right_of(x_ref, common, send, recv).wait_recv()
+
         o_ref[...] = got[...]
 
     found = races(kernel, k.numbers(24, 128), [VMEM, VMEM, k.DMA, k.DMA, k.REGULAR])
@@ -512,6 +517,42 @@ def races_between_devices(fault):
     assert sorted(set(rules)) == UNORDERED[fault], found
     for finding in found:
         assert finding.kernel == "kernel" and all("cases.py" in a.where for a in finding.accesses)
+
+
+@case()
+def no_race_where_a_later_kernel_waits_for_the_copy():
+    """One kernel starts a copy, and hands its semaphores on to others that wait for them."""
+    n = 4
+    sem = pltpu.SEMAPHORE
+
+    def start(x_ref, same_ref, o_ref, send, recv):
+        sent_by = lax.rem(lax.axis_index("x") + n - 1, n)
+        ready = pltpu.get_barrier_semaphore()
+        k.signal(ready, 1, device_id={"x": sent_by}, device_id_type=MESH)
+        k.wait(ready, 1)
+        right_of(x_ref, o_ref, send, recv).start()
+
+    def waits(x_ref, sem_ref, o_ref):
+        pltpu.make_async_copy(x_ref, x_ref, sem_ref).wait()
+
+    def passed_on(_, x):
+        like = local((8, 128))
+        x, y, send, recv = pl.pallas_call(
+            start, out_shape=(like, like, k.DMA(()), k.DMA(())),
+            in_specs=[k.spec(k.ANY)], out_specs=tuple(map(k.spec, (k.ANY, k.ANY, sem, sem))),
+            input_output_aliases={0: 0}, compiler_params=pltpu.CompilerParams(collective_id=0),
+        )(x)  # fmt: skip
+        done = pl.pallas_call(
+            waits, out_shape=like, in_specs=[k.spec(k.ANY), k.spec(sem)], out_specs=k.spec(k.ANY),
+            input_output_aliases={0: 0},
+        )  # fmt: skip
+        done(x, send)
+        return done(y, recv)
+
+    x = k.numbers(n * 8, 128)
+    f = jax.jit(k.over(lambda x: lax.fori_loop(0, 3, passed_on, x), k.mesh(n), P("x"), P("x")))
+    equal(f(x), np.roll(np.asarray(x), 3 * 8, 0))
+    assert not found_in(f, x)
 
 
 @case()
@@ -857,9 +898,8 @@ def deadlock_of_several_kinds():
             k.signal(of_vector, 1, device_id={"core": 1, "subcore": 3})
 
     error = raises(jax.jit(kinds_of_cores(vector, scalar, local((16,), jnp.int32))))
-    assert (
-        "vector subcore (core=0, subcore=3) waits for of_vector, which has 0 and needs 1"
-        in str(error)
+    assert "vector subcore (core=0, subcore=3) waits for of_vector, which has 0 and needs 1" in str(
+        error
     ), error
     assert "core=1" not in str(error), error
     equal(jax.jit(k.double)(jnp.ones((8, 128))), 2 * np.ones((8, 128)))

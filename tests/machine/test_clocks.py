@@ -182,3 +182,12 @@ def test_many_accesses_are_forgotten_once_all_know_of_them(watched):
     assert not watched.found
     ((_, touches),) = watched.clocks.buffers.values()
     assert len(touches) <= 64
+
+
+def test_what_was_added_before_a_semaphore_was_handed_on_may_be_anything(watched):
+    watched.copy(A)
+    handed_on = np.ones(1, np.int32)  # a copy of the semaphore's count
+    watched.clocks.take(B, handed_on, 1, True)
+    watched.touch(B)
+    watched.copy(C, ..., 64)
+    assert [finding.rule for finding in watched.found] == ["copy-unordered"]  # that of C only
