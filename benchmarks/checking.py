@@ -1,12 +1,12 @@
 """Times checked kernels, against the same unchecked and against JAX's race detector.
 
-    python benchmarks/checking.py --keep FILE [--docs DIR] [--seconds 60] [--only KERNEL ...]
+    python benchmarks/checking.py --keep FILE [--docs DIR] [--seconds 10] [--only KERNEL ...]
 
 Each way to run a kernel has a process of its own. Unchecked and checked are the shim without and
 with `PALLAS_NUMPY_CHECK=1`; the detector is `pltpu.InterpretParams(detect_races=True)` on stock
-JAX, which is ended after the limit; then the limit stands for its time. Times are of the
-processor, of a warm call, or of the first one where the detector ends no second one. Memory is the
-growth of the process over what it is before the first call.
+JAX, whose calls are ended after some seconds of the processor; then these stand for its time. Times
+are of the processor, of a warm call, or of the first one where the detector ends no second one.
+Memory is the growth of the process over what it is before the first call.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ import argparse
 import datetime
 import functools
 import json
+import math
 import os
 import pathlib
+import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -52,9 +55,9 @@ def built(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     return mapped, (jax.device_put(x, NamedSharding(mesh, spec)),)
 
 
-def one(name: str, way: str) -> Iterator[Figures]:
+def one(name: str, way: str, limit: float) -> Iterator[Figures]:
     """The seconds of the first call and the growth of the process; then with those of a warm one,
-    the median."""
+    the median. The detector's process ends after so many seconds."""
     if way == "detector":
         interpret_as(pltpu.InterpretParams(detect_races=True))
     elif name in KERNELS and not KERNELS[name].for_device:
@@ -63,6 +66,9 @@ def one(name: str, way: str) -> Iterator[Figures]:
     call = functools.partial(_seconds, jax.jit(f), *args)
     jax.block_until_ready([x + x for x in args])  # JAX's own start-up isn't the kernel's
     at_rest = peak_from_now_on()
+    if way == "detector":
+        end = math.ceil(time.process_time() + limit)
+        resource.setrlimit(resource.RLIMIT_CPU, (end, end + 5))
     figures = {"first": call(), "peak": float(peak() - at_rest)}
     yield figures
     warm: list[float] = []
@@ -94,23 +100,14 @@ def measure(name: str, way: str, limit: float) -> Figures | str:
             [str(ROOT / "sitecustomize_pkg"), str(ROOT), os.environ.get("PYTHONPATH", "")]
         ),
     }
-    command = [sys.executable, __file__, "--one", name, way]
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        late = False
-        try:
-            out, errors = process.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            late = True
-            out, errors = process.communicate()
-    lines = [line for line in out.splitlines() if line.startswith("{")]
+    command = [sys.executable, __file__, "--one", name, way, "--seconds", str(limit)]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    lines = [line for line in ran.stdout.splitlines() if line.startswith("{")]
     if lines:
         return json.loads(lines[-1])
-    if late:
+    if ran.returncode == -signal.SIGXCPU:
         return {"limit": limit}
-    return (errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1][:200]
+    return (ran.stderr.strip().splitlines() or [f"exit status {ran.returncode}"])[-1][:200]
 
 
 def collect(keep: pathlib.Path, names: list[str], limit: float) -> dict[str, dict[str, Any]]:
@@ -185,12 +182,12 @@ def main() -> int:
     every = [*KERNELS, *devices.KERNELS]
     parser.add_argument("--keep", type=pathlib.Path, help="figures are kept there as they come in")
     parser.add_argument("--docs", type=pathlib.Path, help="write checking-costs.md there")
-    parser.add_argument("--seconds", type=float, default=60, help="the limit of a process")
+    parser.add_argument("--seconds", type=float, default=10, help="the limit of the detector")
     parser.add_argument("--only", nargs="*", choices=every, default=every, metavar="KERNEL")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        for figures in one(*options.one):
+        for figures in one(*options.one, options.seconds):
             print(json.dumps(figures), flush=True)
         return 0
     if options.keep is None:

@@ -850,6 +850,44 @@ def has_kinds():
 
 
 @case()
+def nothing_found_where_one_core_copies_to_a_core_of_another_kind():
+    """The only scalar subcore starts a copy to the TensorCore's memory, and waits until it is
+    sent. A later kernel there waits for its arrival."""
+    if not has_kinds():
+        return double_for_the_report()
+    from jax.experimental.pallas import tpu_sc as plsc
+
+    from tests.check.harness import check
+
+    sparse = plsc.ScalarSubcoreMesh(axis_name="sparse", num_cores=1)
+    tensor = pltpu.create_tensorcore_mesh(axis_name="tensor", num_cores=1)
+
+    def send(x_ref, o_ref, arrived, sent):
+        pltpu.make_async_remote_copy(x_ref, o_ref, sent, arrived, device_id={"tensor": 0}).start()
+        pltpu.make_async_remote_copy(
+            x_ref, o_ref, sent, arrived, device_id={"tensor": 0}
+        ).wait_send()
+
+    def receive(x_ref, o_ref, arrived):
+        pltpu.make_async_copy(x_ref, o_ref, arrived).wait()
+        o_ref[...] += 1
+
+    def f(x):
+        x = jax.new_ref(x)
+        out, arrived = pl.kernel(
+            body=send, mesh=sparse, scratch_types=[k.DMA(())],
+            out_type=(pltpu.VMEM(x.shape, x.dtype) @ tensor, k.DMA(()) @ tensor),
+        )(x)  # fmt: skip
+        out, arrived = jax.new_ref(out), jax.new_ref(arrived)
+        pl.kernel(body=receive, mesh=tensor)(x, out, arrived)
+        return jax.freeze(out)
+
+    x = k.numbers(8, 128)
+    equal(jax.jit(f)(x), np.asarray(x) + 1)
+    assert not check(f, x).findings
+
+
+@case()
 def cores_of_several_kinds():
     """The scalar subcore lets the vector subcores go one after the other. Each adds to memory in
     common, and says that it has."""

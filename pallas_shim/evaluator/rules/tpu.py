@@ -105,6 +105,10 @@ def _start(lowering: Lowering, eqn: Any, dma: state.Dma) -> None:
         after = lowering.checker.copy(
             source.view, target.view, (source.mask, kept), here, _change(lowering, dma)
         )
+        if sent is not None and not _talks(lowering):
+            # Memory of a core of another kind. Both of its semaphores may be looked at here.
+            for semaphore in (sent, dma.dst_sem):
+                lowering.checker.signal(semaphore, _size_of(lowering, dma))
     if lowering.machine.timed:
         _start_later(lowering, dma, sent)
         return
