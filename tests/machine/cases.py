@@ -519,6 +519,40 @@ def races_between_devices(fault):
         assert finding.kernel == "kernel" and all("cases.py" in a.where for a in finding.accesses)
 
 
+@case("right", "not stored", "a row left out")
+def undefined_elements_that_other_devices_could_have_written(fault):
+    """The first device sends what it has stored; each of the others passes it on."""
+    from tests.check.harness import check
+
+    def kernel(x_ref, o_ref, send, recv):
+        me, n = lax.axis_index("x"), lax.axis_size("x")
+        rows = pl.ds(0, 7) if fault == "a row left out" else pl.ds(0, 8)
+        copy = right_of(o_ref.at[rows], o_ref.at[rows], send, recv)
+
+        @pl.when(me == 0)
+        def _():
+            if fault != "not stored":
+                o_ref[...] = x_ref[...]
+
+        @pl.when(me > 0)
+        def _():
+            copy.wait_recv()
+
+        @pl.when(me < n - 1)
+        def _():
+            copy.start()
+            copy.wait_send()
+
+    run = k.call(kernel, local((8, 128)), scratch=[k.DMA, k.DMA], space=pltpu.VMEM)
+    x = k.numbers(3 * 8, 128)
+    f = jax.jit(k.over(run, k.mesh(3), P("x"), P("x")))
+    f(x)
+    rules = [] if fault == "right" else ["uninitialized/read-before-write"]
+    found = check(f, x)
+    assert found.rules == rules, found.findings
+    assert [finding.ref for finding in found.findings] == ["o_ref"] * len(rules)
+
+
 @case()
 def no_race_where_a_later_kernel_waits_for_the_copy():
     """One kernel starts a copy, and hands its semaphores on to others that wait for them."""

@@ -84,7 +84,8 @@ class Memory:
     ``codes``: its `shadow.Shadow`; None if all of it is defined. ``flights``: see
     `copies.Flights`. ``history``: see `races.History`. ``semaphores``: see `copies.Semaphores`.
     ``decides``: index maps read it. ``sticks_out``: it is a block on a GPU that may stick out of
-    its array.
+    its array. ``early``: it is there before any other program can write to it. ``reached``: others
+    do.
     """
 
     def __init__(self, name: str) -> None:
@@ -95,6 +96,8 @@ class Memory:
         self.semaphores: Aspect | None = None
         self.decides = False
         self.sticks_out = False
+        self.early = False
+        self.reached = False
 
 
 class Located(NamedTuple):
@@ -432,10 +435,14 @@ class Checker:
         self.emit("note", ins, fn, memory.history, located.place)
 
     def reached(self, ref: Value) -> None:
-        """Notes that other programs write to memory, whose undefined elements aren't known then."""
+        """Notes that other programs write to memory, whose undefined elements aren't known then.
+        Whether what it held before matters can still be found out, if it is early there."""
         memory = self.memory.get(ref)
         if memory is not None and memory.codes is not None and self.follows_codes:
             memory.codes.forget()
+            memory.reached = True
+            if memory.early:
+                return
             self.skip(f"undefined elements of {memory.name}, to which other programs write")
 
     # -- semaphores -----------------------------------------------------------------------------
