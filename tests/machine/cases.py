@@ -519,6 +519,36 @@ def races_between_devices(fault):
         assert finding.kernel == "kernel" and all("cases.py" in a.where for a in finding.accesses)
 
 
+@case()
+def a_wait_for_as_many_rows_as_came_in_checked_memory():
+    """A device that gets two copies waits for twice its rows at once."""
+
+    def kernel(x_ref, o_ref, send, recv):
+        me = lax.axis_index("x")
+        for rows in (pl.ds(0, 4), pl.ds(4, 4)):
+            copy = pltpu.make_async_remote_copy(
+                x_ref.at[rows], o_ref.at[rows], send, recv,
+                device_id=(1,), device_id_type=MESH,
+            )  # fmt: skip
+
+            @pl.when(me == 0)
+            def _(copy=copy):
+                copy.start()
+                copy.wait_send()
+
+        came = jnp.where(me == 1, 2, 0)
+
+        @pl.when(came > 0)
+        def _():
+            all_rows = pl.ds(0, 4 * came)
+            pltpu.make_async_copy(x_ref.at[all_rows], o_ref.at[all_rows], recv).wait()
+
+    x = k.numbers(2 * 8, 128)
+    run = k.call(kernel, local((8, 128)), scratch=[k.DMA, k.DMA], interpret=pltpu.InterpretParams())
+    y = jax.jit(k.over(run, k.mesh(2), P("x"), P("x")))(x)
+    equal(y[8:], np.asarray(x)[:8])
+
+
 @case("right", "not stored", "a row left out")
 def undefined_elements_that_other_devices_could_have_written(fault):
     """The first device sends what it has stored; each of the others passes it on."""
