@@ -70,8 +70,20 @@ AS_TPU = (
 )
 # Of JAX's general tests, which are many: one test in so many of each file.
 GENERAL = {"api_test": 1, "lax_test": 2}
-# The same with --check, where tests of these files are many and alike.
-CHECKED = {"ops_test": 5, "indexing_test": 2, "tpu_pallas_test": 2, "tpu_ops_test": 3}
+# With --check, of files whose tests are many and alike.
+CHECKED = {
+    "ops_test": 10,
+    "indexing_test": 5,
+    "tpu_pallas_test": 5,
+    "tpu_ops_test": 5,
+    "tpu_pallas_pipeline_test": 2,
+    "tpu_fusible_matmul_test": 6,
+    "tpu_paged_attention_kernel_test": 6,
+    "tpu_ragged_paged_attention_test": 6,
+    "tpu_sparsecore_pallas_test": 2,
+    "tpu_splash_attention_kernel_test": 4,
+    "tpu_splash_attention_kernel_sharded_test": 4,
+}
 
 
 def run_file(
