@@ -208,7 +208,7 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
         _emit_warning(lowering, warn)
     if checks is not None:
         cells = checks.finish(cells)
-        checks.enter(buffers)
+        checks.enter()
     programs.emit_entry(lowering)
     lowering.body.extend(cells)
     semaphores = [] if waits or shared_by else list(filter(_is_semaphore, scratch))

@@ -317,10 +317,6 @@ _MEMORY_ROWS = (
         "value:array given:any*", "value:array", "checks", effects=(_IO,), view=True,
     ),
     _row(
-        "fill", "replaces what memory holds before a kernel if the run asks for it",
-        "ref:ref given:any", "", "checks", effects=(_WRITE._replace(io=True),),
-    ),
-    _row(
         "probe", "tells the watch of a run what it gets", "seen:any*", "", "watching",
         effects=(_IO,),
     ),

@@ -146,7 +146,6 @@ class KernelChecks:
     def _follow(self, ref: Value, name: str, code: int) -> Memory:
         """Follows memory that is there before the first cell."""
         memory = self.checker.memory[ref] = Memory(name)
-        memory.early = not self._on_cores and not ref.ref.key_ndim
         if not ref.ref.key_ndim:
             self._made += self.checker.aspects(memory, ref.ref, code)
         if code == DEFINED:
@@ -352,22 +351,10 @@ class KernelChecks:
         cells = prune.unneeded(prune.proven(cells))
         return cells if prune.has_checks(cells) else prune.without_cell(cells)
 
-    def enter(self, arrays: Sequence[Value]) -> None:
-        """Emits what has to be there before the first cell. ``arrays``: those of all blocks."""
-        if self._on_cores:
-            return
-        self._define()
-        outputs = [(arrays[position], memory) for position, memory in self._outputs.items()]
-        scratch = [(ref, self.checker.memory[ref]) for ref in self._scratch]
-        for ref, memory in (*outputs, *scratch):
-            if memory.reached and self.checker.checks("uninitialized"):
-                site = Site(next(self.checker._numbers), memory.name, "reads", None)
-                self.checker.emit("read", [self.activation], undefined.held(site))
-                if self.checker.asked.disturbing:
-                    self.lowering.memory(
-                        "fill", [ref, self.activation], [], undefined.fill(site),
-                        Effects(writes=(0,), io=True),
-                    )  # fmt: skip
+    def enter(self) -> None:
+        """Emits what has to be there before the first cell."""
+        if not self._on_cores:
+            self._define()
 
     def _define(self) -> None:
         self.checker.define_activation(self.activation, self.call.name, self.call.source)

@@ -92,34 +92,6 @@ def replaced(value: np.ndarray, codes: np.ndarray, garbage: int) -> np.ndarray:
         return np.where(wrong, np.where(value == other, third, other), value)
 
 
-def held(site: Site) -> Callable[..., tuple[()]]:
-    """Notes as a candidate that the kernel depends on what memory held before it, where other
-    programs write to it, so that nobody knows which elements are defined."""
-
-    def run(activation: Activation) -> tuple[()]:
-        if site.number not in activation.run.candidates:
-            activation.run.candidates[site.number] = activation.finding(
-                "uninitialized", "read-before-write",
-                f"reads elements of {site.ref} to which neither it nor another program has written",
-                "Write all of it, or wait for a copy to it, before it is read or returned", site,
-                activation.access(site),
-            )  # fmt: skip
-        return ()
-
-    return run
-
-
-def fill(site: Site) -> Callable[..., tuple[()]]:
-    """Replaces what memory holds if the run asks for it."""
-
-    def run(memory: np.ndarray, activation: Activation) -> tuple[()]:
-        if activation.run.disturbs(site):
-            memory[...] = replaced(memory, np.ones((), np.uint8), activation.run.garbage)
-        return ()
-
-    return run
-
-
 def write_all(shadow: Shadow) -> tuple[()]:
     shadow.reset(DEFINED)
     return ()
