@@ -207,7 +207,7 @@ def _read_of_library(
 
 @reader_if(lambda value: isinstance(value, types.ModuleType))
 def _read_module(fingerprint: Fingerprint, module: types.ModuleType) -> None:
-    """Refuses or reads a module of which no particular attribute is read."""
+    """Refuses or reads a module whose attributes aren't read one by one."""
     name = module.__name__
     if libraries.is_library(name):
         raise fingerprint.refusal(f"it hands on the module {name}, so anything in it may be used")

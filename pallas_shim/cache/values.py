@@ -108,7 +108,7 @@ def _read_set(fingerprint: Fingerprint, values: Any) -> None:
 
 
 def read_in_any_order(fingerprint: Fingerprint, values: Iterable[Any]) -> None:
-    """Reads a set whose order nobody sees."""
+    """Reads a set whose order has no effect."""
     digests = []
     for value in values:
         inner = Fingerprint(outer=fingerprint)

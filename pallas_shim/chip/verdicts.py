@@ -98,7 +98,7 @@ def text(rows: Sequence[Mapping[str, Any]]) -> str:
     libtpu = sorted({f"libtpu {row['libtpu']}" for row in rows if row["libtpu"]})
     versions = ", ".join([f"JAX {rows[0]['jax']}", *libtpu])
     lines = [f"pallas_shim: what the TPU's compiler says ({versions})"]
-    # TPUs of which the same is to be said share their lines.
+    # TPUs with the same verdict share their lines.
     said: dict[tuple[str, ...], list[str]] = {}
     for row in rows:
         said.setdefault(tuple(_lines(row)), []).append(row["tpu"])

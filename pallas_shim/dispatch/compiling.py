@@ -160,7 +160,7 @@ def _options(folder: dump.Folder | None, function: Function | None) -> compiler.
 
 
 def _nothing_skipped(kernel: str, reason: str) -> None:
-    """JAX's race detector, too, says nothing of what it doesn't look at."""
+    """Ignores what isn't checked, as JAX's race detector does."""
 
 
 def _found(wanted: Collection[str], races: Collection[str], finding: Finding) -> None:
@@ -224,5 +224,5 @@ def with_depth_of(jaxpr: Any, name: str, call: Callable[..., R], *args: Any, **k
             return call_stack.with_depth(levels, call)
     raise Unsupported(
         name,
-        f"its loops, branches and calls are nested {levels} deep, and the stack has no room for that",
+        f"its loops, branches and calls are nested {levels} deep, too deep for the stack",
     )

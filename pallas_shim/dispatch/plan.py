@@ -57,7 +57,7 @@ def run(plan: Plan, args: Sequence[Any]) -> list[Any]:
     Raises:
       arrays.Elsewhere: these arguments don't belong in the evaluator.
     """
-    if not _is_profiled():  # an annotation that nobody sees costs a twentieth of a small call
+    if not _is_profiled():  # an unseen annotation costs a twentieth of a small call
         return _run(plan, args)
     with jax.profiler.TraceAnnotation(plan.event):
         return _run(plan, args)

@@ -493,7 +493,7 @@ def define_operand(
 
 
 def _contents(lowering: Lowering, ref: Value, block: Block, shape: tuple[int, ...]) -> Value:
-    """The array in an output's buffer, which nobody writes to any more."""
+    """The array in an output's buffer. Nothing writes to it afterwards."""
     inner = _inner(shape, block.dims)
     contents = memory.same if shape == ref.ref.shape else lambda buffer: buffer[inner]
     out = ref.ref.contents._replace(shape=shape)

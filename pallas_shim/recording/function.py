@@ -57,7 +57,7 @@ class _Run:
 
 
 def _guarded(method: Callable[..., None]) -> Callable[..., None]:
-    """A bug in what is recorded must not cost the user the run. The page tells of it."""
+    """Reports a bug in recording on the page, so that the user's run goes on."""
 
     @functools.wraps(method)
     def run(self: FunctionWatch, *args: Any) -> None:

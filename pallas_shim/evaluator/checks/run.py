@@ -1,4 +1,4 @@
-"""One run of a checked program: where it stands, and what it has found."""
+"""One run of a checked program: its position and its findings."""
 
 from __future__ import annotations
 
