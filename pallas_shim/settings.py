@@ -16,7 +16,7 @@ class SettingError(ValueError):
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user asked for. The defaults are those of unset (or empty) variables.
+    """The user's settings. The defaults are those of unset (or empty) variables.
 
     force: also take kernels meant for a TPU or GPU that this machine has.
     strict: a kernel that would fall to the `jax` rung is an error.

@@ -215,7 +215,7 @@ def compile_job(job: Job, limits: Limits, directory: str | None = None) -> Answe
     with _lock:
         found = _workers.get(thread)
         if found is None:
-            if directory is None:  # on another machine, where nobody removes it
+            if directory is None:  # on another machine, nothing removes it
                 own = tempfile.mkdtemp(prefix="pallas_shim-chip-")
                 atexit.register(stop_all)
             else:

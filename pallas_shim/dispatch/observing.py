@@ -12,7 +12,7 @@ from pallas_shim.evaluator.execute import Executable
 
 
 class Observer(Protocol):
-    """What `bisect`, `view` and `debug` are."""
+    """The interface of an observer of runs: `bisect`, `view` and `debug` have one each."""
 
     def planned(self, executable: Executable, function: Function) -> Executable:
         """Returns what is to run in its place, which has the same results. Usually itself."""

@@ -24,7 +24,7 @@ IN_NUMPY = "the evaluator has a rule for all of it"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
-    """How calls of one jaxpr with one set of jit's parameters run.
+    """The plan by which calls of one jaxpr with one set of jit's parameters run.
 
     ``executable`` is None if JAX runs the function. Then ``reason`` says why, and ``jax_uses``
     collects the kernels in it that JAX interprets. Otherwise ``runs`` runs it, in NumPy or
@@ -57,7 +57,7 @@ def run(plan: Plan, args: Sequence[Any]) -> list[Any]:
     Raises:
       arrays.Elsewhere: these arguments don't belong in the evaluator.
     """
-    if not _is_profiled():  # an annotation that nobody sees costs a twentieth of a small call
+    if not _is_profiled():  # an unseen annotation costs a twentieth of a small call
         return _run(plan, args)
     with jax.profiler.TraceAnnotation(plan.event):
         return _run(plan, args)

@@ -25,7 +25,7 @@ _LOOKS = 0.05
 
 
 class Display(Protocol):
-    """What shows a number of cells or rounds."""
+    """Shows a number of cells or rounds."""
 
     def update(self, done: int) -> None: ...
     def close(self) -> None: ...
@@ -154,7 +154,7 @@ def _rows(bounds: Sequence[int], number: Callable[[int], Any]) -> Iterator[Itera
 
 
 class _Shown:
-    """What one thread shows: the outermost grid or loop, of which ``done`` cells or rounds are."""
+    """The display of one thread, for its outermost grid or loop. ``done``: cells or rounds."""
 
     def __init__(
         self,

@@ -229,6 +229,6 @@ _put = xla_client.batched_device_put
 def _put_despite_guard(
     aval: Any, sharding: Any, devices: Sequence[Any], array: Any, committed: bool, copied: bool
 ) -> Any:
-    """As `put`. The user's transfer guard is about the user's transfers. This isn't one of them."""
+    """Does what `put` does. The user's guard isn't asked, since it is for the user's transfers."""
     with jax.transfer_guard_host_to_device("allow"):
         return _put(aval, sharding, [array], devices, committed, copied)

@@ -61,7 +61,7 @@ class Use:
                 REPORT.hear(self)
 
     def counts(self) -> Counts:
-        """What is counted until now."""
+        """The counts so far."""
         return Counts(self.calls, self.raised, self.tracing, self.lowering, self.running)
 
     def caches(self) -> str | None:
@@ -108,7 +108,7 @@ class Report:
                 use.happened, use.raised, use.error = False, 0, None
 
     def mark(self) -> Mark:
-        """What is counted until now, for `rows` to leave out later."""
+        """The counts so far, for `rows` to leave out later."""
         with _lock:
             return {use: use.counts() for use in self._uses.values() if use.happened}
 
@@ -135,7 +135,7 @@ Mark: TypeAlias = dict[Use, "Counts"]
 
 
 class Counts(NamedTuple):
-    """What a use had counted."""
+    """The counts of a use at one moment."""
 
     calls: int = 0
     raised: int = 0

@@ -96,7 +96,7 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
     no_answers = nullcontext()
 
     def infer(fun: Any, info: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """In the place of _infer_params, which others than calls ask too."""
+        """Replaces _infer_params, which isn't only asked by calls."""
         given = None
         if not old and sys._getframe(1).f_code is calling:
             found = answered(fun, info, args, kwargs)
@@ -130,7 +130,7 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
         return infer(fun, info, args, kwargs)
 
     def trace(*args: Any) -> Any:
-        """In the place of _trace_for_jit."""
+        """Replaces _trace_for_jit."""
         params, traced.params = getattr(traced, "params", None), None
         if params is None:
             raise _ToTrace(*args)
@@ -173,7 +173,7 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
         return None
 
     def run(inferred: Any, args_flat: Any, fun: Any, args: Any, kwargs: Any) -> Any:
-        """In the place of _run_python_pjit."""
+        """Replaces _run_python_pjit."""
         if inferred is _ANSWERED:
             return args_flat, (), None, (), _NO_JAXPR, None, None, ()
         if type(inferred) is not _Loading:
@@ -184,7 +184,7 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
         return returned
 
     def infer_and_run(fun: Any, info: Any, *args: Any, **kwargs: Any) -> Any:
-        """In the place of _python_pjit_helper."""
+        """Replaces _python_pjit_helper."""
         found = answered(fun, info, args, kwargs)
         if not isinstance(found, _Unknown):
             if found is not None and found[0] is _ANSWERED:
