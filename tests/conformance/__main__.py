@@ -1,6 +1,6 @@
 """Runs JAX's tests on stock JAX and under the shim, and writes docs/conformance.md.
 
-    python -m tests.conformance CHECKOUT [--as-tpu | --general] [--scope all | --check]
+    python -m tests.conformance CHECKOUT [--as-tpu | --general] [--scope exact | all | --check]
                                 [--only FILE ...] [--rerun failed] [--no-stock]
 
 The tests are those of Pallas, in tests/pallas, or with --general some that have nothing to do with
@@ -69,7 +69,7 @@ AS_TPU = (
     "tpu_sparsecore_pallas_distributed_test",
 )
 # Of JAX's general tests, which are many: one test in so many of each file.
-GENERAL = {"api_test": 1, "lax_test": 2}
+GENERAL = {"api_test": 1, "lax_test": 2, "random_test": 1}
 # With --check, of files whose tests are many and alike.
 CHECKED = {
     "ops_test": 10,
@@ -168,9 +168,9 @@ def main() -> int:
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
         "--scope",
-        choices=("kernels", "all"),
+        choices=("kernels", "exact", "all"),
         default="kernels",
-        help="as PALLAS_NUMPY_SCOPE: whether functions without kernels run in the evaluator, too",
+        help="as PALLAS_NUMPY_SCOPE: which functions without kernels run in the evaluator, too",
     )
     how.add_argument("--check", action="store_true", help="check kernels while they run")
     parser.add_argument("--only", nargs="*", metavar="FILE", help="files, without .py")

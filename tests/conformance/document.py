@@ -9,7 +9,17 @@ import re
 from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
-from tests.conformance.kept import ALL, AS_IS, AS_TPU, CHECKED, GENERAL, KERNELS, Outcomes, Results
+from tests.conformance.kept import (
+    ALL,
+    AS_IS,
+    AS_TPU,
+    CHECKED,
+    EXACT,
+    GENERAL,
+    KERNELS,
+    Outcomes,
+    Results,
+)
 from tests.conformance.reasons import explained, fault
 
 HEAD = """\
@@ -27,8 +37,13 @@ was left to JAX.
 
 _TITLES = {AS_IS: "as they are", AS_TPU: "as on a TPU v5e", GENERAL: "general tests"}
 
-_WAYS = {KERNELS: "", ALL: ", PALLAS_NUMPY_SCOPE=all", CHECKED: ", checked"}
-_OPTIONS = {KERNELS: "", ALL: " --scope all", CHECKED: " --check"}
+_WAYS = {
+    KERNELS: "",
+    EXACT: ", PALLAS_NUMPY_SCOPE=exact",
+    ALL: ", PALLAS_NUMPY_SCOPE=all",
+    CHECKED: ", checked",
+}
+_OPTIONS = {KERNELS: "", EXACT: " --scope exact", ALL: " --scope all", CHECKED: " --check"}
 
 OUTCOMES = ("passed", "failed", "skipped")
 RUNGS = ("numpy", "callback", "jax")

@@ -15,8 +15,8 @@ HOME = pathlib.Path("~/.cache/pallas_shim/conformance").expanduser()
 AS_IS, AS_TPU, GENERAL = "as-is", "as-tpu", "general"
 
 # How the shim ran them: kernels; all functions (PALLAS_NUMPY_SCOPE=all); or kernels, checked.
-KERNELS, ALL, CHECKED = "shim", "shim-scope-all", "shim-checked"
-WAYS = {"kernels": KERNELS, "all": ALL}
+KERNELS, EXACT, ALL, CHECKED = "shim", "shim-scope-exact", "shim-scope-all", "shim-checked"
+WAYS = {"kernels": KERNELS, "exact": EXACT, "all": ALL}
 
 # By test: its outcome, message, seconds, kernels, findings, what wasn't checked, and the commit and
 # date of the run.

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from pallas_shim.evaluator.checks.place import AnyPlace
-from pallas_shim.evaluator.checks.run import Activation, Site
+from pallas_shim.evaluator.checks.run import AccessSite, Activation
 from pallas_shim.evaluator.checks.shadow import CODES, DEFINED, NEVER, Shadow
 from pallas_shim.evaluator.findings import Finding
 from pallas_shim.evaluator.program import Array
 
 
-def check(site: Site, place: AnyPlace) -> Callable[..., tuple[()]]:
+def check(site: AccessSite, place: AnyPlace) -> Callable[..., tuple[()]]:
     """Notes a read of undefined elements as a candidate."""
 
     def run(activation: Activation, shadow: Shadow, *leaves: Array) -> tuple[()]:
@@ -33,7 +33,7 @@ def check(site: Site, place: AnyPlace) -> Callable[..., tuple[()]]:
     return run
 
 
-def _finding(activation: Activation, site: Site, codes: np.ndarray, text: str) -> Finding:
+def _finding(activation: Activation, site: AccessSite, codes: np.ndarray, text: str) -> Finding:
     code = int(codes.max())
     kind, rule, why, advice = CODES[code]
     wrong = np.argwhere(codes == code)
@@ -47,7 +47,7 @@ def _finding(activation: Activation, site: Site, codes: np.ndarray, text: str) -
     )
 
 
-def unwritten(activation: Activation, site: Site, codes: np.ndarray) -> Finding:
+def unwritten(activation: Activation, site: AccessSite, codes: np.ndarray) -> Finding:
     """The candidate for a result with undefined elements. ``codes`` are those of the array."""
     wrong = np.argwhere(codes != DEFINED)
     code = int(codes[tuple(wrong[0])])
@@ -66,11 +66,10 @@ def unwritten(activation: Activation, site: Site, codes: np.ndarray) -> Finding:
 
 
 def disturb(site: Site, place: AnyPlace, dtype: np.dtype) -> Callable[..., Any]:
-    """Replaces undefined elements of a loaded value if the run asks for it. There is no shadow if
-    other programs write to the memory."""
+    """Replaces undefined elements of a loaded value if the run asks for it."""
 
-    def run(value: Array, activation: Activation, shadow: Shadow | None, *leaves: Array) -> Array:
-        if shadow is None or shadow.defined or not activation.run.disturbs(site):
+    def run(value: Array, activation: Activation, shadow: Shadow, *leaves: Array) -> Array:
+        if shadow.defined or not activation.run.disturbs(site):
             return value
         codes = place.read(shadow.entries(), leaves)
         if place.packed:
@@ -91,34 +90,6 @@ def replaced(value: np.ndarray, codes: np.ndarray, garbage: int) -> np.ndarray:
     third = np.asarray(2 if bits > 2 else 0).astype(value.dtype)
     with np.errstate(all="ignore"):
         return np.where(wrong, np.where(value == other, third, other), value)
-
-
-def held(site: Site) -> Callable[..., tuple[()]]:
-    """Notes as a candidate that the kernel depends on what memory held before it, where other
-    programs write to it, so that nobody knows which elements are defined."""
-
-    def run(activation: Activation) -> tuple[()]:
-        if site.number not in activation.run.candidates:
-            activation.run.candidates[site.number] = activation.finding(
-                "uninitialized", "read-before-write",
-                f"reads elements of {site.ref} to which neither it nor another program has written",
-                "Write all of it, or wait for a copy to it, before it is read or returned", site,
-                activation.access(site),
-            )  # fmt: skip
-        return ()
-
-    return run
-
-
-def fill(site: Site) -> Callable[..., tuple[()]]:
-    """Replaces what memory holds if the run asks for it."""
-
-    def run(memory: np.ndarray, activation: Activation) -> tuple[()]:
-        if activation.run.disturbs(site):
-            memory[...] = replaced(memory, np.ones((), np.uint8), activation.run.garbage)
-        return ()
-
-    return run
 
 
 def write_all(shadow: Shadow) -> tuple[()]:
