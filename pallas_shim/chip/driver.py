@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable
@@ -29,13 +30,15 @@ class BadExecutor(ValueError):
 
 def main(arguments: list[str]) -> None:
     channel = Channel(int(arguments[0]), int(arguments[1]))
-    status = 0
+    status, directory = 0, None
     try:
         directory, named, limits = channel.receive()
         _run(channel, directory, named, limits)
     except Closed:  # the user's process has gone, and nobody waits for the rest
         status = 1
     isolation.stop_all()
+    if status and directory is not None:
+        shutil.rmtree(directory, ignore_errors=True)
     for close in _clusters:
         with contextlib.suppress(Exception):
             close()

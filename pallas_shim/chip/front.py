@@ -7,7 +7,7 @@ import os
 import sys
 
 from pallas_shim import exit_status, settings
-from pallas_shim.chip import jobs, noting, session, tpus, verdicts
+from pallas_shim.chip import gate, jobs, noting, session, tpus, verdicts
 from pallas_shim.reports.uses import REPORT
 
 # The exit status of a script that ran, if a kernel was refused.
@@ -23,13 +23,15 @@ def register() -> None:
 
 def compile_reached() -> list[verdicts.Verdict]:
     """Compiles the kernels that this process reached since the last call, for the TPUs of
-    PALLAS_NUMPY_COMPILE. Adds the verdicts to the report, and returns them.
+    PALLAS_NUMPY_COMPILE. Adds the verdicts to the report, and returns them, with those on kernels
+    that were compiled before they ran.
 
     Raises:
       KeyboardInterrupt: the user doesn't want to wait.
     """
     asked = settings.current()
-    found = session.compile_kernels(
+    found = gate.take()
+    found += session.compile_kernels(
         noting.REACHED.take(),
         [tpus.target(name) for name in asked.compile],
         executor=asked.compile_executor,
@@ -43,6 +45,7 @@ def _at_exit() -> None:
     """Never raises: the script has ended, and its end is not to change."""
     try:
         if isinstance(getattr(sys, "last_value", None), KeyboardInterrupt):
+            gate.take()
             _say("pallas_shim: interrupted, so no kernel was compiled for a TPU")
             return
         asked_before = bool(REPORT.verdicts)

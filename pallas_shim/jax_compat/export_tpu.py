@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax import export
-from jax._src import config, core
+from jax._src import compiler, config, core
 from jax._src.state.types import AbstractRef
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
@@ -105,6 +105,17 @@ def is_refusal(error: BaseException) -> bool:
             return True
         entry = entry.tb_next
     return False
+
+
+def compile_error(message: str) -> Exception:
+    """The exception that JAX raises when the compiler refuses a program with this message."""
+    error = jax.errors.JaxRuntimeError(message)
+    for handle in compiler._XLA_RUNTIME_ERROR_HANDLERS:
+        handled: Exception | None = handle(error)
+        if handled is not None:
+            handled.__cause__ = error
+            return handled
+    return error
 
 
 def serializes() -> str | None:

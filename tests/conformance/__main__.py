@@ -1,7 +1,7 @@
 """Runs JAX's tests on stock JAX and under the shim, and writes docs/conformance.md.
 
-    python -m tests.conformance CHECKOUT [--as-tpu | --general] [--scope all] [--only FILE ...]
-                                [--rerun failed] [--no-stock]
+    python -m tests.conformance CHECKOUT [--as-tpu | --general] [--scope all] [--compile]
+                                [--only FILE ...] [--rerun failed] [--no-stock]
 
 The tests are those of Pallas, in tests/pallas, or with --general some that have nothing to do with
 it, which are to be the same with Pallas imported.
@@ -68,6 +68,8 @@ AS_TPU = (
     "tpu_sparsecore_pallas_test",
     "tpu_sparsecore_pallas_distributed_test",
 )
+# With the TPU's compiler: one test in so many, beside all that expect it to refuse a kernel.
+COMPILED = 40
 # Of JAX's general tests, which are many: one test in so many of each file.
 GENERAL = {"api_test": 1, "lax_test": 2}
 
@@ -80,6 +82,7 @@ def run_file(
     shim: bool,
     mode: str,
     scope: str,
+    compiled: bool,
     seconds: int,
     jobs: int,
 ) -> None:
@@ -87,6 +90,8 @@ def run_file(
     with tempfile.TemporaryDirectory() as scratch:
         done = pathlib.Path(scratch) / "done"
         done.write_text("\n".join(kept.read(results)))
+        tpu = OTHERS.get(path.stem, TPU) if mode == kept.AS_TPU else "0"
+        every = GENERAL[path.stem] if mode == kept.GENERAL else COMPILED if compiled else 1
         environment = {
             **os.environ,
             "CONFORMANCE_CHECKOUT": str(checkout),
@@ -94,11 +99,14 @@ def run_file(
             "CONFORMANCE_DONE": str(done),
             "CONFORMANCE_COMMIT": commit() if shim else "",
             "CONFORMANCE_MODE": mode,
-            "CONFORMANCE_EVERY": str(GENERAL[path.stem] if mode == kept.GENERAL else 1),
+            "CONFORMANCE_EVERY": str(every),
+            "CONFORMANCE_REFUSALS": "1" if compiled else "0",
             "CONFORMANCE_SECONDS": str(seconds),
             "PALLAS_NUMPY": "1" if shim else "0",
             "PALLAS_NUMPY_SCOPE": scope,
-            "PALLAS_NUMPY_TPU": OTHERS.get(path.stem, TPU) if mode == kept.AS_TPU else "0",
+            "PALLAS_NUMPY_TPU": tpu,
+            "PALLAS_NUMPY_COMPILE": tpu if compiled else "0",
+            "PALLAS_NUMPY_STRICT": "1" if compiled else "0",
             "PYTHONPATH": os.pathsep.join([str(ROOT / "sitecustomize_pkg"), str(ROOT)]),
             "JAX_ENABLE_CHECKS": "0",
         }
@@ -154,6 +162,13 @@ def main() -> int:
         default="kernels",
         help="as PALLAS_NUMPY_SCOPE: whether functions without kernels run in the evaluator, too",
     )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="with --as-tpu: have the TPU's compiler refuse kernels (PALLAS_NUMPY_COMPILE and "
+        f"_STRICT). Runs the tests that expect it, and one in {COMPILED} of the others, not on "
+        "stock. It needs libtpu",
+    )
     parser.add_argument("--only", nargs="*", metavar="FILE", help="files, without .py")
     parser.add_argument(
         "--rerun",
@@ -169,19 +184,23 @@ def main() -> int:
     options = parser.parse_args()
     if not (options.checkout / "tests/pallas").is_dir():
         parser.error(f"{options.checkout} is no checkout of JAX: it has no tests/pallas")
+    if options.compile and options.mode != kept.AS_TPU:
+        parser.error("--compile needs --as-tpu")
     checkout = options.checkout.resolve()
     mode = options.mode or kept.AS_IS
     names = {kept.AS_IS: AS_IS, kept.AS_TPU: AS_TPU, kept.GENERAL: tuple(GENERAL)}[mode]
     folder = checkout / ("tests" if mode == kept.GENERAL else "tests/pallas")
-    results = kept.Results(options.keep, mode=mode, all_functions=options.scope == "all")
+    results = kept.Results(
+        options.keep, mode=mode, all_functions=options.scope == "all", compiled=options.compile
+    )
     for name in options.only or names:
         path = folder / f"{name}.py"
         if not path.exists():
             print(f"{name}: not in this version of JAX", file=sys.stderr)
             continue
-        limits = {"mode": mode, "scope": options.scope, "seconds": options.seconds,
-                  "jobs": options.jobs}
-        if not options.no_stock:
+        limits = {"mode": mode, "scope": options.scope, "compiled": options.compile,
+                  "seconds": options.seconds, "jobs": options.jobs}
+        if not options.no_stock and not options.compile:
             run_file(path, checkout, results.path(name, shim=False), shim=False, **limits)
         if options.rerun != "nothing":
             ours = results.path(name, shim=True)

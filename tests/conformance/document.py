@@ -10,7 +10,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from tests.conformance.kept import AS_IS, AS_TPU, GENERAL, Outcomes, Results
-from tests.conformance.reasons import explained
+from tests.conformance.reasons import expects_refusal, explained
 
 HEAD = """\
 # Conformance
@@ -40,6 +40,8 @@ def write(path: pathlib.Path, names: Sequence[str], results: Results) -> None:
     title = f"## JAX {results.version}, {_TITLES[results.mode]}"
     if results.all_functions:
         title += ", PALLAS_NUMPY_SCOPE=all"
+    if results.compiled:
+        title += ", with its compiler"
     sections[title] = "\n".join([title, "", *_section(names, results)]) + "\n"
     path.write_text(
         "\n".join([HEAD, *(sections[title] for title in sorted(sections))]), encoding="utf-8"
@@ -57,9 +59,13 @@ def _section(names: Sequence[str], results: Results) -> Iterator[str]:
     shim = {name: results.of(name, shim=True) for name in names}
     dates = [test["date"] for name in names for test in shim[name].values()]
     mode = f" --{results.mode}" * (results.mode != AS_IS) + " --scope all" * results.all_functions
+    mode += " --compile" * results.compiled
     yield f"Python {platform.python_version()}, {max(dates, default='no results')}."
     yield f"`python -m tests.conformance CHECKOUT{mode}` writes it."
     yield ""
+    if results.compiled:
+        yield from _compiled(shim)
+        return
     yield "| file | stock: passed / failed / skipped | shim | numpy | callback | jax | commit |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for name in names:
@@ -78,6 +84,30 @@ def _section(names: Sequence[str], results: Results) -> Iterator[str]:
     for rung, title in (("jax", "Left to JAX"), ("callback", "By callback")):
         yield from _table(title, ("reason", "kernels", "tests"), _kernels(rung, shim))
     yield from _table("Skipped under the shim", ("reason", "tests"), _skipped(shim.values()))
+
+
+def _compiled(shim: dict[str, Outcomes]) -> Iterator[str]:
+    """What the tests do that expect the TPU's compiler to refuse a kernel, and some others."""
+    yield (
+        "The calls raise what the compiler refuses. The tests that expect it are all here, of the "
+        "others one in so many: a kernel that JAX runs on a TPU isn't to be refused."
+    )
+    yield ""
+    yield "| file | expect a refusal: passed / failed / skipped | others | commit |"
+    yield "| --- | --- | --- | --- |"
+    for name, outcomes in (*shim.items(), ("all", _together(shim))):
+        named = {test if name == "all" else f"{name}::{test}": o for test, o in outcomes.items()}
+        expecting = {test: one for test, one in named.items() if expects_refusal(test)}
+        others = {test: one for test, one in named.items() if test not in expecting}
+        commits = ", ".join(sorted({one["commit"] for one in outcomes.values()}))
+        counts = [_counts(each, each) for each in (expecting, others)]
+        if named:
+            yield f"| {' | '.join([name, *counts, commits])} |"
+    nothing: dict[str, Outcomes] = {name: {} for name in shim}
+    yield from _table(
+        "Failed with its compiler", ("file", "tests", "how many", "stock", "why"),
+        _failed(nothing, shim),
+    )  # fmt: skip
 
 
 def _together(files: dict[str, Outcomes]) -> Outcomes:

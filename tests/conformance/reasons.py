@@ -17,6 +17,10 @@ class Reason(NamedTuple):
     tests: str
 
 
+# These pass with the TPU's compiler (--compile).
+_REFUSED = "expects that JAX refuses the kernel when it compiles it for a TPU; here it runs"
+_OVERFLOWS = "expects that a TPU's memory overflows; here the kernel runs"
+
 _FAR = r"Not equal to tolerance rtol=(1e-0|0\.005)|Arrays are not equal"
 
 REASONS = (
@@ -48,7 +52,7 @@ REASONS = (
         "lax_test::LaxTest::testOp34[4-7]",
     ),
     Reason(
-        "expects that JAX refuses the kernel when it compiles it for a TPU; here it runs",
+        _REFUSED,
         r"AssertionError: \w+ not raised|DMAs with bool dtypes are not supported|does not match",
         """
             ops_test::OpsTest::test_f16_true_divide_unsupported
@@ -85,7 +89,7 @@ REASONS = (
         "tpu_pallas_mpmd_test::MpmdTest::test_parallel_subkernels_semaphores_missing_subcore_axis",
     ),
     Reason(
-        "expects that a TPU's memory overflows; here the kernel runs",
+        _OVERFLOWS,
         r"AssertionError: JaxRuntimeError not raised",
         """
             tpu_pallas_test::PallasCallTest::test_vmem_limit
@@ -184,7 +188,15 @@ REASONS = (
 def explained(test: str, message: str) -> str | None:
     """Why FILE::CLASS::TEST failed with that message, if a row says it."""
     for row in REASONS:
-        named = any(fnmatch.fnmatchcase(test, pattern) for pattern in row.tests.split())
-        if named and re.search(row.failure, message):
+        if _names(row, test) and re.search(row.failure, message):
             return row.text
     return None
+
+
+def expects_refusal(test: str) -> bool:
+    """Whether FILE::CLASS::TEST is one of those that expect the TPU's compiler to refuse a kernel."""
+    return any(row.text in (_REFUSED, _OVERFLOWS) and _names(row, test) for row in REASONS)
+
+
+def _names(row: Reason, test: str) -> bool:
+    return any(fnmatch.fnmatchcase(test, pattern) for pattern in row.tests.split())
