@@ -13,6 +13,7 @@ import numpy as np
 from jax import export
 from jax._src import compiler, config, core
 from jax._src.state.types import AbstractRef
+from jax.experimental import pallas
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from pallas_shim.jax_compat import meshes
@@ -90,6 +91,7 @@ def _is_dict(value: Any) -> bool:
 _OF_LOWERING = tuple(
     os.path.join(os.path.dirname(jax.__file__), *parts)
     for parts in (
+        ("_src", "pallas", "core.py"),  # of core_map
         ("_src", "pallas", "mosaic", ""),
         ("experimental", "mosaic", ""),
         ("_src", "tpu_custom_call.py"),
@@ -145,6 +147,12 @@ def exported(kernel: Site, device_kind: str, cores: int) -> Any:
     avals = [v.aval.inner_aval if ref else v.aval for v, ref in zip(eqn.invars, refs, strict=True)]
 
     def call(*args: Any) -> list[Any]:
+        if not eqn.outvars and not any(refs):
+            # JAX drops what has no result. In a program, run_state keeps it.
+            def bind(_: Any) -> None:
+                eqn.primitive.bind(*args, **params)
+
+            return [pallas.run_state(bind)(0)]
         held = [jax.new_ref(x) if ref else x for x, ref in zip(args, refs, strict=True)]
         out = eqn.primitive.bind(*held, **params)
         read = [x[...] for x, ref in zip(held, refs, strict=True) if ref]

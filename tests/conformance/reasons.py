@@ -194,7 +194,7 @@ def explained(test: str, message: str) -> str | None:
 
 
 def expects_refusal(test: str) -> bool:
-    """Whether FILE::CLASS::TEST is one of those that expect the TPU's compiler to refuse a kernel."""
+    """Whether FILE::CLASS::TEST is one of those that expect a kernel to be refused."""
     return any(row.text in (_REFUSED, _OVERFLOWS) and _names(row, test) for row in REASONS)
 
 

@@ -81,7 +81,9 @@ def row(document, *starts):
 
 
 def results(tmp_path, *, shim, all_functions=False):
-    found = kept.Results(tmp_path / "kept", mode=kept.AS_IS, all_functions=all_functions, compiled=False)
+    found = kept.Results(
+        tmp_path / "kept", mode=kept.AS_IS, all_functions=all_functions, compiled=False
+    )
     return found.path("ops_test", shim=shim)
 
 
