@@ -190,6 +190,8 @@ def _exported(site: export_tpu.Site, target: Target) -> tuple[Verdict, Any]:
         target.tpu,
         dataclasses.replace(answer, seconds=took),
         None if held is None else sum(each.size for each in held),
+        None if held is None else sum(each.size for each in held if each.is_block),
+        min(target.tpu.vmem, export_tpu.vmem_limit(site) or target.tpu.scoped),
         jax.__version__,
     )
     return verdict, module

@@ -20,8 +20,9 @@ class Verdict:
     """What was said of one kernel for one TPU.
 
     ``operands``: their types. ``answer``: the compiler's, whose outcome may also be `LOWERED`.
-    ``estimate``: bytes of VMEM that blocks and scratch take; None: unknown. ``remembered``: an
-    earlier process compiled it.
+    ``estimate``: bytes of VMEM that blocks and scratch take; None: unknown. ``blocks``: those that
+    blocks take, of which no more than ``blocks_limit`` fit. ``remembered``: an earlier process
+    compiled it.
     """
 
     kernel: str
@@ -31,6 +32,8 @@ class Verdict:
     tpu: Tpu
     answer: Answer
     estimate: int | None
+    blocks: int | None
+    blocks_limit: int
     jax: str
     remembered: bool = False
 
@@ -52,6 +55,8 @@ class Verdict:
             "memory": self.memory(),
             "vmem_estimate": self.estimate,
             "vmem_limit": self.tpu.vmem,
+            "blocks_estimate": self.blocks,
+            "blocks_limit": self.blocks_limit,
             "allocations": [dataclasses.asdict(a) for a in answer.allocations or ()],
             "bundles": answer.bundles,
             "spills": answer.spills,
@@ -136,15 +141,28 @@ def _facts(row: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name.upper()} {_bytes(used)} of {_bytes(limit)}"
         yield f"{memory['semaphores']['used']} semaphores"
     elif row["vmem_estimate"] is not None and row["outcome"] != ACCEPTED:
-        held, limit = row["vmem_estimate"], row["vmem_limit"]
-        over = ", which is too much" if held > limit else ""
-        yield f"blocks and scratch take {_bytes(held)} of {_bytes(limit)} VMEM{over}"
+        yield overflow(row) or (
+            f"blocks and scratch take {_bytes(row['vmem_estimate'])} of "
+            f"{_bytes(row['vmem_limit'])} VMEM"
+        )
     if row["spills"] is not None:
         yield f"{row['spills']} spills" if row["spills"] else "no spills"
     if row["bundles"] is not None:
         yield f"{row['bundles']} bundles"
     if row["code_size"] is not None:
         yield f"code {_bytes(row['code_size'])}"
+
+
+def overflow(row: Mapping[str, Any]) -> str | None:
+    """Why blocks and scratch can't fit into VMEM, or None."""
+    for what, held, limit in (
+        ("blocks take", row["blocks_estimate"], row["blocks_limit"]),
+        ("blocks and scratch take", row["vmem_estimate"], row["vmem_limit"]),
+    ):
+        if held is not None and held > limit:
+            of = "VMEM" if limit == row["vmem_limit"] else "VMEM, which vmem_limit_bytes can raise"
+            return f"{what} {_bytes(held)}, too much for {_bytes(limit)} of {of}"
+    return None
 
 
 def _bytes(number: int | None) -> str:

@@ -83,6 +83,17 @@ def obstacle(kernel: Site) -> str | None:
     return None
 
 
+def vmem_limit(kernel: Site) -> int | None:
+    """The bytes of VMEM that a kernel's compiler_params let its blocks take; None: they don't
+    say."""
+    given = kernel.equation.params.get("compiler_params")
+    for each in given.values() if _is_dict(given) else [given]:
+        limit: int | None = getattr(each, "vmem_limit_bytes", None)
+        if limit is not None:
+            return limit
+    return None
+
+
 def _is_dict(value: Any) -> bool:
     return isinstance(value, Mapping) or type(value).__name__ == "FrozenDict"
 
