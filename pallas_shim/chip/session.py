@@ -261,8 +261,8 @@ _GOODBYE = 5.0
 class _Compiler:
     """The driver's process. Whatever happens to it, each job gets an answer."""
 
-    # Beyond a job's own limit, the seconds without any answer after which it counts as hanging.
-    _PATIENCE = 120.0
+    # The seconds without a message after which it counts as hanging. Clusters send only answers.
+    _PATIENCE = 900.0
 
     def __init__(self, executor: str | None, limits: Limits):
         self._executor, self._limits = executor, limits
@@ -339,7 +339,8 @@ class _Compiler:
         if self._channel is None:
             return None
         try:
-            message = self._channel.receive(self._limits.wall + self._PATIENCE)
+            while (message := self._channel.receive(self._PATIENCE)) == driver.ALIVE:
+                pass
         except TimeoutError:
             self._failure = self._failure or "the compiling process doesn't answer"
         except Closed:
