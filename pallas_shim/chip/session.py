@@ -190,9 +190,9 @@ def _exported(site: export_tpu.Site, target: Target) -> tuple[Verdict, Any]:
         target.tpu,
         dataclasses.replace(answer, seconds=took),
         None if held is None else sum(each.size for each in held),
-        None if held is None else sum(each.size for each in held if each.is_block),
-        min(target.tpu.vmem, export_tpu.vmem_limit(site) or target.tpu.scoped),
         jax.__version__,
+        blocks=None if held is None else sum(each.size for each in held if each.is_block),
+        blocks_limit=min(target.tpu.vmem, export_tpu.vmem_limit(site) or target.tpu.scoped),
     )
     return verdict, module
 

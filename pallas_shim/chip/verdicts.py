@@ -20,9 +20,9 @@ class Verdict:
     """What was said of one kernel for one TPU.
 
     ``operands``: their types. ``answer``: the compiler's, whose outcome may also be `LOWERED`.
-    ``estimate``: bytes of VMEM that blocks and scratch take; None: unknown. ``blocks``: those that
-    blocks take, of which no more than ``blocks_limit`` fit. ``remembered``: an earlier process
-    compiled it.
+    ``estimate``: bytes of VMEM that blocks and scratch take; None: unknown. ``remembered``: an
+    earlier process compiled it. ``blocks``: the bytes of VMEM that blocks take, of which no more
+    than ``blocks_limit`` may be; None: unknown.
     """
 
     kernel: str
@@ -32,10 +32,10 @@ class Verdict:
     tpu: Tpu
     answer: Answer
     estimate: int | None
-    blocks: int | None
-    blocks_limit: int
     jax: str
     remembered: bool = False
+    blocks: int | None = None
+    blocks_limit: int | None = None
 
     @property
     def is_refused(self) -> bool:
@@ -159,7 +159,7 @@ def overflow(row: Mapping[str, Any]) -> str | None:
         ("blocks take", row["blocks_estimate"], row["blocks_limit"]),
         ("blocks and scratch take", row["vmem_estimate"], row["vmem_limit"]),
     ):
-        if held is not None and held > limit:
+        if held is not None and limit is not None and held > limit:
             of = "VMEM" if limit == row["vmem_limit"] else "VMEM, which vmem_limit_bytes can raise"
             return f"{what} {_bytes(held)}, too much for {_bytes(limit)} of {of}"
     return None
