@@ -74,9 +74,13 @@ REASONS = (
             tpu_sparsecore_pallas_test::*::test_invalid_gather_*
             tpu_sparsecore_pallas_test::*::test_scalar_load_*
             tpu_sparsecore_pallas_test::*::test_scalar_store_*
-            tpu_sparsecore_pallas_test::*::test_*sparsecore_availability_check
             tpu_side_effects_test::SideEffectsTest::test_invalid_side_effect_type
         """,
+    ),
+    Reason(
+        "expects that JAX refuses a kernel without an interpreter on a CPU; here it runs",
+        r"ValueError not raised|multiple of 32",
+        "tpu_sparsecore_pallas_test::*::test_*sparsecore_availability_check",
     ),
     Reason(
         "its reference is a product that XLA doesn't have on a CPU",
