@@ -19,7 +19,7 @@ def kernels(function: Callable[..., Any], *args: Any) -> list[export_tpu.Site]:
 
     Args:
       function: any function of arrays, jitted or not.
-      args: its arguments, or `jax.ShapeDtypeStruct`s in their places.
+      args: its arguments, or a `jax.ShapeDtypeStruct` in the place of each.
     """
     reached = Reached()
     reached.note(export_tpu.sites(jax.make_jaxpr(function)(*args)))
@@ -37,7 +37,7 @@ def verdicts(
 
     Args:
       function: any function of arrays, jitted or not. It is traced, and doesn't run.
-      args: its arguments, or `jax.ShapeDtypeStruct`s in their places.
+      args: its arguments, or a `jax.ShapeDtypeStruct` in the place of each.
       tpu: one or more generations, as "v6e", or with a topology, as "v5e:4x4".
       executor: where to compile, as PALLAS_NUMPY_COMPILE_EXECUTOR.
       limits: what one kernel may take.

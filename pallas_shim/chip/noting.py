@@ -21,10 +21,10 @@ class Reached:
     def note(self, sites: Iterable[export_tpu.Site]) -> None:
         """Notes kernels, unless equal ones with operands of the same types were noted before."""
         for site in sites:
-            found = key(site)
+            at = key(site)
             with self._lock:
-                if found not in self._known:
-                    self._known.add(found)
+                if at not in self._known:
+                    self._known.add(at)
                     self._waiting.append(site)
 
     def take(self) -> list[export_tpu.Site]:

@@ -22,7 +22,9 @@ class Verdict:
     ``operands``: their types. ``answer``: the compiler's, whose outcome may also be `LOWERED`.
     ``estimate``: bytes of VMEM that blocks and scratch take; None: unknown. ``remembered``: an
     earlier process compiled it. ``blocks``: the bytes of VMEM that blocks take, of which no more
-    than ``blocks_limit`` may be; None: unknown.
+    than ``blocks_limit`` may be; None: unknown. ``names``: the user's names of the operands and
+    results. ``devices``: how many run it together. ``operations``: of floating-point numbers in one
+    call; None: unknown. ``key``: which of the process's kernels it is.
     """
 
     kernel: str
@@ -36,6 +38,10 @@ class Verdict:
     remembered: bool = False
     blocks: int | None = None
     blocks_limit: int | None = None
+    names: Sequence[str] = ()
+    devices: int = 1
+    operations: int | None = None
+    key: Any = None
 
     @property
     def is_refused(self) -> bool:

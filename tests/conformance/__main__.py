@@ -1,7 +1,7 @@
 """Runs JAX's tests on stock JAX and under the shim, and writes docs/conformance.md.
 
-    python -m tests.conformance CHECKOUT [--as-tpu | --general] [--scope all] [--compile]
-                                [--only FILE ...] [--rerun failed] [--no-stock]
+    python -m tests.conformance CHECKOUT [--as-tpu | --general] [--scope exact | all]
+                                [--compile] [--only FILE ...] [--rerun failed] [--no-stock]
 
 The tests are those of Pallas, in tests/pallas, or with --general some that have nothing to do with
 it, which are to be the same with Pallas imported.
@@ -71,7 +71,7 @@ AS_TPU = (
 # With the TPU's compiler: one test in so many, beside all that expect it to refuse a kernel.
 COMPILED = 40
 # Of JAX's general tests, which are many: one test in so many of each file.
-GENERAL = {"api_test": 1, "lax_test": 2}
+GENERAL = {"api_test": 1, "lax_test": 2, "random_test": 1}
 
 
 def run_file(
@@ -158,9 +158,9 @@ def main() -> int:
     )
     parser.add_argument(
         "--scope",
-        choices=("kernels", "all"),
+        choices=("kernels", "exact", "all"),
         default="kernels",
-        help="as PALLAS_NUMPY_SCOPE: whether functions without kernels run in the evaluator, too",
+        help="as PALLAS_NUMPY_SCOPE: which functions without kernels run in the evaluator, too",
     )
     parser.add_argument(
         "--compile",
@@ -191,7 +191,7 @@ def main() -> int:
     names = {kept.AS_IS: AS_IS, kept.AS_TPU: AS_TPU, kept.GENERAL: tuple(GENERAL)}[mode]
     folder = checkout / ("tests" if mode == kept.GENERAL else "tests/pallas")
     results = kept.Results(
-        options.keep, mode=mode, all_functions=options.scope == "all", compiled=options.compile
+        options.keep, mode=mode, scope=options.scope, compiled=options.compile
     )
     for name in options.only or names:
         path = folder / f"{name}.py"

@@ -38,8 +38,8 @@ def write(path: pathlib.Path, names: Sequence[str], results: Results) -> None:
         for text in re.split(r"^(?=## )", path.read_text(encoding="utf-8"), flags=re.M)[1:]:
             sections[text.partition("\n")[0]] = text.rstrip() + "\n"
     title = f"## JAX {results.version}, {_TITLES[results.mode]}"
-    if results.all_functions:
-        title += ", PALLAS_NUMPY_SCOPE=all"
+    if results.scope != "kernels":
+        title += f", PALLAS_NUMPY_SCOPE={results.scope}"
     if results.compiled:
         title += ", with its compiler"
     sections[title] = "\n".join([title, "", *_section(names, results)]) + "\n"
@@ -58,7 +58,8 @@ def _section(names: Sequence[str], results: Results) -> Iterator[str]:
     stock = {name: results.of(name, shim=False) for name in names}
     shim = {name: results.of(name, shim=True) for name in names}
     dates = [test["date"] for name in names for test in shim[name].values()]
-    mode = f" --{results.mode}" * (results.mode != AS_IS) + " --scope all" * results.all_functions
+    mode = f" --{results.mode}" * (results.mode != AS_IS)
+    mode += f" --scope {results.scope}" * (results.scope != "kernels")
     mode += " --compile" * results.compiled
     yield f"Python {platform.python_version()}, {max(dates, default='no results')}."
     yield f"`python -m tests.conformance CHECKOUT{mode}` writes it."

@@ -19,21 +19,19 @@ Outcomes = Mapping[str, Mapping[str, Any]]
 
 
 class Results:
-    """What is kept of the installed JAX, in one mode. Of the shim with PALLAS_NUMPY_SCOPE=all if
-    ``all_functions``, and of the shim with the TPU's compiler if ``compiled``; stock has nothing to
-    do with either."""
+    """What is kept of the installed JAX, in one mode; and of the shim in one PALLAS_NUMPY_SCOPE,
+    with the TPU's compiler if ``compiled``. Stock has nothing to do with either."""
 
-    def __init__(
-        self, home: pathlib.Path, *, mode: str, all_functions: bool, compiled: bool
-    ) -> None:
+    def __init__(self, home: pathlib.Path, *, mode: str, scope: str, compiled: bool) -> None:
         self.version = importlib.metadata.version("jax")
         self.mode = mode
-        self.all_functions = all_functions
+        self.scope = scope
         self.compiled = compiled
         self._home = home / f"jax-{self.version}{'' if mode == AS_IS else f'-{mode}'}"
 
     def path(self, name: str, *, shim: bool) -> pathlib.Path:
-        ours = "shim" + "-scope-all" * self.all_functions + "-compiled" * self.compiled
+        ours = "shim" if self.scope == "kernels" else f"shim-scope-{self.scope}"
+        ours += "-compiled" * self.compiled
         folder = self._home / (ours if shim else "stock")
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{name}.jsonl"

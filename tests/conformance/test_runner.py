@@ -80,10 +80,8 @@ def row(document, *starts):
     return found
 
 
-def results(tmp_path, *, shim, all_functions=False):
-    found = kept.Results(
-        tmp_path / "kept", mode=kept.AS_IS, all_functions=all_functions, compiled=False
-    )
+def results(tmp_path, *, shim, scope="kernels"):
+    found = kept.Results(tmp_path / "kept", mode=kept.AS_IS, scope=scope, compiled=False)
     return found.path("ops_test", shim=shim)
 
 
@@ -139,7 +137,7 @@ def test_what_failed_runs_again_and_the_rest_does_not(run, tmp_path):
 def test_each_scope_has_results_of_its_own(run, tmp_path):
     others = ("passes", "is_left_to_jax", "skipped", "hangs", "crashes")
     lines = "".join(line(name, "passed") + "\n" for name in others)
-    results(tmp_path, shim=True, all_functions=True).write_text(lines)
+    results(tmp_path, shim=True, scope="all").write_text(lines)
     document = run("--scope", "all", "--rerun", "missing")
     assert ", as they are, PALLAS_NUMPY_SCOPE=all\n" in document
     assert row(document, "ops_test", "0 / 0 / 0, 6 not run")[2] == "6 / 0 / 0"

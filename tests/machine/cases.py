@@ -440,7 +440,7 @@ def races(kernel, x, scratch=(), n=3, space=pltpu.VMEM):
     run = k.call(kernel, local((8, 128)), scratch=scratch, space=space)
     f = jax.jit(k.over(run, k.mesh(n), P("x"), P("x")))
     found: list = []
-    executable = Executable(lower(jax.make_jaxpr(f)(x), timed=True), lambda _: False)
+    executable = Executable(lower(jax.make_jaxpr(f)(x), timed=True, on_mesh=True), lambda _: False)
     with order.running(order.OWN_ORDER, Clocks(found.append)):
         (got,) = executable(np.asarray(x))
     equal(f(x), got)
@@ -457,6 +457,13 @@ UNORDERED = {
     "one row beside the other": [],
     "a row too many": ["copy-unordered"],
     "signal before the store": ["copy-unordered"],
+    "a masked store beside a row": [],
+    "a masked store over a row": ["copy-unordered"],
+    "a masked load beside a row": [],
+    "a masked load over a row": ["copy-unordered"],
+    "indices beside a row": [],
+    "indices over a row": ["copy-unordered"],
+    "equal copies": [],
 }
 
 
@@ -471,13 +478,36 @@ def races_between_devices(fault):
             k.signal(done, 1, device_id={"x": lax.rem(me + n - 1, n)}, device_id_type=MESH)
         rows = pl.ds(0, 4) if "row" in fault else pl.ds(0, 8)
         copy = right_of(x_ref.at[rows], got.at[rows], send, recv)
-        copy.start()
+        if fault != "equal copies":
+            copy.start()
         if fault == "not awaited":
             o_ref[...] = got[...]
         if fault == "one row beside the other":
             got[4:] = jnp.ones((4, 128))
         if fault == "a row too many":
             got[3:] = jnp.ones((5, 128))
+        over = "over" in fault
+        chosen = lax.broadcasted_iota(jnp.int32, (8, 128), 0) >= (3 if over else 4)
+        if "masked store" in fault:
+            pltpu.store(got, jnp.ones_like(got), mask=chosen)
+        if "masked load" in fault:
+            o_ref[...] = jnp.where(chosen, pltpu.load(got, mask=chosen), 0)
+        if "indices" in fault:
+            at = lax.iota(jnp.int32, 2)
+            o_ref[0, 0:2] = got[(3 if over else 4) + 2 * at, at]
+        if fault == "equal copies":
+            x_ref[...] = jnp.ones_like(x_ref)
+            equal_copy = pltpu.make_async_remote_copy(
+                x_ref, common, send, done, device_id={"x": 0}, device_id_type=MESH
+            )
+            equal_copy.start()
+            equal_copy.wait_send()
+
+            @pl.when(me == 0)
+            def _():
+                for _ in range(3):
+                    equal_copy.wait_recv()
+
         if fault == "source changed":
             x_ref[...] = jnp.zeros_like(x_ref)
         if fault == "one semaphore for two":
@@ -486,7 +516,8 @@ def races_between_devices(fault):
             other.wait_recv()
             o_ref[...] = got[...]
             other.wait_send()
-        copy.wait()
+        if fault != "equal copies":
+            copy.wait()
         if fault == "no barrier":
             k.wait(done, 1)
         if fault == "signal before the store":
@@ -507,7 +538,8 @@ def races_between_devices(fault):
                 right_of(x_ref, common, send, recv).wait_recv()
         o_ref[...] = got[...]
 
-    found = races(kernel, k.numbers(24, 128), [VMEM, VMEM, k.DMA, k.DMA, k.REGULAR])
+    done = k.DMA if fault == "equal copies" else k.REGULAR
+    found = races(kernel, k.numbers(24, 128), [VMEM, VMEM, k.DMA, k.DMA, done])
     rules = [f.rule for f in found if f.kind == "races"]
     assert sorted(set(rules)) == UNORDERED[fault], found
     for finding in found:
@@ -559,6 +591,42 @@ def a_race_between_cores():
     assert run(True) == []
     (finding,) = run(False)
     assert {a.program for a in finding.accesses} == {"core 0 (core=0)", "core 1 (core=1)"}
+
+
+@case("equal values", "in place")
+def copies_of_subcores(what):
+    """All write the same, or each writes where its neighbour may not have read yet."""
+    from jax.experimental.pallas import tpu_sc as plsc
+
+    from tests.check.harness import check
+
+    if not hasattr(pl, "kernel") or not hasattr(plsc, "fetch_and_add"):
+        return double_for_the_report()
+    mesh = plsc.VectorSubcoreMesh(
+        core_axis_name="core", subcore_axis_name="subcore", num_cores=1, num_subcores=4
+    )
+
+    def kernel(o_ref, own_ref):
+        me = lax.axis_index("subcore")
+        own_ref[...] = jnp.full(16, 0 if what == "equal values" else me, jnp.int32)
+        pltpu.sync_copy(own_ref, o_ref.at[0 if what == "equal values" else me])
+        plsc.subcore_barrier()
+        if what == "in place":
+            pltpu.sync_copy(o_ref.at[(me + 1) % 4], own_ref)
+            pltpu.sync_copy(own_ref, o_ref.at[me])
+
+    run = pl.kernel(
+        kernel, out_type=jax.ShapeDtypeStruct((4, 16), jnp.int32), mesh=mesh,
+        scratch_types=[pltpu.VMEM((16,), jnp.int32)],
+    )  # fmt: skip
+    findings = check(run, kinds=["races"]).findings
+    assert {f.rule for f in findings} == (
+        set() if what == "equal values" else {"copy-unordered"}
+    ), findings
+    for finding in findings:
+        assert finding.ref == "o_ref" and len(finding.accesses) == 2
+        assert all("tests/machine/cases.py:" in (a.where or "") for a in finding.accesses)
+    double_for_the_report()
 
 
 @case()
@@ -1255,6 +1323,59 @@ def undefined_elements_beside_memory_that_others_write():
         rules = [] if stores else ["uninitialized/never-written"]
         assert checked.rules == rules, checked.findings
         assert not any("again" in reason for _, reason in checked.not_checked)
+    double_for_the_report()
+
+
+SENT = {
+    "all of it": [],
+    "half of it": ["uninitialized/read-before-write"],
+    "what was never written": ["uninitialized/read-before-write"],
+    "to oneself": ["uninitialized/read-before-write"],
+    "into the result": [],
+    "half of the result": ["uninitialized/never-written"],
+}
+
+
+@case(*SENT)
+def undefined_elements_of_memory_that_others_write(what):
+    from tests.check.harness import check
+
+    def kernel(x_ref, o_ref, got_ref, own_ref, send, recv):
+        k.barrier()
+        me = lax.axis_index("x")
+        if what != "what was never written":
+            own_ref[...] = x_ref[...]
+        rows = pl.ds(0, 4 if "half" in what else 8)
+        result = "result" in what
+        copy = pltpu.make_async_remote_copy(
+            own_ref.at[rows], (o_ref if result else got_ref).at[rows], send, recv,
+            device_id=(lax.select((me == 2) & (what == "to oneself"), me, lax.rem(me + 1, 3)),),
+            device_id_type=MESH,
+        )  # fmt: skip
+        copy.start()
+        copy.wait_send()
+
+        @pl.when((me != 0) | (what != "to oneself"))
+        def _():
+            copy.wait_recv()
+
+        if what == "to oneself":
+
+            @pl.when(me == 2)
+            def _():
+                copy.wait_recv()  # of its own copy
+
+        if not result:
+            o_ref[...] = got_ref[...]
+
+    scratch = [VMEM, VMEM, k.DMA, k.DMA]
+    run = k.call(kernel, local((8, 128)), scratch=scratch, space=pltpu.VMEM)
+    f = k.over(run, k.mesh(3), P("x"), P("x"))
+    checked = check(f, k.numbers(24, 128), kinds=["uninitialized"])
+    assert checked.rules == SENT[what] and not checked.not_checked, checked.findings
+    if what == "to oneself":
+        (finding,) = checked.findings
+        assert finding.ref == "got_ref" and finding.accesses[0].program == "device 0 (x=0)"
     double_for_the_report()
 
 

@@ -79,6 +79,8 @@ def _emit_mpmd(
         for out, type in enumerate(types[num_inputs:num_operands])
     ]
     own = list(map(ref_type, types[num_operands:]))
+    for ref, name in zip([*operands, *outs], jax_compat.argument_names(opened), strict=False):
+        lowering.names.setdefault(ref, name)
     several = len(call.functions) > 1
     with lowering.block() as cores:
         if several and any(f.waits is not None for f in call.functions):

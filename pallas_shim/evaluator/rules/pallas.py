@@ -15,7 +15,7 @@ from pallas_shim.jax_compat import meshes
 
 @lowering_rule("pallas_call")
 def _pallas_call(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
-    call = jax_compat.pallas_call(eqn)
+    call = jax_compat.pallas_call(eqn, lowering.tpu_cores)
     with lowering.machine.within(call.name, call.source or "", meshes.talks(call.jaxpr)):
         return grid.lower_call(lowering, call, ins)
 
