@@ -74,14 +74,9 @@ class _Promotion:
     def _counted(self, values: Sequence[np.ndarray]) -> list[Any]:
         start = time.perf_counter()
         results = self._executable.run(values)
-        left = self._left
-        if left is None:
-            count = sum(1 for _ in self._executable.program.top.walk())
-            left = _EARNS * (_PROGRAM + count * _INSTRUCTION)
-        self._left = left = left - (time.perf_counter() - start)
-        if left < 0:
-            self._way = _Promotion._in_numpy
-            background.later(self._compile)
+        self._left -= time.perf_counter() - start
+        if self._left < 0:
+            self._earned()
         return results
 
     def _earned(self) -> None:
@@ -93,7 +88,7 @@ class _Promotion:
         if self._left < 0:
             self._way = _Promotion._in_numpy
             if _is_installed() or settings.current().report is not None:
-                _later(self._compile)
+                background.later(self._compile)
 
     def _compile(self) -> None:
         # Slow imports, so not before a program has earned them.

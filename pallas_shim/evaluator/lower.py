@@ -18,7 +18,7 @@ from pallas_shim import jax_compat
 from pallas_shim.evaluator import memory, registry
 from pallas_shim.evaluator.builder import Builder
 from pallas_shim.evaluator.checks.lowering import Checker, Checks
-from pallas_shim.evaluator.checks.place import Unknown, located, numbers
+from pallas_shim.evaluator.checks.place import UnknownPlace, located, numbers
 from pallas_shim.evaluator.machine.programs import (
     Machine,
     note_elements,
@@ -256,7 +256,7 @@ class Lowering(Builder):
             return
         try:
             place, leaves = located(view, mask)
-        except Unknown as unknown:
+        except UnknownPlace as unknown:
             note_unseen(self, f"an access to {self.names.get(view.ref, 'a ref')}: {unknown}")
         else:
             shape = view.ref.type.shape

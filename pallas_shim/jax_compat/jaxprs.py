@@ -112,6 +112,22 @@ def with_jaxprs(eqn: Any, changed: Mapping[int, Any]) -> Any:
     return eqn.replace(params=params)
 
 
+_JAXPRS = (core.Jaxpr,) if _CLOSED is None else (core.Jaxpr, _CLOSED)
+# The types of most parameters, none of which is a jaxpr. Asking for these first is faster.
+_PLAIN = frozenset({bool, int, float, str, type(None), np.dtype})
+
+
+def inner_jaxprs(eqn: Any) -> list[Any]:
+    """The jaxprs that an equation holds, opened."""
+    return [
+        held.jaxpr if _CLOSED is not None and isinstance(held, _CLOSED) else held
+        for value in eqn.params.values()
+        if type(value) not in _PLAIN
+        for held in (value if isinstance(value, tuple) else (value,))
+        if type(held) not in _PLAIN and isinstance(held, _JAXPRS)
+    ]
+
+
 def equations(jaxpr: Any) -> Iterator[Any]:
     """The equations of a jaxpr, each followed by those of the jaxprs inside it."""
     for eqn in open_jaxpr(jaxpr)[0].eqns:

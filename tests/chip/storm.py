@@ -1,5 +1,5 @@
-"""python -m tests.chip.storm [--runs 200] [--start 0] [--real]: whatever happens to the compiler, the
-script's output and exit status stay what they are.
+"""python -m tests.chip.storm [--runs 200] [--start 0] [--real]: whatever happens to the compiler,
+the script's output and exit status stay what they are.
 
 Each run starts a script under `python -m pallas_shim compile` and does one kind of harm: workers or
 the process above them are killed at random moments, the compiler aborts, hangs or grows, the disk

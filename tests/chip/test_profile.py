@@ -142,7 +142,7 @@ def test_copies_wait_for_one_another():
 
 
 def instruction(name, line=None):
-    return bundles.Instruction("v1", name, "", line)
+    return bundles.BundleInstruction("v1", name, "", line)
 
 
 def test_busy_units_hold_up_bundles():

@@ -258,6 +258,9 @@ def wait_for_copy(
 
     def run(activation: Activation, semaphores: Semaphores, *leaves: Array) -> tuple[()]:
         count = semaphores.at(semaphore, leaves[:number])
+        if count.signals:
+            count.mixed = True
+            _land_all(count)
         if count.mixed:
             return ()
         awaited = size(leaves[number:])

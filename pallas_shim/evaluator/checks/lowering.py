@@ -14,8 +14,8 @@ import numpy as np
 from pallas_shim.evaluator import refs
 from pallas_shim.evaluator.checks import blocks, copies, global_memory, races, undefined
 from pallas_shim.evaluator.checks import place as places
-from pallas_shim.evaluator.checks.place import AnyPlace, Unknown
-from pallas_shim.evaluator.checks.run import Activation, Site, current
+from pallas_shim.evaluator.checks.place import AnyPlace, UnknownPlace
+from pallas_shim.evaluator.checks.run import AccessSite, Activation, current
 from pallas_shim.evaluator.checks.shadow import NEVER, Shadow
 from pallas_shim.evaluator.program import Array, ArrayType, Effects, RefType, Value
 from pallas_shim.jax_compat import state
@@ -534,7 +534,7 @@ class Checker:
             return None
         try:
             return Located(*places.located(view, mask))
-        except Unknown as unknown:
+        except UnknownPlace as unknown:
             name = self.lowering.names.get(view.ref, "a ref")
             self.skip(f"an access to {name}: {unknown}")
             return None

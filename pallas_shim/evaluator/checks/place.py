@@ -88,7 +88,7 @@ def place_of(
 
 def located(
     view: state.RefView, mask: Value | None
-) -> tuple[Place | SizedPlace, list[Value]]:
+) -> tuple[RefElements | SizedPlace, list[Value]]:
     """The elements that an access touches, and the operands that they depend on.
 
     Raises:
@@ -101,7 +101,7 @@ def located(
     return place, leaves if mask is None else [*leaves, mask]
 
 
-class Place:
+class RefElements:
     """The elements of a ref that a path leads to.
 
     Args:
@@ -534,7 +534,7 @@ def _grouped(a: np.ndarray, ratio: int) -> np.ndarray:
     return a.reshape(*outer, rows // ratio, ratio, columns).swapaxes(-1, -2)
 
 
-AnyPlace = Place | SizedPlace
+AnyPlace = RefElements | SizedPlace
 
 
 def numbers(place: AnyPlace, shape: tuple[int, ...], leaves: Sequence[Any]) -> np.ndarray:

@@ -88,12 +88,12 @@ class CheckedRun:
             _running.reset(token)
 
 
-def current() -> Run:
+def current() -> CheckedRun:
     """The run that programs report to."""
     return _running.get()
 
 
-_running: contextvars.ContextVar[Run] = contextvars.ContextVar("pallas_shim_checked_run")
+_running: contextvars.ContextVar[CheckedRun] = contextvars.ContextVar("pallas_shim_checked_run")
 
 
 class Activation:

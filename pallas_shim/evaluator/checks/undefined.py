@@ -65,7 +65,7 @@ def unwritten(activation: Activation, site: AccessSite, codes: np.ndarray) -> Fi
     )  # fmt: skip
 
 
-def disturb(site: Site, place: AnyPlace, dtype: np.dtype) -> Callable[..., Any]:
+def disturb(site: AccessSite, place: AnyPlace, dtype: np.dtype) -> Callable[..., Any]:
     """Replaces undefined elements of a loaded value if the run asks for it."""
 
     def run(value: Array, activation: Activation, shadow: Shadow, *leaves: Array) -> Array:

@@ -88,7 +88,7 @@ def _scan(to: PythonSource, scan: Instruction) -> None:
     variables = [*([at] if at else []), *map(to.fresh, rows)]
     sources = [*([order] if at else []), *taken]
     over = sources[0] if len(sources) == 1 else f"zip({', '.join(sources)})"
-    if length >= progress.MANY_ROUNDS:
+    if progress.may_show(length):
         shown = functools.partial(progress.over_rounds, functools.partial(loop_name, scan), length)
         over = f"{to.given(shown)}({over})"
     to.line(f"for {', '.join(variables)} in {over}:")
@@ -138,7 +138,7 @@ def _while(to: PythonSource, loop: Instruction) -> None:
         to.names[out] = to.names[param]
 
 
-def _open_while(to: Source, loop: Instruction) -> int | None:
+def _open_while(to: PythonSource, loop: Instruction) -> int | None:
     """Writes the lines that begin a while loop. If they count, the number of what they count."""
     condition, body = loop.regions
     if to.inside_long:
@@ -182,7 +182,7 @@ def _without(body: Region, position: int) -> Region:
     return dataclasses.replace(body, results=tuple(results)) if used else kept
 
 
-def _switch(to: Source, switch: Instruction) -> None:
+def _switch(to: PythonSource, switch: Instruction) -> None:
     """The index is clamped to the branches: the first takes all lower indices, the last all higher
     ones."""
     (index,) = switch.ins

@@ -212,7 +212,7 @@ def _turn(prepare: Any, instruction: Instruction) -> Waiting:
     source = _source(instruction)
 
     def step(f: Frame) -> Any:
-        yield scheduler.Turn(source)
+        yield scheduler.TurnRequest(source)
 
     return step
 

@@ -78,7 +78,7 @@ class Count(Request):
         return f"{self.name}, which has {self.read()} and needs {self.needed}"
 
 
-class Turn(Request):
+class TurnRequest(Request):
     """Lets the other programs run until each waits, and then goes on."""
 
     def __init__(self, source: Any) -> None:

@@ -180,7 +180,11 @@ def _on_cores(
             if watch is not None:
                 watching.emit_cell_end(lowering, watch)
 
-    with lowering.machine.within(name, where, meshes.talks(function.jaxpr)):
+    shared = any(
+        isinstance(ref.type, RefType) and ref.type.space.startswith("semaphore") for ref in operands
+    )
+    talks = shared or meshes.talks(function.jaxpr)
+    with lowering.machine.within(name, where, talks):
         programs.emit_entry(lowering)
         cells = grid.lower_cells(
             lowering, name, sizes, tuple(function.axes), range(len(sizes)), core,
