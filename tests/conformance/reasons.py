@@ -26,7 +26,7 @@ _FAR = r"Not equal to tolerance rtol=(1e-0|0\.005)|Arrays are not equal"
 REASONS = (
     Reason(
         "counts what XLA compiles, loads or is handed; what runs in NumPy needs none of it",
-        r"AssertionError: (0 != [12]$|1 != 0|no logs of level|1 not greater than|\{'device_put|"
+        r"AssertionError: (0 != [12]$|1 != [02]|[2-9] != [13]$|no logs of level|1 not greater than|\{'device_put|"
         r"\[\] has length of 0)",
         """
             api_test::JitTest::test_jit_cache_clear
@@ -36,6 +36,7 @@ REASONS = (
             api_test::APITest::test_internal_device_put_with_device
             api_test::APITest::test_jit_compilation_time_logging
             api_test::APITest::test_nested_jit_hoisting
+            api_test::APITest::test_vmap_caching
             api_test::Remat*Test::test_fwd_caching*
             api_test::Remat*Test::test_linearize_caching
         """,
