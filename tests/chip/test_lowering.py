@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 from pallas_shim.chip import api, session, verdicts
 from pallas_shim.chip.jobs import LOWERING, NO_VERDICT, REFUSED
@@ -51,6 +52,20 @@ def test_a_primitive_that_no_tpu_has(shim):
     call = pl.pallas_call(kernel, out_shape=shape(8, 128), interpret=True)
     (found,) = api.verdicts(call, shape(8, 128), tpu="v5e")
     assert found.answer.stage == LOWERING and "sort" in str(found.answer.message)
+
+
+def test_a_core_map_without_refs_is_refused_as_in_a_program(shim):
+    mesh = pltpu.create_tensorcore_mesh("core", num_cores=1)
+
+    def function(x):
+        def body(_):
+            pl.core_map(mesh)(lambda: None)
+
+        return pl.run_state(body)(x)
+
+    (found,) = api.verdicts(function, shape(8, 128), tpu="v5e")
+    assert (found.answer.outcome, found.answer.stage) == (REFUSED, LOWERING)
+    assert "without discharging" in str(found.answer.message)
 
 
 def test_the_lowering_knows_the_generation_asked_for(shim):

@@ -24,6 +24,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
 
 from pallas_shim.chip import session, tpus
 from pallas_shim.chip.jobs import ACCEPTED, NO_VERDICT, REFUSED
@@ -97,6 +99,8 @@ def sites(case: Case) -> list[export_tpu.Site]:
     """The kernels of a case: its model's forward function is traced with the inputs' types."""
     spec = importlib.util.spec_from_file_location(f"record_{abs(hash(case.path))}", case.path)
     assert spec is not None and spec.loader is not None
+    if not hasattr(pltpu, "repeat"):  # of the record's JAX; newer ones don't have it
+        vars(pltpu)["repeat"] = _repeat
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if hasattr(module, "workload"):
@@ -106,6 +110,10 @@ def sites(case: Case) -> list[export_tpu.Site]:
     reached = Reached()
     reached.note(export_tpu.sites(jax.make_jaxpr(function)(*jax.eval_shape(make))))
     return reached.take()
+
+
+def _repeat(x: jax.Array, repeats: int, axis: int) -> jax.Array:
+    return jnp.concatenate([x] * repeats, axis)
 
 
 def results(found: list[Case], tpu: str, seconds: int) -> list[Result]:
