@@ -19,7 +19,8 @@ class Settings:
     """The user's settings. The defaults are those of unset (or empty) variables.
 
     force: also take kernels meant for a TPU or GPU that this machine has.
-    strict: a kernel that would fall to the `jax` rung is an error.
+    strict: a kernel that would fall to the `jax` rung is an error, and so is one that the compiler
+      refuses for a TPU of ``compile``.
     log: say on stderr how each call runs, as it is decided.
     report: None for no report, "1" for a table on stderr at exit, else the path for a JSON file.
     disabled_passes: names of optimisation passes to leave out.

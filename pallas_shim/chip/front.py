@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from pallas_shim import exit_status, settings
-from pallas_shim.chip import jobs, noting, scalar_unit, session, tpus, verdicts
+from pallas_shim.chip import gate, jobs, noting, scalar_unit, session, tpus, verdicts
 from pallas_shim.reports.uses import REPORT
 
 if TYPE_CHECKING:
@@ -41,13 +41,15 @@ def register() -> None:
 
 def compile_reached() -> list[verdicts.Verdict]:
     """Compiles the kernels that this process reached since the last call, for the TPUs of
-    PALLAS_NUMPY_COMPILE. Adds the verdicts to the report, and returns them.
+    PALLAS_NUMPY_COMPILE. Adds the verdicts to the report, and returns them, with those on kernels
+    that were compiled before they ran.
 
     Raises:
       KeyboardInterrupt: the user doesn't want to wait.
     """
     asked = settings.current()
-    found = session.compile_kernels(
+    found = gate.take()
+    found += session.compile_kernels(
         noting.REACHED.take(),
         [tpus.target(name) for name in asked.compile],
         executor=asked.compile_executor,
@@ -61,6 +63,7 @@ def _at_exit() -> None:
     """Never raises: the script has ended, and its end is not to change."""
     try:
         if isinstance(getattr(sys, "last_value", None), KeyboardInterrupt):
+            gate.take()
             _say("pallas_shim: interrupted, so no kernel was compiled for a TPU")
             return
         asked_before = bool(REPORT.verdicts)

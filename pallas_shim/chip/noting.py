@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-from pallas_shim.jax_compat import contents, export_tpu, kernel_info
-
-_log = logging.getLogger("pallas_shim")
+from pallas_shim.jax_compat import contents, export_tpu
 
 
 class Reached:
@@ -50,24 +47,6 @@ def key(site: export_tpu.Site) -> Any:
 
 
 REACHED = Reached()
-
-
-def in_function(jaxpr: Any) -> None:
-    """Notes the kernels of a function that is called."""
-    if kernel_info.kernel_equations(jaxpr):
-        _note(lambda: export_tpu.sites(jaxpr))
-
-
-def kernel(equation: Any, axes: Mapping[Any, int]) -> None:
-    """Notes a kernel in a program that XLA compiles."""
-    _note(lambda: [export_tpu.site(equation, axes)])
-
-
-def _note(sites: Callable[[], Iterable[export_tpu.Site]]) -> None:
-    try:
-        REACHED.note(sites())
-    except Exception as error:  # the call goes on, but a kernel isn't dropped in silence
-        _log.warning("a kernel can't be compiled for a TPU, a bug in pallas_shim: %r", error)
 
 
 def _start_over() -> None:

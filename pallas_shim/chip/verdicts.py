@@ -21,9 +21,10 @@ class Verdict:
 
     ``operands``: their types. ``answer``: the compiler's, whose outcome may also be `LOWERED`.
     ``estimate``: bytes of VMEM that blocks and scratch take; None: unknown. ``remembered``: an
-    earlier process compiled it. ``names``: the user's names of the operands and results.
-    ``devices``: how many run it together. ``operations``: of floating-point numbers in one call;
-    None: unknown. ``key``: which of the process's kernels it is.
+    earlier process compiled it. ``blocks``: the bytes of VMEM that blocks take, of which no more
+    than ``blocks_limit`` may be; None: unknown. ``names``: the user's names of the operands and
+    results. ``devices``: how many run it together. ``operations``: of floating-point numbers in one
+    call; None: unknown. ``key``: which of the process's kernels it is.
     """
 
     kernel: str
@@ -35,6 +36,8 @@ class Verdict:
     estimate: int | None
     jax: str
     remembered: bool = False
+    blocks: int | None = None
+    blocks_limit: int | None = None
     names: Sequence[str] = ()
     devices: int = 1
     operations: int | None = None
@@ -58,6 +61,8 @@ class Verdict:
             "memory": self.memory(),
             "vmem_estimate": self.estimate,
             "vmem_limit": self.tpu.vmem,
+            "blocks_estimate": self.blocks,
+            "blocks_limit": self.blocks_limit,
             "allocations": [dataclasses.asdict(a) for a in answer.allocations or ()],
             "bundles": answer.bundles,
             "spills": answer.spills,
@@ -142,15 +147,28 @@ def _facts(row: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name.upper()} {_bytes(used)} of {_bytes(limit)}"
         yield f"{memory['semaphores']['used']} semaphores"
     elif row["vmem_estimate"] is not None and row["outcome"] != ACCEPTED:
-        held, limit = row["vmem_estimate"], row["vmem_limit"]
-        over = ", which is too much" if held > limit else ""
-        yield f"blocks and scratch take {_bytes(held)} of {_bytes(limit)} VMEM{over}"
+        yield overflow(row) or (
+            f"blocks and scratch take {_bytes(row['vmem_estimate'])} of "
+            f"{_bytes(row['vmem_limit'])} VMEM"
+        )
     if row["spills"] is not None:
         yield f"{row['spills']} spills" if row["spills"] else "no spills"
     if row["bundles"] is not None:
         yield f"{row['bundles']} bundles"
     if row["code_size"] is not None:
         yield f"code {_bytes(row['code_size'])}"
+
+
+def overflow(row: Mapping[str, Any]) -> str | None:
+    """Why blocks and scratch can't fit into VMEM, or None."""
+    for what, held, limit in (
+        ("blocks take", row["blocks_estimate"], row["blocks_limit"]),
+        ("blocks and scratch take", row["vmem_estimate"], row["vmem_limit"]),
+    ):
+        if held is not None and limit is not None and held > limit:
+            of = "VMEM" if limit == row["vmem_limit"] else "VMEM, which vmem_limit_bytes can raise"
+            return f"{what} {_bytes(held)}, too much for {_bytes(limit)} of {of}"
+    return None
 
 
 def _bytes(number: int | None) -> str:

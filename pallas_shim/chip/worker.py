@@ -133,7 +133,9 @@ def _lowered(job: Job) -> Any:
     arguments = [
         jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding) for aval in module.in_avals
     ]
-    return jax.jit(module.call).lower(*arguments)
+    # The arguments say where it runs; if there is none, the results do.
+    placed = {} if arguments else {"out_shardings": sharding}
+    return jax.jit(module.call, **placed).lower(*arguments)
 
 
 def _text(error: Exception) -> str:

@@ -27,9 +27,9 @@ def choose_kernel(
     if stock.is_left_to_jax():
         return None
     if settings.current().compile:
-        from pallas_shim.chip import noting
+        from pallas_shim.chip import gate
 
-        noting.kernel(kernel.equation, kernel.axes)
+        gate.kernel(kernel.equation, kernel.axes)
     described = function.of_kernel(kernel)
     compilation = stock.compilation()
     start = time.perf_counter()

@@ -78,12 +78,17 @@ def _new_plan(params: dict[str, Any], args: Sequence[Any]) -> Plan | None:
             plan = gc_paused(_make_plan, to_run, key, params, args)
         except arrays.Elsewhere as elsewhere:
             return Plan(key, str(elsewhere))  # not stored: other arguments may run here
-        _plans[jaxpr] = (*_plans.get(jaxpr, ()), plan)
         if settings.current().compile and plan.executable is not None:
             # JAX hands over the kernels of the other functions one by one.
-            from pallas_shim.chip import noting
+            from pallas_shim.chip import gate
 
-            noting.in_function(jaxpr)
+            try:
+                gate.in_function(jaxpr)
+            except Exception as refused:
+                assert plan.use is not None
+                plan.use.ran(0.0, refused)
+                raise
+        _plans[jaxpr] = (*_plans.get(jaxpr, ()), plan)
         return plan
 
 

@@ -113,7 +113,8 @@ def _outcomes(
     # Prefixes of decisions, by how often they switch where they needn't.
     waiting: list[tuple[int, int, tuple[int, ...]]] = [(0, 0, ())]
     number = 0
-    while waiting and left > count // 2:
+    # Half of them are drawn, unless those that wait may be all that there are.
+    while waiting and left and (left > count // 2 or len(waiting) <= left):
         switches, _, choices = heapq.heappop(waiting)
         outcome = _Outcome(executable, args, Order(choices=choices))
         left -= 1

@@ -1,6 +1,7 @@
 """Runs JAX's tests on stock JAX and under the shim, and writes docs/conformance.md.
 
-    python -m tests.conformance CHECKOUT [--as-tpu | --general] [--scope exact | all | --check]
+    python -m tests.conformance CHECKOUT [--as-tpu | --general]
+                                [--scope exact | --scope all | --check | --compile]
                                 [--only FILE ...] [--rerun failed] [--no-stock]
 
 The tests are those of Pallas, in tests/pallas, or with --general some that have nothing to do with
@@ -84,6 +85,8 @@ CHECKED = {
     "tpu_splash_attention_kernel_test": 4,
     "tpu_splash_attention_kernel_sharded_test": 4,
 }
+# With --compile, beside all tests that expect the compiler to refuse a kernel.
+COMPILED = 40
 
 
 def run_file(
@@ -95,6 +98,7 @@ def run_file(
     mode: str,
     scope: str,
     check: bool,
+    compiled: bool,
     seconds: int,
     jobs: int,
 ) -> None:
@@ -103,6 +107,7 @@ def run_file(
         done = pathlib.Path(scratch) / "done"
         done.write_text("\n".join(kept.read(results)))
         every = GENERAL if mode == kept.GENERAL else CHECKED if check else {}
+        tpu = OTHERS.get(path.stem, TPU) if mode == kept.AS_TPU else "0"
         environment = {
             **os.environ,
             "CONFORMANCE_CHECKOUT": str(checkout),
@@ -110,12 +115,15 @@ def run_file(
             "CONFORMANCE_DONE": str(done),
             "CONFORMANCE_COMMIT": commit() if shim else "",
             "CONFORMANCE_MODE": mode,
-            "CONFORMANCE_EVERY": str(every.get(path.stem, 1)),
+            "CONFORMANCE_EVERY": str(COMPILED if compiled else every.get(path.stem, 1)),
+            "CONFORMANCE_REFUSALS": "1" if compiled else "0",
             "CONFORMANCE_SECONDS": str(seconds),
             "PALLAS_NUMPY": "1" if shim else "0",
             "PALLAS_NUMPY_SCOPE": scope,
             "PALLAS_NUMPY_CHECK": "1" if check else "0",
-            "PALLAS_NUMPY_TPU": OTHERS.get(path.stem, TPU) if mode == kept.AS_TPU else "0",
+            "PALLAS_NUMPY_TPU": tpu,
+            "PALLAS_NUMPY_COMPILE": tpu if compiled else "0",
+            "PALLAS_NUMPY_STRICT": "1" if compiled else "0",
             "PYTHONPATH": os.pathsep.join([str(ROOT / "sitecustomize_pkg"), str(ROOT)]),
             "JAX_ENABLE_CHECKS": "0",
         }
@@ -173,6 +181,12 @@ def main() -> int:
         help="as PALLAS_NUMPY_SCOPE: which functions without kernels run in the evaluator, too",
     )
     how.add_argument("--check", action="store_true", help="check kernels while they run")
+    how.add_argument(
+        "--compile",
+        action="store_true",
+        help="with --as-tpu: calls raise what the TPU's compiler refuses. Runs the tests that "
+        f"expect it, and one in {COMPILED} of the others. It needs libtpu",
+    )
     parser.add_argument("--only", nargs="*", metavar="FILE", help="files, without .py")
     parser.add_argument(
         "--rerun",
@@ -188,11 +202,14 @@ def main() -> int:
     options = parser.parse_args()
     if not (options.checkout / "tests/pallas").is_dir():
         parser.error(f"{options.checkout} is no checkout of JAX: it has no tests/pallas")
+    if options.compile and options.mode != kept.AS_TPU:
+        parser.error("--compile needs --as-tpu")
     checkout = options.checkout.resolve()
     mode = options.mode or kept.AS_IS
     names = {kept.AS_IS: AS_IS, kept.AS_TPU: AS_TPU, kept.GENERAL: tuple(GENERAL)}[mode]
     folder = checkout / ("tests" if mode == kept.GENERAL else "tests/pallas")
     way = kept.CHECKED if options.check else kept.WAYS[options.scope]
+    way = kept.COMPILED if options.compile else way
     results = kept.Results(options.keep, mode=mode, way=way)
     for name in options.only or names:
         path = folder / f"{name}.py"
@@ -200,8 +217,8 @@ def main() -> int:
             print(f"{name}: not in this version of JAX", file=sys.stderr)
             continue
         limits = {"mode": mode, "scope": options.scope, "check": options.check,
-                  "seconds": options.seconds, "jobs": options.jobs}
-        if not (options.no_stock or options.check):
+                  "compiled": options.compile, "seconds": options.seconds, "jobs": options.jobs}
+        if not (options.no_stock or options.check or options.compile):
             run_file(path, checkout, results.path(name, shim=False), shim=False, **limits)
         if options.rerun != "nothing":
             ours = results.path(name, shim=True)

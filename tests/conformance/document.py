@@ -14,13 +14,14 @@ from tests.conformance.kept import (
     AS_IS,
     AS_TPU,
     CHECKED,
+    COMPILED,
     EXACT,
     GENERAL,
     KERNELS,
     Outcomes,
     Results,
 )
-from tests.conformance.reasons import explained, fault
+from tests.conformance.reasons import expects_refusal, explained, fault
 
 HEAD = """\
 # Conformance
@@ -42,8 +43,15 @@ _WAYS = {
     EXACT: ", PALLAS_NUMPY_SCOPE=exact",
     ALL: ", PALLAS_NUMPY_SCOPE=all",
     CHECKED: ", checked",
+    COMPILED: ", with its compiler",
 }
-_OPTIONS = {KERNELS: "", EXACT: " --scope exact", ALL: " --scope all", CHECKED: " --check"}
+_OPTIONS = {
+    KERNELS: "",
+    EXACT: " --scope exact",
+    ALL: " --scope all",
+    CHECKED: " --check",
+    COMPILED: " --compile",
+}
 
 OUTCOMES = ("passed", "failed", "skipped")
 RUNGS = ("numpy", "callback", "jax")
@@ -56,7 +64,7 @@ def write(path: pathlib.Path, names: Sequence[str], results: Results) -> None:
         for text in re.split(r"^(?=## )", path.read_text(encoding="utf-8"), flags=re.M)[1:]:
             sections[text.partition("\n")[0]] = text.rstrip() + "\n"
     title = f"## JAX {results.version}, {_TITLES[results.mode]}{_WAYS[results.way]}"
-    section = _checked if results.way == CHECKED else _section
+    section = {CHECKED: _checked, COMPILED: _compiled}.get(results.way, _section)
     sections[title] = "\n".join([title, "", *section(names, results)]) + "\n"
     path.write_text(
         "\n".join([HEAD, *(sections[title] for title in sorted(sections))]), encoding="utf-8"
@@ -111,6 +119,34 @@ def _checked(names: Sequence[str], results: Results) -> Iterator[str]:
         _found(shim),
     )
     yield from _table("Not checked", ("reason", "kernels"), _not_checked(shim))
+
+
+def _compiled(names: Sequence[str], results: Results) -> Iterator[str]:
+    """What the tests do that expect the TPU's compiler to refuse a kernel, and some others."""
+    shim = {name: results.of(name, shim=True) for name in names}
+    shim = {name: outcomes for name, outcomes in shim.items() if outcomes}
+    yield from _command(shim, results)
+    yield "Calls raise what the compiler refuses. All tests are here that expect it. Of the others"
+    yield "it is one in so many: what JAX runs on a TPU isn't to be refused."
+    yield ""
+    yield "| file | expect a refusal: passed / failed / skipped | others | commit |"
+    yield "| --- | --- | --- | --- |"
+    together = _together(shim)
+    for name in (*shim, "all"):
+        tests = {
+            test: one
+            for test, one in together.items()
+            if name in (test.partition("::")[0], "all")
+        }
+        expecting = {test: one for test, one in tests.items() if expects_refusal(test)}
+        others = {test: one for test, one in tests.items() if test not in expecting}
+        cells = [_counts(expecting, {}), _counts(others, {}), _commits(tests)]
+        yield f"| {' | '.join([name, *cells])} |"
+    yield from _table(
+        "Failed with its compiler",
+        ("file", "tests", "how many", "stock", "why"),
+        _failed({name: {} for name in shim}, shim),
+    )
 
 
 def _command(shim: dict[str, Outcomes], results: Results) -> Iterator[str]:

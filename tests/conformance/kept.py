@@ -14,8 +14,10 @@ HOME = pathlib.Path("~/.cache/pallas_shim/conformance").expanduser()
 # that have nothing to do with Pallas.
 AS_IS, AS_TPU, GENERAL = "as-is", "as-tpu", "general"
 
-# How the shim ran them: kernels; all functions (PALLAS_NUMPY_SCOPE=all); or kernels, checked.
+# How the shim ran them: kernels; all functions (PALLAS_NUMPY_SCOPE=all); kernels, checked; or
+# kernels, if the TPU's compiler didn't refuse them.
 KERNELS, EXACT, ALL, CHECKED = "shim", "shim-scope-exact", "shim-scope-all", "shim-checked"
+COMPILED = "shim-compiled"
 WAYS = {"kernels": KERNELS, "exact": EXACT, "all": ALL}
 
 # By test: its outcome, message, seconds, kernels, findings, what wasn't checked, and the commit and
