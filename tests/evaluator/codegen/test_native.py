@@ -24,6 +24,7 @@ from pallas_shim.evaluator.codegen import native  # noqa: E402
 
 INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 FLOATS = ("float32", "float64")
+NARROW = ("bfloat16", "float16")
 
 
 def check(f, *args, passes=(NAMES, ())):
@@ -63,18 +64,49 @@ def test_integers(dtype):
                         lax.clamp(y, x, x + y), x // 7, x % 7], *pairs(dtype))  # fmt: skip
 
 
+ARITHMETIC = (lax.add, lax.sub, lax.mul, lax.div, lax.max, lax.min)
+COMPARISONS = (lax.eq, lax.ne, lax.lt, lax.le, lax.gt, lax.ge)
+UNARY = (lax.neg, lax.abs, lax.sqrt, lax.floor, lax.ceil, lax.square, lax.sign)
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_floats(dtype):
-    binary = [lax.add, lax.sub, lax.mul, lax.div, lax.eq, lax.ne, lax.lt, lax.le, lax.gt, lax.ge]
-    unary = [lax.neg, lax.abs, lax.sqrt, lax.floor, lax.ceil, lax.square]
-    check(lambda x, y: [*[f(x, y) for f in binary], *[f(x) for f in unary]], *pairs(dtype))
+    check(lambda x, y: [*[f(x, y) for f in (*ARITHMETIC, *COMPARISONS)], *[f(x) for f in UNARY],
+                        lax.clamp(y, x, x + y), x.max(), y.min()], *pairs(dtype))  # fmt: skip
 
 
-@pytest.mark.parametrize("source", ("bool", *INTEGERS, *FLOATS))
+@pytest.mark.parametrize("dtype", NARROW)
+def test_narrow_floats(dtype):
+    """All values, each with some forty others."""
+    every = np.arange(1 << 16, dtype=np.uint16).view(jnp.dtype(dtype))
+    others = [every[(np.arange(1 << 16) * 40503 + shift) & 0xFFFF] for shift in range(3)]
+    bits = (0, 1, 0x03FF, 0x0400, 0x3C00, 0x7BFF, 0x7C00, 0x7E00, 0x3F80, 0x7F80, 0x7FC0, 0x807F)
+    others += [np.full_like(every, np.uint16(n).view(every.dtype)) for n in bits]
+    others += [-other for other in others[3:]]
+    check(lambda x: [f(x) for f in UNARY], every, passes=[()])
+    check(lambda x, y: [f(x, y) for f in (*ARITHMETIC, *COMPARISONS)],
+          np.tile(every, len(others)), np.concatenate(others), passes=[()])  # fmt: skip
+
+
+@pytest.mark.parametrize("source", ("bool", *INTEGERS, *FLOATS, *NARROW))
 def test_conversions(source):
-    x = np.array([True, False]) if source == "bool" else pairs(source)[0]
-    targets = ("bool", *INTEGERS, *FLOATS)
+    if source in NARROW:
+        x = np.arange(1 << 16, dtype=np.uint16).view(jnp.dtype(source))
+    else:
+        x = np.array([True, False]) if source == "bool" else pairs(source)[0]
+    targets = ("bool", *INTEGERS, *FLOATS, *NARROW)
+    if source == "float64":  # XLA rounds once or twice, by the processor
+        targets = targets[:-1]
     check(lambda x: [lax.convert_element_type(x, target) for target in targets], x)
+
+
+@pytest.mark.parametrize("target", NARROW)
+def test_rounding_to_narrow_floats(target):
+    """Every upper half of a float32, with lower halves about those that round up and down."""
+    upper = np.arange(1 << 16, dtype=np.uint32) << np.uint32(16)
+    lower = [0, 1, 0x0FFF, 0x1000, 0x1001, 0x3000, 0x7FFF, 0x8000, 0x8001, 0xFFFF]
+    x = (upper[:, None] | np.array(lower, np.uint32)).view(np.float32)
+    check(lambda x: lax.convert_element_type(x, target), x, passes=[()])
 
 
 def test_a_product_is_rounded_before_it_is_added():
@@ -82,10 +114,11 @@ def test_a_product_is_rounded_before_it_is_added():
     check(lambda x: x * x[::-1] + x, x)
 
 
-def test_bfloat16_moves_and_compares():
-    x = jnp.asarray([1, -1, 0, jnp.nan, 1e-40, -0.0, 3e38, 2], jnp.bfloat16)
+@pytest.mark.parametrize("dtype", NARROW)
+def test_narrow_floats_move(dtype):
+    x = jnp.asarray([1, -1, 0, jnp.nan, 1e-40, -0.0, 3e38, 2], dtype)
     y = x[::-1]
-    check(lambda x, y: [x < y, x == y, lax.select(x > 0, x, y), x.reshape(2, 4).T], x, y)
+    check(lambda x, y: [lax.select(x > 0, x, y), x.reshape(2, 4).T], x, y)
 
 
 def test_several_choices_and_whole_arrays():
@@ -245,8 +278,7 @@ def test_a_grid_whose_cells_depend_on_each_other():
         (lambda x: jnp.exp(x), "exp of float32"),
         (lambda x: x @ x, "dot_general of float32"),
         (lambda x: x.sum(), "reduce_sum of float32"),
-        (lambda x: jnp.maximum(x, 0), "max of float32"),
-        (lambda x: x.astype(jnp.float16), "conversion from float32 to float16"),
+        (lambda x: x.astype(jnp.float8_e5m2), "values of the type float8_e5m2"),
         (lambda x: jnp.sort(x), "sort"),
     ],
 )
