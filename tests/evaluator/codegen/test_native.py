@@ -66,13 +66,15 @@ def test_integers(dtype):
 
 ARITHMETIC = (lax.add, lax.sub, lax.mul, lax.div, lax.max, lax.min)
 COMPARISONS = (lax.eq, lax.ne, lax.lt, lax.le, lax.gt, lax.ge)
-UNARY = (lax.neg, lax.abs, lax.sqrt, lax.floor, lax.ceil, lax.square, lax.sign)
+UNARY = (lax.neg, lax.abs, lax.sqrt, lax.floor, lax.ceil, lax.square, lax.sign, lax.rsqrt,
+         lax.is_finite, lambda x: lax.round(x, lax.RoundingMethod.TO_NEAREST_EVEN))  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_floats(dtype):
     check(lambda x, y: [*[f(x, y) for f in (*ARITHMETIC, *COMPARISONS)], *[f(x) for f in UNARY],
-                        lax.clamp(y, x, x + y), x.max(), y.min()], *pairs(dtype))  # fmt: skip
+                        *[lax.integer_pow(x, n) for n in (-3, 2, 5, 6)], lax.clamp(y, x, x + y),
+                        x.max(), y.min()], *pairs(dtype))  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", NARROW)
@@ -158,6 +160,51 @@ def test_neighbours_that_change_places(dtype, by):
         return results
 
     check(f, x, x[1, 3], passes=[()])
+
+
+@pytest.mark.parametrize("mode", ("clip", "fill", "promise_in_bounds"))
+def test_gathers(mode):
+    random = np.random.default_rng(0)
+    x = np.arange(12 * 16, dtype=np.float32).reshape(12, 16)
+    outside = 0 if mode == "promise_in_bounds" else 5
+    rows = random.integers(-outside, 12 + outside, 7).astype(np.int32)
+    lanes = random.integers(0, 16, (12, 16)).astype(np.int32)
+
+    def f(x, rows, lanes):
+        return [
+            x.at[rows].get(mode=mode, wrap_negative_indices=False) + 1,
+            x.at[:, rows].get(mode=mode, wrap_negative_indices=False),
+            x.at[rows, rows + 1].get(mode=mode, wrap_negative_indices=False) * 2,
+            jnp.take_along_axis(x, lanes, 1, mode=mode),
+            jnp.take_along_axis(x.astype(jnp.bfloat16), lanes % 12, 0, mode=mode),
+            jnp.take_along_axis(x > 3, lanes, 1, mode=mode),
+        ]
+
+    check(f, x, rows, lanes)
+
+
+@pytest.mark.parametrize("config", ([(1, 2, 0), (0, 0, 0)], [(-1, 1, 2), (3, -2, 1)],
+                                    [(7, -6, 0), (1, 1, 0)]))  # fmt: skip
+def test_pads(config):
+    x = np.arange(24, dtype=np.int32).reshape(6, 4)
+    check(lambda x: lax.pad(x + 1, x[0, 0] - 7, config) * 2, x)
+
+
+def test_rows_looked_up():
+    def kernel(at, table, out):
+        out[...] = table[...] * 2
+
+    def f(at, table):
+        spec = pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1, grid=(9,),
+            in_specs=[pl.BlockSpec((1, 8), lambda i, at: (at[i], 0))],
+            out_specs=pl.BlockSpec((1, 8), lambda i, at: (i, 0)),
+        )  # fmt: skip
+        out = jax.ShapeDtypeStruct((9, 8), np.int32)
+        return pl.pallas_call(kernel, out, grid_spec=spec, interpret=True)(at, table)
+
+    table = np.arange(40, dtype=np.int32).reshape(5, 8)
+    check(f, np.array([3, 0, 4, 4, 1, 2, 2, 0, 3], np.int32), table)
 
 
 def test_reductions():

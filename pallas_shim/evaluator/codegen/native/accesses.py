@@ -10,10 +10,10 @@ import numpy as np
 from pallas_shim.evaluator.codegen.native import elements
 from pallas_shim.evaluator.codegen.native.groups import Rounds
 from pallas_shim.evaluator.codegen.native.places import Buffer, Place, broadcast, dummy, viewed
-from pallas_shim.evaluator.codegen.native.source import NotNative, Source
+from pallas_shim.evaluator.codegen.native.source import NotNative, Source, literal, type_of
 from pallas_shim.evaluator.codegen.native.values import Values
 from pallas_shim.evaluator.memory import Dynamic
-from pallas_shim.evaluator.program import ArrayType, Instruction, RefType, Value
+from pallas_shim.evaluator.program import ArrayType, Instruction, KeyType, RefType, Value
 from pallas_shim.jax_compat.state import Index, Reshape, Slice, Transpose
 
 
@@ -239,7 +239,7 @@ def _each_get(to: Any, instruction: Instruction) -> None:
         raise NotNative("loads from the refs of many cells")
     if not isinstance(path[0], Index):
         raise NotNative("loads of many cells by another path than an index")
-    place, shape = to.place(ref), out.type.shape
+    place = to.place(ref)
     rank = len(next(lead for lead in leads if lead is not None))
     moving, kept = [], []
     offset, axis = place.offset, rank
@@ -252,22 +252,66 @@ def _each_get(to: Any, instruction: Instruction) -> None:
             kept.append((axis, stride * index.stride))
             axis += 1
         if isinstance(start, Dynamic):
-            moving.append((leaves[start.leaf], dim, size, stride))
+            moving.append((leaves[start.leaf], 1, dim, size, stride))
         else:
             offset = to.to.plus(offset, str(int(start) % max(dim, 1) * stride))
+    _elements(to, out, place, offset, moving, kept, [*leaves, ref])
+
+
+def _copied_blocks(to: Any, instruction: Instruction) -> None:
+    """Blocks at many places of an array to which nothing writes, as memory of their own."""
+    operation, (ref, *leaves), (out,), *_ = instruction
+    if operation.params["leads"][0] is not None:
+        raise NotNative("blocks of the arrays of many cells")
+    place, shape = to.place(ref), out.type.shape
+    rank = len(next(lead for lead in operation.params["leads"] if lead is not None))
+    moving, kept = [], []
+    offset, axis = place.offset, rank
+    for stride, at in zip(place.strides, operation.params["block"], strict=True):
+        squeezed = False
+        if isinstance(at, tuple):
+            leaf, scale, dim, size, squeezed = at
+            moving.append((leaves[leaf], scale, dim, size, stride))
+        elif isinstance(at, slice):
+            step = at.step or 1
+            offset = to.to.plus(offset, str(int(at.start) * stride))
+            stride *= step
+        else:
+            offset, squeezed = to.to.plus(offset, str(int(at) * stride)), True
+        if not squeezed:
+            kept.append((axis, stride))
+            axis += 1
+    made = Value(ArrayType(shape, place.dtype))
+    to.left[made] = 1
+    _elements(to, made, place, offset, moving, kept, [*leaves, ref])
+    to.store(to.room(out), made)
+
+
+def _elements(
+    to: Any,
+    out: Value,
+    place: Place,
+    offset: str,
+    moving: Sequence[tuple[Value, int, int, int, int]],
+    kept: Sequence[tuple[int, int]],
+    used: Sequence[Value],
+) -> None:
+    """Adds a value whose elements come from many places.
+
+    ``moving``: what gives the starts along a dimension, times what; the dimension's size, that of a
+    block, and the stride. ``kept``: axes of the value that go along a block, and their strides.
+    """
     to.before_reading(place.buffer)
-    behind = (1,) * (len(shape) - rank)
+    shape = out.type.shape
+    behind = (1,) * len(kept)
     at = []
-    for leaf, dim, size, stride in moving:
+    for leaf, scale, dim, size, stride in moving:
         if behind and leaf.type.shape:
             own = to.place(leaf)
-            view = Value(ArrayType((*leaf.type.shape, *behind), leaf.type.dtype))
-            to.places[view] = Place(
-                own.buffer, own.offset, (*own.strides, *[0 for _ in behind]), view.type.shape,
-                own.dtype,
-            )
-            leaf = view
-        at.append((to.operand(shape, leaf), leaf.type.dtype, dim, size, stride))
+            leaf = Value(ArrayType((*leaf.type.shape, *behind), leaf.type.dtype))
+            strides = (*own.strides, *[0 for _ in behind])
+            to.places[leaf] = Place(own.buffer, own.offset, strides, leaf.type.shape, own.dtype)
+        at.append((to.operand(shape, leaf), leaf.type.dtype, scale, dim, size, stride))
     group = to.group(shape)
     if any(o.place is not None and group.writes_buffer(o.place.buffer) for o, *_ in at):
         to.flush(group)
@@ -276,12 +320,12 @@ def _each_get(to: Any, instruction: Instruction) -> None:
     reads = [(operand.reader(group), *rest) for operand, *rest in at]
     group.also_read.add(place.buffer)
     group.indexed.update(axis for axis, _ in kept)
-    group.uses.update([*leaves, ref])
+    group.uses.update(used)
 
     def member(rounds: Rounds) -> None:
         source, where = rounds.to, offset
-        for read, dtype, dim, size, stride in reads:
-            start = _clamped(source, read(rounds), dtype, dim, size)
+        for read, dtype, scale, dim, size, stride in reads:
+            start = _clamped(source, read(rounds), dtype, dim, size, scale)
             where = source.plus(where, source.times(start, stride))
         for axis, stride in kept:
             where = source.plus(where, source.times(rounds.index(axis), stride))
@@ -311,6 +355,133 @@ def _taken(to: Any, out: Value, source: Value, tables: dict[int, np.ndarray]) ->
     group.members[out] = lambda rounds: rounds.set(out, rounds.load(access))
     group.uses[source] += 1
     to.pending[out] = group
+
+
+def _gather(to: Any, instruction: Instruction) -> None:
+    """Windows of an array at many places."""
+    operation, (source, indices), (out,), *_ = instruction
+    params, dnums = operation.params, operation.params["dimension_numbers"]
+    sizes, fills = params["slice_sizes"], params["mode"].name == "FILL_OR_DROP"
+    wide = indices.type.dtype.itemsize == 8
+    if isinstance(source.type, KeyType) or len(sizes) != len(source.type.shape) or wide:
+        raise NotNative("gather")
+    if params["mode"].name not in ("CLIP", "FILL_OR_DROP", "PROMISE_IN_BOUNDS"):
+        raise NotNative("gather")
+    shape, dtype = out.type.shape, source.type.dtype
+    place, listed = to.place(source), to.place(indices)
+    for buffer in {place.buffer, listed.buffer}:
+        to.before_reading(buffer)
+    batch = [axis for axis in range(len(shape)) if axis not in dnums.offset_dims]
+    along = iter(dnums.offset_dims)
+    whole = {*dnums.collapsed_slice_dims, *dnums.operand_batching_dims}
+    window = [
+        (next(along), stride) for dim, stride in enumerate(place.strides) if dim not in whole
+    ]
+    same = zip(dnums.operand_batching_dims, dnums.start_indices_batching_dims, strict=True)
+    beside = [(batch[axis], place.strides[dim]) for dim, axis in same]
+    fill = literal(np.asarray(params["fill_value"]).astype(dtype)) if fills else ""
+    group = to.group(shape)
+    group.also_read.update((place.buffer, listed.buffer))
+    group.indexed.update((*batch, *[axis for axis, _ in window]))
+    group.uses.update([source, indices])
+
+    def member(rounds: Rounds) -> None:
+        text, where = rounds.to, place.offset
+        vector = listed.offset
+        for axis, stride in zip(batch, listed.strides, strict=False):
+            vector = text.plus(vector, text.times(rounds.index(axis), stride))
+        inside = "true"
+        for number, dim in enumerate(dnums.start_index_map):
+            entry = text.plus(vector, str(number * listed.strides[-1]))
+            start = elements.as_index(
+                text, listed.dtype, text.load(listed.dtype, listed.buffer.base, entry)
+            )
+            last = place.shape[dim] - sizes[dim]
+            if fills:
+                fits = text.let(f"icmp ule i64 {start}, {last}")
+                inside = fits if inside == "true" else text.let(f"and i1 {inside}, {fits}")
+            start = text.call("i64", "llvm.smax.i64", f"i64 {start}", "i64 0")
+            start = text.call("i64", "llvm.smin.i64", f"i64 {start}", f"i64 {last}")
+            where = text.plus(where, text.times(start, place.strides[dim]))
+        for axis, stride in (*window, *beside):
+            where = text.plus(where, text.times(rounds.index(axis), stride))
+        value = text.load(dtype, place.buffer.base, where)
+        if fills:
+            value = text.let(
+                f"select i1 {inside}, {type_of(dtype)} {value}, {type_of(dtype)} {fill}"
+            )
+        rounds.set(out, value)
+
+    group.members[out] = member
+    to.pending[out] = group
+
+
+def _pad(to: Any, instruction: Instruction) -> None:
+    operation, (source, value), (out,), *_ = instruction
+    whole = to.room(out)
+    to.left[value] += 1
+    to.store(whole, value)
+    to.flush_all()
+    taken, shape = to.place(source), []
+    begin, first, steps, strides = whole.offset, taken.offset, [], []
+    for axis, (low, _, interior) in enumerate(operation.params["padding_config"]):
+        # Element i lands at low + i * step. Elements that land outside are cropped.
+        step, length, size = interior + 1, out.type.shape[axis], source.type.shape[axis]
+        start = max(0, -(low // step))
+        shape.append(min(size, -((low - length) // step)) - start)
+        begin = to.to.plus(begin, str((low + start * step) * whole.strides[axis]))
+        first = to.to.plus(first, str(start * taken.strides[axis]))
+        steps.append(step * whole.strides[axis])
+        strides.append(taken.strides[axis])
+    if all(size > 0 for size in shape):
+        part = _seen(
+            to, Place(taken.buffer, first, tuple(strides), tuple(shape), taken.dtype)
+        )
+        to.store(Place(whole.buffer, begin, tuple(steps), tuple(shape), whole.dtype), part)
+        to.flush_all()
+    to.used(source)
+    to.used(value)
+
+
+def _seen(to: Any, place: Place) -> Value:
+    """A value that lies at a place, to be used once."""
+    value = Value(ArrayType(place.shape, place.dtype))
+    to.left[value] = 1
+    to.set_place(value, place)
+    return value
+
+
+def _join(to: Any, instruction: Instruction) -> None:
+    """A stack of values and of parts of other stacks."""
+    operation, ins, (out,), *_ = instruction
+    whole, row = to.room(out), 0
+    for position, key in operation.params["parts"]:
+        source = ins[position]
+        stride, *strides = whole.strides
+        offset = to.to.plus(whole.offset, str(row * stride))
+        shape = source.type.shape
+        if key is None:
+            to.left[source] += 1
+            place = Place(whole.buffer, offset, tuple(strides), out.type.shape[1:], whole.dtype)
+            if shape != place.shape:
+                raise NotNative("join")
+            to.store(place, source)
+            row += 1
+            continue
+        taken = to.place(source)
+        rows = range(shape[0])[key]
+        part = Place(
+            taken.buffer, to.to.plus(taken.offset, str(rows.start * taken.strides[0])),
+            (rows.step * taken.strides[0], *taken.strides[1:]), (len(rows), *shape[1:]),
+            taken.dtype,
+        )  # fmt: skip
+        to.store(
+            Place(whole.buffer, offset, whole.strides, part.shape, whole.dtype), _seen(to, part)
+        )
+        row += len(rows)
+    to.flush_all()
+    for value in ins:
+        to.used(value)
 
 
 def _concatenate(to: Any, instruction: Instruction) -> None:
@@ -384,10 +555,14 @@ HANDLERS: dict[str, Callable[[Any, Instruction], None]] = {
     "buffer": _buffer,
     "concatenate": _concatenate,
     "contents": _contents,
+    "copied_blocks": _copied_blocks,
     "copy": _copy,
     "each_get": _each_get,
+    "gather": _gather,
     "get": _get,
+    "join": _join,
     "lookup": _lookup,
+    "pad": _pad,
     "store": _store,
     "take": _take,
     "unfilled": _unfilled,

@@ -18,6 +18,7 @@ from pallas_shim.evaluator.codegen.native.source import (
     literal,
     type_of,
 )
+from pallas_shim.evaluator.program import Operation
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -39,12 +40,27 @@ def element(
     dtype, kind = types[0], _kind(types[0])
     is_narrow = kind == "narrow"
     write = _TABLES["float" if is_narrow else kind].get(name)
+    if name.startswith(_POWER) and kind == "float":
+        write = _power(int(name.removeprefix(_POWER)))
     if write is None or any(other != dtype for other in types):
         raise NotNative(f"{name} of {dtype.name}")
     if not is_narrow:
         return write(to, dtype, *xs)
     result = write(to, _FLOAT32, *[narrow.widened(to, dtype, x) for x in xs])
     return narrow.rounded(to, dtype, result) if out == dtype else result
+
+
+_POWER = "integer_pow "
+
+
+def name_of(operation: Operation) -> str:
+    """The name of what an operation does to elements."""
+    name, params = operation.name, operation.params
+    if name == "integer_pow" and "y" in params:
+        return f"{_POWER}{params['y']}"
+    if name == "round" and "rounding_method" in params:
+        return "round_to_even" if params["rounding_method"].name == "TO_NEAREST_EVEN" else name
+    return name
 
 
 def _kind(dtype: np.dtype) -> str:
@@ -343,6 +359,34 @@ def _float_sign(to: Source, dtype: np.dtype, x: str) -> str:
     return to.call(kind, f"llvm.copysign.{_suffix(dtype)}", f"{kind} {made}", f"{kind} {x}")
 
 
+def _power(exponent: int) -> Write:
+    """By squaring, as the rule does it."""
+
+    def write(to: Source, dtype: np.dtype, x: str) -> str:
+        kind, one, result = type_of(dtype), literal(dtype.type(1)), ""
+        rest = abs(exponent)
+        while rest:
+            if rest & 1:
+                result = to.let(f"fmul {kind} {result}, {x}") if result else x
+            rest >>= 1
+            if rest:
+                x = to.let(f"fmul {kind} {x}, {x}")
+        result = result or one
+        return to.let(f"fdiv {kind} {one}, {result}") if exponent < 0 else result
+
+    return write
+
+
+def _rsqrt(to: Source, dtype: np.dtype, x: str) -> str:
+    root = _function("sqrt")(to, dtype, x)
+    return to.let(f"fdiv {type_of(dtype)} {literal(dtype.type(1))}, {root}")
+
+
+def _is_finite(to: Source, dtype: np.dtype, x: str) -> str:
+    kind, infinity = type_of(dtype), literal(dtype.type(np.inf))
+    return to.let(f"fcmp one {kind} {_function('fabs')(to, dtype, x)}, {infinity}")
+
+
 _FLOATS: dict[str, Write] = {
     "add": _plain("fadd"),
     "add_any": _plain("fadd"),
@@ -355,7 +399,10 @@ _FLOATS: dict[str, Write] = {
     "sqrt": _function("sqrt"),
     "floor": _function("floor"),
     "ceil": _function("ceil"),
+    "round_to_even": _function("rint"),
+    "rsqrt": _rsqrt,
     "sign": _float_sign,
+    "is_finite": _is_finite,
     "max": _minmax("max"),
     "min": _minmax("min"),
     "clamp": _clamp,
