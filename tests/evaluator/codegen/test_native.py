@@ -96,9 +96,9 @@ def test_conversions(source):
         x = np.arange(1 << 16, dtype=np.uint16).view(jnp.dtype(source))
     else:
         x = np.array([True, False]) if source == "bool" else pairs(source)[0]
-    targets = ("bool", *INTEGERS, *FLOATS, *NARROW)
+    targets = ["bool", *INTEGERS, *FLOATS, *NARROW]
     if source == "float64":  # XLA rounds once or twice, by the processor
-        targets = targets[:-1]
+        targets.remove("float16")
     check(lambda x: [lax.convert_element_type(x, target) for target in targets], x)
 
 
