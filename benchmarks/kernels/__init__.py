@@ -14,6 +14,7 @@ from kernels import (  # noqa: E402
     grids,
     indexing,
     loops,
+    models,
     matmuls,
     normalisation,
     random_bits,
@@ -30,6 +31,7 @@ FAMILIES: tuple[ModuleType, ...] = (
     random_bits,
     indexing,
     loops,
+    models,
 )
 
 KERNELS: dict[str, Kernel] = {

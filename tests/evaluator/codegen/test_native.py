@@ -250,6 +250,34 @@ def test_places_outside_memory_and_several_writes_to_one_place():
     check(kernel_call(kernel, jax.ShapeDtypeStruct((8,), np.int32)), at)
 
 
+def test_rows_added_to_the_places_that_are_looked_up():
+    def kernel(at, x, sums):
+        sums[...] = jnp.zeros_like(sums)
+
+        def add(i, _):
+            sums[at[i]] += x[i]
+            sums[:, pl.ds(at[i], 2)] += x[i, 0]
+            return 0
+
+        lax.fori_loop(0, 40, add, 0)
+
+    random = np.random.default_rng(0)
+    x = random.standard_normal((40, 8)).astype(np.float32)
+    at = random.integers(-7, 7, 40).astype(np.int32)
+    check(kernel_call(kernel, jax.ShapeDtypeStruct((5, 8), np.float32)), at, x)
+
+    def first_only(at, x, sums):
+        sums[...] = jnp.zeros_like(sums)
+
+        def add(i, _):
+            sums[at[i]] += x[i]
+            return 0
+
+        lax.fori_loop(0, 40, add, 0)
+
+    check(kernel_call(first_only, jax.ShapeDtypeStruct((5, 8), np.float32)), at, x)
+
+
 def test_carried_arrays_that_change_places():
     def f(x, y):
         def step(i, carry):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pallas_shim.evaluator.codegen.native import elements
-from pallas_shim.evaluator.codegen.native.groups import Rounds
+from pallas_shim.evaluator.codegen.native.groups import Rounds, nest
 from pallas_shim.evaluator.codegen.native.places import Buffer, Place, broadcast, dummy, viewed
 from pallas_shim.evaluator.codegen.native.source import NotNative, Source, literal, type_of
 from pallas_shim.evaluator.codegen.native.values import Values
@@ -513,7 +513,8 @@ def _accumulate(to: Any, instruction: Instruction) -> None:
     dims: Sequence[Any] = [Slice(0, size, 1) for size in place.shape]
     for step in params["path"]:
         dims = step.dims
-    if name is None or any(isinstance(dim, Slice) and dim.size != 1 for dim in dims):
+    inner = tuple([dim.size for dim in dims if isinstance(dim, Slice)])
+    if name is None or not all(isinstance(size, int) for size in inner):
         raise NotNative(f"accumulate with {params['ufunc']}")
     rows = [to.place(v) if v.type.shape else None for v in (values, *leaves)]
     fixed = [None if row is not None else to.register(v)
@@ -522,28 +523,43 @@ def _accumulate(to: Any, instruction: Instruction) -> None:
     with source.loop(str(rounds)) as number:
         to.poll()
 
-        def at_round(position: int) -> str:
+        def at_round(position: int, shape: tuple[int, ...], at: Sequence[str]) -> str:
             row = rows[position]
             if row is None:
                 return fixed[position]  # type: ignore[return-value]
-            strides = broadcast(row.strides, row.shape, (rounds, *row.shape[1:]))
-            offset = source.plus(row.offset, source.times(number, strides[0]))
+            # Its dimensions behind the rounds are the last ones of the shape, or are 1.
+            extra = len(row.shape) - 1 - len(shape)
+            if any(size != 1 for size in row.shape[1 : 1 + max(extra, 0)]):
+                raise NotNative("accumulate of another shape")
+            own = row.shape[1 + max(extra, 0) :]
+            strides = broadcast(row.strides[len(row.shape) - len(own) :], own, shape)
+            offset = row.offset
+            if row.shape[0] > 1:
+                offset = source.plus(offset, source.times(number, row.strides[0]))
+            for index, stride in zip(at, strides, strict=True):
+                offset = source.plus(offset, source.times(index, stride))
             return source.load(row.dtype, row.buffer.base, offset)
 
-        offset = place.offset
+        offset, steps = place.offset, []
         for dim, stride, index in zip(place.shape, place.strides, dims, strict=True):
-            start = index.start if isinstance(index, Slice) else index
+            start, size = index, 1
+            if isinstance(index, Slice):
+                start, size = index.start, index.size
+                steps.append(stride * index.stride)
             if isinstance(start, Dynamic):
                 leaf = leaves[start.leaf]
-                register = at_round(1 + start.leaf)
-                first = _clamped(source, register, leaf.type.dtype, dim, 1)
+                register = at_round(1 + start.leaf, (), ())
+                first = _clamped(source, register, leaf.type.dtype, dim, size)
             else:
                 first = str(int(start) % dim)
             offset = source.plus(offset, to.to.times(first, stride))
-        before = source.load(place.dtype, place.buffer.base, offset)
-        dtype = place.dtype
-        made = elements.element(source, name, [dtype, dtype], dtype, [before, at_round(0)])
-        source.store(dtype, made, place.buffer.base, offset)
+        with nest(source, inner) as at:
+            for index, step in zip(at, steps, strict=True):
+                offset = source.plus(offset, source.times(index, step))
+            before = source.load(place.dtype, place.buffer.base, offset)
+            dtype, value = place.dtype, at_round(0, inner, at)
+            made = elements.element(source, name, [dtype, dtype], dtype, [before, value])
+            source.store(dtype, made, place.buffer.base, offset)
     for value in (ref, values, *leaves):
         to.used(value)
 
