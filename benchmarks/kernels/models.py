@@ -70,7 +70,7 @@ def routed(tokens: int, experts: int) -> Built:
         expert_ref[...] = jnp.concatenate([first, second], axis=1)
         weight_ref[...] = jnp.concatenate([share, 1 - share], axis=1)
 
-    out = jax.ShapeDtypeStruct((tokens, 2), jnp.int32), jax.ShapeDtypeStruct((tokens, 2), jnp.float32)
+    out = [jax.ShapeDtypeStruct((tokens, 2), dtype) for dtype in (jnp.int32, jnp.float32)]
     return in_blocks(kernel, 64, (normal(tokens, experts),), out)
 
 
@@ -97,7 +97,7 @@ def top_k(rows: int, classes: int, k: int) -> Built:
             value_ref[:, n : n + 1], index_ref[:, n : n + 1] = best, where
             x = jnp.where(columns == where, -jnp.inf, x)
 
-    out = jax.ShapeDtypeStruct((rows, k), jnp.float32), jax.ShapeDtypeStruct((rows, k), jnp.int32)
+    out = [jax.ShapeDtypeStruct((rows, k), dtype) for dtype in (jnp.float32, jnp.int32)]
     return in_blocks(kernel, 16, (normal(rows, classes),), out)
 
 

@@ -84,14 +84,14 @@ class WideProducts(Peephole):
             return None
         if crosses is not None and set(masked) != set(crosses):
             return None
-        one, other, low = map(self.product, (*masked, *shifted))
-        if one is None or other is None or low is None:
+        one, two, low = map(self.product, (*masked, *shifted))
+        if one is None or two is None or low is None:
             return None
-        for half in (*one, *other):
+        for half in (*one, *two):
             if isinstance(half, int) or half[0] != "high":
                 continue
             x = half[1]
-            first, second = (one, other) if half in one else (other, one)
+            first, second = (one, two) if half in one else (two, one)
             y_low, y_high = _rest(first, ("high", x)), _rest(second, ("low", x))
             y = _whole(y_high, y_low)
             if y is not None and _rest(low, ("low", x)) == y_low:

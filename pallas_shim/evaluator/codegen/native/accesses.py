@@ -557,8 +557,8 @@ def _accumulate(to: Any, instruction: Instruction) -> None:
             for index, step in zip(at, steps, strict=True):
                 offset = source.plus(offset, source.times(index, step))
             before = source.load(place.dtype, place.buffer.base, offset)
-            dtype, value = place.dtype, at_round(0, inner, at)
-            made = elements.element(source, name, [dtype, dtype], dtype, [before, value])
+            dtype, term = place.dtype, at_round(0, inner, at)
+            made = elements.element(source, name, [dtype, dtype], dtype, [before, term])
             source.store(dtype, made, place.buffer.base, offset)
     for value in (ref, values, *leaves):
         to.used(value)
