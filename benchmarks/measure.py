@@ -68,8 +68,8 @@ def measure(
         "first_processor": time.process_time() - processor,
     }
     warm: list[tuple[float, float]] = []
-    until = time.perf_counter() + settles
-    while time.perf_counter() < until:
+    until = time.process_time() + settles
+    while time.process_time() < until:
         jax.block_until_ready(f(*args))
     begun = time.perf_counter()
     while len(warm) < 3 or (len(warm) < kernel.calls and time.perf_counter() - begun < seconds):

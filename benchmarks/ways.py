@@ -19,7 +19,7 @@ class Way:
     cache: the environment variable that names a cache directory. It gets the kernel's own
         directory, which a first, unmeasured process fills.
     stages: whether to measure the steps of the shim's first call instead.
-    settles: the seconds for which it is called before its warm calls are measured.
+    settles: the processor's seconds for which it is called before its warm calls are measured.
     """
 
     title: str

@@ -5,13 +5,31 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from pallas_shim import exit_status, settings
-from pallas_shim.chip import jobs, noting, session, tpus, verdicts
+from pallas_shim.chip import jobs, noting, scalar_unit, session, tpus, verdicts
 from pallas_shim.reports.uses import REPORT
+
+if TYPE_CHECKING:
+    from pallas_shim.chip import counting
 
 # The exit status of a script that ran, if a kernel was refused.
 REFUSED_STATUS = 98
+
+
+# Counts what kernels decide, for a profile.
+COUNTER: counting.Counter | None = None
+
+
+def counter() -> counting.Counter | None:
+    """What is to see each program and its runs; None: no profile is asked for."""
+    global COUNTER
+    if COUNTER is None and settings.current().profile is not None:
+        from pallas_shim.chip import counting
+
+        COUNTER = counting.Counter()
+    return COUNTER
 
 
 def register() -> None:
@@ -64,11 +82,14 @@ def _at_exit() -> None:
 def _profile(found: list[verdicts.Verdict], destination: str | None) -> None:
     from pallas_shim.chip import profile, profile_view
 
-    profiles = [profile.profile(verdict) for verdict in found]
+    counted = {v.key: COUNTER.executed(v.key) for v in found} if COUNTER is not None else {}
+    profiles = [profile.profile(v, counted.get(v.key, scalar_unit.NOTHING)) for v in found]
     _say(profile_view.table(profiles))
-    if destination not in (None, "1"):
-        failure = profile_view.write(profiles, destination)
-        _say(f"pallas_shim: {failure or f'the profile is in {destination}'}")
+    for path in (destination or "").split(","):
+        if path not in ("", "1"):
+            failure = profile_view.write(profiles, path)
+            shown = path.removeprefix(profile_view.TRACE)
+            _say(f"pallas_shim: {failure or f'the profile is in {shown}'}")
 
 
 def _say(text: str) -> None:

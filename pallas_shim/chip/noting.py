@@ -24,10 +24,10 @@ class Reached:
     def note(self, sites: Iterable[export_tpu.Site]) -> None:
         """Notes kernels, unless equal ones with operands of the same types were noted before."""
         for site in sites:
-            key = _key(site)
+            at = key(site)
             with self._lock:
-                if key not in self._known:
-                    self._known.add(key)
+                if at not in self._known:
+                    self._known.add(at)
                     self._waiting.append(site)
 
     def take(self) -> list[export_tpu.Site]:
@@ -37,7 +37,7 @@ class Reached:
         return taken
 
 
-def _key(site: export_tpu.Site) -> Any:
+def key(site: export_tpu.Site) -> Any:
     """Equal for kernels that are the same to a compiler. One that can't be read is like no other,
     but itself."""
     try:

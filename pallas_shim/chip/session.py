@@ -23,7 +23,7 @@ import jax
 import pallas_shim
 from pallas_shim import settings
 from pallas_shim.cache import store
-from pallas_shim.chip import driver, estimate, isolation
+from pallas_shim.chip import driver, estimate, isolation, noting, operations
 from pallas_shim.chip.channel import Channel, Closed
 from pallas_shim.chip.jobs import (
     LOWERING,
@@ -36,7 +36,7 @@ from pallas_shim.chip.jobs import (
 )
 from pallas_shim.chip.tpus import Target, libtpu_version
 from pallas_shim.chip.verdicts import LOWERED, Verdict
-from pallas_shim.jax_compat import export_tpu, kernel_info
+from pallas_shim.jax_compat import export_tpu, kernel_info, meshes, pallas
 
 
 def compile_kernels(
@@ -127,6 +127,10 @@ def _exported(site: export_tpu.Site, target: Target) -> tuple[Verdict, Any]:
         dataclasses.replace(answer, seconds=took),
         None if held is None else sum(each.size for each in held),
         jax.__version__,
+        names=meshes.argument_names(pallas.kernel_jaxpr(equation)),
+        devices=export_tpu.devices_of(site),
+        operations=operations.of_kernel(equation),
+        key=noting.key(site),
     )
     return verdict, module
 

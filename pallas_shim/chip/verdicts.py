@@ -21,7 +21,9 @@ class Verdict:
 
     ``operands``: their types. ``answer``: the compiler's, whose outcome may also be `LOWERED`.
     ``estimate``: bytes of VMEM that blocks and scratch take; None: unknown. ``remembered``: an
-    earlier process compiled it.
+    earlier process compiled it. ``names``: the user's names of the operands and results.
+    ``devices``: how many run it together. ``operations``: of floating-point numbers in one call;
+    None: unknown. ``key``: which of the process's kernels it is.
     """
 
     kernel: str
@@ -33,6 +35,10 @@ class Verdict:
     estimate: int | None
     jax: str
     remembered: bool = False
+    names: Sequence[str] = ()
+    devices: int = 1
+    operations: int | None = None
+    key: Any = None
 
     @property
     def is_refused(self) -> bool:

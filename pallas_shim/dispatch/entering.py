@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pallas_shim.dispatch import native, observing, stock
+from pallas_shim.dispatch import background, native, observing, stock
 from pallas_shim.dispatch.plan import Plan
 from pallas_shim.jax_compat import arrays, custom_call
 from pallas_shim.jax_compat.hooks import jit_calls
@@ -53,7 +53,7 @@ def executable(
         way.entry = entry = _Entry(out[0].device if out else None)
         if _has_an_executable(way, plan, out) and len(_kept) < _MOST:
             types = list(map(_type, args)), list(map(_type, out))
-            native.later(functools.partial(_compile, way, entry, plan.event, *types))
+            background.later(functools.partial(_compile, way, entry, plan.event, *types))
         return None
     if entry.executable is None or out[0].device != entry.device:
         return None

@@ -7,20 +7,17 @@ by bit. From then on it is native, if that is faster. A user's call never waits 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
 import logging
-import os
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from pallas_shim import settings
+from pallas_shim.dispatch import background
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.floating import as_xla
 from pallas_shim.reports.uses import Use
@@ -37,9 +34,6 @@ _EARNS = 3
 _COMPARED = 3
 # Seconds in NumPy: calling a program of less costs most, and jit can call native code by itself.
 _TINY = 20e-6
-# Of the thread that compiles. On a busy machine, a thread of less priority would rarely run, and
-# sometimes be away with the interpreter's lock.
-_NICENESS = 5
 _EXTRA = "pip install 'pallas_shim[native]'"
 
 
@@ -56,9 +50,7 @@ def way(executable: Executable, use: Use) -> Way | None:
         return None
     if asked.native_force and not _is_installed():
         raise NativeError(f"PALLAS_NUMPY_NATIVE=force needs llvmlite: {_EXTRA}")
-    if asked.native_force or _is_installed() or asked.report is not None:
-        return Way(executable, use, asked.native_force)
-    return None
+    return Way(executable, use, asked.native_force)
 
 
 def runner(executable: Executable, way: Way | None) -> Run:
@@ -79,7 +71,8 @@ class Way:
         self._step: Callable[[Way, Sequence[np.ndarray]], list[Any]]
         self._step = Way._forced if forced else Way._counted
         self._executable, self.use = executable, use
-        self._left: float | None = None  # seconds until it has earned its code
+        self._left = _EARNS * _PROGRAM  # seconds until it has earned its code
+        self._is_sized = False  # whether that includes the instructions
         self.code: Any = None
         self._compared: list[tuple[float, float]] = []  # the seconds of NumPy and of native code
         self.seconds: float | None = None
@@ -94,15 +87,21 @@ class Way:
     def _counted(self, values: Sequence[np.ndarray]) -> list[Any]:
         start = time.perf_counter()
         results = self._executable.run(values)
-        left = self._left
-        if left is None:
-            count = sum(1 for _ in self._executable.program.top.walk())
-            left = _EARNS * (_PROGRAM + count * _INSTRUCTION)
-        self._left = left = left - (time.perf_counter() - start)
-        if left < 0:
-            self._step = Way._in_numpy
-            later(self._compile_and_compare)
+        self._left -= time.perf_counter() - start
+        if self._left < 0:
+            self._earned()
         return results
+
+    def _earned(self) -> None:
+        # Counting instructions and looking for a package take time, so the first call doesn't.
+        if not self._is_sized:
+            count = sum(1 for _ in self._executable.program.top.walk())
+            self._left += _EARNS * count * _INSTRUCTION
+            self._is_sized = True
+        if self._left < 0:
+            self._step = Way._in_numpy
+            if _is_installed() or settings.current().report is not None:
+                background.later(self._compile_and_compare)
 
     def _compile(self) -> None:
         """Makes the code. Without it, the report says why."""
@@ -204,53 +203,3 @@ def _same_array(a: Any, b: Any) -> bool:
 @functools.cache
 def _is_installed() -> bool:
     return importlib.util.find_spec("llvmlite") is not None
-
-
-# -- in the background ----------------------------------------------------------------------------
-
-_pool: ThreadPoolExecutor | None = None
-_is_compiling = False
-_is_usable = True  # not in a process forked while LLVM was at work
-
-
-def later(work: Callable[[], None]) -> None:
-    """Runs this when nothing else is being compiled, on a thread of low priority.
-
-    When Python ends, it waits for the work under way, since LLVM can't be stopped, and drops what
-    hasn't begun.
-    """
-    global _pool
-    if not _is_usable:
-        return
-    if _pool is None:
-        _pool = ThreadPoolExecutor(1, "pallas_shim_native", initializer=_with_low_priority)
-    with contextlib.suppress(RuntimeError):  # Python is ending
-        _pool.submit(_work, work)
-
-
-def _work(work: Callable[[], None]) -> None:
-    global _is_compiling
-    if not threading.main_thread().is_alive():
-        return
-    _is_compiling = True
-    try:
-        work()
-    finally:
-        _is_compiling = False
-
-
-def _with_low_priority() -> None:
-    if hasattr(os, "setpriority") and os.uname().sysname == "Linux":  # where threads have their own
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
-
-
-def _start_over() -> None:
-    """Runs in a forked process, which has no such thread."""
-    global _pool, _is_usable, _is_compiling
-    _is_usable = _is_usable and not _is_compiling
-    _pool, _is_compiling = None, False
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_start_over)

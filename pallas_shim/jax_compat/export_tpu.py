@@ -6,6 +6,7 @@ import importlib.util
 import math
 import os
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from pallas_shim.jax_compat import meshes
 from pallas_shim.jax_compat.hooks import tpu_info
-from pallas_shim.jax_compat.kernel_info import KERNEL_PRIMITIVES, inner_jaxprs
+from pallas_shim.jax_compat.jaxprs import KERNEL_PRIMITIVES, inner_jaxprs
 from pallas_shim.jax_compat.pallas import kernel_jaxpr
 
 
@@ -33,9 +34,9 @@ class Site(NamedTuple):
     x64: bool
 
 
-def sites(jaxpr: Any) -> Iterator[Site]:
-    """The kernels of a jaxpr and of the jaxprs inside it."""
-    yield from _sites(getattr(jaxpr, "jaxpr", jaxpr), {})
+def sites(jaxpr: Any, axes: Mapping[Any, int] = MappingProxyType({})) -> Iterator[Site]:
+    """The kernels of a jaxpr and of the jaxprs inside it. ``axes``: those around the jaxpr."""
+    yield from _sites(getattr(jaxpr, "jaxpr", jaxpr), axes)
 
 
 def _sites(jaxpr: Any, axes: Mapping[Any, int]) -> Iterator[Site]:

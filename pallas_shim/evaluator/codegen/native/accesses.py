@@ -9,7 +9,13 @@ import numpy as np
 
 from pallas_shim.evaluator.codegen.native import elements
 from pallas_shim.evaluator.codegen.native.groups import Rounds, nest
-from pallas_shim.evaluator.codegen.native.places import Buffer, Place, broadcast, dummy, viewed
+from pallas_shim.evaluator.codegen.native.places import (
+    Buffer,
+    BufferPlace,
+    broadcast,
+    dummy,
+    viewed,
+)
 from pallas_shim.evaluator.codegen.native.source import NotNative, Source, literal, type_of
 from pallas_shim.evaluator.codegen.native.values import Values
 from pallas_shim.evaluator.memory import Dynamic
@@ -17,7 +23,7 @@ from pallas_shim.evaluator.program import ArrayType, Instruction, KeyType, RefTy
 from pallas_shim.jax_compat.state import Index, Reshape, Slice, Transpose
 
 
-def at_path(to: Values, ref: Value, path: Sequence[Any], leaves: Sequence[Value]) -> Place:
+def at_path(to: Values, ref: Value, path: Sequence[Any], leaves: Sequence[Value]) -> BufferPlace:
     """Where a path leads from a ref."""
     place = to.place(ref)
     for step in path:
@@ -25,7 +31,7 @@ def at_path(to: Values, ref: Value, path: Sequence[Any], leaves: Sequence[Value]
             case Index(dims):
                 place = _at_index(to, place, dims, leaves)
             case Transpose(permutation):
-                place = Place(
+                place = BufferPlace(
                     place.buffer, place.offset,
                     tuple(place.strides[d] for d in permutation),
                     tuple(place.shape[d] for d in permutation), place.dtype,
@@ -35,13 +41,15 @@ def at_path(to: Values, ref: Value, path: Sequence[Any], leaves: Sequence[Value]
                 found = viewed(fake.reshape(shape), fake)
                 if found is None:
                     raise NotNative("a reshape of a strided ref")
-                place = Place(place.buffer, place.offset, found[1], tuple(shape), place.dtype)
+                place = BufferPlace(place.buffer, place.offset, found[1], tuple(shape), place.dtype)
             case _:
                 raise NotNative(f"a {type(step).__name__.lower()} of a ref")
     return place
 
 
-def _at_index(to: Values, place: Place, dims: Sequence[Any], leaves: Sequence[Value]) -> Place:
+def _at_index(
+    to: Values, place: BufferPlace, dims: Sequence[Any], leaves: Sequence[Value]
+) -> BufferPlace:
     offset, strides, shape = place.offset, [], []
     for size, stride, index in zip(place.shape, place.strides, dims, strict=True):
         if isinstance(index, Slice):
@@ -62,7 +70,7 @@ def _at_index(to: Values, place: Place, dims: Sequence[Any], leaves: Sequence[Va
         else:
             raise NotNative("an index that is an array")
         offset = to.to.plus(offset, to.to.times(first, stride))
-    return Place(place.buffer, offset, tuple(strides), tuple(shape), place.dtype)
+    return BufferPlace(place.buffer, offset, tuple(strides), tuple(shape), place.dtype)
 
 
 def _start(to: Values, leaf: Value, dim: int, size: int, scale: int = 1) -> str:
@@ -92,7 +100,7 @@ def _get(to: Any, instruction: Instruction) -> None:
         to.used(leaf)
 
 
-def _load_all(to: Any, out: Value, place: Place) -> None:
+def _load_all(to: Any, out: Value, place: BufferPlace) -> None:
     """A value that is a copy of what memory has at the moment."""
     to.before_reading(place.buffer, to.groups.get(place.shape))
     group = to.group(place.shape)
@@ -177,7 +185,7 @@ def _view(to: Any, instruction: Instruction) -> None:
             shape.append(length)
     if tuple(shape) != out.type.shape:
         raise NotNative("a block of another shape")
-    to.set_place(out, Place(place.buffer, offset, tuple(strides), tuple(shape), place.dtype))
+    to.set_place(out, BufferPlace(place.buffer, offset, tuple(strides), tuple(shape), place.dtype))
     for value in (ref, *leaves):
         to.used(value)
 
@@ -192,7 +200,7 @@ def _blocks(to: Any, instruction: Instruction) -> None:
         offset = to.to.plus(offset, to.to.times(first, stride))
     lead = [sum(map(int.__mul__, map(int, step), place.strides)) for step in params["steps"]]
     strides = (*lead, *(place.strides[d] for d in params["kept"]))
-    to.set_place(out, Place(place.buffer, offset, strides, out.type.shape, place.dtype))
+    to.set_place(out, BufferPlace(place.buffer, offset, strides, out.type.shape, place.dtype))
     for value in (ref, *at):
         to.used(value)
 
@@ -221,7 +229,7 @@ def _lookup(to: Any, instruction: Instruction) -> None:
         number = elements.as_index(to.to, index.type.dtype, to.register(index))
         offset = to.to.plus(offset, to.to.times(number, stride))
     rest = place.strides[len(at) :]
-    entry = Place(place.buffer, offset, rest, table.shape[len(at) :], place.dtype)
+    entry = BufferPlace(place.buffer, offset, rest, table.shape[len(at) :], place.dtype)
     if out.type.shape:
         to.set_place(out, entry)
     else:
@@ -290,7 +298,7 @@ def _copied_blocks(to: Any, instruction: Instruction) -> None:
 def _elements(
     to: Any,
     out: Value,
-    place: Place,
+    place: BufferPlace,
     offset: str,
     moving: Sequence[tuple[Value, int, int, int, int]],
     kept: Sequence[tuple[int, int]],
@@ -310,7 +318,8 @@ def _elements(
             own = to.place(leaf)
             leaf = Value(ArrayType((*leaf.type.shape, *behind), leaf.type.dtype))
             strides = (*own.strides, *[0 for _ in behind])
-            to.places[leaf] = Place(own.buffer, own.offset, strides, leaf.type.shape, own.dtype)
+            shaped = own.buffer, own.offset, strides, leaf.type.shape, own.dtype
+            to.places[leaf] = BufferPlace(*shaped)
         at.append((to.operand(shape, leaf), leaf.type.dtype, scale, dim, size, stride))
     group = to.group(shape)
     if any(o.place is not None and group.writes_buffer(o.place.buffer) for o, *_ in at):
@@ -435,15 +444,15 @@ def _pad(to: Any, instruction: Instruction) -> None:
         strides.append(taken.strides[axis])
     if all(size > 0 for size in shape):
         part = _seen(
-            to, Place(taken.buffer, first, tuple(strides), tuple(shape), taken.dtype)
+            to, BufferPlace(taken.buffer, first, tuple(strides), tuple(shape), taken.dtype)
         )
-        to.store(Place(whole.buffer, begin, tuple(steps), tuple(shape), whole.dtype), part)
+        to.store(BufferPlace(whole.buffer, begin, tuple(steps), tuple(shape), whole.dtype), part)
         to.flush_all()
     to.used(source)
     to.used(value)
 
 
-def _seen(to: Any, place: Place) -> Value:
+def _seen(to: Any, place: BufferPlace) -> Value:
     """A value that lies at a place, to be used once."""
     value = Value(ArrayType(place.shape, place.dtype))
     to.left[value] = 1
@@ -462,7 +471,8 @@ def _join(to: Any, instruction: Instruction) -> None:
         shape = source.type.shape
         if key is None:
             to.left[source] += 1
-            place = Place(whole.buffer, offset, tuple(strides), out.type.shape[1:], whole.dtype)
+            one = out.type.shape[1:]
+            place = BufferPlace(whole.buffer, offset, tuple(strides), one, whole.dtype)
             if shape != place.shape:
                 raise NotNative("join")
             to.store(place, source)
@@ -470,14 +480,13 @@ def _join(to: Any, instruction: Instruction) -> None:
             continue
         taken = to.place(source)
         rows = range(shape[0])[key]
-        part = Place(
+        part = BufferPlace(
             taken.buffer, to.to.plus(taken.offset, str(rows.start * taken.strides[0])),
             (rows.step * taken.strides[0], *taken.strides[1:]), (len(rows), *shape[1:]),
             taken.dtype,
         )  # fmt: skip
-        to.store(
-            Place(whole.buffer, offset, whole.strides, part.shape, whole.dtype), _seen(to, part)
-        )
+        place = BufferPlace(whole.buffer, offset, whole.strides, part.shape, whole.dtype)
+        to.store(place, _seen(to, part))
         row += len(rows)
     to.flush_all()
     for value in ins:
@@ -491,7 +500,7 @@ def _concatenate(to: Any, instruction: Instruction) -> None:
     for value in ins:
         offset = to.to.plus(whole.offset, str(start * whole.strides[axis]))
         to.store(
-            Place(whole.buffer, offset, whole.strides, value.type.shape, whole.dtype), value
+            BufferPlace(whole.buffer, offset, whole.strides, value.type.shape, whole.dtype), value
         )
         start += value.type.shape[axis]
     to.flush_all()

@@ -377,11 +377,6 @@ def _power(exponent: int) -> Write:
     return write
 
 
-def _rsqrt(to: Source, dtype: np.dtype, x: str) -> str:
-    root = _function("sqrt")(to, dtype, x)
-    return to.let(f"fdiv {type_of(dtype)} {literal(dtype.type(1))}, {root}")
-
-
 def _is_finite(to: Source, dtype: np.dtype, x: str) -> str:
     kind, infinity = type_of(dtype), literal(dtype.type(np.inf))
     return to.let(f"fcmp one {kind} {_function('fabs')(to, dtype, x)}, {infinity}")
@@ -400,7 +395,6 @@ _FLOATS: dict[str, Write] = {
     "floor": _function("floor"),
     "ceil": _function("ceil"),
     "round_to_even": _function("rint"),
-    "rsqrt": _rsqrt,
     "sign": _float_sign,
     "is_finite": _is_finite,
     "max": _minmax("max"),

@@ -59,7 +59,7 @@ class Handler(NamedTuple):
     workspace: int
 
 
-class Code:
+class MachineCode:
     """A function in machine code: call it with NumPy arrays, get a list of them."""
 
     def __init__(
