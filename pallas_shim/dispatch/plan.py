@@ -28,7 +28,7 @@ class Plan:
 
     ``executable`` is None if JAX runs the function. Then ``reason`` says why, and ``jax_uses``
     collects the kernels in it that JAX interprets. Otherwise ``runs`` runs it, in NumPy or
-    natively. ``trial`` is set for a function without kernels.
+    natively: ``way`` is how it gets there. ``trial`` is set for a function without kernels.
     """
 
     key: tuple[Any, ...]
@@ -43,6 +43,7 @@ class Plan:
     ordered: bool = False
     trial: Trial | None = None
     mesh: MeshPlan | None = None
+    way: native.Way | None = None
     jax_uses: list[Use] = dataclasses.field(default_factory=list)
 
 

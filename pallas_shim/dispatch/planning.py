@@ -151,10 +151,12 @@ def _make_plan(
     elif mesh is not None:
         use.traced_cache = f"not kept: {compiling.NOT_KEPT_ON_MESH}"
     use.prepared(time.perf_counter() - start, tracing)
+    way = native.way(executable, use)
     return dataclasses.replace(
         plan,
         executable=executable,
-        runs=native.runner(executable, use),
+        runs=native.runner(executable, way),
+        way=way,
         use=use,
         mesh=mesh,
         deleted=donation.deleted(jaxpr, call, used),
