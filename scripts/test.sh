@@ -116,6 +116,7 @@ of_no_jax=(
     --ignore=tests/processes/test_check.py
     --ignore=tests/processes/test_determinism.py
     --ignore=tests/processes/test_elsewhere.py
+    --ignore=tests/test_structure.py
     --ignore=tests/processes/test_notebooks.py
     --ignore=tests/processes/test_pytest_plugin.py
     --ignore=tests/processes/test_reports.py

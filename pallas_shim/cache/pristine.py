@@ -36,7 +36,7 @@ _PLAIN = frozenset({bool, int, float, complex, str, bytes, tuple, frozenset})
 _Contents = tuple[list[int], list[str], list[Any]]
 
 
-class _Noted:
+class _Snapshot:
     """The snapshot of modules and their contents.
 
     ``owners`` are modules, classes and instances. ``held`` has copies of their variables, and
@@ -64,7 +64,7 @@ class _Noted:
 _PARTS = {
     part: operator.attrgetter(part) for part in ("__code__", "__defaults__", "__kwdefaults__")
 }
-_noted = _Noted()
+_noted = _Snapshot()
 
 
 def note() -> None:

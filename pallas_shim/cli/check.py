@@ -12,7 +12,6 @@ from pallas_shim import settings
 from pallas_shim.check import handover, sarif, suppress
 from pallas_shim.cli import launch, options
 
-_USAGE = "python -m pallas_shim check [options] script.py [args]   (or -m module, -c code)"
 _EPILOG = """\
 The exit status is the script's own if it failed, else 0 if nothing was found, else 99.
 
@@ -53,15 +52,11 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pallas_shim check",
-        usage=_USAGE,
-        description="Runs an unmodified script, and says what its Pallas kernels do wrong on a "
-        "TPU or GPU: for these inputs, and this order of programs and copies.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    about = (
+        "Runs an unmodified script, and says what its Pallas kernels do wrong on a "
+        "TPU or GPU: for these inputs, and this order of programs and copies."
     )
+    parser = options.parser("check", about, _EPILOG)
     parser.add_argument(
         "--kinds",
         default="1",

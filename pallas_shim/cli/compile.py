@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from pallas_shim import settings
 from pallas_shim.cli import launch
+from pallas_shim.cli import options as run_options
 
 
 def main(arguments: list[str]) -> int:
@@ -23,13 +24,11 @@ def main(arguments: list[str]) -> int:
 
 def parser(verb: str, description: str | None) -> argparse.ArgumentParser:
     """The options of the verbs that compile."""
-    made = argparse.ArgumentParser(
-        prog=f"pallas_shim {verb}",
-        usage="%(prog)s --tpu NAME[,NAME] [options] script.py [args]   (or -m module, -c code)",
-        description=description,
-        epilog=f"Example: python -m pallas_shim {verb} --tpu v6e,v5e bench.py",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    made = run_options.parser(
+        verb,
+        description or "",
+        f"example: python -m pallas_shim {verb} --tpu v6e,v5e bench.py",
+        "%(prog)s --tpu NAME[,NAME] [options] script.py [args]   (or -m module, -c code)",
     )
     made.add_argument("--tpu", metavar="NAMES", help=f"some of {', '.join(settings.TPUS)}")
     made.add_argument(

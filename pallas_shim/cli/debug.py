@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from pallas_shim.cli import around
+from pallas_shim.cli import around, options
 
 _EPILOG = """\
 At the prompt: n, s, r, c and q go on, as pdb's do; p EXPRESSION and locals look; b LINE stops at a
@@ -19,14 +18,8 @@ example: python -m pallas_shim debug --kernel matmul_kernel --cell 1,0,3 bench.p
 
 def main(arguments: list[str]) -> int:
     """Runs the script, and stops in its kernels. Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="pallas_shim debug",
-        usage="python -m pallas_shim debug [options] script.py [args]   (or -m module, -c code)",
-        description="Runs a script, and steps through its Pallas kernels.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    about = "Runs a script, and steps through its Pallas kernels."
+    parser = options.parser("debug", about, _EPILOG)
     parser.add_argument("--kernel", metavar="NAME", help="stop first in this kernel")
     parser.add_argument("--cell", metavar="I,J,...", type=_cell, help="stop first in this cell")
     asked, target = around.parse(parser, arguments, ("--kernel", "--cell"))

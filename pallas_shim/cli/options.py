@@ -45,6 +45,21 @@ _OPTIONS = {
 }
 
 
+def parser(
+    verb: str, description: str, epilog: str, usage: str | None = None
+) -> argparse.ArgumentParser:
+    """The parser of a verb that runs a script, with no options yet."""
+    script = f"python -m pallas_shim {verb} [options] script.py [args]   (or -m module, -c code)"
+    return argparse.ArgumentParser(
+        prog=f"pallas_shim {verb}",
+        usage=usage or script,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds the options of a run. In what is parsed, they have the names of their variables."""
     group = parser.add_argument_group("options of the run")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import pathlib
 import sys
 
-from pallas_shim.cli import around
+from pallas_shim.cli import around, options
 
 _EPILOG = """\
 The page needs no server and no network. https://ui.perfetto.dev opens the trace. The exit status is
@@ -19,14 +18,8 @@ example: python -m pallas_shim view -o view.html --perfetto trace.json bench.py 
 
 def main(arguments: list[str]) -> int:
     """Runs the script and writes the page. Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="pallas_shim view",
-        usage="python -m pallas_shim view [options] script.py [args]   (or -m module, -c code)",
-        description="Runs a script, and shows what its Pallas kernels did, cell by cell.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    about = "Runs a script, and shows what its Pallas kernels did, cell by cell."
+    parser = options.parser("view", about, _EPILOG)
     parser.add_argument(
         "-o", "--output", metavar="FILE",
         help="the page (default: view.html, unless there is only a --perfetto)",

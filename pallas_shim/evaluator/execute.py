@@ -25,11 +25,13 @@ from pallas_shim.evaluator.frames import (
     Step,
     Steps,
     loop_name,
-    moves,
     note_cell,
     row_of,
     run_steps,
     run_with_room,
+    scan_slots,
+    switch_slots,
+    while_slots,
 )
 from pallas_shim.evaluator.heap import keep_freed_memory
 from pallas_shim.evaluator.machine import operations, regions
@@ -277,27 +279,15 @@ def _emitted(loop: codegen.Emitted) -> Step:
 
 
 def _scan(prepare: _Preparation, instruction: Instruction) -> Step:
-    """ins: carry..., xs...; region params: carry..., x...; results and outs: carry..., ys..."""
-    params = instruction.operation.params
-    length, reverse, num_carry = params["length"], params["reverse"], params["num_carry"]
-    ins = [prepare.slot(v) for v in instruction.ins]
-    outs = [prepare.slot(v) for v in instruction.outs]
-    (region,) = instruction.regions
-    at, steps, results = prepare.region(region)
-    begin = moves(ins[:num_carry], at[:num_carry])
-    go_on = moves(results[:num_carry], at[:num_carry])
-    carried = tuple(zip(outs[:num_carry], at[:num_carry], strict=True))
-    taken, row = ins[num_carry:], row_of(at[num_carry:])
-    made = tuple(zip(outs[num_carry:], results[num_carry:], strict=True))
-    made_types = [v.type for v in instruction.outs[num_carry:]]
-    order = range(length - 1, -1, -1) if reverse else range(length)
+    begin, steps, go_on, taken, row, made, types, order, carried = scan_slots(prepare, instruction)
     name = functools.partial(loop_name, instruction)
-    direction, nothing = slice(None, None, -1 if reverse else 1), itertools.repeat(())
+    direction, nothing = slice(None, None, order.step), itertools.repeat(())
+    length = len(order)
 
     def step(f: Frame) -> None:
         begin(f)
         xs = [f[i][direction] for i in taken]
-        ys = [np.empty(t.shape, t.dtype) for t in made_types]
+        ys = [np.empty(t.shape, t.dtype) for t in types]
         rounds = zip(order, zip(*xs, strict=True) if xs else nothing, strict=False)
         for i, x in progress.over_rounds(name, length, rounds):
             f[row] = x
@@ -314,17 +304,7 @@ def _scan(prepare: _Preparation, instruction: Instruction) -> Step:
 
 
 def _while(prepare: _Preparation, instruction: Instruction) -> Step:
-    """ins and outs: carry...; regions: condition (result: a bool), body."""
-    ins = [prepare.slot(v) for v in instruction.ins]
-    outs = [prepare.slot(v) for v in instruction.outs]
-    condition, body = instruction.regions
-    condition_at, condition_steps, (go_on,) = prepare.region(condition)
-    body_at, body_steps, body_results = prepare.region(body)
-
-    begin = moves(ins, condition_at)
-    enter = moves(condition_at, body_at)
-    repeat = moves(body_results, condition_at)
-    carried = tuple(zip(outs, condition_at, strict=True))
+    begin, condition, going, enter, body, repeat, carried = while_slots(prepare, instruction)
     name = functools.partial(loop_name, instruction)
     counted = induction.of_while(instruction)
     counts = None if counted is None else [prepare.slot(v) for v in counted]
@@ -333,11 +313,11 @@ def _while(prepare: _Preparation, instruction: Instruction) -> Step:
         begin(f)
         total = None if counts is None else int(f[counts[1]]) - int(f[counts[0]])
         for _ in itertools.chain.from_iterable(progress.rounds(name, total)):
-            run_steps(condition_steps, f)
-            if not f[go_on]:
+            run_steps(condition, f)
+            if not f[going]:
                 break
             enter(f)
-            run_steps(body_steps, f)
+            run_steps(body, f)
             repeat(f)
         for out, slot in carried:
             f[out] = f[slot]
@@ -346,13 +326,8 @@ def _while(prepare: _Preparation, instruction: Instruction) -> Step:
 
 
 def _switch(prepare: _Preparation, instruction: Instruction) -> Step:
-    """ins: an index, clamped to the branches; regions: one a branch, without parameters."""
-    (index,) = [prepare.slot(v) for v in instruction.ins]
-    outs = [prepare.slot(v) for v in instruction.outs]
-    branches = []
-    for region in instruction.regions:
-        _, steps, results = prepare.region(region)
-        branches.append((steps, tuple(zip(outs, results, strict=True))))
+    """The index is clamped to the branches."""
+    index, branches = switch_slots(prepare, instruction)
     last = len(branches) - 1  # what `branch_taken` does, without a call
 
     def step(f: Frame) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import progress
@@ -118,3 +118,95 @@ def moves(sources: Sequence[int], targets: Sequence[int]) -> Step:
         f[target] = f[source]
 
     return move_one
+
+
+# -- the slots of structured operations -----------------------------------------------------------
+
+
+class ScanSlots(NamedTuple):
+    """How a scan moves values. Operands: carry, xs. Region: carry, x; its results: carry, ys.
+
+    ``begin`` and ``go_on`` give the region its carry, at first and after each round. ``taken`` are
+    the slots of xs, and ``row`` those of a round's x. ``made``: for each of ys, the slots of the
+    stack and of the round's part of it, whose types are ``types``. ``order``: the rounds' numbers.
+    ``carried``: for each result of the carry, its slot and the region's.
+    """
+
+    begin: Step
+    steps: Any
+    go_on: Step
+    taken: list[int]
+    row: slice
+    made: tuple[tuple[int, int], ...]
+    types: list[Any]
+    order: range
+    carried: tuple[tuple[int, int], ...]
+
+
+def scan_slots(prepare: Any, instruction: Instruction) -> ScanSlots:
+    params = instruction.operation.params
+    length, count = params["length"], params["num_carry"]
+    ins = [prepare.slot(v) for v in instruction.ins]
+    outs = [prepare.slot(v) for v in instruction.outs]
+    (region,) = instruction.regions
+    at, steps, results = prepare.region(region)
+    return ScanSlots(
+        begin=moves(ins[:count], at[:count]),
+        steps=steps,
+        go_on=moves(results[:count], at[:count]),
+        taken=ins[count:],
+        row=row_of(at[count:]),
+        made=tuple(zip(outs[count:], results[count:], strict=True)),
+        types=[v.type for v in instruction.outs[count:]],
+        order=range(length - 1, -1, -1) if params["reverse"] else range(length),
+        carried=tuple(zip(outs[:count], at[:count], strict=True)),
+    )
+
+
+class WhileSlots(NamedTuple):
+    """How a while loop moves its carry, which is its operands and results.
+
+    ``begin``, ``enter`` and ``repeat`` give it to the condition, to the body, and to the condition
+    again. ``going`` is the slot of the condition's result. ``carried``: for each result of the
+    loop, its slot and the condition's.
+    """
+
+    begin: Step
+    condition: Any
+    going: int
+    enter: Step
+    body: Any
+    repeat: Step
+    carried: tuple[tuple[int, int], ...]
+
+
+def while_slots(prepare: Any, instruction: Instruction) -> WhileSlots:
+    ins = [prepare.slot(v) for v in instruction.ins]
+    outs = [prepare.slot(v) for v in instruction.outs]
+    condition, body = instruction.regions
+    condition_at, condition_steps, (going,) = prepare.region(condition)
+    body_at, body_steps, body_results = prepare.region(body)
+    return WhileSlots(
+        begin=moves(ins, condition_at),
+        condition=condition_steps,
+        going=going,
+        enter=moves(condition_at, body_at),
+        body=body_steps,
+        repeat=moves(body_results, condition_at),
+        carried=tuple(zip(outs, condition_at, strict=True)),
+    )
+
+
+Branches = list[tuple[Any, tuple[tuple[int, int], ...]]]
+
+
+def switch_slots(prepare: Any, instruction: Instruction) -> tuple[int, Branches]:
+    """The slot of a switch's index. For each branch, its steps, and for each result of the switch
+    its slot and the branch's."""
+    (index,) = [prepare.slot(v) for v in instruction.ins]
+    outs = [prepare.slot(v) for v in instruction.outs]
+    branches: Branches = []
+    for region in instruction.regions:
+        _, steps, results = prepare.region(region)
+        branches.append((steps, tuple(zip(outs, results, strict=True))))
+    return index, branches

@@ -6,7 +6,6 @@ Nothing is left out, except what `UNSEEN` lists.
 
 from __future__ import annotations
 
-import abc
 import enum
 import functools
 import hashlib
@@ -14,12 +13,11 @@ import itertools
 import marshal
 import operator
 import struct
-import sys
 import types
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,6 +26,7 @@ from jax._src.literals import TypedInt, TypedNdArray
 from jax._src.mesh import AbstractMesh, Mesh
 from jax._src.state import discharge as state_discharge
 
+from pallas_shim.jax_compat import library_names
 from pallas_shim.jax_compat.callbacks import CALLBACK_PRIMITIVES
 from pallas_shim.jax_compat.inputs import SHARDING, TREE, sharding_without_mesh
 from pallas_shim.jax_compat.jaxprs import open_jaxpr, primitive_name
@@ -364,7 +363,7 @@ class Contents:
 
     def _named(self, value: Any) -> int:
         """A class or function of JAX or another library, keyed by the library's version."""
-        place = _place(value)
+        place = library_names.place(value)
         if place is None:
             name = getattr(value, "__qualname__", None) or type(value).__name__
             kind = "class" if isinstance(value, type) else "function"
@@ -374,7 +373,7 @@ class Contents:
     def _object(self, value: Any) -> int:
         """An object of a class that JAX defines in Python: its class and its whole state."""
         kind: Any = type(value)
-        if not _is_jaxs_class(kind):
+        if not library_names.is_jaxs_class(kind):
             raise Unreadable(f"a {kind.__module__}.{kind.__qualname__}")
         unseen = UNSEEN.get(kind.__name__, ())
         parts: list[Any] = [self.value(kind)]
@@ -436,60 +435,6 @@ def _require_jaxs_discharge(primitive: Any, name: str) -> None:
     rule = getattr(rule, "func", rule)
     if rule is not None and not (getattr(rule, "__module__", None) or "").startswith("jax."):
         raise Unreadable(f"its {name}, whose discharge rule isn't JAX's")
-
-
-# -- what libraries define ------------------------------------------------------------------------
-
-_LIBRARIES = frozenset({"builtins", "jax", "jaxlib", "ml_dtypes", "numpy"})
-
-
-def _place(value: Any) -> tuple[str, str] | None:
-    """The library module and the name that give a class or function. None if no name gives it."""
-    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
-    if isinstance(value, np.ufunc):
-        module, name = "numpy", value.__name__
-    if value is type(None):  # its `__module__` isn't where it is found
-        return "types", "NoneType"
-    if type(module) is not str or type(name) is not str or module not in sys.modules:
-        return None
-    if module.partition(".")[0] not in _LIBRARIES:
-        return None
-    home = sys.modules[module]
-    try:
-        found = operator.attrgetter(name)(home)
-    except AttributeError:
-        return None
-    if found is not value:
-        return None
-    if isinstance(value, types.FunctionType) and value.__globals__ is not vars(home):
-        return None
-    return module, name
-
-
-_BASES = frozenset({object, tuple, int, float, complex, str})
-_METACLASSES = frozenset({type, abc.ABCMeta, type(Protocol)})
-
-
-@functools.cache
-def _is_jaxs_class(kind: type) -> bool:
-    """Whether an object of this class keeps its whole state where it can be read.
-
-    The state is in its slots, in its dictionary, and in its value as a number, text or tuple. All
-    its classes are JAX's own.
-    """
-    if kind in _BASES:
-        return False
-    for base in kind.__mro__:
-        if base in _BASES or base.__module__ in ("abc", "typing", "collections.abc"):
-            continue
-        if base.__module__.partition(".")[0] != "jax":
-            return False
-        metaclass = type(base)
-        if metaclass not in _METACLASSES and metaclass.__module__.partition(".")[0] != "jax":
-            return False
-        if "__slots__" not in vars(base) and not base.__dictoffset__:
-            return False
-    return _place(kind) is not None
 
 
 # Types whose values hold no other objects, and a function that says what such a value is.

@@ -30,6 +30,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "transfer_guard_host_to_device",
         "use_shardy_partitioner",
     ),
+    "jax._src.compiler": ("_XLA_RUNTIME_ERROR_HANDLERS",),
     "jax._src.core": (
         "AxisEnv",
         "Jaxpr",

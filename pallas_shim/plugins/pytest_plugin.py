@@ -14,11 +14,11 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pallas_shim.plugins.pytest_session import Session
+    from pallas_shim.plugins.pytest_session import PytestSession
     from pallas_shim.plugins.recording import Recording
 
 _OPTIONS = ("pallas_numpy", "pallas_strict", "pallas_check", "pallas_compile", "pallas_report")
-_SESSION: pytest.StashKey[Session] = pytest.StashKey()
+_SESSION: pytest.StashKey[PytestSession] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -65,9 +65,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def _begin(config: pytest.Config, options: Any) -> None:
     if _SESSION in config.stash or not any(getattr(options, name, None) for name in _OPTIONS):
         return
-    from pallas_shim.plugins.pytest_session import Session
+    from pallas_shim.plugins.pytest_session import PytestSession
 
-    session = Session(options)
+    session = PytestSession(options)
     config.stash[_SESSION] = session
     config.pluginmanager.register(session, "pallas_shim_session")
 

@@ -22,7 +22,7 @@ from pallas_shim.reports import files
 _LEADER = "_PALLAS_SHIM_PYTEST"  # the process that shows the summary
 
 
-class Session:
+class PytestSession:
     """A plugin of pytest, registered when an option asks for it.
 
     A worker of pytest-xdist prints no summary.

@@ -585,7 +585,7 @@ def reads_closures(x):
         (sets_a_global, "COUNT"),
         (imports, "json"),
         (hides_numpy_random, "numpy.random"),
-        (passes_numpy_on, "passes the module numpy on"),
+        (passes_numpy_on, "hands on the module numpy"),
         (holds_a_lock, "lock"),
         (reads_annotations, "annotations"),
         (reads_closures, "__closure__"),

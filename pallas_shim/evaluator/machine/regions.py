@@ -21,10 +21,12 @@ from pallas_shim.evaluator.frames import (
     Step,
     Steps,
     blame,
-    moves,
     note_cell,
     row_of,
     run_steps,
+    scan_slots,
+    switch_slots,
+    while_slots,
 )
 from pallas_shim.evaluator.machine import order, scheduler
 from pallas_shim.evaluator.machine.operations import (
@@ -82,24 +84,12 @@ def run(segments: Steps | Segments, f: Frame) -> Generator[scheduler.Request, An
 
 
 def _scan(prepare: Any, instruction: Instruction) -> Waiting:
-    params = instruction.operation.params
-    length, reverse, num_carry = params["length"], params["reverse"], params["num_carry"]
-    ins = [prepare.slot(v) for v in instruction.ins]
-    outs = [prepare.slot(v) for v in instruction.outs]
-    (region,) = instruction.regions
-    at, steps, results = prepare.region(region)
-    begin = moves(ins[:num_carry], at[:num_carry])
-    go_on = moves(results[:num_carry], at[:num_carry])
-    carried = tuple(zip(outs[:num_carry], at[:num_carry], strict=True))
-    taken, row = ins[num_carry:], row_of(at[num_carry:])
-    made = tuple(zip(outs[num_carry:], results[num_carry:], strict=True))
-    made_types = [v.type for v in instruction.outs[num_carry:]]
-    rounds = range(length - 1, -1, -1) if reverse else range(length)
+    begin, steps, go_on, taken, row, made, types, rounds, carried = scan_slots(prepare, instruction)
 
     def step(f: Frame) -> Any:
         begin(f)
         xs = [f[i] for i in taken]
-        ys = [np.empty(t.shape, t.dtype) for t in made_types]
+        ys = [np.empty(t.shape, t.dtype) for t in types]
         for i in rounds:
             f[row] = [x[i] for x in xs]
             yield from run(steps, f)
@@ -115,24 +105,16 @@ def _scan(prepare: Any, instruction: Instruction) -> Waiting:
 
 
 def _while(prepare: Any, instruction: Instruction) -> Waiting:
-    ins = [prepare.slot(v) for v in instruction.ins]
-    outs = [prepare.slot(v) for v in instruction.outs]
-    condition, body = instruction.regions
-    condition_at, condition_steps, (going,) = prepare.region(condition)
-    body_at, body_steps, body_results = prepare.region(body)
-    begin = moves(ins, condition_at)
-    enter = moves(condition_at, body_at)
-    repeat = moves(body_results, condition_at)
-    carried = tuple(zip(outs, condition_at, strict=True))
+    begin, condition, going, enter, body, repeat, carried = while_slots(prepare, instruction)
 
     def step(f: Frame) -> Any:
         begin(f)
         while True:
-            yield from run(condition_steps, f)
+            yield from run(condition, f)
             if not f[going]:
                 break
             enter(f)
-            yield from run(body_steps, f)
+            yield from run(body, f)
             repeat(f)
         for out, slot in carried:
             f[out] = f[slot]
@@ -141,12 +123,7 @@ def _while(prepare: Any, instruction: Instruction) -> Waiting:
 
 
 def _switch(prepare: Any, instruction: Instruction) -> Waiting:
-    (index,) = [prepare.slot(v) for v in instruction.ins]
-    outs = [prepare.slot(v) for v in instruction.outs]
-    branches = []
-    for region in instruction.regions:
-        _, steps, results = prepare.region(region)
-        branches.append((steps, tuple(zip(outs, results, strict=True))))
+    index, branches = switch_slots(prepare, instruction)
     last = len(branches) - 1
 
     def step(f: Frame) -> Any:
