@@ -212,6 +212,7 @@ FAULTS = (
             pallas_test::PallasControlFlowTest::test_nested_while_loop
             pallas_test::PallasControlFlowTest::test_while_loop_carry_memref_*
             pallas_test::PallasTPUTest::test_out_shape_is_*
+            tpu_pallas_async_test::PallasCallAsyncCopyTest::test_device_id_as_axis_dict0
             tpu_pallas_pipeline_test::*::test_squeezed_block_spec_has_correct_shape
             tpu_pallas_pipeline_test::*::test_trivial_window_representation_strips_*
             tpu_pallas_test::PallasCallScalarPrefetchTest::test_scalar_prefetch_calling_convention*
