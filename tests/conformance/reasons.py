@@ -240,11 +240,6 @@ FAULTS = (
         "tpu_sparsecore_pallas_distributed_test::DistributedMpmdTest::test_mpmd_reduce_scatter",
     ),
     Fault(
-        "each of 16 subcores copies a row of its number, of arrays that have 8",
-        "races/*",
-        "tpu_pallas_mpmd_test::MpmdTest::test_copy_with_cross_core_signaling",
-    ),
-    Fault(
         "each of 16 subcores copies a row of its number, of a device's shard that has 2 rows, "
         "since there are 8 devices",
         "bounds/outside-ref",
