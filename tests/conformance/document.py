@@ -249,7 +249,7 @@ def _kernels(rung: str, shim: dict[str, Outcomes]) -> Iterator[Sequence[str]]:
         for test, outcome in outcomes.items():
             for kernel in outcome["kernels"]:
                 if kernel["rung"] == rung:
-                    reason = re.sub(r" at \S+:\d+ \(.*", "", kernel["reason"], flags=re.S)
+                    reason = re.sub(r" at (\S+:\d+ \(.*|0x\w+)", "", kernel["reason"], flags=re.S)
                     found[_line(reason)].append((name, test))
     for reason, tests in sorted(found.items(), key=lambda item: -len(item[1])):
         yield reason, str(len(tests)), _named(tests)

@@ -609,7 +609,7 @@ def undefined_elements_that_other_devices_could_have_written(fault):
     x = k.numbers(3 * 8, 128)
     f = jax.jit(k.over(run, k.mesh(3), P("x"), P("x")))
     f(x)
-    rules = [] if fault == "right" else ["uninitialized/read-before-write"]
+    rules = [] if fault == "right" else ["uninitialized/never-written"]
     found = check(f, x)
     assert found.rules == rules, found.findings
     assert [finding.ref for finding in found.findings] == ["o_ref"] * len(rules)
