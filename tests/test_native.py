@@ -94,6 +94,20 @@ def test_other_arguments_take_another_way(entered):
 
 
 @installed
+def test_subnormals_are_zeros_when_jit_calls_it(shim, setting, monkeypatch):
+    setting(native=True)
+    monkeypatch.setattr(native, "_EARNS", 0)
+    f = jax.jit(lambda x: double(x) * np.float32(0.25))
+    x = np.array([1.6e-38, -1.6e-38, 1.0], np.float32)  # the first two have subnormal halves
+    for _ in range(8):
+        out = f(x)
+        background._pool.submit(lambda: None).result()
+    assert only_row()["native"].endswith(", called by jit itself")
+    want = np.array([0.0, -0.0, 0.5], np.float32)
+    assert native.same([np.asarray(out)], [want])
+
+
+@installed
 def test_an_observer_sees_each_call(entered):
     f, runs = entered
 
