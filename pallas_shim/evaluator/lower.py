@@ -18,7 +18,7 @@ from pallas_shim import jax_compat
 from pallas_shim.evaluator import memory, registry
 from pallas_shim.evaluator.builder import Builder
 from pallas_shim.evaluator.checks.lowering import Checker, Checks
-from pallas_shim.evaluator.checks.place import Unknown, located, numbers
+from pallas_shim.evaluator.checks.place import UnknownPlace, located, numbers
 from pallas_shim.evaluator.machine.programs import (
     Machine,
     note_elements,
@@ -118,6 +118,9 @@ class KernelScope(NamedTuple):
     for_device: bool
 
 
+_NO_CHECKS = contextlib.nullcontext()
+
+
 class Lowering(Builder):
     """The builder that lowering rules get. It reads jaxprs, too.
 
@@ -166,7 +169,7 @@ class Lowering(Builder):
         env.update(zip(jaxpr.invars, args, strict=True))
         outer, start = self.source, len(self.body)
         # All in one function: deep jaxprs need few frames for each level.
-        with contextlib.nullcontext() if self.checker is None else self.checker.uses(jaxpr):
+        with _NO_CHECKS if self.checker is None else self.checker.uses(jaxpr):
             for eqn in jaxpr.eqns:
                 if not self._defining:
                     self.source = self._line_of(eqn) or outer
@@ -253,7 +256,7 @@ class Lowering(Builder):
             return
         try:
             place, leaves = located(view, mask)
-        except Unknown as unknown:
+        except UnknownPlace as unknown:
             note_unseen(self, f"an access to {self.names.get(view.ref, 'a ref')}: {unknown}")
         else:
             shape = view.ref.type.shape
@@ -285,7 +288,7 @@ class Lowering(Builder):
 
     @property
     def checked(self) -> jax_compat.CheckedMemory | None:
-        """How the memory of the kernel that is being lowered is checked, if it is."""
+        """The way in which memory of the kernel being lowered is checked. None: it isn't."""
         return self.kernels[-1].checked if self.kernels else None
 
     @property

@@ -269,3 +269,12 @@ def test_an_equal_value_after_another(watched):
     watched.touch(B, value=8)
     watched.touch(B, value=7)
     assert watched.found
+
+
+def test_what_was_added_before_a_semaphore_was_handed_on_may_be_anything(watched):
+    watched.copy(A)
+    handed_on = np.ones(1, np.int32)  # a copy of the semaphore's count
+    watched.clocks.take(B, handed_on, 1, True)
+    watched.touch(B)
+    watched.copy(C, ..., 64)
+    assert [finding.rule for finding in watched.found] == ["copy-unordered"]  # that of C only

@@ -14,8 +14,8 @@ import numpy as np
 from pallas_shim.evaluator import refs
 from pallas_shim.evaluator.checks import blocks, copies, global_memory, races, undefined
 from pallas_shim.evaluator.checks import place as places
-from pallas_shim.evaluator.checks.place import AnyPlace, Unknown
-from pallas_shim.evaluator.checks.run import Activation, Site, current
+from pallas_shim.evaluator.checks.place import AnyPlace, UnknownPlace
+from pallas_shim.evaluator.checks.run import AccessSite, Activation, current
 from pallas_shim.evaluator.checks.shadow import NEVER, Shadow
 from pallas_shim.evaluator.program import Array, ArrayType, Effects, RefType, Value
 from pallas_shim.jax_compat import state
@@ -28,7 +28,7 @@ _IO = Effects(io=True)
 
 
 class Checks(NamedTuple):
-    """What is asked of a checked program.
+    """The checks that are asked of a program.
 
     ``kinds``: of findings. ``skipped(kernel, reason)`` is told what is not checked.
     ``disturbing``: it can replace undefined elements, to see whether they matter.
@@ -146,10 +146,10 @@ class Checker:
         """Whether anything uses the result of the equation that is being lowered."""
         return id(var) in self._used[-1]
 
-    def site(self, ref: Value, what: str) -> Site:
+    def site(self, ref: Value, what: str) -> AccessSite:
         known = self.memory.get(ref)
         name = known.name if known is not None else self.lowering.names.get(ref)
-        return Site(next(self._numbers), name, what, self.lowering.source)
+        return AccessSite(next(self._numbers), name, what, self.lowering.source)
 
     def emit(
         self,
@@ -376,7 +376,7 @@ class Checker:
         return after
 
     def _note_after(
-        self, memory: Memory, ref: Value, located: Located, site: Site
+        self, memory: Memory, ref: Value, located: Located, site: AccessSite
     ) -> Callable[[], None]:
         """Emits a load of memory, and returns what notes a write to it when it has happened."""
 
@@ -396,7 +396,7 @@ class Checker:
             ins = [self.activation, memory.flights.value, *located.leaves]
             self.emit("in flight", ins, fn, memory.flights, located.place)
 
-    def _array(self, memory: Memory, located: Located, site: Site, writes: bool) -> None:
+    def _array(self, memory: Memory, located: Located, site: AccessSite, writes: bool) -> None:
         if memory.sticks_out and memory.codes is not None and self.checks("bounds"):
             assert self.activation is not None
             memory.codes.needed = True
@@ -407,7 +407,7 @@ class Checker:
         self,
         memory: Memory,
         located: Located,
-        site: Site,
+        site: AccessSite,
         writes: bool,
         atomic: bool = False,
         change: tuple[Value, Value] | None = None,
@@ -456,8 +456,8 @@ class Checker:
     def _starts(
         self,
         semaphore: state.RefView,
-        source: tuple[Site, Memory | None, Located | None],
-        target: tuple[Site, Memory | None, Located | None],
+        source: tuple[AccessSite, Memory | None, Located | None],
+        target: tuple[AccessSite, Memory | None, Located | None],
         view: state.RefView,
     ) -> None:
         found = self._semaphore(semaphore)
@@ -534,12 +534,12 @@ class Checker:
             return None
         try:
             return Located(*places.located(view, mask))
-        except Unknown as unknown:
+        except UnknownPlace as unknown:
             name = self.lowering.names.get(view.ref, "a ref")
             self.skip(f"an access to {name}: {unknown}")
             return None
 
-    def _bounds(self, site: Site, located: Located) -> None:
+    def _bounds(self, site: AccessSite, located: Located) -> None:
         if located.place.proven or not self.checks("bounds"):
             return
         assert self.activation is not None
@@ -601,7 +601,7 @@ def is_undefined(type: RefType) -> bool:
     return not type.space.startswith(("semaphore", "acc")) and math.prod(type.shape) > 0
 
 
-def bounds(site: Site, place: AnyPlace) -> Callable[..., tuple[()]]:
+def bounds(site: AccessSite, place: AnyPlace) -> Callable[..., tuple[()]]:
     """The check that an access stays inside its ref."""
 
     def check(activation: Activation, *leaves: Array) -> tuple[()]:

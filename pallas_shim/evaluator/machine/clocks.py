@@ -133,7 +133,7 @@ class _Semaphore:
 
 
 class Clocks:
-    """What the programs of one kernel know of one another, and what they touched.
+    """Vector clocks of the programs of one kernel, and the memory that they touched.
 
     ``report`` gets each race.
     """
@@ -224,14 +224,28 @@ class Clocks:
     def take(self, program: Program, semaphore: np.ndarray, amount: int, decrement: bool) -> None:
         """A program has waited for a semaphore."""
         state = self._semaphore(semaphore)
-        state.left -= amount
         clock = self.clock(program)
+        if state.left < amount:
+            self._learn_all(program)
+            state.left = amount
+        state.left -= amount
         for each in state.certain():
             _learn(clock, each.clock)
             if each.copy is not None:
                 each.copy.learned[each.step] = (program, clock[program])
         if not decrement:
             state.left += amount
+
+    def _learn_all(self, program: Program) -> None:
+        """A program has waited for what isn't known here: a kernel before this one has added it, to
+        a semaphore that was handed on. That may be all that has happened."""
+        clock = self.clock(program)
+        for other in self.clocks.values():
+            _learn(clock, other)
+        for _, touches in self.buffers.values():
+            for touch in touches.values():
+                if touch.copy is not None and touch.copy.learned[touch.step] is None:
+                    touch.copy.learned[touch.step] = (program, clock[program])
 
     def _semaphore(self, semaphore: np.ndarray) -> _Semaphore:
         address = semaphore.__array_interface__["data"][0]

@@ -46,6 +46,10 @@ def _overlap(
         inside, within = [], []
         for dim, start, size in zip(shape, starts, sizes, strict=True):
             at = int(leaves[start.leaf]) if isinstance(start, memory.Dynamic) else start
+            if 0 <= at <= dim - size:  # nearly always, so it comes first
+                inside.append(slice(at, at + size))
+                within.append(slice(0, size))
+                continue
             if at < 0 and lengthened:
                 at = max(at + dim + size, 0)  # JAX lengthens the array by the slice's size
             first, last = min(max(at, 0), dim), min(max(at + size, 0), dim)

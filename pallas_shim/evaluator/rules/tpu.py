@@ -106,6 +106,10 @@ def _start(lowering: Lowering, eqn: Any, dma: state.Dma) -> None:
         after = lowering.checker.copy(
             source.view, target.view, (source.mask, kept), here, _change(lowering, dma)
         )
+        if sent is not None and not _talks(lowering):
+            # Memory of a core of another kind. Both of its semaphores may be looked at here.
+            for semaphore in (sent, dma.dst_sem):
+                lowering.checker.signal(semaphore, _size_of(lowering, dma))
     if lowering.machine.timed:
         _start_later(lowering, dma, sent)
         return
@@ -255,7 +259,7 @@ def _size_of(lowering: Lowering, dma: state.Dma) -> Any:
     into = indirect.rows(dma.dst)
     if into.indices:
         return _counted(lowering, indirect.type_of(into))
-    size = _dynamic_size(lowering, into.view)
+    size = _dynamic_size(lowering, into.view, only_counted=True)
     if size is not None:
         return size
     *_, type = _access(lowering, dma.dst)
@@ -311,12 +315,15 @@ def _await_count(lowering: Lowering, sem: state.RefView, value: Any, decrement: 
         _count(lowering, sem, value, np.subtract)
 
 
-def _dynamic_size(lowering: Lowering, view: state.RefView) -> Value | None:
-    """The number of elements of a view with slices of dynamic size. None for any other view."""
+def _dynamic_size(
+    lowering: Lowering, view: state.RefView, only_counted: bool = False
+) -> Value | None:
+    """The number of elements of a view with slices of dynamic size. None for any other view.
+    ``only_counted``: nothing is read or written there, so it may lie outside of checked memory."""
     path, leaves = refs.path_of(view, sized=False)
     if not refs.has_dynamic_size(path):
         return None
-    if lowering.checked is not None:
+    if lowering.checked is not None and not only_counted:
         raise Unsupported("dma_start", "a slice of dynamic size in checked memory")
     last = path[-1]
     assert isinstance(last, state.Index)  # nothing else follows such a slice
