@@ -138,12 +138,15 @@ def _options(folder: dump.Folder | None, function: Function | None) -> compiler.
         asked.disabled_passes, watchers, emitted, tpu_cores=asked.tpu_cores
     )
     races = frozenset() if function is None else function.races
-    options = options._replace(found=functools.partial(_found, asked.check, races))
+    told = _Races(function is not None and kernel_info.raises_on_race(function.jaxpr))
+    options = options._replace(found=functools.partial(_found, asked.check, races, told))
     if asked.check or races:
         skipped = COLLECTOR.skip if asked.check else _nothing_skipped
         options = options._replace(checks=Checks(asked.check | races, skipped))
         if races:
-            options = options._replace(started=functools.partial(checked.note_race, None))
+            options = options._replace(started=told.start)
+            if told.raises:
+                options = options._replace(ended=told.end)
     if function is None or not function.kernels:
         return options
     if kernel_info.waits_for_its_copies(function.jaxpr):
@@ -163,12 +166,36 @@ def _nothing_skipped(kernel: str, reason: str) -> None:
     """Ignores what isn't checked, as JAX's race detector does."""
 
 
-def _found(wanted: Collection[str], races: Collection[str], finding: Finding) -> None:
+class _Races:
+    """Says of races what JAX's detector says. ``raises``: as an error, when the call ends."""
+
+    def __init__(self, raises: bool) -> None:
+        self.raises = raises
+        self._first: str | None = None
+
+    def start(self) -> None:
+        self._first = None
+        checked.note_race(None)
+
+    def found(self, message: str) -> None:
+        if self.raises:
+            self._first = self._first or message
+        else:
+            checked.note_race(message)
+
+    def end(self) -> None:
+        if self._first is not None:
+            raise RuntimeError(f"RACE DETECTED\n  {self._first}")
+
+
+def _found(
+    wanted: Collection[str], races: Collection[str], told: _Races, finding: Finding
+) -> None:
     """Hands on a finding to those who asked for it: for its kind, for other orders, or of JAX."""
     if finding.kind in wanted or finding.rule == ORDER_DEPENDENT:
         COLLECTOR.add(finding)
     if finding.kind in races and finding.rule in _RACES:
-        checked.note_race(finding.message)
+        told.found(finding.message)
 
 
 # What JAX's race detector finds, too.

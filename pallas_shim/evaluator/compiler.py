@@ -25,7 +25,7 @@ from pallas_shim.evaluator.machine import shards
 from pallas_shim.evaluator.machine.order import Order
 from pallas_shim.evaluator.passes import NAMES, Watcher, optimise
 from pallas_shim.evaluator.program import Instruction, Program
-from pallas_shim.evaluator.racing import RacingExecutable
+from pallas_shim.evaluator.racing import EndedExecutable, RacingExecutable
 from pallas_shim.evaluator.schedules import (
     ExploredExecutable,
     LateExecutable,
@@ -43,7 +43,7 @@ class Options(NamedTuple):
     watchers: each gets the program after lowering and after each pass.
     emitted: is called with each loop that becomes a Python function, and the function's source.
     checks: what kernels are checked for while they run; None if they aren't. ``found`` is called
-      with each finding, and ``started`` before each checked run.
+      with each finding, ``started`` before each checked run, and ``ended`` after each call.
     timed: copies may happen later than they start, and programs run in any order, as
       `machine.order` says. No pass runs.
     late: copies happen when they are waited for; a call finds out whether that makes a difference.
@@ -58,6 +58,7 @@ class Options(NamedTuple):
     checks: Checks | None = None
     found: Callable[[Finding], None] = lambda finding: None
     started: Callable[[], None] = lambda: None
+    ended: Callable[[], None] | None = None
     timed: bool = False
     late: bool = False
     order: Order | None = None
@@ -154,6 +155,8 @@ def repeated(
         executable = LateExecutable(executable, timed)
     if options.schedules is not None:
         executable = ExploredExecutable(executable, timed, options.schedules, options.found)
+    if options.ended is not None:
+        executable = EndedExecutable(executable, options.ended)
     return executable
 
 

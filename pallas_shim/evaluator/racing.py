@@ -76,3 +76,17 @@ class RacingExecutable(Executable):
     def _report(self, finding: Finding) -> None:
         if finding.kind in self._checks.kinds:
             self._found(finding)
+
+
+class EndedExecutable(Executable):
+    """An `Executable` that calls ``ended`` after each run, which may raise."""
+
+    def __init__(self, executable: Executable, ended: Callable[[], None]) -> None:
+        self.program = executable.program
+        self._run_once = executable
+        self._ended = ended
+
+    def run(self, args: Sequence[Any]) -> list[Any]:
+        results = self._run_once.run(args)
+        self._ended()
+        return results

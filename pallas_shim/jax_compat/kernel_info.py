@@ -131,6 +131,8 @@ _ORDER = frozenset(
 )
 # Fields that don't change what a correct kernel computes.
 _WITHOUT_CONSEQUENCE = frozenset({"vector_clock_size"})
+# Fields that `races_wanted` and `raises_on_race` hand on.
+_RACES = frozenset({"on_race"})
 
 
 def waits_for_its_copies(jaxpr: Any) -> bool:
@@ -163,6 +165,14 @@ def races_wanted(eqn: Any) -> frozenset[str]:
     return frozenset({"sync", "races"} if num_cores(interpret) > 1 else {"sync"})
 
 
+def raises_on_race(jaxpr: Any) -> bool:
+    """Whether a race in some kernel of a jaxpr is to raise an error, as since JAX 0.12."""
+    return any(
+        races_wanted(eqn) and getattr(eqn.params["interpret"], "on_race", "warn") == "raise"
+        for eqn in kernel_equations(jaxpr)
+    )
+
+
 def unhonoured(eqn: Any) -> str | None:
     """Options of the user's ``interpret=`` that only JAX's own interpreter honours."""
     interpret = eqn.params.get("interpret", False)
@@ -175,7 +185,7 @@ def unhonoured(eqn: Any) -> str | None:
         return f"interpret={name}(...) isn't supported here"
     for field in dataclasses.fields(interpret):
         value = getattr(interpret, field.name)
-        known = _HONOURED | _ORDER | _WITHOUT_CONSEQUENCE
+        known = _HONOURED | _ORDER | _WITHOUT_CONSEQUENCE | _RACES
         if field.name == "detect_races" and races_wanted(eqn):
             continue
         if field.name not in known and value != field.default:
