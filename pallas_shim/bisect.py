@@ -21,11 +21,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
-from pallas_shim import dispatch, jax_compat, patching, scripts, settings
+from pallas_shim import agreement, dispatch, jax_compat, patching, scripts, settings
 from pallas_shim.evaluator import codegen, compiler, ops, printer
 from pallas_shim.evaluator.analysis.alias import AliasAnalysis
 from pallas_shim.evaluator.execute import Executable
@@ -48,9 +47,6 @@ Results = Sequence[np.ndarray] | Exception
 # the number of runs of one instruction that are repeated in JAX.
 _MOST_BYTES = 1 << 28
 _MOST_RUNS = 16
-# The tolerance in units of the last place of the largest element: for sums in another order, and
-# for types that are computed in float32 and then rounded.
-_ROUNDING, _NARROW_ROUNDING = 512, 4
 
 
 def main(target: list[str]) -> int:
@@ -65,7 +61,7 @@ def main(target: list[str]) -> int:
     os.environ["PALLAS_NUMPY_CACHE"] = "0"  # a program from the cache has no passes to look at
     settings.current.cache_clear()
     patching.activate()
-    recorder = Recorder()
+    recorder = RunComparer()
     dispatch.observe(recorder)
     failed = False
     try:
@@ -87,49 +83,11 @@ def main(target: list[str]) -> int:
 
 
 def agree(got: Results, want: Results) -> bool:
-    """Whether results are the same.
-
-    Integers and booleans are equal bit for bit. Floats have the same NaNs and infinities, and
-    otherwise differ by no more than the rounding of sums, relative to the largest element. Errors
-    agree if they are of one type.
-    """
+    """Whether results are the same, as `agreement.agree` says. Errors agree if they are of one
+    type."""
     if isinstance(got, Exception) or isinstance(want, Exception):
         return type(got) is type(want)
-    return len(got) == len(want) and all(map(_agree, got, want))
-
-
-def _agree(got: Any, want: Any) -> bool:
-    got, want = np.asarray(got), np.asarray(want)
-    if (got.shape, got.dtype) != (want.shape, want.dtype):
-        return False
-    epsilon = _epsilon(got.dtype)
-    if epsilon is None or not got.size:
-        return bool(np.array_equal(got, want))
-    wide = np.complex128 if got.dtype.kind == "c" else np.float64
-    with np.errstate(all="ignore"):
-        a, b = got.astype(wide), want.astype(wide)
-        finite = np.isfinite(a) & np.isfinite(b)
-        same = finite | (a == b) | (np.isnan(a) & np.isnan(b))
-        if not same.all():
-            return False
-        scale = np.abs(b[finite]).max(initial=0)
-        return bool((np.abs(a[finite] - b[finite]) <= epsilon * scale).all())
-
-
-def _epsilon(dtype: np.dtype) -> float | None:
-    """The largest difference that counts as rounding, relative to the largest element.
-
-    None: the results must be equal.
-    """
-    if dtype.kind in "biuSUO":
-        return None
-    if dtype.kind == "c":
-        dtype = np.dtype(f"f{dtype.itemsize // 2}")
-    try:
-        epsilon = float(ml_dtypes.finfo(dtype).eps)
-    except ValueError:  # int4 and the like
-        return None
-    return epsilon * (_NARROW_ROUNDING if dtype.itemsize < 4 else _ROUNDING)
+    return len(got) == len(want) and all(map(agreement.agree, got, want))
 
 
 # -- what is recorded ---------------------------------------------------------------------------
@@ -153,11 +111,12 @@ class _Function:
 
     def make_stages(self) -> None:
         if not self.stages:
-            options = compiler.Options(settings.current().disabled_passes, [self])
+            asked = settings.current()
+            options = compiler.Options(asked.disabled_passes, [self], tpu_cores=asked.tpu_cores)
             compiler.make_program(self.jaxpr, name=self.name, axes=self.axes, options=options)
 
 
-class Recorder:
+class RunComparer:
     """Compares each run of a program that `dispatch` reports. See `dispatch.Observer`."""
 
     def __init__(self) -> None:
@@ -227,9 +186,14 @@ class Recorder:
             if function.unasked is not None:
                 yield f"{function.name}: {function.unasked}"
         if self._left_out:
-            yield f"{self._left_out} runs inside programs of XLA's were not compared"
+            yield f"{_counted(self._left_out, 'run')} inside XLA's programs not compared"
         found = f"{len(self.findings)} of them differ" if self.findings else "no difference"
-        yield f"pallas_shim bisect: {len(functions)} functions in {calls} calls, {found}"
+        compared = f"{_counted(len(functions), 'function')} in {_counted(calls, 'call')}"
+        yield f"pallas_shim bisect: {compared}, {found}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _outcome(
@@ -273,7 +237,7 @@ def _in_passes(
         found = _outcome(program, values)
         if not agree(found, plain):
             return [
-                f"the pass {name} changes what it gives: {_difference(found, plain)}",
+                f"the pass {name} changes its results: {_difference(found, plain)}",
                 *_in_pass(before, program, values),
                 f"  PALLAS_NUMPY_PASSES=-{name} leaves it out",
             ]
@@ -282,7 +246,7 @@ def _in_passes(
     found = _outcome(before, values, emits)
     if agree(found, plain):
         return ["its result was another one than now, with the same program and arguments"]
-    lines = [f"code generation changes what it gives: {_difference(found, plain)}"]
+    lines = [f"code generation changes its results: {_difference(found, plain)}"]
     for loop in before.top.walk():
         if not loop.regions or loop.name == "switch" or not emits(loop):
             continue
@@ -316,7 +280,7 @@ def _difference(got: Results, want: Results) -> str:
         )
         return f"{one}, where it was {other}"
     pairs = list(zip(got, want, strict=True))
-    position = next(n for n, pair in enumerate(pairs) if not _agree(*pair))
+    position = next(n for n, pair in enumerate(pairs) if not agreement.agree(*pair))
     a, b = map(np.asarray, pairs[position])
     if (a.shape, a.dtype) != (b.shape, b.dtype):
         return f"result {position} is {a.dtype}{a.shape}, where it was {b.dtype}{b.shape}"
@@ -344,7 +308,7 @@ def _in_pass(before: Program, after: Program, values: Sequence[np.ndarray]) -> l
     wanted, found = _Trace(before, values), _Trace(after, values)
     for key, number, got in found.events:
         runs = wanted.runs.get(key, [])
-        if len(runs) != len(found.runs[key]) or _agree(got, runs[number]):
+        if len(runs) != len(found.runs[key]) or agreement.agree(got, runs[number]):
             continue
         instruction = found.makers[key]
         own = {_key(i) for i in before.top.walk()}, {_key(i) for i in after.top.walk()}

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pallas_shim.jax_compat import kernel_info, meshes
-from pallas_shim.jax_compat.jaxprs import KERNEL_PRIMITIVES
+from pallas_shim.jax_compat import meshes
+from pallas_shim.jax_compat.jaxprs import KERNEL_PRIMITIVES, inner_jaxprs
 
 # The seconds in which XLA compiles a function, and each equation in it, on one core.
 _COMPILING = 0.02
@@ -56,7 +56,7 @@ def _outside(jaxpr: Any, times: int) -> tuple[float, float, int]:
         if name in KERNEL_PRIMITIVES:
             continue
         count += 1
-        inner = list(kernel_info.inner_jaxprs(eqn))
+        inner = inner_jaxprs(eqn)
         if inner:
             repeats = {"scan": eqn.params.get("length", 1), "while": _LOOP}.get(name, 1)
             if name == "shard_map":

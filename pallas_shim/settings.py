@@ -16,25 +16,26 @@ class SettingError(ValueError):
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user asked for. The defaults are those of unset (or empty) variables.
+    """The user's settings. The defaults are those of unset (or empty) variables.
 
     force: also take kernels meant for a TPU or GPU that this machine has.
-    strict: a kernel that would fall to the `jax` rung is an error.
+    strict: a kernel that would fall to the `jax` rung is an error, and so is one that the compiler
+      refuses for a TPU of ``compile``.
     log: say on stderr how each call runs, as it is decided.
     report: None for no report, "1" for a table on stderr at exit, else the path for a JSON file.
     disabled_passes: names of optimisation passes to leave out.
     tpu: the TPU generation that user code is told it runs on, or None.
     topology: how many chips user code is told there are along each dimension; None: one for each
       device that there is, in a line.
-    everything: jitted functions without a kernel are run here too, until they have earned XLA's
-      compilation.
+    scope: which jitted functions without a kernel are run here, until they have earned XLA's
+      compilation: "all", "exact" (those whose bits are the same) or "kernels" (none).
     cache: which programs are kept for later processes: "trace", those of jaxprs, in the directory
       by default; "function", those of functions too; else a directory, for both; None for no cache.
     cache_verify: check each program that is read from the cache.
     verify: check the program of each function after lowering and after each pass.
     compile: the TPUs for which kernels are compiled when the process ends, as "v6e" or "v5e:4x4".
-    profile: "1" for a table of where the kernels' time goes on these TPUs, else the path of an HTML
-      or JSON file for it, too; None for none.
+    profile: "1" for a table of where the kernels' time goes on these TPUs, else the paths of files
+      for it, too, divided by commas: HTML, JSON, or after "perfetto:" a trace; None for none.
     compile_executor: where they are compiled, see `chip.driver.executor`; None: on this machine.
     dump: the directory to write the programs and the generated code of each function to, or None.
     progress: show how far long grids and loops are; None: on a terminal and in CI.
@@ -54,7 +55,7 @@ class Settings:
     disabled_passes: frozenset[str] = frozenset()
     tpu: str | None = None
     topology: tuple[int, ...] | None = None
-    everything: bool = False
+    scope: str = "kernels"
     cache: str | None = "trace"
     cache_verify: bool = False
     verify: bool = False
@@ -70,6 +71,11 @@ class Settings:
     suppressions: str | None = None
     native: bool = True
     native_force: bool = False
+
+    @property
+    def tpu_cores(self) -> int:
+        """The TensorCores of a device of the chosen TPU generation; 1 if none is chosen."""
+        return TPU_CORES.get(self.tpu or "", 1)
 
 
 def _switch(field: str) -> Callable[[str], dict[str, Any]]:
@@ -93,8 +99,10 @@ def _report(value: str) -> dict[str, Any]:
 
 
 def _profile(value: str) -> dict[str, Any]:
-    if value not in ("0", "1") and not value.endswith((".html", ".json")):
-        raise KeyError(value)
+    for file in value.split(","):
+        known = file.startswith("perfetto:") or file.endswith((".html", ".json"))
+        if not known and file != "1" and value != "0":
+            raise KeyError(value)
     return {"profile": None if value == "0" else value}
 
 
@@ -108,7 +116,7 @@ def _tpu(value: str) -> dict[str, Any]:
 
 
 def _scope(value: str) -> dict[str, Any]:
-    return {"everything": {"kernels": False, "all": True}[value]}
+    return {"scope": {name: name for name in ("kernels", "exact", "all")}[value]}
 
 
 def _schedules(value: str) -> dict[str, Any]:
@@ -171,6 +179,9 @@ def _passes(value: str) -> dict[str, Any]:
 # Each generation of TPUs, and in how many dimensions its chips are connected.
 TPUS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2, "v7x": 3}
 
+# The TensorCores of a device, in generations with several.
+TPU_CORES = {"v4": 2, "v5p": 2}
+
 # The kinds of findings of the evaluator, which knows nothing of settings.
 CHECKS = ("bounds", "uninitialized", "races", "sync", "blocks")
 
@@ -179,7 +190,7 @@ PASSES = (
     "batching", "codegen", "common_subexpressions", "constant_folding", "copy_elision",
     "dead_code", "floor_division", "gather_to_slice", "grid_batching", "hoisting", "in_place",
     "in_place_recurrences", "mask_narrowing", "movements", "select_to_minmax",
-    "store_forwarding", "store_fusion", "strength_reduction",
+    "store_forwarding", "store_fusion", "strength_reduction", "wide_products",
 )  # fmt: skip
 _RENAMED_PASSES = {
     "carried_rows": "in_place_recurrences",
@@ -204,7 +215,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
         f"0 or one of {', '.join(TPUS)}, or several as in v5e:2x4 and v4:2x2x1",
         _tpu,
     ),
-    "PALLAS_NUMPY_SCOPE": ("kernels or all", _scope),
+    "PALLAS_NUMPY_SCOPE": ("kernels, exact or all", _scope),
     "PALLAS_NUMPY_PASSES": (
         f"passes to leave out, as in -hoisting,-copy_elision, of {', '.join(PASSES)}",
         _passes,
@@ -222,7 +233,10 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
         _compile,
     ),
     "PALLAS_NUMPY_COMPILE_EXECUTOR": ("0, module:factory, dask:ADDRESS or ray:ADDRESS", _executor),
-    "PALLAS_NUMPY_PROFILE": ("0, 1 or the path of a .html or .json file", _profile),
+    "PALLAS_NUMPY_PROFILE": (
+        "0, 1, or .html and .json files and perfetto:FILE, divided by commas",
+        _profile,
+    ),
     "PALLAS_NUMPY_DUMP": ("0 or the path of a directory", _path("dump")),
     "PALLAS_NUMPY_NATIVE": ("0, 1 or force", _native),
 }

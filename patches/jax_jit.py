@@ -39,6 +39,9 @@ def patch(pallas: ModuleType) -> Callable[[], None]:
         from pallas_shim.chip import front
 
         front.register()  # so are the verdicts, which are in the report
+        counter = front.counter()
+        if counter is not None:
+            dispatch.observe(counter)
     later.register()  # registered after the report, so it runs before the report at exit
     module, name = jit_entry.JIT_CALL
     stock = getattr(module, name)
@@ -61,8 +64,8 @@ def _progress(wanted: bool | None) -> progress.Shows | None:
     if wanted is False or sys.stderr is None:
         return None
     if sys.stderr.isatty():
-        return progress.bars() or progress.Lines
-    return progress.Lines if wanted or os.environ.get("CI") else None
+        return progress.bars() or progress.LogLines
+    return progress.LogLines if wanted or os.environ.get("CI") else None
 
 
 def _call(stock: Callable[..., Any], instance: None, args: Any, params: dict[str, Any]) -> Any:

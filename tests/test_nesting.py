@@ -88,7 +88,7 @@ def test_in_a_kernel(kind, levels, shim):
 @pytest.mark.parametrize("kind", ("fori", "scan"))
 def test_without_a_kernel(kind, shim, setting):
     """Where all functions run here."""
-    setting(everything=True)
+    setting(scope="all")
     function = jax.jit(nest(kind, 300))
     try:
         jax.make_jaxpr(function)(X)
@@ -112,7 +112,7 @@ def test_too_deep(shim, setting, monkeypatch):
     monkeypatch.setattr(compiler, "lower", lower)
     setting(strict=True)
     out = jax.ShapeDtypeStruct(X.shape, X.dtype)
-    with pytest.raises(dispatch.StrictError, match=r"kernel.* are \d\d deep inside one another"):
+    with pytest.raises(dispatch.StrictError, match=r"kernel.* are nested \d\d deep"):
         jax.jit(lambda x: pl.pallas_call(kernel, out_shape=out, interpret=True)(x))(X)
 
 

@@ -134,7 +134,7 @@ class CachedCall:
         expected = self._expected
         find = functools.partial(_difference, expected, head, traced.program)
         remove = functools.partial(self._store.remove, self._key.digest)
-        verify.Check(traced.call.name, 0.0, find, remove).check()
+        verify.CacheCheck(traced.call.name, 0.0, find, remove).check()
         use.cache = "read, and verified"
 
     def _verify_later(self, data: bytes, make: Make) -> None:
@@ -150,7 +150,7 @@ class CachedCall:
 
         name = getattr(call.function, "__name__", "a function")
         remove = functools.partial(self._store.remove, self._key.digest)
-        later.at_exit(verify.Check(name, 0.0, difference, remove).at_exit)
+        later.at_exit(verify.CacheCheck(name, 0.0, difference, remove).at_exit)
 
 
 def _write(store: Store, key: str, use: Use, head: bytes, program: Program) -> None:
@@ -179,7 +179,7 @@ def _decoded(data: bytes) -> Kept:
 
 
 def _difference(data: bytes, head: bytes, program: Program) -> str | None:
-    """How the kept facts and program differ from those of the call as it is traced now."""
+    """The difference between the kept facts and program and those of the call as traced now."""
     kept = _decoded(data)
     now = Facts(*encode.decode_data(head)) if head else None
     if now is None:
@@ -217,7 +217,7 @@ def _result(aval: Any) -> tuple[tuple[int, ...], np.dtype, bool]:
 def _out_tree(tree: Any) -> Any:
     data = jax.tree.unflatten(tree, range(tree.num_leaves))
     if not _is_plain(data):
-        raise encode.NotData("results in containers of the user's own")
+        raise encode.NotData("results in the user's own kind of container")
     return data
 
 
@@ -232,5 +232,5 @@ def _is_plain(data: Any) -> bool:
 def _const(const: Any) -> np.ndarray:
     value = const if type(const) is np.ndarray else inputs.captured_value(const)
     if value is None:
-        raise encode.NotData(f"a captured {type(const).__name__} that isn't an array of its own")
+        raise encode.NotData(f"a captured {type(const).__name__} that isn't a plain array")
     return value

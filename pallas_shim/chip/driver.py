@@ -11,8 +11,10 @@ import contextlib
 import functools
 import importlib
 import os
+import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +23,9 @@ from pallas_shim.chip.channel import Channel, Closed
 from pallas_shim.chip.jobs import NO_VERDICT, Answer, Limits
 
 END = "end"
+# Says that jobs are being worked on, so that nobody takes a busy machine for a hanging one.
+ALIVE = "alive"
+_BEAT = 10.0
 
 
 class BadExecutor(ValueError):
@@ -29,13 +34,15 @@ class BadExecutor(ValueError):
 
 def main(arguments: list[str]) -> None:
     channel = Channel(int(arguments[0]), int(arguments[1]))
-    status = 0
+    status, directory = 0, None
     try:
         directory, named, limits = channel.receive()
         _run(channel, directory, named, limits)
     except Closed:  # the user's process has gone, and nobody waits for the rest
         status = 1
     isolation.stop_all()
+    if status and directory is not None:
+        shutil.rmtree(directory, ignore_errors=True)
     for close in _clusters:
         with contextlib.suppress(Exception):
             close()
@@ -57,6 +64,8 @@ def _run(channel: Channel, directory: str, named: str | None, limits: Limits) ->
         return
     left = threading.Semaphore(0)
     count = 0
+    if named is None:  # each of its jobs has an end: their limits
+        threading.Thread(target=_beat, args=(channel,), daemon=True).start()
 
     def answered(number: int, future: concurrent.futures.Future[Answer]) -> None:
         try:
@@ -83,6 +92,13 @@ def _run(channel: Channel, directory: str, named: str | None, limits: Limits) ->
         future.add_done_callback(functools.partial(answered, number))
     for _ in range(count):
         left.acquire()
+
+
+def _beat(channel: Channel) -> None:
+    with contextlib.suppress(Closed):
+        while True:
+            time.sleep(_BEAT)
+            channel.send(ALIVE)
 
 
 def _pool() -> concurrent.futures.Executor:

@@ -1,4 +1,4 @@
-"""How much VMEM a kernel takes at least, without the compiler: blocks, buffers and scratch."""
+"""Estimates the least VMEM that a kernel takes, without the compiler: blocks, buffers, scratch."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class Held(NamedTuple):
 
     what: str
     size: int
+    is_block: bool
 
 
 def vmem(eqn: Any) -> tuple[Held, ...] | None:
@@ -30,7 +31,8 @@ def vmem(eqn: Any) -> tuple[Held, ...] | None:
         call = pallas.pallas_call(eqn)
     except Refusal:
         return None
-    cells = math.prod(size for size in call.grid if size is not None)
+    # The axes of the grid along which there is more than one cell.
+    axes = [axis for axis, size in enumerate(call.grid) if size != 1]
     held = []
     refs = list(call.jaxpr.invars)[call.num_prefetch :]
     for block, buffers, ref in zip(
@@ -38,13 +40,23 @@ def vmem(eqn: Any) -> tuple[Held, ...] | None:
     ):
         if not block.in_hbm and pallas.memory(ref.aval) in ("vmem", None):
             shape = [dim.size for dim in block.dims if dim.kind != "squeezed"]
-            single = cells == 1 and None not in call.grid
-            count = 1 if single else buffers
-            held.append(Held(block.origin, count * padded(shape, block.array_aval.dtype)))
+            # The compiler keeps a block that stays in one buffer.
+            count = buffers if _moves(block.index_map, axes) else 1
+            held.append(Held(block.origin, count * padded(shape, block.array_aval.dtype), True))
     for ref in refs[len(call.blocks) :]:
         if pallas.memory(ref.aval) == "vmem":
-            held.append(Held("scratch", padded(ref.aval.shape, ref.aval.dtype)))
+            held.append(Held("scratch", padded(ref.aval.shape, ref.aval.dtype), False))
     return tuple(sorted(held, key=lambda each: -each.size))
+
+
+def _moves(index_map: Any, axes: Sequence[int]) -> bool:
+    """Whether a block's place depends on the cell's index along one of these axes of the grid."""
+    jaxpr = index_map.jaxpr
+    moving = {jaxpr.invars[axis] for axis in axes}
+    for eqn in jaxpr.eqns:
+        if any(not hasattr(v, "val") and v in moving for v in eqn.invars):
+            moving.update(eqn.outvars)
+    return any(not hasattr(v, "val") and v in moving for v in jaxpr.outvars)
 
 
 def padded(shape: Sequence[int], dtype: Any) -> int:

@@ -5,13 +5,31 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from pallas_shim import exit_status, settings
-from pallas_shim.chip import jobs, noting, session, tpus, verdicts
+from pallas_shim.chip import gate, jobs, noting, scalar_unit, session, tpus, verdicts
 from pallas_shim.reports.uses import REPORT
+
+if TYPE_CHECKING:
+    from pallas_shim.chip import counting
 
 # The exit status of a script that ran, if a kernel was refused.
 REFUSED_STATUS = 98
+
+
+# Counts what kernels decide, for a profile.
+COUNTER: counting.Counter | None = None
+
+
+def counter() -> counting.Counter | None:
+    """What is to see each program and its runs; None: no profile is asked for."""
+    global COUNTER
+    if COUNTER is None and settings.current().profile is not None:
+        from pallas_shim.chip import counting
+
+        COUNTER = counting.Counter()
+    return COUNTER
 
 
 def register() -> None:
@@ -23,13 +41,15 @@ def register() -> None:
 
 def compile_reached() -> list[verdicts.Verdict]:
     """Compiles the kernels that this process reached since the last call, for the TPUs of
-    PALLAS_NUMPY_COMPILE. Adds the verdicts to the report, and returns them.
+    PALLAS_NUMPY_COMPILE. Adds the verdicts to the report, and returns them, with those on kernels
+    that were compiled before they ran.
 
     Raises:
       KeyboardInterrupt: the user doesn't want to wait.
     """
     asked = settings.current()
-    found = session.compile_kernels(
+    found = gate.take()
+    found += session.compile_kernels(
         noting.REACHED.take(),
         [tpus.target(name) for name in asked.compile],
         executor=asked.compile_executor,
@@ -43,6 +63,7 @@ def _at_exit() -> None:
     """Never raises: the script has ended, and its end is not to change."""
     try:
         if isinstance(getattr(sys, "last_value", None), KeyboardInterrupt):
+            gate.take()
             _say("pallas_shim: interrupted, so no kernel was compiled for a TPU")
             return
         asked_before = bool(REPORT.verdicts)
@@ -64,18 +85,21 @@ def _at_exit() -> None:
 def _profile(found: list[verdicts.Verdict], destination: str | None) -> None:
     from pallas_shim.chip import profile, profile_view
 
-    profiles = [profile.profile(verdict) for verdict in found]
+    counted = {v.key: COUNTER.executed(v.key) for v in found} if COUNTER is not None else {}
+    profiles = [profile.profile(v, counted.get(v.key, scalar_unit.NOTHING)) for v in found]
     _say(profile_view.table(profiles))
-    if destination not in (None, "1"):
-        failure = profile_view.write(profiles, destination)
-        _say(f"pallas_shim: {failure or f'the profile is in {destination}'}")
+    for path in (destination or "").split(","):
+        if path not in ("", "1"):
+            failure = profile_view.write(profiles, path)
+            shown = path.removeprefix(profile_view.TRACE)
+            _say(f"pallas_shim: {failure or f'the profile is in {shown}'}")
 
 
 def _say(text: str) -> None:
     if sys.stderr is not None:
         try:
             print(text, file=sys.stderr, flush=True)
-        except (OSError, ValueError):  # nobody reads it any more
+        except (OSError, ValueError):  # its reader is gone
             pass
 
 

@@ -37,10 +37,11 @@ _QUIET = {
 # Nothing of these reaches the compiler: it says what the chip says by default.
 _NOT_HANDED_ON = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR", "PYTHONSTARTUP", "PALLAS_NUMPY_COMPILE")
 
-# The seconds in which a worker has to start.
-_START = 120.0
 _POLL = 0.1
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_TICK = os.sysconf("SC_CLK_TCK")
+# A process that hangs may still have threads that look around: so many seconds of CPU are none.
+_NOTHING = 0.05
 
 
 class Failed(Exception):
@@ -103,7 +104,7 @@ class Worker:
             self._channel.send((job, limits))
         except Closed:
             raise Failed(self._death(limits), again=True) from None
-        answer = self._answer(limits, limits.wall, "compiling")
+        answer = self._answer(limits, "compiling")
         assert isinstance(answer, Answer)
         return answer
 
@@ -112,7 +113,7 @@ class Worker:
             self._dumps = with_dumps
             self._open(with_dumps)
             try:
-                self._answer(limits, _START, "starting")
+                self._answer(limits, "starting")
                 return
             except Failed as failed:
                 self.stop()
@@ -126,18 +127,15 @@ class Worker:
             dump = os.path.join(self._directory, "dump") if with_dumps else ""
             if dump:
                 os.makedirs(dump, exist_ok=True)
-            environment = {k: v for k, v in os.environ.items() if k not in _NOT_HANDED_ON}
-            environment.update(_QUIET, TMPDIR=self._directory, PYTHONPATH=python_path())
-            flags = " ".join(dumps.FLAGS).format(directory=dump) if dump else ""
-            environment["LIBTPU_INIT_ARGS"] = flags
             to_read, their_writing = os.pipe()
             their_reading, to_write = os.pipe()
             try:
                 with open(os.path.join(self._directory, "stderr"), "wb") as errors:
                     self._process = subprocess.Popen(
                         [*self._command, str(their_reading), str(their_writing), dump],
-                        env=environment, cwd=self._directory, stdin=subprocess.DEVNULL,
-                        pass_fds=(their_reading, their_writing), stdout=errors, stderr=errors,
+                        env=environment(self._directory, dump), cwd=self._directory,
+                        stdin=subprocess.DEVNULL, pass_fds=(their_reading, their_writing),
+                        stdout=errors, stderr=errors,
                     )  # fmt: skip
             finally:
                 os.close(their_reading)
@@ -146,15 +144,19 @@ class Worker:
         except OSError as error:
             raise Failed(f"the compiler can't be started: {error.strerror}", again=False) from error
 
-    def _answer(self, limits: Limits, seconds: float, doing: str) -> object:
+    def _answer(self, limits: Limits, doing: str) -> object:
         assert self._channel is not None and self._process is not None
-        end = time.monotonic() + seconds
+        used, end = 0.0, time.monotonic() + limits.idle
         while True:
             try:
-                return self._channel.receive(min(_POLL, remaining(end)))
+                return self._channel.receive(_POLL)
             except TimeoutError:
-                if not remaining(end):
-                    raise Failed(f"{doing} took more than {seconds:g} s", again=False) from None
+                spent = _cpu(self._process.pid)
+                if spent > used + _NOTHING:
+                    used, end = spent, time.monotonic() + limits.idle
+                elif not remaining(end):
+                    message = f"{doing} hangs: it used no CPU for {limits.idle:g} s"
+                    raise Failed(message, again=False) from None
                 if _resident(self._process.pid) > limits.memory:
                     message = f"{doing} took more than {limits.memory >> 20} MB of memory"
                     raise Failed(message, again=False) from None
@@ -185,6 +187,15 @@ class Worker:
         return (fatal or lines or [""])[-1 if not fatal else 0][:500]
 
 
+def environment(directory: str, dump: str) -> dict[str, str]:
+    """The variables of a process that compiles. ``directory``: for its files; ``dump``: for what
+    libtpu says of its work, or an empty text."""
+    made = {k: v for k, v in os.environ.items() if k not in _NOT_HANDED_ON}
+    made.update(_QUIET, TMPDIR=directory, PYTHONPATH=python_path())
+    made["LIBTPU_INIT_ARGS"] = " ".join(dumps.FLAGS).format(directory=dump) if dump else ""
+    return made
+
+
 def python_path() -> str:
     """The import path of this process, without its first entry if that is the script's."""
     import pallas_shim
@@ -193,6 +204,16 @@ def python_path() -> str:
     inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     ours = os.path.join(home, "sitecustomize_pkg")
     return os.pathsep.join([home, *(p for p in inherited if p and p not in (home, ours))])
+
+
+def _cpu(pid: int) -> float:
+    """The seconds of CPU that a process has used."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICK
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def _resident(pid: int) -> int:
@@ -215,7 +236,7 @@ def compile_job(job: Job, limits: Limits, directory: str | None = None) -> Answe
     with _lock:
         found = _workers.get(thread)
         if found is None:
-            if directory is None:  # on another machine, where nobody removes it
+            if directory is None:  # on another machine, nothing removes it
                 own = tempfile.mkdtemp(prefix="pallas_shim-chip-")
                 atexit.register(stop_all)
             else:

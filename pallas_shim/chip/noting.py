@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-from pallas_shim.jax_compat import contents, export_tpu, kernel_info
-
-_log = logging.getLogger("pallas_shim")
+from pallas_shim.jax_compat import contents, export_tpu
 
 
 class Reached:
@@ -24,10 +21,10 @@ class Reached:
     def note(self, sites: Iterable[export_tpu.Site]) -> None:
         """Notes kernels, unless equal ones with operands of the same types were noted before."""
         for site in sites:
-            key = _key(site)
+            at = key(site)
             with self._lock:
-                if key not in self._known:
-                    self._known.add(key)
+                if at not in self._known:
+                    self._known.add(at)
                     self._waiting.append(site)
 
     def take(self) -> list[export_tpu.Site]:
@@ -37,7 +34,7 @@ class Reached:
         return taken
 
 
-def _key(site: export_tpu.Site) -> Any:
+def key(site: export_tpu.Site) -> Any:
     """Equal for kernels that are the same to a compiler. One that can't be read is like no other,
     but itself."""
     try:
@@ -52,26 +49,8 @@ def _key(site: export_tpu.Site) -> Any:
 REACHED = Reached()
 
 
-def in_function(jaxpr: Any) -> None:
-    """Notes the kernels of a function that is called."""
-    if kernel_info.kernel_equations(jaxpr):
-        _note(lambda: export_tpu.sites(jaxpr))
-
-
-def kernel(equation: Any, axes: Mapping[Any, int]) -> None:
-    """Notes a kernel in a program that XLA compiles."""
-    _note(lambda: [export_tpu.site(equation, axes)])
-
-
-def _note(sites: Callable[[], Iterable[export_tpu.Site]]) -> None:
-    try:
-        REACHED.note(sites())
-    except Exception as error:  # the call goes on, but a kernel isn't dropped in silence
-        _log.warning("a kernel can't be compiled for a TPU, a bug in pallas_shim: %r", error)
-
-
 def _start_over() -> None:
-    """Runs in a forked process. Its parent answers for what it has reached."""
+    """Runs in a forked process. Its parent reports the kernels that it has reached."""
     global REACHED
     REACHED = Reached()
 

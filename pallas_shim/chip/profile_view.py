@@ -1,34 +1,32 @@
-"""Shows profiles: as a table, as JSON, and as one HTML file that needs nothing else."""
+"""Shows profiles: as a table, as files, and two of them beside one another."""
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import linecache
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pallas_shim.chip import profile_page, profile_trace
 from pallas_shim.chip.profile import NO_LINE, Profile
 
 _MOST_LINES = 8
+# What stands before the path of a trace for Perfetto among the files to write.
+TRACE = "perfetto:"
 
 
 def table(profiles: Sequence[Profile]) -> str:
-    """The profiles for people: where the cycles of each kernel go."""
+    """The profiles for people: where the time of each kernel goes."""
     lines = ["pallas_shim: where the time goes (a bundle is one cycle, if it needn't wait)"]
+    lines += _summary([each for each in profiles if each.elapsed is not None])
     for each in profiles:
         place = f" ({each.source})" if each.source else ""
         lines.append(f"{each.tpu}: {each.kernel}{place} {each.operands}")
-        if each.cycles is not None:
-            lines.append(f"    {each.cycles:,} cycles of {each.bundles:,} bundles of code")
-            used = [f"{unit} {share:.0%}" for unit, share in each.units.items() if share >= 0.005]
-            lines.append("    units: " + ", ".join(used))
-            lines.append(f"    copied: {_copied(each)}")
-            for line in each.lines[:_MOST_LINES]:
-                share = line.cycles / max(each.cycles, 1)
-                lines.append(f"    {share:6.1%}  {line.line}  {_text(line.line)}".rstrip())
-        if each.bound is not None:
-            lines.append(f"    bound by {each.bound}")
+        if each.elapsed is not None:
+            lines += _details(each)
         if each.seconds is not None:
             lines.append(f"    estimated {each.seconds * 1e3:.3g} ms a call; {each.error}")
         if each.unknown is not None:
@@ -36,15 +34,27 @@ def table(profiles: Sequence[Profile]) -> str:
     return "\n".join(lines)
 
 
-def _copied(each: Profile) -> str:
-    by_kind: dict[str, list[int]] = {}
-    for copy in each.copies:
-        total = by_kind.setdefault(copy.kind.removeprefix("dma."), [0, 0])
-        total[0] += copy.times
-        total[1] += copy.size
-    return ", ".join(
-        f"{kind} {size / 1e6:.4g} MB in {count:,}" for kind, (count, size) in by_kind.items()
-    ) or "nothing"  # fmt: skip
+def _details(each: Profile) -> list[str]:
+    assert each.elapsed is not None
+    elapsed = max(each.elapsed, 1.0)
+    lines = [
+        f"    {each.cycles:,} cycles of {each.bundles:,} bundles of code; in all {elapsed:,.0f}, "
+        f"of which {each.waited / elapsed:.0%} wait for copies and {each.stalls / elapsed:.0%} "
+        f"for a unit; copies move {each.moving / elapsed:.0%} of the time"
+    ]
+    used = [f"{unit} {share:.0%}" for unit, share in each.units.items() if share >= 0.005]
+    lines.append("    units: " + ", ".join(used))
+    moved = [f"{m.operand} {m.kind} {m.size / 1e6:.4g} MB in {m.times:,}" for m in each.moved]
+    lines.append(f"    copied: {', '.join(moved) or 'nothing'}")
+    for line in each.lines[:_MOST_LINES]:
+        share = (line.cycles + line.waited) / elapsed
+        lines.append(f"    {share:6.1%}  {line.line}  {_text(line.line)}".rstrip())
+    if each.from_run:
+        lines.append(f"    as the run in NumPy decided: branches at {', '.join(each.from_run)}")
+    lines += [f"    checked: {said}" for said in each.checked]
+    if each.bound is not None:
+        lines.append(f"    bound by {each.bound}")
+    return lines
 
 
 def _text(line: str) -> str:
@@ -54,121 +64,120 @@ def _text(line: str) -> str:
     return linecache.getline(file, int(number)).strip()[:70]
 
 
+def _summary(profiles: Sequence[Profile]) -> list[str]:
+    """One row for each kernel, if rich is installed."""
+    if not profiles or importlib.util.find_spec("rich") is None:
+        return []
+    heads = ["kernel", "TPU", "time", "bound by", "waits", "from and to HBM", "busiest unit"]
+    return _drawn(heads, [_cells(each) for each in profiles])
+
+
+def _cells(each: Profile) -> list[str]:
+    assert each.elapsed is not None
+    busiest = max(each.units, key=lambda unit: each.units[unit], default="")
+    size = sum(step.hbm * step.times for step in each.steps)
+    return [
+        each.kernel,
+        each.tpu,
+        "no estimate" if each.seconds is None else f"{each.seconds * 1e3:.3g} ms",
+        each.bound or "",
+        f"{each.waited / max(each.elapsed, 1.0):.0%}",
+        f"{size / 1e6:.4g} MB",
+        f"{busiest} {each.units.get(busiest, 0.0):.0%}",
+    ]
+
+
+def _drawn(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    from rich import box, console, table, text
+
+    drawn = table.Table(*heads, box=box.SIMPLE_HEAD)
+    for row in rows:
+        drawn.add_row(*map(text.Text, row))
+    width = max(shutil.get_terminal_size().columns, 100)
+    page = console.Console(file=io.StringIO(), width=width, no_color=True)
+    page.print(drawn)
+    written = page.file
+    assert isinstance(written, io.StringIO)
+    return [line.rstrip() for line in written.getvalue().splitlines() if line.strip()]
+
+
+# -- files --------------------------------------------------------------------------------------
+
+
 def write(profiles: Sequence[Profile], path: str) -> str | None:
-    """Writes a .json or .html file. Returns why that failed, else None."""
-    rows = [each.row() for each in profiles]
-    if path.endswith(".json"):
-        content = json.dumps({"profiles": rows}, indent=1) + "\n"
+    """Writes a .json or .html file, or a trace for Perfetto. Returns why that failed, else None."""
+    make: Callable[[], str]
+    if path.startswith(TRACE):
+        path = path.removeprefix(TRACE)
+        make = lambda: json.dumps(profile_trace.events(profiles))  # noqa: E731
+    elif path.endswith(".json"):
+        rows = [each.row() for each in profiles]
+        make = lambda: json.dumps({"profiles": rows}, indent=1) + "\n"  # noqa: E731
     else:
         missing = [m for m in ("jinja2", "plotly") if importlib.util.find_spec(m) is None]
         if missing:
             return f"HTML needs {' and '.join(missing)}: pip install 'pallas_shim[view]'"
-        content = html(profiles)
+        make = lambda: profile_page.render(profiles)  # noqa: E731
     try:
         with open(path, "w", encoding="utf-8") as file:
-            file.write(content)
+            file.write(make())
     except OSError as error:
         return f"{path} can't be written: {error.strerror}"
     return None
 
 
-def html(profiles: Sequence[Profile]) -> str:
-    """One page with all plots and the source in it; it loads nothing."""
-    import jinja2
-    from plotly import offline
+# -- two profiles -------------------------------------------------------------------------------
 
-    environment = jinja2.Environment(autoescape=True)
-    pages = [_page(number, each) for number, each in enumerate(profiles)]
-    return environment.from_string(_PAGE).render(
-        pages=pages, plotly=jinja2.utils.markupsafe.Markup(offline.get_plotlyjs())
+
+def compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Two profiles in their JSON form beside one another: the kernels of the same name and TPU, in
+    order, with the lines whose share changed most."""
+    lines = []
+    waiting: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in after["profiles"]:
+        waiting.setdefault((row["kernel"], row["tpu"]), []).append(row)
+    for old in before["profiles"]:
+        same = waiting.get((old["kernel"], old["tpu"]))
+        lines.append(f"{old['tpu']}: {old['kernel']} {old['operands']}")
+        if not same:
+            lines.append("    only in the first")
+            continue
+        new = same.pop(0)
+        if new["operands"] != old["operands"]:
+            lines.append(f"    operands: {new['operands']} in the second")
+        lines += _changes(old, new)
+    for rows in waiting.values():
+        lines += [
+            f"{r['tpu']}: {r['kernel']} {r['operands']}\n    only in the second" for r in rows
+        ]
+    return "\n".join(lines)
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if None in (old["elapsed"], new["elapsed"]):
+        return [f"    no times: {old['unknown'] or new['unknown']}"]
+    if None not in (old["seconds"], new["seconds"]):
+        lines.append(_change("estimated ms", old["seconds"] * 1e3, new["seconds"] * 1e3))
+        lines.append(f"    each {new['error']}")
+    for name, key in (("cycles in all", "elapsed"), ("cycles of bundles", "cycles"),
+                      ("cycles of waiting", "waited")):  # fmt: skip
+        lines.append(_change(name, old[key], new[key]))
+    sizes = [sum(step["hbm"] * step["times"] for step in row["steps"]) for row in (old, new)]
+    lines.append(_change("MB from and to HBM", sizes[0] / 1e6, sizes[1] / 1e6))
+    if old["bound"] != new["bound"]:
+        lines.append(f"    bound by {old['bound']}, then by {new['bound']}")
+    first, second = (
+        {line["line"]: line["cycles"] + line["waited"] for line in row["lines"]}
+        for row in (old, new)
     )
+    changed = sorted(
+        ((second.get(line, 0.0) - first.get(line, 0.0), line) for line in {**first, **second}),
+        key=lambda each: -abs(each[0]),
+    )
+    return lines + [f"    {by:+,.0f} cycles at {line}" for by, line in changed[:5] if by]
 
 
-def _page(number: int, each: Profile) -> dict[str, Any]:
-    import jinja2
-
-    markup = jinja2.utils.markupsafe.Markup
-    plots = []
-    if each.cycles:
-        for name, figure in (("units", _units(each)), ("steps", _steps(each))):
-            data = json.dumps(figure).replace("</", "<\\/")
-            plots.append({"id": f"{name}{number}", "figure": markup(data)})
-    return {"profile": each, "plots": plots, "source": _source(each), "copied": _copied(each)}
-
-
-def _units(each: Profile) -> dict[str, Any]:
-    shown = {unit: share for unit, share in each.units.items() if share}
-    bars = {"type": "bar", "x": list(shown), "y": [100 * share for share in shown.values()]}
-    layout = {"title": {"text": "use of each unit's capacity, %"}, "height": 300}
-    return {"data": [bars], "layout": layout}
-
-
-def _steps(each: Profile) -> dict[str, Any]:
-    """Cycles against bytes of the turns of the outermost loop: those of one kind are one dot."""
-    dots = {
-        "type": "scatter",
-        "mode": "markers",
-        "x": [step.hbm / 1e3 for step in each.steps],
-        "y": [step.bundles for step in each.steps],
-        "text": [f"{step.times} turns" for step in each.steps],
-        "marker": {"size": [8 + min(step.times, 400) ** 0.5 for step in each.steps]},
-    }
-    layout = {
-        "title": {"text": "turns of the grid: cycles against kB copied from and to HBM"},
-        "xaxis": {"title": {"text": "kB"}},
-        "yaxis": {"title": {"text": "cycles"}, "rangemode": "tozero"},
-        "height": 300,
-    }
-    return {"data": [dots], "layout": layout}
-
-
-def _source(each: Profile) -> list[dict[str, Any]]:
-    """The lines of the user's files between the first and the last with cycles, those beside."""
-    cycles = {line.line: line.cycles for line in each.lines if line.line != NO_LINE}
-    files: dict[str, list[int]] = {}
-    for place in cycles:
-        file, _, number = place.rpartition(":")
-        files.setdefault(file, []).append(int(number))
-    shown = []
-    for file, numbers in files.items():
-        near = {n for number in numbers for n in range(number - 2, number + 3) if n > 0}
-        for at in sorted(near):
-            share = cycles.get(f"{file}:{at}", 0.0) / max(each.cycles or 1, 1)
-            text = linecache.getline(file, at).rstrip("\n")
-            shown.append({"file": file, "number": at, "text": text, "share": share})
-    return shown
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>pallas_shim: profile</title>
-<link rel="icon" href="data:,">
-<style>
-body { font-family: sans-serif; margin: 2em; max-width: 1100px; }
-pre, td { font-family: monospace; font-size: 13px; }
-td.share { text-align: right; padding-right: 1em; }
-tr.hot { background: #fde8d8; }
-</style>
-<script>{{ plotly }}</script></head><body>
-<h1>Where the time goes</h1>
-<p>A bundle is one cycle, if it needn't wait. A cycle that starts instructions of several lines is
-shared among them.</p>
-{% for page in pages %}{% set p = page.profile %}
-<h2>{{ p.tpu }}: {{ p.kernel }} {{ p.operands }}</h2>
-<p>{{ p.source or "" }}</p>
-{% if p.cycles %}<p>{{ "{:,}".format(p.cycles) }} cycles of {{ "{:,}".format(p.bundles) }} bundles.
-Copied: {{ page.copied }}.{% if p.bound %} Bound by {{ p.bound }}.{% endif %}</p>{% endif %}
-{% if p.seconds %}<p>Estimated {{ "%.3g"|format(p.seconds * 1000) }} ms a call; {{ p.error }}</p>
-{% endif %}
-{% if p.unknown %}<pre>{{ p.unknown }}</pre>{% endif %}
-{% for plot in page.plots %}<div id="{{ plot.id }}"></div>
-<script>{ const f = {{ plot.figure }}; Plotly.newPlot("{{ plot.id }}", f.data, f.layout); }</script>
-{% endfor %}
-<table>{% for line in page.source %}
-{% if loop.changed(line.file) %}<tr><td colspan="3"><b>{{ line.file }}</b></td></tr>{% endif %}
-<tr{% if line.share >= 0.05 %} class="hot"{% endif %}><td class="share">
-{%- if line.share %}{{ "%.1f%%"|format(100 * line.share) }}{% endif %}</td>
-<td>{{ line.number }}</td><td><pre style="margin:0">{{ line.text }}</pre></td></tr>
-{% endfor %}</table>
-{% endfor %}
-</body></html>
-"""
+def _change(name: str, old: float, new: float) -> str:
+    ratio = f" ({new / old:.2f} times)" if old else ""
+    return f"    {name}: {old:,.4g} to {new:,.4g}{ratio}"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 import os
 import secrets
@@ -15,15 +18,15 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import jax
 
 import pallas_shim
 from pallas_shim import settings
 from pallas_shim.cache import store
-from pallas_shim.chip import driver, estimate, isolation
+from pallas_shim.chip import driver, estimate, isolation, noting, operations
 from pallas_shim.chip.channel import Channel, Closed
 from pallas_shim.chip.jobs import (
     LOWERING,
@@ -36,7 +39,9 @@ from pallas_shim.chip.jobs import (
 )
 from pallas_shim.chip.tpus import Target, libtpu_version
 from pallas_shim.chip.verdicts import LOWERED, Verdict
-from pallas_shim.jax_compat import export_tpu, kernel_info
+from pallas_shim.jax_compat import export_tpu, kernel_info, meshes, pallas
+
+R = TypeVar("R")
 
 
 def compile_kernels(
@@ -47,54 +52,113 @@ def compile_kernels(
     limits: Limits | None = None,
     schedule: bool = False,
 ) -> list[Verdict]:
-    """Asks the compiler about kernels. Never raises because of a kernel or the compiler.
-
-    Args:
-      sites: the kernels.
-      targets: the TPUs to compile each for.
-      executor: where to compile, see `driver.executor`. None: processes on this machine.
-      limits: what one kernel may take.
-      schedule: whether the compiler's schedules are wanted; they aren't kept on disk.
+    """Asks the compiler about kernels, each for each target. See `Session`.
 
     Raises:
       KeyboardInterrupt: the user doesn't want to wait.
     """
-    version = libtpu_version()
-    has_compiler = version is not None or executor is not None
-    unable = export_tpu.serializes() if has_compiler else None
-    verdicts: list[Verdict] = []
-    with contextlib.ExitStack() as stack:
-        compiler: _Compiler | None = None
-        waiting: dict[int, str | None] = {}
-        for site in sites:
-            for target in targets:
-                verdict, module = _exported(site, target)
+    with Session(targets, executor=executor, limits=limits, schedule=schedule) as session:
+        return session.compile(sites)
+
+
+class Session:
+    """Asks the compiler about kernels, in processes that stay until it is closed.
+
+    Args:
+      targets: the TPUs to compile each kernel for.
+      executor: where to compile, see `driver.executor`. None: processes on this machine.
+      limits: what one kernel may take.
+      schedule: whether the compiler's schedules are wanted; they aren't kept on disk.
+      inside: it is asked in the middle of a program, whose traces, meshes and options exporting
+        isn't to see.
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        *,
+        executor: str | None = None,
+        limits: Limits | None = None,
+        schedule: bool = False,
+        inside: bool = False,
+    ):
+        self._targets, self._executor, self._schedule = targets, executor, schedule
+        self._limits = limits or Limits()
+        self._export = functools.partial(in_a_thread, _exported) if inside else _exported
+        self._compiler: _Compiler | None = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the processes."""
+        compiler, self._compiler = self._compiler, None
+        if compiler is not None:
+            compiler.stop()
+
+    def abandon(self) -> None:
+        """Forgets the processes, which belong to the process that this one was forked from."""
+        compiler, self._compiler = self._compiler, None
+        if compiler is not None:
+            compiler.abandon()
+
+    def compile(self, sites: Sequence[export_tpu.Site]) -> list[Verdict]:
+        """A verdict on each kernel for each target. Never raises because of a kernel or the
+        compiler.
+
+        Raises:
+          KeyboardInterrupt: the user doesn't want to wait.
+        """
+        version = libtpu_version()
+        has_compiler = version is not None or self._executor is not None
+        unable = export_tpu.serializes() if has_compiler else None
+        verdicts: list[Verdict] = []
+        # By the compiler's number of a job: the verdict's place, and its name on disk.
+        waiting: dict[int, tuple[int, str | None]] = {}
+        try:
+            for site, target in itertools.product(sites, self._targets):
+                verdict, module = self._export(site, target)
                 if module is not None and unable is not None:
                     verdict = _answered(verdict, Answer(NO_VERDICT, message=unable))
-                number = len(verdicts)
+                place = len(verdicts)
                 verdicts.append(verdict)
                 if verdict.answer.outcome != LOWERED or not has_compiler:
                     continue
                 topology = target.topology_for(export_tpu.devices_of(site))
-                job = Job(bytes(module.serialize()), topology, site.axes, schedule)
-                key = None if version is None or schedule else _key(job, version)
+                job = Job(bytes(module.serialize()), topology, site.axes, self._schedule)
+                key = None if version is None or self._schedule else _key(job, version)
                 answer = None if key is None else _remembered(key)
                 if answer is not None:
-                    verdicts[number] = _answered(verdict, answer, remembered=True)
+                    verdicts[place] = _answered(verdict, answer, remembered=True)
                     continue
-                if compiler is None:
-                    compiler = _Compiler(executor, limits or Limits())
-                    stack.callback(compiler.stop)
-                    compiler.start()
-                compiler.send(number, job)
-                waiting[number] = key
-        if compiler is not None:
-            for number, answer in compiler.answers(waiting):
-                verdicts[number] = _answered(verdicts[number], answer)
-                key = waiting[number]
-                if key is not None and answer.outcome != NO_VERDICT:
-                    _remember(key, answer)
-    return verdicts
+                if self._compiler is None:
+                    self._compiler = _Compiler(self._executor, self._limits)
+                    self._compiler.start()
+                waiting[self._compiler.send(job)] = place, key
+            if self._compiler is not None:
+                for number, answer in self._compiler.answers():
+                    place, key = waiting[number]
+                    verdicts[place] = _answered(verdicts[place], answer)
+                    if key is not None and answer.outcome != NO_VERDICT:
+                        _remember(key, answer)
+        except BaseException:
+            self.close()  # what it would still answer, nobody has asked
+            raise
+        if self._compiler is not None and self._compiler.has_failed:
+            self.close()  # the next kernel gets a new one
+        return verdicts
+
+
+def in_a_thread(call: Callable[..., R], *args: Any) -> R:
+    """Calls a function in a thread of its own, where no trace, mesh or option of JAX's is current.
+
+    Raises: what it raises.
+    """
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(call, *args).result()
 
 
 def _exported(site: export_tpu.Site, target: Target) -> tuple[Verdict, Any]:
@@ -127,6 +191,12 @@ def _exported(site: export_tpu.Site, target: Target) -> tuple[Verdict, Any]:
         dataclasses.replace(answer, seconds=took),
         None if held is None else sum(each.size for each in held),
         jax.__version__,
+        blocks=None if held is None else sum(each.size for each in held if each.is_block),
+        blocks_limit=min(target.tpu.vmem, export_tpu.vmem_limit(site) or target.tpu.scoped),
+        names=meshes.argument_names(pallas.kernel_jaxpr(equation)),
+        devices=export_tpu.devices_of(site),
+        operations=operations.of_kernel(equation),
+        key=noting.key(site),
     )
     return verdict, module
 
@@ -195,8 +265,8 @@ _GOODBYE = 5.0
 class _Compiler:
     """The driver's process. Whatever happens to it, each job gets an answer."""
 
-    # Beyond a job's own limit, the seconds without any answer after which it counts as hanging.
-    _PATIENCE = 120.0
+    # The seconds without a message after which it counts as hanging. Clusters send only answers.
+    _PATIENCE = 900.0
 
     def __init__(self, executor: str | None, limits: Limits):
         self._executor, self._limits = executor, limits
@@ -208,7 +278,8 @@ class _Compiler:
             tempfile.gettempdir(), f"pallas_shim-chip-{secrets.token_hex(4)}"
         )
         self._failure: str | None = None
-        self._answered = False
+        self._sent = 0
+        self._left: set[int] = set()
 
     def start(self) -> None:
         try:
@@ -239,37 +310,41 @@ class _Compiler:
             os.close(their_writing)
             self._channel = Channel(to_read, to_write)
 
-    def send(self, number: int, job: Job) -> None:
+    @property
+    def has_failed(self) -> bool:
+        return self._failure is not None
+
+    def send(self, job: Job) -> int:
+        """Hands over a job; returns the number under which it is answered."""
+        self._sent += 1
+        self._left.add(self._sent)
         if self._failure is None:
             assert self._channel is not None
             try:
-                self._channel.send((number, job))
+                self._channel.send((self._sent, job))
             except Closed:
                 self._failure = "the compiling process ended"
+        return self._sent
 
-    def answers(self, numbers: Iterable[int]) -> Iterable[tuple[int, Answer]]:
-        """The answers to all jobs that were sent, as they come."""
-        left = set(numbers)
-        if self._failure is None:
-            assert self._channel is not None
-            with contextlib.suppress(Closed):
-                self._channel.send(driver.END)
-        while left:
+    def answers(self) -> Iterable[tuple[int, Answer]]:
+        """The answers to all jobs that were sent and not answered, as they come."""
+        while self._left:
             message = self._receive()
             if message is None:
                 break
             number, answer = message
-            left.discard(number)
+            self._left.discard(number)
             yield number, answer
-        self._answered = self._failure is None
-        for number in sorted(left):
+        for number in sorted(self._left):
             yield number, Answer(NO_VERDICT, message=self._failure)
+        self._left.clear()
 
     def _receive(self) -> tuple[int, Answer] | None:
         if self._channel is None:
             return None
         try:
-            message = self._channel.receive(self._limits.wall + self._PATIENCE)
+            while (message := self._channel.receive(self._PATIENCE)) == driver.ALIVE:
+                pass
         except TimeoutError:
             self._failure = self._failure or "the compiling process doesn't answer"
         except Closed:
@@ -284,16 +359,27 @@ class _Compiler:
 
     def stop(self) -> None:
         """Ends the process and its workers, and removes their files."""
+        at_rest = self._failure is None and not self._left
         if self._channel is not None:
+            if at_rest:
+                with contextlib.suppress(Closed):
+                    self._channel.send(driver.END)
             self._channel.close()
         if self._process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_GOODBYE if self._answered else 0)
+                self._process.wait(_GOODBYE if at_rest else 0)
             with contextlib.suppress(OSError):
                 # Its workers belong to its group, on this machine.
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         _remove(self._directory)
+
+    def abandon(self) -> None:
+        """In a forked process: leaves the process to the parent."""
+        if self._channel is not None:
+            self._channel.close()
+        if self._process is not None:
+            self._process.returncode = 0  # it is no child of this process; nobody waits for it
 
 
 def _remove(directory: str) -> None:

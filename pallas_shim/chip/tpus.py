@@ -13,7 +13,8 @@ from pallas_shim import settings
 class Tpu(NamedTuple):
     """A generation. ``kind`` is JAX's device_kind, ``cores`` the number of TensorCores in a device
     of an ahead-of-time topology, ``prefix`` the name of its topologies, ``vmem`` and ``smem`` the
-    bytes of a core's memories."""
+    bytes of a core's memories, ``scoped`` those of VMEM that a kernel's blocks may take if its
+    compiler_params have no vmem_limit_bytes."""
 
     name: str
     kind: str
@@ -22,6 +23,7 @@ class Tpu(NamedTuple):
     devices_per_chip: int
     vmem: int
     smem: int
+    scoped: int
 
 
 _MB = 1 << 20
@@ -29,11 +31,11 @@ _MB = 1 << 20
 TPUS = {
     tpu.name: tpu
     for tpu in (
-        Tpu("v4", "TPU v4", 1, "v4", 2, 16 * _MB, _MB),
-        Tpu("v5e", "TPU v5 lite", 1, "v5e", 1, 128 * _MB, _MB),
-        Tpu("v5p", "TPU v5", 2, "v5p", 1, 64 * _MB, _MB),
-        Tpu("v6e", "TPU v6 lite", 1, "v6e", 1, 128 * _MB, _MB),
-        Tpu("v7x", "TPU7x", 1, "tpu7x", 2, 64 * _MB, _MB),
+        Tpu("v4", "TPU v4", 1, "v4", 2, 16 * _MB, _MB, 16 * _MB),
+        Tpu("v5e", "TPU v5 lite", 1, "v5e", 1, 128 * _MB, _MB, 16 * _MB),
+        Tpu("v5p", "TPU v5", 2, "v5p", 1, 64 * _MB, _MB, 16 * _MB),
+        Tpu("v6e", "TPU v6 lite", 1, "v6e", 1, 128 * _MB, _MB, 32 * _MB),
+        Tpu("v7x", "TPU7x", 1, "tpu7x", 2, 64 * _MB, _MB, 32 * _MB),
     )
 }
 

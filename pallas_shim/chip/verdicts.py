@@ -17,11 +17,14 @@ LOWERED = "lowered"
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What was said of one kernel for one TPU.
+    """The verdict on one kernel for one TPU.
 
     ``operands``: their types. ``answer``: the compiler's, whose outcome may also be `LOWERED`.
     ``estimate``: bytes of VMEM that blocks and scratch take; None: unknown. ``remembered``: an
-    earlier process compiled it.
+    earlier process compiled it. ``blocks``: the bytes of VMEM that blocks take, of which no more
+    than ``blocks_limit`` may be; None: unknown. ``names``: the user's names of the operands and
+    results. ``devices``: how many run it together. ``operations``: of floating-point numbers in one
+    call; None: unknown. ``key``: which of the process's kernels it is.
     """
 
     kernel: str
@@ -33,6 +36,12 @@ class Verdict:
     estimate: int | None
     jax: str
     remembered: bool = False
+    blocks: int | None = None
+    blocks_limit: int | None = None
+    names: Sequence[str] = ()
+    devices: int = 1
+    operations: int | None = None
+    key: Any = None
 
     @property
     def is_refused(self) -> bool:
@@ -52,6 +61,8 @@ class Verdict:
             "memory": self.memory(),
             "vmem_estimate": self.estimate,
             "vmem_limit": self.tpu.vmem,
+            "blocks_estimate": self.blocks,
+            "blocks_limit": self.blocks_limit,
             "allocations": [dataclasses.asdict(a) for a in answer.allocations or ()],
             "bundles": answer.bundles,
             "spills": answer.spills,
@@ -92,7 +103,7 @@ def text(rows: Sequence[Mapping[str, Any]]) -> str:
     libtpu = sorted({f"libtpu {row['libtpu']}" for row in rows if row["libtpu"]})
     versions = ", ".join([f"JAX {rows[0]['jax']}", *libtpu])
     lines = [f"pallas_shim: what the TPU's compiler says ({versions})"]
-    # TPUs of which the same is to be said share their lines.
+    # TPUs with the same verdict share their lines.
     said: dict[tuple[str, ...], list[str]] = {}
     for row in rows:
         said.setdefault(tuple(_lines(row)), []).append(row["tpu"])
@@ -136,15 +147,28 @@ def _facts(row: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name.upper()} {_bytes(used)} of {_bytes(limit)}"
         yield f"{memory['semaphores']['used']} semaphores"
     elif row["vmem_estimate"] is not None and row["outcome"] != ACCEPTED:
-        held, limit = row["vmem_estimate"], row["vmem_limit"]
-        over = ", which is too much" if held > limit else ""
-        yield f"blocks and scratch take {_bytes(held)} of {_bytes(limit)} VMEM{over}"
+        yield overflow(row) or (
+            f"blocks and scratch take {_bytes(row['vmem_estimate'])} of "
+            f"{_bytes(row['vmem_limit'])} VMEM"
+        )
     if row["spills"] is not None:
         yield f"{row['spills']} spills" if row["spills"] else "no spills"
     if row["bundles"] is not None:
         yield f"{row['bundles']} bundles"
     if row["code_size"] is not None:
         yield f"code {_bytes(row['code_size'])}"
+
+
+def overflow(row: Mapping[str, Any]) -> str | None:
+    """Why blocks and scratch can't fit into VMEM, or None."""
+    for what, held, limit in (
+        ("blocks take", row["blocks_estimate"], row["blocks_limit"]),
+        ("blocks and scratch take", row["vmem_estimate"], row["vmem_limit"]),
+    ):
+        if held is not None and limit is not None and held > limit:
+            of = "VMEM" if limit == row["vmem_limit"] else "VMEM, which vmem_limit_bytes can raise"
+            return f"{what} {_bytes(held)}, too much for {_bytes(limit)} of {of}"
+    return None
 
 
 def _bytes(number: int | None) -> str:
@@ -156,7 +180,7 @@ def _bytes(number: int | None) -> str:
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How many of each outcome, for the last line."""
+    """The number of kernels with each outcome, for the last line."""
     counts = collections.Counter(row["outcome"] for row in rows)
     order = (ACCEPTED, LOWERED, REFUSED, NO_VERDICT)
     return ", ".join(f"{counts[name]} {name}" for name in order if counts[name])

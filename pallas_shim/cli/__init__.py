@@ -13,5 +13,6 @@ VERBS = {
     "report": ("pallas_shim.cli.report", "show or merge the files that --report wrote"),
     "doctor": ("pallas_shim.cli.doctor", "say whether the shim works in this environment"),
     "view": ("pallas_shim.cli.view", "show what each kernel does, cell by cell, as a page"),
+    "tune": ("pallas_shim.cli.tune", "rank block sizes by a kernel's time on a TPU"),
     "profile": ("pallas_shim.cli.profile", "estimate where a kernel's time goes on a TPU"),
 }

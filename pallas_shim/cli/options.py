@@ -10,7 +10,12 @@ from pallas_shim import settings
 
 # option: (variable, value when the option has none, metavar, help)
 _OPTIONS = {
-    "--strict": ("PALLAS_NUMPY_STRICT", "1", None, "a kernel left to JAX is an error"),
+    "--strict": (
+        "PALLAS_NUMPY_STRICT",
+        "1",
+        None,
+        "a kernel that is left to JAX, or that a TPU's compiler refuses, is an error",
+    ),
     "--force": ("PALLAS_NUMPY", "force", None, "also take kernels that a TPU or GPU would run"),
     "--log": ("PALLAS_NUMPY_LOG", "1", None, "say how each call runs"),
     "--report": (

@@ -27,9 +27,9 @@ def choose_kernel(
     if stock.is_left_to_jax():
         return None
     if settings.current().compile:
-        from pallas_shim.chip import noting
+        from pallas_shim.chip import gate
 
-        noting.kernel(kernel.equation, kernel.axes)
+        gate.kernel(kernel.equation, kernel.axes)
     described = function.of_kernel(kernel)
     compilation = stock.compilation()
     start = time.perf_counter()
@@ -64,7 +64,7 @@ def choose_kernel(
 
 def _callback(executable: Executable, use: Use) -> Callable[..., tuple[np.ndarray, ...]]:
     """The function that XLA calls. It counts its runs, and its errors name the kernel."""
-    runs = native.runner(executable, use)
+    runs = native.runner(executable, native.way(executable, use))
 
     def run(*values: np.ndarray) -> tuple[np.ndarray, ...]:
         begun = time.perf_counter()

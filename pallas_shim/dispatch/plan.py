@@ -13,8 +13,10 @@ import numpy as np
 from pallas_shim import settings
 from pallas_shim.dispatch import donation, fallback, native, observing
 from pallas_shim.dispatch.compiling import MeshPlan
+from pallas_shim.dispatch.trial import Trial
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.jax_compat import arrays, sharded
+from pallas_shim.refusal import Inexact
 from pallas_shim.reports.uses import Use
 
 IN_NUMPY = "the evaluator has a rule for all of it"
@@ -22,11 +24,11 @@ IN_NUMPY = "the evaluator has a rule for all of it"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
-    """How calls of one jaxpr with one set of jit's parameters run.
+    """The plan by which calls of one jaxpr with one set of jit's parameters run.
 
     ``executable`` is None if JAX runs the function. Then ``reason`` says why, and ``jax_uses``
     collects the kernels in it that JAX interprets. Otherwise ``runs`` runs it, in NumPy or
-    natively. ``trial`` is set for a function without kernels.
+    natively: ``way`` is how it gets there. ``trial`` is set for a function without kernels.
     """
 
     key: tuple[Any, ...]
@@ -41,25 +43,8 @@ class Plan:
     ordered: bool = False
     trial: Trial | None = None
     mesh: MeshPlan | None = None
+    way: native.Way | None = None
     jax_uses: list[Use] = dataclasses.field(default_factory=list)
-
-
-class Trial:
-    """How long a function without a kernel may run here: until compiling it had been cheaper.
-
-    Args:
-      seconds: what XLA takes to compile it.
-      saved: the share of a run that the compiled function doesn't take.
-    """
-
-    def __init__(self, seconds: float, saved: float):
-        self.left, self._saved = seconds, saved
-
-    def ran(self, took: float) -> None:
-        self.left -= took * self._saved
-
-    def is_over(self) -> bool:
-        return self.left < 0
 
 
 def event(function: str) -> str:
@@ -73,7 +58,7 @@ def run(plan: Plan, args: Sequence[Any]) -> list[Any]:
     Raises:
       arrays.Elsewhere: these arguments don't belong in the evaluator.
     """
-    if not _is_profiled():  # an annotation that nobody sees costs a twentieth of a small call
+    if not _is_profiled():  # an unseen annotation costs a twentieth of a small call
         return _run(plan, args)
     with jax.profiler.TraceAnnotation(plan.event):
         return _run(plan, args)
@@ -99,6 +84,10 @@ def _run(plan: Plan, args: Sequence[Any]) -> list[Any]:
     start = _now()
     try:
         results = runs(values)
+    except Inexact as inexact:
+        assert plan.trial is not None
+        plan.trial.end()
+        raise arrays.Elsewhere(str(inexact)) from inexact
     except BaseException as error:
         use.ran(_now() - start, error)
         if observing.current is not None and isinstance(error, Exception):
@@ -107,10 +96,10 @@ def _run(plan: Plan, args: Sequence[Any]) -> list[Any]:
         raise
     took = _now() - start
     use.ran(took)
-    if plan.trial is not None:
-        plan.trial.ran(took)
     if observing.current is not None:
         observing.current.ran(plan.executable, values, results, inside_xla=False)
+    if plan.trial is not None:
+        plan.trial.ran(took, args)
     if mesh is None:
         return arrays.write(results, plan.out_types, place)
     return sharded.write(results, mesh.results, mesh.on)

@@ -53,7 +53,7 @@ class Param(NamedTuple):
 
 
 _PATH = Param(PATH, "the `memory.Path` from the ref to what is read or written")
-_BLOCK = Param(BLOCK, "where the block lies, as of `grid.block_viewer`")
+_BLOCK = Param(BLOCK, "where the block lies, as of `blocks.block_viewer`")
 _LEADS = Param("leads", "for each operand the sizes of its axes in front, None if it has none")
 _LISTED = Param("listed", "whether the ref is a list of views, as `each_block` makes it")
 _CHECKED = (
@@ -172,7 +172,7 @@ _MEMORY_ROWS = (
     ),
     _row(
         "buffer", "the buffer of an operand of a kernel, or a new one. It may be the operand's "
-        "own memory, if nothing writes to it", "array:array?", "ref:ref", "grid",
+        "own memory, if nothing writes to it", "array:array?", "ref:ref", "grid_buffers",
         readers="cell_tables, store_fusion", effects=(_NEW,), types=op_types.same_dtype,
     ),
     _row(
@@ -180,7 +180,7 @@ _MEMORY_ROWS = (
         "", "ref:ref", "store_fusion", effects=(_NEW,),
     ),
     _row(
-        "view", "a block of a buffer", "ref:ref leaf:index*", "block:ref", "grid",
+        "view", "a block of a buffer", "ref:ref leaf:index*", "block:ref", "grid_blocks",
         readers="codegen, dependence", params=(_BLOCK._replace(required=False),), view=True,
         types=op_types.view_types,
     ),
@@ -211,7 +211,7 @@ _MEMORY_ROWS = (
     ),
     _row(
         "contents", "the array in the buffer of a kernel's result, to which nothing writes any "
-        "more", "ref:ref", "value:array", "grid", effects=(_READ,), view=True,
+        "more", "ref:ref", "value:array", "grid_buffers", effects=(_READ,), view=True,
         types=op_types.contents_types,
     ),
     _row(
@@ -269,6 +269,10 @@ _MEMORY_ROWS = (
     _row(
         "index_of_cell", "an index of the cell that comes at this turn", "turn:index",
         "index:index", "cell_order",
+    ),
+    _row(
+        "cells_of_core", "how many places along the parallel axes a core takes", "core:index",
+        "count:index", "cell_order",
     ),
     _row(
         "renew_scratch", "gives scratch memory its first contents, where a core's cells begin",
@@ -409,6 +413,7 @@ _MACHINE_ROWS = (
     _row(
         "note", "tells those who watch for races what a program does", "number:index value:any*",
         "", "machine/programs", effects=(_IO,),
+        params=(Param("unseen", "what it can't tell, or None"),),
     ),
     _row(
         "land", "ends the copies of a kernel", "", "", "machine/programs", effects=(_IO,),

@@ -27,7 +27,7 @@ _LOOKS = 0.05
 
 
 class Display(Protocol):
-    """What shows a number of cells or rounds."""
+    """Shows a number of cells or rounds."""
 
     def update(self, done: int) -> None: ...
     def close(self) -> None: ...
@@ -167,7 +167,7 @@ def _rows(bounds: Sequence[int], number: Callable[[int], Any]) -> Iterator[Itera
 
 
 class _Shown:
-    """What one thread shows: the outermost grid or loop, of which ``done`` cells or rounds are."""
+    """The display of one thread, for its outermost grid or loop. ``done``: cells or rounds."""
 
     def __init__(
         self,
@@ -203,7 +203,7 @@ class _Shown:
             self._display.close()
 
 
-class Lines:
+class LogLines:
     """A line on stderr every few seconds, for a log."""
 
     def __init__(self, name: str, total: int | None, unit: str, elapsed: float):

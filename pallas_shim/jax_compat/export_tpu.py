@@ -6,18 +6,20 @@ import importlib.util
 import math
 import os
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax import export
-from jax._src import config, core
+from jax._src import compiler, config, core
 from jax._src.state.types import AbstractRef
+from jax.experimental import pallas
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from pallas_shim.jax_compat import meshes
 from pallas_shim.jax_compat.hooks import tpu_info
-from pallas_shim.jax_compat.kernel_info import KERNEL_PRIMITIVES, inner_jaxprs
+from pallas_shim.jax_compat.jaxprs import KERNEL_PRIMITIVES, inner_jaxprs
 from pallas_shim.jax_compat.pallas import kernel_jaxpr
 
 
@@ -33,9 +35,9 @@ class Site(NamedTuple):
     x64: bool
 
 
-def sites(jaxpr: Any) -> Iterator[Site]:
-    """The kernels of a jaxpr and of the jaxprs inside it."""
-    yield from _sites(getattr(jaxpr, "jaxpr", jaxpr), {})
+def sites(jaxpr: Any, axes: Mapping[Any, int] = MappingProxyType({})) -> Iterator[Site]:
+    """The kernels of a jaxpr and of the jaxprs inside it. ``axes``: those around the jaxpr."""
+    yield from _sites(getattr(jaxpr, "jaxpr", jaxpr), axes)
 
 
 def _sites(jaxpr: Any, axes: Mapping[Any, int]) -> Iterator[Site]:
@@ -82,6 +84,17 @@ def obstacle(kernel: Site) -> str | None:
     return None
 
 
+def vmem_limit(kernel: Site) -> int | None:
+    """The bytes of VMEM that a kernel's compiler_params let its blocks take; None: they don't
+    say."""
+    given = kernel.equation.params.get("compiler_params")
+    for each in given.values() if _is_dict(given) else [given]:
+        limit: int | None = getattr(each, "vmem_limit_bytes", None)
+        if limit is not None:
+            return limit
+    return None
+
+
 def _is_dict(value: Any) -> bool:
     return isinstance(value, Mapping) or type(value).__name__ == "FrozenDict"
 
@@ -90,6 +103,7 @@ def _is_dict(value: Any) -> bool:
 _OF_LOWERING = tuple(
     os.path.join(os.path.dirname(jax.__file__), *parts)
     for parts in (
+        ("_src", "pallas", "core.py"),  # of core_map
         ("_src", "pallas", "mosaic", ""),
         ("experimental", "mosaic", ""),
         ("_src", "tpu_custom_call.py"),
@@ -105,6 +119,17 @@ def is_refusal(error: BaseException) -> bool:
             return True
         entry = entry.tb_next
     return False
+
+
+def compile_error(message: str) -> Exception:
+    """The exception that JAX raises when the compiler refuses a program with this message."""
+    error = jax.errors.JaxRuntimeError(message)
+    for handle in compiler._XLA_RUNTIME_ERROR_HANDLERS:
+        handled: Exception | None = handle(error)
+        if handled is not None:
+            handled.__cause__ = error
+            return handled
+    return error
 
 
 def serializes() -> str | None:
@@ -134,6 +159,12 @@ def exported(kernel: Site, device_kind: str, cores: int) -> Any:
     avals = [v.aval.inner_aval if ref else v.aval for v, ref in zip(eqn.invars, refs, strict=True)]
 
     def call(*args: Any) -> list[Any]:
+        if not eqn.outvars and not any(refs):
+            # JAX drops what has no result. In a program, run_state keeps it.
+            def bind(_: Any) -> None:
+                eqn.primitive.bind(*args, **params)
+
+            return [pallas.run_state(bind)(0)]
         held = [jax.new_ref(x) if ref else x for x, ref in zip(args, refs, strict=True)]
         out = eqn.primitive.bind(*held, **params)
         read = [x[...] for x, ref in zip(held, refs, strict=True) if ref]

@@ -20,6 +20,7 @@ from pallas_shim.jax_compat.jaxprs import (
     CALL_PRIMITIVES,
     KERNEL_PRIMITIVES,
     called_jaxpr,
+    inner_jaxprs,
     open_jaxpr,
 )
 
@@ -93,12 +94,12 @@ def _shard_maps(jaxpr: Any) -> Iterator[Any]:
         if eqn.primitive.name == "shard_map":
             yield eqn
         elif eqn.primitive.name not in KERNEL_PRIMITIVES:
-            for inner in core.jaxprs_in_params(eqn.params):
-                yield from _shard_maps(open_jaxpr(inner)[0])
+            for inner in inner_jaxprs(eqn):
+                yield from _shard_maps(inner)
 
 
 class _Propagation:
-    """How XLA would cut the values of a function, where that is simple to say.
+    """The way in which XLA would cut the values of a function, where that is simple to say.
 
     It follows the operands and results of a shard_map through elementwise operations, transposes
     and reductions.
@@ -239,7 +240,7 @@ def named(on: OnMesh, names: Names) -> NamedSharding:
 
 
 class Result(NamedTuple):
-    """What `write` needs to know of one result."""
+    """The data that `write` needs for one result."""
 
     type: ResultType
     sharding: Any
@@ -247,7 +248,7 @@ class Result(NamedTuple):
 
 
 def results(on: OnMesh, avals: Sequence[Any], types: Sequence[ResultType]) -> tuple[Result, ...]:
-    """How results of a function are sharded."""
+    """The shardings of a function's results."""
     found = []
     for aval, type, names, told in zip(avals, types, on.results, on.told_out, strict=True):
         explicit = _explicit(aval)

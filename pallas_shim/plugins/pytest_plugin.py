@@ -27,7 +27,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--pallas-strict",
         action="store_true",
-        help="the same, and a kernel that would be left to JAX is an error",
+        help="the same, and a kernel that would be left to JAX is an error, and so is one that "
+        "--pallas-compile has refused",
     )
     group.addoption(
         "--pallas-check",

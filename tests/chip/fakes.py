@@ -130,7 +130,7 @@ def threads():
 
     if os.environ.get("TEST_HARM") == "hang":
         run = isolation.Worker.run
-        limits = dataclasses.replace(Limits(), wall=1.0)
+        limits = dataclasses.replace(Limits(), idle=1.0)
         isolation.Worker.run = lambda self, job, _: run(self, job, limits)  # type: ignore
     if os.environ.get("TEST_HARM") == "grow":
         run_it = isolation.Worker.run

@@ -1,5 +1,5 @@
-"""python -m tests.chip.storm [--runs 200] [--real]: whatever happens to the compiler, the script's
-output and exit status stay what they are.
+"""python -m tests.chip.storm [--runs 200] [--start 0] [--real]: whatever happens to the compiler,
+the script's output and exit status stay what they are.
 
 Each run starts a script under `python -m pallas_shim compile` and does one kind of harm: workers or
 the process above them are killed at random moments, the compiler aborts, hangs or grows, the disk
@@ -131,20 +131,28 @@ resource.setrlimit(_kind, (_most, resource.getrlimit(_kind)[1]))
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--start", type=int, default=0, help="the number of the first run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--real", action="store_true")
     arguments = parser.parse_args()
-    failures = 0
-    for number in range(arguments.runs):
+    runs: collections.Counter[str] = collections.Counter()
+    failures: collections.Counter[str] = collections.Counter()
+    for number in range(arguments.start, arguments.start + arguments.runs):
         harm = HARMS[number % len(HARMS)]
         chance = random.Random(f"{arguments.seed} {number}")
         with tempfile.TemporaryDirectory() as directory:
             wrong = run(harm, chance, arguments.real, pathlib.Path(directory))
+        runs[harm] += 1
         if wrong is not None:
-            failures += 1
+            failures[harm] += 1
             print(f"run {number}, {harm}: {wrong}", flush=True)
-    print(f"{arguments.runs} runs, {failures} with another output or status")
-    return int(failures > 0)
+        print(f"{number}: {harm}", file=sys.stderr, flush=True)
+    print("| harm | runs | another output or status |")
+    print("| --- | --- | --- |")
+    for harm in runs:
+        print(f"| {harm} | {runs[harm]} | {failures[harm]} |")
+    print(f"| all | {runs.total()} | {failures.total()} |")
+    return int(failures.total() > 0)
 
 
 if __name__ == "__main__":

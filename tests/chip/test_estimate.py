@@ -45,6 +45,27 @@ def test_blocks_have_two_buffers(shim):
     assert [h.size for h in held(added(), shape(512, 256))] == [2 * 128 * 256 * 4] * 2
 
 
+def test_a_block_that_stays_has_one(shim):
+    """Along an axis of one cell, too; a scalar that is looked up may move it."""
+
+    def sizes(index_map, grid=(4, 1), scalars=0):
+        spec = pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=scalars, grid=grid,
+            in_specs=[pl.BlockSpec((8, 128), index_map)],
+            out_specs=pl.BlockSpec((8, 128), lambda i, j, *_: (i, 0)),
+        )  # fmt: skip
+        call = pl.pallas_call(
+            lambda *refs: refs[-1].__setitem__(..., refs[-2][...]), grid_spec=spec,
+            out_shape=shape(8 * grid[0], 128),
+        )  # fmt: skip
+        args = [shape(4, dtype=np.int32)] * scalars
+        return {h.what: h.size for h in held(call, *args, shape(64, 128))}["args[0]"]
+
+    assert sizes(lambda i, j: (i, 0)) == sizes(lambda i, j: (j + i, 0)) == 2 * 4096
+    assert sizes(lambda i, j: (j, 0)) == sizes(lambda i, j: (3, 0)) == 4096
+    assert sizes(lambda i, j: (i, 0), grid=(1, 4)) == 4096
+
+
 def test_a_kernel_without_a_grid_has_one(shim):
     call = pl.pallas_call(lambda x, o: o.__setitem__(..., x[...]), out_shape=shape(8, 128))
     assert [h.size for h in held(call, shape(8, 128))] == [4096, 4096]

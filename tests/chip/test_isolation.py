@@ -10,7 +10,7 @@ from pallas_shim.chip.isolation import Worker
 from pallas_shim.chip.jobs import ACCEPTED, NO_VERDICT, REFUSED, Job, Limits
 from tests.chip import fakes
 
-LIMITS = Limits(cpu=60, wall=60, memory=2 << 30)
+LIMITS = Limits(cpu=60, idle=60, memory=2 << 30)
 
 
 @pytest.fixture
@@ -50,9 +50,9 @@ def test_it_dies(worker, module, reason):
 @pytest.mark.parametrize(
     "module, limits, reason",
     [
-        (b"hang", Limits(cpu=60, wall=1), "took more than 1 s"),
-        (b"spin", Limits(cpu=1, wall=60), "took more than 1 s of CPU"),
-        (b"grow", Limits(cpu=60, wall=60, memory=600 << 20), "memory|MemoryError|status|SIG"),
+        (b"hang", Limits(cpu=60, idle=1), "it used no CPU for 1 s"),
+        (b"spin", Limits(cpu=1, idle=60), "took more than 1 s of CPU"),
+        (b"grow", Limits(cpu=60, idle=60, memory=600 << 20), "memory|MemoryError|status|SIG"),
     ],
 )
 def test_it_takes_too_much(worker, module, limits, reason):

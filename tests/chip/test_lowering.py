@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 from pallas_shim.chip import api, session, verdicts
 from pallas_shim.chip.jobs import LOWERING, NO_VERDICT, REFUSED
@@ -53,6 +54,20 @@ def test_a_primitive_that_no_tpu_has(shim):
     assert found.answer.stage == LOWERING and "sort" in str(found.answer.message)
 
 
+def test_a_core_map_without_refs_is_refused_as_in_a_program(shim):
+    mesh = pltpu.create_tensorcore_mesh("core", num_cores=1)
+
+    def function(x):
+        def body(_):
+            pl.core_map(mesh)(lambda: None)
+
+        return pl.run_state(body)(x)
+
+    (found,) = api.verdicts(function, shape(8, 128), tpu="v5e")
+    assert (found.answer.outcome, found.answer.stage) == (REFUSED, LOWERING)
+    assert "without discharging" in str(found.answer.message)
+
+
 def test_the_lowering_knows_the_generation_asked_for(shim):
     """A block of one dimension has to be a multiple of a tile, which the generation decides."""
 
@@ -89,9 +104,7 @@ def test_equal_kernels_are_compiled_once(shim):
         return jnp.sin(added()(x))
 
     assert len(api.kernels(function, shape(512, 256))) == 1
-    both = api.kernels(
-        lambda x, y: (added()(x), bad_blocks()(y)), shape(512, 256), shape(500, 300)
-    )
+    both = api.kernels(lambda x, y: (added()(x), bad_blocks()(y)), shape(512, 256), shape(500, 300))
     assert len(both) == 2
 
 

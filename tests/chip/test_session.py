@@ -10,7 +10,7 @@ import pytest
 
 from pallas_shim.cache import store
 from pallas_shim.chip import api, session, verdicts
-from pallas_shim.chip.jobs import ACCEPTED, NO_VERDICT, REFUSED, Limits
+from pallas_shim.chip.jobs import ACCEPTED, NO_VERDICT, REFUSED
 from tests.chip.kernels import added, bad_blocks, shape
 
 CHECKOUT = pathlib.Path(__file__).parents[2]
@@ -63,8 +63,8 @@ def test_our_own_pool_of_processes(shim):
     ],
 )
 def test_what_goes_wrong_is_no_verdict(shim, monkeypatch, executor, reason):
-    monkeypatch.setattr(session._Compiler, "_PATIENCE", 0.0)
-    found = asked(executor, tpu=["v5e", "v6e"], limits=Limits(wall=4.0))
+    monkeypatch.setattr(session._Compiler, "_PATIENCE", 4.0)
+    found = asked(executor, tpu=["v5e", "v6e"])
     assert [v.answer.outcome for v in found] == [NO_VERDICT] * 2
     message = str(found[1].answer.message)
     assert any(part in message for part in reason.split("|")), message

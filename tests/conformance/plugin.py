@@ -8,6 +8,7 @@ Environment (set by ``python -m tests.conformance``):
   CONFORMANCE_MODE: "as-tpu" has the tests' own helpers say that the device is a TPU v5e; "general"
     has Pallas imported before the tests, which don't.
   CONFORMANCE_EVERY: one test in so many is run.
+  CONFORMANCE_REFUSALS: 1 also runs all tests that expect the TPU's compiler to refuse a kernel.
   CONFORMANCE_SECONDS: the time limit of a test, after which its process ends: what it would leave
     behind may fail the tests after it.
 """
@@ -24,7 +25,7 @@ from typing import Any
 
 import pytest
 
-from tests.conformance import kept
+from tests.conformance import kept, reasons
 
 CHECKOUT = pathlib.Path(os.environ["CONFORMANCE_CHECKOUT"])
 RESULTS = pathlib.Path(os.environ["CONFORMANCE_RESULTS"])
@@ -32,6 +33,7 @@ DONE = pathlib.Path(os.environ["CONFORMANCE_DONE"])
 COMMIT = os.environ["CONFORMANCE_COMMIT"]
 MODE = os.environ["CONFORMANCE_MODE"]
 EVERY = int(os.environ["CONFORMANCE_EVERY"])
+REFUSALS = os.environ["CONFORMANCE_REFUSALS"] == "1"
 SECONDS = int(os.environ["CONFORMANCE_SECONDS"])
 
 # Packages whose test helpers are in the repository and not in the wheel. The wheel's own
@@ -53,7 +55,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     done = set(DONE.read_text().splitlines())
-    items[:] = [item for item in items[::EVERY] if item.nodeid.partition("::")[2] not in done]
+    chosen = [
+        item
+        for number, item in enumerate(items)
+        if number % EVERY == 0 or (REFUSALS and reasons.expects_refusal(_place(item)))
+    ]
+    items[:] = [item for item in chosen if item.nodeid.partition("::")[2] not in done]
+
+
+def _place(item: pytest.Item) -> str:
+    """FILE::CLASS::TEST"""
+    return f"{item.path.stem}::{item.nodeid.partition('::')[2]}"
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -90,6 +102,7 @@ def _note(test: str, outcome: str, message: str, seconds: float, kernels: list[A
         "message": message[:2000],
         "seconds": round(seconds, 3),
         "kernels": kernels,
+        **_checked(),
         "commit": COMMIT,
         "date": datetime.date.today().isoformat(),
     }
@@ -106,3 +119,19 @@ def _rows() -> list[dict[str, str]]:
     ]
     REPORT.clear()
     return rows
+
+
+def _checked() -> dict[str, list[list[str]]]:
+    """What was found, and what wasn't checked, if kernels are checked."""
+    if os.environ.get("PALLAS_NUMPY_CHECK", "0") == "0":
+        return {}
+    from pallas_shim.check.collect import COLLECTOR
+
+    findings = [
+        [f"{one.kind}/{one.rule}", one.kernel, one.ref or "",
+         (one.accesses[0].where if one.accesses else one.source) or "", one.message]
+        for one in COLLECTOR.findings()
+    ]  # fmt: skip
+    skipped = [list(pair) for pair in COLLECTOR.not_checked()]
+    COLLECTOR.clear()
+    return {"findings": findings, "not_checked": skipped}

@@ -264,13 +264,13 @@ def test_progress_in_a_log_and_on_a_terminal(monkeypatch):
     stream = io.StringIO()
     monkeypatch.setattr(progress.sys, "stderr", stream)
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
-    progress.Lines("k", 2_000_000, "cells", 2.0).update(500_000)
-    progress.Lines("k", None, "rounds", 2.0).update(500_000)
+    progress.LogLines("k", 2_000_000, "cells", 2.0).update(500_000)
+    progress.LogLines("k", None, "rounds", 2.0).update(500_000)
     line, endless = stream.getvalue().splitlines()
     assert line.startswith("pallas_shim: k: 500,000 of 2,000,000 cells (25%), ") and "left" in line
     assert endless.startswith("pallas_shim: k: 500,000 rounds, ") and endless.endswith("s so far")
     stream.close()
-    progress.Lines("k", 9, "cells", 1.0).update(1)  # a closed stream is nobody's error
+    progress.LogLines("k", 9, "cells", 1.0).update(1)  # a closed stream is nobody's error
 
 
 def test_a_bar_on_a_terminal(monkeypatch):

@@ -15,25 +15,25 @@ from pallas_shim.evaluator.analysis.liveness import dead_after
 from pallas_shim.evaluator.analysis.ranges import Range
 from pallas_shim.evaluator.codegen import numbers
 from pallas_shim.evaluator.codegen.instructions import write
-from pallas_shim.evaluator.codegen.source import Emitted, Source
+from pallas_shim.evaluator.codegen.source import Emitted, PythonSource
 from pallas_shim.evaluator.frames import loop_name
 from pallas_shim.evaluator.program import Instruction, Region, Value
 
 
 def function(loop: Instruction, slot: Callable[[Value], int]) -> Emitted:
     """The loop as a function. ``slot``: see `codegen.emit`."""
-    to = Source(slot)
+    to = PythonSource(slot)
     to.at = loop
     _structured(to, loop)
     return to.compiled(loop)
 
 
-def _structured(to: Source, instruction: Instruction) -> None:
+def _structured(to: PythonSource, instruction: Instruction) -> None:
     _STRUCTURED[instruction.name](to, instruction)
     to.at = instruction
 
 
-def _inside(to: Source, region: Region, after: Callable[[], None]) -> None:
+def _inside(to: PythonSource, region: Region, after: Callable[[], None]) -> None:
     """A region as a block of its own, and the lines that ``after`` adds to it."""
     to.indent += 1
     before = to.lines
@@ -52,7 +52,7 @@ def _inside(to: Source, region: Region, after: Callable[[], None]) -> None:
     to.indent -= 1
 
 
-def _move(to: Source, sources: Iterable[Value], targets: Iterable[Value]) -> None:
+def _move(to: PythonSource, sources: Iterable[Value], targets: Iterable[Value]) -> None:
     """Assigns all at once; a target without a variable gets one."""
     pairs = [(to.names.get(t) or to.fresh(t), to.text(s))
              for s, t in zip(sources, targets, strict=True)]  # fmt: skip
@@ -62,7 +62,7 @@ def _move(to: Source, sources: Iterable[Value], targets: Iterable[Value]) -> Non
         to.line(f"{targets_text} = {sources_text}")
 
 
-def _scan(to: Source, scan: Instruction) -> None:
+def _scan(to: PythonSource, scan: Instruction) -> None:
     params, (region,) = scan.operation.params, scan.regions
     length, reverse, count = params["length"], params["reverse"], params["num_carry"]
     carried, rows = region.params[:count], region.params[count:]
@@ -89,8 +89,9 @@ def _scan(to: Source, scan: Instruction) -> None:
     variables = [*([at] if at else []), *map(to.fresh, rows)]
     sources = [*([order] if at else []), *taken]
     over = sources[0] if len(sources) == 1 else f"zip({', '.join(sources)})"
-    shown = functools.partial(progress.over_rounds, functools.partial(loop_name, scan), length)
-    over = f"{to.given(shown)}({over})"
+    if progress.may_show(length):
+        shown = functools.partial(progress.over_rounds, functools.partial(loop_name, scan), length)
+        over = f"{to.given(shown)}({over})"
     to.line(f"for {', '.join(variables)} in {over}:")
 
     def after() -> None:
@@ -107,7 +108,7 @@ def _scan(to: Source, scan: Instruction) -> None:
         to.names[out] = to.names[param]
 
 
-def _while(to: Source, loop: Instruction) -> None:
+def _while(to: PythonSource, loop: Instruction) -> None:
     condition, body = loop.regions
     skipped = _open_while(to, loop)
     if skipped is not None:
@@ -138,7 +139,7 @@ def _while(to: Source, loop: Instruction) -> None:
         to.names[out] = to.names[param]
 
 
-def _open_while(to: Source, loop: Instruction) -> int | None:
+def _open_while(to: PythonSource, loop: Instruction) -> int | None:
     """Writes the lines that begin a while loop. If they count, the number of what they count."""
     condition, body = loop.regions
     if to.inside_long:
@@ -182,7 +183,7 @@ def _without(body: Region, position: int) -> Region:
     return dataclasses.replace(body, results=tuple(results)) if used else kept
 
 
-def _switch(to: Source, switch: Instruction) -> None:
+def _switch(to: PythonSource, switch: Instruction) -> None:
     """The index is clamped to the branches: the first takes all lower indices, the last all higher
     ones."""
     (index,) = switch.ins
@@ -210,7 +211,7 @@ def _switch(to: Source, switch: Instruction) -> None:
             to.known_limits[out] = functools.reduce(Range.union, of_each)
 
 
-def _grid(to: Source, grid: Instruction) -> None:
+def _grid(to: PythonSource, grid: Instruction) -> None:
     (region,) = grid.regions
     for size, param in zip(grid.ins, region.params, strict=True):
         to.known_limits[param] = Range(0, max(to.limits(size).high - 1, 0))
@@ -228,7 +229,7 @@ def _grid(to: Source, grid: Instruction) -> None:
     to.grid(grid, first, variables)
 
 
-def _limit_compared(to: Source, loop: Instruction) -> None:
+def _limit_compared(to: PythonSource, loop: Instruction) -> None:
     """The limits in the body of what grows from its start as long as it is below a bound."""
     condition, body = loop.regions
     going = next((i for i in condition.body if condition.results[0] in i.outs), None)
@@ -242,7 +243,7 @@ def _limit_compared(to: Source, loop: Instruction) -> None:
             to.known_limits[param] = Range(low, high)
 
 
-_STRUCTURED: dict[str, Callable[[Source, Instruction], None]] = {
+_STRUCTURED: dict[str, Callable[[PythonSource, Instruction], None]] = {
     "scan": _scan,
     "while": _while,
     "switch": _switch,

@@ -55,7 +55,7 @@ class EmittedGrid(NamedTuple):
     indices: tuple[str, ...]
 
 
-class Source:
+class PythonSource:
     """A value is a variable, a literal, or a global of the function: constants, and the functions
     that it calls. One from outside the loop is loaded from the frame at the start."""
 
@@ -96,7 +96,7 @@ class Source:
 
     @property
     def lines(self) -> int:
-        """How many lines there are until now."""
+        """The number of lines so far."""
         return len(self._body)
 
     def grid(self, instruction: Instruction, first: int, indices: Sequence[str]) -> None:
