@@ -20,6 +20,8 @@ from tests.processes.conftest import CHECKOUT, Python
 
 PAGES = CHECKOUT / "docs" / "walkthroughs"
 NOTEBOOK = "first-notebook"
+# A busy machine is slow, and a page has up to a dozen commands.
+pytestmark = pytest.mark.timeout(1800)
 OF_COMMANDS = sorted(path.stem for path in PAGES.glob("*.md") if path.stem != NOTEBOOK)
 
 
@@ -78,7 +80,7 @@ def test_commands(page, from_wheel, tmp_path):
                 command, shown = each.split("\n", 1)
                 done = subprocess.run(
                     ["bash", "-c", f"(exit {status})\n{command}"],
-                    cwd=here, env=variables, stdin=subprocess.DEVNULL, timeout=120, text=True,
+                    cwd=here, env=variables, stdin=subprocess.DEVNULL, timeout=600, text=True,
                     stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                 )  # fmt: skip
                 check(shown, done.stdout, f"{page}.md:{block.line}: {command}")
@@ -98,7 +100,7 @@ def test_the_notebook(tmp_path):
     python = Python(sys.executable, {"PYTHONPATH": str(CHECKOUT / "sitecustomize_pkg")})
     variables = {**environment(python, tmp_path / "cache"), "IPYTHONDIR": str(tmp_path)}
     client = nbclient.NotebookClient(
-        nbformat.v4.new_notebook(cells=cells), timeout=120, kernel_name="python3",
+        nbformat.v4.new_notebook(cells=cells), timeout=600, kernel_name="python3",
         resources={"metadata": {"path": str(tmp_path)}},
     )  # fmt: skip
     client.execute(env=variables)
