@@ -37,7 +37,7 @@ def main(name: str, way_name: str, results: str, seconds: str) -> None:
         if kernel.reference is not None:
             save(results, kernel.reference(*map(np.asarray, args)))
         return
-    figures, leaves = measure(f, args, kernel, float(seconds))
+    figures, leaves = measure(f, args, kernel, float(seconds), way.settles)
     save(results, leaves)
     print(json.dumps(figures))
 
@@ -53,7 +53,7 @@ def interpret_as(interpret: Any) -> None:
 
 
 def measure(
-    f: Callable[..., Any], args: tuple[Any, ...], kernel: Kernel, seconds: float
+    f: Callable[..., Any], args: tuple[Any, ...], kernel: Kernel, seconds: float, settles: float
 ) -> tuple[dict[str, float], list[np.ndarray]]:
     """The figures of the first call and of later calls, and the results.
 
@@ -68,6 +68,9 @@ def measure(
         "first_processor": time.process_time() - processor,
     }
     warm: list[tuple[float, float]] = []
+    until = time.process_time() + settles
+    while time.process_time() < until:
+        jax.block_until_ready(f(*args))
     begun = time.perf_counter()
     while len(warm) < 3 or (len(warm) < kernel.calls and time.perf_counter() - begun < seconds):
         wall, processor = time.perf_counter(), time.process_time()

@@ -74,6 +74,8 @@ def describe(kernel: Measured) -> str:
         f"{call} {tables.cell(kernel.time_ratio('stock', 'shim', call))}"
         for call in ("first", "warm")
     ]
+    settled = kernel.time_ratio("stock", "shim_settled", "warm")
+    shown.append(f"after 6 seconds {tables.cell(settled)}")
     shown.append(f"memory {tables.cell(kernel.peak_ratio('shim', 'stock'))}")
     return f"{kernel.name}: {', '.join(shown)}"
 

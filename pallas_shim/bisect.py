@@ -186,9 +186,14 @@ class RunComparer:
             if function.unasked is not None:
                 yield f"{function.name}: {function.unasked}"
         if self._left_out:
-            yield f"{self._left_out} runs inside programs of XLA's were not compared"
+            yield f"{_counted(self._left_out, 'run')} inside XLA's programs not compared"
         found = f"{len(self.findings)} of them differ" if self.findings else "no difference"
-        yield f"pallas_shim bisect: {len(functions)} functions in {calls} calls, {found}"
+        compared = f"{_counted(len(functions), 'function')} in {_counted(calls, 'call')}"
+        yield f"pallas_shim bisect: {compared}, {found}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _outcome(
@@ -232,7 +237,7 @@ def _in_passes(
         found = _outcome(program, values)
         if not agree(found, plain):
             return [
-                f"the pass {name} changes what it gives: {_difference(found, plain)}",
+                f"the pass {name} changes its results: {_difference(found, plain)}",
                 *_in_pass(before, program, values),
                 f"  PALLAS_NUMPY_PASSES=-{name} leaves it out",
             ]
@@ -241,7 +246,7 @@ def _in_passes(
     found = _outcome(before, values, emits)
     if agree(found, plain):
         return ["its result was another one than now, with the same program and arguments"]
-    lines = [f"code generation changes what it gives: {_difference(found, plain)}"]
+    lines = [f"code generation changes its results: {_difference(found, plain)}"]
     for loop in before.top.walk():
         if not loop.regions or loop.name == "switch" or not emits(loop):
             continue

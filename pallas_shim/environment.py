@@ -30,7 +30,7 @@ def variables(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def run() -> str:
-    """The name of the run of which this process is one: what `variables` began, else its own."""
+    """The name of this process's run: the one that `variables` began, else its own."""
     return os.environ.get(RUN) or f"process {os.getpid()}"
 
 

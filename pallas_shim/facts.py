@@ -1,4 +1,4 @@
-"""What stands in each file that a process writes for people: versions, command line, machine."""
+"""The facts in each file that a process writes for people: versions, command line, machine."""
 
 from __future__ import annotations
 

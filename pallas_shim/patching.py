@@ -31,7 +31,7 @@ _environment: dict[str, str | None] = {}  # what activate() changed: the values 
 
 
 def _start_over() -> None:
-    """In a forked process nobody is left to release what another thread held."""
+    """Makes new locks in a forked process, where no thread is left to release the old ones."""
     global _lock
     _lock = threading.RLock()
 

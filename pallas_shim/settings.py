@@ -16,7 +16,7 @@ class SettingError(ValueError):
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user asked for. The defaults are those of unset (or empty) variables.
+    """The user's settings. The defaults are those of unset (or empty) variables.
 
     force: also take kernels meant for a TPU or GPU that this machine has.
     strict: a kernel that would fall to the `jax` rung is an error, and so is one that the compiler
@@ -190,7 +190,7 @@ PASSES = (
     "batching", "codegen", "common_subexpressions", "constant_folding", "copy_elision",
     "dead_code", "floor_division", "gather_to_slice", "grid_batching", "hoisting", "in_place",
     "in_place_recurrences", "mask_narrowing", "movements", "select_to_minmax",
-    "store_forwarding", "store_fusion", "strength_reduction",
+    "store_forwarding", "store_fusion", "strength_reduction", "wide_products",
 )  # fmt: skip
 _RENAMED_PASSES = {
     "carried_rows": "in_place_recurrences",

@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_shim.dispatch import background, native
+import pallas_shim
+from pallas_shim import dispatch
+from pallas_shim.dispatch import background, entering, native, plan
 from pallas_shim.reports.uses import REPORT
 from tests.shimmed import double, only_row, setting, shim
 
@@ -34,7 +37,7 @@ def promoted(monkeypatch, shim, setting):
             return double(x) * 3
 
         function.__name__ = f"function_{next(numbers)}"  # the report keeps those of one name
-        f = jax.jit(function)
+        f = call.last = jax.jit(function)
         for _ in range(calls):
             np.testing.assert_array_equal(np.asarray(f(X)), X * 6)
             if background._pool is not None:
@@ -42,6 +45,104 @@ def promoted(monkeypatch, shim, setting):
         return only_row()
 
     return call
+
+
+@pytest.fixture
+def entered(promoted, monkeypatch):
+    """A function that jit calls by itself, and a list that grows by each call that Python runs."""
+    runs = []
+    run = plan._run
+
+    def counted(*args):
+        runs.append(1)
+        return run(*args)
+
+    monkeypatch.setattr(plan, "_run", counted)
+    row = promoted(8)
+    assert row["native"].endswith(", called by jit itself"), row
+    assert row["calls"] == 8 > len(runs)
+    runs.clear()
+    f = promoted.last
+    f(X)
+    assert not runs
+    return f, runs
+
+
+@installed
+def test_calls_by_jit_itself_are_counted(entered):
+    f, runs = entered
+    REPORT.clear()
+    out = [f(X + n) for n in range(20)]
+    for n, result in enumerate(out):
+        np.testing.assert_array_equal(np.asarray(result), (X + n) * 6)
+        assert not result._committed and not result.weak_type
+    row = only_row()
+    assert row["calls"] == 20 and row["running_s"] > 0 and not runs
+
+
+@installed
+def test_other_arguments_take_another_way(entered):
+    f, runs = entered
+    np.testing.assert_array_equal(np.asarray(f(jnp.asarray(X[:7]))), X[:7] * 6)
+    committed = jax.device_put(X, jax.devices()[0])
+    result = f(committed)
+    assert result._committed
+    np.testing.assert_array_equal(np.asarray(result), X * 6)
+    np.testing.assert_array_equal(np.asarray(f(X.astype(np.float32))), X * np.float32(6))
+    assert len(runs) == 3
+    np.testing.assert_array_equal(np.asarray(jax.vmap(f)(X.reshape(2, -1))).reshape(-1), X * 6)
+
+
+@installed
+def test_an_observer_sees_each_call(entered):
+    f, runs = entered
+
+    class Observer:
+        def planned(self, executable, function):
+            return executable
+
+        def ran(self, *args, **kwargs):
+            pass
+
+    dispatch.observe(Observer())
+    try:
+        f(X)
+        f(X)
+    finally:
+        dispatch.observe(None)
+    assert len(runs) == 2
+
+
+@installed
+def test_switched_off_while_jit_calls_it_itself(entered):
+    f, runs = entered
+    REPORT.clear()
+    pallas_shim.deactivate()
+    try:
+        np.testing.assert_array_equal(np.asarray(f(X)), X * 6)
+        assert not REPORT.rows()
+    finally:
+        pallas_shim.activate()
+    np.testing.assert_array_equal(np.asarray(f(X)), X * 6)
+
+
+@installed
+def test_other_bits_when_jit_calls_it(promoted, monkeypatch):
+    answers = iter([True] * native._COMPARED + [False])
+    monkeypatch.setattr(native, "same", lambda *_: next(answers))
+    row = promoted(10)
+    assert row["native"].endswith("bug in pallas_shim: called by XLA, it gave other bits")
+
+
+@installed
+def test_a_forked_process_is_asked_itself(entered):
+    f, runs = entered
+    entering._start_over()
+    try:
+        np.testing.assert_array_equal(np.asarray(f(X)), X * 6)
+        assert runs
+    finally:
+        entering._is_forked = False
 
 
 @installed
@@ -95,7 +196,7 @@ def test_forced(shim, setting, monkeypatch):
     setting(native_force=True)
     f = jax.jit(lambda x: double(x) + 1)
     np.testing.assert_array_equal(np.asarray(f(X)), X * 2 + 1)
-    assert only_row()["native"] == "native"
+    assert only_row()["native"].startswith("native, compiled in")
     monkeypatch.setattr(native, "same", lambda *_: False)
     with pytest.raises(native.NativeError, match="gave other bits than NumPy"):
         f(X)

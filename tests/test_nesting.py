@@ -112,7 +112,7 @@ def test_too_deep(shim, setting, monkeypatch):
     monkeypatch.setattr(compiler, "lower", lower)
     setting(strict=True)
     out = jax.ShapeDtypeStruct(X.shape, X.dtype)
-    with pytest.raises(dispatch.StrictError, match=r"kernel.* are \d\d deep inside one another"):
+    with pytest.raises(dispatch.StrictError, match=r"kernel.* are nested \d\d deep"):
         jax.jit(lambda x: pl.pallas_call(kernel, out_shape=out, interpret=True)(x))(X)
 
 

@@ -15,6 +15,7 @@ from kernels import (  # noqa: E402
     indexing,
     loops,
     matmuls,
+    models,
     normalisation,
     random_bits,
     sorts,
@@ -30,6 +31,7 @@ FAMILIES: tuple[ModuleType, ...] = (
     random_bits,
     indexing,
     loops,
+    models,
 )
 
 KERNELS: dict[str, Kernel] = {

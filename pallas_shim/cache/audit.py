@@ -17,7 +17,7 @@ from typing import Any
 from pallas_shim.cache import libraries, pure, rules
 from pallas_shim.cache.fingerprint import Found, Unkeyable
 
-# The dtypes of times. NumPy makes times from words, too, and "now" differs at each call.
+# The dtypes for dates and times. NumPy also makes them from words, and "now" differs each time.
 _TIMES = re.compile(r"[<>=|]?[mM]8|datetime64|timedelta64")
 # Methods that no kept function can use: its code may not make texts or hashes of such objects.
 _UNSEEN = frozenset({"__repr__", "__str__", "__format__", "__hash__"})
@@ -51,7 +51,7 @@ def audit(found: Found) -> None:
         percent |= look.percent
         for const in code.co_consts:
             if isinstance(const, str) and _TIMES.match(const):
-                raise Unkeyable(f"{where}: it names {const!r}, a type of times")
+                raise Unkeyable(f"{where}: it names {const!r}, a type for dates or times")
     for module, name, value in found.library:
         if module == "builtins":
             name, passed_on, _ = name.partition(", passed on")
@@ -64,13 +64,13 @@ def audit(found: Found) -> None:
     )
     for text in texts:
         if percent and rules.shows_a_value(text):
-            raise Unkeyable(f"it may make a text of a value by {text!r}")
+            raise Unkeyable(f"it may turn a value into text by {text!r}")
         if _TIMES.match(text):
-            raise Unkeyable(f"it reaches {text!r}, a type of times")
+            raise Unkeyable(f"it reaches {text!r}, a type for dates or times")
     for name in sorted(attributes):
         special = name.startswith("__") and name.endswith("__")
         if name not in _attributes() and (special or name not in defined):
-            raise Unkeyable(f"it asks for .{name}, of which it isn't known what it says")
+            raise Unkeyable(f"it asks for .{name}, whose value isn't known")
 
 
 @functools.cache
@@ -93,4 +93,4 @@ def _check_import(where: str, module: str, names: list[str]) -> None:
                 raise Unkeyable(f"{where}: it asks for {'.'.join(names)}")
             return
         place = value
-    raise Unkeyable(f"{where}: it passes the module {module} on, of which it may ask anything")
+    raise Unkeyable(f"{where}: it hands on the module {module}, so anything in it may be used")

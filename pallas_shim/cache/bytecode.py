@@ -1,4 +1,4 @@
-"""What code reads besides its arguments: the globals and closures that its bytecode names."""
+"""Reads bytecode: finds the globals and closures that code uses besides its arguments."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Chain = tuple[str, ...]
 
 
 class Reads(NamedTuple):
-    """What one code object reads and sets, without the code objects inside it.
+    """The names that one code object reads and sets, without the code objects inside it.
 
     ``globals`` and ``closures``: the variables that it reads, each with the attributes that are
     read from it. ``imports``: the modules that it imports. ``sets``: the globals that it sets.

@@ -82,7 +82,7 @@ def _read_values_of_enum(
     named = set(map(id, kind.__members__.values()))
     for member in members.values():
         if id(member) not in named and not _OF_FLAGS.issuperset(vars(member)):
-            raise fingerprint.refusal("combined flags with variables of their own")
+            raise fingerprint.refusal("combined flags with attributes of their own")
     fingerprint.emit("_value2member_map_")
     fingerprint.add_items({k: m for k, m in members.items() if id(m) in named})
 

@@ -273,7 +273,7 @@ class _Encoder:
         return [name, list(array.shape), start, order, array.flags.writeable]
 
     def _function(self, function: types.FunctionType) -> list[Any] | None:
-        """A function of this package, as the place of its code and what it closes over."""
+        """A function of this package: the place of its code, and the values that it closes over."""
         module = function.__globals__.get("__name__", "")
         if not _within(module, _OWN) or vars(sys.modules[module]) is not function.__globals__:
             return None
@@ -310,7 +310,7 @@ class _Encoder:
         known = self._operation_at.get(operation)
         if known is None:
             if operation.name in NAMES_THE_USERS:
-                raise NotData(f"its {operation.name} names what the user wrote")
+                raise NotData(f"its {operation.name} holds a name that the user chose")
             # Only structured operations and codegen look at parameters after lowering.
             params = {
                 name: value

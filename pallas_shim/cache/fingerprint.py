@@ -66,7 +66,7 @@ def reader_otherwise(read: _R) -> _R:
 
 @dataclasses.dataclass
 class Found:
-    """What a fingerprint met while reading. `audit` checks it before a program is written.
+    """Everything met while a fingerprint was read. `audit` checks it before a program is written.
 
     ``codes``: code, its globals, and the names of its closure's variables that hold modules.
     ``library``: values that were taken from libraries, with module and name. ``attributes``: names
@@ -186,7 +186,7 @@ class Fingerprint:
         options = inputs.jit_options(jit_info)
         if options is None:
             name = getattr(function, "__qualname__", "")
-            raise self.refusal(f"jit was told where the arguments of {name} lie")
+            raise self.refusal(f"the user told jit where the arguments of {name} are")
         self.emit("jitted")
         self.add(options)
         if isinstance(function, types.FunctionType) and libraries.owns_function(function):
@@ -229,7 +229,7 @@ class Fingerprint:
         if first is None:
             _met[id(function)] = weakref.ref(function), digest
         elif first != digest:
-            raise self.refusal(f"what {name} reaches has changed since it was first called")
+            raise self.refusal(f"something that {name} uses has changed since its first call")
         if not references:  # reading must not depend on whether JAX has traced it
             return False
         self.emit("traced", digest)

@@ -48,7 +48,7 @@ def _read_users_function(fingerprint: Fingerprint, function: types.FunctionType)
     code, namespace = function.__code__, function.__globals__
     known = cast(Any, function).__builtins__
     if type(namespace) is not dict or (known and known is not vars(builtins)):
-        raise fingerprint.refusal("its globals or built-ins are of a kind of their own")
+        raise fingerprint.refusal("its globals or built-ins aren't in an ordinary dict")
     fingerprint.emit(
         function.__name__, function.__qualname__, repr(function.__module__), repr(function.__doc__)
     )
@@ -162,7 +162,7 @@ def _check_users_module(fingerprint: Fingerprint, module: types.ModuleType) -> N
     if libraries.is_impure(name) or libraries.is_standard(name) and name != "__main__":
         raise fingerprint.refusal(f"it reaches the module {name}")
     if type(module) is not types.ModuleType:
-        raise fingerprint.refusal(f"the module {name} is of a type of its own")
+        raise fingerprint.refusal(f"the module {name} has a class of its own")
 
 
 def _read_of_library(
@@ -207,10 +207,10 @@ def _read_of_library(
 
 @reader_if(lambda value: isinstance(value, types.ModuleType))
 def _read_module(fingerprint: Fingerprint, module: types.ModuleType) -> None:
-    """Refuses or reads a module of which no particular attribute is read."""
+    """Refuses or reads a module whose attributes aren't read one by one."""
     name = module.__name__
     if libraries.is_library(name):
-        raise fingerprint.refusal(f"it passes the module {name} on, of which it may ask anything")
+        raise fingerprint.refusal(f"it hands on the module {name}, so anything in it may be used")
     _check_users_module(fingerprint, module)
     if "__getattr__" in vars(module):
         raise fingerprint.refusal(f"the module {name} makes attributes by __getattr__")
@@ -276,7 +276,7 @@ def _read_jit_info(fingerprint: Fingerprint, jit_info: Any) -> None:
     them, too."""
     options = inputs.jit_options(jit_info)
     if options is None:
-        raise fingerprint.refusal("jit was told where the arguments lie")
+        raise fingerprint.refusal("the user told jit where the arguments are")
     fingerprint.add(options)
 
 

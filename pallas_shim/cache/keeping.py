@@ -179,7 +179,7 @@ def _decoded(data: bytes) -> Kept:
 
 
 def _difference(data: bytes, head: bytes, program: Program) -> str | None:
-    """How the kept facts and program differ from those of the call as it is traced now."""
+    """The difference between the kept facts and program and those of the call as traced now."""
     kept = _decoded(data)
     now = Facts(*encode.decode_data(head)) if head else None
     if now is None:
@@ -217,7 +217,7 @@ def _result(aval: Any) -> tuple[tuple[int, ...], np.dtype, bool]:
 def _out_tree(tree: Any) -> Any:
     data = jax.tree.unflatten(tree, range(tree.num_leaves))
     if not _is_plain(data):
-        raise encode.NotData("results in containers of the user's own")
+        raise encode.NotData("results in the user's own kind of container")
     return data
 
 
@@ -232,5 +232,5 @@ def _is_plain(data: Any) -> bool:
 def _const(const: Any) -> np.ndarray:
     value = const if type(const) is np.ndarray else inputs.captured_value(const)
     if value is None:
-        raise encode.NotData(f"a captured {type(const).__name__} that isn't an array of its own")
+        raise encode.NotData(f"a captured {type(const).__name__} that isn't a plain array")
     return value

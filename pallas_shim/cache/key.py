@@ -48,7 +48,7 @@ class Key:
         if self.watch.problem is not None:
             raise Unkeyable(self.watch.problem)
         if _fingerprint(self._call, after=True).digest() != self.digest:
-            raise Unkeyable("tracing it changes what it reaches")
+            raise Unkeyable("tracing it changes something that it uses")
 
 
 def _fingerprint(call: jit_calls.Call, after: bool) -> Fingerprint:
@@ -79,7 +79,7 @@ def _read(call: jit_calls.Call, after: bool) -> Fingerprint:
 
 
 def _process() -> list[Any]:
-    """What every traced function may depend on."""
+    """Everything that any traced function may depend on."""
     return [
         *process.facts(),
         repr(sys.flags),

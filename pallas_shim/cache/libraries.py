@@ -1,4 +1,4 @@
-"""What a library's version describes completely, so that its code need not be read."""
+"""Tells which code is fully described by its library's version, so that it need not be read."""
 
 from __future__ import annotations
 

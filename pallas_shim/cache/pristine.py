@@ -37,7 +37,7 @@ _Contents = tuple[list[int], list[str], list[Any]]
 
 
 class _Noted:
-    """The snapshot of the modules and of what they hold.
+    """The snapshot of modules and their contents.
 
     ``owners`` are modules, classes and instances. ``held`` has copies of their variables, and
     ``contents`` the same as flat lists, which are compared in a tenth of the time. ``functions``

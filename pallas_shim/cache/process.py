@@ -1,4 +1,4 @@
-"""What all programs depend on: versions, this package's sources, settings, the machine."""
+"""Fingerprints what all programs depend on: versions, our sources, settings, the machine."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ _CONSUMERS_THAT_ONLY_TEST = frozenset(
 
 
 class Look(NamedTuple):
-    """What one code object does, without the code objects inside it.
+    """The effects of one code object, without the code objects inside it.
 
     ``problems``: the forbidden things that it does, in words. ``attributes``: the names that it
     reads from values other than modules. ``stored``: the names that it sets on values.
@@ -92,7 +92,7 @@ class Look(NamedTuple):
 
 
 def shows_a_value(text: str) -> bool:
-    """Whether ``%`` with this format may make a text that holds an address."""
+    """Whether ``%`` with this format may turn an address into text."""
     return _SHOWS_A_VALUE.search(text) is not None
 
 
@@ -198,7 +198,7 @@ class _Looking:
         elif kind == "constant set" and by != "CONTAINS_OP":
             self.problem("it uses a constant set otherwise than to look into it")
         elif kind == "text" and by not in _CONSUMERS_THAT_ONLY_TEST:
-            self.problem("it makes a text of a value, which may hold where the value lies")
+            self.problem("it turns a value into text, which may hold the address of an object")
         elif kind == "view" and by in ("BINARY_OP", "STORE_FAST", "STORE_DEREF", "RETURN_VALUE"):
             self.problem("it uses the keys or items of a mapping as a set")
         elif kind == "import" and by not in ("POP_TOP", "IMPORT_FROM"):

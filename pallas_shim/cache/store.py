@@ -96,7 +96,7 @@ class Store:
     def write(self, key: str, data: bytes) -> str | None:
         """Writes bytes under a key, in place of older ones. Returns why that failed, else None."""
         if len(data) > _LARGEST_FILE:
-            return f"it takes up more than {_LARGEST_FILE >> 20} MB"
+            return f"its file would be larger than {_LARGEST_FILE >> 20} MB"
         temporary = None
         try:
             handle, temporary = tempfile.mkstemp(suffix=".new", dir=self.directory)

@@ -108,7 +108,7 @@ def _read_set(fingerprint: Fingerprint, values: Any) -> None:
 
 
 def read_in_any_order(fingerprint: Fingerprint, values: Iterable[Any]) -> None:
-    """Reads a set whose order nobody sees."""
+    """Reads a set whose order has no effect."""
     digests = []
     for value in values:
         inner = Fingerprint(outer=fingerprint)
@@ -187,7 +187,7 @@ def _read_dtype(fingerprint: Fingerprint, dtype: np.dtype) -> None:
     if dtype.metadata or (dtype.fields and any(t[0].metadata for t in dtype.fields.values())):
         raise fingerprint.refusal("a dtype with metadata")
     if dtype.kind in "mM":
-        raise fingerprint.refusal("a dtype of times")
+        raise fingerprint.refusal("a dtype for dates or times")
     fingerprint.emit("dtype", dtype.str, repr(dtype), dtype.name, repr(dtype.isalignedstruct))
 
 
@@ -240,7 +240,7 @@ def _read_sharding(fingerprint: Fingerprint, sharding: Any) -> None:
     """Reads the sharding in a type, if it is on no mesh."""
     parts = inputs.sharding_without_mesh(sharding)
     if parts is None:
-        raise fingerprint.refusal("an array that is to lie on several devices")
+        raise fingerprint.refusal("an array for several devices")
     fingerprint.add(parts)
 
 

@@ -1,1 +1,1 @@
-"""What checked kernels were found to do wrong: collected here, and shown from here."""
+"""Collects and shows the mistakes found in checked kernels."""

@@ -1,4 +1,4 @@
-"""How a process hands over what it found: to a table at its end, or to the process that asked.
+"""Hands over a process's findings: to a table at its end, or to the process that asked.
 
 `python -m pallas_shim check` runs the script, which may start others. Each adds its findings to a
 file of its own in one directory as soon as it makes them, so those of a process that is killed are
@@ -48,7 +48,7 @@ def show(known: str | None) -> None:
 
 
 def of_process(known: Sequence[suppress.Suppression] = ()) -> Results:
-    """What this process has found until now."""
+    """This process's findings so far."""
     found, skipped = COLLECTOR.findings(), COLLECTOR.not_checked()
     return suppress.apply(found, known, skipped, [facts.of_process()])
 
@@ -78,7 +78,7 @@ def _add(directory: str, what: Finding | tuple[str, str]) -> None:
 
 
 def collect(directory: str, known: Sequence[suppress.Suppression] = ()) -> Results:
-    """What all processes have put there, with the facts of those that had something to say."""
+    """The findings of all processes, with the facts of each process that has findings."""
     findings: list[Finding] = []
     skipped: dict[tuple[str, str], None] = {}
     processes: list[dict[str, Any]] = []

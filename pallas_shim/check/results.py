@@ -1,4 +1,4 @@
-"""What a checked run found, of one process or of several, with what is suppressed apart."""
+"""The findings of a checked run, in one process or several; suppressed ones are kept apart."""
 
 from __future__ import annotations
 

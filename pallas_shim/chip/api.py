@@ -1,4 +1,4 @@
-"""What the TPU's compiler says of a function's kernels, asked from Python."""
+"""Asks the TPU's compiler about a function's kernels, from Python."""
 
 from __future__ import annotations
 

@@ -33,7 +33,8 @@ _ROW = 128
 
 @dataclasses.dataclass
 class _Counts:
-    """One run of a kernel. ``loops``: turns of each loop, by line. ``usable``: none was missed."""
+    """One run of a kernel. ``loops``: the turns of each loop, by line. ``usable``: it was counted
+    to its end."""
 
     scalars: dict[int, list[int]]
     loops: dict[str, list[int]] = dataclasses.field(default_factory=dict)

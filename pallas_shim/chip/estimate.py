@@ -1,4 +1,4 @@
-"""How much VMEM a kernel takes at least, without the compiler: blocks, buffers and scratch."""
+"""Estimates the least VMEM that a kernel takes, without the compiler: blocks, buffers, scratch."""
 
 from __future__ import annotations
 

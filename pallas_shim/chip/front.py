@@ -99,7 +99,7 @@ def _say(text: str) -> None:
     if sys.stderr is not None:
         try:
             print(text, file=sys.stderr, flush=True)
-        except (OSError, ValueError):  # nobody reads it any more
+        except (OSError, ValueError):  # its reader is gone
             pass
 
 

@@ -127,18 +127,15 @@ class Worker:
             dump = os.path.join(self._directory, "dump") if with_dumps else ""
             if dump:
                 os.makedirs(dump, exist_ok=True)
-            environment = {k: v for k, v in os.environ.items() if k not in _NOT_HANDED_ON}
-            environment.update(_QUIET, TMPDIR=self._directory, PYTHONPATH=python_path())
-            flags = " ".join(dumps.FLAGS).format(directory=dump) if dump else ""
-            environment["LIBTPU_INIT_ARGS"] = flags
             to_read, their_writing = os.pipe()
             their_reading, to_write = os.pipe()
             try:
                 with open(os.path.join(self._directory, "stderr"), "wb") as errors:
                     self._process = subprocess.Popen(
                         [*self._command, str(their_reading), str(their_writing), dump],
-                        env=environment, cwd=self._directory, stdin=subprocess.DEVNULL,
-                        pass_fds=(their_reading, their_writing), stdout=errors, stderr=errors,
+                        env=environment(self._directory, dump), cwd=self._directory,
+                        stdin=subprocess.DEVNULL, pass_fds=(their_reading, their_writing),
+                        stdout=errors, stderr=errors,
                     )  # fmt: skip
             finally:
                 os.close(their_reading)
@@ -190,6 +187,15 @@ class Worker:
         return (fatal or lines or [""])[-1 if not fatal else 0][:500]
 
 
+def environment(directory: str, dump: str) -> dict[str, str]:
+    """The variables of a process that compiles. ``directory``: for its files; ``dump``: for what
+    libtpu says of its work, or an empty text."""
+    made = {k: v for k, v in os.environ.items() if k not in _NOT_HANDED_ON}
+    made.update(_QUIET, TMPDIR=directory, PYTHONPATH=python_path())
+    made["LIBTPU_INIT_ARGS"] = " ".join(dumps.FLAGS).format(directory=dump) if dump else ""
+    return made
+
+
 def python_path() -> str:
     """The import path of this process, without its first entry if that is the script's."""
     import pallas_shim
@@ -230,7 +236,7 @@ def compile_job(job: Job, limits: Limits, directory: str | None = None) -> Answe
     with _lock:
         found = _workers.get(thread)
         if found is None:
-            if directory is None:  # on another machine, where nobody removes it
+            if directory is None:  # on another machine, nothing removes it
                 own = tempfile.mkdtemp(prefix="pallas_shim-chip-")
                 atexit.register(stop_all)
             else:

@@ -1,4 +1,4 @@
-"""What goes to the compiler and what comes back. Plain data: it is pickled, and kept on disk."""
+"""The compiler's jobs and answers. They are plain data: pickled, and kept on disk."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Allocation:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What the compiler said.
+    """The compiler's answer.
 
     ``message``: why it refused, or why there is no verdict. ``allocations``, ``bundles``,
     ``spills`` (stores of vector registers, as instructions in the code) and ``warnings`` come from
@@ -57,7 +57,7 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What one job may take: seconds of CPU, seconds on the clock without using any, bytes of
+    """The limits of one job: seconds of CPU, seconds on the clock without using any, bytes of
     memory. How long it takes is up to what else the machine does."""
 
     cpu: float = 60.0

@@ -50,7 +50,7 @@ REACHED = Reached()
 
 
 def _start_over() -> None:
-    """Runs in a forked process. Its parent answers for what it has reached."""
+    """Runs in a forked process. Its parent reports the kernels that it has reached."""
     global REACHED
     REACHED = Reached()
 

@@ -51,8 +51,8 @@ def _source(each: Profile) -> list[dict[str, Any]]:
     taken = {line.line: line for line in each.lines if line.line != NO_LINE}
     files: dict[str, set[int]] = {}
     for place in taken:
-        file, _, number = place.rpartition(":")
-        near = range(int(number) - _AROUND, int(number) + _AROUND + 1)
+        file, _, middle = place.rpartition(":")
+        near = range(int(middle) - _AROUND, int(middle) + _AROUND + 1)
         files.setdefault(file, set()).update(n for n in near if n > 0)
     shown = []
     for file, numbers in files.items():

@@ -39,8 +39,8 @@ def _details(each: Profile) -> list[str]:
     elapsed = max(each.elapsed, 1.0)
     lines = [
         f"    {each.cycles:,} cycles of {each.bundles:,} bundles of code; in all {elapsed:,.0f}, "
-        f"of which {each.waited / elapsed:.0%} wait for copies and {each.stalls / elapsed:.0%} for "
-        f"a unit; copies move {each.moving / elapsed:.0%} of the time"
+        f"of which {each.waited / elapsed:.0%} wait for copies and {each.stalls / elapsed:.0%} "
+        f"for a unit; copies move {each.moving / elapsed:.0%} of the time"
     ]
     used = [f"{unit} {share:.0%}" for unit, share in each.units.items() if share >= 0.005]
     lines.append("    units: " + ", ".join(used))

@@ -409,7 +409,7 @@ def _step(
     base = name.partition(".")[0]
     if base == "sst":
         return store(rest, machine.memory)
-    if result not in needed or not re.match(r"[sp]\d", result):
+    if result is None or result not in needed or not re.match(r"[sp]\d", result):
         return None
     got = _phi(result) if base == "sphi" else value(name, rest, machine.memory)
     keys = (result, f"register:{_register(result)}") if result in phis else (result,)
@@ -500,7 +500,7 @@ def _wait(rest: str) -> Callable[[State], _Awaited | None]:
         if condition(state) is False:
             return None
         granules = size(state)
-        known = type(granules) is int
-        return _Awaited(flag(state), granules * _GRANULE if known else None)
+        nbytes = granules * _GRANULE if type(granules) is int else None
+        return _Awaited(flag(state), nbytes)
 
     return awaited

@@ -17,7 +17,7 @@ LOWERED = "lowered"
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What was said of one kernel for one TPU.
+    """The verdict on one kernel for one TPU.
 
     ``operands``: their types. ``answer``: the compiler's, whose outcome may also be `LOWERED`.
     ``estimate``: bytes of VMEM that blocks and scratch take; None: unknown. ``remembered``: an
@@ -103,7 +103,7 @@ def text(rows: Sequence[Mapping[str, Any]]) -> str:
     libtpu = sorted({f"libtpu {row['libtpu']}" for row in rows if row["libtpu"]})
     versions = ", ".join([f"JAX {rows[0]['jax']}", *libtpu])
     lines = [f"pallas_shim: what the TPU's compiler says ({versions})"]
-    # TPUs of which the same is to be said share their lines.
+    # TPUs with the same verdict share their lines.
     said: dict[tuple[str, ...], list[str]] = {}
     for row in rows:
         said.setdefault(tuple(_lines(row)), []).append(row["tpu"])
@@ -182,7 +182,7 @@ def _bytes(number: int | None) -> str:
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How many of each outcome, for the last line."""
+    """The number of kernels with each outcome, for the last line."""
     counts = collections.Counter(row["outcome"] for row in rows)
     order = (ACCEPTED, LOWERED, REFUSED, NO_VERDICT)
     return ", ".join(f"{counts[name]} {name}" for name in order if counts[name])

@@ -1,4 +1,4 @@
-"""What `view` and `debug` share: options before the script or after it, and a run in this
+"""Shared by `view` and `debug`: options before the script or after it, and a run in this
 process."""
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def _supported() -> str:
 
 
 def _problem() -> str | None:
-    """What keeps ``python script.py`` from what PALLAS_NUMPY asks for."""
+    """The reason why ``python script.py`` doesn't do what PALLAS_NUMPY asks for."""
     wanted = os.environ.get("PALLAS_NUMPY", "")
     if wanted in ("", "0") or environment.starts_with_python():
         return None

@@ -80,7 +80,7 @@ def _has_terminal() -> bool:
 def end_as(status: int) -> NoReturn:
     """Ends this process as the child ended whose status `run` returned."""
     if status < 0:
-        if -status != signal.SIGKILL:  # of which nothing can be set
+        if -status != signal.SIGKILL:  # whose handling can't be set
             signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     sys.exit(status if status >= 0 else 128 - status)

@@ -1,4 +1,4 @@
-"""What the user types in the debugger, and the session that the kernels of a script share."""
+"""The debugger's commands, and the session that the kernels of a script share."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class DebugSession:
         return made
 
     def ran(self, *_: Any, **__: Any) -> None:
-        """What a run gives isn't looked at."""
+        """Does nothing: results aren't looked at."""
 
     # -- breakpoints in the user's code -------------------------------------------------------
 

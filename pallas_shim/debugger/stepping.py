@@ -235,7 +235,7 @@ class Stepper(Watch):
         return shown
 
     def _value_of(self, place: Position, variable: Any) -> Value:
-        """What a variable of a jaxpr is here: a jaxpr that is called twice has two values for it.
+        """The value of a jaxpr's variable here: a jaxpr that is called twice has two.
 
         The scopes of an instruction are those of the calls around it, the innermost first.
         """

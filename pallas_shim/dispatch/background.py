@@ -8,6 +8,10 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+# Of the thread. On a busy machine, one of less priority would rarely run, and sometimes be away
+# with the interpreter's lock.
+_NICENESS = 5
+
 _pool: ThreadPoolExecutor | None = None
 _is_working = False
 _is_usable = True  # not in a process forked while this was at work
@@ -42,7 +46,7 @@ def _work(work: Callable[[], None]) -> None:
 def _with_low_priority() -> None:
     if hasattr(os, "setpriority") and os.uname().sysname == "Linux":  # where threads have their own
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def _start_over() -> None:

@@ -64,7 +64,7 @@ def choose_kernel(
 
 def _callback(executable: Executable, use: Use) -> Callable[..., tuple[np.ndarray, ...]]:
     """The function that XLA calls. It counts its runs, and its errors name the kernel."""
-    runs = native.runner(executable, use)
+    runs = native.runner(executable, native.way(executable, use))
 
     def run(*values: np.ndarray) -> tuple[np.ndarray, ...]:
         begun = time.perf_counter()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pallas_shim import settings
-from pallas_shim.dispatch import compiling, donation, special_values, stock
+from pallas_shim.dispatch import compiling, donation, entering, special_values, stock
 from pallas_shim.dispatch.plan import Plan, run
 from pallas_shim.dispatch.planning import known_plan, plan_of
 from pallas_shim.jax_compat import arrays, call_info, kernel_info
@@ -67,6 +67,12 @@ class Answers:
         if plan.deleted:
             donation.delete(args, plan.deleted)
         return out
+
+    def executable(self, args: Sequence[Any], plan: Plan, out: Sequence[Any]) -> Any | None:
+        way = plan.way
+        if way is None or way.seconds is None:
+            return None
+        return entering.executable(way, args, plan, out)
 
     def load(self, call: jit_calls.Call) -> jit_calls.Known | CachedCall | None:
         asked = settings.current()

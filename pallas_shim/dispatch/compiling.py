@@ -61,7 +61,7 @@ NOT_KEPT_ON_MESH = "its devices run as programs that wait for one another"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MeshPlan:
-    """What calls of a function on a mesh need to know.
+    """The data that calls of a function on a mesh need.
 
     ``cut`` has the positions of the arguments that may come as the devices' parts, and the axes
     along which these are cut.
@@ -160,7 +160,7 @@ def _options(folder: dump.Folder | None, function: Function | None) -> compiler.
 
 
 def _nothing_skipped(kernel: str, reason: str) -> None:
-    """JAX's race detector, too, says nothing of what it doesn't look at."""
+    """Ignores what isn't checked, as JAX's race detector does."""
 
 
 def _found(wanted: Collection[str], races: Collection[str], finding: Finding) -> None:
@@ -224,6 +224,5 @@ def with_depth_of(jaxpr: Any, name: str, call: Callable[..., R], *args: Any, **k
             return call_stack.with_depth(levels, call)
     raise Unsupported(
         name,
-        f"its loops, branches and calls are {levels} deep inside one another, for which there is "
-        "no room on the stack",
+        f"its loops, branches and calls are nested {levels} deep, too deep for the stack",
     )

@@ -62,16 +62,18 @@ def _plan(call: Call, program: Program, facts: Facts) -> Plan:
     arguments = [*map(jax.typeof, facts.consts), *call.avals]
     used = [position not in facts.unused for position in range(len(arguments))]
     executable = compiling.kept(facts.function, program)
+    way = native.way(executable, use)
     return Plan(
         (),
         use.reason,
         executable,
-        native.runner(executable, use),
+        native.runner(executable, way),
         use,
         event(facts.function),
         arrays.argument_dtypes(arguments, used),
         arrays.result_types(avals),
         facts.deleted,
+        way=way,
     )
 
 

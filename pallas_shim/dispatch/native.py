@@ -32,6 +32,8 @@ _PROGRAM, _INSTRUCTION = 0.05, 0.001
 _EARNS = 3
 # In so many runs both are compared and timed.
 _COMPARED = 3
+# Seconds in NumPy: calling a program of less costs most, and jit can call native code by itself.
+_TINY = 20e-6
 _EXTRA = "pip install 'pallas_shim[native]'"
 
 
@@ -40,33 +42,44 @@ class NativeError(RuntimeError):
     makes it, isn't installed."""
 
 
-def runner(executable: Executable, use: Use) -> Run:
-    """The function that runs a program: in NumPy, and natively when it has earned that."""
+def way(executable: Executable, use: Use) -> Way | None:
+    """The way of a program to native code. None: it stays in NumPy."""
     asked = settings.current()
     # A subclass also does what its program doesn't say: it checks, repeats, or records.
     if not asked.native or asked.verify or type(executable) is not Executable:
-        return executable.run
-    if asked.native_force:
-        if not _is_installed():
-            raise NativeError(f"PALLAS_NUMPY_NATIVE=force needs llvmlite: {_EXTRA}")
-        return _Forced(executable, use).call
-    return _Promotion(executable, use).call
+        return None
+    if asked.native_force and not _is_installed():
+        raise NativeError(f"PALLAS_NUMPY_NATIVE=force needs llvmlite: {_EXTRA}")
+    return Way(executable, use, asked.native_force)
 
 
-class _Promotion:
-    """The way of one program from NumPy to native code. ``_way`` is where it is: one of the methods
-    below, not bound, since a cycle of references would keep a dead function's arrays."""
+def runner(executable: Executable, way: Way | None) -> Run:
+    """The function that runs a program: in NumPy, and natively when it has earned that."""
+    return executable.run if way is None else way.call
 
-    def __init__(self, executable: Executable, use: Use):
-        self._way: Callable[[_Promotion, Sequence[np.ndarray]], list[Any]] = _Promotion._counted
-        self._executable, self._use = executable, use
+
+class Way:
+    """The way of one program from NumPy to native code. ``_step`` is where it is: one of the
+    methods below, not bound, since a cycle of references would keep a dead function's arrays.
+
+    ``forced``: there is native code from the first call on, if the program can have it, and each
+    run is done in NumPy too, and compared. ``seconds``: what a native run takes, when all are.
+    ``entry``: see `entering`.
+    """
+
+    def __init__(self, executable: Executable, use: Use, forced: bool):
+        self._step: Callable[[Way, Sequence[np.ndarray]], list[Any]]
+        self._step = Way._forced if forced else Way._counted
+        self._executable, self.use = executable, use
         self._left = _EARNS * _PROGRAM  # seconds until it has earned its code
         self._is_sized = False  # whether that includes the instructions
-        self._code: Any = None
+        self.code: Any = None
         self._compared: list[tuple[float, float]] = []  # the seconds of NumPy and of native code
+        self.seconds: float | None = None
+        self.entry: Any = None
 
     def call(self, values: Sequence[np.ndarray]) -> list[Any]:
-        return self._way(self, values)
+        return self._step(self, values)
 
     def _in_numpy(self, values: Sequence[np.ndarray]) -> list[Any]:
         return self._executable.run(values)
@@ -86,11 +99,12 @@ class _Promotion:
             self._left += _EARNS * count * _INSTRUCTION
             self._is_sized = True
         if self._left < 0:
-            self._way = _Promotion._in_numpy
+            self._step = Way._in_numpy
             if _is_installed() or settings.current().report is not None:
-                background.later(self._compile)
+                background.later(self._compile_and_compare)
 
     def _compile(self) -> None:
+        """Makes the code. Without it, the report says why."""
         # Slow imports, so not before a program has earned them.
         from pallas_shim.evaluator.codegen import native
 
@@ -98,20 +112,28 @@ class _Promotion:
         try:
             if not _is_installed():
                 native.source(self._executable.program)
-                self._use.native = f"would be native: {_EXTRA}"
+                self.use.native = f"would be native: {_EXTRA}"
                 return
-            self._code = native.compiled(self._executable.program)
+            self.code = native.compiled(self._executable.program)
+            self.use.native = f"compiled in {time.perf_counter() - start:.3f} s"
         except native.NotNative as error:
-            self._use.native = f"not native: {error}"
-            return
+            self.use.native = f"not native: {error}"
+
+    def _compile_and_compare(self) -> None:
+        try:
+            self._compile()
         except Exception as error:
             # The program runs in NumPy as before, but a bug must be visible.
-            kind = type(error).__name__
-            self._use.native = f"not native, which is a bug in pallas_shim: {kind}: {error}"
-            log.warning("%s: %s", self._use.function, self._use.native)
+            self.is_wrong(f"{type(error).__name__}: {error}")
             return
-        self._use.native = f"compiled in {time.perf_counter() - start:.3f} s"
-        self._way = _Promotion._both
+        if self.code is not None:
+            self._step = Way._both
+
+    def is_wrong(self, what: str) -> None:
+        """Stays in NumPy, because of a bug."""
+        self._step, self.seconds = Way._in_numpy, None
+        self.use.native = f"not native, which is a bug in pallas_shim: {what}"
+        log.warning("%s: %s", self.use.function, self.use.native)
 
     def _both(self, values: Sequence[np.ndarray]) -> list[Any]:
         start = time.perf_counter()
@@ -120,49 +142,46 @@ class _Promotion:
         others = self._native(values)
         end = time.perf_counter()
         if not same(results, others):
-            self._way = _Promotion._in_numpy
-            self._use.native = "not native, which is a bug in pallas_shim: it gave other bits"
-            log.warning("%s: %s", self._use.function, self._use.native)
+            self.is_wrong("it gave other bits")
             return results
         self._compared.append((middle - start, end - middle))
         if len(self._compared) >= _COMPARED:
             in_numpy, natively = map(min, zip(*self._compared, strict=True))
-            if natively < in_numpy:
-                self._use.native = f"native, {in_numpy / natively:.3g} times as fast as NumPy"
-                self._way = _Promotion._native
+            if natively < in_numpy or in_numpy < _TINY:
+                gained = f"{in_numpy / natively:.3g} times as fast as NumPy"
+                self.use.native = f"native, {gained}, {self.use.native}"
+                self.seconds, self._step = natively, Way._native
             else:
-                self._use.native = "not native, since it is no faster"
-                self._way = _Promotion._in_numpy
+                self.use.native = f"not native, since it is no faster, {self.use.native}"
+                self._step = Way._in_numpy
         return results
 
     def _native(self, values: Sequence[np.ndarray]) -> list[Any]:
-        return as_xla(self._code.run, values)
+        return as_xla(self.code.run, values)
+
+    def _forced(self, values: Sequence[np.ndarray]) -> list[Any]:
+        if self.code is None:
+            self._compile()
+            if self.code is None:
+                self._step = Way._in_numpy
+                return self._in_numpy(values)
+            self.use.native = f"native, {self.use.native}"
+        results, others = self._in_numpy(values), self._native(values)
+        if not same(results, others):
+            raise NativeError(f"native code of {self.use.function} gave other bits than NumPy")
+        return others
 
 
-class _Forced:
-    """Native code from the first call on, if the program can have it. Each run is done in NumPy
-    too, and compared."""
+class Meter:
+    """Tells what XLA has called since it was last asked: the calls, and their seconds."""
 
-    def __init__(self, executable: Executable, use: Use):
-        self._executable, self._use = executable, use
-        self._code: Any = None
+    def __init__(self, code: Any):
+        self._code, self._told = code, code.counts()
 
-    def call(self, values: Sequence[np.ndarray]) -> list[Any]:
-        from pallas_shim.evaluator.codegen import native
-
-        if self._code is None:
-            try:
-                self._code = native.compiled(self._executable.program)
-                self._use.native = "native"
-            except native.NotNative as error:
-                self._code, self._use.native = False, f"not native: {error}"
-        results = self._executable.run(values)
-        if self._code:
-            others = as_xla(self._code.run, values)
-            if not same(results, others):
-                raise NativeError(f"native code of {self._use.function} gave other bits than NumPy")
-            return others
-        return results
+    def __call__(self) -> tuple[int, float]:
+        calls, seconds = self._code.counts()
+        before, self._told = self._told, (calls, seconds)
+        return calls - before[0], seconds - before[1]
 
 
 def same(results: Sequence[Any], others: Sequence[Any]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +12,7 @@ from pallas_shim.evaluator.execute import Executable
 
 
 class Observer(Protocol):
-    """What `bisect`, `view` and `debug` are."""
+    """The interface of an observer of runs: `bisect`, `view` and `debug` have one each."""
 
     def planned(self, executable: Executable, function: Function) -> Executable:
         """Returns what is to run in its place, which has the same results. Usually itself."""
@@ -28,9 +28,12 @@ class Observer(Protocol):
 
 
 current: Observer | None = None
+listeners: list[Callable[[], None]] = []  # hear when there is another one
 
 
 def observe(observer: Observer | None) -> None:
     """Sets the observer, or removes it."""
     global current
     current = observer
+    for listener in listeners:
+        listener()

@@ -24,11 +24,11 @@ IN_NUMPY = "the evaluator has a rule for all of it"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
-    """How calls of one jaxpr with one set of jit's parameters run.
+    """The plan by which calls of one jaxpr with one set of jit's parameters run.
 
     ``executable`` is None if JAX runs the function. Then ``reason`` says why, and ``jax_uses``
     collects the kernels in it that JAX interprets. Otherwise ``runs`` runs it, in NumPy or
-    natively. ``trial`` is set for a function without kernels.
+    natively: ``way`` is how it gets there. ``trial`` is set for a function without kernels.
     """
 
     key: tuple[Any, ...]
@@ -43,6 +43,7 @@ class Plan:
     ordered: bool = False
     trial: Trial | None = None
     mesh: MeshPlan | None = None
+    way: native.Way | None = None
     jax_uses: list[Use] = dataclasses.field(default_factory=list)
 
 
@@ -57,7 +58,7 @@ def run(plan: Plan, args: Sequence[Any]) -> list[Any]:
     Raises:
       arrays.Elsewhere: these arguments don't belong in the evaluator.
     """
-    if not _is_profiled():  # an annotation that nobody sees costs a twentieth of a small call
+    if not _is_profiled():  # an unseen annotation costs a twentieth of a small call
         return _run(plan, args)
     with jax.profiler.TraceAnnotation(plan.event):
         return _run(plan, args)

@@ -151,10 +151,12 @@ def _make_plan(
     elif mesh is not None:
         use.traced_cache = f"not kept: {compiling.NOT_KEPT_ON_MESH}"
     use.prepared(time.perf_counter() - start, tracing)
+    way = native.way(executable, use)
     return dataclasses.replace(
         plan,
         executable=executable,
-        runs=native.runner(executable, use),
+        runs=native.runner(executable, way),
+        way=way,
         use=use,
         mesh=mesh,
         deleted=donation.deleted(jaxpr, call, used),
@@ -188,7 +190,7 @@ def _obstacle(described: function.Function, call: call_info.JitCall) -> str | No
         if not arrays.is_plain(aval):
             return f"it takes or returns a {aval}"
     if not equations and call_info.calls_back(jaxpr):
-        return "it calls back, and XLA says when and how errors come out"
+        return "it calls Python functions, and only XLA raises their errors when jit would"
     outside = cost_model.outside_kernels(jaxpr)
     if outside.is_dear:
         if any(map(kernel_info.talks, equations)):

@@ -1,4 +1,4 @@
-"""What is seen of JAX's tracing: how long it took, for the plan that follows, and breakpoints."""
+"""Watches JAX trace: times it, for the plan that follows, and finds breakpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a function without a kernel gets from NumPy to XLA."""
+"""Moves a function without a kernel from NumPy to XLA when it has run long enough."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger("pallas_shim")
 
 
 class Trial:
-    """How long a function runs in NumPy: until compiling it had been cheaper.
+    """The time that a function may run in NumPy: until compiling it would have been cheaper.
 
     Then it is compiled in the background, and runs in NumPy until that is done.
     """

@@ -15,7 +15,7 @@ from typing import TypeVar
 R = TypeVar("R")
 
 # A frame with this many slots takes a chunk of 512 KB, and leaves half of it to the next frames.
-# Pages that nobody uses are never touched.
+# Unused pages are never touched.
 _SLOTS = 33_000
 
 

@@ -37,7 +37,7 @@ from pallas_shim.evaluator.watching import Watch, probed
 
 
 class Options(NamedTuple):
-    """How a function is compiled.
+    """The options with which a function is compiled.
 
     skip: the names of passes to leave out, "codegen" too (`passes.NAMES`).
     watchers: each gets the program after lowering and after each pass.

@@ -79,7 +79,7 @@ class Executable:
         return self.run(args)
 
     def run(self, args: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """As a call; without the star, it costs less. What runs otherwise overrides this."""
+        """Does the same as a call, faster, since it has no star. Subclasses override this."""
         assert len(args) == self._params
         frame = [*args, *self._rest]
         as_xla(self._run, self._steps, frame)
@@ -144,7 +144,7 @@ class _Preparation:
         return params, steps, [self.slot(v) for v in region.results]
 
     def region_of_program(self, region: Region) -> tuple[list[int], Any, list[int]]:
-        """As `region`, of a program that others run beside: it may wait."""
+        """Does what `region` does, for a program that runs beside others: it may wait."""
         outer, self._in_program = self._in_program, True
         try:
             return self.region(region)

@@ -69,7 +69,7 @@ def blame(error: BaseException, instruction: Instruction) -> None:
 
 
 def loop_name(loop: Instruction) -> str:
-    """What the user knows a loop by."""
+    """The name by which the user knows a loop."""
     return f"loop at {jax_compat.user_source(loop.source) or 'an unknown line'}"
 
 

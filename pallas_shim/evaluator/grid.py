@@ -14,9 +14,14 @@ from typing import Any
 import numpy as np
 
 from pallas_shim import jax_compat
-from pallas_shim.evaluator import lookahead, memory, outside, refs, watching
+from pallas_shim.evaluator import (
+    grid_blocks,
+    grid_buffers,
+    outside,
+    refs,
+    watching,
+)
 from pallas_shim.evaluator.analysis import alias
-from pallas_shim.evaluator.blocks import block_viewer
 from pallas_shim.evaluator.cell_order import CellOrder
 from pallas_shim.evaluator.checked_blocks import CheckedBlocks
 from pallas_shim.evaluator.checks.kernel import KernelChecks
@@ -25,7 +30,6 @@ from pallas_shim.evaluator.machine import programs
 from pallas_shim.evaluator.program import (
     CELLS,
     PURE,
-    Array,
     ArrayType,
     Effects,
     Instruction,
@@ -36,7 +40,7 @@ from pallas_shim.evaluator.program import (
 )
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.jax_compat import CheckedMemory
-from pallas_shim.jax_compat.pallas import Block, BlockDim, PallasCall
+from pallas_shim.jax_compat.pallas import PallasCall
 
 
 def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
@@ -55,7 +59,7 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
     prefetch = [Value(t) for t in ref_types[: call.num_prefetch]]
     block_types = ref_types[call.num_prefetch : call.num_prefetch + num_blocks]
     buffers = [
-        Value(t._replace(shape=padded_shape(_array_shape(lowering, block), block.dims)))
+        Value(t._replace(shape=grid_buffers.buffer_shape(lowering, block)))
         for block, t in zip(call.blocks, block_types, strict=True)
     ]
     scratch_types = ref_types[call.num_prefetch + num_blocks :]
@@ -65,7 +69,7 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
     names = all_names[call.num_prefetch :]
     checked_blocks = None
     warnings: list[Callable[[], None]] = []
-    _share_aliased(call, buffers)
+    grid_buffers.share_aliased(call, buffers)
     waits = call.cores is not None and call.cores.waits_for_others
     # Cores that share the grid, and wait for one another.
     shared_by = call.order is not None and call.order.cores > 1 and lowering.machine.talking
@@ -74,7 +78,7 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
         reason = "bounds, blocks and undefined elements, on cores that wait for one another"
         lowering.checker.asked.skipped(call.name, reason)
     elif lowering.checker is not None:
-        shapes = [_array_shape(lowering, block) for block in call.blocks]
+        shapes = grid_buffers.array_shapes(lowering, call)
         checks = KernelChecks(lowering.checker, call, all_names, shapes, sizes)
     watch = lowering.watch
     if watch is not None:
@@ -95,8 +99,8 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
         starts = pipeline.turn(cell_order.turn, starts)
         if call.checked is None:
             warnings.extend(outside.warnings_of_blocks(
-                call, names, [_array_shape(lowering, b) for b in call.blocks], indices, sizes,
-                starts, lowering.body[starts_start:],
+                call, names, grid_buffers.array_shapes(lowering, call), indices, sizes, starts,
+                lowering.body[starts_start:],
             ))  # fmt: skip
         of_maps = lowering.body[starts_start:]
         if checked_blocks is not None:
@@ -119,7 +123,7 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
             return
         views = [
             pipeline.fetched(at, cell_order.turn, starts, buffers, type)
-            or _block(lowering, buffer, block.dims, start, type)
+            or grid_blocks.block_ref(lowering, buffer, block.dims, start, type)
             for at, (buffer, block, start, type) in enumerate(
                 zip(buffers, call.blocks, starts, block_types, strict=True)
             )
@@ -147,7 +151,7 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
             lowering.body[cell_start:cell_start] = first
 
     cell_order = CellOrder(lowering, call, sizes)
-    pipeline = _Pipeline(lowering, call, sizes, prefetch, cell_order)
+    pipeline = grid_blocks.Pipeline(lowering, call, sizes, prefetch, cell_order)
     local = [i for i in range(len(call.grid)) if i not in call.vmapped_dims]
     # A watch tells operands apart by their memory, even if the caller passed one array twice.
     apart = watch is not None
@@ -159,7 +163,7 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
         )  # fmt: skip
 
     def part() -> None:
-        """What one core runs, with its own memory."""
+        """The cells that one core runs, with its own memory."""
         cells = lowered()
         own(cells)
         programs.emit_entry(lowering)
@@ -172,9 +176,9 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
         """Emits the memory of a core."""
         written = alias.written(cells, prefetch)
         for ref, array in zip(prefetch, arrays, strict=False):
-            define_operand(lowering, ref, array, None, apart or ref in written)
+            grid_buffers.define_operand(lowering, ref, array, None, apart or ref in written)
         for ref in [] if waits else scratch:
-            allocate(lowering, ref, call.checked)
+            grid_buffers.allocate(lowering, ref, call.checked)
         for ref, make in checked_blocks.made if checked_blocks is not None else ():
             lowering.define("buffer", ref, (), make, Effects(allocates=True))
 
@@ -192,16 +196,16 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
     outputs = buffers[call.num_inputs :]
     for ref, block, array in zip(buffers, call.blocks, inputs, strict=False):
         copied = apart or ref in written or ref in outputs
-        define_operand(lowering, ref, array, block.dims, copied, call.checked)
+        grid_buffers.define_operand(lowering, ref, array, block.dims, copied, call.checked)
     aliases = {out: arrays[position] for position, out in call.aliases}
     for position, ref in enumerate(outputs):
         dims = call.blocks[call.num_inputs + position].dims
         if ref in buffers[: call.num_inputs]:
             continue
         if position in aliases:
-            define_operand(lowering, ref, aliases[position], dims, True, call.checked)
+            grid_buffers.define_operand(lowering, ref, aliases[position], dims, True, call.checked)
         else:
-            allocate(lowering, ref, call.checked)
+            grid_buffers.allocate(lowering, ref, call.checked)
     if not shared_by:
         own(cells)
     for warn in warnings:
@@ -220,7 +224,7 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
     if watch is not None:
         watching.emit_left(lowering, watch, watched, buffers)
     results = [
-        _contents(lowering, ref, block, _array_shape(lowering, block))
+        grid_buffers.contents(lowering, ref, block, grid_buffers.array_shape(lowering, block))
         for ref, block in zip(
             buffers[call.num_inputs :], call.blocks[call.num_inputs :], strict=True
         )
@@ -234,7 +238,7 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
 def _watched(
     lowering: Lowering, call: PallasCall, names: Sequence[str], ref_types: Sequence[RefType]
 ) -> watching.Kernel:
-    shapes = [_array_shape(lowering, block) for block in call.blocks]
+    shapes = grid_buffers.array_shapes(lowering, call)
     return watching.Kernel(call, names, shapes, [type.space for type in ref_types])
 
 
@@ -314,7 +318,7 @@ def lower_cells(
         cells = [Instruction(operation, tuple(turns), (), (region,), lowering.source)]
     with lowering.block() as first:
         for ref in shared.values():
-            allocate(lowering, ref, checked)
+            grid_buffers.allocate(lowering, ref, checked)
     return first + cells
 
 
@@ -337,7 +341,7 @@ def _cores(
             with lowering.block() as body:
                 in_kernel(indices)
             for ref in (*own, *shared.values()):
-                allocate(lowering, ref, checked)
+                grid_buffers.allocate(lowering, ref, checked)
             programs.emit_entry(lowering)
             lowering.body.extend(body)
             programs.emit_exit(lowering, list(filter(_is_semaphore, own)))
@@ -378,261 +382,15 @@ def _synchronise(
         elif views[o] in written:
             source, target = o, i
             given, result = call.blocks[i], call.blocks[o]
-            if (given.dims, starts[i]) == (result.dims, starts[o]) and _is_own(
+            if (given.dims, starts[i]) == (result.dims, starts[o]) and grid_blocks.is_own(
                 given.dims, starts[i], buffers[i].type.shape, axes
             ):
                 continue  # no other cell reads it
         else:
             continue
         block, view = call.blocks[source], views[source]
-        mirror = _block(lowering, buffers[target], block.dims, starts[source], view.ref)
+        mirror = grid_blocks.block_ref(
+            lowering, buffers[target], block.dims, starts[source], view.ref
+        )
         value = refs.load(lowering, view, (), (), view.ref.contents)
         refs.store(lowering, mirror, (), (), value)
-
-
-def _is_own(
-    dims: Sequence[BlockDim],
-    starts: Sequence[Value],
-    shape: Sequence[int],
-    axes: Sequence[tuple[Value, Value]],
-) -> bool:
-    """Whether each cell is seen to have a block that overlaps no other cell's."""
-    for index, size in axes:
-        if size.const is None:
-            return False
-        if int(size.const) > 1 and not any(
-            start is index and dim.kind != "element" and int(size.const) * dim.size <= extent
-            for start, dim, extent in zip(starts, dims, shape, strict=False)
-        ):
-            return False
-    return True
-
-
-# -- buffers ----------------------------------------------------------------------------------
-
-
-def _array_shape(lowering: Lowering, block: Block) -> tuple[int, ...]:
-    return lowering.type(block.array_aval).shape
-
-
-def padded_shape(shape: Sequence[int], dims: Sequence[BlockDim]) -> tuple[int, ...]:
-    """The shape of a block's buffer: the array's, with element padding, in whole blocks."""
-    padded = tuple(
-        -(-(size + sum(dim.padding)) // dim.size) * dim.size if dim.size else size
-        for size, dim in zip(shape, dims, strict=False)
-    )
-    return padded + tuple(shape[len(dims) :])  # a PRNG key's own dimensions are never cut
-
-
-def _inner(shape: Sequence[int], dims: Sequence[BlockDim]) -> tuple[slice, ...]:
-    """The place of the array in its padded buffer."""
-    return tuple(
-        slice(dim.padding[0], dim.padding[0] + size)
-        for size, dim in zip(shape, dims, strict=False)
-    )
-
-
-def _share_aliased(call: PallasCall, buffers: list[Value]) -> None:
-    """Gives an output the buffer of the input that it shares its array with, where the two are
-    one memory."""
-    for position, out in call.aliases:
-        if position < call.num_prefetch:
-            continue
-        given, result = position - call.num_prefetch, call.num_inputs + out
-        in_hbm = call.blocks[given].in_hbm and call.blocks[result].in_hbm
-        waits = call.cores is not None and call.cores.waits_for_others
-        if call.checked is None and not (call.for_device and in_hbm) and not waits:
-            continue
-        if buffers[given].type.shape != buffers[result].type.shape:
-            raise Unsupported(
-                "pallas_call", "an input and an output that share an array, padded differently"
-            )
-        buffers[result] = buffers[given]
-
-
-def allocate(lowering: Lowering, ref: Value, checked: CheckedMemory | None) -> None:
-    """Emits the definition of a ref to new memory, which other instructions use already."""
-    lowering.define("buffer", ref, (), _filled(ref.ref, checked), Effects(allocates=True))
-
-
-def _filled(type: RefType, checked: CheckedMemory | None) -> Callable[[], np.ndarray]:
-    shape, dtype = type.shape, type.dtype
-    fill = memory.initial(type.space, dtype, checked)
-    return lambda: np.full(shape, fill, dtype)
-
-
-def define_operand(
-    lowering: Lowering,
-    ref: Value,
-    array: Value,
-    dims: Sequence[BlockDim] | None,
-    written: bool,
-    checked: CheckedMemory | None = None,
-) -> None:
-    """The buffer of an operand: the array's own memory, unless it is padded or written to."""
-    shape, dtype = ref.type.shape, ref.type.dtype
-    if shape != array.type.shape:
-        inner, fill = _inner(array.type.shape, dims or ()), memory.filler(dtype, checked)
-
-        def padded(x: Array) -> Array:
-            buffer = np.full(shape, fill, dtype)
-            buffer[inner] = x
-            return buffer
-
-        fn: Callable[[Array], Array] = padded
-    elif written:
-
-        def copied(x: Array) -> Array:
-            return np.array(x, dtype, order="C")
-
-        fn = copied
-    else:
-        # Rank-0 values may be NumPy scalars, which have no memory to view.
-        fn = memory.same if shape else np.asarray
-    lowering.define("buffer", ref, (array,), fn, Effects(allocates=True))
-
-
-def _contents(lowering: Lowering, ref: Value, block: Block, shape: tuple[int, ...]) -> Value:
-    """The array in an output's buffer, which nobody writes to any more."""
-    inner = _inner(shape, block.dims)
-    contents = memory.same if shape == ref.ref.shape else lambda buffer: buffer[inner]
-    out = ref.ref.contents._replace(shape=shape)
-    (value,) = lowering.memory(
-        "contents", [ref], [out], contents, Effects(reads=(0,)), view=True
-    )
-    return value
-
-
-# -- blocks -----------------------------------------------------------------------------------
-
-
-def _block(
-    lowering: Lowering,
-    buffer: Value,
-    dims: Sequence[BlockDim],
-    starts: Sequence[Value],
-    type: RefType,
-) -> Value:
-    """The ref of one cell's block: a view of the buffer at the index map's results."""
-    shape = buffer.type.shape
-    fixed, leaves = _place(shape, dims, starts)
-    whole = all(
-        isinstance(f, slice) and f == slice(0, s) for f, s in zip(fixed, shape, strict=True)
-    )
-    if whole and buffer.type == type:
-        return buffer
-    (ref,) = lowering.memory(
-        "view", [buffer, *leaves], [type], block_viewer(fixed), PURE, view=True,
-        params={"block": tuple(fixed)},
-        key=("block", tuple((f.start, f.stop) if isinstance(f, slice) else f for f in fixed)),
-    )
-    return ref
-
-
-def _place(
-    shape: Sequence[int], dims: Sequence[BlockDim], starts: Sequence[Value]
-) -> tuple[list[Any], list[Value]]:
-    """A block's place as `block_viewer` wants it, and the operands of the viewer."""
-    fixed: list[Any] = []
-    leaves: list[Value] = []
-    for size, dim, start in zip(shape, dims, starts, strict=False):
-        scale = dim.size if dim.kind == "blocked" else 1
-        # A block as large as its array lies at 0 wherever the index map points.
-        known = 0 if dim.size == size else start.const
-        if known is not None:
-            at = memory.clamped(int(known) * scale, size, dim.size)
-            fixed.append(at if dim.kind == "squeezed" else slice(at, at + dim.size))
-        else:
-            fixed.append((len(leaves), scale, size, dim.size, dim.kind == "squeezed"))
-            leaves.append(start)
-    fixed += [slice(0, size) for size in shape[len(dims) :]]
-    return fixed, leaves
-
-
-class _Pipeline:
-    """The blocks of a call that are fetched before their cell runs, where cells can see that.
-
-    ``looked_up``: the positions of blocks whose index map reads what cells write. ``aliased``: for
-    the positions of inputs, those of the outputs that are the same array.
-    """
-
-    def __init__(
-        self,
-        lowering: Lowering,
-        call: PallasCall,
-        sizes: Sequence[Value],
-        prefetch: Sequence[Value],
-        order: CellOrder,
-    ) -> None:
-        self.lowering, self.call, self.prefetch = lowering, call, prefetch
-        self.order = order
-        self.looked_up: set[int] = set()
-        self.aliased: dict[int, int] = {}
-        self._then: dict[int, list[Value]] = {}
-        cores = call.cores is not None and call.cores.waits_for_others
-        if not call.keeps_scalars or cores or not lookahead.has_several_cells(sizes):
-            return
-        ahead = {
-            at
-            for at, block in enumerate(call.blocks[: call.num_inputs])
-            if block.buffers > 1 and not block.in_hbm
-        }
-        written = jax_compat.written_refs(call.jaxpr)
-        for at in ahead:
-            read = jax_compat.prefetch_read(call.blocks[at].index_map, call.num_prefetch)
-            if read & written:
-                self.looked_up.add(at)
-        if not call.for_device:
-            return
-        for position, out in call.aliases:
-            at, output = position - call.num_prefetch, call.num_inputs + out
-            if at in ahead and call.num_prefetch + output in written:
-                self.aliased[at] = output
-
-    def turn(
-        self, indices: Sequence[Value], starts: list[list[Value]]
-    ) -> list[list[Value]]:
-        """The places of this cell's blocks, given those that the index maps give now."""
-        if not self.looked_up and not self.aliased:
-            return starts
-        starts = list(starts)
-        following = lookahead.next_cell(self.lowering, indices, self.order.turns)
-        following = self.order.indices(following)
-        for at in sorted(self.looked_up | self.aliased.keys()):
-            index_map = self.call.blocks[at].index_map
-            self._then[at] = self.lowering.inline(index_map, [*following, *self.prefetch])
-            if at in self.looked_up:
-                starts[at] = lookahead.turn_block(
-                    self.lowering, at, indices, starts[at], self._then[at]
-                )
-        return starts
-
-    def fetched(
-        self,
-        at: int,
-        indices: Sequence[Value],
-        starts: Sequence[Sequence[Value]],
-        buffers: Sequence[Value],
-        type: RefType,
-    ) -> Value | None:
-        """The ref of an input's block as it was fetched. None if it is the array's own memory."""
-        output = self.aliased.get(at)
-        if output is None or buffers[at] is buffers[output]:
-            return None
-        blocks, shape = self.call.blocks, buffers[at].type.shape
-        axes = list(zip(indices, self.order.turns, strict=True))
-        dims = blocks[at].dims
-        if (dims, starts[at]) == (blocks[output].dims, starts[output]) and _is_own(
-            dims, starts[at], shape, axes
-        ):
-            return None  # no other cell writes to it
-        (fixed, leaves), (next_fixed, next_leaves) = [
-            _place(shape, dims, place) for place in (starts[at], self._then[at])
-        ]
-        if fixed != next_fixed:
-            raise Unsupported("pallas_call", "a block whose place is known in some cells only")
-        return lookahead.fetched_block(
-            self.lowering, at, indices, buffers[at], block_viewer(fixed),
-            lookahead.BlockPlace(leaves, starts[at]),
-            lookahead.BlockPlace(next_leaves, self._then[at]), type,
-        )  # fmt: skip

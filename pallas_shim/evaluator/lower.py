@@ -288,7 +288,7 @@ class Lowering(Builder):
 
     @property
     def checked(self) -> jax_compat.CheckedMemory | None:
-        """How the memory of the kernel that is being lowered is checked, if it is."""
+        """The way in which memory of the kernel being lowered is checked. None: it isn't."""
         return self.kernels[-1].checked if self.kernels else None
 
     @property

@@ -53,7 +53,7 @@ class Param(NamedTuple):
 
 
 _PATH = Param(PATH, "the `memory.Path` from the ref to what is read or written")
-_BLOCK = Param(BLOCK, "where the block lies, as of `grid.block_viewer`")
+_BLOCK = Param(BLOCK, "where the block lies, as of `blocks.block_viewer`")
 _LEADS = Param("leads", "for each operand the sizes of its axes in front, None if it has none")
 _LISTED = Param("listed", "whether the ref is a list of views, as `each_block` makes it")
 _CHECKED = (
@@ -172,7 +172,7 @@ _MEMORY_ROWS = (
     ),
     _row(
         "buffer", "the buffer of an operand of a kernel, or a new one. It may be the operand's "
-        "own memory, if nothing writes to it", "array:array?", "ref:ref", "grid",
+        "own memory, if nothing writes to it", "array:array?", "ref:ref", "grid_buffers",
         readers="cell_tables, store_fusion", effects=(_NEW,), types=op_types.same_dtype,
     ),
     _row(
@@ -180,7 +180,7 @@ _MEMORY_ROWS = (
         "", "ref:ref", "store_fusion", effects=(_NEW,),
     ),
     _row(
-        "view", "a block of a buffer", "ref:ref leaf:index*", "block:ref", "grid",
+        "view", "a block of a buffer", "ref:ref leaf:index*", "block:ref", "grid_blocks",
         readers="codegen, dependence", params=(_BLOCK._replace(required=False),), view=True,
         types=op_types.view_types,
     ),
@@ -211,7 +211,7 @@ _MEMORY_ROWS = (
     ),
     _row(
         "contents", "the array in the buffer of a kernel's result, to which nothing writes any "
-        "more", "ref:ref", "value:array", "grid", effects=(_READ,), view=True,
+        "more", "ref:ref", "value:array", "grid_buffers", effects=(_READ,), view=True,
         types=op_types.contents_types,
     ),
     _row(

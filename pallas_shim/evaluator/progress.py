@@ -20,12 +20,14 @@ QUIET_SECONDS = 1.0
 LOG_SECONDS = 10.0
 # So many rounds of a loop show nothing, so that a short loop doesn't pay for it.
 _FEW_ROUNDS = 256
+# In a grid of so few cells, loops show theirs, too.
+_FEW_CELLS = 64
 # The time is looked at about this often, in seconds, whatever a cell takes.
 _LOOKS = 0.05
 
 
 class Display(Protocol):
-    """What shows a number of cells or rounds."""
+    """Shows a number of cells or rounds."""
 
     def update(self, done: int) -> None: ...
     def close(self) -> None: ...
@@ -38,9 +40,11 @@ _shows: Shows | None = None
 
 
 class _Here(threading.local):
-    """``shown``: what this thread shows. Loops inside it show nothing."""
+    """What this thread shows. Loops inside ``shown`` show nothing; ``few`` is a grid of few cells,
+    and loops inside it may."""
 
     shown: _Shown | None = None
+    few: _Shown | None = None
 
 
 _here = _Here()
@@ -58,15 +62,19 @@ def over_grid(
     """The cells of a grid in order, last axis fastest, each a tuple of such numbers."""
     cells = _cells(bounds, number)
     total = math.prod(bounds)
-    if _shows is None or _here.shown is not None or total < 2:  # a loop in the cell may show more
+    few = total <= _FEW_CELLS
+    if _shows is None or total < 2 or _here.shown is not None or (few and _here.few is not None):
         return cells
     take = functools.partial(itertools.islice, cells)
-    return itertools.chain.from_iterable(_batches(take, _shows, lambda: name, total, "cells"))
+    return itertools.chain.from_iterable(
+        _batches(take, _shows, lambda: name, total, "cells", few=few)
+    )
 
 
-def may_show(total: int) -> bool:
-    """Whether a loop of so many rounds shows its progress, if it is the outermost one."""
-    return total > _FEW_ROUNDS
+def may_show(rounds: int, cells: int = 0) -> bool:
+    """Whether a loop of so many rounds, or a grid of so many cells, shows its progress, and no loop
+    inside it does."""
+    return rounds > _FEW_ROUNDS or cells > _FEW_CELLS
 
 
 def over_rounds(name: Callable[[], str], total: int, rounds: Iterable[Any]) -> Iterable[Any]:
@@ -113,14 +121,18 @@ def _batches(
     unit: str,
     silent: int = 0,
     endless: bool = False,
+    few: bool = False,
 ) -> Iterator[Iterable[Any]]:
     """What ``take`` gives, in batches, so that an item doesn't pay for a look at the clock. During
-    the ``silent`` first ones, loops inside may show theirs."""
+    the ``silent`` first ones, or all if they are ``few``, loops inside may show theirs."""
     begun = time.monotonic()
     if silent:
         yield take(silent)
     shown = _Shown(shows, name, total, unit, begun, silent)
-    _here.shown = shown
+    if few:
+        _here.few = shown
+    else:
+        _here.shown = shown
     try:
         last, batch = time.monotonic(), 1
         while endless or not shown.is_over():
@@ -138,8 +150,9 @@ def _batches(
 
 def abandon() -> None:
     """Ends what this thread shows, after an error. (The traceback keeps its frames alive.)"""
-    if _here.shown is not None:
-        _here.shown.close()
+    for shown in (_here.shown, _here.few):
+        if shown is not None:
+            shown.close()
 
 
 def _cells(bounds: Sequence[int], number: Callable[[int], Any]) -> Iterator[tuple[Any, ...]]:
@@ -154,7 +167,7 @@ def _rows(bounds: Sequence[int], number: Callable[[int], Any]) -> Iterator[Itera
 
 
 class _Shown:
-    """What one thread shows: the outermost grid or loop, of which ``done`` cells or rounds are."""
+    """The display of one thread, for its outermost grid or loop. ``done``: cells or rounds."""
 
     def __init__(
         self,
@@ -184,6 +197,8 @@ class _Shown:
     def close(self) -> None:
         if _here.shown is self:
             _here.shown = None
+        if _here.few is self:
+            _here.few = None
         if self._display is not None:
             self._display.close()
 

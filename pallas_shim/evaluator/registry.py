@@ -62,7 +62,7 @@ class Stack(NamedTuple):
 
 
 class BatchRule(NamedTuple):
-    """How a primitive runs when its operands and results get one more axis in front.
+    """The rule of a primitive for operands and results with one more axis in front.
 
     ``params(stack, **params)`` returns the parameters for that, or None if there are none.
     ``unstacked``: the operands that don't get the axis if all members share them. ``broadcasts``:

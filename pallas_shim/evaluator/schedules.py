@@ -28,7 +28,7 @@ ORDER_DEPENDENT = "order-dependent"
 
 
 class Explored(NamedTuple):
-    """What several orders gave.
+    """The outcomes of several orders.
 
     ``other``: an order whose results aren't those of the programs' own order, or None.
     ``difference`` says how. ``runs``: how many orders were tried. ``complete``: there are no more.
@@ -66,7 +66,7 @@ def explore(
 
 
 class _Outcome:
-    """What a program gives in one order: its results, or an error."""
+    """The outcome of a program in one order: its results, or an error."""
 
     def __init__(self, executable: Executable, args: Sequence[Any], in_order: Order) -> None:
         self.order = in_order
@@ -80,7 +80,7 @@ class _Outcome:
         self.decisions: list[Decision] = run.decisions
 
     def difference(self, other: _Outcome) -> str | None:
-        """How another order's outcome differs from this one's, in words. None if it doesn't."""
+        """The difference from another order's outcome, in words. None if there is none."""
         if other.error is not None:
             kind = type(other.error).__name__
             return f"in the order {other.order} it fails: {kind}: {other.error}"
@@ -113,7 +113,8 @@ def _outcomes(
     # Prefixes of decisions, by how often they switch where they needn't.
     waiting: list[tuple[int, int, tuple[int, ...]]] = [(0, 0, ())]
     number = 0
-    while waiting and left > count // 2:
+    # Half of them are drawn, unless those that wait may be all that there are.
+    while waiting and left and (left > count // 2 or len(waiting) <= left):
         switches, _, choices = heapq.heappop(waiting)
         outcome = _Outcome(executable, args, Order(choices=choices))
         left -= 1

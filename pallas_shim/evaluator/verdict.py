@@ -117,7 +117,7 @@ class CheckedExecutable(Executable):
     def _returned(
         self, sites: Collection[int] | None, garbage: int, args: Sequence[np.ndarray]
     ) -> list[bytes] | None:
-        """What the function returns. None if it fails."""
+        """The function's results. None if it fails."""
         assert self._disturbed is not None
         try:
             with CheckedRun(lambda finding: None, sites, garbage).active():

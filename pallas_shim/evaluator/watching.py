@@ -73,7 +73,7 @@ class Cell:
 
 
 class Watch:
-    """What is told of a run. It must not change any array that it gets.
+    """Is told of the events of a run. It must not change any array that it gets.
 
     ``enters``: whether `entered` is to be called.
     """
@@ -286,7 +286,7 @@ _Viewer = tuple[Callable[..., np.ndarray], slice]  # and where its leaves are am
 
 
 def _viewer(instruction: Instruction, position: int) -> _Viewer | None:
-    """How to view the part of an operand. None: all of it is touched, or that isn't known."""
+    """The view of the part of an operand. None: all of it is touched, or the part isn't known."""
     params = instruction.operation.params
     if instruction.name == "dma":
         path, count = params["paths"][position], params["num_leaves"]

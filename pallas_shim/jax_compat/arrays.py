@@ -157,6 +157,16 @@ def read(
     return arrays, _checked(place, any_platform)
 
 
+def are_uncommitted(args: Sequence[Any], dtypes: Sequence[np.dtype | np.ndarray]) -> bool:
+    """Whether all are arrays of these dtypes, and none is committed to a device."""
+    return all([
+        arg.dtype == dtype and not arg._committed
+        if type(arg) is ArrayImpl
+        else type(arg) is np.ndarray and arg.dtype == dtype
+        for arg, dtype in zip(args, dtypes, strict=True)
+    ])
+
+
 def _checked(place: Place, any_platform: bool) -> Place:
     if place.platform != "cpu" and not any_platform:
         raise Elsewhere(f"it runs on a device of the platform {place.platform}")
@@ -229,6 +239,6 @@ _put = xla_client.batched_device_put
 def _put_despite_guard(
     aval: Any, sharding: Any, devices: Sequence[Any], array: Any, committed: bool, copied: bool
 ) -> Any:
-    """As `put`. The user's transfer guard is about the user's transfers. This isn't one of them."""
+    """Does what `put` does. The user's guard isn't asked, since it is for the user's transfers."""
     with jax.transfer_guard_host_to_device("allow"):
         return _put(aval, sharding, [array], devices, committed, copied)

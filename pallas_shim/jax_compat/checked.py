@@ -59,7 +59,7 @@ def compiler_params(eqn: Any) -> tuple[Any, ...]:
 
 
 def dimension_semantics(eqn: Any) -> tuple[str, ...]:
-    """What the user declared of the axes of the grid: "parallel", "arbitrary" and the like."""
+    """The user's declarations of the axes of the grid: "parallel", "arbitrary" and the like."""
     for params in compiler_params(eqn):
         declared = getattr(params, "dimension_semantics", None)
         if declared is not None:

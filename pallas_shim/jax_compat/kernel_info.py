@@ -93,7 +93,7 @@ def asks_for_prints(jaxpr: Any) -> bool:
 
 
 def debug_text(eqn: Any) -> str | None:
-    """What JAX prints of a pallas_call with ``debug=True`` when it lowers it.
+    """The text that JAX prints when it lowers a pallas_call with ``debug=True``.
 
     With ``interpret=True`` it is the jaxpr that JAX's interpreter would run. Otherwise it is the
     kernel's jaxpr; a TPU's Mosaic module, which JAX also prints, isn't made here. None: nothing is
@@ -172,7 +172,7 @@ def unhonoured(eqn: Any) -> str | None:
     if name == ASKED_FOR_HERE:
         return "its devices talk to one another, as in JAX's TPU interpreter"
     if name != "InterpretParams":
-        return f"interpret={name}(...) isn't for this evaluator"
+        return f"interpret={name}(...) isn't supported here"
     for field in dataclasses.fields(interpret):
         value = getattr(interpret, field.name)
         known = _HONOURED | _ORDER | _WITHOUT_CONSEQUENCE

@@ -18,7 +18,7 @@ class UnsupportedMesh(Refusal):
 
 
 class ShardMap(NamedTuple):
-    """What each device of a mesh runs on its parts of the operands.
+    """The function that each device of a mesh runs on its parts of the operands.
 
     ``sizes`` are the sizes of the manual axes, which the function can name, in the mesh's order.
     ``others`` are the axes that are left to XLA. ``names_in`` and ``names_out`` give the axes
@@ -52,7 +52,7 @@ def shard_map(eqn: Any) -> ShardMap:
 
 
 def count(eqn: Any) -> int:
-    """How many times a shard_map's function runs."""
+    """The number of times that a shard_map's function runs."""
     return math.prod(_told(eqn).values())
 
 

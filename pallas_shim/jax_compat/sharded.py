@@ -99,7 +99,7 @@ def _shard_maps(jaxpr: Any) -> Iterator[Any]:
 
 
 class _Propagation:
-    """How XLA would cut the values of a function, where that is simple to say.
+    """The way in which XLA would cut the values of a function, where that is simple to say.
 
     It follows the operands and results of a shard_map through elementwise operations, transposes
     and reductions.
@@ -240,7 +240,7 @@ def named(on: OnMesh, names: Names) -> NamedSharding:
 
 
 class Result(NamedTuple):
-    """What `write` needs to know of one result."""
+    """The data that `write` needs for one result."""
 
     type: ResultType
     sharding: Any
@@ -248,7 +248,7 @@ class Result(NamedTuple):
 
 
 def results(on: OnMesh, avals: Sequence[Any], types: Sequence[ResultType]) -> tuple[Result, ...]:
-    """How results of a function are sharded."""
+    """The shardings of a function's results."""
     found = []
     for aval, type, names, told in zip(avals, types, on.results, on.told_out, strict=True):
         explicit = _explicit(aval)

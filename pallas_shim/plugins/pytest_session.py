@@ -54,7 +54,7 @@ class Session:
             handover.begin(chosen.findings, chosen.suppressions)
 
     def _set_variables(self, options: Any) -> None:
-        """What the processes of the session need to know. Workers of pytest-xdist inherit it."""
+        """The data that the session's processes need. Workers of pytest-xdist inherit it."""
         directory = tempfile.mkdtemp(prefix="pallas_shim-")
         # Workers may end after this process's summary.
         atexit.register(shutil.rmtree, directory, ignore_errors=True)
@@ -114,7 +114,7 @@ class Session:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _compiled(self) -> list[dict[str, Any]]:
-        """What the TPU's compiler said in all processes."""
+        """The verdicts of the TPU's compiler in all processes."""
         processes = files.of_run(self._report).processes
         return [row for process in processes for row in process.get("compiled", ())]
 

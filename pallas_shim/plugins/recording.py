@@ -1,4 +1,4 @@
-"""What ran between two moments: of a test, or of a cell of a notebook."""
+"""Records what ran between two moments, such as the start and end of a test."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Recording:
 
     @property
     def findings(self) -> list[Finding]:
-        """What checks found here, without what is suppressed.
+        """The findings here, without suppressed ones.
 
         Raises:
           NotChecked: kernels aren't checked.

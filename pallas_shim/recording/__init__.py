@@ -78,7 +78,7 @@ class Recorder:
         return _Recorded(executable, watched, watch)
 
     def ran(self, *_: Any, **__: Any) -> None:
-        """What a run gives isn't looked at here."""
+        """Does nothing: results aren't looked at here."""
 
     def _note(self, text: str) -> None:
         with self._lock:

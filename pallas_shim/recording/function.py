@@ -1,4 +1,4 @@
-"""What one run of a function does, kernel by kernel: the watch of a recorder."""
+"""Watches one run of a function, kernel by kernel, for a recorder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _TAKES = frozenset({"semaphore_subtract", "semaphore_take", "take_count"})
 
 
 class Enough(Exception):
-    """So many cells are recorded that the rest isn't."""
+    """The limit of recorded cells is reached: the rest isn't recorded."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -57,7 +57,7 @@ class _Run:
 
 
 def _guarded(method: Callable[..., None]) -> Callable[..., None]:
-    """A bug in what is recorded must not cost the user the run. The page tells of it."""
+    """Reports a bug in recording on the page, so that the user's run goes on."""
 
     @functools.wraps(method)
     def run(self: FunctionWatch, *args: Any) -> None:

@@ -14,7 +14,7 @@ from pallas_shim.view import data, measures
 
 
 class OperandBlock(NamedTuple):
-    """How an operand is cut: the block's size and the scale of its index along each dimension, and
+    """The cut of an operand: the block's size and the scale of its index along each dimension, and
     the padding in front of the array."""
 
     sizes: tuple[int, ...]

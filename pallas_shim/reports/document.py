@@ -15,12 +15,12 @@ SCHEMA_VERSION = 1
 
 
 class NotAReport(ValueError):
-    """What was read isn't a report, or is one of another schema."""
+    """The document isn't a report, or has another schema."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Document:
-    """What `pallas_shim.report` returns. It doesn't change when more kernels run.
+    """The result of `pallas_shim.report`. It doesn't change when more kernels run.
 
     ``processes`` has one entry for each process: its pid, argv, host, machine, times and versions,
     and its ``kernels``, which are the rows. One whose kernels were compiled for a TPU also has

@@ -113,7 +113,7 @@ def _beside(
 
 
 def of_run(destination: str) -> Document:
-    """What the processes of this run have called until now, those that still run too."""
+    """The calls of this run's processes so far, also of those that still run."""
     _, parts = _written(destination)
     entries: list[Mapping[str, Any]] = []
     entries += [entry for part in parts if (entry := journal.read(part)) is not None]
@@ -176,7 +176,7 @@ def _locked(path: str) -> Iterator[IO[str]]:
 
 
 def _start_over() -> None:
-    """In a forked process, which has a journal of its own from its first call on."""
+    """Runs in a forked process, which has a journal of its own from its first call on."""
     global _journal
     if _journal is not None:
         _journal.forget()

@@ -1,4 +1,4 @@
-"""What a process has counted, on disk while it runs, so that it is there if the process is killed.
+"""Keeps a process's counts on disk while it runs, so that they survive if it is killed.
 
 Pools of processes kill their workers. A journal has, for each use, one line that describes it and
 one of fixed length with its counts, which is written over after each call. The process keeps a
@@ -72,7 +72,7 @@ class Journal:
             self._file = None
 
     def forget(self) -> None:
-        """In a forked process: the file is the parent's, and so is the lock."""
+        """Runs in a forked process: the file is the parent's, and so is the lock."""
         if self._file is not None:
             os.close(self._file)
             self._file = None

@@ -30,7 +30,8 @@ class Use:
     program isn't kept; None: this cache is off. ``traced_cache`` is the outcome of the cache whose
     key is the jaxpr. ``raised`` counts the calls that ended with an exception, and ``error`` is the
     last exception's type. ``native``: what became of native code for the program; None: nothing
-    yet.
+    yet. ``meters`` tell of calls that nobody else does: how many since they were last asked, and
+    the seconds.
     """
 
     function: str
@@ -47,6 +48,7 @@ class Use:
     raised: int = 0
     error: str | None = None
     native: str | None = None
+    meters: list[Callable[[], tuple[int, float]]] = dataclasses.field(default_factory=list)
 
     def ran(self, seconds: float, error: BaseException | None = None) -> None:
         """Counts one call, and the exception that ended it, if any."""
@@ -60,8 +62,16 @@ class Use:
             if REPORT.hear is not None and self.kernels:
                 REPORT.hear(self)
 
+    def count(self) -> None:
+        """Counts what the meters tell."""
+        for meter in self.meters:
+            calls, seconds = meter()
+            self.happened = self.happened or calls > 0
+            self.calls += calls
+            self.running += seconds
+
     def counts(self) -> Counts:
-        """What is counted until now."""
+        """The counts so far."""
         return Counts(self.calls, self.raised, self.tracing, self.lowering, self.running)
 
     def caches(self) -> str | None:
@@ -104,12 +114,15 @@ class Report:
         """Forgets all uses. Plans that are kept go on counting, from zero."""
         with _lock:
             for use in self._uses.values():
+                use.count()
                 use.calls, use.tracing, use.lowering, use.running = 0, None, 0.0, 0.0
                 use.happened, use.raised, use.error = False, 0, None
 
     def mark(self) -> Mark:
-        """What is counted until now, for `rows` to leave out later."""
+        """The counts so far, for `rows` to leave out later."""
         with _lock:
+            for use in self._uses.values():
+                use.count()
             return {use: use.counts() for use in self._uses.values() if use.happened}
 
     def rows(self, since: Mark | None = None) -> list[dict[str, Any]]:
@@ -121,6 +134,8 @@ class Report:
         counts the function's other kernels. With ``since``, only what was counted after it.
         """
         with _lock:
+            for use in self._uses.values():
+                use.count()
             uses = [use for use in self._uses.values() if use.happened]
         before = since or {}
         return [
@@ -135,7 +150,7 @@ Mark: TypeAlias = dict[Use, "Counts"]
 
 
 class Counts(NamedTuple):
-    """What a use had counted."""
+    """The counts of a use at one moment."""
 
     calls: int = 0
     raised: int = 0

@@ -1,4 +1,4 @@
-"""What a run did, as data: kernels, their operands, cells, accesses and copies.
+"""The recorded run as data: kernels, their operands, cells, accesses and copies.
 
 Everything here is plain numbers and text, and `Trace.to_dict` gives it as JSON. Elements are
 counted from the start of an operand's array, bytes as NumPy stores them. *Steps* are the clock of
@@ -27,7 +27,7 @@ class SourceLine:
 
 @dataclasses.dataclass
 class LineAccess:
-    """What one line does to one operand in a cell, all its accesses together.
+    """All accesses of one line to one operand in a cell.
 
     ``line`` is a position in `Kernel.lines`, or None if it isn't known. ``kind`` is "reads" or
     "writes". The accesses lie in the elements from ``low`` up to and without ``high``, counted from
@@ -63,7 +63,7 @@ class Heat:
 
 @dataclasses.dataclass
 class Coverage:
-    """How the distinct blocks of all recorded cells cover an array.
+    """The coverage of an array by the distinct blocks of all recorded cells.
 
     ``never`` and ``overlapped`` count its elements that lie in no block, and in several different
     ones. None: there are too many blocks to tell. ``partly`` and ``outside`` count the blocks that

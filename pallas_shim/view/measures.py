@@ -27,7 +27,7 @@ _MOST_BOXES = 1 << 21
 def coverage(
     shape: Sequence[int], block: Sequence[int], blocks: Sequence[Starts], order: Sequence[int]
 ) -> Coverage:
-    """How blocks cover an array. ``order`` has the position in ``blocks`` for each cell."""
+    """The coverage of an array. ``order`` has the position in ``blocks`` for each cell."""
     inside = [
         all(s < dim and s + b > 0 for s, b, dim in zip(start, block, shape, strict=True))
         for start in blocks
@@ -180,7 +180,7 @@ def _edges(size: int, bins: int) -> np.ndarray:
 
 
 def _rounded(table: np.ndarray) -> list[list[float | None]]:
-    """To four digits, which is what a colour and a tooltip show. JSON has no NaN."""
+    """Rounds to four digits, as many as a colour and a tooltip show. JSON has no NaN."""
     return [
         [
             None if not math.isfinite(x) else int(x) if x.is_integer() else float(f"{x:.4g}")

@@ -34,7 +34,7 @@ def test_a_program_comes_back(name, emit_all):
     program = optimise(lower(jax.make_jaxpr(f)(*args)))
     arrays = [np.asarray(x) for x in jax.tree.leaves(args)]
     if not NAMES_THE_USERS.isdisjoint(i.name for i in program.top.walk()):
-        with pytest.raises(NotData, match="names what the user wrote"):
+        with pytest.raises(NotData, match="holds a name that the user chose"):
             encode(program)
         return
     back = decode(encode(program))

@@ -209,7 +209,7 @@ def test_a_change_while_python_runs_makes_another_digest(change):
     try:
         assert digest(m.g) != before
     except Unkeyable as error:
-        assert "what more reaches has changed" in str(error)
+        assert "something that more uses has changed" in str(error)
 
 
 def test_what_is_put_into_a_library_is_seen(monkeypatch):

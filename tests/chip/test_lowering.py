@@ -105,9 +105,7 @@ def test_equal_kernels_are_compiled_once(shim):
         return jnp.sin(added()(x))
 
     assert len(api.kernels(function, shape(512, 256))) == 1
-    both = api.kernels(
-        lambda x, y: (added()(x), bad_blocks()(y)), shape(512, 256), shape(500, 300)
-    )
+    both = api.kernels(lambda x, y: (added()(x), bad_blocks()(y)), shape(512, 256), shape(500, 300))
     assert len(both) == 2
 
 

@@ -39,6 +39,7 @@ for rows in map(int, sys.argv[2].split(",")):
     print(float(run(rows).sum()))
 """
 
+
 def hears_ctrl_c() -> None:
     """Runs in the child. A shell has what runs in its background ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -190,6 +190,18 @@ def test_progress_of_a_grid(displays):
     assert list(progress.over_grid("one", [1, 1])) == [(0, 0)] and len(displays) == 1
 
 
+def test_progress_of_loops_in_few_cells(displays):
+    for _ in progress.over_grid("few", [3]):
+        assert list(progress.over_grid("inner", [2])) == [(0,), (1,)]
+        list(progress.over_rounds(lambda: "loop", 500, range(500)))
+    assert [d.titles[0] for d in displays] == ["loop", "few", "loop", "loop"]
+    assert all(d.closed for d in displays)
+    displays.clear()
+    for _ in progress.over_grid("many", [65]):
+        list(progress.over_rounds(lambda: "loop", 500, range(500)))
+    assert [d.titles[0] for d in displays] == ["many"]
+
+
 def test_progress_of_loops_one_at_a_time(displays):
     rounds = progress.over_rounds(lambda: "outer", 20_000, range(20_000))
     for number in rounds:

@@ -110,6 +110,15 @@ def test_right_kernels_compute_the_same_in_all_orders(name, checked):
             np.testing.assert_array_equal(executable(X)[0], want)
 
 
+def test_all_orders_are_tried_if_there_are_no_more_than_asked_for():
+    kernel, scratch, out, _ = RIGHT["side_by_side"]
+    executable = timed(kernel, *scratch, out=out)
+    number = schedules.explore(executable, [X], 300).runs
+    assert 20 < number < 150
+    assert schedules.explore(executable, [X], number) == (None, "", number, True)
+    assert not schedules.explore(executable, [X], number - 1).complete
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_kernels_are_found_and_both_results_come_again(name):
     kernel, scratch, out = WRONG[name]

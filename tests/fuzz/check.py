@@ -128,7 +128,10 @@ def check_natively(source: random.Random, only: str | None = None) -> list[str]:
     call = GENERATORS[only or source.choice(names)][1](source)
     with x64(call.pool.x64):
         jaxpr = jax.make_jaxpr(call.function)(*call.args)
-        program = lower(jaxpr)
+        try:
+            program = lower(jaxpr)
+        except Unsupported as error:
+            return [str(error)]
         try:
             args = [np.asarray(arg) for arg in call.args]
             return [compare_natively(optimise(program, skip), args) for skip in (NAMES, ())]

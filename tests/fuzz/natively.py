@@ -39,6 +39,8 @@ _ARITHMETIC = {
     "add": lambda a, b: (a.bound + b.bound, min(a.quantum, b.quantum)),
     "sub": lambda a, b: (a.bound + b.bound, min(a.quantum, b.quantum)),
     "mul": lambda a, b: (a.bound * b.bound, a.quantum * b.quantum),
+    "max": lambda a, b: (max(a.bound, b.bound), min(a.quantum, b.quantum)),
+    "min": lambda a, b: (max(a.bound, b.bound), min(a.quantum, b.quantum)),
 }
 
 

@@ -3,7 +3,10 @@
 import pytest
 from hypothesis import given, settings
 
-from tests.fuzz.check import GENERATORS, check, check_natively, quiet, sources
+from tests.fuzz.check import GENERATORS, check, check_cached, check_natively, quiet, sources
+from tests.shimmed import setting
+
+__all__ = ["setting"]
 
 EXAMPLES = 25
 
@@ -35,3 +38,17 @@ def test_random_native_code(kind):
 
     run()
     assert reasons.count("") >= 0.1 * len(reasons)
+
+
+@pytest.mark.parametrize("kind", ("cells", "keys", "programs"))
+def test_random_programs_from_disk(kind, tmp_path, setting):
+    setting(cache=str(tmp_path), cache_verify=True)
+    became = []
+
+    @settings(quiet, derandomize=True, max_examples=5)
+    @given(sources)
+    def run(source):
+        became.append(check_cached(source, kind))
+
+    run()
+    assert "read after tracing" in became

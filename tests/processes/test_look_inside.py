@@ -144,7 +144,7 @@ def test_bisect_finds(python, script, wrong, said):
 def test_bisect_finds_nothing(python, script, tmp_path):
     ran = python.run("-m", "pallas_shim", "bisect", script())
     assert ran.returncode == 0, ran.stderr
-    assert "1 functions in 1 calls, no difference" in ran.stderr
+    assert "1 function in 1 call, no difference" in ran.stderr
     failing = tmp_path / "failing.py"
     failing.write_text("raise SystemExit(3)")
     assert python.run("-m", "pallas_shim", "bisect", failing).returncode == 2

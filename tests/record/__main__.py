@@ -20,7 +20,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -95,18 +95,22 @@ def limit(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def sites(case: Case) -> list[export_tpu.Site]:
-    """The kernels of a case: its model's forward function is traced with the inputs' types."""
-    spec = importlib.util.spec_from_file_location(f"record_{abs(hash(case.path))}", case.path)
+def function_of(path: pathlib.Path) -> tuple[Callable[..., Any], Callable[[], Any]]:
+    """What a case's file measures: its model's forward function, and what makes its inputs."""
+    spec = importlib.util.spec_from_file_location(f"record_{abs(hash(path))}", path)
     assert spec is not None and spec.loader is not None
     if not hasattr(pltpu, "repeat"):  # of the record's JAX; newer ones don't have it
         vars(pltpu)["repeat"] = _repeat
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if hasattr(module, "workload"):
-        function, make = module.workload, module.create_inputs
-    else:
-        function, make = module.Model(*module.get_init_inputs()).forward, module.get_inputs
+        return module.workload, module.create_inputs
+    return module.Model(*module.get_init_inputs()).forward, module.get_inputs
+
+
+def sites(case: Case) -> list[export_tpu.Site]:
+    """The kernels of a case: its function is traced with the inputs' types."""
+    function, make = function_of(case.path)
     reached = Reached()
     reached.note(export_tpu.sites(jax.make_jaxpr(function)(*jax.eval_shape(make))))
     return reached.take()

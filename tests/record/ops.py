@@ -144,9 +144,7 @@ def grouped_matmul_gradient():
 def threefry():
     from jax.experimental.pallas.ops.tpu.random import threefry as module
 
-    return lambda key: module.plthreefry_random_bits(key, 32, (256, 256)), (
-        of(2, dtype=np.uint32),
-    )
+    return lambda key: module.plthreefry_random_bits(key, 32, (256, 256)), (of(2, dtype=np.uint32),)
 
 
 @case

@@ -1,4 +1,4 @@
-"""What the checks of blocks say and do while a kernel runs."""
+"""Checks blocks while a kernel runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How arrays are cut into blocks, and where the blocks of all cells are."""
+"""Describes how arrays are cut into blocks, and where the blocks of all cells are."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def cut_of(block: Block, shape: tuple[int, ...]) -> Cut:
 
 
 class Shared(NamedTuple):
-    """A block that two cells have, of which neither comes before the other."""
+    """A block of two cells that run in no fixed order."""
 
     starts: Starts
     one: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Blocks on a GPU: parts of one memory that all cells see, of which nothing is copied."""
+"""Checks blocks on a GPU, which are views of one memory that all cells see."""
 
 from __future__ import annotations
 

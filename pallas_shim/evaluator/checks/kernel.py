@@ -443,7 +443,7 @@ def _turn(shadow: Shadow, *place: Array) -> tuple[()]:
 
 
 def _inner(shadow: Shadow, shape: tuple[int, ...]) -> np.ndarray:
-    """The codes of an array, of which whole blocks may stick out."""
+    """The codes of an array that whole blocks may stick out of."""
     codes = shadow.entries()
     return codes[tuple(slice(0, n) for n in shape[: codes.ndim])]
 

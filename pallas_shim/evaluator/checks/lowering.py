@@ -28,7 +28,7 @@ _IO = Effects(io=True)
 
 
 class Checks(NamedTuple):
-    """What is asked of a checked program.
+    """The checks that are asked of a program.
 
     ``kinds``: of findings. ``skipped(kernel, reason)`` is told what is not checked.
     ``disturbing``: it can replace undefined elements, to see whether they matter.

@@ -315,7 +315,7 @@ class RefElements:
         return self._last(array, leaves)
 
     def count(self, leaves: Sequence[Any]) -> int:
-        """How many elements it has, also those that are masked out, in entries of the ref."""
+        """The number of its elements, masked ones too, in entries of the ref."""
         return int(math.prod(self.shape) * self._ratio)
 
     def text(self, leaves: Sequence[Any]) -> str:
@@ -391,7 +391,7 @@ class SizedPlace:
         return self._now(leaves).view(entries, leaves)
 
     def count(self, leaves: Sequence[Any]) -> int:
-        """How many elements it has, also those that lie beyond the ref."""
+        """The number of its elements, those beyond the ref too."""
         last = self._path[-1]
         assert isinstance(last, Index)
         sizes = [dim.size for dim in last.dims if isinstance(dim, Slice)]

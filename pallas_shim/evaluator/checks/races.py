@@ -140,7 +140,7 @@ def note(
 
 
 def _differs(value: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Where two arrays differ, of which the first may broadcast. A NaN equals itself."""
+    """The places where two arrays differ. The first may broadcast. A NaN equals itself."""
     with np.errstate(invalid="ignore"):
         same = (value == before) | ((value != value) & (before != before))
     return ~np.broadcast_to(same, before.shape)

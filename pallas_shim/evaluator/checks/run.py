@@ -1,4 +1,4 @@
-"""One run of a checked program: where it stands, and what it has found."""
+"""One run of a checked program: its position and its findings."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def line(source: Any) -> str | None:
 
 
 class CheckedRun:
-    """What one run finds.
+    """The findings of one run.
 
     ``report`` gets each finding at once, except `candidates`: reads of undefined elements, by the
     numbers of their sites, which are faults only if they change what the function returns.

@@ -14,7 +14,7 @@ from pallas_shim.evaluator.checks.cuts import Cut, Starts
 
 DEFINED, NEVER, LOST, PADDING, OTHER_CELL = range(5)
 
-# What is said of undefined elements: the kind and rule of the finding, what they are, what to do.
+# Findings of undefined elements: kind and rule, what the elements are, and what to do.
 CODES = {
     NEVER: (
         "uninitialized", "read-before-write", "nothing was written to them before",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -220,7 +221,11 @@ def _grid(to: PythonSource, grid: Instruction) -> None:
     variables = [to.fresh(param) for param in region.params]
     to.line(f"for {', '.join(variables)}, in {over}:" if variables else f"for _ in {over}:")
     first = to.lines + 1
+    inside_long = to.inside_long
+    fewest = math.prod([max(to.limits(size).low, 0) for size in grid.ins])
+    to.inside_long = inside_long or progress.may_show(0, fewest)
     _inside(to, region, lambda: None)
+    to.inside_long = inside_long
     to.grid(grid, first, variables)
 
 

@@ -96,7 +96,7 @@ class PythonSource:
 
     @property
     def lines(self) -> int:
-        """How many lines there are until now."""
+        """The number of lines so far."""
         return len(self._body)
 
     def grid(self, instruction: Instruction, first: int, indices: Sequence[str]) -> None:

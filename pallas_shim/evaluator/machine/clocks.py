@@ -133,7 +133,7 @@ class _Semaphore:
 
 
 class Clocks:
-    """What the programs of one kernel know of one another, and what they touched.
+    """Vector clocks of the programs of one kernel, and the memory that they touched.
 
     ``report`` gets each race.
     """

@@ -254,7 +254,7 @@ def _meet(prepare: Any, instruction: Instruction) -> Waiting:
 
 
 def address_of(semaphore: np.ndarray) -> int:
-    """What identifies a semaphore, given the view of its count."""
+    """The identity of a semaphore, given the view of its count."""
     return int(semaphore.__array_interface__["data"][0])
 
 

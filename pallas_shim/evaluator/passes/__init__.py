@@ -25,6 +25,7 @@ from pallas_shim.evaluator.passes.select_to_minmax import SelectToMinMax
 from pallas_shim.evaluator.passes.store_forwarding import forward_stores
 from pallas_shim.evaluator.passes.store_fusion import fuse_stores
 from pallas_shim.evaluator.passes.strength_reduction import reduce_strength
+from pallas_shim.evaluator.passes.wide_products import WideProducts
 from pallas_shim.evaluator.program import Program
 
 Pass = Callable[[Program], Program]
@@ -43,6 +44,8 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     # Needs: equal operands are one Value. Makes: `floor_divide` and `floor_remainder`, which aren't
     # JAX primitives. After it: divisions by known numbers no longer look like jnp's composition.
     ("floor_division", FloorDivision.run),
+    # Needs: equal operands are one Value. Makes: `mulhi`, and products of whole words.
+    ("wide_products", WideProducts.run),
     # Needs: known sizes of grids and loops; gathers and scatters with whole loads and stores beside
     # them. Makes: loads and stores of slices at a scalar plus a number, and constant masks.
     ("gather_to_slice", turn_gathers_into_slices),

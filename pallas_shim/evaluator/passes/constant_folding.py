@@ -1,4 +1,4 @@
-"""Constant folding: computes now what is known before the program runs.
+"""Constant folding: computes what can be computed before the program runs.
 
 It runs pure instructions on constants, and replaces those that return an operand by it
 (`identities`). A switch on a constant becomes the branch taken, a loop of one round that round, and

@@ -22,7 +22,7 @@ def axis(lowering: Lowering, primitive: str, name: Any) -> tuple[Value, Value]:
     if lowering.axes.get(name) == 1:
         return lowering.const(np.int32(0)), lowering.const(np.int32(1))
     raise Unsupported(
-        primitive, f"the axis {name!r} is of devices, not of the kernel's grid or its cores"
+        primitive, f"the axis {name!r} is of devices, neither of the kernel's grid nor of its cores"
     )
 
 

@@ -77,6 +77,10 @@ def int_rem(dtype: np.dtype) -> Function:
     return lambda x, y: x - divide(x, y) * y
 
 
+# As many numbers as are widened at once, so that they stay in the cache.
+_WIDENED = 1 << 13
+
+
 @ByDtype
 def mulhi(dtype: np.dtype) -> Function:
     """The upper half of the product."""
@@ -84,7 +88,24 @@ def mulhi(dtype: np.dtype) -> Function:
     if width < 64:
         double = np.dtype(np.int64 if is_signed(dtype) else np.uint64).type
         computed = wide(dtype)
-        return lambda x, y: ((x.astype(double) * y) >> double(width)).astype(computed)
+
+        def widened(x: Array, y: Array) -> Array:
+            if np.ndim(x) == 0:
+                x, y = y, x
+            if np.ndim(y) or x.size <= _WIDENED or not x.flags.c_contiguous:
+                return ((x.astype(double) * y) >> double(width)).astype(computed)
+            result, by = np.empty(x.shape, computed), double(y)
+            parts, row, by_width = result.reshape(-1), np.empty(_WIDENED, double), double(width)
+            rest = x.reshape(-1)
+            for start in range(0, x.size, _WIDENED):
+                part = row[: min(_WIDENED, x.size - start)]
+                part[...] = rest[start : start + _WIDENED]
+                np.multiply(part, by, out=part)
+                np.right_shift(part, by_width, out=part)
+                parts[start : start + _WIDENED] = part
+            return result
+
+        return widened
     half, low = dtype.type(32), dtype.type(0xFFFFFFFF)
 
     def by_halves(x: Array, y: Array) -> Array:

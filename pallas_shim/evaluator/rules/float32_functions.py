@@ -1,9 +1,9 @@
 """Functions of float32, composed of vectorised ones.
 
-NumPy and SciPy compute them one number at a time. These are 3 to 5 times as fast. Each is within 4
-units in the last place (ulp), as are the functions that it uses. Our own polynomials were fitted
-in float64 to minimise the largest relative error (Lawson's iteration of weighted least squares).
-Other dtypes go to NumPy and SciPy.
+NumPy and SciPy compute them one number at a time. These are 3 to 5 times as fast; `rsqrt` is as
+fast, and more exact. Each is within 4 units in the last place (ulp), as are the functions that it
+uses. Our own polynomials were fitted in float64 to minimise the largest relative error (Lawson's
+iteration of weighted least squares). Other dtypes go to NumPy and SciPy.
 """
 
 from __future__ import annotations

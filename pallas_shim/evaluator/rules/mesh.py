@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pallas_shim import jax_compat
-from pallas_shim.evaluator import grid, refs, watching
+from pallas_shim.evaluator import grid, grid_buffers, refs, watching
 from pallas_shim.evaluator.analysis import alias
 from pallas_shim.evaluator.checks.cores import CoreChecks
 from pallas_shim.evaluator.lower import KernelScope, Lowering
@@ -96,7 +96,7 @@ def _emit_mpmd(
     written = alias.written(cores, operands)
     for ref, value in zip(operands, ins, strict=True):
         if ref is not value:
-            grid.define_operand(lowering, ref, value, None, ref in written)
+            grid_buffers.define_operand(lowering, ref, value, None, ref in written)
     lowering.body.extend(cores)
     return [
         refs.load(lowering, ref, (), (), ref_type(type).contents)
@@ -268,7 +268,7 @@ def _on_cores_of_several_kinds(
                 ]
                 lowering.structured("switch", [index], [], regions, {})
             for ref in shared.values():
-                grid.allocate(lowering, ref, functions[0].checked)
+                grid_buffers.allocate(lowering, ref, functions[0].checked)
             programs.emit_entry(lowering)
             lowering.body.extend(body)
             semaphores = [ref for ref in scratch if ref.ref.space.startswith("semaphore")]
@@ -279,7 +279,7 @@ def _on_cores_of_several_kinds(
 
 
 def _core_name(function: jax_compat.CoreFunction, place: dict[Any, int]) -> str | None:
-    """What messages call the core at a place. None if there is no such core."""
+    """The name in messages of the core at a place. None if there is no such core."""
     axes = function.axes.keys()
     if any(index for axis, index in place.items() if axis not in (*axes, programs.KIND)):
         return None

@@ -261,7 +261,7 @@ def _run_scoped(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[
     jaxpr, collective_axes = jax_compat.run_scoped(eqn)
     common = [a for a in collective_axes if not is_alone(lowering, "run_scoped", a)]
     if common and not (lowering.machine.talks and lowering.machine.levels[-1].kind == "core"):
-        raise Unsupported("run_scoped", f"memory in common along {common}, where none waits")
+        raise Unsupported("run_scoped", f"memory shared along {common}, where no core waits")
     opened, _ = jax_compat.open_jaxpr(jaxpr)
     if lowering.checked is not None and not lowering.checked.hbm_in_run_scoped:
         if any(jax_compat.in_hbm(v.aval) for v in opened.invars):

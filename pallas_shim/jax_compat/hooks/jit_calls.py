@@ -59,6 +59,10 @@ class CallHandler(Protocol):
         what `plan` or `load` gave.
         """
 
+    def executable(self, args: Sequence[Any], plan: Any, out: Sequence[Any]) -> Any | None:
+        """The executable that jit's C++ cache is to keep for calls like one that `run` has just
+        answered with ``out``. It must give the same. None: `run` is to answer the next one, too."""
+
     def load(self, call: Call) -> Any:
         """What is `Known` of a call that JAX has not traced. None, or else anything that `ran` is
         to get: JAX is to trace it."""
@@ -96,7 +100,7 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
     no_answers = nullcontext()
 
     def infer(fun: Any, info: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """In the place of _infer_params, which others than calls ask too."""
+        """Replaces _infer_params, which isn't only asked by calls."""
         given = None
         if not old and sys._getframe(1).f_code is calling:
             found = answered(fun, info, args, kwargs)
@@ -130,7 +134,7 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
         return infer(fun, info, args, kwargs)
 
     def trace(*args: Any) -> Any:
-        """In the place of _trace_for_jit."""
+        """Replaces _trace_for_jit."""
         params, traced.params = getattr(traced, "params", None), None
         if params is None:
             raise _ToTrace(*args)
@@ -166,16 +170,25 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
         traced = type(params) is _Planned
         out = answers.run(args_flat, params.plan if traced else params)
         if out is not None:
-            return _ANSWERED, inferred.out_tree.unflatten(out)
+            results = inferred.out_tree.unflatten(out)
+            if inferred.consts:
+                return _ANSWERED, results
+            made = answers.executable(args_flat, params.plan if traced else params, out)
+            if made is None:
+                return _ANSWERED, results
+            return _Entered(made, out, inferred.out_tree, args_flat), results
         if traced:
             return inferred, args_flat
         entry.pjit_params = None
         return None
 
     def run(inferred: Any, args_flat: Any, fun: Any, args: Any, kwargs: Any) -> Any:
-        """In the place of _run_python_pjit."""
+        """Replaces _run_python_pjit."""
         if inferred is _ANSWERED:
             return args_flat, (), None, (), _NO_JAXPR, None, None, ()
+        if type(inferred) is _Entered:
+            executable, out, tree, given = inferred
+            return args_flat, out, tree, given, _NO_JAXPR, executable, None, ()
         if type(inferred) is not _Loading:
             return stock_run(inferred, args_flat, fun, args, kwargs)
         given, inferred = inferred
@@ -184,10 +197,10 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
         return returned
 
     def infer_and_run(fun: Any, info: Any, *args: Any, **kwargs: Any) -> Any:
-        """In the place of _python_pjit_helper."""
+        """Replaces _python_pjit_helper."""
         found = answered(fun, info, args, kwargs)
         if not isinstance(found, _Unknown):
-            if found is not None and found[0] is _ANSWERED:
+            if found is not None and (found[0] is _ANSWERED or type(found[0]) is _Entered):
                 return run(*found, fun, args, kwargs)
             return stock_run(fun, info, *args, **kwargs)
         with answers.tracing(found.given):
@@ -205,9 +218,17 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
     def undo() -> None:
         vars(pjit).update(stock)
         pjit._infer_params_cached.cache_clear()
+        forget_executables()
 
     vars(pjit).update(ours)
     return undo
+
+
+def forget_executables() -> None:
+    """Empties jit's C++ caches."""
+    pjit._cpp_pjit_cache_fun_only.clear()
+    pjit._cpp_pjit_cache_explicit_attributes.clear()
+    type(pjit._cpp_pjit_cache_fun_only).clear_all()
 
 
 class _Config(ModuleType):
@@ -296,6 +317,15 @@ class _Planned(dict):
 
 # Stands where _infer_params returns what it inferred: the results, not the arguments, follow.
 _ANSWERED = object()
+
+
+class _Entered(NamedTuple):
+    """As `_ANSWERED`, and what jit's C++ cache is to keep for the next calls."""
+
+    executable: Any
+    out: Sequence[Any]
+    out_tree: Any
+    args: Sequence[Any]
 
 
 class _Unknown(NamedTuple):

@@ -91,7 +91,7 @@ def _add(trace: Any, primitive: Any, tracers: list[Any], params: dict[str, Any])
         aval, effects = partial_eval._cached_abstract_eval(
             primitive, *[tracer.aval for tracer in tracers], **params
         )
-    except Exception:  # JAX is to say what is wrong
+    except Exception:  # JAX reports it
         return None
     if effects:
         return None

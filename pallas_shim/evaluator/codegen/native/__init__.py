@@ -35,8 +35,9 @@ def source(program: Program) -> tuple[NativeLowering, str]:
     names = [*[f"%p{i}" for i in range(params)], *[f"%r{i}" for i in range(results)], "%workspace"]
     pointers = ", ".join(f"ptr noalias {name}" for name in names)
     text = lowering.to.text("program", f"{pointers}, ptr %thread")
-    declared = sorted(lowering.to.declared)
-    return lowering, module(text, declared, params, results, lowering.work)
+    declared, used = sorted(lowering.to.declared), _used(program)
+    workspace = lowering.workspace.nbytes > 0
+    return lowering, module(text, declared, used, results, workspace, lowering.work)
 
 
 def compiled(program: Program) -> MachineCode:
@@ -47,11 +48,15 @@ def compiled(program: Program) -> MachineCode:
       ImportError: llvmlite isn't installed.
     """
     lowering, text = source(program)
-    used = set(program.top.uses())
     return MachineCode(
         text,
-        [param in used for param in program.top.params],
+        _used(program),
         [(value.type.shape, value.type.dtype) for value in program.top.results],
         lowering.workspace.nbytes,
         lowering.kept,
     )
+
+
+def _used(program: Program) -> list[bool]:
+    used = set(program.top.uses())
+    return [param in used for param in program.top.params]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pallas_shim.evaluator.codegen.native import elements
-from pallas_shim.evaluator.codegen.native.groups import Rounds
+from pallas_shim.evaluator.codegen.native.groups import Rounds, nest
 from pallas_shim.evaluator.codegen.native.places import (
     Buffer,
     BufferPlace,
@@ -16,10 +16,10 @@ from pallas_shim.evaluator.codegen.native.places import (
     dummy,
     viewed,
 )
-from pallas_shim.evaluator.codegen.native.source import NotNative, Source
+from pallas_shim.evaluator.codegen.native.source import NotNative, Source, literal, type_of
 from pallas_shim.evaluator.codegen.native.values import Values
 from pallas_shim.evaluator.memory import Dynamic
-from pallas_shim.evaluator.program import ArrayType, Instruction, RefType, Value
+from pallas_shim.evaluator.program import ArrayType, Instruction, KeyType, RefType, Value
 from pallas_shim.jax_compat.state import Index, Reshape, Slice, Transpose
 
 
@@ -247,7 +247,7 @@ def _each_get(to: Any, instruction: Instruction) -> None:
         raise NotNative("loads from the refs of many cells")
     if not isinstance(path[0], Index):
         raise NotNative("loads of many cells by another path than an index")
-    place, shape = to.place(ref), out.type.shape
+    place = to.place(ref)
     rank = len(next(lead for lead in leads if lead is not None))
     moving, kept = [], []
     offset, axis = place.offset, rank
@@ -260,22 +260,67 @@ def _each_get(to: Any, instruction: Instruction) -> None:
             kept.append((axis, stride * index.stride))
             axis += 1
         if isinstance(start, Dynamic):
-            moving.append((leaves[start.leaf], dim, size, stride))
+            moving.append((leaves[start.leaf], 1, dim, size, stride))
         else:
             offset = to.to.plus(offset, str(int(start) % max(dim, 1) * stride))
+    _elements(to, out, place, offset, moving, kept, [*leaves, ref])
+
+
+def _copied_blocks(to: Any, instruction: Instruction) -> None:
+    """Blocks at many places of an array to which nothing writes, as memory of their own."""
+    operation, (ref, *leaves), (out,), *_ = instruction
+    if operation.params["leads"][0] is not None:
+        raise NotNative("blocks of the arrays of many cells")
+    place, shape = to.place(ref), out.type.shape
+    rank = len(next(lead for lead in operation.params["leads"] if lead is not None))
+    moving, kept = [], []
+    offset, axis = place.offset, rank
+    for stride, at in zip(place.strides, operation.params["block"], strict=True):
+        squeezed = False
+        if isinstance(at, tuple):
+            leaf, scale, dim, size, squeezed = at
+            moving.append((leaves[leaf], scale, dim, size, stride))
+        elif isinstance(at, slice):
+            step = at.step or 1
+            offset = to.to.plus(offset, str(int(at.start) * stride))
+            stride *= step
+        else:
+            offset, squeezed = to.to.plus(offset, str(int(at) * stride)), True
+        if not squeezed:
+            kept.append((axis, stride))
+            axis += 1
+    made = Value(ArrayType(shape, place.dtype))
+    to.left[made] = 1
+    _elements(to, made, place, offset, moving, kept, [*leaves, ref])
+    to.store(to.room(out), made)
+
+
+def _elements(
+    to: Any,
+    out: Value,
+    place: BufferPlace,
+    offset: str,
+    moving: Sequence[tuple[Value, int, int, int, int]],
+    kept: Sequence[tuple[int, int]],
+    used: Sequence[Value],
+) -> None:
+    """Adds a value whose elements come from many places.
+
+    ``moving``: what gives the starts along a dimension, times what; the dimension's size, that of a
+    block, and the stride. ``kept``: axes of the value that go along a block, and their strides.
+    """
     to.before_reading(place.buffer)
-    behind = (1,) * (len(shape) - rank)
+    shape = out.type.shape
+    behind = (1,) * len(kept)
     at = []
-    for leaf, dim, size, stride in moving:
+    for leaf, scale, dim, size, stride in moving:
         if behind and leaf.type.shape:
             own = to.place(leaf)
-            view = Value(ArrayType((*leaf.type.shape, *behind), leaf.type.dtype))
-            to.places[view] = BufferPlace(
-                own.buffer, own.offset, (*own.strides, *[0 for _ in behind]), view.type.shape,
-                own.dtype,
-            )
-            leaf = view
-        at.append((to.operand(shape, leaf), leaf.type.dtype, dim, size, stride))
+            leaf = Value(ArrayType((*leaf.type.shape, *behind), leaf.type.dtype))
+            strides = (*own.strides, *[0 for _ in behind])
+            shaped = own.buffer, own.offset, strides, leaf.type.shape, own.dtype
+            to.places[leaf] = BufferPlace(*shaped)
+        at.append((to.operand(shape, leaf), leaf.type.dtype, scale, dim, size, stride))
     group = to.group(shape)
     if any(o.place is not None and group.writes_buffer(o.place.buffer) for o, *_ in at):
         to.flush(group)
@@ -284,12 +329,12 @@ def _each_get(to: Any, instruction: Instruction) -> None:
     reads = [(operand.reader(group), *rest) for operand, *rest in at]
     group.also_read.add(place.buffer)
     group.indexed.update(axis for axis, _ in kept)
-    group.uses.update([*leaves, ref])
+    group.uses.update(used)
 
     def member(rounds: Rounds) -> None:
         source, where = rounds.to, offset
-        for read, dtype, dim, size, stride in reads:
-            start = _clamped(source, read(rounds), dtype, dim, size)
+        for read, dtype, scale, dim, size, stride in reads:
+            start = _clamped(source, read(rounds), dtype, dim, size, scale)
             where = source.plus(where, source.times(start, stride))
         for axis, stride in kept:
             where = source.plus(where, source.times(rounds.index(axis), stride))
@@ -321,6 +366,133 @@ def _taken(to: Any, out: Value, source: Value, tables: dict[int, np.ndarray]) ->
     to.pending[out] = group
 
 
+def _gather(to: Any, instruction: Instruction) -> None:
+    """Windows of an array at many places."""
+    operation, (source, indices), (out,), *_ = instruction
+    params, dnums = operation.params, operation.params["dimension_numbers"]
+    sizes, fills = params["slice_sizes"], params["mode"].name == "FILL_OR_DROP"
+    wide = indices.type.dtype.itemsize == 8
+    if isinstance(source.type, KeyType) or len(sizes) != len(source.type.shape) or wide:
+        raise NotNative("gather")
+    if params["mode"].name not in ("CLIP", "FILL_OR_DROP", "PROMISE_IN_BOUNDS"):
+        raise NotNative("gather")
+    shape, dtype = out.type.shape, source.type.dtype
+    place, listed = to.place(source), to.place(indices)
+    for buffer in {place.buffer, listed.buffer}:
+        to.before_reading(buffer)
+    batch = [axis for axis in range(len(shape)) if axis not in dnums.offset_dims]
+    along = iter(dnums.offset_dims)
+    whole = {*dnums.collapsed_slice_dims, *dnums.operand_batching_dims}
+    window = [
+        (next(along), stride) for dim, stride in enumerate(place.strides) if dim not in whole
+    ]
+    same = zip(dnums.operand_batching_dims, dnums.start_indices_batching_dims, strict=True)
+    beside = [(batch[axis], place.strides[dim]) for dim, axis in same]
+    fill = literal(np.asarray(params["fill_value"]).astype(dtype)) if fills else ""
+    group = to.group(shape)
+    group.also_read.update((place.buffer, listed.buffer))
+    group.indexed.update((*batch, *[axis for axis, _ in window]))
+    group.uses.update([source, indices])
+
+    def member(rounds: Rounds) -> None:
+        text, where = rounds.to, place.offset
+        vector = listed.offset
+        for axis, stride in zip(batch, listed.strides, strict=False):
+            vector = text.plus(vector, text.times(rounds.index(axis), stride))
+        inside = "true"
+        for number, dim in enumerate(dnums.start_index_map):
+            entry = text.plus(vector, str(number * listed.strides[-1]))
+            start = elements.as_index(
+                text, listed.dtype, text.load(listed.dtype, listed.buffer.base, entry)
+            )
+            last = place.shape[dim] - sizes[dim]
+            if fills:
+                fits = text.let(f"icmp ule i64 {start}, {last}")
+                inside = fits if inside == "true" else text.let(f"and i1 {inside}, {fits}")
+            start = text.call("i64", "llvm.smax.i64", f"i64 {start}", "i64 0")
+            start = text.call("i64", "llvm.smin.i64", f"i64 {start}", f"i64 {last}")
+            where = text.plus(where, text.times(start, place.strides[dim]))
+        for axis, stride in (*window, *beside):
+            where = text.plus(where, text.times(rounds.index(axis), stride))
+        value = text.load(dtype, place.buffer.base, where)
+        if fills:
+            value = text.let(
+                f"select i1 {inside}, {type_of(dtype)} {value}, {type_of(dtype)} {fill}"
+            )
+        rounds.set(out, value)
+
+    group.members[out] = member
+    to.pending[out] = group
+
+
+def _pad(to: Any, instruction: Instruction) -> None:
+    operation, (source, value), (out,), *_ = instruction
+    whole = to.room(out)
+    to.left[value] += 1
+    to.store(whole, value)
+    to.flush_all()
+    taken, shape = to.place(source), []
+    begin, first, steps, strides = whole.offset, taken.offset, [], []
+    for axis, (low, _, interior) in enumerate(operation.params["padding_config"]):
+        # Element i lands at low + i * step. Elements that land outside are cropped.
+        step, length, size = interior + 1, out.type.shape[axis], source.type.shape[axis]
+        start = max(0, -(low // step))
+        shape.append(min(size, -((low - length) // step)) - start)
+        begin = to.to.plus(begin, str((low + start * step) * whole.strides[axis]))
+        first = to.to.plus(first, str(start * taken.strides[axis]))
+        steps.append(step * whole.strides[axis])
+        strides.append(taken.strides[axis])
+    if all(size > 0 for size in shape):
+        part = _seen(
+            to, BufferPlace(taken.buffer, first, tuple(strides), tuple(shape), taken.dtype)
+        )
+        to.store(BufferPlace(whole.buffer, begin, tuple(steps), tuple(shape), whole.dtype), part)
+        to.flush_all()
+    to.used(source)
+    to.used(value)
+
+
+def _seen(to: Any, place: BufferPlace) -> Value:
+    """A value that lies at a place, to be used once."""
+    value = Value(ArrayType(place.shape, place.dtype))
+    to.left[value] = 1
+    to.set_place(value, place)
+    return value
+
+
+def _join(to: Any, instruction: Instruction) -> None:
+    """A stack of values and of parts of other stacks."""
+    operation, ins, (out,), *_ = instruction
+    whole, row = to.room(out), 0
+    for position, key in operation.params["parts"]:
+        source = ins[position]
+        stride, *strides = whole.strides
+        offset = to.to.plus(whole.offset, str(row * stride))
+        shape = source.type.shape
+        if key is None:
+            to.left[source] += 1
+            one = out.type.shape[1:]
+            place = BufferPlace(whole.buffer, offset, tuple(strides), one, whole.dtype)
+            if shape != place.shape:
+                raise NotNative("join")
+            to.store(place, source)
+            row += 1
+            continue
+        taken = to.place(source)
+        rows = range(shape[0])[key]
+        part = BufferPlace(
+            taken.buffer, to.to.plus(taken.offset, str(rows.start * taken.strides[0])),
+            (rows.step * taken.strides[0], *taken.strides[1:]), (len(rows), *shape[1:]),
+            taken.dtype,
+        )  # fmt: skip
+        place = BufferPlace(whole.buffer, offset, whole.strides, part.shape, whole.dtype)
+        to.store(place, _seen(to, part))
+        row += len(rows)
+    to.flush_all()
+    for value in ins:
+        to.used(value)
+
+
 def _concatenate(to: Any, instruction: Instruction) -> None:
     operation, ins, (out,), *_ = instruction
     axis = operation.params["dimension"]
@@ -350,7 +522,8 @@ def _accumulate(to: Any, instruction: Instruction) -> None:
     dims: Sequence[Any] = [Slice(0, size, 1) for size in place.shape]
     for step in params["path"]:
         dims = step.dims
-    if name is None or any(isinstance(dim, Slice) and dim.size != 1 for dim in dims):
+    inner = tuple([dim.size for dim in dims if isinstance(dim, Slice)])
+    if name is None or not all(isinstance(size, int) for size in inner):
         raise NotNative(f"accumulate with {params['ufunc']}")
     rows = [to.place(v) if v.type.shape else None for v in (values, *leaves)]
     fixed = [None if row is not None else to.register(v)
@@ -359,28 +532,43 @@ def _accumulate(to: Any, instruction: Instruction) -> None:
     with source.loop(str(rounds)) as number:
         to.poll()
 
-        def at_round(position: int) -> str:
+        def at_round(position: int, shape: tuple[int, ...], at: Sequence[str]) -> str:
             row = rows[position]
             if row is None:
                 return fixed[position]  # type: ignore[return-value]
-            strides = broadcast(row.strides, row.shape, (rounds, *row.shape[1:]))
-            offset = source.plus(row.offset, source.times(number, strides[0]))
+            # Its dimensions behind the rounds are the last ones of the shape, or are 1.
+            extra = len(row.shape) - 1 - len(shape)
+            if any(size != 1 for size in row.shape[1 : 1 + max(extra, 0)]):
+                raise NotNative("accumulate of another shape")
+            own = row.shape[1 + max(extra, 0) :]
+            strides = broadcast(row.strides[len(row.shape) - len(own) :], own, shape)
+            offset = row.offset
+            if row.shape[0] > 1:
+                offset = source.plus(offset, source.times(number, row.strides[0]))
+            for index, stride in zip(at, strides, strict=True):
+                offset = source.plus(offset, source.times(index, stride))
             return source.load(row.dtype, row.buffer.base, offset)
 
-        offset = place.offset
+        offset, steps = place.offset, []
         for dim, stride, index in zip(place.shape, place.strides, dims, strict=True):
-            start = index.start if isinstance(index, Slice) else index
+            start, size = index, 1
+            if isinstance(index, Slice):
+                start, size = index.start, index.size
+                steps.append(stride * index.stride)
             if isinstance(start, Dynamic):
                 leaf = leaves[start.leaf]
-                register = at_round(1 + start.leaf)
-                first = _clamped(source, register, leaf.type.dtype, dim, 1)
+                register = at_round(1 + start.leaf, (), ())
+                first = _clamped(source, register, leaf.type.dtype, dim, size)
             else:
                 first = str(int(start) % dim)
             offset = source.plus(offset, to.to.times(first, stride))
-        before = source.load(place.dtype, place.buffer.base, offset)
-        dtype = place.dtype
-        made = elements.element(source, name, [dtype, dtype], dtype, [before, at_round(0)])
-        source.store(dtype, made, place.buffer.base, offset)
+        with nest(source, inner) as at:
+            for index, step in zip(at, steps, strict=True):
+                offset = source.plus(offset, source.times(index, step))
+            before = source.load(place.dtype, place.buffer.base, offset)
+            dtype, term = place.dtype, at_round(0, inner, at)
+            made = elements.element(source, name, [dtype, dtype], dtype, [before, term])
+            source.store(dtype, made, place.buffer.base, offset)
     for value in (ref, values, *leaves):
         to.used(value)
 
@@ -392,10 +580,14 @@ HANDLERS: dict[str, Callable[[Any, Instruction], None]] = {
     "buffer": _buffer,
     "concatenate": _concatenate,
     "contents": _contents,
+    "copied_blocks": _copied_blocks,
     "copy": _copy,
     "each_get": _each_get,
+    "gather": _gather,
     "get": _get,
+    "join": _join,
     "lookup": _lookup,
+    "pad": _pad,
     "store": _store,
     "take": _take,
     "unfilled": _unfilled,

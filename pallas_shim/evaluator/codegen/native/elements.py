@@ -1,7 +1,7 @@
 """Native code for one element: the operations of which all bits are defined.
 
-Nothing here may be reordered or contracted. Floats have no minimum and maximum, whose zeros have
-signs; no sums and no functions such as exp.
+Nothing here may be reordered or contracted. Floats have no sums and no functions such as exp.
+bfloat16 and float16 are widened, computed, and rounded once, as the rules do it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,17 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pallas_shim.evaluator.codegen.native.source import NotNative, Source, is_literal, type_of
+from pallas_shim.evaluator.codegen.native import narrow
+from pallas_shim.evaluator.codegen.native.source import (
+    NotNative,
+    Source,
+    is_literal,
+    literal,
+    type_of,
+)
+from pallas_shim.evaluator.program import Operation
 
-_BFLOAT16 = "bfloat16"
+_FLOAT32 = np.dtype(np.float32)
 
 
 def element(
@@ -29,11 +37,30 @@ def element(
         return _select(to, types, out, xs)
     if name in _COMPARISONS:
         return _compare(to, name, types[0], xs)
-    kind = _kind(types[0])
-    write = _TABLES[kind].get(name)
-    if write is None or any(dtype != types[0] for dtype in types):
-        raise NotNative(f"{name} of {types[0].name}")
-    return write(to, types[0], *xs)
+    dtype, kind = types[0], _kind(types[0])
+    is_narrow = kind == "narrow"
+    write = _TABLES["float" if is_narrow else kind].get(name)
+    if name.startswith(_POWER) and kind == "float":
+        write = _power(int(name.removeprefix(_POWER)))
+    if write is None or any(other != dtype for other in types):
+        raise NotNative(f"{name} of {dtype.name}")
+    if not is_narrow:
+        return write(to, dtype, *xs)
+    result = write(to, _FLOAT32, *[narrow.widened(to, dtype, x) for x in xs])
+    return narrow.rounded(to, dtype, result) if out == dtype else result
+
+
+_POWER = "integer_pow "
+
+
+def name_of(operation: Operation) -> str:
+    """The name of what an operation does to elements."""
+    name, params = operation.name, operation.params
+    if name == "integer_pow" and "y" in params:
+        return f"{_POWER}{params['y']}"
+    if name == "round" and "rounding_method" in params:
+        return "round_to_even" if params["rounding_method"].name == "TO_NEAREST_EVEN" else name
+    return name
 
 
 def _kind(dtype: np.dtype) -> str:
@@ -64,19 +91,11 @@ def _compare(to: Source, name: str, dtype: np.dtype, xs: Sequence[str]) -> str:
     of_floats, of_signed, of_unsigned = _COMPARISONS[name]
     kind = _kind(dtype)
     if kind == "narrow":
-        if dtype.name != _BFLOAT16:
-            raise NotNative(f"{name} of {dtype.name}")
-        xs, dtype, kind = [_widened(to, x) for x in xs], np.dtype(np.float32), "float"
+        xs, dtype, kind = [narrow.widened(to, dtype, x) for x in xs], _FLOAT32, "float"
     if kind == "float":
         return to.let(f"fcmp {of_floats} {type_of(dtype)} {xs[0]}, {xs[1]}")
     how = of_signed if _signed(dtype) else of_unsigned
     return to.let(f"icmp {how} {type_of(dtype)} {xs[0]}, {xs[1]}")
-
-
-def _widened(to: Source, x: str) -> str:
-    """A bfloat16 as a float32, which has the same bits and zeros behind them."""
-    wide = to.let(f"zext i16 {x} to i32")
-    return to.let(f"bitcast i32 {to.let(f'shl i32 {wide}, 16')} to float")
 
 
 def _select(to: Source, types: Sequence[np.dtype], out: np.dtype, xs: Sequence[str]) -> str:
@@ -102,10 +121,14 @@ def convert(to: Source, source: np.dtype, target: np.dtype, x: str) -> str:
     of, into = _kind(source), _kind(target)
     if source == target:
         return x
-    if of == "narrow" and source.name == _BFLOAT16:
-        return convert(to, np.dtype(np.float32), target, _widened(to, x))
-    if "narrow" in (of, into):
-        raise NotNative(f"conversion from {source.name} to {target.name}")
+    if of == "narrow":
+        if into == "boolean":
+            return to.let(f"icmp ne i16 {to.let(f'and i16 {x}, 32767')}, 0")
+        return convert(to, _FLOAT32, target, narrow.widened(to, source, x))
+    if into == "narrow":
+        if (source.name, target.name) == ("float64", "float16"):
+            raise NotNative(f"conversion from {source.name} to {target.name}")
+        return narrow.rounded(to, target, convert(to, source, _FLOAT32, x))
     if into == "boolean":
         if of == "float":
             return to.let(f"fcmp une {a} {x}, 0.0")
@@ -167,9 +190,13 @@ def _plain(instruction: str) -> Write:
 
 
 def _minmax(which: str) -> Write:
+    """Of floats: NaN if one is, and -0 is less than 0."""
+
     def write(to: Source, dtype: np.dtype, x: str, y: str) -> str:
         kind = type_of(dtype)
         name = f"llvm.{'s' if _signed(dtype) else 'u'}{which}.{kind}"
+        if dtype.kind == "f":
+            name = f"llvm.{which}imum.{_suffix(dtype)}"
         return to.call(kind, name, f"{kind} {x}", f"{kind} {y}")
 
     return write
@@ -263,11 +290,21 @@ def _count(name: str, *flags: str) -> Write:
     return write
 
 
+def _mulhi(to: Source, dtype: np.dtype, x: str, y: str) -> str:
+    """The upper half of the product."""
+    kind, width = type_of(dtype), 8 * dtype.itemsize
+    double, extend = f"i{2 * width}", "sext" if _signed(dtype) else "zext"
+    wide = [to.let(f"{extend} {kind} {operand} to {double}") for operand in (x, y)]
+    product = to.let(f"mul {double} {wide[0]}, {wide[1]}")
+    return to.let(f"trunc {double} {to.let(f'lshr {double} {product}, {width}')} to {kind}")
+
+
 _INTEGERS: dict[str, Write] = {
     "add": _plain("add"),
     "add_any": _plain("add"),
     "sub": _plain("sub"),
     "mul": _plain("mul"),
+    "mulhi": _mulhi,
     "and": _plain("and"),
     "or": _plain("or"),
     "xor": _plain("xor"),
@@ -311,6 +348,40 @@ def _function(name: str) -> Write:
     return write
 
 
+def _float_sign(to: Source, dtype: np.dtype, x: str) -> str:
+    """1, or the number itself if it is NaN or zero; with the number's sign."""
+    kind = type_of(dtype)
+    zero = literal(dtype.type(0))
+    different = to.let(f"fcmp one {kind} {x}, {zero}")
+    whole = to.let(f"fcmp oeq {kind} {x}, {zero}")
+    kept = to.let(f"select i1 {whole}, {kind} {zero}, {kind} {x}")
+    made = to.let(f"select i1 {different}, {kind} {literal(dtype.type(1))}, {kind} {kept}")
+    return to.call(kind, f"llvm.copysign.{_suffix(dtype)}", f"{kind} {made}", f"{kind} {x}")
+
+
+def _power(exponent: int) -> Write:
+    """By squaring, as the rule does it."""
+
+    def write(to: Source, dtype: np.dtype, x: str) -> str:
+        kind, one, result = type_of(dtype), literal(dtype.type(1)), ""
+        rest = abs(exponent)
+        while rest:
+            if rest & 1:
+                result = to.let(f"fmul {kind} {result}, {x}") if result else x
+            rest >>= 1
+            if rest:
+                x = to.let(f"fmul {kind} {x}, {x}")
+        result = result or one
+        return to.let(f"fdiv {kind} {one}, {result}") if exponent < 0 else result
+
+    return write
+
+
+def _is_finite(to: Source, dtype: np.dtype, x: str) -> str:
+    kind, infinity = type_of(dtype), literal(dtype.type(np.inf))
+    return to.let(f"fcmp one {kind} {_function('fabs')(to, dtype, x)}, {infinity}")
+
+
 _FLOATS: dict[str, Write] = {
     "add": _plain("fadd"),
     "add_any": _plain("fadd"),
@@ -323,13 +394,18 @@ _FLOATS: dict[str, Write] = {
     "sqrt": _function("sqrt"),
     "floor": _function("floor"),
     "ceil": _function("ceil"),
+    "round_to_even": _function("rint"),
+    "sign": _float_sign,
+    "is_finite": _is_finite,
+    "max": _minmax("max"),
+    "min": _minmax("min"),
+    "clamp": _clamp,
 }
 
 _TABLES: dict[str, dict[str, Write]] = {
     "boolean": _BOOLEANS,
     "integer": _INTEGERS,
     "float": _FLOATS,
-    "narrow": {},
 }
 
 

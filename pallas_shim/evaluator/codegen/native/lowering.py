@@ -108,7 +108,7 @@ class NativeLowering(Values):
         elif name == "threefry2x32":
             self.elementwise(outs, ins, lambda to, xs: elements.threefry(to, *xs))
         elif len(outs) == 1:
-            self._elementwise(name, outs[0], ins)
+            self._elementwise(elements.name_of(operation), outs[0], ins)
         else:
             raise NotNative(name)
 
@@ -135,7 +135,7 @@ class NativeLowering(Values):
         place = accesses.at_path(self, ref, operation.params["path"], operands[count:])
         made = Value(ArrayType(place.shape, place.dtype))
         self.left[made] = 1
-        self._elementwise(operation.name, made, operands[:count])
+        self._elementwise(elements.name_of(operation), made, operands[:count])
         self.store(place, made)
         self.used_by(place.shape, ref)
         for leaf in operands[count:]:
@@ -148,7 +148,7 @@ class NativeLowering(Values):
         count, into = operation.params["ufunc"].nin, operation.params["into"]
         target = ins[into]
         if not isinstance(target.type, RefType):
-            self._elementwise(operation.name, out, ins[:count])
+            self._elementwise(elements.name_of(operation), out, ins[:count])
             for value in ins[count:]:
                 self.used(value)
             return
@@ -157,7 +157,7 @@ class NativeLowering(Values):
         place = self.place(target)
         made = Value(out.type)
         self.left[made] = 1
-        self._elementwise(operation.name, made, ins[:count])
+        self._elementwise(elements.name_of(operation), made, ins[:count])
         self.store(place, made)
         self.set_place(out, place)
         for value in ins[count:]:

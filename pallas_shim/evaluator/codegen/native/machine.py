@@ -5,10 +5,11 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from pallas_shim.evaluator.codegen.native import ffi
 from pallas_shim.evaluator.codegen.native.places import ALIGNMENT
 from pallas_shim.evaluator.codegen.native.source import NotNative
 from pallas_shim.evaluator.memory import aligned
@@ -49,6 +50,15 @@ def _target() -> Any:
     )
 
 
+class Handler(NamedTuple):
+    """A handler of XLA's FFI: where it is, which parameters it gets, and the bytes of the workspace
+    behind the results."""
+
+    address: int
+    used: tuple[bool, ...]
+    workspace: int
+
+
 class MachineCode:
     """A function in machine code: call it with NumPy arrays, get a list of them."""
 
@@ -79,6 +89,19 @@ class MachineCode:
         self._call = kind(self._engine.get_function_address("run"))
         self._used, self._results = tuple(params), tuple(results)
         self._workspace, self._kept = workspace + ALIGNMENT, tuple(kept)
+        address = self._engine.get_global_value_address(ffi.COUNTS[1:])
+        self._counts = (ctypes.c_int64 * 2).from_address(address)
+
+    @property
+    def handler(self) -> Handler:
+        """The entry for XLA."""
+        workspace = self._workspace - ALIGNMENT
+        return Handler(self._engine.get_function_address("handler"), self._used, workspace)
+
+    def counts(self) -> tuple[int, float]:
+        """The calls by XLA until now, and the seconds that they took."""
+        calls, nanoseconds = self._counts
+        return calls, nanoseconds * 1e-9
 
     def run(self, args: Sequence[np.ndarray]) -> list[Any]:
         """Runs it. The arguments are as in `execute.Executable`."""
@@ -93,11 +116,15 @@ class MachineCode:
         return [result if result.shape else result[()] for result in results]
 
 
-def module(function: str, declared: Sequence[str], params: int, results: int, work: float) -> str:
+def module(
+    function: str, declared: Sequence[str], used: Sequence[bool], results: int, workspace: bool,
+    work: float,
+) -> str:  # fmt: skip
     """The text of a module around a function.
 
-    ``work``: about how many elements it computes.
+    ``used``: whether each parameter is. ``work``: about how many elements it computes.
     """
+    params = len(used)
     releases = work >= _RELEASES_THREADS
     save, restore, check = map(
         _of_python, ("PyEval_SaveThread", "PyEval_RestoreThread", "PyErr_CheckSignals")
@@ -123,7 +150,16 @@ def module(function: str, declared: Sequence[str], params: int, results: int, wo
     lines.append(f"  %status = call i32 @program({passed})")
     if releases:
         lines += ["  %after = load ptr, ptr %thread", f"  call void {restore}(ptr %after)"]
-    lines += ["  ret i32 %status", "}", "define internal i32 @poll(ptr %thread) noinline {"]
+    lines += [
+        "  ret i32 %status",
+        "}",
+        "define internal i32 @poll(ptr %thread) noinline {",
+        "  %unknown = icmp eq ptr %thread, null",  # to Python
+        "  br i1 %unknown, label %go_on, label %look",
+        "go_on:",
+        "  ret i32 0",
+        "look:",
+    ]
     if releases:
         lines += ["  %state = load ptr, ptr %thread", f"  call void {restore}(ptr %state)"]
     lines.append(f"  %status = call i32 {check}()")
@@ -131,7 +167,8 @@ def module(function: str, declared: Sequence[str], params: int, results: int, wo
         lines += [f"  %again = call ptr {save}()", "  store ptr %again, ptr %thread"]
     lines += ["  ret i32 %status", "}"]
     attributes = 'attributes #0 = { nounwind "denormal-fp-math"="preserve-sign,preserve-sign" }'
-    return "\n".join([*declared, *lines, function, attributes])
+    entry = ffi.handler(used, results, workspace)
+    return "\n".join([*declared, *lines, entry, function, attributes])
 
 
 def _of_python(name: str) -> str:

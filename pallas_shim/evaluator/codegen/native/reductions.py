@@ -22,6 +22,8 @@ _OPERATIONS = {
 def _identity(name: str, dtype: np.dtype) -> np.ndarray:
     if dtype.kind == "b":
         return np.asarray(name in ("and", "min", "mul"))
+    if dtype.kind == "f":
+        return np.asarray(-np.inf if name == "max" else np.inf, dtype)
     info = np.iinfo(dtype)
     value = {"add": 0, "mul": 1, "max": info.min, "min": info.max, "or": 0, "xor": 0}.get(name)
     if name == "and":
@@ -33,7 +35,8 @@ def _reduce(primitive: str, to: Any, instruction: Instruction) -> None:
     operation, (source, *rest), (out,), *_ = instruction
     name, dtype, shape = _OPERATIONS[primitive], source.type.dtype, source.type.shape
     axes = tuple(axis % len(shape) for axis in operation.params["axes"]) if shape else ()
-    if rest or dtype.kind not in "biu" or out.type.dtype != dtype or not shape:
+    ordered = dtype.kind not in "biu" and (dtype.kind != "f" or name not in ("max", "min"))
+    if rest or ordered or out.type.dtype != dtype or not shape:
         raise NotNative(f"{primitive} of {dtype.name}")
     kept = [axis for axis in range(len(shape)) if axis not in axes]
     if out.type.shape != tuple(shape[axis] for axis in kept):

@@ -18,7 +18,7 @@ _TYPES = {
     **{f"{kind}{size}": (f"i{8 * size}",) * 2 for kind in "iu" for size in (1, 2, 4, 8)},
     "f4": ("float", "float"),
     "f8": ("double", "double"),
-    "f2": ("i16", "i16"),  # its bits; nothing computes with it
+    "f2": ("i16", "i16"),  # its bits
 }
 _BFLOAT16 = "bfloat16"
 _POLL_EACH = 1 << 12

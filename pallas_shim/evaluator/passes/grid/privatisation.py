@@ -30,7 +30,7 @@ _LARGEST = 1 << 22
 def carries_nothing(
     aliases: AliasAnalysis, root: Value, region: Region, first: Taken | None, any_cell: Taken
 ) -> bool:
-    """Whether runs of a region read of a buffer only what they have stored there.
+    """Whether each run of a region reads only those elements of a buffer that it stored itself.
 
     Args:
       first: what is known of the switches in the first run, whose stores the others find;

@@ -127,7 +127,7 @@ def _carried(
     regions: Callable[[list[CellValue], list[LeadingAxes]], list[Region]],
 ) -> tuple[list[CellValue], list[Region]]:
     """A loop's initial values and its regions, which are made again while its results
-    differ along axes along which what it starts with doesn't."""
+    differ along axes along which its initial values don't."""
     leads = [cell.lead for cell in carry]
     while True:
         counted = on.calls, on.single

@@ -1,0 +1,96 @@
+"""The entry by which XLA calls native code: a handler of its FFI, which counts its calls.
+
+It runs on threads that Python doesn't know, so it looks for no signals.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Sequence
+
+# xla/ffi/api/c_api.h: of XLA_FFI_CallFrame the extensions, and the arrays of arguments and results;
+# of an extension its type and the metadata; of the metadata the version; of a buffer its memory.
+_EXTENSION, _ARGUMENTS, _RESULTS = 8, 72, 112
+_TYPE, _METADATA, _MAJOR, _MINOR = 8, 24, 24, 28
+_MEMORY = 24
+_IS_METADATA = 1
+VERSION = (0, 1)
+# The counters: calls, nanoseconds.
+COUNTS = "@counts"
+
+
+def handler(used: Sequence[bool], results: int, workspace: bool) -> str:
+    """The text of the handler of a module's program."""
+    lines = [
+        f"{COUNTS} = global [2 x i64] zeroinitializer",
+        "define ptr @handler(ptr %frame) {",
+        *_load("extension", "%frame", _EXTENSION),
+        "  %none = icmp eq ptr %extension, null",
+        "  br i1 %none, label %run, label %extended",
+        "extended:",
+        f"  %at_type = getelementptr i8, ptr %extension, i64 {_TYPE}",
+        "  %type = load i32, ptr %at_type",
+        f"  %asked = icmp eq i32 %type, {_IS_METADATA}",
+        "  br i1 %asked, label %answer, label %run",
+        "answer:",
+        *_load("metadata", "%extension", _METADATA),
+        f"  %at_major = getelementptr i8, ptr %metadata, i64 {_MAJOR}",
+        f"  store i32 {VERSION[0]}, ptr %at_major",
+        f"  %at_minor = getelementptr i8, ptr %metadata, i64 {_MINOR}",
+        f"  store i32 {VERSION[1]}, ptr %at_minor",
+        "  ret ptr null",
+        "run:",
+        *_load("arguments", "%frame", _ARGUMENTS),
+        *_load("results", "%frame", _RESULTS),
+    ]
+    passed, at = [], 0
+    for number, is_used in enumerate(used):
+        if is_used:
+            lines += _buffer(f"p{number}", "%arguments", at)
+            at += 1
+        passed.append(f"ptr %p{number}" if is_used else "ptr null")
+    for number in range(results):
+        lines += _buffer(f"r{number}", "%results", number)
+        passed.append(f"ptr %r{number}")
+    if workspace:
+        lines += _buffer("workspace", "%results", results)
+    passed += ["ptr %workspace" if workspace else "ptr null", "ptr null"]
+    lines += [
+        *_clock("start"),
+        f"  %status = call i32 @program({', '.join(passed)})",
+        *_clock("end"),
+        "  %took = sub i64 %end, %start",
+        f"  %at_time = getelementptr i64, ptr {COUNTS}, i64 1",
+        f"  %calls = atomicrmw add ptr {COUNTS}, i64 1 monotonic",
+        "  %total = atomicrmw add ptr %at_time, i64 %took monotonic",
+        "  ret ptr null",
+        "}",
+    ]
+    return "\n".join(lines)
+
+
+def _load(name: str, base: str, offset: int) -> list[str]:
+    return [
+        f"  %at_{name} = getelementptr i8, ptr {base}, i64 {offset}",
+        f"  %{name} = load ptr, ptr %at_{name}",
+    ]
+
+
+def _buffer(name: str, array: str, number: int) -> list[str]:
+    return [*_load(f"b_{name}", array, 8 * number), *_load(name, f"%b_{name}", _MEMORY)]
+
+
+def _clock(name: str) -> list[str]:
+    """The time in nanoseconds."""
+    clock = ctypes.cast(ctypes.CDLL(None).clock_gettime, ctypes.c_void_p).value
+    return [
+        f"  %s_{name} = alloca [2 x i64]",
+        f"  %c_{name} = call i32 inttoptr (i64 {clock} to ptr)"
+        f"(i32 {time.CLOCK_MONOTONIC}, ptr %s_{name})",
+        f"  %seconds_{name} = load i64, ptr %s_{name}",
+        f"  %n_{name} = getelementptr i64, ptr %s_{name}, i64 1",
+        f"  %rest_{name} = load i64, ptr %n_{name}",
+        f"  %whole_{name} = mul i64 %seconds_{name}, 1000000000",
+        f"  %{name} = add i64 %whole_{name}, %rest_{name}",
+    ]
