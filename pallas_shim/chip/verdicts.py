@@ -131,6 +131,8 @@ def _lines(row: Mapping[str, Any]) -> Iterator[str]:
         yield "    " + ", ".join(facts)
     if row["message"]:
         yield from ("    " + line for line in row["message"].splitlines()[:_MOST_LINES])
+    if row["stage"] == jobs.MEMORY and "scoped vmem limit" in (row["message"] or ""):
+        yield "    (compiled alone; what a whole program keeps in VMEM has no blocks there)"
     if row["outcome"] == ACCEPTED and row["unread"]:
         yield f"    {row['unread']}"
     yield from ("    " + warning for warning in row["warnings"])

@@ -54,6 +54,7 @@ def test_a_primitive_that_no_tpu_has(shim):
     assert found.answer.stage == LOWERING and "sort" in str(found.answer.message)
 
 
+@pytest.mark.skipif(jax.__version_info__ >= (0, 12), reason="JAX lowers it to nothing")
 def test_a_core_map_without_refs_is_refused_as_in_a_program(shim):
     mesh = pltpu.create_tensorcore_mesh("core", num_cores=1)
 
