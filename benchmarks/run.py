@@ -18,7 +18,6 @@ import compileall
 import concurrent.futures
 import functools
 import importlib.util
-import os
 import pathlib
 import platform
 import sys
@@ -112,14 +111,10 @@ def note(options: argparse.Namespace) -> str:
     """A note on the machine and the method of the measurements."""
     import jax
 
-    model = next(
-        (line.partition(":")[2].strip() for line in open("/proc/cpuinfo") if "model name" in line),
-        platform.machine(),
-    )
     clock = "by the clock" if options.clock == "wall" else "of the processor, all threads together"
     return (
-        f"JAX {jax.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores of"
-        f" {model}. {options.processes} fresh processes in each way, in turn. Times are {clock};"
+        f"JAX {jax.__version__}, Python {platform.python_version()}, {tables.machine()}."
+        f" {options.processes} fresh processes in each way, in turn. Times are {clock};"
         " those of the steps, and the ratios to JAX's tracing, of the processor. Memory is the"
         " most that a process grew by after its imports and inputs were there."
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import platform
 import statistics
 from collections.abc import Iterable, Sequence
 
@@ -12,6 +15,14 @@ from ways import WAYS
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
+
+
+def machine() -> str:
+    """How many cores of which processor."""
+    model = platform.machine()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
+        model = next((x.partition(":")[2].strip() for x in lines if "model name" in x), model)
+    return f"{os.cpu_count()} cores of {model}"
 
 
 def cell(ratio: Ratio | None) -> str:

@@ -4,6 +4,8 @@
 process. `report` returns what ran until now. `register_rule` adds a rule for a primitive of your
 own; a rule raises `Unsupported` for a case that it can't do. Importing this package imports neither
 JAX nor NumPy, and each of these names only when it is used.
+
+PYTEST_DONT_REWRITE: with PALLAS_NUMPY, it is imported before pytest is, which would warn of that.
 """
 
 import os as _os

@@ -65,7 +65,7 @@ def main(target: list[str]) -> int:
     os.environ["PALLAS_NUMPY_CACHE"] = "0"  # a program from the cache has no passes to look at
     settings.current.cache_clear()
     patching.activate()
-    recorder = Recorder()
+    recorder = RunComparer()
     dispatch.observe(recorder)
     failed = False
     try:
@@ -153,11 +153,12 @@ class _Function:
 
     def make_stages(self) -> None:
         if not self.stages:
-            options = compiler.Options(settings.current().disabled_passes, [self])
+            asked = settings.current()
+            options = compiler.Options(asked.disabled_passes, [self], tpu_cores=asked.tpu_cores)
             compiler.make_program(self.jaxpr, name=self.name, axes=self.axes, options=options)
 
 
-class Recorder:
+class RunComparer:
     """Compares each run of a program that `dispatch` reports. See `dispatch.Observer`."""
 
     def __init__(self) -> None:

@@ -8,3 +8,7 @@ class Refusal(Exception):
 
     Lowering turns each into an `Unsupported` with the primitive and the line that it is about.
     """
+
+
+class Inexact(Exception):
+    """A program was to have the same bits as XLA's, and for these numbers it may not."""

@@ -26,8 +26,8 @@ class Settings:
     tpu: the TPU generation that user code is told it runs on, or None.
     topology: how many chips user code is told there are along each dimension; None: one for each
       device that there is, in a line.
-    everything: jitted functions without a kernel are run here too, until they have earned XLA's
-      compilation.
+    scope: which jitted functions without a kernel are run here, until they have earned XLA's
+      compilation: "all", "exact" (those whose bits are the same) or "kernels" (none).
     cache: which programs are kept for later processes: "trace", those of jaxprs, in the directory
       by default; "function", those of functions too; else a directory, for both; None for no cache.
     cache_verify: check each program that is read from the cache.
@@ -54,7 +54,7 @@ class Settings:
     disabled_passes: frozenset[str] = frozenset()
     tpu: str | None = None
     topology: tuple[int, ...] | None = None
-    everything: bool = False
+    scope: str = "kernels"
     cache: str | None = "trace"
     cache_verify: bool = False
     verify: bool = False
@@ -70,6 +70,11 @@ class Settings:
     suppressions: str | None = None
     native: bool = True
     native_force: bool = False
+
+    @property
+    def tpu_cores(self) -> int:
+        """The TensorCores of a device of the chosen TPU generation; 1 if none is chosen."""
+        return TPU_CORES.get(self.tpu or "", 1)
 
 
 def _switch(field: str) -> Callable[[str], dict[str, Any]]:
@@ -110,7 +115,7 @@ def _tpu(value: str) -> dict[str, Any]:
 
 
 def _scope(value: str) -> dict[str, Any]:
-    return {"everything": {"kernels": False, "all": True}[value]}
+    return {"scope": {name: name for name in ("kernels", "exact", "all")}[value]}
 
 
 def _schedules(value: str) -> dict[str, Any]:
@@ -173,6 +178,9 @@ def _passes(value: str) -> dict[str, Any]:
 # Each generation of TPUs, and in how many dimensions its chips are connected.
 TPUS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2, "v7x": 3}
 
+# The TensorCores of a device, in generations with several.
+TPU_CORES = {"v4": 2, "v5p": 2}
+
 # The kinds of findings of the evaluator, which knows nothing of settings.
 CHECKS = ("bounds", "uninitialized", "races", "sync", "blocks")
 
@@ -206,7 +214,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
         f"0 or one of {', '.join(TPUS)}, or several as in v5e:2x4 and v4:2x2x1",
         _tpu,
     ),
-    "PALLAS_NUMPY_SCOPE": ("kernels or all", _scope),
+    "PALLAS_NUMPY_SCOPE": ("kernels, exact or all", _scope),
     "PALLAS_NUMPY_PASSES": (
         f"passes to leave out, as in -hoisting,-copy_elision, of {', '.join(PASSES)}",
         _passes,

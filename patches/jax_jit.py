@@ -64,8 +64,8 @@ def _progress(wanted: bool | None) -> progress.Shows | None:
     if wanted is False or sys.stderr is None:
         return None
     if sys.stderr.isatty():
-        return progress.bars() or progress.Lines
-    return progress.Lines if wanted or os.environ.get("CI") else None
+        return progress.bars() or progress.LogLines
+    return progress.LogLines if wanted or os.environ.get("CI") else None
 
 
 def _call(stock: Callable[..., Any], instance: None, args: Any, params: dict[str, Any]) -> Any:

@@ -24,20 +24,19 @@ from . import noted, undo_all
 
 
 class Generation(NamedTuple):
-    """A TPU generation. ``kind`` is JAX's device_kind for it, ``cores`` the number of TensorCores
-    in a device, ``devices`` the number of devices in a chip."""
+    """A TPU generation. ``kind`` is JAX's device_kind for it, ``devices`` the number of devices in
+    a chip."""
 
     kind: str
-    cores: int
     devices: int = 1
 
 
 GENERATIONS = {
-    "v4": Generation("TPU v4", 2),
-    "v5e": Generation("TPU v5 lite", 1),
-    "v5p": Generation("TPU v5", 2),
-    "v6e": Generation("TPU v6 lite", 1),
-    "v7x": Generation("TPU7x", 1, 2),
+    "v4": Generation("TPU v4"),
+    "v5e": Generation("TPU v5 lite"),
+    "v5p": Generation("TPU v5"),
+    "v6e": Generation("TPU v6 lite"),
+    "v7x": Generation("TPU7x", 2),
 }
 
 # The flag with which a user says how many devices a CPU has.
@@ -77,7 +76,7 @@ def patch_devices(jax: ModuleType) -> Callable[[], None]:
 
 
 def _patch_devices(jax: ModuleType, asked: str) -> Callable[[], None]:
-    generation = GENERATIONS[asked]
+    generation, cores = GENERATIONS[asked], settings.current().tpu_cores
     sizes = settings.current().topology
 
     def place(device: Any) -> tuple[list[int], int]:
@@ -96,7 +95,7 @@ def _patch_devices(jax: ModuleType, asked: str) -> Callable[[], None]:
         _set(jax, "default_backend", lambda: "tpu"),
         _answer(jax.Device, "platform", "tpu"),
         _answer(jax.Device, "device_kind", generation.kind),
-        _add(jax.Device, "num_cores", lambda device: generation.cores),
+        _add(jax.Device, "num_cores", lambda device: cores),
         _add(jax.Device, "coords", lambda device: place(device)[0]),
         _add(jax.Device, "core_on_chip", lambda device: place(device)[1]),
     ]
@@ -149,10 +148,10 @@ def _patch_tpu_info(pltpu: ModuleType) -> Callable[[], None]:
     asked = settings.current().tpu
     if asked is None:
         return undo_all([*undoings, tpu_info.tile_without_tpu()])
-    generation = GENERATIONS[asked]
-    undoings.append(tpu_info.answer(generation.kind, generation.cores))
+    cores = settings.current().tpu_cores
+    undoings.append(tpu_info.answer(GENERATIONS[asked].kind, cores))
     if "create_tensorcore_mesh" in vars(pltpu):  # deprecated since JAX 0.12
-        undoings.append(_mesh_of_cores(pltpu, generation.cores))
+        undoings.append(_mesh_of_cores(pltpu, cores))
     if hasattr(pltpu, "is_tpu_device"):
         undoings.append(_set(pltpu, "is_tpu_device", lambda: True))
     return undo_all(undoings)

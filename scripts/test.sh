@@ -12,6 +12,7 @@ cd "$(dirname "$0")/.."
 
 venvs=${PALLAS_SHIM_VENVS:-$HOME/.cache/pallas_shim}
 requirements=scripts/requirements-test.txt
+requirements_once=scripts/requirements-once.txt
 
 say() { printf '== %s\n' "$*"; }
 
@@ -49,8 +50,9 @@ oldest=$(of_versions_py '[OLDEST]')
 checks_on=$(of_versions_py '[CHECKED_ON]')
 
 set_up() { # VERSION: makes its environment, unless it is there and complete
-    local venv=$venvs/jax-$1 stamp python
-    stamp="$1 $(cksum <"$requirements")"
+    local venv=$venvs/jax-$1 files=("$requirements") stamp python
+    if [ "$1" = "$checks_on" ]; then files+=("$requirements_once"); fi
+    stamp="$1 $(cat "${files[@]}" | cksum)"
     [ "$(cat "$venv/complete" 2>/dev/null)" = "$stamp" ] && return
     if [ ! -x "$venv/bin/python" ]; then
         # shellcheck disable=SC2046  # a list of versions
@@ -60,7 +62,7 @@ set_up() { # VERSION: makes its environment, unless it is there and complete
     fi
     say "installing JAX $1 and what the tests need into $venv"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-        "jax==$1" "jaxlib==$1" -r "$requirements"
+        "jax==$1" "jaxlib==$1" "${files[@]/#/--requirement=}"
     printf '%s' "$stamp" >"$venv/complete"
 }
 
@@ -88,11 +90,14 @@ bin=$venvs/jax-$checks_on/bin
 check ruff "$bin/ruff" check .
 check mypy "$bin/mypy"
 check "imports that point down (.importlinter)" "$bin/lint-imports" --no-cache
+site=$(mktemp -d)
+check "the docs as a site (docs/conf.py)" "$bin/sphinx-build" -q -W --keep-going docs "$site"
+rm -r "$site"
 for version in $between; do
     check "a kernel on JAX $version" "$venvs/jax-$version/bin/python" -m pallas_shim doctor
 done
-# These don't depend on the version of JAX, so they run on one version only: the conformance runner,
-# the benchmark suite, showing what checks find, reports of many processes, plugins of other tools,
+# These don't depend on the version of JAX, so they run on one version only: the walk-throughs of the
+# docs, the conformance runner, the benchmark suite, showing what checks find, reports of many processes, plugins of other tools,
 # a page in a browser, the processes of view and debug, generated arithmetic, native code, passes over
 # hand-written programs, the order of sets, installing a wheel.
 # tests/cache covers on every version what changes a cache key.
@@ -115,6 +120,7 @@ of_no_jax=(
     --ignore=tests/processes/test_pytest_plugin.py
     --ignore=tests/processes/test_reports.py
     --ignore=tests/processes/test_view_and_debug.py
+    --ignore=tests/processes/test_walkthroughs.py
     --ignore=tests/view/test_browser.py
     --deselect=tests/processes/test_cache.py::test_a_change_is_seen
     -k "not wheel and not on_stock_jax"

@@ -1,4 +1,7 @@
-"""Starts the shim. If the shim is off, a Python process imports only this module of it."""
+"""Starts the shim. If the shim is off, a Python process imports only this module of it.
+
+PYTEST_DONT_REWRITE: it is imported before pytest is, which would warn of that.
+"""
 
 import os
 import sys

@@ -33,12 +33,12 @@ def test_nothing_costs_nothing_but_a_compilation():
 
 def test_equations_add_up():
     one, three = cost(lax.neg, X), cost(lambda x: lax.abs(lax.neg(lax.abs(x))), X)
-    assert (one > 0).all()
+    assert (one[:2] > 0).all()
     np.testing.assert_allclose(three, 3 * one)
 
 
 def test_numpy_pays_by_the_byte_and_the_compiler_does_not():
-    (small, small_compiling), (large, compiling) = cost(lax.neg, X), cost(lax.neg, LARGE)
+    (small, small_compiling, _), (large, compiling, _) = cost(lax.neg, X), cost(lax.neg, LARGE)
     narrow = numpy_cost(lax.neg, jax.ShapeDtypeStruct(LARGE.shape, jnp.bfloat16))
     half = numpy_cost(lax.neg, jax.ShapeDtypeStruct((32, 320), jnp.float32))
     assert small < large
@@ -56,7 +56,7 @@ def test_a_scan_costs_as_often_as_it_goes_round_and_is_compiled_once():
     def scan(length):
         return lambda x: lax.fori_loop(0, length, lambda _, x: lax.neg(x), x)
 
-    (few, few_compiling), (many, many_compiling) = cost(scan(5), X), cost(scan(50), X)
+    (few, few_compiling, _), (many, many_compiling, _) = cost(scan(5), X), cost(scan(50), X)
     assert many == pytest.approx(10 * few)
     assert many_compiling == pytest.approx(few_compiling)
 
@@ -114,6 +114,18 @@ def test_a_dot_of_several_contracted_dimensions_is_as_deep_as_their_product():
     assert numpy_cost(outer, a, a) == pytest.approx(numpy_cost(outer, flat, flat))
 
 
+def test_xla_takes_as_long_for_a_product_of_floats():
+    """So NumPy is as good for it, and rounds like a kernel's product: JAX's quickstart for Pallas
+    compares the two within 1e-7."""
+
+    def estimate(dtype):
+        x = jax.ShapeDtypeStruct((1024, 1024), dtype)
+        return outside_kernels(jax.make_jaxpr(jnp.matmul)(x, x))
+
+    assert not estimate(jnp.float32).is_dear and estimate(jnp.float32).in_both > 0.01
+    assert estimate(jnp.bfloat16).is_dear and estimate(jnp.int8).is_dear
+
+
 def test_a_convolution_costs_by_its_weights():
     def convolution(width):
         x = jax.ShapeDtypeStruct((1, 1, 512), jnp.float32)
@@ -139,7 +151,7 @@ def call(x):
 
 
 def test_kernels_are_not_counted():
-    assert tuple(cost(call, X)) == (0, 0)
+    assert tuple(cost(call, X)) == (0, 0, 0)
     np.testing.assert_allclose(cost(lambda x: lax.neg(call(x)), X), cost(lax.neg, X))
 
 

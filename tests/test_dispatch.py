@@ -131,7 +131,7 @@ def pmapped(x):
 
 def after_heavy_work(x):
     def function(x):
-        a = jnp.full((1024, 1024), 0.0) + x[0]
+        a = jnp.full((1024, 1024), 0, jnp.bfloat16) + x[0].astype(jnp.bfloat16)
         for _ in range(4):
             a = (a @ a) / 1024 / a[0, 0]
         return double(x) * a[0, 0]

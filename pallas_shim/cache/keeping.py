@@ -134,7 +134,7 @@ class CachedCall:
         expected = self._expected
         find = functools.partial(_difference, expected, head, traced.program)
         remove = functools.partial(self._store.remove, self._key.digest)
-        verify.Check(traced.call.name, 0.0, find, remove).check()
+        verify.CacheCheck(traced.call.name, 0.0, find, remove).check()
         use.cache = "read, and verified"
 
     def _verify_later(self, data: bytes, make: Make) -> None:
@@ -150,7 +150,7 @@ class CachedCall:
 
         name = getattr(call.function, "__name__", "a function")
         remove = functools.partial(self._store.remove, self._key.digest)
-        later.at_exit(verify.Check(name, 0.0, difference, remove).at_exit)
+        later.at_exit(verify.CacheCheck(name, 0.0, difference, remove).at_exit)
 
 
 def _write(store: Store, key: str, use: Use, head: bytes, program: Program) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from pallas_shim.cache import classes, functions, pristine, process, values  # noqa: F401 (they read)
 from pallas_shim.cache.audit import audit
 from pallas_shim.cache.fingerprint import Fingerprint, Unkeyable
-from pallas_shim.cache.watch import Watch
+from pallas_shim.cache.watch import ThreadWatch
 from pallas_shim.jax_compat import inputs
 from pallas_shim.jax_compat.hooks import jit_calls
 
@@ -35,7 +35,7 @@ class Key:
         fingerprint = _fingerprint(call, after=False)
         self.digest = fingerprint.digest()
         self._found = fingerprint.found
-        self.watch = Watch(self._found)
+        self.watch = ThreadWatch(self._found)
 
     def verify(self) -> None:
         """Verifies that this key covers all that the traced program depends on.

@@ -125,7 +125,7 @@ class CachedProgram:
             return None if one == other else verify.difference(*back)
 
         remove = functools.partial(self._store.remove, key)
-        verify.Check(self._name, seconds, difference, remove).now_or_later()
+        verify.CacheCheck(self._name, seconds, difference, remove).now_or_later()
         return program
 
 

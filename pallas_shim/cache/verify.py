@@ -35,7 +35,7 @@ def is_sampled() -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Check:
+class CacheCheck:
     """A check of one program.
 
     ``seconds``: about how long making the program takes. ``difference`` makes it and says how the

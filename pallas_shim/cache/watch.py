@@ -42,7 +42,7 @@ if sys.version_info >= (3, 12):
     })
 
 
-class Watch:
+class ThreadWatch:
     """Watches this thread inside ``with``. `problem` then names the first unknown thing it did."""
 
     def __init__(self, found: Found) -> None:
@@ -54,7 +54,7 @@ class Watch:
         self._called: dict[int, Any] = {}
         self._attributes = frozenset((pure.ATTRIBUTES + pure.SPECIAL_ATTRIBUTES).split())
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> ThreadWatch:
         self.problem = None
         # Callbacks of garbage collection (some tools have them) aren't part of tracing.
         self._collects = gc.isenabled()

@@ -1,7 +1,7 @@
 """Findings that the user doesn't want to see: by a file, and by comments in the source.
 
 The file is TOML. Each ``[[suppress]]`` names what a finding must have: ``kind`` (``races``, or
-``races/write-write``), ``kernel`` (with wildcards), ``line`` (``file.py:12``, or ``file.py`` for
+``races/unordered``), ``kernel`` (with wildcards), ``line`` (``file.py:12``, or ``file.py`` for
 all of the file). At least one; ``reason`` says why, for people. In the source, the comment
 ``# pallas: ignore[races]`` on a line of the finding, or where its kernel is defined, does the same;
 without brackets it is for all kinds.

@@ -22,7 +22,7 @@ def kernels(function: Callable[..., Any], *args: Any) -> list[export_tpu.Site]:
 
     Args:
       function: any function of arrays, jitted or not.
-      args: its arguments, or `jax.ShapeDtypeStruct`s in their places.
+      args: its arguments, or a `jax.ShapeDtypeStruct` in the place of each.
     """
     reached = Reached()
     reached.note(export_tpu.sites(jax.make_jaxpr(function)(*args)))
@@ -59,7 +59,7 @@ def rank(
     Args:
       function: takes ``args`` and, by name, what a configuration says.
       configs: the configurations.
-      args: the arguments, or `jax.ShapeDtypeStruct`s in their places if ``run`` is 0.
+      args: the arguments, or a `jax.ShapeDtypeStruct` in the place of each if ``run`` is 0.
       tpu: the generation, as "v6e".
       run: how many of the best are run, under the shim. Their results should agree.
       executor, limits: as in `verdicts`.
@@ -125,7 +125,7 @@ def verdicts(
 
     Args:
       function: any function of arrays, jitted or not. It is traced, and doesn't run.
-      args: its arguments, or `jax.ShapeDtypeStruct`s in their places.
+      args: its arguments, or a `jax.ShapeDtypeStruct` in the place of each.
       tpu: one or more generations, as "v6e", or with a topology, as "v5e:4x4".
       executor: where to compile, as PALLAS_NUMPY_COMPILE_EXECUTOR.
       limits: what one kernel may take.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from pallas_shim.chip.dumps import Files, Unreadable, Utilization, utilization
+from pallas_shim.chip.dumps import Files, UnreadableDump, Utilization, utilization
 
 
-class Instruction(NamedTuple):
+class BundleInstruction(NamedTuple):
     """``result`` and ``operands`` as they are written, without comments; ``line`` is "file:line"
     of the user's source, or None."""
 
@@ -23,7 +23,7 @@ class Bundle(NamedTuple):
     unit, in the order of the code's ``units``."""
 
     depth: int
-    instructions: tuple[Instruction, ...]
+    instructions: tuple[BundleInstruction, ...]
     uses: tuple[int, ...]
 
 
@@ -59,7 +59,7 @@ def read(files: Files) -> Code:
         elif records:
             records[-1].append(line)
     if len(records) != len(units.bundles):
-        raise Unreadable(f"{len(records)} bundles, {len(units.bundles)} rows of units")
+        raise UnreadableDump(f"{len(records)} bundles, {len(units.bundles)} rows of units")
     bundles: list[Bundle] = []
     regions: dict[int, int] = {}
     for number, (lines, uses) in enumerate(zip(records, units.bundles, strict=True)):
@@ -67,7 +67,7 @@ def read(files: Files) -> Code:
         head = _BUNDLE.match(text)
         assert head is not None
         if int(head["at"], 0) != number:
-            raise Unreadable("its bundles aren't numbered one after the other")
+            raise UnreadableDump("its bundles aren't numbered one after the other")
         for region in _REGION.findall(text):
             regions.setdefault(int(region), number)
         body = text[head.end() :].rpartition("}")[0]
@@ -75,12 +75,13 @@ def read(files: Files) -> Code:
     return Code(tuple(bundles), regions, units.capacity)
 
 
-def _instructions(body: str) -> list[Instruction]:
+def _instructions(body: str) -> list[BundleInstruction]:
     found = []
     for part in body.split(";;"):
         place = _LINE.search(part)
         match = _INSTRUCTION.match(_COMMENT.sub("", part).strip())
         if match is not None:
             line = f"{place['file']}:{place['line']}" if place else None
-            found.append(Instruction(match["result"], match["name"], match["rest"].strip(), line))
+            operands = match["rest"].strip()
+            found.append(BundleInstruction(match["result"], match["name"], operands, line))
     return found

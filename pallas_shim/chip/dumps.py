@@ -1,7 +1,7 @@
 """Reads what libtpu dumps about one kernel: its memory, its code, and what made it slow.
 
 The form is undocumented and changes between versions, so the heads of the files are checked, and
-anything else is `Unreadable`.
+anything else is `UnreadableDump`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _UTILIZATION = "-final_hlo-static-per-bundle-utilization.txt"
 _BUNDLES = "-final_bundles.txt"
 
 
-class Unreadable(Exception):
+class UnreadableDump(Exception):
     """The dump isn't there, or isn't in a form that is known. The message says which."""
 
 
@@ -57,7 +57,7 @@ def read(directory: str, kernel: str) -> Files:
             if re.search(rf"-{re.escape(kernel)}-\d+{re.escape(ending)}$", path)
         ]
         if not found:
-            raise Unreadable(f"no *{ending} of the kernel was written")
+            raise UnreadableDump(f"no *{ending} of the kernel was written")
         with open(max(found), encoding="utf-8", errors="replace") as file:
             texts.append(file.read())
     return Files(*texts)
@@ -94,7 +94,7 @@ def allocations(files: Files) -> tuple[Allocation, ...]:
         if _total(now) >= _total(most):
             most = now
     if not seen:
-        raise Unreadable("its allocations have another form")
+        raise UnreadableDump("its allocations have another form")
     return tuple(sorted(most, key=lambda a: (-a.size, a.what)))
 
 
@@ -127,18 +127,18 @@ def utilization(files: Files) -> Utilization:
     # The first word is misspelt by libtpu 0.0.42.
     heads = [i for i, line in enumerate(lines) if re.match(r"== (CAPACTIY|CAPACITY):", line)]
     if not heads or len(lines) < heads[0] + 4 or not lines[heads[0] + 3].startswith("== UTIL"):
-        raise Unreadable("the table of units by bundle has another form")
+        raise UnreadableDump("the table of units by bundle has another form")
     at = heads[0]
     names = [name.strip() for name in lines[at + 1].split(",")]
     try:
         capacity = dict(zip(names, map(int, lines[at + 2].split()), strict=True))
         bundles = [tuple(map(int, line.split())) for line in lines[at + 4 :] if line.strip()]
     except ValueError as error:
-        raise Unreadable("the table of units by bundle has another form") from error
+        raise UnreadableDump("the table of units by bundle has another form") from error
     if not {"MXU", "VALU", "SALU"} <= capacity.keys() or any(
         len(bundle) != len(names) for bundle in bundles
     ):
-        raise Unreadable("the table of units by bundle has another form")
+        raise UnreadableDump("the table of units by bundle has another form")
     return Utilization(capacity, bundles)
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pallas_shim.chip.bundles import Bundle, Instruction
+from pallas_shim.chip.bundles import Bundle, BundleInstruction
 
 
 class Issue(NamedTuple):
@@ -48,7 +48,7 @@ _NEW = frozenset({"v6e", "v7x"})
 _PORT = re.compile(r"\.(mxu|xlu)(\d)")
 
 
-def occupied(instruction: Instruction, tpu: str) -> tuple[str, str, int] | None:
+def occupied(instruction: BundleInstruction, tpu: str) -> tuple[str, str, int] | None:
     """The unit that an instruction occupies for more than its own cycle, which of these units,
     and for how many cycles. None: it occupies none."""
     for known in _OCCUPANCY:
@@ -90,7 +90,7 @@ _UNITS = (
 )  # fmt: skip
 
 
-def unit(instruction: Instruction) -> str:
+def unit(instruction: BundleInstruction) -> str:
     """The unit that starts an instruction, in the words of the profile."""
     if instruction.name.startswith(("vld", "vst")) and "_spill" in instruction.operands:
         return "spills"

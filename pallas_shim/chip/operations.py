@@ -7,7 +7,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from pallas_shim.jax_compat import kernel_info, pallas
+from pallas_shim.jax_compat import pallas
+from pallas_shim.jax_compat.jaxprs import inner_jaxprs
 
 _ELEMENTWISE = frozenset(
     "add sub mul div max min neg abs exp exp2 log log1p expm1 tanh logistic sqrt rsqrt pow "
@@ -16,7 +17,7 @@ _ELEMENTWISE = frozenset(
 _REDUCTIONS = ("reduce_", "cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
 
 
-class _Unknown(Exception):
+class _UnknownTurns(Exception):
     """A loop's turns aren't known."""
 
 
@@ -30,7 +31,7 @@ def of_kernel(eqn: Any) -> int | None:
         return None
     try:
         return math.prod(grid) * _of_jaxpr(pallas.kernel_jaxpr(eqn))
-    except _Unknown:
+    except _UnknownTurns:
         return None
 
 
@@ -48,11 +49,11 @@ def _of_equation(eqn: Any) -> int:
         return _size(eqn.outvars[0])
     if name.startswith(_REDUCTIONS):
         return _size(eqn.invars[0])
-    inner = list(map(_of_jaxpr, kernel_info.inner_jaxprs(eqn)))
+    inner = list(map(_of_jaxpr, inner_jaxprs(eqn)))
     if name == "scan":
         return int(eqn.params["length"]) * sum(inner)
     if name == "while" and sum(inner):
-        raise _Unknown
+        raise _UnknownTurns
     return max(inner, default=0) if name == "cond" else sum(inner)
 
 

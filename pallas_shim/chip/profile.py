@@ -9,7 +9,7 @@ from typing import Any
 
 from pallas_shim.chip import bundles, issue, scalar_unit
 from pallas_shim.chip.copies import Flight
-from pallas_shim.chip.dumps import Unreadable
+from pallas_shim.chip.dumps import UnreadableDump
 from pallas_shim.chip.jobs import Allocation
 from pallas_shim.chip.model import BANDWIDTHS, CLOCKS, MODELS, PEAKS, Model, rates
 from pallas_shim.chip.verdicts import Verdict
@@ -124,7 +124,7 @@ def profile(verdict: Verdict, executed: scalar_unit.Executed = scalar_unit.NOTHI
         code = bundles.read(files)
         made = dataclasses.replace(made, bundles=len(code.bundles))
         ran = scalar_unit.run(code, tpu, rates(tpu), executed)
-    except Unreadable as error:
+    except UnreadableDump as error:
         reason = f"no schedule with libtpu {answer.libtpu}: {error}"
         return dataclasses.replace(made, unknown=reason)
     except scalar_unit.Unknown as error:

@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pallas_shim.chip import issue
-from pallas_shim.chip.bundles import Code, Instruction
+from pallas_shim.chip.bundles import BundleInstruction, Code
 from pallas_shim.chip.copies import Engine, Flight, Rates
-from pallas_shim.chip.dumps import Unreadable
+from pallas_shim.chip.dumps import UnreadableDump
 from pallas_shim.chip.scalar_values import (
     Get,
     Memory,
@@ -335,7 +335,7 @@ def _blocks(code: Code, tpu: str, machine: _Machine) -> dict[int, _Block]:
         for number, target in branches.items():
             if begin <= number < end:
                 if end != number + _DELAY_SLOTS + 1:
-                    raise Unreadable("a branch is followed by another one at once")
+                    raise UnreadableDump("a branch is followed by another one at once")
                 block.branch = target
     backwards = [target for number, target in branches.items() if target <= number]
     outermost = min((bundles[t].depth for t in backwards), default=0)
@@ -378,10 +378,10 @@ def _does(name: str, number: int) -> int | None:
     return number if name.startswith("dma.") else None
 
 
-def _target(code: Code, branch: Instruction) -> int:
+def _target(code: Code, branch: BundleInstruction) -> int:
     match = _TARGET.search(branch.operands)
     if match is None or int(match[1]) not in code.regions:
-        raise Unreadable(f"a branch to an unknown place: {branch.operands}")
+        raise UnreadableDump(f"a branch to an unknown place: {branch.operands}")
     return code.regions[int(match[1])]
 
 
@@ -392,7 +392,7 @@ _TARGET = re.compile(r"\$?region\s*=?\s*(\d+)")
 
 
 def _step(
-    instruction: Instruction,
+    instruction: BundleInstruction,
     needed: set[str | None],
     phis: set[str],
     machine: _Machine,
@@ -431,7 +431,9 @@ def _phi(result: str) -> Get:
     return lambda state: state.get(key)
 
 
-def _branch(instruction: Instruction, machine: _Machine, is_loop: bool) -> Callable[[State], bool]:
+def _branch(
+    instruction: BundleInstruction, machine: _Machine, is_loop: bool
+) -> Callable[[State], bool]:
     match = _PREDICATE.search(instruction.operands)
     if match is None:
         return lambda state: True
@@ -460,7 +462,7 @@ def _arguments(rest: str) -> tuple[Get, list[str]]:
 def _copy(name: str, rest: str, machine: _Machine) -> Callable[[State], _Started | None]:
     condition, arguments = _arguments(rest)
     if len(arguments) < 3:
-        raise Unreadable(f"a copy of another form: {name} {rest}")
+        raise UnreadableDump(f"a copy of another form: {name} {rest}")
     ends = operand(arguments[0]), operand(arguments[2])
     size = operand(arguments[1])
     flag = operand(arguments[3]) if len(arguments) > 3 else lambda state: None
@@ -490,7 +492,7 @@ def _is_operand(place: Value) -> bool:
 def _wait(rest: str) -> Callable[[State], _Awaited | None]:
     condition, arguments = _arguments(rest)
     if not arguments:
-        raise Unreadable(f"a wait of another form: {rest}")
+        raise UnreadableDump(f"a wait of another form: {rest}")
     flag = operand(arguments[0])
     size = operand(arguments[1]) if len(arguments) > 1 else lambda state: None
 

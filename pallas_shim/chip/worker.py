@@ -95,10 +95,10 @@ def compiled(job: Job, dump: str) -> Answer:
     answer["code_size"] = getattr(memory, "generated_code_size_in_bytes", None)
     try:
         if not dump:
-            raise dumps.Unreadable("it doesn't take the options for it")
+            raise dumps.UnreadableDump("it doesn't take the options for it")
         names = dumps.kernels(made.as_text())
         if len(names) != 1:
-            raise dumps.Unreadable(f"the module has {len(names)} kernels")
+            raise dumps.UnreadableDump(f"the module has {len(names)} kernels")
         files = dumps.read(dump, names[0])
         answer["allocations"] = dumps.allocations(files)
         units = dumps.utilization(files)
@@ -107,7 +107,7 @@ def compiled(job: Job, dump: str) -> Answer:
         answer["warnings"] = dumps.warnings(files)
         if job.schedule:
             answer["schedule"] = files
-    except dumps.Unreadable as error:
+    except dumps.UnreadableDump as error:
         answer["unread"] = f"no schedule with libtpu {version}: {error}"
     return Answer(**answer)
 

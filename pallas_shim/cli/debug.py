@@ -32,9 +32,9 @@ def main(arguments: list[str]) -> int:
     asked, target = around.parse(parser, arguments, ("--kernel", "--cell"))
     around.activate()
     from pallas_shim import dispatch
-    from pallas_shim.debugger.commands import Quit, Session
+    from pallas_shim.debugger.commands import DebugSession, Quit
 
-    session = Session(asked.kernel, asked.cell)
+    session = DebugSession(asked.kernel, asked.cell)
     dispatch.observe(session)
     session.start()
     try:

@@ -9,6 +9,6 @@ The kernel's program isn't optimised, so each line's instructions run where the 
 
 from __future__ import annotations
 
-from pallas_shim.debugger.commands import Session
+from pallas_shim.debugger.commands import DebugSession
 
-__all__ = ["Session"]
+__all__ = ["DebugSession"]

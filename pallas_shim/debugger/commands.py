@@ -19,9 +19,9 @@ from typing import IO, Any
 import jax
 import numpy as np
 
-from pallas_shim import dispatch
+from pallas_shim import dispatch, settings
 from pallas_shim.debugger.names import Snapshots, names_of
-from pallas_shim.debugger.stepping import Place, Stepper, Unknown
+from pallas_shim.debugger.stepping import NoValue, Position, Stepper
 from pallas_shim.evaluator import compiler
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.jax_compat.jaxprs import Frame
@@ -41,7 +41,7 @@ class _Breakpoint:
     hits: int = 0
 
 
-class Session:
+class DebugSession:
     """One debugging of a script. It is an observer of `dispatch`.
 
     ``kernel`` and ``cell`` say where to stop first: in kernels of this name only, at the start of
@@ -76,7 +76,7 @@ class Session:
         try:
             made = compiler.compile_watched(
                 function.jaxpr, stepper, name=function.name, axes=function.axes,
-                on_mesh=function.on is not None,
+                on_mesh=function.on is not None, tpu_cores=settings.current().tpu_cores,
             )  # fmt: skip
         except Exception as error:
             self._prompt.say(f"{function.name} can't be stepped through: {error}")
@@ -122,7 +122,7 @@ class Session:
 
     # -- from the run -------------------------------------------------------------------------
 
-    def _reached(self, stepper: Stepper, place: Place, starts: bool) -> None:
+    def _reached(self, stepper: Stepper, place: Position, starts: bool) -> None:
         name = place.cell.kernel.call.name
         if starts:
             self.kernels[name] = self.kernels.get(name, 0) + 1
@@ -130,7 +130,7 @@ class Session:
         if why is not None:
             self._talk(stepper, place, why)
 
-    def _why(self, stepper: Stepper, place: Place, starts: bool) -> str | None:
+    def _why(self, stepper: Stepper, place: Position, starts: bool) -> str | None:
         """Why a run stops here; None: it goes on."""
         if stepper.asked:
             stepper.asked = False
@@ -154,12 +154,12 @@ class Session:
                 return "a cell begins"
         return None
 
-    def _is_asked_for(self, place: Place, starts: bool) -> bool:
+    def _is_asked_for(self, place: Position, starts: bool) -> bool:
         if self.kernel not in (None, place.cell.kernel.call.name):
             return False
         return self.cell is None or (starts and self.cell == place.cell.indices)
 
-    def _holds(self, stepper: Stepper, place: Place, point: _Breakpoint) -> bool:
+    def _holds(self, stepper: Stepper, place: Position, point: _Breakpoint) -> bool:
         if not point.condition:
             return True
         try:
@@ -168,16 +168,16 @@ class Session:
             self._prompt.say(f"the condition {point.condition} fails: {error}")
             return True
 
-    def _changed(self, stepper: Stepper, place: Place, text: str) -> None:
+    def _changed(self, stepper: Stepper, place: Position, text: str) -> None:
         self._talk(stepper, place, text)
 
-    def _talk(self, stepper: Stepper, place: Place, why: str) -> None:
+    def _talk(self, stepper: Stepper, place: Position, why: str) -> None:
         with self._lock:
             self._prompt.talk(stepper, place, why)
             if self.quitting:
                 raise Quit
 
-    def go(self, mode: str, place: Place | None = None, cell: Any = None) -> None:
+    def go(self, mode: str, place: Position | None = None, cell: Any = None) -> None:
         """Says where the run is to stop next."""
         self.mode, self._at_cell = mode, cell
         self._depth = 0 if place is None else len(place.frames)
@@ -195,7 +195,7 @@ class _Prompt(cmd.Cmd):
     prompt = "(kernel) "
     doc_header = "Commands (help COMMAND says more; anything else is an expression):"
 
-    def __init__(self, session: Session, stdin: IO[str], stdout: IO[str]) -> None:
+    def __init__(self, session: DebugSession, stdin: IO[str], stdout: IO[str]) -> None:
         super().__init__(stdin=stdin, stdout=stdout)
         self.use_rawinput = stdin is sys.stdin and stdin.isatty()
         self.session = session
@@ -204,7 +204,7 @@ class _Prompt(cmd.Cmd):
     def say(self, text: str) -> None:
         print(text, file=self.stdout, flush=True)
 
-    def talk(self, stepper: Stepper, place: Place, why: str) -> None:
+    def talk(self, stepper: Stepper, place: Position, why: str) -> None:
         self.stepper, self.place, self.level = stepper, place, 0
         self._listed = None
         if why:
@@ -233,7 +233,7 @@ class _Prompt(cmd.Cmd):
         self.say(f"> {frame.file}({frame.line}){frame.function}()  {at}{program}")
         self.say(f"-> {linecache.getline(frame.file, frame.line).strip()}")
 
-    def evaluate(self, text: str, stepper: Stepper, place: Place, level: int = 0) -> Any:
+    def evaluate(self, text: str, stepper: Stepper, place: Position, level: int = 0) -> Any:
         names = {"np": np, **stepper.refs(place), **stepper.names(place, place.frames[level])}
         return eval(text, {"__builtins__": __builtins__}, names)
 
@@ -370,7 +370,7 @@ class _Prompt(cmd.Cmd):
         number = next(self.session.numbers)
         try:
             self.stepper.watch(number, text.strip(), part)
-        except Unknown as error:
+        except NoValue as error:
             self.say(f"*** {error}")
             return
         self.say(f"watchpoint {number}: {text.strip()}")
@@ -384,7 +384,7 @@ class _Prompt(cmd.Cmd):
             for index, writer in self.stepper.writers(part):
                 at = f"from {list(index)} on: " if part.size > 1 else ""
                 self.say(f"{at}{writer or 'nothing in the kernel has written it'}")
-        except Unknown as error:
+        except NoValue as error:
             self.say(f"*** {error}")
 
     # -- looking ------------------------------------------------------------------------------

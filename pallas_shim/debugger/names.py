@@ -28,13 +28,13 @@ _SITE = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib")})
 _FIXED = (bool, int, float, complex, str, bytes, type(None), np.generic, np.dtype, jax.Array)
 
 
-class Traced(NamedTuple):
+class TracedLocal(NamedTuple):
     """A local variable that stands for a variable of a jaxpr."""
 
     variable: Any
 
 
-Names = dict[str, Any]  # name: a `Traced`, or a Python value, or a tuple or list of these
+Names = dict[str, Any]  # name: a `TracedLocal`, or a Python value, or a tuple or list of these
 
 
 class Snapshots:
@@ -100,7 +100,7 @@ _HIDDEN = object()
 def _shown(value: Any) -> tuple[Any, bool]:
     if jaxprs.is_tracer(value):
         variable = jaxprs.variable(value)
-        return (_HIDDEN if variable is None else Traced(variable)), True
+        return (_HIDDEN if variable is None else TracedLocal(variable)), True
     if type(value) in (tuple, list) and len(value) <= 64:
         parts = [_shown(part) for part in value]
         if any(part is _HIDDEN for part, _ in parts):

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pallas_shim import jax_compat
-from pallas_shim.debugger.names import Names, Snapshots, Traced
+from pallas_shim.debugger.names import Names, Snapshots, TracedLocal
 from pallas_shim.evaluator.program import Instruction, Region, Value
 from pallas_shim.evaluator.watching import Cell, Kernel, Parts, Watch, address
 from pallas_shim.jax_compat.jaxprs import Frame
 
 
-class Unknown(LookupError):
+class NoValue(LookupError):
     """A name has no value where the run stands. The text says why."""
 
 
@@ -33,7 +33,7 @@ class Writer(NamedTuple):
         return f"{place} ({self.what}), in cell {self.cell}{on}"
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Where a run stands: before an instruction, in a cell. ``frames`` are the user's, the
     innermost first."""
 
@@ -81,8 +81,8 @@ class Stepper(Watch):
     def __init__(
         self,
         snapshots: Snapshots,
-        stop: Callable[[Stepper, Place, bool], None],
-        changed: Callable[[Stepper, Place, str], None],
+        stop: Callable[[Stepper, Position, bool], None],
+        changed: Callable[[Stepper, Position, str], None],
     ) -> None:
         self._snapshots = snapshots
         self._stop, self._changed = stop, changed
@@ -96,7 +96,7 @@ class Stepper(Watch):
         self._fresh: set[int] = set()
         self._places: dict[int, tuple[Instruction, tuple[Frame, ...]]] = {}
         self._last: dict[int, tuple[Frame, int, int | None]] = {}
-        self._here: dict[int, Place] = {}
+        self._here: dict[int, Position] = {}
         self._parts = Parts()
         self._shadows: dict[int, _Shadow] = {}
         self._writers: list[Writer] = []
@@ -161,7 +161,7 @@ class Stepper(Watch):
         here = frame, len(frames), scopes[0] if scopes else None
         is_new = self._last.get(program) != here
         self._last[program] = here
-        place = self._here[program] = Place(instruction, program, cell, frames)
+        place = self._here[program] = Position(instruction, program, cell, frames)
         if is_new or self.asked:
             starts = program in self._fresh
             self._fresh.discard(program)
@@ -194,7 +194,7 @@ class Stepper(Watch):
 
     # -- values -------------------------------------------------------------------------------
 
-    def names(self, place: Place, frame: Frame) -> dict[str, Any]:
+    def names(self, place: Position, frame: Frame) -> dict[str, Any]:
         """The user's local variables of a frame with their values. Refs are the memory itself."""
         choices = self._snapshots.at(frame)
         for snapshot in reversed(choices):
@@ -206,35 +206,35 @@ class Stepper(Watch):
             for name, value in snapshot.items():
                 try:
                     found[name] = self._value(place, value)
-                except Unknown:
+                except NoValue:
                     continue
         return found
 
-    def refs(self, place: Place) -> dict[str, np.ndarray]:
+    def refs(self, place: Position) -> dict[str, np.ndarray]:
         """The kernel's refs, by the names of its parameters."""
         kernel = place.cell.kernel
         return {kernel.name(n): ref for n, ref in enumerate(place.cell.refs)}
 
-    def _resolved(self, place: Place, names: Names) -> dict[str, Any] | None:
+    def _resolved(self, place: Position, names: Names) -> dict[str, Any] | None:
         try:
             return {name: self._value(place, value) for name, value in names.items()}
-        except Unknown:
+        except NoValue:
             return None
 
-    def _value(self, place: Place, shown: Any) -> Any:
-        if isinstance(shown, Traced):
+    def _value(self, place: Position, shown: Any) -> Any:
+        if isinstance(shown, TracedLocal):
             value = self._value_of(place, shown.variable)
             if value.const is not None:
                 return value.const
             known = self._values.get(place.program, {})
             if value not in known:
-                raise Unknown("it isn't computed yet")
+                raise NoValue("it isn't computed yet")
             return known[value]
         if isinstance(shown, (tuple, list)):
             return type(shown)(self._value(place, part) for part in shown)
         return shown
 
-    def _value_of(self, place: Place, variable: Any) -> Value:
+    def _value_of(self, place: Position, variable: Any) -> Value:
         """What a variable of a jaxpr is here: a jaxpr that is called twice has two values for it.
 
         The scopes of an instruction are those of the calls around it, the innermost first.
@@ -244,7 +244,7 @@ class Stepper(Watch):
                 return self._scopes[number][variable]
         others = [scope[variable] for scope in self._scopes if variable in scope]
         if len(set(others)) != 1:
-            raise Unknown("it isn't known which call it belongs to")
+            raise NoValue("it isn't known which call it belongs to")
         return others[0]
 
     # -- memory -------------------------------------------------------------------------------
@@ -277,7 +277,7 @@ class Stepper(Watch):
 
     def _wrote(self, instruction: Instruction, program: int, cell: Cell, part: np.ndarray) -> None:
         frames = self._frames(instruction)
-        place = Place(instruction, program, cell, frames or (Frame("?", "?", 0),))
+        place = Position(instruction, program, cell, frames or (Frame("?", "?", 0),))
         self._writers.append(Writer(
             frames[0] if frames else None, instruction.name, cell.indices, place.program_name
         ))  # fmt: skip
@@ -297,7 +297,7 @@ class Stepper(Watch):
         wrote. None: nothing has written it in the kernels seen."""
         shadow = self._shadow(part)
         if shadow is None:
-            raise Unknown("it isn't memory of the kernel")
+            raise NoValue("it isn't memory of the kernel")
         numbers, firsts = np.unique(shadow, return_index=True)
         for number, first in zip(numbers.tolist(), firsts.tolist(), strict=True):
             index = tuple(map(int, np.unravel_index(first, part.shape)))
@@ -306,7 +306,7 @@ class Stepper(Watch):
     def watch(self, number: int, text: str, part: np.ndarray) -> None:
         """Has `changed` called when a part of memory changes."""
         if self._shadow(part) is None:
-            raise Unknown("it isn't memory of the kernel; give a ref, or some of its elements")
+            raise NoValue("it isn't memory of the kernel; give a ref, or some of its elements")
         self._watched[number] = _Watched(text, part, part.copy())
 
     def unwatch(self, number: int) -> bool:

@@ -134,7 +134,9 @@ def _options(folder: dump.Folder | None, function: Function | None) -> compiler.
     if folder is not None:
         watchers.append(folder)
     emitted = None if folder is None else folder.code
-    options = compiler.Options(asked.disabled_passes, watchers, emitted)
+    options = compiler.Options(
+        asked.disabled_passes, watchers, emitted, tpu_cores=asked.tpu_cores
+    )
     races = frozenset() if function is None else function.races
     options = options._replace(found=functools.partial(_found, asked.check, races))
     if asked.check or races:

@@ -7,20 +7,17 @@ by bit. From then on it is native, if that is faster. A user's call never waits 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
 import logging
-import os
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from pallas_shim import settings
+from pallas_shim.dispatch import background
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.floating import as_xla
 from pallas_shim.reports.uses import Use
@@ -53,9 +50,7 @@ def runner(executable: Executable, use: Use) -> Run:
         if not _is_installed():
             raise NativeError(f"PALLAS_NUMPY_NATIVE=force needs llvmlite: {_EXTRA}")
         return _Forced(executable, use).call
-    if _is_installed() or asked.report is not None:
-        return _Promotion(executable, use).call
-    return executable.run
+    return _Promotion(executable, use).call
 
 
 class _Promotion:
@@ -65,7 +60,8 @@ class _Promotion:
     def __init__(self, executable: Executable, use: Use):
         self._way: Callable[[_Promotion, Sequence[np.ndarray]], list[Any]] = _Promotion._counted
         self._executable, self._use = executable, use
-        self._left: float | None = None  # seconds until it has earned its code
+        self._left = _EARNS * _PROGRAM  # seconds until it has earned its code
+        self._is_sized = False  # whether that includes the instructions
         self._code: Any = None
         self._compared: list[tuple[float, float]] = []  # the seconds of NumPy and of native code
 
@@ -78,15 +74,21 @@ class _Promotion:
     def _counted(self, values: Sequence[np.ndarray]) -> list[Any]:
         start = time.perf_counter()
         results = self._executable.run(values)
-        left = self._left
-        if left is None:
-            count = sum(1 for _ in self._executable.program.top.walk())
-            left = _EARNS * (_PROGRAM + count * _INSTRUCTION)
-        self._left = left = left - (time.perf_counter() - start)
-        if left < 0:
-            self._way = _Promotion._in_numpy
-            _later(self._compile)
+        self._left -= time.perf_counter() - start
+        if self._left < 0:
+            self._earned()
         return results
+
+    def _earned(self) -> None:
+        # Counting instructions and looking for a package take time, so the first call doesn't.
+        if not self._is_sized:
+            count = sum(1 for _ in self._executable.program.top.walk())
+            self._left += _EARNS * count * _INSTRUCTION
+            self._is_sized = True
+        if self._left < 0:
+            self._way = _Promotion._in_numpy
+            if _is_installed() or settings.current().report is not None:
+                background.later(self._compile)
 
     def _compile(self) -> None:
         # Slow imports, so not before a program has earned them.
@@ -182,53 +184,3 @@ def _same_array(a: Any, b: Any) -> bool:
 @functools.cache
 def _is_installed() -> bool:
     return importlib.util.find_spec("llvmlite") is not None
-
-
-# -- in the background ----------------------------------------------------------------------------
-
-_pool: ThreadPoolExecutor | None = None
-_is_compiling = False
-_is_usable = True  # not in a process forked while LLVM was at work
-
-
-def _later(work: Callable[[], None]) -> None:
-    """Runs this when nothing else is being compiled, on a thread of low priority.
-
-    When Python ends, it waits for the work under way, since LLVM can't be stopped, and drops what
-    hasn't begun.
-    """
-    global _pool
-    if not _is_usable:
-        return
-    if _pool is None:
-        _pool = ThreadPoolExecutor(1, "pallas_shim_native", initializer=_with_low_priority)
-    with contextlib.suppress(RuntimeError):  # Python is ending
-        _pool.submit(_work, work)
-
-
-def _work(work: Callable[[], None]) -> None:
-    global _is_compiling
-    if not threading.main_thread().is_alive():
-        return
-    _is_compiling = True
-    try:
-        work()
-    finally:
-        _is_compiling = False
-
-
-def _with_low_priority() -> None:
-    if hasattr(os, "setpriority") and os.uname().sysname == "Linux":  # where threads have their own
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-
-
-def _start_over() -> None:
-    """Runs in a forked process, which has no such thread."""
-    global _pool, _is_usable, _is_compiling
-    _is_usable = _is_usable and not _is_compiling
-    _pool, _is_compiling = None, False
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_start_over)

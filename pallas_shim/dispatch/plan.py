@@ -13,8 +13,10 @@ import numpy as np
 from pallas_shim import settings
 from pallas_shim.dispatch import donation, fallback, native, observing
 from pallas_shim.dispatch.compiling import MeshPlan
+from pallas_shim.dispatch.trial import Trial
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.jax_compat import arrays, sharded
+from pallas_shim.refusal import Inexact
 from pallas_shim.reports.uses import Use
 
 IN_NUMPY = "the evaluator has a rule for all of it"
@@ -42,16 +44,6 @@ class Plan:
     trial: Trial | None = None
     mesh: MeshPlan | None = None
     jax_uses: list[Use] = dataclasses.field(default_factory=list)
-
-
-class Trial:
-    """How long a function without a kernel may run here: as long as XLA takes to compile it."""
-
-    def __init__(self, seconds: float):
-        self.left = seconds
-
-    def is_over(self) -> bool:
-        return self.left < 0
 
 
 def event(function: str) -> str:
@@ -91,6 +83,10 @@ def _run(plan: Plan, args: Sequence[Any]) -> list[Any]:
     start = _now()
     try:
         results = runs(values)
+    except Inexact as inexact:
+        assert plan.trial is not None
+        plan.trial.end()
+        raise arrays.Elsewhere(str(inexact)) from inexact
     except BaseException as error:
         use.ran(_now() - start, error)
         if observing.current is not None and isinstance(error, Exception):
@@ -99,10 +95,10 @@ def _run(plan: Plan, args: Sequence[Any]) -> list[Any]:
         raise
     took = _now() - start
     use.ran(took)
-    if plan.trial is not None:
-        plan.trial.left -= took
     if observing.current is not None:
         observing.current.ran(plan.executable, values, results, inside_xla=False)
+    if plan.trial is not None:
+        plan.trial.ran(took, args)
     if mesh is None:
         return arrays.write(results, plan.out_types, place)
     return sharded.write(results, mesh.results, mesh.on)

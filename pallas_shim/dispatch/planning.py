@@ -12,8 +12,9 @@ from typing import Any
 
 from pallas_shim import cost_model, settings
 from pallas_shim.dispatch import compiling, donation, function, native, observing, stock
-from pallas_shim.dispatch.plan import IN_NUMPY, Plan, Trial, event, read
+from pallas_shim.dispatch.plan import IN_NUMPY, Plan, event, read
 from pallas_shim.dispatch.tracing import last_tracing
+from pallas_shim.dispatch.trial import Trial
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.gc_pause import gc_paused
 from pallas_shim.jax_compat import arrays, call_info, kernel_info
@@ -63,15 +64,18 @@ def plan_of(params: dict[str, Any], args: Sequence[Any]) -> Plan | None:
 
 def _new_plan(params: dict[str, Any], args: Sequence[Any]) -> Plan | None:
     jaxpr = params["jaxpr"]
-    if not kernel_info.kernel_equations(jaxpr) and not settings.current().everything:
-        return None
+    to_run = jaxpr
+    if not kernel_info.kernel_equations(jaxpr):
+        to_run = _without_kernels(jaxpr, args)
+        if to_run is None:
+            return None
     with _planning:
         known = known_plan(params)
         if known is not None:
             return known
         key = call_info.call_key(params)
         try:
-            plan = gc_paused(_make_plan, jaxpr, key, call_info.describe_call(params), args)
+            plan = gc_paused(_make_plan, to_run, key, params, args)
         except arrays.Elsewhere as elsewhere:
             return Plan(key, str(elsewhere))  # not stored: other arguments may run here
         _plans[jaxpr] = (*_plans.get(jaxpr, ()), plan)
@@ -83,15 +87,31 @@ def _new_plan(params: dict[str, Any], args: Sequence[Any]) -> Plan | None:
         return plan
 
 
+def _without_kernels(jaxpr: Any, args: Sequence[Any]) -> Any | None:
+    """What is to run for a function that holds no kernel. None: JAX runs it."""
+    scope = settings.current().scope
+    if scope == "all":
+        return jaxpr
+    if scope == "kernels" or not all(map(arrays.is_there, args)):
+        return None
+    from pallas_shim.dispatch import exact
+
+    return exact.guarded(jaxpr)
+
+
 def _make_plan(
-    jaxpr: Any, key: tuple[Any, ...], call: call_info.JitCall, args: Sequence[Any]
+    to_run: Any, key: tuple[Any, ...], params: dict[str, Any], args: Sequence[Any]
 ) -> Plan:
     """Makes the plan of a call. JAX runs it if there is an obstacle or no program.
+
+    Args:
+      to_run: the jaxpr of the call, or one with the same kernels and results.
 
     Raises:
       arrays.Elsewhere: these arguments don't belong in the evaluator.
     """
-    described = function.of_call(jaxpr, call)
+    jaxpr, call = params["jaxpr"], call_info.describe_call(params)
+    described = function.of_call(to_run, call)
     tracing = last_tracing(call.name)
     try:
         reason = _obstacle(described, call)
@@ -134,8 +154,13 @@ def _make_plan(
         mesh=mesh,
         deleted=donation.deleted(jaxpr, call, used),
         ordered=call_info.is_ordered(jaxpr),
-        trial=None if described.kernels else Trial(cost_model.outside_kernels(jaxpr).compiling),
+        trial=None if described.kernels else _trial(params),
     )
+
+
+def _trial(params: dict[str, Any]) -> Trial:
+    outside = cost_model.outside_kernels(params["jaxpr"])
+    return Trial(params, outside.compiling, outside.saved)
 
 
 def _obstacle(described: function.Function, call: call_info.JitCall) -> str | None:
@@ -160,7 +185,7 @@ def _obstacle(described: function.Function, call: call_info.JitCall) -> str | No
     if not equations and call_info.calls_back(jaxpr):
         return "it calls back, and XLA says when and how errors come out"
     outside = cost_model.outside_kernels(jaxpr)
-    if outside.numpy > outside.compiling:
+    if outside.is_dear:
         if any(map(kernel_info.talks, equations)):
             return None  # a callback knows of one device only
         seconds = f"{outside.numpy:.2g} s"

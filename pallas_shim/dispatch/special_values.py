@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from pallas_shim import jax_compat
+from pallas_shim import jax_compat, settings
 from pallas_shim.dispatch import fallback, function
 from pallas_shim.dispatch.plan import Plan, read
 from pallas_shim.evaluator import compiler
@@ -37,8 +37,9 @@ def raise_for_kernel(
         for made_only in (True, False):
             seeker = _Seeker(kind, made_only)
             run = compiler.compile_watched(
-                described.jaxpr, seeker, name=described.name, axes=described.axes
-            )
+                described.jaxpr, seeker, name=described.name, axes=described.axes,
+                tpu_cores=settings.current().tpu_cores,
+            )  # fmt: skip
             run(*values)
     except FloatingPointError as found:
         error = found

@@ -7,8 +7,7 @@ pass that puts new instructions into a program has a builder of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -128,7 +127,7 @@ class Builder:
         ``key`` tells this callable from others with the same name and types. Operations with equal
         keys are one object. None: the operation is never shared.
         """
-        types = tuple(v.type for v in ins)
+        types = tuple([v.type for v in ins])
         full = (name, types, tuple(outs), key)
         operation = self._operations.get(full) if key is not None else None
         if operation is None:
@@ -150,7 +149,7 @@ class Builder:
         params: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Emits the definition of a value that other instructions use already."""
-        types = tuple(v.type for v in ins)
+        types = tuple([v.type for v in ins])
         operation = Operation(name, params, types, (ref.type,), fn, effects, view)
         self.body.append(Instruction(operation, tuple(ins), (ref,), (), self.source))
 
@@ -164,7 +163,7 @@ class Builder:
     ) -> tuple[Value, ...]:
         """Emits an operation with regions, which execute.py runs."""
         operation = Operation(
-            name, params, tuple(v.type for v in ins), tuple(outs), None, PURE, multiple=True
+            name, params, tuple([v.type for v in ins]), tuple(outs), None, PURE, multiple=True
         )
         return self.emit(operation, ins, tuple(regions))
 
@@ -177,17 +176,12 @@ class Builder:
 
     # -- regions --------------------------------------------------------------------------
 
-    @contextmanager
-    def block(self, body: list[Instruction] | None = None) -> Iterator[list[Instruction]]:
-        """Inside the with-statement, instructions are emitted to the yielded list.
+    def block(self, body: list[Instruction] | None = None) -> Emitting:
+        """``with builder.block() as body`` emits the instructions inside it to ``body``.
 
-        That list is ``body``, or a new one if there is none.
+        That is the given list, or a new one.
         """
-        outer, self.body = self.body, [] if body is None else body
-        try:
-            yield self.body
-        finally:
-            self.body = outer
+        return Emitting(self, [] if body is None else body)
 
     def region(
         self, params: Sequence[Type], build: Callable[[Sequence[Value]], Sequence[Value]]
@@ -197,6 +191,22 @@ class Builder:
         with self.block() as body:
             results = tuple(build(values))
         return Region(values, tuple(body), results)
+
+
+class Emitting:
+    """What `Builder.block` returns. (Each region has one, and a generator takes longer.)"""
+
+    __slots__ = ("_builder", "_body", "_outer")
+
+    def __init__(self, builder: Builder, body: list[Instruction]) -> None:
+        self._builder, self._body = builder, body
+
+    def __enter__(self) -> list[Instruction]:
+        self._outer, self._builder.body = self._builder.body, self._body
+        return self._body
+
+    def __exit__(self, *error: object) -> None:
+        self._builder.body = self._outer
 
 
 def _hashable(param: Any) -> Any:

@@ -75,14 +75,14 @@ def _at(index: Any, leaves: Sequence[Any]) -> int:
     return int(leaves[index.leaf]) if isinstance(index, Dynamic) else index
 
 
-class Window(NamedTuple):
+class InsidePart(NamedTuple):
     """The part of an access that is inside: its index in the ref, and its index in the value."""
 
     inner: tuple[Any, ...]
     outer: tuple[slice, ...]
 
 
-def window(shape: Sequence[int], dims: Sequence[Any], leaves: Sequence[Any]) -> Window | None:
+def window(shape: Sequence[int], dims: Sequence[Any], leaves: Sequence[Any]) -> InsidePart | None:
     """The part of an index that is inside ``shape``. None if no part is."""
     inner: list[Any] = []
     outer: list[slice] = []
@@ -101,7 +101,7 @@ def window(shape: Sequence[int], dims: Sequence[Any], leaves: Sequence[Any]) -> 
             if not 0 <= at < size:
                 return None
             inner.append(at)
-    return Window(tuple(inner), tuple(outer))
+    return InsidePart(tuple(inner), tuple(outer))
 
 
 def reader(

@@ -49,6 +49,7 @@ class Options(NamedTuple):
     late: copies happen when they are waited for; a call finds out whether that makes a difference.
     order: the program always runs in this order. schedules: calls are repeated in other orders, and
       ``found`` is called with a finding if results depend on it. None: they aren't.
+    tpu_cores: the cores of the TPU that kernels are for, if they are for no interpreter.
     """
 
     skip: Collection[str] = frozenset()
@@ -61,6 +62,7 @@ class Options(NamedTuple):
     late: bool = False
     order: Order | None = None
     schedules: Schedules | None = None
+    tpu_cores: int = 1
 
     def runs_otherwise(self) -> bool:
         """Whether a call does more than run the optimised program once, in the usual order."""
@@ -109,7 +111,7 @@ def make_program(
       Exception: what a watcher raises.
     """
     program = lower(jaxpr, name=name, axes=axes, on_mesh=on_mesh, checks=options.checks,
-                    timed=options.timed)  # fmt: skip
+                    timed=options.timed, tpu_cores=options.tpu_cores)  # fmt: skip
     skip = set(NAMES) if options.timed else options.skip
     return optimise(program, skip, options.watchers)
 
@@ -127,7 +129,8 @@ def repeated(
     the options ask for: it reports what it finds."""
 
     def timed() -> Executable:
-        asked = Options(timed=True)  # a watcher has seen the other program
+        # a watcher has seen the other program
+        asked = Options(timed=True, tpu_cores=options.tpu_cores)
         program = make_program(jaxpr, name=name, axes=axes, on_mesh=on_mesh, options=asked)
         return prepare(program, asked, shards.results(program).keys() & set(parts))
 
@@ -138,7 +141,8 @@ def repeated(
         disturbing = checks._replace(disturbing=True, skipped=lambda kernel, reason: None)
 
         def disturbed() -> Executable:
-            program = lower(jaxpr, (), name, axes, on_mesh, disturbing, options.timed)
+            program = lower(jaxpr, (), name, axes, on_mesh, disturbing, options.timed,
+                            tpu_cores=options.tpu_cores)  # fmt: skip
             return Executable(program, lambda loop: False, parts=parts)
 
         executable = CheckedExecutable(
@@ -171,8 +175,9 @@ def compile_watched(
     name: str,
     axes: Mapping[Any, int] = MappingProxyType({}),
     on_mesh: bool = False,
+    tpu_cores: int = 1,
 ) -> Executable:
     """Compiles a jaxpr without optimising it, so that a watch is told of each instruction that it
-    wants. The other arguments and the errors are those of `make_program`."""
-    program = lower(jaxpr, name=name, axes=axes, on_mesh=on_mesh, watch=watch)
+    wants. The other arguments and the errors are those of `make_program` and `Options`."""
+    program = lower(jaxpr, name=name, axes=axes, on_mesh=on_mesh, watch=watch, tpu_cores=tpu_cores)
     return Executable(probed(program, watch), lambda loop: False)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from pallas_shim.evaluator import codegen, progress, scalars
+from pallas_shim.evaluator.analysis import induction
 from pallas_shim.evaluator.analysis.liveness import dead_after
 from pallas_shim.evaluator.call_stack import with_depth
 from pallas_shim.evaluator.floating import as_xla
@@ -324,10 +325,14 @@ def _while(prepare: _Preparation, instruction: Instruction) -> Step:
     enter = moves(condition_at, body_at)
     repeat = moves(body_results, condition_at)
     carried = tuple(zip(outs, condition_at, strict=True))
+    name = functools.partial(loop_name, instruction)
+    counted = induction.of_while(instruction)
+    counts = None if counted is None else [prepare.slot(v) for v in counted]
 
     def step(f: Frame) -> None:
         begin(f)
-        while True:
+        total = None if counts is None else int(f[counts[1]]) - int(f[counts[0]])
+        for _ in itertools.chain.from_iterable(progress.rounds(name, total)):
             run_steps(condition_steps, f)
             if not f[go_on]:
                 break

@@ -66,8 +66,14 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
     checked_blocks = None
     warnings: list[Callable[[], None]] = []
     _share_aliased(call, buffers)
+    waits = call.cores is not None and call.cores.waits_for_others
+    # Cores that share the grid, and wait for one another.
+    shared_by = call.order is not None and call.order.cores > 1 and lowering.machine.talking
     checks = None
-    if lowering.checker is not None:
+    if lowering.checker is not None and shared_by:
+        reason = "bounds, blocks and undefined elements, on cores that wait for one another"
+        lowering.checker.asked.skipped(call.name, reason)
+    elif lowering.checker is not None:
         shapes = [_array_shape(lowering, block) for block in call.blocks]
         checks = KernelChecks(lowering.checker, call, all_names, shapes, sizes)
     watch = lowering.watch
@@ -140,23 +146,48 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
                     refs.store(lowering, ref, (), (), arrays[prefetch.index(ref)])
             lowering.body[cell_start:cell_start] = first
 
-    waits = call.cores is not None and call.cores.waits_for_others
     cell_order = CellOrder(lowering, call, sizes)
     pipeline = _Pipeline(lowering, call, sizes, prefetch, cell_order)
-    of_each_core = scratch if waits else []
     local = [i for i in range(len(call.grid)) if i not in call.vmapped_dims]
-    # Build the cells first, though they run last: they decide which operands are written to, and
-    # only those need a copy.
-    cells = lower_cells(
-        lowering, call.name, sizes, call.axis_names, local, cell, call.checked, call.for_device,
-        of_each_core if waits else None, cell_order.enter,
-    )  # fmt: skip
-    written = alias.written(cells, [*prefetch, *buffers])
-
     # A watch tells operands apart by their memory, even if the caller passed one array twice.
     apart = watch is not None
-    for ref, array in zip(prefetch, arrays, strict=False):
-        define_operand(lowering, ref, array, None, apart or ref in written)
+
+    def lowered() -> list[Instruction]:
+        return lower_cells(
+            lowering, call.name, sizes, call.axis_names, local, cell, call.checked,
+            call.for_device, scratch if waits else None, cell_order.enter, cell_order.turns,
+        )  # fmt: skip
+
+    def part() -> None:
+        """What one core runs, with its own memory."""
+        cells = lowered()
+        own(cells)
+        programs.emit_entry(lowering)
+        lowering.body.extend(cells)
+        if checked_blocks is not None:
+            checked_blocks.write_back()
+        programs.emit_exit(lowering, list(filter(_is_semaphore, scratch)))
+
+    def own(cells: Sequence[Instruction]) -> None:
+        """Emits the memory of a core."""
+        written = alias.written(cells, prefetch)
+        for ref, array in zip(prefetch, arrays, strict=False):
+            define_operand(lowering, ref, array, None, apart or ref in written)
+        for ref in [] if waits else scratch:
+            allocate(lowering, ref, call.checked)
+        for ref, make in checked_blocks.made if checked_blocks is not None else ():
+            lowering.define("buffer", ref, (), make, Effects(allocates=True))
+
+    # Build the cells first, though they run last: they decide which operands are written to, and
+    # only those need a copy.
+    if shared_by:
+        cells = cell_order.as_programs(part)
+    elif cell_order.has_loops(checks is not None or watch is not None):
+        cells = cell_order.one_after_another(scratch, lowered)
+    else:
+        cells = lowered()
+    written = alias.written(cells, buffers)
+
     inputs = arrays[call.num_prefetch :]
     outputs = buffers[call.num_inputs :]
     for ref, block, array in zip(buffers, call.blocks, inputs, strict=False):
@@ -171,10 +202,8 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
             define_operand(lowering, ref, aliases[position], dims, True, call.checked)
         else:
             allocate(lowering, ref, call.checked)
-    for ref in [] if waits else scratch:
-        allocate(lowering, ref, call.checked)
-    for ref, make in checked_blocks.made if checked_blocks is not None else ():
-        lowering.define("buffer", ref, (), make, Effects(allocates=True))
+    if not shared_by:
+        own(cells)
     for warn in warnings:
         _emit_warning(lowering, warn)
     if checks is not None:
@@ -182,10 +211,11 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
         checks.enter()
     programs.emit_entry(lowering)
     lowering.body.extend(cells)
-    programs.emit_exit(lowering, [] if waits else list(filter(_is_semaphore, scratch)))
+    semaphores = [] if waits or shared_by else list(filter(_is_semaphore, scratch))
+    programs.emit_exit(lowering, semaphores)
     if checks is not None:
         checks.end()
-    if checked_blocks is not None:
+    if checked_blocks is not None and not shared_by:
         checked_blocks.write_back()
     if watch is not None:
         watching.emit_left(lowering, watch, watched, buffers)
@@ -239,6 +269,7 @@ def lower_cells(
     for_device: bool,
     of_each_core: Sequence[Value] | None = None,
     enter: Callable[[Sequence[Value]], Sequence[Value]] = lambda turn: turn,
+    turns: Sequence[Value] | None = None,
 ) -> list[Instruction]:
     """The instructions that run ``cell``, which emits one cell from its indices, on a grid.
 
@@ -250,7 +281,8 @@ def lower_cells(
       for_device: the user asked for no interpreter.
       of_each_core: the cells are cores that wait for one another, and this is memory that each
         has of its own; None if they aren't.
-      enter: the indices of the cell that comes when the axes have turned so often.
+      enter: the indices of the cell that comes when the loops have turned so often.
+      turns: how often the loops turn; None: as the grid's sizes say.
     """
     shared: dict[Any, Value] = {}
 
@@ -265,17 +297,21 @@ def lower_cells(
 
     if of_each_core is not None:
         return _cores(lowering, names, sizes, of_each_core, shared, in_kernel, checked)
-    if all(s.const is not None and int(s.const) == 1 for s in sizes):
+    own_loops = turns is None or turns is sizes
+    turns = sizes if turns is None else turns
+    if all(s.const is not None and int(s.const) == 1 for s in turns):
         zero = lowering.const(np.int32(0))
         with lowering.block() as cells:
-            in_kernel([zero] * len(sizes))
+            in_kernel([zero] * len(turns))
     else:
-        region = lowering.region([ArrayType((), np.dtype(np.int32))] * len(sizes), in_kernel)
-        params = {"name": name, CELLS: tuple([(axis, 0, 1) for axis in range(len(sizes))])}
+        region = lowering.region([ArrayType((), np.dtype(np.int32))] * len(turns), in_kernel)
+        params: dict[str, Any] = {"name": name}
+        if own_loops:
+            params[CELLS] = tuple([(axis, 0, 1) for axis in range(len(turns))])
         operation = Operation(
-            "grid", params, tuple(s.type for s in sizes), (), None, PURE, multiple=True
+            "grid", params, tuple(s.type for s in turns), (), None, PURE, multiple=True
         )
-        cells = [Instruction(operation, tuple(sizes), (), (region,), lowering.source)]
+        cells = [Instruction(operation, tuple(turns), (), (region,), lowering.source)]
     with lowering.block() as first:
         for ref in shared.values():
             allocate(lowering, ref, checked)
@@ -528,7 +564,7 @@ class _Pipeline:
         prefetch: Sequence[Value],
         order: CellOrder,
     ) -> None:
-        self.lowering, self.call, self.sizes, self.prefetch = lowering, call, sizes, prefetch
+        self.lowering, self.call, self.prefetch = lowering, call, prefetch
         self.order = order
         self.looked_up: set[int] = set()
         self.aliased: dict[int, int] = {}
@@ -560,7 +596,7 @@ class _Pipeline:
         if not self.looked_up and not self.aliased:
             return starts
         starts = list(starts)
-        following = lookahead.next_cell(self.lowering, indices, self.sizes)
+        following = lookahead.next_cell(self.lowering, indices, self.order.turns)
         following = self.order.indices(following)
         for at in sorted(self.looked_up | self.aliased.keys()):
             index_map = self.call.blocks[at].index_map
@@ -584,7 +620,7 @@ class _Pipeline:
         if output is None or buffers[at] is buffers[output]:
             return None
         blocks, shape = self.call.blocks, buffers[at].type.shape
-        axes = list(zip(indices, self.sizes, strict=True))
+        axes = list(zip(indices, self.order.turns, strict=True))
         dims = blocks[at].dims
         if (dims, starts[at]) == (blocks[output].dims, starts[output]) and _is_own(
             dims, starts[at], shape, axes
@@ -597,5 +633,6 @@ class _Pipeline:
             raise Unsupported("pallas_call", "a block whose place is known in some cells only")
         return lookahead.fetched_block(
             self.lowering, at, indices, buffers[at], block_viewer(fixed),
-            lookahead.Place(leaves, starts[at]), lookahead.Place(next_leaves, self._then[at]), type,
+            lookahead.BlockPlace(leaves, starts[at]),
+            lookahead.BlockPlace(next_leaves, self._then[at]), type,
         )  # fmt: skip

@@ -72,7 +72,7 @@ def turn_block(
     )  # fmt: skip
 
 
-class Place(NamedTuple):
+class BlockPlace(NamedTuple):
     """Where a block lies: the operands of its viewer, and the results of the index map."""
 
     leaves: Sequence[Value]
@@ -85,8 +85,8 @@ def fetched_block(
     indices: Sequence[Value],
     array: Value,
     viewer: Callable[..., np.ndarray],
-    now: Place,
-    then: Place,
+    now: BlockPlace,
+    then: BlockPlace,
     type: RefType,
 ) -> Value:
     """The ref of one of two buffers, which holds the block that was fetched for this cell.

@@ -7,6 +7,7 @@ turns each equation into instructions.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -17,7 +18,13 @@ from pallas_shim import jax_compat
 from pallas_shim.evaluator import memory, registry
 from pallas_shim.evaluator.builder import Builder
 from pallas_shim.evaluator.checks.lowering import Checker, Checks
-from pallas_shim.evaluator.machine.programs import Machine, note_touch
+from pallas_shim.evaluator.checks.place import UnknownPlace, located, numbers
+from pallas_shim.evaluator.machine.programs import (
+    Machine,
+    note_elements,
+    note_touch,
+    note_unseen,
+)
 from pallas_shim.evaluator.program import (
     ArrayType,
     KeyType,
@@ -29,7 +36,12 @@ from pallas_shim.evaluator.program import (
 )
 from pallas_shim.evaluator.registry import LOWERING_RULES, Unsupported
 from pallas_shim.evaluator.watching import Watch
+from pallas_shim.jax_compat import state
 from pallas_shim.refusal import Refusal
+
+# Primitives whose lines are told when programs wait for ever. JAX keeps only some frames of each,
+# which may be its own.
+_NAMED_TO_THE_USER = ("dma_", "semaphore_")
 
 
 def lower(
@@ -41,6 +53,7 @@ def lower(
     checks: Checks | None = None,
     timed: bool = False,
     watch: Watch | None = None,
+    tpu_cores: int = 1,
 ) -> Program:
     """Lowers a jaxpr to a Program whose parameters are the jaxpr's inputs.
 
@@ -54,13 +67,14 @@ def lower(
       timed: copies may happen later than they start, and programs run in any order, as
         `machine.order` says. No pass knows of that, so such a program can't be optimised.
       watch: is told of the cells of each kernel when the program runs.
+      tpu_cores: the cores of the TPU that kernels are for, if they are for no interpreter.
 
     Raises:
       Unsupported: some primitive has no rule, or its rule refuses this case. The
         error names the primitive and the user's source line.
     """
     registry.load()
-    lowering = Lowering(axes, on_mesh, checks, timed, watch)
+    lowering = Lowering(axes, on_mesh, checks, timed, watch, tpu_cores)
     if watch is not None:
         watch.named(lowering.names)
     opened, _ = jax_compat.open_jaxpr(jaxpr)
@@ -104,13 +118,16 @@ class KernelScope(NamedTuple):
     for_device: bool
 
 
+_NO_CHECKS = contextlib.nullcontext()
+
+
 class Lowering(Builder):
     """The builder that lowering rules get. It reads jaxprs, too.
 
     ``kernels`` is a stack, the innermost last. ``axes`` and ``on_mesh``: see `lower`.
     ``machine`` describes the programs around this code. ``mesh_axes`` are all axes of the mesh,
     in the mesh's order. ``names`` gives the user's name of a ref. ``checker`` emits checks of
-    accesses; None unless they are asked for. ``watch``: see `lower`.
+    accesses; None unless they are asked for. ``watch`` and ``tpu_cores``: see `lower`.
     """
 
     def __init__(
@@ -120,19 +137,21 @@ class Lowering(Builder):
         checks: Checks | None = None,
         timed: bool = False,
         watch: Watch | None = None,
+        tpu_cores: int = 1,
     ) -> None:
         super().__init__()
         self.checker = None if checks is None else Checker(self, checks)
         self.axes = axes
         self.on_mesh = on_mesh
         self.watch = watch
+        self.tpu_cores = tpu_cores
         self._defining = False
         self.kernels: list[KernelScope] = []
         self.machine = Machine(timed)
         self.mesh_axes: tuple[Any, ...] = ()
         self.names: dict[Value, str] = {}
         self._types: dict[Any, Type] = {}
-        self._atomic = False
+        self._unnoted = False
 
     # -- jaxprs ---------------------------------------------------------------------------
 
@@ -150,10 +169,10 @@ class Lowering(Builder):
         env.update(zip(jaxpr.invars, args, strict=True))
         outer, start = self.source, len(self.body)
         # All in one function: deep jaxprs need few frames for each level.
-        with contextlib.nullcontext() if self.checker is None else self.checker.uses(jaxpr):
+        with _NO_CHECKS if self.checker is None else self.checker.uses(jaxpr):
             for eqn in jaxpr.eqns:
                 if not self._defining:
-                    self.source = jax_compat.source_of(eqn) or outer
+                    self.source = self._line_of(eqn) or outer
                 ins = [self._read(env, atom) for atom in eqn.invars]
                 try:
                     outs = self.eqn(eqn, ins)
@@ -181,6 +200,14 @@ class Lowering(Builder):
             return self.inline(jaxpr, args)
         finally:
             self._defining = outer
+
+    def _line_of(self, eqn: Any) -> Any:
+        """Where an equation comes from. None if only those around it tell the user's line."""
+        source = jax_compat.source_of(eqn)
+        wanted = self.checker is not None or self.machine.timed
+        if wanted or eqn.primitive.name.startswith(_NAMED_TO_THE_USER):
+            return source if jax_compat.user_source(source) is not None else None
+        return source
 
     def _read(self, env: dict[Any, Value], atom: Any) -> Value:
         if jax_compat.is_literal(atom):
@@ -215,17 +242,37 @@ class Lowering(Builder):
         self, ref: Value, path: memory.Path, leaves: Sequence[Value], writes: bool
     ) -> None:
         """Notes an access to memory for those who watch for races, if somebody may."""
-        if self.machine.timed and self.kernels and not self._atomic:
+        if self.machine.timed and self.kernels and not self._unnoted:
             note_touch(self, ref, path, leaves, writes)
 
     @contextlib.contextmanager
-    def atomically(self) -> Iterator[None]:
-        """A context of accesses that need no order."""
-        outer, self._atomic = self._atomic, True
+    def touching(
+        self, view: state.RefView, mask: Value | None, writes: bool
+    ) -> Iterator[None]:
+        """A context that emits one access to some elements. It is noted element by element, in the
+        place of the loads and stores that it is composed of."""
+        if not self.machine.timed or not self.kernels or self._unnoted or view.ref.ref.key_ndim:
+            yield
+            return
+        try:
+            place, leaves = located(view, mask)
+        except UnknownPlace as unknown:
+            note_unseen(self, f"an access to {self.names.get(view.ref, 'a ref')}: {unknown}")
+        else:
+            shape = view.ref.type.shape
+            find = functools.partial(numbers, place, shape)
+            note_elements(self, view.ref, leaves, find, place.text, writes)
+        with self.unnoted():
+            yield
+
+    @contextlib.contextmanager
+    def unnoted(self) -> Iterator[None]:
+        """A context of accesses that aren't noted: they need no order, or are noted as one."""
+        outer, self._unnoted = self._unnoted, True
         try:
             yield
         finally:
-            self._atomic = outer
+            self._unnoted = outer
 
     # -- kernels --------------------------------------------------------------------------
 

@@ -271,6 +271,10 @@ _MEMORY_ROWS = (
         "index:index", "cell_order",
     ),
     _row(
+        "cells_of_core", "how many places along the parallel axes a core takes", "core:index",
+        "count:index", "cell_order",
+    ),
+    _row(
         "renew_scratch", "gives scratch memory its first contents, where a core's cells begin",
         f"turn:index* {_SEEN}", "", "cell_order", sees="written",
     ),
@@ -409,6 +413,7 @@ _MACHINE_ROWS = (
     _row(
         "note", "tells those who watch for races what a program does", "number:index value:any*",
         "", "machine/programs", effects=(_IO,),
+        params=(Param("unseen", "what it can't tell, or None"),),
     ),
     _row(
         "land", "ends the copies of a kernel", "", "", "machine/programs", effects=(_IO,),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import sys
@@ -17,8 +18,8 @@ import numpy as np
 QUIET_SECONDS = 1.0
 # The seconds between two lines in a log.
 LOG_SECONDS = 10.0
-# A loop of fewer rounds shows nothing, so that it doesn't pay for it either.
-_MANY_ROUNDS = 10_000
+# So many rounds of a loop show nothing, so that a short loop doesn't pay for it.
+_FEW_ROUNDS = 256
 # The time is looked at about this often, in seconds, whatever a cell takes.
 _LOOKS = 0.05
 
@@ -30,7 +31,8 @@ class Display(Protocol):
     def close(self) -> None: ...
 
 
-Shows = Callable[[str, int, str], Display]
+# Given a title, a total or None, a unit, and the seconds since it began.
+Shows = Callable[[str, int | None, str, float], Display]
 
 _shows: Shows | None = None
 
@@ -45,7 +47,7 @@ _here = _Here()
 
 
 def show_with(shows: Shows | None) -> None:
-    """Sets what shows progress, given a title, a total and a unit. None: nothing does."""
+    """Sets what shows progress. None: nothing does."""
     global _shows
     _shows = shows
 
@@ -55,16 +57,83 @@ def over_grid(
 ) -> Iterator[tuple[Any, ...]]:
     """The cells of a grid in order, last axis fastest, each a tuple of such numbers."""
     cells = _cells(bounds, number)
-    if _shows is None or _here.shown is not None:
+    total = math.prod(bounds)
+    if _shows is None or _here.shown is not None or total < 2:  # a loop in the cell may show more
         return cells
-    return _Shown(_shows, name, math.prod(bounds), "cells").through(cells)
+    take = functools.partial(itertools.islice, cells)
+    return itertools.chain.from_iterable(_batches(take, _shows, lambda: name, total, "cells"))
+
+
+def may_show(total: int) -> bool:
+    """Whether a loop of so many rounds shows its progress, if it is the outermost one."""
+    return total > _FEW_ROUNDS
 
 
 def over_rounds(name: Callable[[], str], total: int, rounds: Iterable[Any]) -> Iterable[Any]:
     """The rounds of a loop."""
-    if _shows is None or total < _MANY_ROUNDS or _here.shown is not None:
+    if _shows is None or not may_show(total) or _here.shown is not None:
         return rounds
-    return _Shown(_shows, name(), total, "rounds").through(iter(rounds))
+    take = functools.partial(itertools.islice, iter(rounds))
+    return itertools.chain.from_iterable(
+        _batches(take, _shows, name, total, "rounds", _FEW_ROUNDS)
+    )
+
+
+def rounds(name: Callable[[], str], total: int | None = None) -> Iterable[Iterable[None]]:
+    """Batches of rounds without an end, for a loop that ends itself. ``total``: how many it will
+    have, if that is known."""
+    if _shows is None or _here.shown is not None:
+        return (itertools.repeat(None),)
+    take = functools.partial(itertools.repeat, None)
+    return _batches(take, _shows, name, total, "rounds", _FEW_ROUNDS, endless=True)
+
+
+def numbered_rounds(
+    name: Callable[[], str], low: int, high: int, start: int, total: int | None = None
+) -> Iterable[Iterable[int]]:
+    """The same with numbers, from ``start`` on. After ``high`` comes ``low``."""
+    if _shows is None or _here.shown is not None:
+        return itertools.chain((range(start, high + 1),), itertools.repeat(range(low, high + 1)))
+    at = start
+
+    def take(count: int) -> Iterable[int]:
+        nonlocal at
+        first = at if at <= high else low
+        at = min(first + count, high + 1)
+        return range(first, at)
+
+    return _batches(take, _shows, name, total, "rounds", _FEW_ROUNDS, endless=True)
+
+
+def _batches(
+    take: Callable[[int], Iterable[Any]],
+    shows: Shows,
+    name: Callable[[], str],
+    total: int | None,
+    unit: str,
+    silent: int = 0,
+    endless: bool = False,
+) -> Iterator[Iterable[Any]]:
+    """What ``take`` gives, in batches, so that an item doesn't pay for a look at the clock. During
+    the ``silent`` first ones, loops inside may show theirs."""
+    begun = time.monotonic()
+    if silent:
+        yield take(silent)
+    shown = _Shown(shows, name, total, unit, begun, silent)
+    _here.shown = shown
+    try:
+        last, batch = time.monotonic(), 1
+        while endless or not shown.is_over():
+            yield take(batch)
+            now = time.monotonic()
+            shown.went_on(batch, now)
+            if now - last < _LOOKS:
+                batch *= 2
+            elif batch > 1:
+                batch //= 2
+            last = now
+    finally:
+        shown.close()
 
 
 def abandon() -> None:
@@ -85,48 +154,46 @@ def _rows(bounds: Sequence[int], number: Callable[[int], Any]) -> Iterator[Itera
 
 
 class _Shown:
-    """What one thread shows: the outermost grid or loop."""
+    """What one thread shows: the outermost grid or loop, of which ``done`` cells or rounds are."""
 
-    def __init__(self, shows: Shows, name: str, total: int, unit: str):
+    def __init__(
+        self,
+        shows: Shows,
+        name: Callable[[], str],
+        total: int | None,
+        unit: str,
+        begun: float,
+        done: int,
+    ):
         self._shows, self._name, self._total, self._unit = shows, name, total, unit
+        self._begun, self._done = begun, done
         self._display: Display | None = None
 
-    def through(self, items: Iterator[Any]) -> Iterator[Any]:
-        """The items. They come in batches, so that an item doesn't pay for a look at the clock."""
-        return itertools.chain.from_iterable(self._batches(items))
+    def is_over(self) -> bool:
+        return self._total is not None and self._done >= self._total
 
-    def _batches(self, items: Iterator[Any]) -> Iterator[Iterable[Any]]:
-        _here.shown = self
-        begun = last = time.monotonic()
-        done, batch = 0, 1
-        while done < self._total:
-            yield itertools.islice(items, batch)
-            done += batch
-            now = time.monotonic()
-            if now - last < _LOOKS:
-                batch *= 2
-            elif batch > 1:
-                batch //= 2
-            last = now
-            if self._display is None and now - begun > QUIET_SECONDS:
-                self._display = self._shows(self._name, self._total, self._unit)
-            if self._display is not None:
-                self._display.update(min(done, self._total))
-        self.close()
+    def went_on(self, count: int, now: float) -> None:
+        self._done += count
+        elapsed = now - self._begun
+        if self._display is None and elapsed > QUIET_SECONDS:
+            self._display = self._shows(self._name(), self._total, self._unit, elapsed)
+        if self._display is not None:
+            total = self._total
+            self._display.update(self._done if total is None else min(self._done, total))
 
     def close(self) -> None:
-        _here.shown = None
+        if _here.shown is self:
+            _here.shown = None
         if self._display is not None:
             self._display.close()
 
 
-class Lines:
+class LogLines:
     """A line on stderr every few seconds, for a log."""
 
-    def __init__(self, name: str, total: int, unit: str):
+    def __init__(self, name: str, total: int | None, unit: str, elapsed: float):
         self._name, self._total, self._unit = name, total, unit
-        self._begun = time.monotonic() - QUIET_SECONDS
-        self._last = self._begun
+        self._begun = self._last = time.monotonic() - elapsed
 
     def update(self, done: int) -> None:
         now = time.monotonic()
@@ -134,12 +201,14 @@ class Lines:
             return
         self._last = now
         rate = done / (now - self._begun)
-        left = (self._total - done) / rate
-        share = 100 * done // self._total
+        if self._total is None:
+            far, end = f"{done:,} {self._unit}", f"{now - self._begun:,.0f} s so far"
+        else:
+            far = f"{done:,} of {self._total:,} {self._unit} ({100 * done // self._total}%)"
+            end = f"{(self._total - done) / rate:,.0f} s left"
         with contextlib.suppress(OSError, ValueError):  # it may be closed
             print(
-                f"pallas_shim: {self._name}: {done:,} of {self._total:,} {self._unit} ({share}%), "
-                f"{rate:,.0f} a second, {left:,.0f} s left",
+                f"pallas_shim: {self._name}: {far}, {rate:,.0f} a second, {end}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -161,12 +230,12 @@ def bars() -> Shows | None:
         def update(self, done: float | None = 0) -> bool | None:
             return super().update((done or 0) - self.n)
 
-    def shows(name: str, total: int, unit: str) -> Display:
+    def shows(name: str, total: int | None, unit: str, elapsed: float) -> Display:
         bar = Bar(
             desc=f"pallas_shim: {name}", total=total, unit=f" {unit}", file=sys.stderr,
             leave=False, dynamic_ncols=True,
         )  # fmt: skip
-        bar.start_t -= QUIET_SECONDS
+        bar.start_t -= elapsed
         return bar
 
     return shows

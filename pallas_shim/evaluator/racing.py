@@ -65,12 +65,13 @@ class RacingExecutable(Executable):
 
     def _say_what_is_left_out(self, timed: Executable) -> None:
         """Names the accesses that aren't noted."""
-        if any(i.name == "dma_start" for i in timed.program.top.walk()):
-            self._checks.skipped(
-                self.program.name,
-                "races between its programs: copies by indices, and of sizes that only the run "
-                "knows, aren't looked at",
-            )
+        unseen = dict.fromkeys(
+            i.operation.params["unseen"]
+            for i in timed.program.top.walk()
+            if i.name == operations.NOTE
+        )
+        for what in filter(None, unseen):
+            self._checks.skipped(self.program.name, f"races between its programs: {what}")
 
     def _report(self, finding: Finding) -> None:
         if finding.kind in self._checks.kinds:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 
 from pallas_shim.evaluator.checks.lowering import Checks
-from pallas_shim.evaluator.checks.run import Run
+from pallas_shim.evaluator.checks.run import CheckedRun
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.findings import Access, Finding
 from pallas_shim.evaluator.machine.scheduler import Deadlock
@@ -51,7 +51,7 @@ class CheckedExecutable(Executable):
 
     def run(self, args: Sequence[np.ndarray]) -> list[np.ndarray]:
         self._started()
-        run = Run(self._report)
+        run = CheckedRun(self._report)
         with run.active():
             try:
                 results = self._run_once.run(args)
@@ -120,13 +120,13 @@ class CheckedExecutable(Executable):
         """What the function returns. None if it fails."""
         assert self._disturbed is not None
         try:
-            with Run(lambda finding: None, sites, garbage).active():
+            with CheckedRun(lambda finding: None, sites, garbage).active():
                 return [np.asarray(result).tobytes() for result in self._disturbed.run(args)]
         except Exception:
             return None
 
 
-def _finding(deadlock: Deadlock, run: Run) -> Finding:
+def _finding(deadlock: Deadlock, run: CheckedRun) -> Finding:
     """The finding of programs that wait for one another."""
     kernel, source = run.kernel
     where = (source or "").partition(" ")[0] or None

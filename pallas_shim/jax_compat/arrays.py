@@ -52,6 +52,16 @@ def is_plain(aval: Any) -> bool:
     )
 
 
+def is_there(arg: Any) -> bool:
+    """Whether an argument of a jitted call has its value, and XLA doesn't still compute it."""
+    if type(arg) is prng.PRNGKeyArray:
+        arg = arg._base_array
+    if type(arg) is not ArrayImpl:
+        return True
+    array: Any = arg  # whose type doesn't say all that it has
+    return array.is_deleted() or array.is_ready()
+
+
 def argument_dtypes(
     avals: Sequence[Any], used: Sequence[bool] | None = None
 ) -> tuple[np.dtype | np.ndarray, ...]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jax._src import config, core, effects
+from jax._src import config, effects
 from jax._src import dispatch as jax_dispatch
 from jax._src.api_util import InternalFloatingPointError
 from jax._src.interpreters import mlir, partial_eval
 from jax._src.sharding_impls import UnspecifiedValue
 
 from pallas_shim.jax_compat.callbacks import CALLBACK_PRIMITIVES
+from pallas_shim.jax_compat.jaxprs import inner_jaxprs
 
 
 class JitCall(NamedTuple):
@@ -90,7 +91,7 @@ def calls_back(jaxpr: Any) -> bool:
     """Whether a jaxpr calls functions of the user's when it runs, or prints."""
     return any(
         eqn.primitive.name in CALLBACK_PRIMITIVES
-        or any(map(calls_back, core.jaxprs_in_params(eqn.params)))
+        or any(map(calls_back, inner_jaxprs(eqn)))
         for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns
     )
 

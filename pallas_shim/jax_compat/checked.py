@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -79,7 +79,7 @@ def refused_grid(eqn: Any) -> str | None:
 
 
 class GridOrder(NamedTuple):
-    """The order in which ``InterpretParams`` wants the cells of a grid.
+    """The order of the cells of a grid, as ``InterpretParams`` or the cores of a TPU want it.
 
     ``permutations``: for each axis the indices in their order, or None for the usual one.
     ``parallel``: so many axes, the first ones, are parallel. ``cores`` take equal parts of the
@@ -116,6 +116,19 @@ def grid_order(eqn: Any) -> GridOrder | None:
             order = jax.random.permutation(drawn, int(grid[axis]))
             permutations[axis] = tuple(map(int, np.asarray(order)))
     return GridOrder(tuple(permutations), parallel, cores)
+
+
+def order_on_cores(eqn: Any, parallel: Sequence[bool], cores: int) -> GridOrder | None:
+    """The order on a TPU of several cores, for a kernel whose values may depend on it: one with
+    memory of its own. None: one core runs it.
+
+    The first axis that isn't of size 1 is cut, if it is parallel. ``parallel``: which axes are.
+    """
+    grid = eqn.params["grid_mapping"].grid
+    cut = next((axis for axis, size in enumerate(grid) if size != 1), None)
+    if cores == 1 or cut is None or not parallel[cut] or not isinstance(grid[cut], int):
+        return None
+    return GridOrder((None,) * len(grid), cut + 1, cores)
 
 
 def waits_for_copies(interpret: Any) -> bool:

@@ -18,7 +18,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from pallas_shim.jax_compat import meshes
 from pallas_shim.jax_compat.hooks import tpu_info
-from pallas_shim.jax_compat.kernel_info import KERNEL_PRIMITIVES, inner_jaxprs
+from pallas_shim.jax_compat.jaxprs import KERNEL_PRIMITIVES, inner_jaxprs
 from pallas_shim.jax_compat.pallas import kernel_jaxpr
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,18 +89,54 @@ def closed(jaxpr: Any) -> Any:
     return _CLOSED(jaxpr, ())
 
 
+def new_variable(aval: Any) -> Any:
+    """A variable of a jaxpr that stands for a value of this type."""
+    return core.Var(aval)
+
+
+def with_equations(jaxpr: Any, equations: Sequence[Any]) -> Any:
+    """The jaxpr with other equations, which have the same effects."""
+    opened, _ = open_jaxpr(jaxpr)
+    changed = opened.replace(eqns=list(equations))
+    return changed if opened is jaxpr else jaxpr.replace(jaxpr=changed)
+
+
+def with_jaxprs(eqn: Any, changed: Mapping[int, Any]) -> Any:
+    """The equation with other jaxprs. ``changed`` has them by the ids of the present ones."""
+    params = {}
+    for name, value in eqn.params.items():
+        if isinstance(value, tuple):
+            params[name] = tuple(changed.get(id(each), each) for each in value)
+        else:
+            params[name] = changed.get(id(value), value)
+    return eqn.replace(params=params)
+
+
+_JAXPRS = (core.Jaxpr,) if _CLOSED is None else (core.Jaxpr, _CLOSED)
+# The types of most parameters, none of which is a jaxpr. Asking for these first is faster.
+_PLAIN = frozenset({bool, int, float, str, type(None), np.dtype})
+
+
+def inner_jaxprs(eqn: Any) -> list[Any]:
+    """The jaxprs that an equation holds, opened."""
+    return [
+        held.jaxpr if _CLOSED is not None and isinstance(held, _CLOSED) else held
+        for value in eqn.params.values()
+        if type(value) not in _PLAIN
+        for held in (value if isinstance(value, tuple) else (value,))
+        if type(held) not in _PLAIN and isinstance(held, _JAXPRS)
+    ]
+
+
 def equations(jaxpr: Any) -> Iterator[Any]:
     """The equations of a jaxpr, each followed by those of the jaxprs inside it."""
     for eqn in open_jaxpr(jaxpr)[0].eqns:
         yield eqn
-        for inner in core.jaxprs_in_params(eqn.params):
+        for inner in inner_jaxprs(eqn):
             yield from equations(inner)
 
 
 _primitives: weakref.WeakKeyDictionary[Any, frozenset[str]] = weakref.WeakKeyDictionary()
-_JAXPRS = (core.Jaxpr,) if _CLOSED is None else (core.Jaxpr, _CLOSED)
-# The types of most parameters, none of which is a jaxpr. Asking for these first is faster.
-_PLAIN = frozenset({bool, int, float, str, type(None), np.dtype})
 
 
 def primitives(jaxpr: Any) -> frozenset[str]:
@@ -116,10 +152,8 @@ def primitives(jaxpr: Any) -> frozenset[str]:
         inside: dict[int, Any] = {}
         for eqn in opened.eqns:
             names.add(eqn.primitive.name)
-            for value in eqn.params.values():
-                for held in value if isinstance(value, tuple) else (value,):
-                    if type(held) not in _PLAIN and isinstance(held, _JAXPRS):
-                        inside[id(held)] = held
+            for inner in inner_jaxprs(eqn):
+                inside[id(inner)] = inner
         found = _primitives[opened] = frozenset(names.union(*map(primitives, inside.values())))
     return found
 
@@ -156,9 +190,7 @@ def is_own(jaxpr: Any) -> bool:
     found = _own.get(opened)
     if found is None:
         found = _own[opened] = _of_jax(opened) is True and not any(
-            _of_jax(inner) is False
-            for eqn in equations(opened)
-            for inner in core.jaxprs_in_params(eqn.params)
+            _of_jax(inner) is False for eqn in equations(opened) for inner in inner_jaxprs(eqn)
         )
     return found
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-from jax._src import core
 from jax._src.pallas import hlo_interpreter
 
 from pallas_shim.jax_compat import meshes
@@ -21,7 +20,7 @@ from pallas_shim.jax_compat.checked import (
     replaced_in_interpreter,
     waits_for_copies,
 )
-from pallas_shim.jax_compat.jaxprs import KERNEL_PRIMITIVES, equations
+from pallas_shim.jax_compat.jaxprs import KERNEL_PRIMITIVES, equations, inner_jaxprs
 from pallas_shim.jax_compat.pallas import kernel_name, kernel_source
 
 
@@ -49,7 +48,7 @@ def _find_kernels(jaxpr: Any) -> Iterator[Any]:
         if eqn.primitive.name in KERNEL_PRIMITIVES:
             yield eqn
         else:
-            for inner in core.jaxprs_in_params(eqn.params):
+            for inner in inner_jaxprs(eqn):
                 yield from kernel_equations(inner)
 
 
@@ -57,11 +56,6 @@ def is_a_kernel(jaxpr: Any) -> bool:
     """Whether a jaxpr is a kernel and nothing else, as it is where one is called outside of jit."""
     eqns = getattr(jaxpr, "jaxpr", jaxpr).eqns
     return len(eqns) == 1 and eqns[0].primitive.name in KERNEL_PRIMITIVES
-
-
-def inner_jaxprs(eqn: Any) -> Iterator[Any]:
-    """The jaxprs that an equation holds."""
-    return core.jaxprs_in_params(eqn.params)
 
 
 def nesting(jaxpr: Any) -> int:
@@ -72,8 +66,7 @@ def nesting(jaxpr: Any) -> int:
         jaxpr, depth = waiting.pop()
         if deepest.get(id(jaxpr), -1) < depth:
             deepest[id(jaxpr)] = depth
-            inner = [j for eqn in jaxpr.eqns for j in core.jaxprs_in_params(eqn.params)]
-            waiting += [(getattr(j, "jaxpr", j), depth + 1) for j in inner]
+            waiting += [(j, depth + 1) for eqn in jaxpr.eqns for j in inner_jaxprs(eqn)]
     return max(deepest.values())
 
 
@@ -187,9 +180,6 @@ def unhonoured(eqn: Any) -> str | None:
             continue
         if field.name not in known and value != field.default:
             return f"interpret=InterpretParams({field.name}={value!r}) isn't honoured here"
-    cores = num_cores(interpret)
-    if cores > 1 and (eqn.primitive.name != "pallas_call" or talks(eqn)):
-        return f"interpret=InterpretParams asks for {cores} cores, which may talk to one another"
     mapping = eqn.params.get("grid_mapping")
     if mapping is not None and mapping.vmapped_dims and grid_order(eqn) is not None:
         return "InterpretParams asks for an order of a grid to which vmap added an axis"

@@ -140,6 +140,11 @@ def talks(jaxpr: Any) -> bool:
     return False
 
 
+def shares_semaphores(avals: Sequence[Any]) -> bool:
+    """Whether a kernel has a semaphore among these parameters, that others may have signalled."""
+    return any(str(aval.memory_space).startswith("semaphore") for aval in avals)
+
+
 def argument_names(jaxpr: Any) -> Sequence[str]:
     """The user's names of a function's arguments. There may be fewer, if some aren't known."""
     info = getattr(jaxpr, "debug_info", None)

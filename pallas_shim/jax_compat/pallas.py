@@ -17,6 +17,7 @@ from jax._src.pallas import hlo_interpreter
 from jax._src.state import indexing
 from jax._src.state.types import AccumEffect, WriteEffect
 
+from pallas_shim.jax_compat import meshes
 from pallas_shim.jax_compat.checked import (
     CheckedMemory,
     GridOrder,
@@ -26,6 +27,7 @@ from pallas_shim.jax_compat.checked import (
     grid_order,
     in_hbm,
     memory_space,
+    order_on_cores,
 )
 from pallas_shim.jax_compat.jaxprs import equations, open_jaxpr, primitives, user_source
 from pallas_shim.refusal import Refusal
@@ -115,8 +117,9 @@ _SYNCHRONISED_ALIASES = (
 )
 
 
-def pallas_call(eqn: Any) -> PallasCall:
-    """The normal form of a pallas_call equation.
+def pallas_call(eqn: Any, tpu_cores: int = 1) -> PallasCall:
+    """The normal form of a pallas_call equation. ``tpu_cores``: of the TPU that the user has in
+    mind.
 
     Raises:
       UnsupportedCall: some part has none.
@@ -132,6 +135,9 @@ def pallas_call(eqn: Any) -> PallasCall:
         )
     mesh = p.get("mesh")
     cores = None if mesh is None else _core_function(eqn, mesh, p["jaxpr"])
+    on_gpu, parallel, order = _is_on_gpu(eqn), _parallel(eqn), grid_order(eqn)
+    if not p["interpret"] and not on_gpu and cores is None and _tells_cores(eqn):
+        order = order_on_cores(eqn, parallel, tpu_cores)
     return PallasCall(
         name=kernel_name(eqn),
         source=kernel_source(eqn),
@@ -150,10 +156,20 @@ def pallas_call(eqn: Any) -> PallasCall:
         keeps_scalars=p["interpret"] is not True,
         cores=cores,
         checked=checked_memory(eqn),
-        on_gpu=_is_on_gpu(eqn),
-        parallel=_parallel(eqn),
-        order=grid_order(eqn),
+        on_gpu=on_gpu,
+        parallel=parallel,
+        order=order,
     )
+
+
+def _tells_cores(eqn: Any) -> bool:
+    """Whether a kernel can tell a TPU's cores from one: it signals others, or has scratch memory,
+    of which each core has its own. (If it rewrites scalars, it stays on one.)"""
+    mapping, kernel = eqn.params["grid_mapping"], eqn.params["jaxpr"]
+    count = mapping.num_index_operands
+    if written_refs(kernel) & set(range(count)):
+        return False
+    return len(kernel.invars) > count + len(mapping.block_mappings) or meshes.talks(kernel)
 
 
 def _is_on_gpu(eqn: Any) -> bool:

@@ -20,6 +20,7 @@ from pallas_shim.jax_compat.jaxprs import (
     CALL_PRIMITIVES,
     KERNEL_PRIMITIVES,
     called_jaxpr,
+    inner_jaxprs,
     open_jaxpr,
 )
 
@@ -93,8 +94,8 @@ def _shard_maps(jaxpr: Any) -> Iterator[Any]:
         if eqn.primitive.name == "shard_map":
             yield eqn
         elif eqn.primitive.name not in KERNEL_PRIMITIVES:
-            for inner in core.jaxprs_in_params(eqn.params):
-                yield from _shard_maps(open_jaxpr(inner)[0])
+            for inner in inner_jaxprs(eqn):
+                yield from _shard_maps(inner)
 
 
 class _Propagation:

@@ -41,7 +41,6 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "aval_method",
         "eval_jaxpr",
         "get_axis_env",
-        "jaxprs_in_params",
         "new_jaxpr_eqn",
         "no_effects",
         "physical_aval",

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 import pallas_shim
-from pallas_shim import dispatch
+from pallas_shim import dispatch, settings
 from pallas_shim.evaluator import compiler
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.jax_compat.callbacks import CALLBACK_PRIMITIVES
@@ -69,7 +69,7 @@ class Recorder:
         try:
             watched = compiler.compile_watched(
                 function.jaxpr, watch, name=function.name, axes=function.axes,
-                on_mesh=function.on is not None,
+                on_mesh=function.on is not None, tpu_cores=settings.current().tpu_cores,
             )  # fmt: skip
         except Exception as error:  # a view must not cost the user the call
             self._note(f"{function.name} is left out: {type(error).__name__}: {error}")

@@ -18,7 +18,7 @@ from pallas_shim.evaluator.program import Instruction, RefType, Value
 from pallas_shim.evaluator.watching import Cell, Kernel, Parts, Watch, address
 from pallas_shim.recording import operands
 from pallas_shim.recording.lines import Line, Lines, place_of
-from pallas_shim.recording.operands import Memory, Ref
+from pallas_shim.recording.operands import OperandMemory, Ref
 from pallas_shim.view import data, measures
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class FunctionWatch(Watch):
         self.events: list[tuple[_Run, data.Event, Line | None, int]] = []
         self._names: dict[Value, str] = {}
         self._here: dict[int, _Run] = {}
-        self._memory: dict[_Run, list[Memory]] = {}
+        self._memory: dict[_Run, list[OperandMemory]] = {}
         self._semaphores: dict[int, tuple[str, str]] = {}  # name and program
         self._flying: dict[int, list[data.Event]] = {}
         self._waiting: dict[int, int] = {}
@@ -166,10 +166,10 @@ class FunctionWatch(Watch):
         self._memory.clear()
         self._last.clear()
 
-    def _place(self, run: _Run, cell: Cell) -> list[Memory]:
+    def _place(self, run: _Run, cell: Cell) -> list[OperandMemory]:
         """Notes the starts of a cell's blocks, and finds the memory of all refs."""
         call = cell.kernel.call
-        found: list[Memory] = []
+        found: list[OperandMemory] = []
         for position, (ref, array) in enumerate(zip(run.refs, cell.refs, strict=False)):
             offset = (0,) * len(ref.shape)
             at = position - call.num_prefetch
@@ -306,7 +306,7 @@ class FunctionWatch(Watch):
             known[2] = list(map(min, known[2], low))
             known[3] = list(map(max, known[3], high))
 
-    def _owner(self, run: _Run, part: np.ndarray) -> Memory | None:
+    def _owner(self, run: _Run, part: np.ndarray) -> OperandMemory | None:
         known = self._memory.get(run, [])
         place = address(part)
         at = bisect.bisect_right(known, place, key=lambda m: m.low) - 1
@@ -368,7 +368,7 @@ class FunctionWatch(Watch):
             "copy", 0, cell, name, self._clock, self._clock, text, nbytes, awaited=False
         )
 
-    def _described(self, run: _Run, owner: Memory | None, part: np.ndarray) -> str:
+    def _described(self, run: _Run, owner: OperandMemory | None, part: np.ndarray) -> str:
         if owner is None:
             return "memory of another program"
         ref = run.refs[owner.ref]
@@ -379,11 +379,11 @@ class FunctionWatch(Watch):
 
     # -- the result -------------------------------------------------------------------------
 
-    def result(self) -> Iterator[data.Kernel]:
+    def result(self) -> Iterator[data.RecordedKernel]:
         for kernel, runs in self.kernels.items():
             yield self._kernel(kernel, sorted(runs, key=lambda run: run.program))
 
-    def _kernel(self, kernel: Kernel, runs: Sequence[_Run]) -> data.Kernel:
+    def _kernel(self, kernel: Kernel, runs: Sequence[_Run]) -> data.RecordedKernel:
         call = kernel.call
         lines = Lines(call.source)
         positions = {run: n for n, run in enumerate(runs)}
@@ -404,12 +404,12 @@ class FunctionWatch(Watch):
             for axis in range(len(call.grid))
         )  # fmt: skip
         made = [self._made(run, lines) for run in runs]
-        return data.Kernel(
+        return data.RecordedKernel(
             call.name, self.name, call.source, axes, lines.lines, made, events,
             list(self._notes_of(made)), self.calls,
         )  # fmt: skip
 
-    def _notes_of(self, runs: Sequence[data.Run]) -> Iterator[str]:
+    def _notes_of(self, runs: Sequence[data.RecordedRun]) -> Iterator[str]:
         if self.failure is not None:
             yield f"The recording broke off, which is a bug in pallas_shim: {self.failure}"
         first = runs[0]
@@ -431,7 +431,7 @@ class FunctionWatch(Watch):
         if self._left_out:
             yield f"{self._left_out:,} events are left out, after the first {_MOST_EVENTS:,}."
 
-    def _made(self, run: _Run, lines: Lines) -> data.Run:
+    def _made(self, run: _Run, lines: Lines) -> data.RecordedRun:
         shown = [operands.made(ref) for ref in run.refs]
         cells = math.prod(run.grid)
         moved = {"in": [0] * len(run.steps), "out": [0] * len(run.steps)}
@@ -448,12 +448,12 @@ class FunctionWatch(Watch):
                 _add_to(moved["out"], measures.written_back(operand.block_of_cell, sizes))
         patterns = [
             [
-                data.Access(lines.position(line), ref, kind, count, nbytes, low, high)
+                data.LineAccess(lines.position(line), ref, kind, count, nbytes, low, high)
                 for line, ref, kind, count, nbytes, low, high in pattern
             ]
             for pattern in run.patterns
         ]
-        return data.Run(
+        return data.RecordedRun(
             _program_name(run),
             run.grid, cells, len(run.steps), shown, patterns, run.pattern_of_cell,
             moved["in"], moved["out"], [run.copied[n] for n in range(len(run.steps))],

@@ -33,7 +33,7 @@ class Lines:
     """The lines of a kernel's source, and those elsewhere that it runs."""
 
     def __init__(self, source: str | None) -> None:
-        self.lines: list[data.Line] = []
+        self.lines: list[data.SourceLine] = []
         self._known: dict[Line, int] = {}
         defined = None if source is None else _split(source)
         if defined is not None:
@@ -53,7 +53,7 @@ class Lines:
 
     def _add(self, file: str, number: int, text: str) -> None:
         self._known[file, number] = len(self.lines)
-        self.lines.append(data.Line(_shown(file), number, text.rstrip()))
+        self.lines.append(data.SourceLine(_shown(file), number, text.rstrip()))
 
 
 @functools.cache

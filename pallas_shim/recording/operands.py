@@ -13,7 +13,7 @@ from pallas_shim.evaluator.watching import Cell, address
 from pallas_shim.view import data, measures
 
 
-class Block(NamedTuple):
+class OperandBlock(NamedTuple):
     """How an operand is cut: the block's size and the scale of its index along each dimension, and
     the padding in front of the array."""
 
@@ -32,14 +32,14 @@ class Ref:
     shape: tuple[int, ...]
     dtype: np.dtype
     space: str
-    block: Block | None
+    block: OperandBlock | None
     piped: bool
     heat: measures.HeatMap
     starts: list[tuple[int, ...]] = dataclasses.field(default_factory=list)
     contents: np.ndarray | None = None
 
 
-class Memory(NamedTuple):
+class OperandMemory(NamedTuple):
     """Memory that an operand has, or a block of it: ``offset`` are the indices of its first
     element."""
 
@@ -68,7 +68,7 @@ def refs_of(cell: Cell) -> list[Ref]:
                 role = "input and output"
             shape = tuple(kernel.shapes[at])
             rest = shape[len(cut.dims) :]
-            block = Block(
+            block = OperandBlock(
                 (*(dim.size for dim in cut.dims), *rest),
                 tuple(dim.size if dim.kind == "blocked" else 1 for dim in cut.dims),
                 tuple(dim.padding[0] for dim in cut.dims),
@@ -83,14 +83,14 @@ def refs_of(cell: Cell) -> list[Ref]:
     return refs
 
 
-def made(ref: Ref) -> data.Operand:
+def made(ref: Ref) -> data.RecordedOperand:
     distinct = list(dict.fromkeys(ref.starts))
     number = {start: n for n, start in enumerate(distinct)}
     order = [number[start] for start in ref.starts]
     block = ref.block.sizes if ref.block is not None else None
     whole = block == ref.shape
     semaphore = ref.space.startswith("semaphore")
-    return data.Operand(
+    return data.RecordedOperand(
         ref.name, ref.role, ref.shape, "semaphore" if semaphore else ref.dtype.name,
         ref.dtype.itemsize, ref.space, block, distinct, order, ref.piped,
         measures.coverage(ref.shape, block, distinct, order) if block and not whole else None,
@@ -99,7 +99,7 @@ def made(ref: Ref) -> data.Operand:
 
 
 def starts_of(
-    found: Sequence[int], block: Block, buffer: Sequence[int]
+    found: Sequence[int], block: OperandBlock, buffer: Sequence[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Where a block starts in its array: as the index map has it, and where the run has it."""
     asked, clamped = [], []
@@ -121,13 +121,15 @@ def with_squeezed(shape: Sequence[int], dims: Sequence[Any]) -> list[int]:
 # -- memory ---------------------------------------------------------------------------------------
 
 
-def add_memory(found: list[Memory], array: np.ndarray, ref: int, offset: tuple[int, ...]) -> None:
+def add_memory(
+    found: list[OperandMemory], array: np.ndarray, ref: int, offset: tuple[int, ...]
+) -> None:
     if array.nbytes and array.flags.c_contiguous:
         low = address(array)
-        found.append(Memory(low, low + array.nbytes, array, ref, offset))
+        found.append(OperandMemory(low, low + array.nbytes, array, ref, offset))
 
 
-def spans(part: np.ndarray, owner: Memory) -> list[slice]:
+def spans(part: np.ndarray, owner: OperandMemory) -> list[slice]:
     """The elements of an operand that a part of its memory has, as a slice of each dimension. They
     may be more, if the part was reshaped."""
     whole = owner.array

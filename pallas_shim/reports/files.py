@@ -161,6 +161,7 @@ def _read_file(file: str) -> Document:
 def _path(destination: str) -> str:
     path = destination.replace("{pid}", str(os.getpid()))
     if not path.endswith(os.sep) and not os.path.isdir(path):
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         return path
     os.makedirs(path, exist_ok=True)
     return os.path.join(path, f"pallas_shim-{socket.gethostname()}-{os.getpid()}.json")

@@ -21,7 +21,7 @@ _lock = threading.Lock()  # guards all counts
 class Use:
     """The kernels of one jitted function (or one kernel of a compiled one) on one rung.
 
-    There may be no kernels, under PALLAS_NUMPY_SCOPE=all.
+    There may be no kernels: see PALLAS_NUMPY_SCOPE.
 
     ``calls`` and the seconds count all the kernels together. ``tracing`` is the time JAX took to
     trace the function (None: unknown), ``lowering`` the time to make its NumPy program, and
@@ -57,7 +57,7 @@ class Use:
             if error is not None:
                 self.raised += 1
                 self.error = type(error).__name__
-            if REPORT.hear is not None:
+            if REPORT.hear is not None and self.kernels:
                 REPORT.hear(self)
 
     def counts(self) -> Counts:

@@ -17,7 +17,7 @@ Table = list[list[float | None]]
 
 
 @dataclasses.dataclass
-class Line:
+class SourceLine:
     """A line of the user's source. ``text`` is "" if the file can't be read."""
 
     file: str
@@ -26,7 +26,7 @@ class Line:
 
 
 @dataclasses.dataclass
-class Access:
+class LineAccess:
     """What one line does to one operand in a cell, all its accesses together.
 
     ``line`` is a position in `Kernel.lines`, or None if it isn't known. ``kind`` is "reads" or
@@ -80,7 +80,7 @@ class Coverage:
 
 
 @dataclasses.dataclass
-class Operand:
+class RecordedOperand:
     """A ref of a kernel.
 
     ``role`` is "prefetch", "input", "output", "input and output", "scratch", "scoped", or "memory"
@@ -105,7 +105,7 @@ class Operand:
 
 
 @dataclasses.dataclass
-class Run:
+class RecordedRun:
     """One run of a kernel by one program (a device or a core; "" if there is one).
 
     ``grid`` are the sizes, the last axis is the fastest. The cells are in this order, which is
@@ -119,8 +119,8 @@ class Run:
     grid: tuple[int, ...]
     cells: int
     recorded: int
-    operands: list[Operand]
-    patterns: list[list[Access]]
+    operands: list[RecordedOperand]
+    patterns: list[list[LineAccess]]
     pattern_of_cell: list[int]
     fetched: list[int]
     written_back: list[int]
@@ -154,7 +154,7 @@ class Event:
 
 
 @dataclasses.dataclass
-class Kernel:
+class RecordedKernel:
     """A kernel at one place of a jitted function. ``source`` is the ``file:line`` of its
     definition. ``axes`` names the axes of its grid. ``notes`` say what is not shown, and why."""
 
@@ -162,8 +162,8 @@ class Kernel:
     function: str
     source: str | None
     axes: tuple[str, ...]
-    lines: list[Line]
-    runs: list[Run]
+    lines: list[SourceLine]
+    runs: list[RecordedRun]
     events: list[Event]
     notes: list[str]
     calls: int = 1
@@ -176,7 +176,7 @@ class Trace:
     title: str
     made: str
     versions: dict[str, str]
-    kernels: list[Kernel]
+    kernels: list[RecordedKernel]
     notes: list[str]
 
     def to_dict(self) -> dict[str, Any]:

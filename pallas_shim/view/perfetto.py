@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pallas_shim.view.data import Event, Kernel, Run, Trace
+from pallas_shim.view.data import Event, RecordedKernel, RecordedRun, Trace
 
 # Copies of one semaphore overlap, and slices of a thread may not. So they get lanes.
 _LANES = 100
@@ -34,7 +34,7 @@ def events(trace: Trace) -> dict[str, Any]:
     }
 
 
-def _of_kernel(process: int, kernel: Kernel) -> Iterator[dict[str, Any]]:
+def _of_kernel(process: int, kernel: RecordedKernel) -> Iterator[dict[str, Any]]:
     yield _name("process_name", process, 0, f"{kernel.name} ({kernel.source or kernel.function})")
     for number, run in enumerate(kernel.runs):
         thread = 1 + number
@@ -54,7 +54,7 @@ def _of_kernel(process: int, kernel: Kernel) -> Iterator[dict[str, Any]]:
         yield _event(process, first + lane, event, kernel)
 
 
-def _cells(process: int, thread: int, run: Run) -> Iterator[dict[str, Any]]:
+def _cells(process: int, thread: int, run: RecordedRun) -> Iterator[dict[str, Any]]:
     moved = {"fetched": run.fetched, "written back": run.written_back, "copied": run.copied}
     moved = {name: by_cell for name, by_cell in moved.items() if any(by_cell)}
     for cell, (start, end) in enumerate(zip(run.steps, [*run.steps[1:], run.end], strict=True)):
@@ -72,7 +72,7 @@ def _cells(process: int, thread: int, run: Run) -> Iterator[dict[str, Any]]:
                    "args": counts}  # fmt: skip
 
 
-def _event(process: int, thread: int, event: Event, kernel: Kernel) -> dict[str, Any]:
+def _event(process: int, thread: int, event: Event, kernel: RecordedKernel) -> dict[str, Any]:
     line = None if event.line is None else kernel.lines[event.line]
     return {
         "name": f"{event.kind}: {event.text}", "cat": event.kind, "ph": "X", "ts": event.start,

@@ -294,7 +294,7 @@ def test_the_end_of_a_process_is_put_off_for_so_long_only(put_off, monkeypatch):
     later.at_exit(done.append)
     later.do_all()
     assert done == []
-    check = verify.Check("f", 10.0, functools.partial(done.pop, 0), lambda: None)
+    check = verify.CacheCheck("f", 10.0, functools.partial(done.pop, 0), lambda: None)
     check.at_exit(1.0)  # it would take longer
     assert done == []
 

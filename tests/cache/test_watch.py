@@ -11,7 +11,7 @@ import types
 import jax.numpy as jnp
 import pytest
 
-from pallas_shim.cache.watch import Watch
+from pallas_shim.cache.watch import ThreadWatch
 
 
 def functions(source):
@@ -43,7 +43,7 @@ def watched(f, *args):
     """What the watch finds of a call of ``f``, which was read."""
     codes = [f.__code__, *(c for c in f.__code__.co_consts if isinstance(c, types.CodeType))]
     found = types.SimpleNamespace(codes=[(code, None, None) for code in codes])
-    with Watch(found) as watch:
+    with ThreadWatch(found) as watch:
         f(*args)
     return watch.problem
 
@@ -86,7 +86,7 @@ def test_two_threads_are_watched_at_once():
     together, found = threading.Barrier(2), {}
 
     def run(name):
-        with Watch(types.SimpleNamespace(codes=[])) as watch:
+        with ThreadWatch(types.SimpleNamespace(codes=[])) as watch:
             together.wait(10)
             users.other()
             together.wait(10)

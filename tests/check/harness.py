@@ -16,11 +16,13 @@ from pallas_shim.evaluator.findings import KINDS, Finding
 class Checked:
     """A checked run: its results, findings, and what was not checked."""
 
-    def __init__(self, f: Callable[..., Any], *args: Any, kinds: Collection[str] = KINDS) -> None:
+    def __init__(
+        self, f: Callable[..., Any], *args: Any, kinds: Collection[str] = KINDS, tpu_cores: int = 1
+    ) -> None:
         self.findings: list[Finding] = []
         self.not_checked: list[tuple[str, str]] = []
         checks = Checks(frozenset(kinds), lambda *note: self.not_checked.append(note))
-        options = compiler.Options(checks=checks, found=self._add)
+        options = compiler.Options(checks=checks, found=self._add, tpu_cores=tpu_cores)
         executable = compiler.compile(jax.make_jaxpr(f)(*args), name="checked", options=options)
         self.program = executable.program
         self.results = executable(*[np.asarray(x) for x in jax.tree.leaves(args)])
@@ -34,5 +36,7 @@ class Checked:
         return [f"{finding.kind}/{finding.rule}" for finding in self.findings]
 
 
-def check(f: Callable[..., Any], *args: Any, kinds: Collection[str] = KINDS) -> Checked:
-    return Checked(f, *args, kinds=kinds)
+def check(
+    f: Callable[..., Any], *args: Any, kinds: Collection[str] = KINDS, tpu_cores: int = 1
+) -> Checked:
+    return Checked(f, *args, kinds=kinds, tpu_cores=tpu_cores)

@@ -65,13 +65,13 @@ def test_warnings_name_the_users_lines():
      UTILIZATION.replace("2     2\n", "2\n")],
 )  # fmt: skip
 def test_another_form_of_units_is_unreadable(text):
-    with pytest.raises(dumps.Unreadable, match="another form"):
+    with pytest.raises(dumps.UnreadableDump, match="another form"):
         dumps.utilization(FILES._replace(utilization=text))
 
 
 def test_another_form_of_memory_is_unreadable():
     text = ALLOCATIONS.replace("shape =", "type =")
-    with pytest.raises(dumps.Unreadable, match="another form"):
+    with pytest.raises(dumps.UnreadableDump, match="another form"):
         dumps.allocations(FILES._replace(allocations=text))
 
 
@@ -86,7 +86,7 @@ def test_the_files_of_a_kernel(tmp_path):
     for name, text in names.items():
         (tmp_path / name).write_text(text)
     assert dumps.read(str(tmp_path), "call.1") == FILES
-    with pytest.raises(dumps.Unreadable, match="no .*allocations"):
+    with pytest.raises(dumps.UnreadableDump, match="no .*allocations"):
         dumps.read(str(tmp_path), "call.10")
 
 

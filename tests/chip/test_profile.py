@@ -49,7 +49,8 @@ def profiled(schedule, tpu="v5e", **answer):
 def test_how_often_each_bundle_runs():
     ran = scalar_unit.run(bundles.read(files()), "v5e", RATES)
     assert ran.counts == [1] + [5] * 9 + [1]
-    assert list(ran.copies.values()) == [scalar_unit.Copy("dma.hbm_to_vmem", 3, 3 * 64 * 32)]
+    started = scalar_unit.Copy("dma.hbm_to_vmem", 3, 3 * 64 * 32)
+    assert list(ran.copies.values()) == [started]
     steps = {(s.bundles, s.hbm): s.times for s in ran.steps}
     assert steps == {(1, 0): 1, (9, 2048): 2, (9, 0): 2, (10, 2048): 1}
 
@@ -141,7 +142,7 @@ def test_copies_wait_for_one_another():
 
 
 def instruction(name, line=None):
-    return bundles.Instruction("v1", name, "", line)
+    return bundles.BundleInstruction("v1", name, "", line)
 
 
 def test_busy_units_hold_up_bundles():

@@ -1,7 +1,7 @@
 """Runs JAX's tests on stock JAX and under the shim, and writes docs/conformance.md.
 
-    python -m tests.conformance CHECKOUT [--as-tpu | --general] [--scope all] [--only FILE ...]
-                                [--rerun failed] [--no-stock]
+    python -m tests.conformance CHECKOUT [--as-tpu | --general] [--scope exact | all | --check]
+                                [--only FILE ...] [--rerun failed] [--no-stock]
 
 The tests are those of Pallas, in tests/pallas, or with --general some that have nothing to do with
 it, which are to be the same with Pallas imported.
@@ -69,7 +69,21 @@ AS_TPU = (
     "tpu_sparsecore_pallas_distributed_test",
 )
 # Of JAX's general tests, which are many: one test in so many of each file.
-GENERAL = {"api_test": 1, "lax_test": 2}
+GENERAL = {"api_test": 1, "lax_test": 2, "random_test": 1}
+# With --check, of files whose tests are many and alike.
+CHECKED = {
+    "ops_test": 10,
+    "indexing_test": 5,
+    "tpu_pallas_test": 5,
+    "tpu_ops_test": 5,
+    "tpu_pallas_pipeline_test": 2,
+    "tpu_fusible_matmul_test": 6,
+    "tpu_paged_attention_kernel_test": 6,
+    "tpu_ragged_paged_attention_test": 6,
+    "tpu_sparsecore_pallas_test": 2,
+    "tpu_splash_attention_kernel_test": 4,
+    "tpu_splash_attention_kernel_sharded_test": 4,
+}
 
 
 def run_file(
@@ -80,6 +94,7 @@ def run_file(
     shim: bool,
     mode: str,
     scope: str,
+    check: bool,
     seconds: int,
     jobs: int,
 ) -> None:
@@ -87,6 +102,7 @@ def run_file(
     with tempfile.TemporaryDirectory() as scratch:
         done = pathlib.Path(scratch) / "done"
         done.write_text("\n".join(kept.read(results)))
+        every = GENERAL if mode == kept.GENERAL else CHECKED if check else {}
         environment = {
             **os.environ,
             "CONFORMANCE_CHECKOUT": str(checkout),
@@ -94,10 +110,11 @@ def run_file(
             "CONFORMANCE_DONE": str(done),
             "CONFORMANCE_COMMIT": commit() if shim else "",
             "CONFORMANCE_MODE": mode,
-            "CONFORMANCE_EVERY": str(GENERAL[path.stem] if mode == kept.GENERAL else 1),
+            "CONFORMANCE_EVERY": str(every.get(path.stem, 1)),
             "CONFORMANCE_SECONDS": str(seconds),
             "PALLAS_NUMPY": "1" if shim else "0",
             "PALLAS_NUMPY_SCOPE": scope,
+            "PALLAS_NUMPY_CHECK": "1" if check else "0",
             "PALLAS_NUMPY_TPU": OTHERS.get(path.stem, TPU) if mode == kept.AS_TPU else "0",
             "PYTHONPATH": os.pathsep.join([str(ROOT / "sitecustomize_pkg"), str(ROOT)]),
             "JAX_ENABLE_CHECKS": "0",
@@ -148,12 +165,14 @@ def main() -> int:
         dest="mode",
         help=f"run, with Pallas imported, a part of {', '.join(GENERAL)}",
     )
-    parser.add_argument(
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
         "--scope",
-        choices=("kernels", "all"),
+        choices=("kernels", "exact", "all"),
         default="kernels",
-        help="as PALLAS_NUMPY_SCOPE: whether functions without kernels run in the evaluator, too",
+        help="as PALLAS_NUMPY_SCOPE: which functions without kernels run in the evaluator, too",
     )
+    how.add_argument("--check", action="store_true", help="check kernels while they run")
     parser.add_argument("--only", nargs="*", metavar="FILE", help="files, without .py")
     parser.add_argument(
         "--rerun",
@@ -173,15 +192,16 @@ def main() -> int:
     mode = options.mode or kept.AS_IS
     names = {kept.AS_IS: AS_IS, kept.AS_TPU: AS_TPU, kept.GENERAL: tuple(GENERAL)}[mode]
     folder = checkout / ("tests" if mode == kept.GENERAL else "tests/pallas")
-    results = kept.Results(options.keep, mode=mode, all_functions=options.scope == "all")
+    way = kept.CHECKED if options.check else kept.WAYS[options.scope]
+    results = kept.Results(options.keep, mode=mode, way=way)
     for name in options.only or names:
         path = folder / f"{name}.py"
         if not path.exists():
             print(f"{name}: not in this version of JAX", file=sys.stderr)
             continue
-        limits = {"mode": mode, "scope": options.scope, "seconds": options.seconds,
-                  "jobs": options.jobs}
-        if not options.no_stock:
+        limits = {"mode": mode, "scope": options.scope, "check": options.check,
+                  "seconds": options.seconds, "jobs": options.jobs}
+        if not (options.no_stock or options.check):
             run_file(path, checkout, results.path(name, shim=False), shim=False, **limits)
         if options.rerun != "nothing":
             ours = results.path(name, shim=True)

@@ -9,8 +9,18 @@ import re
 from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
-from tests.conformance.kept import AS_IS, AS_TPU, GENERAL, Outcomes, Results
-from tests.conformance.reasons import explained
+from tests.conformance.kept import (
+    ALL,
+    AS_IS,
+    AS_TPU,
+    CHECKED,
+    EXACT,
+    GENERAL,
+    KERNELS,
+    Outcomes,
+    Results,
+)
+from tests.conformance.reasons import explained, fault
 
 HEAD = """\
 # Conformance
@@ -27,6 +37,14 @@ was left to JAX.
 
 _TITLES = {AS_IS: "as they are", AS_TPU: "as on a TPU v5e", GENERAL: "general tests"}
 
+_WAYS = {
+    KERNELS: "",
+    EXACT: ", PALLAS_NUMPY_SCOPE=exact",
+    ALL: ", PALLAS_NUMPY_SCOPE=all",
+    CHECKED: ", checked",
+}
+_OPTIONS = {KERNELS: "", EXACT: " --scope exact", ALL: " --scope all", CHECKED: " --check"}
+
 OUTCOMES = ("passed", "failed", "skipped")
 RUNGS = ("numpy", "callback", "jax")
 
@@ -37,10 +55,9 @@ def write(path: pathlib.Path, names: Sequence[str], results: Results) -> None:
     if path.exists():
         for text in re.split(r"^(?=## )", path.read_text(encoding="utf-8"), flags=re.M)[1:]:
             sections[text.partition("\n")[0]] = text.rstrip() + "\n"
-    title = f"## JAX {results.version}, {_TITLES[results.mode]}"
-    if results.all_functions:
-        title += ", PALLAS_NUMPY_SCOPE=all"
-    sections[title] = "\n".join([title, "", *_section(names, results)]) + "\n"
+    title = f"## JAX {results.version}, {_TITLES[results.mode]}{_WAYS[results.way]}"
+    section = _checked if results.way == CHECKED else _section
+    sections[title] = "\n".join([title, "", *section(names, results)]) + "\n"
     path.write_text(
         "\n".join([HEAD, *(sections[title] for title in sorted(sections))]), encoding="utf-8"
     )
@@ -55,11 +72,7 @@ def summary(results: Results, name: str) -> str:
 def _section(names: Sequence[str], results: Results) -> Iterator[str]:
     stock = {name: results.of(name, shim=False) for name in names}
     shim = {name: results.of(name, shim=True) for name in names}
-    dates = [test["date"] for name in names for test in shim[name].values()]
-    mode = f" --{results.mode}" * (results.mode != AS_IS) + " --scope all" * results.all_functions
-    yield f"Python {platform.python_version()}, {max(dates, default='no results')}."
-    yield f"`python -m tests.conformance CHECKOUT{mode}` writes it."
-    yield ""
+    yield from _command(shim, results)
     yield "| file | stock: passed / failed / skipped | shim | numpy | callback | jax | commit |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for name in names:
@@ -80,16 +93,73 @@ def _section(names: Sequence[str], results: Results) -> Iterator[str]:
     yield from _table("Skipped under the shim", ("reason", "tests"), _skipped(shim.values()))
 
 
+def _checked(names: Sequence[str], results: Results) -> Iterator[str]:
+    """Of the tests with checked kernels: what was found and why, and what wasn't checked."""
+    shim = {name: results.of(name, shim=True) for name in names}
+    shim = {name: outcomes for name, outcomes in shim.items() if outcomes}
+    yield from _command(shim, results)
+    yield "| file | passed / failed / skipped | kernels | findings | commit |"
+    yield "| --- | --- | --- | --- | --- |"
+    for name, outcomes in [*shim.items(), ("all", _together(shim))]:
+        kernels = sum(len(one["kernels"]) for one in outcomes.values())
+        places = {tuple(f[:4]) for one in outcomes.values() for f in one["findings"]}
+        cells = [_counts(outcomes, {}), str(kernels), str(len(places)), _commits(outcomes)]
+        yield f"| {' | '.join([name, *cells])} |"
+    yield from _table(
+        "Findings",
+        ("tests", "kernel", "what", "how many", "why"),
+        _found(shim),
+    )
+    yield from _table("Not checked", ("reason", "kernels"), _not_checked(shim))
+
+
+def _command(shim: dict[str, Outcomes], results: Results) -> Iterator[str]:
+    dates = [test["date"] for outcomes in shim.values() for test in outcomes.values()]
+    mode = f" --{results.mode}" * (results.mode != AS_IS) + _OPTIONS[results.way]
+    yield f"Python {platform.python_version()}, {max(dates, default='no results')}."
+    yield f"`python -m tests.conformance CHECKOUT{mode}` writes it."
+    yield ""
+
+
+def _found(shim: dict[str, Outcomes]) -> Iterator[Sequence[str]]:
+    """By kind of test, kernel, fault and reason: in how many tests."""
+    rows = collections.Counter(
+        (name, f"{name}: {_kind(test, outcomes)}", kernel, f"{what} of {ref}".removesuffix(" of "),
+         fault(f"{name}::{test}", what) or f"not known to be a fault: {_line(message)}")
+        for name, outcomes in shim.items()
+        for test, one in outcomes.items()
+        for what, kernel, ref, _, message in one["findings"]
+    )  # fmt: skip
+    order = list(shim)
+    for row in sorted(rows, key=lambda row: (order.index(row[0]), *row[1:])):
+        _, tests, kernel, what, why = row
+        yield tests, kernel, what, str(rows[row]), why
+
+
+def _not_checked(shim: dict[str, Outcomes]) -> Iterator[Sequence[str]]:
+    reasons = collections.Counter(
+        _line(reason)
+        for outcomes in shim.values()
+        for one in outcomes.values()
+        for _, reason in one["not_checked"]
+    )
+    for reason, count in reasons.most_common():
+        yield reason, str(count)
+
+
 def _together(files: dict[str, Outcomes]) -> Outcomes:
     return {f"{name}::{test}": one for name in files for test, one in files[name].items()}
 
 
 def _row(name: str, stock: Outcomes, shim: Outcomes) -> str:
     rungs = collections.Counter(k["rung"] for one in shim.values() for k in one["kernels"])
-    commits = ", ".join(sorted({one["commit"] for one in shim.values()}))
     counts = _counts(stock, shim), _counts(shim, stock)
-    cells = [name, *counts, *(str(rungs[rung]) for rung in RUNGS), commits]
+    cells = [name, *counts, *(str(rungs[rung]) for rung in RUNGS), _commits(shim)]
     return f"| {' | '.join(cells)} |"
+
+
+def _commits(outcomes: Outcomes) -> str:
+    return ", ".join(sorted({one["commit"] for one in outcomes.values()}))
 
 
 def _counts(outcomes: Outcomes, others: Outcomes) -> str:

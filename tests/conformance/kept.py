@@ -14,23 +14,27 @@ HOME = pathlib.Path("~/.cache/pallas_shim/conformance").expanduser()
 # that have nothing to do with Pallas.
 AS_IS, AS_TPU, GENERAL = "as-is", "as-tpu", "general"
 
-# By test: its outcome, message, seconds, kernels, and the commit and date of the run.
+# How the shim ran them: kernels; all functions (PALLAS_NUMPY_SCOPE=all); or kernels, checked.
+KERNELS, EXACT, ALL, CHECKED = "shim", "shim-scope-exact", "shim-scope-all", "shim-checked"
+WAYS = {"kernels": KERNELS, "exact": EXACT, "all": ALL}
+
+# By test: its outcome, message, seconds, kernels, findings, what wasn't checked, and the commit and
+# date of the run.
 Outcomes = Mapping[str, Mapping[str, Any]]
 
 
 class Results:
-    """What is kept of the installed JAX, in one mode. ``all_functions``: of the shim with
-    PALLAS_NUMPY_SCOPE=all, which stock has nothing to do with."""
+    """What is kept of the installed JAX, in one mode, and of one way of the shim to run tests,
+    which stock has nothing to do with."""
 
-    def __init__(self, home: pathlib.Path, *, mode: str, all_functions: bool) -> None:
+    def __init__(self, home: pathlib.Path, *, mode: str, way: str) -> None:
         self.version = importlib.metadata.version("jax")
         self.mode = mode
-        self.all_functions = all_functions
+        self.way = way
         self._home = home / f"jax-{self.version}{'' if mode == AS_IS else f'-{mode}'}"
 
     def path(self, name: str, *, shim: bool) -> pathlib.Path:
-        ours = "shim-scope-all" if self.all_functions else "shim"
-        folder = self._home / (ours if shim else "stock")
+        folder = self._home / (self.way if shim else "stock")
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{name}.jsonl"
 

@@ -90,6 +90,7 @@ def _note(test: str, outcome: str, message: str, seconds: float, kernels: list[A
         "message": message[:2000],
         "seconds": round(seconds, 3),
         "kernels": kernels,
+        **_checked(),
         "commit": COMMIT,
         "date": datetime.date.today().isoformat(),
     }
@@ -106,3 +107,19 @@ def _rows() -> list[dict[str, str]]:
     ]
     REPORT.clear()
     return rows
+
+
+def _checked() -> dict[str, list[list[str]]]:
+    """What was found, and what wasn't checked, if kernels are checked."""
+    if os.environ.get("PALLAS_NUMPY_CHECK", "0") == "0":
+        return {}
+    from pallas_shim.check.collect import COLLECTOR
+
+    findings = [
+        [f"{one.kind}/{one.rule}", one.kernel, one.ref or "",
+         (one.accesses[0].where if one.accesses else one.source) or "", one.message]
+        for one in COLLECTOR.findings()
+    ]  # fmt: skip
+    skipped = [list(pair) for pair in COLLECTOR.not_checked()]
+    COLLECTOR.clear()
+    return {"findings": findings, "not_checked": skipped}

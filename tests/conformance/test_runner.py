@@ -80,8 +80,8 @@ def row(document, *starts):
     return found
 
 
-def results(tmp_path, *, shim, all_functions=False):
-    found = kept.Results(tmp_path / "kept", mode=kept.AS_IS, all_functions=all_functions)
+def results(tmp_path, *, shim, way=kept.KERNELS):
+    found = kept.Results(tmp_path / "kept", mode=kept.AS_IS, way=way)
     return found.path("ops_test", shim=shim)
 
 
@@ -137,7 +137,7 @@ def test_what_failed_runs_again_and_the_rest_does_not(run, tmp_path):
 def test_each_scope_has_results_of_its_own(run, tmp_path):
     others = ("passes", "is_left_to_jax", "skipped", "hangs", "crashes")
     lines = "".join(line(name, "passed") + "\n" for name in others)
-    results(tmp_path, shim=True, all_functions=True).write_text(lines)
+    results(tmp_path, shim=True, way=kept.ALL).write_text(lines)
     document = run("--scope", "all", "--rerun", "missing")
     assert ", as they are, PALLAS_NUMPY_SCOPE=all\n" in document
     assert row(document, "ops_test", "0 / 0 / 0, 6 not run")[2] == "6 / 0 / 0"
@@ -161,3 +161,40 @@ def test_tests_that_fail_alike_are_one_row(run, tmp_path):
     assert row(document, "ops_test", "Test::test_float32")[2:] == ["1", "passed", "-"]
     assert row(document, "ops_test", "Test::test_sum", "3")[3:] == ["passed", "-"]
     assert row(document, "ops_test", "Test::test_sum", "1")[3:] == ["not run", "-"]
+
+
+CHECKED = """
+import unittest
+import jax, jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+class Test(unittest.TestCase):
+    def add_up(self, cleared):
+        def add_up(x_ref, o_ref):
+            @pl.when((pl.program_id(0) == 0) & cleared)
+            def clear():
+                o_ref[...] = jnp.zeros_like(o_ref)
+            o_ref[...] += x_ref[...]
+        call = pl.pallas_call(
+            add_up, out_shape=jax.ShapeDtypeStruct((8, 128), jnp.float32), grid=(2,),
+            in_specs=[pl.BlockSpec((8, 128), lambda i: (i, 0))],
+            out_specs=pl.BlockSpec((8, 128), lambda i: (0, 0)), interpret=True,
+        )
+        call(jnp.ones((16, 128)))
+
+    def test_right(self):
+        self.add_up(True)
+
+    def test_not_cleared(self):
+        self.add_up(False)
+"""
+
+
+def test_what_checks_find_is_named(run, tmp_path):
+    (tmp_path / "checkout/tests/pallas/pallas_test.py").write_text(CHECKED)
+    document = run("--check", "--only", "pallas_test")
+    assert ", as they are, checked\n" in document
+    assert row(document, "pallas_test", "2 / 0 / 0")[2:4] == ["2", "1"]
+    cells = row(document, "pallas_test: Test::test_not_cleared")
+    assert cells[1:4] == ["add_up", "uninitialized/read-before-write of o_ref", "1"]
+    assert cells[4].startswith("not known to be a fault: ")

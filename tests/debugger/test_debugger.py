@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_shim import dispatch
-from pallas_shim.debugger.commands import Quit, Session, cell_of
+from pallas_shim.debugger.commands import DebugSession, Quit, cell_of
 from tests.shimmed import shim  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("shim")
@@ -41,7 +41,7 @@ def debugged(call, *commands: str, **options) -> list[str]:
     The first is what it prints by itself.
     """
     out = io.StringIO()
-    session = Session(**options, stdin=io.StringIO("\n".join(commands) + "\n"), stdout=out)
+    session = DebugSession(**options, stdin=io.StringIO("\n".join(commands) + "\n"), stdout=out)
     dispatch.observe(session)
     session.start()
     try:

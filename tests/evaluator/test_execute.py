@@ -183,20 +183,48 @@ def test_progress_of_a_grid(displays):
     cells = list(progress.over_grid("my_kernel", [2, 3]))
     assert cells == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
     (shown,) = displays
-    assert shown.titles == ("my_kernel", 6, "cells")
+    assert shown.titles[:3] == ("my_kernel", 6, "cells")
     assert shown.updates == sorted(shown.updates) and shown.updates[-1] == 6 and shown.closed
     assert list(progress.over_grid("none", [])) == [()]
     assert list(progress.over_grid("empty", [3, 0])) == []
+    assert list(progress.over_grid("one", [1, 1])) == [(0, 0)] and len(displays) == 1
 
 
 def test_progress_of_loops_one_at_a_time(displays):
     rounds = progress.over_rounds(lambda: "outer", 20_000, range(20_000))
     for number in rounds:
-        if number == 3:
+        if number in (3, 3000):
             assert list(progress.over_grid("inner", [2])) == [(0,), (1,)]
     assert list(progress.over_rounds(lambda: "short", 9, range(9))) == list(range(9))
-    assert [d.titles[0] for d in displays] == ["outer"]
-    assert displays[0].updates[-1] == 20_000
+    # As long as the outer one may be a short one, the inner one shows its own.
+    assert [d.titles[0] for d in displays] == ["inner", "outer"]
+    assert displays[1].updates[-1] == 20_000
+
+
+def test_progress_of_while_loops(displays):
+    def counted(n):
+        return lax.fori_loop(0, n, lambda i, c: (c * 3 + i) % 7, jnp.int32(1))
+
+    def search(n):
+        def going(c):
+            return (c[0] < n) & (c[1] != 9)
+
+        start = jnp.int32(0), jnp.int32(1)
+        return lax.while_loop(going, lambda c: (c[0] + 1, c[1] * 3 % 7), start)[0]
+
+    def nested(n):
+        return lax.fori_loop(0, 2, lambda i, c: c + counted(n), jnp.int32(0))
+
+    for f, totals in ((counted, [5000]), (search, [None]), (nested, [5000, 5000])):
+        displays.clear()
+        (got,) = executable(f, jnp.int32(0))(np.int32(5000))
+        assert got == f(5000)
+        assert [d.titles[1:3] for d in displays] == [(total, "rounds") for total in totals]
+        for shown in displays:
+            assert shown.titles[0].startswith(f"loop at {__file__}:")
+            assert shown.updates == sorted(shown.updates) and 256 < shown.updates[-1] <= 5000
+            assert shown.closed
+    assert progress._here.shown is None
 
 
 def test_progress_ends_with_an_error(displays):
@@ -217,18 +245,20 @@ def test_progress_ends_with_an_error(displays):
             run(np.float32(0))
     assert [d.closed for d in displays] == [True, True]
     assert f"loop at {__file__}:" in displays[0].titles[0]
-    assert displays[0].titles[1:] == (20_000, "rounds")
+    assert displays[0].titles[1:3] == (20_000, "rounds")
 
 
 def test_progress_in_a_log_and_on_a_terminal(monkeypatch):
     stream = io.StringIO()
     monkeypatch.setattr(progress.sys, "stderr", stream)
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
-    progress.Lines("k", 2_000_000, "cells").update(500_000)
-    line = stream.getvalue()
+    progress.LogLines("k", 2_000_000, "cells", 2.0).update(500_000)
+    progress.LogLines("k", None, "rounds", 2.0).update(500_000)
+    line, endless = stream.getvalue().splitlines()
     assert line.startswith("pallas_shim: k: 500,000 of 2,000,000 cells (25%), ") and "left" in line
+    assert endless.startswith("pallas_shim: k: 500,000 rounds, ") and endless.endswith("s so far")
     stream.close()
-    progress.Lines("k", 9, "cells").update(1)  # a closed stream is nobody's error
+    progress.LogLines("k", 9, "cells", 1.0).update(1)  # a closed stream is nobody's error
 
 
 def test_a_bar_on_a_terminal(monkeypatch):
@@ -237,12 +267,17 @@ def test_a_bar_on_a_terminal(monkeypatch):
     monkeypatch.setattr(progress.sys, "stderr", stream)
     shows = progress.bars()
     assert shows is not None
-    bar = shows("k", 100, "cells")
+    bar = shows("k", 100, "cells", 1.5)
     bar.update(25)
     bar.refresh()
     bar.update(100)
     bar.close()
     assert "pallas_shim: k:  25%" in stream.getvalue() and "25/100" in stream.getvalue()
+    bar = shows("endless", None, "rounds", 1.5)
+    bar.update(25)
+    bar.refresh()
+    bar.close()
+    assert "pallas_shim: endless: 25 rounds" in stream.getvalue()
 
 
 def test_a_vmapped_while_goes_on_while_any_element_does():

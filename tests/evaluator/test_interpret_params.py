@@ -506,3 +506,135 @@ def test_the_order_of_cells_and_the_cores_that_run_them(asked, semantics):
 
     (got,) = Executable(passes.optimise(lower(jax.make_jaxpr(f)())))()
     np.testing.assert_array_equal(got, np.asarray(f()))
+
+
+signal = getattr(pl, "semaphore_signal", None) or pltpu.semaphore_signal
+wait = getattr(pl, "semaphore_wait", None) or pltpu.semaphore_wait
+REGULAR, DMA = pltpu.SemaphoreType.REGULAR, pltpu.SemaphoreType.DMA
+
+
+def test_cores_of_a_grid_that_wait_for_one_another():
+    """Each cell waits until both cores have come as far; what is read is ordered by that."""
+
+    cells = 4
+
+    def kernel(x_ref, o_ref, both_ref, mine, sem, copied):
+        i = pl.program_id(0)
+        mine[...] = x_ref[...] * 2
+        pltpu.make_async_copy(mine, both_ref.at[i], copied).start()
+        pltpu.make_async_copy(mine, both_ref.at[i], copied).wait()
+        signal(sem, 1, core_index=0)
+        signal(sem, 1, core_index=1)
+        wait(sem, 2)
+        pltpu.make_async_copy(both_ref.at[i], mine, copied).start()
+        pltpu.make_async_copy(both_ref.at[i], mine, copied).wait()
+        o_ref[...] = mine[...]
+
+    def f(x):
+        row = spec((8, 128), lambda i: (i, 0))
+        return pl.pallas_call(
+            kernel, grid=(cells,), in_specs=[row], out_specs=[row, ANYWHERE],
+            out_shape=[f32(8 * cells, 128), f32(cells, 8, 128)],
+            scratch_shapes=[VMEM((8, 128), jnp.float32), REGULAR, DMA],
+            interpret=pltpu.InterpretParams(**{CORES: 2}),
+            compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
+        )(x)  # fmt: skip
+
+    x = numbers(8 * cells, 128)
+    plain = program(f, x)
+    assert any(i.name == "programs" for i in plain.top.walk())
+    for each, want in zip(run(f, x), jax.jit(f)(x), strict=True):
+        compare(each, np.asarray(want))
+
+
+# -- a TPU of two cores, without an interpreter ---------------------------------------------------
+
+
+def on_two_cores(f, *args):
+    """The results on two cores, which are the same optimised and not."""
+    plain = lower(jax.make_jaxpr(f)(*args), tpu_cores=2)
+    arrays = list(map(np.asarray, args))
+    got = Executable(plain)(*arrays)
+    optimised = passes.optimise(plain)
+    for a, b in zip(Executable(optimised)(*arrays), got, strict=True):
+        compare(a, b)
+    return got
+
+
+def counting(grid, semantics, **kwargs):
+    """Each cell gives how many cells its core has run, itself included, since the scratch memory
+    was new, which is NaN."""
+
+    def kernel(o_ref, count):
+        count[0] = jnp.where(jnp.isnan(count[0]), 0, count[0]) + 1
+        o_ref[...] = jnp.full_like(o_ref, count[0])
+
+    return lambda: pl.pallas_call(
+        kernel, grid=grid, out_specs=pl.BlockSpec((8, 128), lambda *at: (at[0], at[1])),
+        out_shape=f32(8 * grid[0], 128 * grid[1]), scratch_shapes=[VMEM((1,), jnp.float32)],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=semantics), **kwargs,
+    )()  # fmt: skip
+
+
+@pytest.mark.parametrize("semantics, grid, want", [
+    (("parallel", "arbitrary"), (4, 2), [[1, 2], [3, 4], [1, 2], [3, 4]]),
+    (("core_parallel", "arbitrary"), (2, 3), [[1, 2, 3], [1, 2, 3]]),
+    (("parallel", "arbitrary"), (3, 2), [[1, 2], [3, 4], [1, 2]]),
+    (("parallel", "parallel"), (1, 4), [[1, 2, 1, 2]]),
+    (("parallel", "arbitrary"), (1, 2), [[1, 2]]),
+    (("arbitrary", "parallel"), (2, 2), [[1, 2], [3, 4]]),
+    (("arbitrary", "arbitrary"), (4, 1), [[1], [2], [3], [4]]),
+])  # fmt: skip
+def test_the_cores_of_a_tpu_share_the_first_axis_of_a_grid(semantics, grid, want):
+    (got,) = on_two_cores(counting(grid, semantics))
+    np.testing.assert_array_equal(got[::8, ::128], want)
+
+
+@pytest.mark.parametrize("interpret", [True, CHECKED])
+def test_an_interpreter_has_one_core(interpret):
+    f = counting((4, 1), ("parallel", "arbitrary"), interpret=interpret)
+    (got,) = on_two_cores(f)
+    np.testing.assert_array_equal(got[::8, ::128], [[1], [2], [3], [4]])
+
+
+def test_a_sum_that_starts_again_on_each_core():
+    def kernel(x_ref, o_ref, total):
+        @pl.when(pl.program_id(1) == 0)
+        def _():
+            total[...] = jnp.zeros_like(total)
+
+        total[...] += x_ref[...]
+        o_ref[...] = total[...]
+
+    f = pl.pallas_call(
+        kernel, grid=(5, 3), in_specs=[spec((8, 128), lambda i, k: (i, k))],
+        out_specs=spec((8, 128), lambda i, k: (i, 0)), out_shape=f32(40, 128),
+        scratch_shapes=[VMEM((8, 128), jnp.float32)],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+    )
+    x = numbers(40, 384)
+    (got,) = on_two_cores(f, x)
+    np.testing.assert_array_equal(got, np.asarray(x).reshape(40, 3, 128).sum(1))
+
+
+def test_cores_of_a_tpu_that_wait_for_one_another():
+    def kernel(x_ref, o_ref, both_ref, sem, copied):
+        core = pl.program_id(0)
+        pltpu.make_async_copy(x_ref, both_ref.at[core], copied).start()
+        pltpu.make_async_copy(x_ref, both_ref.at[core], copied).wait()
+        signal(sem, 1, core_index=1 - core)
+        wait(sem, 1)
+        pltpu.make_async_copy(both_ref.at[1 - core], o_ref, copied).start()
+        pltpu.make_async_copy(both_ref.at[1 - core], o_ref, copied).wait()
+
+    def f(x):
+        row = spec((8, 128), lambda i: (i, 0))
+        return pl.pallas_call(
+            kernel, grid=(2,), in_specs=[row], out_specs=[row, ANYWHERE],
+            out_shape=[f32(16, 128), f32(2, 8, 128)], scratch_shapes=[REGULAR, DMA],
+            compiler_params=pltpu.CompilerParams(dimension_semantics=("core_parallel",)),
+        )(x)
+
+    x = numbers(16, 128)
+    got, _ = on_two_cores(f, x)
+    np.testing.assert_array_equal(got, np.roll(np.asarray(x), 8, 0))

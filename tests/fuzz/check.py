@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 from jax.errors import JaxRuntimeError
 from jax.extend.core import jaxpr_as_fun
 
+from pallas_shim.cache import later
+from pallas_shim.cache.programs import CachedProgram
 from pallas_shim.evaluator import codegen
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.machine.order import OWN_ORDER
 from pallas_shim.evaluator.passes import NAMES, optimise
 from pallas_shim.evaluator.registry import Unsupported
+from pallas_shim.reports.uses import Use
 from tests.fuzz.cells import ManyCells
 from tests.fuzz.copies import Copying
 from tests.fuzz.devices import Racing, Talking, deadlocks
@@ -131,6 +134,52 @@ def check_natively(source: random.Random, only: str | None = None) -> list[str]:
             return [compare_natively(optimise(program, skip), args) for skip in (NAMES, ())]
         except OtherBits as error:
             raise Mismatch(f"{error}\n{jaxpr}") from error
+
+
+def check_cached(source: random.Random, only: str | None = None) -> str:
+    """Draws a kernel, keeps its program on disk, traces the kernel anew, and reads the program.
+    Returns what became of it, as in a report. The settings say where the programs are kept.
+
+    Raises:
+      Mismatch: the program doesn't give the same bits as the one that was made, or isn't found.
+    """
+    names = [name for name, (share, _) in GENERATORS.items() for _ in range(share)]
+    call = GENERATORS[only or source.choice(names)][1](source)
+    with x64(call.pool.x64):
+        jaxpr = jax.make_jaxpr(call.function)(*call.args)
+        again = jax.make_jaxpr(call.function)(*call.args)
+        if str(again) != str(jaxpr):  # some kinds draw while they are traced
+            again = jaxpr
+        try:
+            want = _outcome(optimise(lower(jaxpr, name="f")), call.args)
+            _kept(jaxpr)
+            program, became = _kept(again)
+            if became != "read after tracing" and not became.startswith("not kept"):
+                raise Mismatch(f"it is {became}, the second time")
+            if _outcome(program, call.args) != want:
+                raise Mismatch("the program on disk gives something else")
+        except Unsupported as error:
+            return f"not kept: {error}"
+        except Exception as error:
+            raise Mismatch(f"{error}\n{jaxpr}\narguments: {call.args!r}") from error
+    return became
+
+
+def _kept(jaxpr: Any) -> tuple[Any, str]:
+    """The program of a jaxpr, made or read, and what became of it."""
+    cached = CachedProgram(jaxpr, "f", {}, lambda: optimise(lower(jaxpr, name="f")))
+    program, use = cached.get(), Use("f", (), "numpy", "")
+    cached.tell(use)
+    later.do_all()
+    return program, str(use.traced_cache)
+
+
+def _outcome(program: Any, args: Sequence[np.ndarray]) -> Any:
+    """The results of a program, bit for bit, or the error that ends it."""
+    try:
+        return [np.asarray(x).tobytes() for x in Executable(program)(*map(np.asarray, args))]
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def _in_jax(jaxpr: Any, args: Sequence[np.ndarray]) -> list[np.ndarray]:

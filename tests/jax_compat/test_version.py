@@ -16,6 +16,7 @@ from pallas_shim.jax_compat import version, versions
 JAX_COMPAT = pathlib.Path(version.__file__).parent
 ROOT = pathlib.Path(__file__).parents[2]
 LIMITS = ROOT / "docs" / "limits.md"
+INDEX = ROOT / "docs" / "index.md"
 
 
 def private_names(tree: ast.Module) -> set[tuple[str, str]]:
@@ -89,6 +90,12 @@ def test_the_docs_name_the_same_versions():
     assert tuple(re.findall(r"\b0\.[0-9.]*[0-9]", entry)) == (
         *versions.TESTED, *versions.BETWEEN, versions.OLDEST, versions.TOO_NEW
     )
+
+
+def test_the_first_page_of_the_docs_lists_them():
+    (section,) = re.findall(r"^## Versions$(.*?)^## ", INDEX.read_text(), re.M | re.S)
+    found = tuple(re.findall(r"\b0\.[0-9.]*[0-9]", section))
+    assert found == (*versions.TESTED, *versions.BETWEEN, versions.OLDEST, versions.TOO_NEW)
 
 
 def test_nothing_else_lists_them():

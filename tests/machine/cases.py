@@ -432,15 +432,19 @@ def a_wrong_kernel_in_other_orders(fault):
 
 def races(kernel, x, scratch=(), n=3, space=pltpu.VMEM):
     """What watching a kernel on some devices finds."""
+    run = k.call(kernel, local((8, 128)), scratch=scratch, space=space)
+    return found_in(jax.jit(k.over(run, k.mesh(n), P("x"), P("x"))), x)
+
+
+def found_in(f, x):
+    """What watching a function of one result finds."""
     from pallas_shim.evaluator.execute import Executable
     from pallas_shim.evaluator.lower import lower
     from pallas_shim.evaluator.machine import order
     from pallas_shim.evaluator.machine.clocks import Clocks
 
-    run = k.call(kernel, local((8, 128)), scratch=scratch, space=space)
-    f = jax.jit(k.over(run, k.mesh(n), P("x"), P("x")))
     found: list = []
-    executable = Executable(lower(jax.make_jaxpr(f)(x), timed=True), lambda _: False)
+    executable = Executable(lower(jax.make_jaxpr(f)(x), timed=True, on_mesh=True), lambda _: False)
     with order.running(order.OWN_ORDER, Clocks(found.append)):
         (got,) = executable(np.asarray(x))
     equal(f(x), got)
@@ -457,6 +461,13 @@ UNORDERED = {
     "one row beside the other": [],
     "a row too many": ["copy-unordered"],
     "signal before the store": ["copy-unordered"],
+    "a masked store beside a row": [],
+    "a masked store over a row": ["copy-unordered"],
+    "a masked load beside a row": [],
+    "a masked load over a row": ["copy-unordered"],
+    "indices beside a row": [],
+    "indices over a row": ["copy-unordered"],
+    "equal copies": [],
 }
 
 
@@ -471,13 +482,36 @@ def races_between_devices(fault):
             k.signal(done, 1, device_id={"x": lax.rem(me + n - 1, n)}, device_id_type=MESH)
         rows = pl.ds(0, 4) if "row" in fault else pl.ds(0, 8)
         copy = right_of(x_ref.at[rows], got.at[rows], send, recv)
-        copy.start()
+        if fault != "equal copies":
+            copy.start()
         if fault == "not awaited":
             o_ref[...] = got[...]
         if fault == "one row beside the other":
             got[4:] = jnp.ones((4, 128))
         if fault == "a row too many":
             got[3:] = jnp.ones((5, 128))
+        over = "over" in fault
+        chosen = lax.broadcasted_iota(jnp.int32, (8, 128), 0) >= (3 if over else 4)
+        if "masked store" in fault:
+            pltpu.store(got, jnp.ones_like(got), mask=chosen)
+        if "masked load" in fault:
+            o_ref[...] = jnp.where(chosen, pltpu.load(got, mask=chosen), 0)
+        if "indices" in fault:
+            at = lax.iota(jnp.int32, 2)
+            o_ref[0, 0:2] = got[(3 if over else 4) + 2 * at, at]
+        if fault == "equal copies":
+            x_ref[...] = jnp.ones_like(x_ref)
+            equal_copy = pltpu.make_async_remote_copy(
+                x_ref, common, send, done, device_id={"x": 0}, device_id_type=MESH
+            )
+            equal_copy.start()
+            equal_copy.wait_send()
+
+            @pl.when(me == 0)
+            def _():
+                for _ in range(3):
+                    equal_copy.wait_recv()
+
         if fault == "source changed":
             x_ref[...] = jnp.zeros_like(x_ref)
         if fault == "one semaphore for two":
@@ -486,7 +520,8 @@ def races_between_devices(fault):
             other.wait_recv()
             o_ref[...] = got[...]
             other.wait_send()
-        copy.wait()
+        if fault != "equal copies":
+            copy.wait()
         if fault == "no barrier":
             k.wait(done, 1)
         if fault == "signal before the store":
@@ -505,13 +540,115 @@ def races_between_devices(fault):
                 k.signal(done, 1, device_id={"x": 1}, device_id_type=MESH)
                 common[...] = jnp.zeros_like(common)
                 right_of(x_ref, common, send, recv).wait_recv()
+
         o_ref[...] = got[...]
 
-    found = races(kernel, k.numbers(24, 128), [VMEM, VMEM, k.DMA, k.DMA, k.REGULAR])
+    done = k.DMA if fault == "equal copies" else k.REGULAR
+    found = races(kernel, k.numbers(24, 128), [VMEM, VMEM, k.DMA, k.DMA, done])
     rules = [f.rule for f in found if f.kind == "races"]
     assert sorted(set(rules)) == UNORDERED[fault], found
     for finding in found:
         assert finding.kernel == "kernel" and all("cases.py" in a.where for a in finding.accesses)
+
+
+@case()
+def a_wait_for_as_many_rows_as_came_in_checked_memory():
+    """A device that gets two copies waits for twice its rows at once."""
+
+    def kernel(x_ref, o_ref, send, recv):
+        me = lax.axis_index("x")
+        for rows in (pl.ds(0, 4), pl.ds(4, 4)):
+            copy = pltpu.make_async_remote_copy(
+                x_ref.at[rows], o_ref.at[rows], send, recv,
+                device_id=(1,), device_id_type=MESH,
+            )  # fmt: skip
+
+            @pl.when(me == 0)
+            def _(copy=copy):
+                copy.start()
+                copy.wait_send()
+
+        came = jnp.where(me == 1, 2, 0)
+
+        @pl.when(came > 0)
+        def _():
+            all_rows = pl.ds(0, 4 * came)
+            pltpu.make_async_copy(x_ref.at[all_rows], o_ref.at[all_rows], recv).wait()
+
+    x = k.numbers(2 * 8, 128)
+    run = k.call(kernel, local((8, 128)), scratch=[k.DMA, k.DMA], interpret=pltpu.InterpretParams())
+    y = jax.jit(k.over(run, k.mesh(2), P("x"), P("x")))(x)
+    equal(y[8:], np.asarray(x)[:8])
+
+
+@case("right", "not stored", "a row left out")
+def undefined_elements_that_other_devices_could_have_written(fault):
+    """The first device sends what it has stored; each of the others passes it on."""
+    from tests.check.harness import check
+
+    def kernel(x_ref, o_ref, send, recv):
+        me, n = lax.axis_index("x"), lax.axis_size("x")
+        rows = pl.ds(0, 7) if fault == "a row left out" else pl.ds(0, 8)
+        copy = right_of(o_ref.at[rows], o_ref.at[rows], send, recv)
+
+        @pl.when(me == 0)
+        def _():
+            if fault != "not stored":
+                o_ref[...] = x_ref[...]
+
+        @pl.when(me > 0)
+        def _():
+            copy.wait_recv()
+
+        @pl.when(me < n - 1)
+        def _():
+            copy.start()
+            copy.wait_send()
+
+    run = k.call(kernel, local((8, 128)), scratch=[k.DMA, k.DMA], space=pltpu.VMEM)
+    x = k.numbers(3 * 8, 128)
+    f = jax.jit(k.over(run, k.mesh(3), P("x"), P("x")))
+    f(x)
+    rules = [] if fault == "right" else ["uninitialized/read-before-write"]
+    found = check(f, x)
+    assert found.rules == rules, found.findings
+    assert [finding.ref for finding in found.findings] == ["o_ref"] * len(rules)
+
+
+@case()
+def no_race_where_a_later_kernel_waits_for_the_copy():
+    """One kernel starts a copy, and hands its semaphores on to others that wait for them."""
+    n = 4
+    sem = pltpu.SEMAPHORE
+
+    def start(x_ref, same_ref, o_ref, send, recv):
+        sent_by = lax.rem(lax.axis_index("x") + n - 1, n)
+        ready = pltpu.get_barrier_semaphore()
+        k.signal(ready, 1, device_id={"x": sent_by}, device_id_type=MESH)
+        k.wait(ready, 1)
+        right_of(x_ref, o_ref, send, recv).start()
+
+    def waits(x_ref, sem_ref, o_ref):
+        pltpu.make_async_copy(x_ref, x_ref, sem_ref).wait()
+
+    def passed_on(_, x):
+        like = local((8, 128))
+        x, y, send, recv = pl.pallas_call(
+            start, out_shape=(like, like, k.DMA(()), k.DMA(())),
+            in_specs=[k.spec(k.ANY)], out_specs=tuple(map(k.spec, (k.ANY, k.ANY, sem, sem))),
+            input_output_aliases={0: 0}, compiler_params=pltpu.CompilerParams(collective_id=0),
+        )(x)  # fmt: skip
+        done = pl.pallas_call(
+            waits, out_shape=like, in_specs=[k.spec(k.ANY), k.spec(sem)], out_specs=k.spec(k.ANY),
+            input_output_aliases={0: 0},
+        )  # fmt: skip
+        done(x, send)
+        return done(y, recv)
+
+    x = k.numbers(n * 8, 128)
+    f = jax.jit(k.over(lambda x: lax.fori_loop(0, 3, passed_on, x), k.mesh(n), P("x"), P("x")))
+    equal(f(x), np.roll(np.asarray(x), 3 * 8, 0))
+    assert not found_in(f, x)
 
 
 @case()
@@ -559,6 +696,42 @@ def a_race_between_cores():
     assert run(True) == []
     (finding,) = run(False)
     assert {a.program for a in finding.accesses} == {"core 0 (core=0)", "core 1 (core=1)"}
+
+
+@case("equal values", "in place")
+def copies_of_subcores(what):
+    """All write the same, or each writes where its neighbour may not have read yet."""
+    from jax.experimental.pallas import tpu_sc as plsc
+
+    from tests.check.harness import check
+
+    if not hasattr(pl, "kernel") or not hasattr(plsc, "fetch_and_add"):
+        return double_for_the_report()
+    mesh = plsc.VectorSubcoreMesh(
+        core_axis_name="core", subcore_axis_name="subcore", num_cores=1, num_subcores=4
+    )
+
+    def kernel(o_ref, own_ref):
+        me = lax.axis_index("subcore")
+        own_ref[...] = jnp.full(16, 0 if what == "equal values" else me, jnp.int32)
+        pltpu.sync_copy(own_ref, o_ref.at[0 if what == "equal values" else me])
+        plsc.subcore_barrier()
+        if what == "in place":
+            pltpu.sync_copy(o_ref.at[(me + 1) % 4], own_ref)
+            pltpu.sync_copy(own_ref, o_ref.at[me])
+
+    run = pl.kernel(
+        kernel, out_type=jax.ShapeDtypeStruct((4, 16), jnp.int32), mesh=mesh,
+        scratch_types=[pltpu.VMEM((16,), jnp.int32)],
+    )  # fmt: skip
+    findings = check(run, kinds=["races"]).findings
+    assert {f.rule for f in findings} == (
+        set() if what == "equal values" else {"copy-unordered"}
+    ), findings
+    for finding in findings:
+        assert finding.ref == "o_ref" and len(finding.accesses) == 2
+        assert all("tests/machine/cases.py:" in (a.where or "") for a in finding.accesses)
+    double_for_the_report()
 
 
 @case()
@@ -809,6 +982,44 @@ def has_kinds():
 
 
 @case()
+def nothing_found_where_one_core_copies_to_a_core_of_another_kind():
+    """The only scalar subcore starts a copy to the TensorCore's memory, and waits until it is
+    sent. A later kernel there waits for its arrival."""
+    if not has_kinds():
+        return double_for_the_report()
+    from jax.experimental.pallas import tpu_sc as plsc
+
+    from tests.check.harness import check
+
+    sparse = plsc.ScalarSubcoreMesh(axis_name="sparse", num_cores=1)
+    tensor = pltpu.create_tensorcore_mesh(axis_name="tensor", num_cores=1)
+
+    def send(x_ref, o_ref, arrived, sent):
+        pltpu.make_async_remote_copy(x_ref, o_ref, sent, arrived, device_id={"tensor": 0}).start()
+        pltpu.make_async_remote_copy(
+            x_ref, o_ref, sent, arrived, device_id={"tensor": 0}
+        ).wait_send()
+
+    def receive(x_ref, o_ref, arrived):
+        pltpu.make_async_copy(x_ref, o_ref, arrived).wait()
+        o_ref[...] += 1
+
+    def f(x):
+        x = jax.new_ref(x)
+        out, arrived = pl.kernel(
+            body=send, mesh=sparse, scratch_types=[k.DMA(())],
+            out_type=(pltpu.VMEM(x.shape, x.dtype) @ tensor, k.DMA(()) @ tensor),
+        )(x)  # fmt: skip
+        out, arrived = jax.new_ref(out), jax.new_ref(arrived)
+        pl.kernel(body=receive, mesh=tensor)(x, out, arrived)
+        return jax.freeze(out)
+
+    x = k.numbers(8, 128)
+    equal(jax.jit(f)(x), np.asarray(x) + 1)
+    assert not check(f, x).findings
+
+
+@case()
 def cores_of_several_kinds():
     """The scalar subcore lets the vector subcores go one after the other. Each adds to memory in
     common, and says that it has."""
@@ -857,9 +1068,8 @@ def deadlock_of_several_kinds():
             k.signal(of_vector, 1, device_id={"core": 1, "subcore": 3})
 
     error = raises(jax.jit(kinds_of_cores(vector, scalar, local((16,), jnp.int32))))
-    assert (
-        "vector subcore (core=0, subcore=3) waits for of_vector, which has 0 and needs 1"
-        in str(error)
+    assert "vector subcore (core=0, subcore=3) waits for of_vector, which has 0 and needs 1" in str(
+        error
     ), error
     assert "core=1" not in str(error), error
     equal(jax.jit(k.double)(jnp.ones((8, 128))), 2 * np.ones((8, 128)))
@@ -1255,6 +1465,59 @@ def undefined_elements_beside_memory_that_others_write():
         rules = [] if stores else ["uninitialized/never-written"]
         assert checked.rules == rules, checked.findings
         assert not any("again" in reason for _, reason in checked.not_checked)
+    double_for_the_report()
+
+
+SENT = {
+    "all of it": [],
+    "half of it": ["uninitialized/read-before-write"],
+    "what was never written": ["uninitialized/read-before-write"],
+    "to oneself": ["uninitialized/read-before-write"],
+    "into the result": [],
+    "half of the result": ["uninitialized/never-written"],
+}
+
+
+@case(*SENT)
+def undefined_elements_of_memory_that_others_write(what):
+    from tests.check.harness import check
+
+    def kernel(x_ref, o_ref, got_ref, own_ref, send, recv):
+        k.barrier()
+        me = lax.axis_index("x")
+        if what != "what was never written":
+            own_ref[...] = x_ref[...]
+        rows = pl.ds(0, 4 if "half" in what else 8)
+        result = "result" in what
+        copy = pltpu.make_async_remote_copy(
+            own_ref.at[rows], (o_ref if result else got_ref).at[rows], send, recv,
+            device_id=(lax.select((me == 2) & (what == "to oneself"), me, lax.rem(me + 1, 3)),),
+            device_id_type=MESH,
+        )  # fmt: skip
+        copy.start()
+        copy.wait_send()
+
+        @pl.when((me != 0) | (what != "to oneself"))
+        def _():
+            copy.wait_recv()
+
+        if what == "to oneself":
+
+            @pl.when(me == 2)
+            def _():
+                copy.wait_recv()  # of its own copy
+
+        if not result:
+            o_ref[...] = got_ref[...]
+
+    scratch = [VMEM, VMEM, k.DMA, k.DMA]
+    run = k.call(kernel, local((8, 128)), scratch=scratch, space=pltpu.VMEM)
+    f = k.over(run, k.mesh(3), P("x"), P("x"))
+    checked = check(f, k.numbers(24, 128), kinds=["uninitialized"])
+    assert checked.rules == SENT[what] and not checked.not_checked, checked.findings
+    if what == "to oneself":
+        (finding,) = checked.findings
+        assert finding.ref == "got_ref" and finding.accesses[0].program == "device 0 (x=0)"
     double_for_the_report()
 
 

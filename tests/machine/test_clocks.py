@@ -15,13 +15,26 @@ class Watched:
     """Clocks, some memory and a semaphore, and what is found."""
 
     def __init__(self):
-        self.found: list = []
-        self.clocks = Clocks(self.found.append)
+        self._found: list = []
+        self.clocks = Clocks(self._found.append)
+        for program in (A, B, C):
+            self.clocks.enter(program)
         self.memory = np.zeros((8, 8))
         self.semaphores = np.zeros(2, np.int32)
 
-    def touch(self, program, key=..., writes=True):
-        self.clocks.touch(program, self.memory, self.memory[key], writes, SPOT, "x_ref")
+    @property
+    def found(self):
+        self.clocks.decide()
+        return self._found
+
+    def touch(self, program, key=..., writes=True, chosen=None, value=None):
+        """``chosen``: the elements, as a mask; ``value``: None for one that wasn't there."""
+        numbers = None if chosen is None else np.flatnonzero(chosen)
+        view = self.memory[key]
+        self.clocks.touch(program, self.memory, view, writes, SPOT, "x_ref", numbers)
+        if writes:
+            new = view + 1 if value is None else np.full_like(view, value)
+            view[...] = new if chosen is None else np.where(chosen, new, view)
 
     def signal(self, program, count=1, at=0):
         self.clocks.add(program, self.semaphores[at : at + 1], count)
@@ -182,3 +195,86 @@ def test_many_accesses_are_forgotten_once_all_know_of_them(watched):
     assert not watched.found
     ((_, touches),) = watched.clocks.buffers.values()
     assert len(touches) <= 64
+
+
+# -- single elements, by masks and indices --------------------------------------------------------
+
+
+EVEN = np.arange(64).reshape(8, 8) % 2 == 0
+
+
+@pytest.mark.parametrize(
+    "one, two, race",
+    [
+        (EVEN, ~EVEN, False),
+        (EVEN, EVEN, True),
+        (EVEN, np.arange(64).reshape(8, 8) == 6, True),
+        (EVEN & False, EVEN, False),
+        (EVEN, None, True),
+        (EVEN & (np.arange(8) > 5), None, True),
+    ],
+)
+def test_chosen_elements_are_compared_exactly(watched, one, two, race):
+    watched.touch(A, chosen=one)
+    watched.touch(B, chosen=two)
+    assert bool(watched.found) == race
+
+
+def test_chosen_elements_and_a_strided_view(watched):
+    watched.touch(A, chosen=EVEN)
+    watched.touch(B, np.s_[:, 1::2])
+    assert not watched.found
+    watched.touch(B, np.s_[:, 0::2])
+    assert len(watched.found) == 1
+
+
+# -- equal values ---------------------------------------------------------------------------------
+
+
+def test_all_may_write_the_same(watched):
+    for program in (A, B, C):
+        watched.touch(program, value=7)
+    assert not watched.found
+    watched.touch(B, value=8)
+    assert watched.found
+
+
+def test_only_the_elements_that_differ_race(watched):
+    watched.touch(A, np.s_[0:4], value=7)
+    watched.memory[4:] = 1
+    watched.touch(B, value=7)
+    assert not watched.found
+
+
+def test_a_read_of_what_all_write(watched):
+    watched.touch(A, value=7)
+    watched.touch(A, writes=False)
+    watched.touch(B, value=7)
+    assert not watched.found
+
+
+def test_a_read_of_what_was_there_before_all_wrote(watched):
+    """Another order shows it what the other writes."""
+    watched.touch(A, writes=False)
+    watched.touch(A, value=7)
+    watched.touch(A, writes=False)
+    watched.touch(B, value=7)
+    assert len(watched.found) == 1
+
+
+def test_an_equal_value_after_another(watched):
+    """Whoever reads it may see what was there between."""
+    watched.touch(A, value=7)
+    watched.touch(B, value=7)
+    watched.touch(B, value=8)
+    watched.touch(B, value=7)
+    assert watched.found
+
+
+def test_what_was_added_before_a_semaphore_was_handed_on_may_be_anything(watched):
+    watched.copy(A)
+    handed_on = np.ones(1, np.int32)  # a copy of the semaphore's count
+    watched.clocks.take(B, handed_on, 1, True)
+    watched.touch(B)
+    watched.copy(C, ..., 64)
+    assert [finding.rule for finding in watched.found] == ["copy-unordered"]  # that of C only

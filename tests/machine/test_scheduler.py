@@ -6,7 +6,7 @@ import pytest
 
 from pallas_shim.evaluator.machine import scheduler
 from pallas_shim.evaluator.machine.order import Order
-from pallas_shim.evaluator.machine.scheduler import Count, Deadlock, Meet, Spawn, Turn
+from pallas_shim.evaluator.machine.scheduler import Count, Deadlock, Meet, Spawn, TurnRequest
 
 ORDERS = [Order(), *map(Order, range(6))]
 
@@ -49,7 +49,7 @@ def test_what_one_takes_another_waits_for(order):
         yield count(memory, "s", 1)
         memory["s"] -= 1
         took.append(me)
-        yield Turn(here)
+        yield TurnRequest(here)
         memory["s"] += 1
 
     scheduler.run_programs([(str(me), program(me)) for me in range(3)], order)
@@ -95,7 +95,7 @@ def test_the_patient_go_on_when_nothing_else_can(order):
         steps.append("on")
 
     def stays_away():
-        yield Turn(here)
+        yield TurnRequest(here)
         steps.append("ended")
 
     scheduler.run_programs([("a", comes()), ("b", stays_away())], order)
@@ -113,7 +113,7 @@ def test_a_deadlock_names_everyone_that_waits(order):
             closed.append(name)
 
     def ends():
-        yield Turn(here)
+        yield TurnRequest(here)
 
     def misses():
         yield meet("psum", 0, 3, None, lambda brought: brought)
@@ -132,7 +132,7 @@ def test_an_error_of_one_ends_all():
     ended = []
 
     def fails():
-        yield Turn(here)
+        yield TurnRequest(here)
         raise KeyError("this")
 
     def waits():
@@ -153,7 +153,7 @@ def test_a_seed_gives_the_same_order_again_and_seeds_differ():
         def program(me):
             for _ in range(3):
                 seen.append(me)
-                yield Turn(here)
+                yield TurnRequest(here)
 
         scheduler.run_programs([(str(me), program(me)) for me in range(4)], order)
         return tuple(seen)

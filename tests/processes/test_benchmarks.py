@@ -103,3 +103,13 @@ def test_ratios(benchmarks):
     assert str(kernel.peak_ratio("shim", "stock")) == "0.5 (0.333 to 0.667)"
     assert mean([ratio, None, kernel.peak_ratio("stock", "shim")]) == pytest.approx(2.37, 1e-2)
     assert kernel.why_not("tpu_interpreter") == "InterpretParams: ended after 300 s"
+
+
+def test_errors_of_functions_of_float32(benchmarks):
+    from float32_functions import ONE, errors, in_float64
+
+    of_numpy, here, _ = errors("rsqrt", 10007)
+    assert 0.7 < here < 0.87 and 1.2 < of_numpy < 1.5
+    x = np.linspace(1, 9, 20001, dtype=np.float32)
+    got = in_float64(lambda x: np.divide(1.0, x, x))(x)
+    np.testing.assert_array_equal(got, ONE / x)

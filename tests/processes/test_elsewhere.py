@@ -30,12 +30,17 @@ if __name__ == "__main__":
 """
 
 RAY = """
+import tempfile
 import ray
 
 if __name__ == "__main__":
-    ray.init(num_cpus=2, include_dashboard=False, configure_logging=False)
-    print(ray.get([ray.remote(work).remote(i) for i in range(4)]))
-    ray.shutdown()
+    # The paths of its sockets have to be short.
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as directory:
+        ray.init(
+            num_cpus=2, include_dashboard=False, configure_logging=False, _temp_dir=directory
+        )
+        print(ray.get([ray.remote(work).remote(i) for i in range(4)]))
+        ray.shutdown()
 """
 
 

@@ -163,3 +163,11 @@ def test_it(i):
 def test_bad_variables(session):
     got = session(CHECKED, "--pallas-numpy", PALLAS_NUMPY_STRICT="maybe")
     assert got.returncode == 4 and "0 or 1" in got.stderr and "Traceback" not in got.stderr
+
+
+@pytest.mark.parametrize("value", ["", "1"])
+def test_an_installed_wheel_causes_no_warning(from_wheel, tmp_path, value):
+    """What pytest finds imported before it can't be rewritten, of which it warns."""
+    (tmp_path / "test_nothing.py").write_text("def test_nothing(): pass")
+    got = from_wheel.run("-m", "pytest", "-q", cwd=tmp_path, PALLAS_NUMPY=value)
+    assert got.stdout.splitlines()[-1].startswith("1 passed in"), got.stdout

@@ -104,6 +104,7 @@ def test_subprocesses_and_runs_after_one_another(run):
 def test_a_directory_and_a_pid(run, tmp_path):
     directory = run("work(0); again('work(0)')", "reports/")
     assert len(list(directory.iterdir())) == 2 and calls(directory) == 2
+    assert calls(run("work(0)", "a/new/directory/report.json")) == 1
     run("work(0); again('work(0)')", "of-{pid}.json")
     paths = list(tmp_path.glob("of-*.json"))
     assert len(paths) == 2 and sum(map(calls, paths)) == 2

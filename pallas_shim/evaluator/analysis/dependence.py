@@ -116,7 +116,7 @@ class Box(NamedTuple):
         return self._replace(dims=(None,) * rank)
 
 
-class Access(NamedTuple):
+class AccessSpan(NamedTuple):
     box: Box
     writes: bool
 
@@ -134,7 +134,7 @@ class Footprints:
         self.aliases = aliases
         self.axes = axes
         self.known = known
-        self.accesses: dict[Value, list[Access]] = {}
+        self.accesses: dict[Value, list[AccessSpan]] = {}
         self._boxes: dict[Value, Box] = {}
         for instruction in region.walk():
             self._visit(instruction)
@@ -174,7 +174,7 @@ class Footprints:
                 if operation.name in _LEAVES:
                     leaves = ins[_LEAVES[operation.name] :]
                     box = self.along(box, ins[0].ref, operation.params["path"], leaves)
-                self.accesses.setdefault(box.root, []).append(Access(box, writes))
+                self.accesses.setdefault(box.root, []).append(AccessSpan(box, writes))
 
     def _viewed(self, instruction: Instruction, out: Value) -> Box:
         box = self.box(instruction.ins[0])

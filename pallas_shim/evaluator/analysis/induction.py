@@ -54,3 +54,24 @@ def of_loop(starts: Sequence[Value], region: Region) -> dict[Value, Induction]:
             if step.const is not None and step.type == type:
                 found[param] = Induction(start, int(step.const))
     return found
+
+
+def of_while(loop: Instruction) -> tuple[Value, Value] | None:
+    """Where a while loop starts to count in steps of one, and what it counts up to, if it ends just
+    then: it has as many rounds as the one is below the other. Both are known before it begins."""
+    condition, body = loop.regions
+    if len(condition.body) != 1 or condition.body[0].name != "lt":
+        return None
+    (going,) = condition.body
+    counter, bound = going.ins
+    if going.outs[0] is not condition.results[0] or counter not in condition.params:
+        return None
+    found = of_loop(loop.ins, body).get(body.params[condition.params.index(counter)])
+    if found is None or found.step != 1:
+        return None
+    if bound in condition.params:
+        position = condition.params.index(bound)
+        if body.results[position] is not body.params[position]:
+            return None
+        bound = loop.ins[position]
+    return found.start, bound

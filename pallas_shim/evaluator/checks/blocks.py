@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pallas_shim.evaluator.checks.cuts import Cut, Shared, Starts
-from pallas_shim.evaluator.checks.run import Activation, Site
+from pallas_shim.evaluator.checks.run import AccessSite, Activation
 from pallas_shim.evaluator.checks.shadow import Window
 from pallas_shim.evaluator.checks.undefined import replaced
 from pallas_shim.evaluator.findings import Finding
@@ -17,7 +17,7 @@ from pallas_shim.evaluator.program import Array
 Cell = tuple[int, ...]
 
 
-def move(cut: Cut, site: Site, owned: bool) -> Callable[..., tuple[()]]:
+def move(cut: Cut, site: AccessSite, owned: bool) -> Callable[..., tuple[()]]:
     """Moves a window to the block of a cell. ``owned``: no two cells that may run at the same time
     may have the same block."""
 
@@ -37,7 +37,7 @@ def move(cut: Cut, site: Site, owned: bool) -> Callable[..., tuple[()]]:
     return run
 
 
-def check_inside(cut: Cut, site: Site) -> Callable[..., tuple[()]]:
+def check_inside(cut: Cut, site: AccessSite) -> Callable[..., tuple[()]]:
     """The check that a block isn't wholly outside its array."""
 
     def check(activation: Activation, *numbers: Array) -> tuple[()]:
@@ -52,7 +52,7 @@ def check_inside(cut: Cut, site: Site) -> Callable[..., tuple[()]]:
 
 
 def outside(
-    site: Site, cut: Cut, axis: int, starts: Starts, cell: Cell, activation: Activation
+    site: AccessSite, cut: Cut, axis: int, starts: Starts, cell: Cell, activation: Activation
 ) -> Finding:
     scale = cut.scales[axis]
     number = starts[axis] // scale if scale else 0
@@ -68,7 +68,7 @@ def outside(
     return activation.finding("bounds", "block-outside", message, advice, site, access)
 
 
-def shared(site: Site, cut: Cut, block: Shared, activation: Activation) -> Finding:
+def shared(site: AccessSite, cut: Cut, block: Shared, activation: Activation) -> Finding:
     """The finding of a block that two cells write. It is a fault if the result is used."""
     starts, one, other = block
     message = (
@@ -84,7 +84,12 @@ def shared(site: Site, cut: Cut, block: Shared, activation: Activation) -> Findi
 
 
 def too_early(
-    site: Site, output: Site, text: str, cell: Cell, writer: Cell, activation: Activation
+    site: AccessSite,
+    output: AccessSite,
+    text: str,
+    cell: Cell,
+    writer: Cell,
+    activation: Activation,
 ) -> Finding:
     message = (
         f"reads in cell {cell} the block {text} of {site.ref}, which shares its array with "
@@ -99,7 +104,7 @@ def too_early(
     return activation.finding("blocks", "alias-disagrees", message, advice, site, *accesses)
 
 
-def changes_decision(site: Site) -> Callable[..., tuple[()]]:
+def changes_decision(site: AccessSite) -> Callable[..., tuple[()]]:
     """The check that a store to a ref that index maps read changes nothing. The operands are the
     elements before and after."""
 
@@ -118,7 +123,7 @@ def changes_decision(site: Site) -> Callable[..., tuple[()]]:
 
 
 
-def disturb_shared(site: Site, cut: Cut, known: Sequence[Starts]) -> Callable[..., Any]:
+def disturb_shared(site: AccessSite, cut: Cut, known: Sequence[Starts]) -> Callable[..., Any]:
     """Replaces the elements of blocks that several cells write, if the run asks for it. Without
     ``known`` blocks, an operand is the window that has them."""
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pallas_shim.evaluator.checks.place import AnyPlace
-from pallas_shim.evaluator.checks.run import Activation, Site
+from pallas_shim.evaluator.checks.run import AccessSite, Activation
 from pallas_shim.evaluator.findings import Access
 from pallas_shim.evaluator.program import Array
 
@@ -67,23 +67,23 @@ class Flights:
     __slots__ = ("reading", "writing", "room")
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        self.reading: list[tuple[Copy, Part]] = []
-        self.writing: list[tuple[Copy, Part]] = []
+        self.reading: list[tuple[StartedCopy, Part]] = []
+        self.writing: list[tuple[StartedCopy, Part]] = []
         self.room = np.empty(shape, np.uint8)
 
 
-class Copy:
+class StartedCopy:
     """A copy that was started. ``size``: what it adds to its semaphore."""
 
     __slots__ = ("site", "size", "access", "places")
 
-    def __init__(self, site: Site, size: int, access: Access) -> None:
+    def __init__(self, site: AccessSite, size: int, access: Access) -> None:
         self.site = site
         self.size = size
         self.access = access
-        self.places: list[tuple[list[tuple[Copy, Part]], tuple[Copy, Part]]] = []
+        self.places: list[tuple[list[tuple[StartedCopy, Part]], tuple[StartedCopy, Part]]] = []
 
-    def touches(self, flights: list[tuple[Copy, Part]], part: Part) -> None:
+    def touches(self, flights: list[tuple[StartedCopy, Part]], part: Part) -> None:
         entry = (self, part)
         flights.append(entry)
         self.places.append((flights, entry))
@@ -93,7 +93,7 @@ class Copy:
             flights.remove(entry)
 
 
-class Count:
+class SemaphoreCount:
     """One semaphore: the copies on it that aren't known to be done, and what was awaited of them.
 
     ``signals`` is its count from signals. ``mixed``: it gets both, so nothing is known of it.
@@ -102,7 +102,7 @@ class Count:
     __slots__ = ("copies", "awaited", "signals", "mixed", "last_wait", "last_signal")
 
     def __init__(self) -> None:
-        self.copies: list[Copy] = []
+        self.copies: list[StartedCopy] = []
         self.awaited = 0
         self.signals = 0
         self.mixed = False
@@ -129,11 +129,11 @@ class Semaphores:
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.numbers = np.arange(math.prod(shape)).reshape(shape)
-        self.counts: dict[int, Count] = {}
+        self.counts: dict[int, SemaphoreCount] = {}
 
-    def at(self, place: AnyPlace, leaves: Sequence[Any]) -> Count:
+    def at(self, place: AnyPlace, leaves: Sequence[Any]) -> SemaphoreCount:
         number = int(np.asarray(place.read(self.numbers, leaves)).reshape(-1)[0])
-        return self.counts.setdefault(number, Count())
+        return self.counts.setdefault(number, SemaphoreCount())
 
 
 # -- what the instructions do -----------------------------------------------------------------
@@ -142,13 +142,13 @@ class Semaphores:
 class Side(NamedTuple):
     """One side of a copy: its site, its place, and how many leaves the place has."""
 
-    site: Site
+    site: AccessSite
     place: AnyPlace
     leaves: int
 
 
 def start(
-    site: Site,
+    site: AccessSite,
     from_: Side | None,
     to: Side | None,
     semaphore: tuple[AnyPlace, int],
@@ -171,7 +171,7 @@ def start(
             _conflicts(activation, to.site, target[0].writing, target[1], WRITTEN_IN_FLIGHT)
             _conflicts(activation, to.site, target[0].reading, target[1], SOURCE_CHANGED)
         access = activation.access(site, "" if target is None else target[1].text())
-        copy = Copy(site, size(() if target is None else target[1].leaves), access)
+        copy = StartedCopy(site, size(() if target is None else target[1].leaves), access)
         if source is not None:
             copy.touches(source[0].reading, source[1])
         if target is not None:
@@ -211,8 +211,8 @@ SOURCE_CHANGED = (
 
 def _conflicts(
     activation: Activation,
-    site: Site,
-    flights: list[tuple[Copy, Part]],
+    site: AccessSite,
+    flights: list[tuple[StartedCopy, Part]],
     part: Part,
     what: tuple[str, str, str],
 ) -> None:
@@ -226,7 +226,7 @@ def _conflicts(
             return
 
 
-def read(site: Site, place: AnyPlace) -> Callable[..., tuple[()]]:
+def read(site: AccessSite, place: AnyPlace) -> Callable[..., tuple[()]]:
     """The check that a load doesn't come before the wait of a copy to what it loads."""
 
     def run(activation: Activation, flights: Flights, *leaves: Array) -> tuple[()]:
@@ -238,7 +238,7 @@ def read(site: Site, place: AnyPlace) -> Callable[..., tuple[()]]:
     return run
 
 
-def write(site: Site, place: AnyPlace) -> Callable[..., tuple[()]]:
+def write(site: AccessSite, place: AnyPlace) -> Callable[..., tuple[()]]:
     """The check that a store doesn't touch what a copy reads or writes."""
 
     def run(activation: Activation, flights: Flights, *leaves: Array) -> tuple[()]:
@@ -252,12 +252,15 @@ def write(site: Site, place: AnyPlace) -> Callable[..., tuple[()]]:
 
 
 def wait_for_copy(
-    site: Site, semaphore: AnyPlace, number: int, size: Callable[[Sequence[Any]], int]
+    site: AccessSite, semaphore: AnyPlace, number: int, size: Callable[[Sequence[Any]], int]
 ) -> Callable[..., tuple[()]]:
     """A wait for a copy's size. The first leaves are the semaphore's, the rest the target's."""
 
     def run(activation: Activation, semaphores: Semaphores, *leaves: Array) -> tuple[()]:
         count = semaphores.at(semaphore, leaves[:number])
+        if count.signals:
+            count.mixed = True
+            _land_all(count)
         if count.mixed:
             return ()
         awaited = size(leaves[number:])
@@ -283,7 +286,7 @@ def wait_for_copy(
     return run
 
 
-def signal(site: Site, semaphore: AnyPlace) -> Callable[..., tuple[()]]:
+def signal(site: AccessSite, semaphore: AnyPlace) -> Callable[..., tuple[()]]:
     """A signal. The first operand after the state is its count."""
 
     def run(
@@ -300,7 +303,7 @@ def signal(site: Site, semaphore: AnyPlace) -> Callable[..., tuple[()]]:
     return run
 
 
-def wait(site: Site, semaphore: AnyPlace, decrement: bool) -> Callable[..., tuple[()]]:
+def wait(site: AccessSite, semaphore: AnyPlace, decrement: bool) -> Callable[..., tuple[()]]:
     """A wait for a count. The first operand after the state is the count."""
 
     def run(
@@ -327,14 +330,14 @@ def wait(site: Site, semaphore: AnyPlace, decrement: bool) -> Callable[..., tupl
     return run
 
 
-def _land_all(count: Count) -> None:
+def _land_all(count: SemaphoreCount) -> None:
     for copy in count.copies:
         copy.land()
     count.copies.clear()
     count.awaited = 0
 
 
-def leave(site: Site) -> Callable[..., tuple[()]]:
+def leave(site: AccessSite) -> Callable[..., tuple[()]]:
     """The check that nothing is left on semaphores when their kernel or scope ends."""
 
     def run(activation: Activation, semaphores: Semaphores) -> tuple[()]:

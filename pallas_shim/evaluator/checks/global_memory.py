@@ -10,7 +10,7 @@ import numpy as np
 from pallas_shim.evaluator.checks.cuts import Cut
 from pallas_shim.evaluator.checks.place import AnyPlace
 from pallas_shim.evaluator.checks.races import History
-from pallas_shim.evaluator.checks.run import Activation, Site
+from pallas_shim.evaluator.checks.run import AccessSite, Activation
 from pallas_shim.evaluator.checks.shadow import PADDING, Shadow
 from pallas_shim.evaluator.program import Array
 
@@ -95,7 +95,7 @@ def block_history(cut: Cut) -> Callable[..., History]:
     return make
 
 
-def check(site: Site, place: AnyPlace, writes: bool) -> Callable[..., tuple[()]]:
+def check(site: AccessSite, place: AnyPlace, writes: bool) -> Callable[..., tuple[()]]:
     """The check that an access stays inside the array, of which its block may stick out. A load of
     which only a part is outside does no harm if that part isn't used."""
 

@@ -14,7 +14,7 @@ from pallas_shim.evaluator.checks import blocks, global_memory, prune, undefined
 from pallas_shim.evaluator.checks.cuts import Cut, Shared, Visits, cut_of
 from pallas_shim.evaluator.checks.lowering import OBJECT, Aspect, Checker, Memory, enter_cell
 from pallas_shim.evaluator.checks.races import History
-from pallas_shim.evaluator.checks.run import Activation, Site
+from pallas_shim.evaluator.checks.run import AccessSite, Activation
 from pallas_shim.evaluator.checks.shadow import DEFINED, NEVER, OTHER_CELL, Shadow, Window
 from pallas_shim.evaluator.findings import Finding
 from pallas_shim.evaluator.program import Array, Effects, Instruction, Region, Value
@@ -34,7 +34,7 @@ class _Operand(NamedTuple):
     ``visits``: where its blocks are, None if only the run knows."""
 
     position: int
-    site: Site
+    site: AccessSite
     cut: Cut
     memory: Memory
     visits: Visits | None
@@ -165,7 +165,7 @@ class KernelChecks:
             return
         cut = cut_of(block, self.shapes[position])
         visits = None if known is None else self._visits(cut, starts, known)
-        site = Site(next(self.checker._numbers), name, "has a block of", self.lowering.source)
+        site = AccessSite(next(self.checker._numbers), name, "has a block of", self.lowering.source)
         memory = self._follow(ref, name, DEFINED)
         self._operands[position] = _Operand(position, site, cut, memory, visits)
         if ref.ref.key_ndim:
@@ -320,7 +320,7 @@ class KernelChecks:
     def _aliases(self, used: Sequence[bool]) -> None:
         """The check that no input's block is loaded before an output's block in its place is
         written."""
-        if self.call.order is not None:
+        if self.call.order is not None and any(self.call.order.permutations):
             return  # a cell isn't followed by the next one of the grid
         for position, operand in self._operands.items():
             partner = self._operands.get(self._partner(position) or -1)
@@ -345,7 +345,8 @@ class KernelChecks:
                 continue
             operand = self._operands.get(position)
             covered = operand is None or operand.visits is not None and operand.visits.cover()
-            if position not in self._always_written or not covered:
+            reached = operand is not None and operand.memory.reached or memory.reached
+            if position not in self._always_written or not covered or reached:
                 memory.codes.needed = True
         cells = prune.unneeded(prune.proven(cells))
         return cells if prune.has_checks(cells) else prune.without_cell(cells)
@@ -388,7 +389,7 @@ class KernelChecks:
         memory = self._outputs.get(self.call.num_inputs + position)
         if memory is None or memory.codes is None or not memory.codes.needed or self._on_cores:
             return value
-        site = Site(next(self.checker._numbers), memory.name, "leaves", self.lowering.source)
+        site = AccessSite(next(self.checker._numbers), memory.name, "leaves", self.lowering.source)
         initial = NEVER if self._partner(self.call.num_inputs + position) is None else DEFINED
         ins = [self.activation, memory.codes.value]
         check = _check_output(site, initial, value.type.shape)
@@ -447,7 +448,9 @@ def _inner(shadow: Shadow, shape: tuple[int, ...]) -> np.ndarray:
     return codes[tuple(slice(0, n) for n in shape[: codes.ndim])]
 
 
-def _check_output(site: Site, initial: int, shape: tuple[int, ...]) -> Callable[..., tuple[()]]:
+def _check_output(
+    site: AccessSite, initial: int, shape: tuple[int, ...]
+) -> Callable[..., tuple[()]]:
     def check(activation: Activation, shadow: Shadow) -> tuple[()]:
         activation.cell = None
         if isinstance(shadow, Window):
@@ -463,7 +466,7 @@ def _check_output(site: Site, initial: int, shape: tuple[int, ...]) -> Callable[
     return check
 
 
-def _disturb_output(site: Site, initial: int) -> Callable[..., Any]:
+def _disturb_output(site: AccessSite, initial: int) -> Callable[..., Any]:
     def disturb(value: Array, activation: Activation, shadow: Shadow) -> Array:
         if not activation.run.disturbs(site):
             return value

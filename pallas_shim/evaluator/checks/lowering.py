@@ -13,8 +13,9 @@ import numpy as np
 
 from pallas_shim.evaluator import refs
 from pallas_shim.evaluator.checks import blocks, copies, global_memory, races, undefined
-from pallas_shim.evaluator.checks.place import AnyPlace, Unknown, place_of, resolved
-from pallas_shim.evaluator.checks.run import Activation, Site
+from pallas_shim.evaluator.checks import place as places
+from pallas_shim.evaluator.checks.place import AnyPlace, UnknownPlace
+from pallas_shim.evaluator.checks.run import AccessSite, Activation, current
 from pallas_shim.evaluator.checks.shadow import NEVER, Shadow
 from pallas_shim.evaluator.program import Array, ArrayType, Effects, RefType, Value
 from pallas_shim.jax_compat import state
@@ -42,19 +43,18 @@ class Aspect:
     """Something that checks follow of a piece of memory. ``value`` is it when it runs. ``needed``:
     some check looks at it, so the instructions that keep it stay."""
 
-    __slots__ = ("value", "_needed", "_of", "_known", "_followers")
+    __slots__ = ("value", "depth", "_needed", "_of")
 
     def __init__(self, of: Aspect | None = None) -> None:
         """``of``: it is a part of another, which is needed if this is."""
         self.value = Value(OBJECT)
+        self.depth = 0  # how many levels of programs are around it
         self._needed = False
-        self._known = True
         self._of = of
-        self._followers: list[Aspect] = []
 
     @property
     def needed(self) -> bool:
-        return self._needed and self._known if self._of is None else self._of.needed
+        return self._needed if self._of is None else self._of.needed
 
     @needed.setter
     def needed(self, needed: bool) -> None:
@@ -63,20 +63,6 @@ class Aspect:
         else:
             self._of.needed = needed
 
-    def forget(self) -> None:
-        """It can't be followed, so no check may look at it, or at what is copied from it."""
-        if self._known:
-            self._known = False
-            for follower in self._followers:
-                follower.forget()
-
-    def copied_to(self, other: Aspect) -> None:
-        """Notes that a check copies this to another aspect."""
-        if self._known:
-            self._followers.append(other)
-        else:
-            other.forget()
-
 
 class Memory:
     """A piece of memory in a kernel. An aspect is None if it isn't followed.
@@ -84,7 +70,7 @@ class Memory:
     ``codes``: its `shadow.Shadow`; None if all of it is defined. ``flights``: see
     `copies.Flights`. ``history``: see `races.History`. ``semaphores``: see `copies.Semaphores`.
     ``decides``: index maps read it. ``sticks_out``: it is a block on a GPU that may stick out of
-    its array.
+    its array. ``reached``: other programs write to it.
     """
 
     def __init__(self, name: str) -> None:
@@ -95,6 +81,7 @@ class Memory:
         self.semaphores: Aspect | None = None
         self.decides = False
         self.sticks_out = False
+        self.reached = False
 
 
 class Located(NamedTuple):
@@ -159,10 +146,10 @@ class Checker:
         """Whether anything uses the result of the equation that is being lowered."""
         return id(var) in self._used[-1]
 
-    def site(self, ref: Value, what: str) -> Site:
+    def site(self, ref: Value, what: str) -> AccessSite:
         known = self.memory.get(ref)
         name = known.name if known is not None else self.lowering.names.get(ref)
-        return Site(next(self._numbers), name, what, self.lowering.source)
+        return AccessSite(next(self._numbers), name, what, self.lowering.source)
 
     def emit(
         self,
@@ -186,6 +173,10 @@ class Checker:
         ins: Sequence[Value] = (),
     ) -> None:
         """Emits what makes an object that checks look at."""
+        levels = self.lowering.machine.levels
+        if checks == "state" and of is not None and levels:
+            of.depth = len(levels)
+            make, ins = _shared(make, of), [*ins, levels[-1].number]
         params = {"checks": checks, "of": of, "place": None}
         self.lowering.define("check_state", value, ins, make, _IO, params=params)
 
@@ -272,7 +263,7 @@ class Checker:
         self._flights(memory, located, copies.read(site, place))
         self._note(memory, located, site, writes=False, atomic=atomic)
         self._array(memory, located, site, writes=False)
-        if memory.codes is None or view.ref in self.defined or not self.follows_codes:
+        if memory.codes is None or self._is_defined(view.ref) or not self.follows_codes:
             return value
         memory.codes.needed = True
         ins = [self.activation, memory.codes.value, *leaves]
@@ -310,9 +301,13 @@ class Checker:
             self._array(memory, located, site, writes=True)
         self._defines(view.ref, memory, located)
 
+    def _is_defined(self, ref: Value) -> bool:
+        """Whether all elements are known to be defined here."""
+        return ref in self.defined and not self.memory[ref].reached
+
     def _defines(self, ref: Value, memory: Memory, located: Located | None) -> None:
         """Emits that elements become defined. If they aren't known, all may have become so."""
-        if memory.codes is None or ref in self.defined:
+        if memory.codes is None or self._is_defined(ref):
             return
         if located is None or located.place.whole:
             self.emit("written", [memory.codes.value], undefined.write_all, memory.codes)
@@ -368,21 +363,20 @@ class Checker:
             else:
                 after = self._note_after(memory, target.ref, to, writes)
         if (
-            given is None or given.codes is None or source.ref in self.defined
+            given is None or given.codes is None or self._is_defined(source.ref)
             or memory.codes is None or from_ is None or to is None
         ):  # fmt: skip
             self._defines(target.ref, memory, to)
             return after
         self.defined.discard(target.ref)
         given.codes.needed = memory.codes.needed = True
-        given.codes.copied_to(memory.codes)
         fn = undefined.copy(from_.place, to.place, len(from_.leaves))
         ins = [given.codes.value, memory.codes.value, *from_.leaves, *to.leaves]
         self.emit("copied", ins, fn, memory.codes, to.place)
         return after
 
     def _note_after(
-        self, memory: Memory, ref: Value, located: Located, site: Site
+        self, memory: Memory, ref: Value, located: Located, site: AccessSite
     ) -> Callable[[], None]:
         """Emits a load of memory, and returns what notes a write to it when it has happened."""
 
@@ -402,7 +396,7 @@ class Checker:
             ins = [self.activation, memory.flights.value, *located.leaves]
             self.emit("in flight", ins, fn, memory.flights, located.place)
 
-    def _array(self, memory: Memory, located: Located, site: Site, writes: bool) -> None:
+    def _array(self, memory: Memory, located: Located, site: AccessSite, writes: bool) -> None:
         if memory.sticks_out and memory.codes is not None and self.checks("bounds"):
             assert self.activation is not None
             memory.codes.needed = True
@@ -413,7 +407,7 @@ class Checker:
         self,
         memory: Memory,
         located: Located,
-        site: Site,
+        site: AccessSite,
         writes: bool,
         atomic: bool = False,
         change: tuple[Value, Value] | None = None,
@@ -431,12 +425,21 @@ class Checker:
             ins += change
         self.emit("note", ins, fn, memory.history, located.place)
 
-    def reached(self, ref: Value) -> None:
-        """Notes that other programs write to memory, whose undefined elements aren't known then."""
+    def reaches(self, ref: Value, remote: Value, numbers: Sequence[Value]) -> None:
+        """Follows the same memory of another program, ``remote``, as this program's ``ref``.
+        ``numbers``: that program's, at each level."""
         memory = self.memory.get(ref)
-        if memory is not None and memory.codes is not None and self.follows_codes:
-            memory.codes.forget()
-            self.skip(f"undefined elements of {memory.name}, to which other programs write")
+        if memory is None or memory.codes is None or not self.follows_codes:
+            return
+        memory.reached = True
+        other = self.memory[remote] = Memory(memory.name)
+        other.codes, of = Aspect(memory.codes), memory.codes
+        shape = remote.type.shape
+
+        def find(*numbers: Array) -> Shadow:
+            return current().shadow_of(of, int(numbers[of.depth - 1]), shape)
+
+        self.define(other.codes.value, "other program", find, other.codes, numbers)
 
     # -- semaphores -----------------------------------------------------------------------------
 
@@ -453,8 +456,8 @@ class Checker:
     def _starts(
         self,
         semaphore: state.RefView,
-        source: tuple[Site, Memory | None, Located | None],
-        target: tuple[Site, Memory | None, Located | None],
+        source: tuple[AccessSite, Memory | None, Located | None],
+        target: tuple[AccessSite, Memory | None, Located | None],
         view: state.RefView,
     ) -> None:
         found = self._semaphore(semaphore)
@@ -527,25 +530,32 @@ class Checker:
 
     def _located(self, view: state.RefView, mask: Value | None) -> Located | None:
         """The place of an access. None, and a note for the user, if it can't be told."""
-        type = view.ref.ref
-        if type.key_ndim:
+        if view.ref.ref.key_ndim:
             return None
         try:
-            path, leaves = resolved(view.steps)
-            counts = [leaf.type.shape for leaf in leaves]
-            place = place_of(type.shape, type.dtype, path, counts, mask is not None)
-        except Unknown as unknown:
+            return Located(*places.located(view, mask))
+        except UnknownPlace as unknown:
             name = self.lowering.names.get(view.ref, "a ref")
             self.skip(f"an access to {name}: {unknown}")
             return None
-        return Located(place, leaves if mask is None else [*leaves, mask])
 
-    def _bounds(self, site: Site, located: Located) -> None:
+    def _bounds(self, site: AccessSite, located: Located) -> None:
         if located.place.proven or not self.checks("bounds"):
             return
         assert self.activation is not None
         fn = bounds(site, located.place)
         self.emit("bounds", [self.activation, *located.leaves], fn, place=located.place)
+
+
+def _shared(make: Callable[..., Any], key: Aspect) -> Callable[..., Any]:
+    """Makes a program's state, and lets other programs find it if they may write to its memory."""
+
+    def run(*operands: Any) -> Any:
+        *ins, number = operands
+        made = make(*ins)
+        return current().share(key, int(number), made) if isinstance(made, Shadow) else made
+
+    return run
 
 
 def _guarded(
@@ -591,7 +601,7 @@ def is_undefined(type: RefType) -> bool:
     return not type.space.startswith(("semaphore", "acc")) and math.prod(type.shape) > 0
 
 
-def bounds(site: Site, place: AnyPlace) -> Callable[..., tuple[()]]:
+def bounds(site: AccessSite, place: AnyPlace) -> Callable[..., tuple[()]]:
     """The check that an access stays inside its ref."""
 
     def check(activation: Activation, *leaves: Array) -> tuple[()]:

@@ -21,7 +21,7 @@ from pallas_shim.jax_compat import state
 from pallas_shim.jax_compat.state import Bitcast, Index, Reshape, Slice, Transpose
 
 
-class Unknown(Exception):
+class UnknownPlace(Exception):
     """The elements of an access can't be told. The text says why."""
 
 
@@ -49,7 +49,7 @@ def resolved(steps: Sequence[state.Step]) -> tuple[memory.Path, list[Value]]:
 
     def resolve(index: Any) -> Any:
         if isinstance(index, (state.RefView, state.Marked)):
-            raise Unknown("a ref holds its indices")
+            raise UnknownPlace("a ref holds its indices")
         if not isinstance(index, Value):
             return index
         if index.const is not None and not index.type.shape:
@@ -77,16 +77,31 @@ def place_of(
     path: memory.Path,
     counts: Sequence[tuple[int, ...]],
     masked: bool = False,
-) -> Place | SizedPlace:
-    """The elements of a ref that a path leads to. Arguments and errors are those of `Place`."""
+) -> RefElements | SizedPlace:
+    """The elements of a ref that a path leads to. Arguments and errors: see `RefElements`."""
     for step in path:
         for dim in step.dims if isinstance(step, Index) else ():
             if isinstance(dim, Slice) and isinstance(dim.size, Dynamic):
                 return SizedPlace(shape, dtype, path, counts, masked)
-    return Place(shape, dtype, path, counts, masked)
+    return RefElements(shape, dtype, path, counts, masked)
 
 
-class Place:
+def located(
+    view: state.RefView, mask: Value | None
+) -> tuple[RefElements | SizedPlace, list[Value]]:
+    """The elements that an access touches, and the operands that they depend on.
+
+    Raises:
+      Unknown: they can't be told.
+    """
+    type = view.ref.ref
+    path, leaves = resolved(view.steps)
+    counts = [leaf.type.shape for leaf in leaves]
+    place = place_of(type.shape, type.dtype, path, counts, mask is not None)
+    return place, leaves if mask is None else [*leaves, mask]
+
+
+class RefElements:
     """The elements of a ref that a path leads to.
 
     Args:
@@ -124,7 +139,7 @@ class Place:
             match step:
                 case Index(dims):
                     if any(isinstance(dim, Chosen) for dim in dims):
-                        raise Unknown("arrays of indices come before another index")
+                        raise UnknownPlace("arrays of indices come before another index")
                     self._inner.append((shape, dims))
                     self._before.append(_index(shape, dims))
                     indexed = True
@@ -158,7 +173,7 @@ class Place:
             return
         self._ratio = after / before
         if self.packed:
-            raise Unknown("its type is changed twice")
+            raise UnknownPlace("its type is changed twice")
         if before < after:
             ratio = after // before
             self._before.append(lambda a, _: _grouped(a, ratio))
@@ -313,8 +328,8 @@ class Place:
 
 
 class SizedPlace:
-    """A `Place` with slices of sizes that only the run knows. They end where their ref ends, since
-    a device pads arrays to whole tiles."""
+    """A `RefElements` with slices of sizes that only the run knows. They end where their ref ends,
+    since a device pads arrays to whole tiles."""
 
     whole = proven = False
     packed = 0
@@ -329,13 +344,13 @@ class SizedPlace:
     ) -> None:
         *before, last = path
         if not isinstance(last, Index) or any(_sized(s) for s in before if isinstance(s, Index)):
-            raise Unknown("something follows a slice whose size only the run knows")
+            raise UnknownPlace("something follows a slice whose size only the run knows")
         self._shape, self._dtype, self._path = shape, dtype, path
         self._counts, self._masked = counts, masked
         self._sizes, _ = memory.viewed_type(shape, dtype, tuple(before))
-        self._known: dict[Any, Place] = {}
+        self._known: dict[Any, RefElements] = {}
 
-    def _now(self, leaves: Sequence[Any]) -> Place:
+    def _now(self, leaves: Sequence[Any]) -> RefElements:
         *before, last = self._path
         assert isinstance(last, Index)
         sizes = []
@@ -348,7 +363,7 @@ class SizedPlace:
         place = self._known.get(key)
         if place is None:
             path = (*before, Index(key))
-            place = Place(self._shape, self._dtype, path, self._counts, self._masked)
+            place = RefElements(self._shape, self._dtype, path, self._counts, self._masked)
             self._known[key] = place
         return place
 
@@ -519,4 +534,12 @@ def _grouped(a: np.ndarray, ratio: int) -> np.ndarray:
     return a.reshape(*outer, rows // ratio, ratio, columns).swapaxes(-1, -2)
 
 
-AnyPlace = Place | SizedPlace
+AnyPlace = RefElements | SizedPlace
+
+
+def numbers(place: AnyPlace, shape: tuple[int, ...], leaves: Sequence[Any]) -> np.ndarray:
+    """The numbers of the elements of a ref of this shape that an access touches, in order, each
+    once. The last axis counts fastest."""
+    entries = np.arange(1, math.prod(shape) + 1).reshape(shape)
+    found = np.unique(place.read(entries, leaves))
+    return found[found > 0] - 1

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pallas_shim.evaluator.checks.place import AnyPlace
-from pallas_shim.evaluator.checks.run import Activation, Site
+from pallas_shim.evaluator.checks.run import AccessSite, Activation
 from pallas_shim.evaluator.findings import Access
 from pallas_shim.evaluator.program import Array
 
@@ -21,7 +21,7 @@ from pallas_shim.evaluator.program import Array
 class _Known(NamedTuple):
     """The first access of a site at a turn."""
 
-    site: Site
+    site: AccessSite
     turn: int
     atomic: bool
     access: Access
@@ -38,7 +38,12 @@ class Accesses:
         self._numbers: dict[tuple[int, int], int] = {}
 
     def number(
-        self, activation: Activation, site: Site, turn: int, atomic: bool, text: Callable[[], str]
+        self,
+        activation: Activation,
+        site: AccessSite,
+        turn: int,
+        atomic: bool,
+        text: Callable[[], str],
     ) -> int:
         """The number of the accesses of a site at a turn."""
         number = self._numbers.get((turn, site.number))
@@ -87,7 +92,7 @@ class History:
 
 
 def note(
-    site: Site, place: AnyPlace, writes: bool, atomic: bool = False, compares: str = ""
+    site: AccessSite, place: AnyPlace, writes: bool, atomic: bool = False, compares: str = ""
 ) -> Callable[..., tuple[()]]:
     """Notes an access, and checks it against those at other turns.
 

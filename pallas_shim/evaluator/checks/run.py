@@ -9,11 +9,12 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from pallas_shim import jax_compat
+from pallas_shim.evaluator.checks.shadow import DEFINED, Shadow
 from pallas_shim.evaluator.findings import Access, Finding
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Site:
+class AccessSite:
     """An access in the user's code.
 
     ``number`` is the same in each program that is lowered from one jaxpr. ``ref`` is the user's
@@ -37,7 +38,7 @@ def line(source: Any) -> str | None:
     return None if where is None else where.partition(" ")[0]
 
 
-class Run:
+class CheckedRun:
     """What one run finds.
 
     ``report`` gets each finding at once, except `candidates`: reads of undefined elements, by the
@@ -55,10 +56,27 @@ class Run:
         self.disturbed = disturbed
         self.garbage = garbage
         self.candidates: dict[int, Finding] = {}
+        self._shadows: dict[tuple[Any, int], Shadow] = {}
+        self._early: set[tuple[Any, int]] = set()
         self.kernel: tuple[str, str | None] = "", None  # the last one that started
 
-    def disturbs(self, site: Site) -> bool:
+    def disturbs(self, site: AccessSite) -> bool:
         return self.disturbed is None or site.number in self.disturbed
+
+    def share(self, key: Any, program: int, shadow: Shadow) -> Shadow:
+        """Keeps the shadow of a program's memory, for other programs that write to it."""
+        if (key, program) in self._early:  # they have, before the program came here
+            shadow.reset(DEFINED)
+        self._shadows[key, program] = shadow
+        return shadow
+
+    def shadow_of(self, key: Any, program: int, shape: tuple[int, ...]) -> Shadow:
+        """The shadow of another program's memory."""
+        found = self._shadows.get((key, program))
+        if found is None:
+            self._early.add((key, program))
+            found = Shadow(shape, DEFINED)
+        return found
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -70,7 +88,12 @@ class Run:
             _running.reset(token)
 
 
-_running: contextvars.ContextVar[Run] = contextvars.ContextVar("pallas_shim_checked_run")
+def current() -> CheckedRun:
+    """The run that programs report to."""
+    return _running.get()
+
+
+_running: contextvars.ContextVar[CheckedRun] = contextvars.ContextVar("pallas_shim_checked_run")
 
 
 class Activation:
@@ -90,7 +113,7 @@ class Activation:
         self.turn = 0
 
     def finding(
-        self, kind: str, rule: str, message: str, advice: str, site: Site, *accesses: Access
+        self, kind: str, rule: str, message: str, advice: str, site: AccessSite, *accesses: Access
     ) -> Finding:
         """A finding at a site. ``message`` is a sentence whose subject, the kernel, is missing."""
         message = f"the kernel {self.kernel} {message}"
@@ -108,7 +131,7 @@ class Activation:
         rule: str,
         message: str,
         advice: str,
-        site: Site,
+        site: AccessSite,
         indices: str = "",
         others: tuple[Access, ...] = (),
     ) -> None:
@@ -116,12 +139,12 @@ class Activation:
         access = self.access(site, indices)
         self.found_at(kind, rule, message, advice, site, access, *others)
 
-    def access(self, site: Site, indices: str = "") -> Access:
+    def access(self, site: AccessSite, indices: str = "") -> Access:
         """An access of this program, now."""
         return site.access(indices, self.cell, self.program)
 
     def found_at(
-        self, kind: str, rule: str, message: str, advice: str, site: Site, *accesses: Access
+        self, kind: str, rule: str, message: str, advice: str, site: AccessSite, *accesses: Access
     ) -> None:
         """Reports a fault of these accesses."""
         self.run.report(self.finding(kind, rule, message, advice, site, *accesses))

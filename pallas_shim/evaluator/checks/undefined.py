@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from pallas_shim.evaluator.checks.place import AnyPlace
-from pallas_shim.evaluator.checks.run import Activation, Site
+from pallas_shim.evaluator.checks.run import AccessSite, Activation
 from pallas_shim.evaluator.checks.shadow import CODES, DEFINED, NEVER, Shadow
 from pallas_shim.evaluator.findings import Finding
 from pallas_shim.evaluator.program import Array
 
 
-def check(site: Site, place: AnyPlace) -> Callable[..., tuple[()]]:
+def check(site: AccessSite, place: AnyPlace) -> Callable[..., tuple[()]]:
     """Notes a read of undefined elements as a candidate."""
 
     def run(activation: Activation, shadow: Shadow, *leaves: Array) -> tuple[()]:
@@ -33,7 +33,7 @@ def check(site: Site, place: AnyPlace) -> Callable[..., tuple[()]]:
     return run
 
 
-def _finding(activation: Activation, site: Site, codes: np.ndarray, text: str) -> Finding:
+def _finding(activation: Activation, site: AccessSite, codes: np.ndarray, text: str) -> Finding:
     code = int(codes.max())
     kind, rule, why, advice = CODES[code]
     wrong = np.argwhere(codes == code)
@@ -47,7 +47,7 @@ def _finding(activation: Activation, site: Site, codes: np.ndarray, text: str) -
     )
 
 
-def unwritten(activation: Activation, site: Site, codes: np.ndarray) -> Finding:
+def unwritten(activation: Activation, site: AccessSite, codes: np.ndarray) -> Finding:
     """The candidate for a result with undefined elements. ``codes`` are those of the array."""
     wrong = np.argwhere(codes != DEFINED)
     code = int(codes[tuple(wrong[0])])
@@ -65,12 +65,11 @@ def unwritten(activation: Activation, site: Site, codes: np.ndarray) -> Finding:
     )  # fmt: skip
 
 
-def disturb(site: Site, place: AnyPlace, dtype: np.dtype) -> Callable[..., Any]:
-    """Replaces undefined elements of a loaded value if the run asks for it. There is no shadow if
-    other programs write to the memory."""
+def disturb(site: AccessSite, place: AnyPlace, dtype: np.dtype) -> Callable[..., Any]:
+    """Replaces undefined elements of a loaded value if the run asks for it."""
 
-    def run(value: Array, activation: Activation, shadow: Shadow | None, *leaves: Array) -> Array:
-        if shadow is None or shadow.defined or not activation.run.disturbs(site):
+    def run(value: Array, activation: Activation, shadow: Shadow, *leaves: Array) -> Array:
+        if shadow.defined or not activation.run.disturbs(site):
             return value
         codes = place.read(shadow.entries(), leaves)
         if place.packed:

@@ -21,7 +21,8 @@ from pallas_shim.evaluator.program import Instruction, Value
 _LINE, _WRITTEN_OUT, _CALLED = 1.2e-5, 5e-7, 1e-7
 # The assumed number of rounds of a loop of unknown length, and of calls of a program.
 _ROUNDS, _CALLS = 10, 3
-# Python has a limit of 20 loops inside one another, and one of 100 levels of indentation.
+# Python has a limit of 20 loops inside one another, of which one while takes two, and one of 100
+# levels of indentation.
 DEEPEST = 12
 
 

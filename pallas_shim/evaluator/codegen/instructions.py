@@ -12,7 +12,7 @@ from pallas_shim.evaluator import memory, scalars
 from pallas_shim.evaluator.analysis import ranges
 from pallas_shim.evaluator.codegen import numbers, places
 from pallas_shim.evaluator.codegen.numbers import Number
-from pallas_shim.evaluator.codegen.source import Source
+from pallas_shim.evaluator.codegen.source import PythonSource
 from pallas_shim.evaluator.program import PURE, ArrayType, Instruction, Value
 
 # These operands come as the leaves of a path, which any kind of number can be.
@@ -46,7 +46,7 @@ def is_written_out(instruction: Instruction) -> bool:
     return len(outs) == 1 and numbers.kind(outs[0].type) is not None
 
 
-def write(to: Source, instruction: Instruction) -> None:
+def write(to: PythonSource, instruction: Instruction) -> None:
     """Writes out an instruction without regions."""
     operation, ins, outs, _, _ = instruction
     if operation.fn is memory.same:
@@ -55,13 +55,13 @@ def write(to: Source, instruction: Instruction) -> None:
         _call(to, instruction)
 
 
-def _rename(to: Source, new: Value, old: Value) -> None:
+def _rename(to: PythonSource, new: Value, old: Value) -> None:
     to.names[new] = to.text(old)
     if numbers.kind(old.type):
         to.known_limits[new] = to.limits(old)
 
 
-def _number(to: Source, instruction: Instruction) -> bool:
+def _number(to: PythonSource, instruction: Instruction) -> bool:
     """Writes out arithmetic on scalars; False if it isn't that."""
     operation, ins, outs, _, _ = instruction
     types = [v.type for v in (*ins, *outs)]
@@ -85,7 +85,7 @@ def _number(to: Source, instruction: Instruction) -> bool:
     return True
 
 
-def _assign(to: Source, out: Value, number: Number) -> None:
+def _assign(to: PythonSource, out: Value, number: Number) -> None:
     assert isinstance(out.type, ArrayType)
     low, high = whole = ranges.of_dtype(out.type.dtype)
     text = number.text
@@ -101,7 +101,7 @@ def _assign(to: Source, out: Value, number: Number) -> None:
         to.line(f"if not {low} <= {name} <= {high}: {name} = {back}")
 
 
-def _access(to: Source, instruction: Instruction) -> bool:
+def _access(to: PythonSource, instruction: Instruction) -> bool:
     """Writes out a load, a store or a block; False if it isn't that, or has no short form."""
     operation, ins, outs, _, _ = instruction
     params, path = operation.params, operation.params.get("path")
@@ -134,7 +134,7 @@ def _access(to: Source, instruction: Instruction) -> bool:
     return True
 
 
-def _element(to: Source, instruction: Instruction, key: places.Key) -> None:
+def _element(to: PythonSource, instruction: Instruction, key: places.Subscript) -> None:
     """Writes out the load or the store of one element."""
     _, ins, outs, _, _ = instruction
     ref, kind = ins[0], ins[0].ref.dtype.kind
@@ -148,7 +148,7 @@ def _element(to: Source, instruction: Instruction, key: places.Key) -> None:
     to.line(f"{to.fresh(outs[0])} = {place}" if outs else f"{place} = {to.text(ins[1])}")
 
 
-def _clamped(to: Source, start: Number, dim: int, size: int) -> str:
+def _clamped(to: PythonSource, start: Number, dim: int, size: int) -> str:
     """The start of a slice after XLA has clamped it."""
     text, last = start.text, dim - size
     if not (text.isidentifier() or text.lstrip("-").isdigit()):
@@ -162,7 +162,7 @@ def _clamped(to: Source, start: Number, dim: int, size: int) -> str:
     return inside
 
 
-def _call(to: Source, instruction: Instruction) -> None:
+def _call(to: PythonSource, instruction: Instruction) -> None:
     operation, ins, outs, _, _ = instruction
     fn = scalars.function(operation)
     over = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 
@@ -13,25 +14,25 @@ from pallas_shim.evaluator.analysis.liveness import dead_after
 from pallas_shim.evaluator.analysis.ranges import Range
 from pallas_shim.evaluator.codegen import numbers
 from pallas_shim.evaluator.codegen.instructions import write
-from pallas_shim.evaluator.codegen.source import Emitted, Source
+from pallas_shim.evaluator.codegen.source import Emitted, PythonSource
 from pallas_shim.evaluator.frames import loop_name
 from pallas_shim.evaluator.program import Instruction, Region, Value
 
 
 def function(loop: Instruction, slot: Callable[[Value], int]) -> Emitted:
     """The loop as a function. ``slot``: see `codegen.emit`."""
-    to = Source(slot)
+    to = PythonSource(slot)
     to.at = loop
     _structured(to, loop)
     return to.compiled(loop)
 
 
-def _structured(to: Source, instruction: Instruction) -> None:
+def _structured(to: PythonSource, instruction: Instruction) -> None:
     _STRUCTURED[instruction.name](to, instruction)
     to.at = instruction
 
 
-def _inside(to: Source, region: Region, after: Callable[[], None]) -> None:
+def _inside(to: PythonSource, region: Region, after: Callable[[], None]) -> None:
     """A region as a block of its own, and the lines that ``after`` adds to it."""
     to.indent += 1
     before = to.lines
@@ -50,7 +51,7 @@ def _inside(to: Source, region: Region, after: Callable[[], None]) -> None:
     to.indent -= 1
 
 
-def _move(to: Source, sources: Iterable[Value], targets: Iterable[Value]) -> None:
+def _move(to: PythonSource, sources: Iterable[Value], targets: Iterable[Value]) -> None:
     """Assigns all at once; a target without a variable gets one."""
     pairs = [(to.names.get(t) or to.fresh(t), to.text(s))
              for s, t in zip(sources, targets, strict=True)]  # fmt: skip
@@ -60,7 +61,7 @@ def _move(to: Source, sources: Iterable[Value], targets: Iterable[Value]) -> Non
         to.line(f"{targets_text} = {sources_text}")
 
 
-def _scan(to: Source, scan: Instruction) -> None:
+def _scan(to: PythonSource, scan: Instruction) -> None:
     params, (region,) = scan.operation.params, scan.regions
     length, reverse, count = params["length"], params["reverse"], params["num_carry"]
     carried, rows = region.params[:count], region.params[count:]
@@ -87,8 +88,9 @@ def _scan(to: Source, scan: Instruction) -> None:
     variables = [*([at] if at else []), *map(to.fresh, rows)]
     sources = [*([order] if at else []), *taken]
     over = sources[0] if len(sources) == 1 else f"zip({', '.join(sources)})"
-    shown = functools.partial(progress.over_rounds, functools.partial(loop_name, scan), length)
-    over = f"{to.given(shown)}({over})"
+    if progress.may_show(length):
+        shown = functools.partial(progress.over_rounds, functools.partial(loop_name, scan), length)
+        over = f"{to.given(shown)}({over})"
     to.line(f"for {', '.join(variables)} in {over}:")
 
     def after() -> None:
@@ -97,15 +99,19 @@ def _scan(to: Source, scan: Instruction) -> None:
             to.line(f"{name}[{at}] = {to.text(result)}")
         _move(to, region.results[:count], carried)
 
+    inside_long = to.inside_long
+    to.inside_long = inside_long or progress.may_show(length)
     _inside(to, region, after)
+    to.inside_long = inside_long
     for out, param in zip(scan.outs, carried, strict=False):
         to.names[out] = to.names[param]
 
 
-def _while(to: Source, loop: Instruction) -> None:
+def _while(to: PythonSource, loop: Instruction) -> None:
     condition, body = loop.regions
-    _move(to, loop.ins, condition.params)
-    to.line("while True:")
+    skipped = _open_while(to, loop)
+    if skipped is not None:
+        body = _without(body, skipped)
 
     def check() -> None:
         to.at = loop
@@ -120,12 +126,63 @@ def _while(to: Source, loop: Instruction) -> None:
         to.at = loop
         _move(to, body.results, condition.params)
 
+    inside_long, to.inside_long = to.inside_long, True
     _inside(to, body, go_on)
+    to.inside_long = inside_long
+    if not inside_long:
+        to.at = loop
+        to.line("else: continue")
+        to.line("break")
+        to.indent -= 1
     for out, param in zip(loop.outs, condition.params, strict=True):
         to.names[out] = to.names[param]
 
 
-def _switch(to: Source, switch: Instruction) -> None:
+def _open_while(to: PythonSource, loop: Instruction) -> int | None:
+    """Writes the lines that begin a while loop. If they count, the number of what they count."""
+    condition, body = loop.regions
+    if to.inside_long:
+        _move(to, loop.ins, condition.params)
+        to.line("while True:")
+        return None
+    trips = induction.of_while(loop)
+    total = [] if trips is None else ["int({1}) - int({0})".format(*map(to.text, trips))]
+    name = functools.partial(loop_name, loop)
+    counters = induction.of_loop(loop.ins, body)
+    counter = next((param for param, each in counters.items() if each.step == 1), None)
+    shown: Callable[..., Iterable[Iterable[object]]]
+    if counter is None:
+        position, shown, arguments = None, functools.partial(progress.rounds, name), total
+    else:
+        position = body.params.index(counter)
+        limits = ranges.of_dtype(counter.type.dtype)
+        shown = functools.partial(progress.numbered_rounds, name, *limits)
+        arguments = [to.text(counters[counter].start), *total]
+    _move(to, loop.ins, condition.params)
+    # Two loops in one: a round costs less than with one over an iterator of batches. To count in
+    # the inner one costs less than an addition.
+    batch = to.fresh()
+    to.line(f"for {batch} in {to.given(shown)}({', '.join(arguments)}):")
+    to.indent += 1
+    counted = "_" if position is None else to.names[condition.params[position]]
+    to.line(f"for {counted} in {batch}:")
+    return position
+
+
+def _without(body: Region, position: int) -> Region:
+    """The body without the addition that makes a counter of it, which the loop itself counts."""
+    result, results = body.results[position], list(body.results)
+    results[position] = body.params[position]
+    (addition,) = [i for i in body.body if result in i.outs]
+    rest = tuple([i for i in body.body if i is not addition])
+    kept = dataclasses.replace(body, body=rest, results=tuple(results))
+    used = result in kept.results or any(result in i.ins for i in kept.walk()) or any(
+        result in region.results for i in kept.walk() for region in i.regions
+    )
+    return dataclasses.replace(body, results=tuple(results)) if used else kept
+
+
+def _switch(to: PythonSource, switch: Instruction) -> None:
     """The index is clamped to the branches: the first takes all lower indices, the last all higher
     ones."""
     (index,) = switch.ins
@@ -153,7 +210,7 @@ def _switch(to: Source, switch: Instruction) -> None:
             to.known_limits[out] = functools.reduce(Range.union, of_each)
 
 
-def _grid(to: Source, grid: Instruction) -> None:
+def _grid(to: PythonSource, grid: Instruction) -> None:
     (region,) = grid.regions
     for size, param in zip(grid.ins, region.params, strict=True):
         to.known_limits[param] = Range(0, max(to.limits(size).high - 1, 0))
@@ -167,7 +224,7 @@ def _grid(to: Source, grid: Instruction) -> None:
     to.grid(grid, first, variables)
 
 
-def _limit_compared(to: Source, loop: Instruction) -> None:
+def _limit_compared(to: PythonSource, loop: Instruction) -> None:
     """The limits in the body of what grows from its start as long as it is below a bound."""
     condition, body = loop.regions
     going = next((i for i in condition.body if condition.results[0] in i.outs), None)
@@ -181,7 +238,7 @@ def _limit_compared(to: Source, loop: Instruction) -> None:
             to.known_limits[param] = Range(low, high)
 
 
-_STRUCTURED: dict[str, Callable[[Source, Instruction], None]] = {
+_STRUCTURED: dict[str, Callable[[PythonSource, Instruction], None]] = {
     "scan": _scan,
     "while": _while,
     "switch": _switch,

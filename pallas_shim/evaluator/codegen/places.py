@@ -15,7 +15,7 @@ from pallas_shim.jax_compat.state import Index, Slice
 Clamped = Callable[[Number, int, int], str]
 
 
-class Key(NamedTuple):
+class Subscript(NamedTuple):
     """The text between the brackets, without trailing dimensions that are taken whole.
     ``is_element``: no dimension is left."""
 
@@ -52,10 +52,10 @@ def leaves(path: Path) -> int:
     return sum(isinstance(at.start if isinstance(at, Slice) else at, Dynamic) for at in dims)
 
 
-def key_of_path(ref: RefType, path: Path, leaves: Sequence[Number], clamped: Clamped) -> Key:
+def key_of_path(ref: RefType, path: Path, leaves: Sequence[Number], clamped: Clamped) -> Subscript:
     """The place to which a path with a key leads."""
     if not path:
-        return Key((), not ref.shape)
+        return Subscript((), not ref.shape)
     (index,) = path
     assert isinstance(index, Index)
     parts: list[str] = []
@@ -74,7 +74,7 @@ def key_of_path(ref: RefType, path: Path, leaves: Sequence[Number], clamped: Cla
 
 def key_of_block(
     ref: RefType, block: Sequence[Any], leaves: Sequence[Number], clamped: Clamped
-) -> Key:
+) -> Subscript:
     """The place of a block; ``block`` is as in `blocks.block_viewer`."""
     parts: list[str] = []
     for dim, at in zip(ref.shape, block, strict=True):
@@ -94,10 +94,10 @@ def key_of_block(
     return _key(parts, not any(whole))
 
 
-def _key(parts: list[str], is_element: bool) -> Key:
+def _key(parts: list[str], is_element: bool) -> Subscript:
     while parts and parts[-1] == ":":
         parts.pop()
-    return Key(tuple(parts), is_element)
+    return Subscript(tuple(parts), is_element)
 
 
 def _span(start: str, size: int) -> str:

@@ -55,7 +55,7 @@ class EmittedGrid(NamedTuple):
     indices: tuple[str, ...]
 
 
-class Source:
+class PythonSource:
     """A value is a variable, a literal, or a global of the function: constants, and the functions
     that it calls. One from outside the loop is loaded from the frame at the start."""
 
@@ -73,6 +73,7 @@ class Source:
         self.known_limits: dict[Value, Range] = {}
         self.conditions: dict[Value, str] = {}  # the booleans that integers were made of
         self.indent = 1
+        self.inside_long = False  # a loop whose progress may be shown, so that inner ones' isn't
         self.at: Instruction  # what lines are of
 
     def compiled(self, loop: Instruction) -> Emitted:

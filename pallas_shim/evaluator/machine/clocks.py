@@ -7,12 +7,17 @@ accesses are known to be over once the wait for its semaphore has learned of the
 may happen at any time after its start.
 
 The run goes in the programs' own order, with copies done when they start. Accesses are compared
-element by element, by the addresses of the views.
+element by element, by the addresses of the views, or of the single elements where a mask or indices
+choose them.
+
+Of two writes of equal values, either may come last. So a write that leaves memory as it was is no
+race with another write, nor with a read that came after the value did.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -55,19 +60,41 @@ class _Moving:
         return any(at is not None and known.get(at[0], 0) >= at[1] for at in self.learned[step:])
 
 
-class _Touch(NamedTuple):
-    """An access: of a program at a time of its own, or of a step of a copy."""
+@dataclasses.dataclass(slots=True, eq=False)
+class _Touch:
+    """An access: of a program at a time of its own, or of a step of a copy.
+
+    ``elements``: the addresses of the elements of ``view`` that it touches, None if it touches all.
+    ``number`` counts the accesses of a run; ``since`` is the number of the first access that this
+    one stands for. ``changes``: it is a write that may have changed memory, or stands for one;
+    ``stands_for_change``: it stands for one.
+    """
 
     program: Program
     time: int
     copy: _Moving | None
     step: int
     view: np.ndarray
+    elements: np.ndarray | None
     ends: tuple[int, int]
     writes: bool
     spot: Spot
     ref: str | None
     text: str
+    number: int
+    since: int
+    changes: bool
+    stands_for_change: bool = False
+
+
+class _Suspect(NamedTuple):
+    """A write that races with others if it changes memory, which isn't known before it happens.
+    ``before``: the contents of its view."""
+
+    write: _Touch
+    others: list[_Touch]
+    touches: dict[Any, _Touch]
+    before: np.ndarray
 
 
 class _Added(NamedTuple):
@@ -125,6 +152,8 @@ class Clocks:
         self.last: _Moving | None = None
         self.moving: _Moving | None = None
         self.kept: list[np.ndarray] = []
+        self.number = 0
+        self.suspect: _Suspect | None = None
 
     def clock(self, program: Program) -> Clock:
         clock = self.clocks.get(program)
@@ -143,6 +172,7 @@ class Clocks:
 
     def leave(self, program: Program) -> None:
         """A program has ended a kernel."""
+        self.decide()
         self.inside -= 1
         if self.inside == 0:
             self._forget()
@@ -194,14 +224,28 @@ class Clocks:
     def take(self, program: Program, semaphore: np.ndarray, amount: int, decrement: bool) -> None:
         """A program has waited for a semaphore."""
         state = self._semaphore(semaphore)
-        state.left -= amount
         clock = self.clock(program)
+        if state.left < amount:
+            self._learn_all(program)
+            state.left = amount
+        state.left -= amount
         for each in state.certain():
             _learn(clock, each.clock)
             if each.copy is not None:
                 each.copy.learned[each.step] = (program, clock[program])
         if not decrement:
             state.left += amount
+
+    def _learn_all(self, program: Program) -> None:
+        """A program has waited for what isn't known here: a kernel before this one has added it, to
+        a semaphore that was handed on. That may be all that has happened."""
+        clock = self.clock(program)
+        for other in self.clocks.values():
+            _learn(clock, other)
+        for _, touches in self.buffers.values():
+            for touch in touches.values():
+                if touch.copy is not None and touch.copy.learned[touch.step] is None:
+                    touch.copy.learned[touch.step] = (program, clock[program])
 
     def _semaphore(self, semaphore: np.ndarray) -> _Semaphore:
         address = semaphore.__array_interface__["data"][0]
@@ -220,9 +264,19 @@ class Clocks:
         writes: bool,
         spot: Spot,
         name: str | None,
+        numbers: np.ndarray | None = None,
+        text: str | None = None,
     ) -> None:
-        """A program, or the step of a copy that runs, reads or writes the elements of a view."""
+        """A program, or the step of a copy that runs, reads or writes the elements of a view.
+
+        It is called before that happens. ``numbers``: of the elements of the view, in its order, if
+        only some are touched. ``text``: the indices of these.
+        """
+        self.decide()
         if not isinstance(view, np.ndarray) or not view.size:
+            return
+        elements = None if numbers is None else _addresses(view, numbers)
+        if elements is not None and not elements.size:
             return
         root = view
         while isinstance(root.base, np.ndarray):
@@ -231,19 +285,60 @@ class Clocks:
         copy = self.moving
         known = self.clock(program) if copy is None else copy.clock
         ends = _ends(view)
+        if elements is not None:
+            ends = int(elements[0]), int(elements[-1]) + view.itemsize
+        self.number += 1
         own = _Touch(
-            program, known.get(program, 0), copy, 0 if copy is None else copy.step, view, ends,
-            writes, spot if copy is None else copy.spot, name, _text(ref, view),
+            program, known.get(program, 0), copy, 0 if copy is None else copy.step, view, elements,
+            ends, writes, spot if copy is None else copy.spot, name,
+            _text(ref, view) if text is None else text, self.number, self.number, writes,
         )  # fmt: skip
-        for other in touches.values():
-            if (other.writes or writes) and not _ordered(other, own, known):
-                if other.ends[0] < ends[1] and ends[0] < other.ends[1] and _overlap(other, own):
+        racing = [
+            other
+            for other in touches.values()
+            if (other.writes or writes) and not _ordered(other, own, known)
+            if other.ends[0] < ends[1] and ends[0] < other.ends[1] and _overlap(other, own)
+        ]
+        if racing and writes:
+            self.suspect = _Suspect(own, racing, touches, view.copy())
+        else:
+            for other in racing:
+                if other.changes:
                     self._race(other, own)
         if len(touches) >= _MANY:
             self._prune(touches)
         # A later access of the same elements stands for an earlier one of the same program.
-        key = (program if copy is None else copy, writes, ends, view.shape, view.strides)
+        chosen = None if elements is None else elements.tobytes()
+        key = (program if copy is None else copy, writes, ends, view.shape, view.strides, chosen)
+        before = touches.get(key)
+        if before is not None:
+            clocks = list(self.clocks.values())
+            if not all(_is_known(before, clock) for clock in clocks):
+                own.since = before.since
+                own.stands_for_change = before.changes
         touches[key] = own
+
+    def decide(self) -> None:
+        """Says whether the last write was a race, now that it has happened."""
+        suspect, self.suspect = self.suspect, None
+        if suspect is None:
+            return
+        own, others, touches, before = suspect
+        changed = _changed(own.view, before)
+        if not changed.size:
+            own.changes = own.stands_for_change
+        for other in others:
+            if changed.size and _meet(changed, own.view.itemsize, other):
+                self._race(other, own)
+            elif not other.writes and self._changed_since(other, touches):
+                self._race(other, own)
+
+    def _changed_since(self, read: _Touch, touches: dict[Any, _Touch]) -> bool:
+        """Whether memory may have changed after it was read."""
+        return any(
+            write.changes and write.number > read.since and _overlap(write, read)
+            for write in touches.values()
+        )
 
     def _prune(self, touches: dict[Any, _Touch]) -> None:
         clocks = list(self.clocks.values())
@@ -315,11 +410,48 @@ def _ends(view: np.ndarray) -> tuple[int, int]:
 
 
 def _overlap(one: _Touch, two: _Touch) -> bool:
+    if one.elements is not None:
+        return _meet(one.elements, one.view.itemsize, two)
+    if two.elements is not None:
+        return _meet(two.elements, two.view.itemsize, one)
     work: Any = _MOST_WORK
     try:
         return np.shares_memory(one.view, two.view, max_work=work)
     except np.exceptions.TooHardError:
         return False  # nothing is said that isn't certain
+
+
+def _meet(addresses: np.ndarray, itemsize: int, touch: _Touch) -> bool:
+    """Whether an access touches some of the elements at these addresses."""
+    others, size = touch.elements, touch.view.itemsize
+    if others is None:
+        others = _addresses(touch.view, None)
+    if size != itemsize:
+        addresses, others = _octets(addresses, itemsize), _octets(others, size)
+    return bool(np.isin(addresses, others).any())
+
+
+def _octets(addresses: np.ndarray, itemsize: int) -> np.ndarray:
+    return (addresses[:, None] + np.arange(itemsize)).reshape(-1)
+
+
+def _addresses(view: np.ndarray, numbers: np.ndarray | None) -> np.ndarray:
+    """The addresses of the elements of a view with these numbers, or of all, in order."""
+    first = view.__array_interface__["data"][0]
+    if numbers is None:
+        numbers = np.arange(view.size)
+    along = np.unravel_index(numbers, view.shape) if view.ndim else ()
+    offsets = sum((i * s for i, s in zip(along, view.strides, strict=True)), 0 * numbers)
+    return np.sort(first + offsets)
+
+
+def _changed(view: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """The addresses of the elements of a view that aren't what they were, bit for bit."""
+    octets = [
+        np.frombuffer(np.ascontiguousarray(x).tobytes(), np.uint8).reshape(x.size, -1)
+        for x in (view, before)
+    ]
+    return _addresses(view, np.flatnonzero((octets[0] != octets[1]).any(1)))
 
 
 def _text(ref: np.ndarray, view: np.ndarray) -> str:

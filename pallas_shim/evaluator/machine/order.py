@@ -77,23 +77,23 @@ class Decision(NamedTuple):
     forced: bool
 
 
-class Step(NamedTuple):
+class TimedStep(NamedTuple):
     """A step of a copy. ``address``: the semaphore to which it adds, or None."""
 
     run: Callable[[], None]
     address: int | None
 
 
-class Copy:
+class CopyUnderWay:
     """A copy under way, with the steps that it has yet to take."""
 
     __slots__ = ("steps",)
 
-    def __init__(self, steps: Sequence[Step]) -> None:
+    def __init__(self, steps: Sequence[TimedStep]) -> None:
         self.steps = list(steps)
 
 
-class Run:
+class RunState:
     """The state of one run: its decisions so far, and the copies under way, the oldest first.
 
     ``watch``: follows what programs know and touch, if they are watched for races.
@@ -103,7 +103,7 @@ class Run:
         self.order = order
         self.watch = watch
         self.decisions: list[Decision] = []
-        self.copies: list[Copy] = []
+        self.copies: list[CopyUnderWay] = []
         self._draw = None if order.seed is None else random.Random(order.seed)
 
     def choose(self, count: int, forced: bool) -> int:
@@ -121,7 +121,7 @@ class Run:
         self.decisions.append(Decision(count, chosen, forced))
         return chosen
 
-    def start(self, copy: Copy) -> None:
+    def start(self, copy: CopyUnderWay) -> None:
         if self.order.eager:
             for number, step in enumerate(copy.steps):
                 if self.watch is None:
@@ -142,7 +142,7 @@ class Run:
                 return
             self.step(self.copies[chosen - 1])
 
-    def step(self, copy: Copy) -> None:
+    def step(self, copy: CopyUnderWay) -> None:
         """Takes the next step of a copy."""
         step = copy.steps.pop(0)
         if not copy.steps:
@@ -180,18 +180,18 @@ class Run:
             self.step(self.copies[0])
 
 
-_RUN: contextvars.ContextVar[Run] = contextvars.ContextVar("run")
+_RUN: contextvars.ContextVar[RunState] = contextvars.ContextVar("run")
 
 
-def current() -> Run:
+def current() -> RunState:
     """The run that is going on in this thread, or one in the programs' own order."""
-    return _RUN.get(None) or Run()
+    return _RUN.get(None) or RunState()
 
 
 @contextlib.contextmanager
-def running(order: Order, watch: Clocks | None = None) -> Iterator[Run]:
+def running(order: Order, watch: Clocks | None = None) -> Iterator[RunState]:
     """A context in which programs run in this order, and are watched for races."""
-    run = Run(order, watch)
+    run = RunState(order, watch)
     token = _RUN.set(run)
     try:
         yield run

@@ -85,7 +85,8 @@ class Machine:
 
     ``talking``: the programs of the kernel that is being lowered wait for one another. ``kernel``
     is the kernel's name, ``where`` the file and line of its definition. ``semaphores`` are those
-    allocated inside it. ``owners`` has the refs whose owner the user named; ``core`` describes the
+    allocated inside it. ``numbers`` has the refs of other programs, and the numbers of these.
+    ``owners`` has the refs whose owner the user named; ``core`` describes the
     cores that the code is for, if there are several kinds. ``timed``: copies may happen later than
     they start, and programs may run in any order.
     """
@@ -97,6 +98,7 @@ class Machine:
         self.kernel = self.where = ""
         self.semaphores: list[Value] = []
         self.owners: dict[Value, Owner] = {}
+        self.numbers: dict[Value, Sequence[Value]] = {}
         self.core: Owner | None = None
         self._meetings = itertools.count()
 
@@ -225,6 +227,7 @@ def remote(lowering: Lowering, ref: Value, numbers: Sequence[Value]) -> Value:
     (out,) = lowering.memory(REMOTE, [ref, *numbers], [ref.ref], _unresolved, PURE, view=True)
     if ref in lowering.names:
         lowering.names[out] = lowering.names[ref]
+    lowering.machine.numbers[out] = numbers
     return out
 
 
@@ -390,10 +393,12 @@ def emit_timed_wait(
 # -- notes for those who watch for races ---------------------------------------------------------
 
 
-def _note(lowering: Lowering, ins: Sequence[Value], note: Callable[..., None]) -> None:
+def _note(
+    lowering: Lowering, ins: Sequence[Value], note: Callable[..., None], unseen: str | None = None
+) -> None:
     """Emits a note to the run's clocks, if it has some: ``note(clocks, program, spot, *values)``.
 
-    Only what programs do in kernels that talk is noted.
+    Only what programs do in kernels that talk is noted. ``unseen``: what isn't, in words.
     """
     machine: Machine = lowering.machine
     if not (machine.timed and machine.talks):
@@ -413,7 +418,9 @@ def _note(lowering: Lowering, ins: Sequence[Value], note: Callable[..., None]) -
             note(clocks, (depth, int(number)), spot, *values)
         return ()
 
-    lowering.memory(NOTE, [level.number, *ins], [], tell, Effects(io=True))
+    lowering.memory(
+        NOTE, [level.number, *ins], [], tell, Effects(io=True), params={"unseen": unseen}
+    )
 
 
 def note_touch(
@@ -427,6 +434,29 @@ def note_touch(
         clocks.touch(program, ref, view(ref, *leaves), writes, spot, name)
 
     _note(lowering, [ref, *leaves], touch)
+
+
+def note_elements(
+    lowering: Lowering,
+    ref: Value,
+    leaves: Sequence[Value],
+    find: Callable[[Sequence[Any]], np.ndarray],
+    text: Callable[[Sequence[Any]], str],
+    writes: bool,
+) -> None:
+    """Notes that the program reads or writes some elements of a ref. ``find`` gives their numbers,
+    and ``text`` their indices, of the leaves."""
+    name = lowering.names.get(ref)
+
+    def touch(clocks: Clocks, program: Any, spot: Spot, ref: Any, *leaves: Any) -> None:
+        clocks.touch(program, ref, ref, writes, spot, name, find(leaves), text(leaves))
+
+    _note(lowering, [ref, *leaves], touch)
+
+
+def note_unseen(lowering: Lowering, what: str) -> None:
+    """Notes that the clocks don't see an access."""
+    _note(lowering, (), lambda clocks, program, spot: None, what)
 
 
 def _note_count(

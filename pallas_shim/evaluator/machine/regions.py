@@ -212,7 +212,7 @@ def _turn(prepare: Any, instruction: Instruction) -> Waiting:
     source = _source(instruction)
 
     def step(f: Frame) -> Any:
-        yield scheduler.Turn(source)
+        yield scheduler.TurnRequest(source)
 
     return step
 
@@ -222,7 +222,7 @@ def _pass_by(prepare: Any, instruction: Instruction) -> Waiting:
     source = _source(instruction)
 
     def step(f: Frame) -> Any:
-        yield scheduler.Place(source)
+        yield scheduler.YieldPoint(source)
 
     return step
 
@@ -282,8 +282,8 @@ def copy_later(prepare: Any, instruction: Instruction) -> Step:
             if semaphore is not None:
                 view, ref, leaves = semaphore
                 address = address_of(view(f[ref], *[f[leaf] for leaf in leaves]))
-            taken.append(order.Step(functools.partial(run_steps, body, frame), address))
-        order.current().start(order.Copy(taken))
+            taken.append(order.TimedStep(functools.partial(run_steps, body, frame), address))
+        order.current().start(order.CopyUnderWay(taken))
 
     return step
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from pallas_shim.evaluator.machine.order import OWN_ORDER, Order, Run
+from pallas_shim.evaluator.machine.order import OWN_ORDER, Order, RunState
 
 
 class Wait(NamedTuple):
@@ -78,7 +78,7 @@ class Count(Request):
         return f"{self.name}, which has {self.read()} and needs {self.needed}"
 
 
-class Turn(Request):
+class TurnRequest(Request):
     """Lets the other programs run until each waits, and then goes on."""
 
     def __init__(self, source: Any) -> None:
@@ -93,7 +93,7 @@ class Turn(Request):
         return "its turn"
 
 
-class Place(Request):
+class YieldPoint(Request):
     """A place where the program could let others run, and needn't."""
 
     def ready(self) -> bool:
@@ -176,13 +176,15 @@ class _Task:
         self.request: Request | None = None
 
 
-def run_programs(programs: Iterable[tuple[str, Program]], order: Order | Run = OWN_ORDER) -> None:
+def run_programs(
+    programs: Iterable[tuple[str, Program]], order: Order | RunState = OWN_ORDER
+) -> None:
     """Runs programs to their ends. Each has a name for messages.
 
     Raises:
       Deadlock: no program can go on, and some haven't ended.
     """
-    run = order if isinstance(order, Run) else Run(order)
+    run = order if isinstance(order, RunState) else RunState(order)
     tasks = [_Task(name, program, None) for name, program in programs]
     boards: dict[Any, Board] = {}
     try:
@@ -195,7 +197,7 @@ def run_programs(programs: Iterable[tuple[str, Program]], order: Order | Run = O
             task.program.close()
 
 
-def _in_own_order(tasks: list[_Task], boards: dict[Any, Board], run: Run) -> None:
+def _in_own_order(tasks: list[_Task], boards: dict[Any, Board], run: RunState) -> None:
     while tasks:
         # One at a time: a program may take from a semaphore the count that another waited for.
         ran = False
@@ -207,11 +209,11 @@ def _in_own_order(tasks: list[_Task], boards: dict[Any, Board], run: Run) -> Non
             raise _deadlock(tasks)
 
 
-def _in_any_order(tasks: list[_Task], boards: dict[Any, Board], run: Run) -> None:
+def _in_any_order(tasks: list[_Task], boards: dict[Any, Board], run: RunState) -> None:
     task: _Task | None = None
     while tasks:
         ready = [t for t in tasks if t.request is None or t.request.ready()]
-        if task is not None and task in ready and isinstance(task.request, Place):
+        if task is not None and task in ready and isinstance(task.request, YieldPoint):
             others = [t for t in ready if t is not task]
             task = [task, *others][run.choose(1 + len(others), False)]
         elif ready or run.copies:
@@ -227,7 +229,7 @@ def _in_any_order(tasks: list[_Task], boards: dict[Any, Board], run: Run) -> Non
         _advance(task, tasks, boards, stops=True)
 
 
-def _served(task: _Task, run: Run) -> bool:
+def _served(task: _Task, run: RunState) -> bool:
     """Whether a program that waits for copies can go on after these happen, which then do."""
     request = task.request
     if not isinstance(request, Count):
@@ -269,7 +271,7 @@ def _advance(
             return
         if isinstance(request, Meet):
             request.arrive(boards)
-        if not request.ready() or stops and isinstance(request, Place):
+        if not request.ready() or stops and isinstance(request, YieldPoint):
             return
         answer = request.answer()
 

@@ -33,6 +33,7 @@ __all__ = [
 
 FAMILIES = (
     "elementwise",
+    "guarded",
     "convert",
     "shape",
     "indexing",

@@ -96,7 +96,7 @@ TABLE: dict[str, Row] = {
     "log1p": inexact(float32_functions.log1p, complex_math.log1p),
     "logistic": inexact(math.logistic, complex_math.logistic),
     "sqrt": inexact(np.sqrt, complex_math.sqrt),
-    "rsqrt": inexact(math.rsqrt, complex_math.rsqrt),
+    "rsqrt": inexact(float32_functions.rsqrt, complex_math.rsqrt),
     "cbrt": reals(math.cbrt),
     # trigonometry
     "sin": inexact(np.sin, complex_math.sin),

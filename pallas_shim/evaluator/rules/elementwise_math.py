@@ -301,12 +301,6 @@ def power(dtype: np.dtype) -> Function:
     return power
 
 
-@ByDtype
-def rsqrt(dtype: np.dtype) -> Function:
-    one = dtype.type(1)
-    return lambda x: one / np.sqrt(x)
-
-
 def cbrt(x: Array) -> Array:
     # Without AVX-512, NumPy uses C's function, which is wrong for a subnormal when subnormals are
     # flushed. The product with 1 flushes them first.

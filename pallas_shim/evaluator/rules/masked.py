@@ -46,6 +46,10 @@ def _overlap(
         inside, within = [], []
         for dim, start, size in zip(shape, starts, sizes, strict=True):
             at = int(leaves[start.leaf]) if isinstance(start, memory.Dynamic) else start
+            if 0 <= at <= dim - size:  # nearly always, so it comes first
+                inside.append(slice(at, at + size))
+                within.append(slice(0, size))
+                continue
             if at < 0 and lengthened:
                 at = max(at + dim + size, 0)  # JAX lengthens the array by the slice's size
             first, last = min(max(at, 0), dim), min(max(at + size, 0), dim)
@@ -280,7 +284,8 @@ def _masked_load(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence
     access, place = _access(lowering, eqn, ins, jax_state.load)
     if place is None or access.other is not None and not _fits(access.other.type, out):
         return state.get(lowering, eqn, ins)
-    value = _read(lowering, place, out)
+    with lowering.touching(access.view, access.mask, False):
+        value = _read(lowering, place, out)
     if access.mask is not None and access.other is not None:
         mask, other = (_spread(lowering, x, out.shape) for x in (access.mask, access.other))
         value = _choose(lowering, mask, other, value)
@@ -299,9 +304,10 @@ def update_slice(
     place = _place(lowering, access, shape)
     if not isinstance(place, _MaskedPlace) or place.lengthened:
         return None
-    before = _read(lowering, place, access.value.type)
-    mask = _spread(lowering, access.mask, shape)
-    _write(lowering, place, _choose(lowering, mask, before, new(before)))
+    with lowering.touching(access.view, access.mask, True):
+        before = _read(lowering, place, access.value.type)
+        mask = _spread(lowering, access.mask, shape)
+        _write(lowering, place, _choose(lowering, mask, before, new(before)))
     return before
 
 
@@ -311,7 +317,8 @@ def _masked_swap(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence
     access, place = _access(lowering, eqn, ins, jax_state.store)
     if place is None or access.value.type != out:
         return state.swap(lowering, eqn, ins)
-    (before,) = _masked_store(lowering, access, place, out)
+    with lowering.touching(access.view, access.mask, True):
+        (before,) = _masked_store(lowering, access, place, out)
     return [before] if lowering.checker is None else state.checked_swap(
         lowering, eqn, ins, [before]
     )

@@ -79,6 +79,8 @@ def _emit_mpmd(
         for out, type in enumerate(types[num_inputs:num_operands])
     ]
     own = list(map(ref_type, types[num_operands:]))
+    for ref, name in zip([*operands, *outs], jax_compat.argument_names(opened), strict=False):
+        lowering.names.setdefault(ref, name)
     several = len(call.functions) > 1
     with lowering.block() as cores:
         if several and any(f.waits is not None for f in call.functions):
@@ -178,7 +180,11 @@ def _on_cores(
             if watch is not None:
                 watching.emit_cell_end(lowering, watch)
 
-    with lowering.machine.within(name, where, meshes.talks(function.jaxpr)):
+    shared = any(
+        isinstance(ref.type, RefType) and ref.type.space.startswith("semaphore") for ref in operands
+    )
+    talks = shared or meshes.talks(function.jaxpr)
+    with lowering.machine.within(name, where, talks):
         programs.emit_entry(lowering)
         cells = grid.lower_cells(
             lowering, name, sizes, tuple(function.axes), range(len(sizes)), core,

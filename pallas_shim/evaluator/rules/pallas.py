@@ -15,8 +15,13 @@ from pallas_shim.jax_compat import meshes
 
 @lowering_rule("pallas_call")
 def _pallas_call(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
-    call = jax_compat.pallas_call(eqn)
-    with lowering.machine.within(call.name, call.source or "", meshes.talks(call.jaxpr)):
+    call = jax_compat.pallas_call(eqn, lowering.tpu_cores)
+    # A kernel may wait for a copy that a kernel before it has started, on another device.
+    given = jax_compat.open_jaxpr(call.jaxpr)[0].invars
+    given = given[: call.num_prefetch + call.num_inputs + call.num_outputs]
+    shared = meshes.shares_semaphores([var.aval for var in given])
+    talks = shared or meshes.talks(call.jaxpr)
+    with lowering.machine.within(call.name, call.source or "", talks):
         return grid.lower_call(lowering, call, ins)
 
 

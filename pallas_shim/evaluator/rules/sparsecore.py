@@ -231,7 +231,8 @@ def _apply(
 @lowering_rule("sparsecore_load")
 def _load(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     access, place = _access(lowering, eqn, ins)
-    value = place.load(lowering)
+    with lowering.touching(access.view, _packed(lowering, access.mask), False):
+        value = place.load(lowering)
     if lowering.checker is not None:
         value = lowering.checker.read(access.view, value, _packed(lowering, access.mask))
     if access.mask is None:
@@ -245,7 +246,8 @@ def _swap(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]
     value, add = access.value, eqn.params["add"]
     if access.mask is not None and not eqn.params.get("compress", True):
         raise Unsupported("swap", "with a mask that doesn't compress")
-    before = place.load(lowering)
+    with lowering.touching(access.view, _packed(lowering, access.mask), True):
+        before = place.load(lowering)
     if lowering.checker is not None:
         packed = _packed(lowering, access.mask)
         if add or lowering.checker.is_used(eqn.outvars[0]):
@@ -255,14 +257,17 @@ def _swap(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]
         value = _apply(lowering, "compress", (before, value, access.mask), place.type, add=add)
     elif add:
         value = _apply(lowering, "add", (before, value), place.type)
-    place.store(lowering, value)
+    with lowering.unnoted():
+        place.store(lowering, value)
     return [before]
 
 
 @lowering_rule("sparsecore_gather")
 def _gather(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     access, place = _access(lowering, eqn, ins)
-    operands = (place.load(lowering), *access.indices, access.mask)
+    with lowering.touching(_elements(access), access.mask, False):
+        whole = place.load(lowering)
+    operands = (whole, *access.indices, access.mask)
     out = lowering.type(eqn.outvars[0].aval)
     masked = access.mask is not None
     value = _apply(lowering, "gather_elements", operands, out, masked=masked)
@@ -274,11 +279,13 @@ def _gather(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Valu
 @lowering_rule("sparsecore_scatter")
 def _scatter(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     access, place = _access(lowering, eqn, ins)
-    operands = (place.load(lowering), access.value, *access.indices, access.mask)
     params = {"masked": access.mask is not None, "add": eqn.params["add"]}
     if lowering.checker is not None:
         lowering.checker.write(_elements(access), access.mask, "scatters to")
-    place.store(lowering, _apply(lowering, "scatter_elements", operands, place.type, **params))
+    with lowering.touching(_elements(access), access.mask, True):
+        operands = (place.load(lowering), access.value, *access.indices, access.mask)
+        changed = _apply(lowering, "scatter_elements", operands, place.type, **params)
+        place.store(lowering, changed)
     return []
 
 
@@ -358,7 +365,7 @@ def _fetch_and_add(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequen
     path, leaves = refs.path_of(view)
     type = array_type(value.type)
     programs.emit_place(lowering)
-    with lowering.atomically():
+    with lowering.unnoted():
         before = refs.load(lowering, ref, path, leaves, type)
         if lowering.checker is not None:
             before = lowering.checker.read(view, before, None, "fetches and adds to", atomic=True)

@@ -5,6 +5,7 @@ JAX's own discharge handles paths that have more than basic indices.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from pallas_shim.evaluator.registry import Unsupported, lowering_rule
 from pallas_shim.evaluator.rules import array_indices, remote
 from pallas_shim.evaluator.rules.axes import is_alone
 from pallas_shim.jax_compat import state
+from pallas_shim.refusal import Refusal
 
 
 def by_discharge(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> list[Value]:
@@ -111,12 +113,25 @@ def _get(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
         _require_near(lowering, eqn)
         elements = array_indices.indices(lowering, access.view, out.shape)
         if elements and access.mask is None:
-            return [array_indices.load(lowering, access.view.ref, elements, out)]
+            with lowering.touching(access.view, None, False):
+                return [array_indices.load(lowering, access.view.ref, elements, out)]
         if access.mask is not None or _may_stick_out(lowering, eqn, access):
             raise refs.NotBasic("a mask, or a slice that may leave its ref")
         return [refs.load(lowering, *_basic(lowering, access.view), out)]
     except refs.NotBasic:
-        return by_discharge(lowering, eqn, ins)
+        with _touching(lowering, eqn, ins, False):
+            return by_discharge(lowering, eqn, ins)
+
+
+def _touching(
+    lowering: Lowering, eqn: Any, ins: Sequence[Value], writes: bool
+) -> contextlib.AbstractContextManager[None]:
+    """The context of an access by discharge, which loads and stores whole refs."""
+    try:
+        access = (state.store if writes else state.load)(eqn, ins)
+    except Refusal:
+        return contextlib.nullcontext()
+    return lowering.touching(access.view, access.mask, writes)
 
 
 @lowering_rule("swap")
@@ -146,11 +161,13 @@ def _swap(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]
         access = state.store(eqn, ins)
         _require_near(lowering, eqn)
         if lowering.checked is not None and access.mask is not None:
-            return [_checked_masked_swap(lowering, access, out)]
+            with lowering.touching(access.view, access.mask, True):
+                return [_checked_masked_swap(lowering, access, out)]
         elements = array_indices.indices(lowering, access.view, out.shape)
         if elements and access.mask is None:
-            before = array_indices.load(lowering, access.view.ref, elements, out)
-            array_indices.store(lowering, access.view.ref, elements, access.value)
+            with lowering.touching(access.view, None, True):
+                before = array_indices.load(lowering, access.view.ref, elements, out)
+                array_indices.store(lowering, access.view.ref, elements, access.value)
             return [before]
         if access.mask is not None or _may_stick_out(lowering, eqn, access):
             raise refs.NotBasic("a mask, or a slice that may leave its ref")
@@ -160,7 +177,8 @@ def _swap(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]
         refs.store_inside(lowering, ref, path, leaves, access.value)
         return [before]
     except refs.NotBasic:
-        return by_discharge(lowering, eqn, ins)
+        with _touching(lowering, eqn, ins, True):
+            return by_discharge(lowering, eqn, ins)
 
 
 def _require_near(lowering: Lowering, eqn: Any) -> None:
@@ -225,7 +243,8 @@ def _addupdate(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[V
         _require_near(lowering, eqn)
         ref, path, leaves = _basic(lowering, access.view)
     except refs.NotBasic:
-        return by_discharge(lowering, eqn, ins)
+        with _touching(lowering, eqn, ins, True):
+            return by_discharge(lowering, eqn, ins)
     value = access.value
     refs.guard(lowering, ref, path, leaves, "write", ValueError)
     before = refs.load_inside(lowering, ref, path, leaves, value.type)

@@ -90,8 +90,7 @@ def _start(lowering: Lowering, eqn: Any, dma: state.Dma) -> None:
         programs.emit_turn(lowering)
     if dma.device_id is not None and dma.src_sem is None:
         raise Unsupported("dma_start", "a copy to another device without a semaphore to send")
-    if lowering.checker is not None and dma.device_id is not None:
-        lowering.checker.reached(dma.dst.ref)
+    own = dma.dst.ref
     dma = dma._replace(
         dst=remote.of_other(lowering, eqn, dma.dst, dma.device_id),
         dst_sem=remote.of_other(lowering, eqn, dma.dst_sem, dma.device_id),
@@ -99,12 +98,18 @@ def _start(lowering: Lowering, eqn: Any, dma: state.Dma) -> None:
     sent = None if dma.device_id is None else dma.src_sem
     after: Callable[[], None] | None = None
     if lowering.checker is not None:
+        if dma.dst.ref is not own:
+            lowering.checker.reaches(own, dma.dst.ref, lowering.machine.numbers[dma.dst.ref])
         source, target = (indirect.with_arrays(lowering, view) for view in (dma.src, dma.dst))
         kept = source.mask if target.mask is None else target.mask
         here = None if dma.device_id is not None or _talks(lowering) else dma.dst_sem
         after = lowering.checker.copy(
             source.view, target.view, (source.mask, kept), here, _change(lowering, dma)
         )
+        if sent is not None and not _talks(lowering):
+            # Memory of a core of another kind. Both of its semaphores may be looked at here.
+            for semaphore in (sent, dma.dst_sem):
+                lowering.checker.signal(semaphore, _size_of(lowering, dma))
     if lowering.machine.timed:
         _start_later(lowering, dma, sent)
         return
@@ -178,11 +183,13 @@ def _start_later(lowering: Lowering, dma: state.Dma, sent: state.RefView | None)
 def _copy(lowering: Lowering, dma: state.Dma) -> Any:
     """Emits a copy, and returns the count that it adds to a DMA's semaphore."""
     if any(indirect.rows(view).indices for view in (dma.src, dma.dst)):
+        _touch_elements(lowering, dma)
         type = indirect.copy(lowering, dma)
         return _counted(lowering, type)
     sizes = [_dynamic_size(lowering, view) for view in (dma.src, dma.dst)]
     size = next((size for size in sizes if size is not None), None)
     if size is not None:
+        _touch_elements(lowering, dma)
         _copy_cut_off(lowering, dma)
         return size
     src, path, leaves, type = _access(lowering, dma.src)
@@ -198,6 +205,20 @@ def _copy(lowering: Lowering, dma: state.Dma) -> Any:
         (value,) = lowering.apply("add", [before, value], [type], {})
     refs.store(lowering, dst, to, to_leaves, value)
     return _counted(lowering, type)
+
+
+def _touch_elements(lowering: Lowering, dma: state.Dma) -> None:
+    """Notes the elements that a copy reads and writes, by arrays of indices or of sizes that only
+    the run knows."""
+    if not lowering.machine.timed:
+        return
+    source, target = (indirect.with_arrays(lowering, view) for view in (dma.src, dma.dst))
+    with lowering.touching(source.view, source.mask, False):
+        pass
+    with lowering.touching(
+        target.view, source.mask if target.mask is None else target.mask, True
+    ):
+        pass
 
 
 def _copy_at_once(lowering: Lowering, source: Any, target: Any) -> None:
@@ -238,7 +259,7 @@ def _size_of(lowering: Lowering, dma: state.Dma) -> Any:
     into = indirect.rows(dma.dst)
     if into.indices:
         return _counted(lowering, indirect.type_of(into))
-    size = _dynamic_size(lowering, into.view)
+    size = _dynamic_size(lowering, into.view, only_counted=True)
     if size is not None:
         return size
     *_, type = _access(lowering, dma.dst)
@@ -294,12 +315,15 @@ def _await_count(lowering: Lowering, sem: state.RefView, value: Any, decrement: 
         _count(lowering, sem, value, np.subtract)
 
 
-def _dynamic_size(lowering: Lowering, view: state.RefView) -> Value | None:
-    """The number of elements of a view with slices of dynamic size. None for any other view."""
+def _dynamic_size(
+    lowering: Lowering, view: state.RefView, only_counted: bool = False
+) -> Value | None:
+    """The number of elements of a view with slices of dynamic size. None for any other view.
+    ``only_counted``: nothing is read or written there, so it may lie outside of checked memory."""
     path, leaves = refs.path_of(view, sized=False)
     if not refs.has_dynamic_size(path):
         return None
-    if lowering.checked is not None:
+    if lowering.checked is not None and not only_counted:
         raise Unsupported("dma_start", "a slice of dynamic size in checked memory")
     last = path[-1]
     assert isinstance(last, state.Index)  # nothing else follows such a slice

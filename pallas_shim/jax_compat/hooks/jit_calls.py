@@ -93,6 +93,7 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
     stock_trace: Any = None if old else pjit._trace_for_jit
     traced = threading.local()
     own_config = _Config(calling)
+    no_answers = nullcontext()
 
     def infer(fun: Any, info: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """In the place of _infer_params, which others than calls ask too."""
@@ -110,7 +111,7 @@ def answer_calls(answers: CallHandler) -> Callable[[], None]:
             to_trace = error.args
         if to_trace is not None:
             # Tracing has no more frames than under stock JAX, since user code can count them.
-            with nullcontext() if given is None else answers.tracing(given):
+            with no_answers if given is None else answers.tracing(given):
                 inferred = stock_trace(*to_trace)
             entry, dynamic, _ = _entry(fun, info, args, kwargs)
             if entry is None or open_jaxpr(inferred.params["jaxpr"])[0].is_high:

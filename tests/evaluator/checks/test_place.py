@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pallas_shim.evaluator import memory
-from pallas_shim.evaluator.checks.place import Place, SizedPlace, place_of
+from pallas_shim.evaluator.checks.place import RefElements, SizedPlace, place_of
 from pallas_shim.evaluator.memory import Chosen, Dynamic
 from pallas_shim.jax_compat.state import Bitcast, Index, Reshape, Slice, Transpose
 
@@ -77,7 +77,7 @@ def test_what_a_store_changes(name):
     ],
 )
 def test_what_is_outside(path, leaves, outside):
-    place = Place((8, 16), INT32, path, [np.shape(leaf) for leaf in leaves])
+    place = RefElements((8, 16), INT32, path, [np.shape(leaf) for leaf in leaves])
     assert tuple(place.outside(leaves)) == outside
     assert not place.proven
     entries = np.zeros((8, 16), np.uint8)
@@ -85,7 +85,7 @@ def test_what_is_outside(path, leaves, outside):
 
 
 def test_elements_that_are_masked_out_may_be_outside():
-    place = Place((8,), INT32, (Index((Slice(Dynamic(0), 4, 1),)),), [()], masked=True)
+    place = RefElements((8,), INT32, (Index((Slice(Dynamic(0), 4, 1),)),), [()], masked=True)
     mask = np.array([False, False, True, True])
     assert place.outside((-2, mask)) is None
     assert tuple(place.outside((-3, mask))) == (0, -1, -1, 8)
@@ -103,7 +103,7 @@ def test_arrays_of_indices_stand_where_numpy_has_them():
         (Slice(0, 2, 2), Chosen(0), Chosen(1)),
         (Chosen(0), Chosen(1), Slice(0, 5, 1)),
     ):
-        place = Place(shape, INT32, (Index(dims),), [(2, 2), (2, 2)])
+        place = RefElements(shape, INT32, (Index(dims),), [(2, 2), (2, 2)])
         numbers = np.arange(60).reshape(shape)
         key = tuple(
             (at, np.minimum(to, 3) if dims[2:] == (Slice(0, 5, 1),) else to)[dim.leaf]

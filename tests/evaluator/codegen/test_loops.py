@@ -14,7 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_shim.evaluator import codegen
+from pallas_shim.evaluator import codegen, progress
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.passes import optimise
@@ -184,6 +184,33 @@ def test_a_counter_that_does_overflow(emit_all):
     for start, n in ((3, 6), (2**31 - 1, 1), (-(2**31), 2), (7, 4)):
         assert run(np.int32(start), np.int32(n)) == [int(x) for x in jax.jit(f)(start, n)]
     assert len(emit_all) == 1
+
+
+@pytest.mark.parametrize("shows", [None, lambda *titles: pytest.fail("it took no second")])
+def test_a_loop_counts_for_its_counter(emit_all, shows):
+    """Also one that overflows, one that is added to for something else too, and one that isn't
+    counted by ones."""
+
+    def until(step, added=jnp.zeros_like):
+        def f(start, end):
+            def body(c):
+                new = c[0] + jnp.int8(step)
+                return new, c[1] * 3 + added(new)
+
+            return lax.while_loop(lambda c: c[0] != end, body, (start, jnp.int8(1)))
+
+        return f
+
+    progress.show_with(shows)
+    try:
+        for f in (until(1), until(1, lambda new: new ^ 1), until(2)):
+            run = Executable(lower(jax.make_jaxpr(f)(jnp.int8(0), jnp.int8(0))))
+            for start, end in ((100, -100), (-128, 126), (5, 5), (7, 5)):
+                want = [int(x) for x in jax.jit(f)(jnp.int8(start), jnp.int8(end))]
+                assert run(np.int8(start), np.int8(end)) == want
+    finally:
+        progress.show_with(None)
+    assert [" + 1\n" in source for source in emit_all] == [False, True, False]
 
 
 def test_an_error_names_the_users_line(emit_all):

@@ -94,3 +94,31 @@ def test_bits_do_not_depend_on_the_array_around(name):
     np.testing.assert_array_equal(fn(*[a.reshape(-1)[3:] for a in args]), whole.reshape(-1)[3:])
     for i in np.ndindex(5, 41):
         assert fn(*[a[i] for a in args]) == whole[i]
+
+
+@as_xla_computes
+def test_rsqrt_within_one_unit():
+    x = np.arange(1 << 23, 0x7F800000, 1009, dtype=np.uint32).view(np.float32)
+    exact = 1 / np.sqrt(x.astype(np.float64))
+    got = functions.rsqrt.of(FLOAT32)(x)
+    assert (np.abs(got - exact) / np.spacing(exact.astype(np.float32))).max() < 0.87
+    usual = x < 1e38  # nothing else is looked at again
+    np.testing.assert_array_equal(functions.rsqrt.of(FLOAT32)(x[usual]), got[usual])
+
+
+@as_xla_computes
+def test_rsqrt_of_a_number_is_that_in_an_array():
+    bits = np.random.default_rng(0).integers(1 << 32, size=3000, dtype=np.uint32)
+    edges = np.array([2.0**125, 2.0**126, 2.0**127, 1e-38, 1e-40, 3e38], np.float32)
+    x = np.concatenate((bits.view(np.float32), edges, np.nextafter(edges, 0), SPECIAL))
+    rsqrt = functions.rsqrt.of(FLOAT32)
+    one_by_one = [rsqrt(number) for number in x]
+    assert {type(number) for number in one_by_one} == {np.float32}
+    np.testing.assert_array_equal(one_by_one, rsqrt(x))
+    np.testing.assert_array_equal(one_by_one, [rsqrt(x[i : i + 1])[0] for i in range(x.size)])
+    assert type(rsqrt(np.asarray(x[0]))) is np.float32
+    want = np.float32(1) / np.sqrt(x)
+    np.testing.assert_array_equal(np.isfinite(one_by_one), np.isfinite(want))
+    special = ~np.isfinite(want)
+    np.testing.assert_array_equal(np.array(one_by_one)[special], want[special])
+    assert rsqrt(x[:0]).shape == (0,)

@@ -235,3 +235,56 @@ def test_pairs_of_special_values(dtype):
     with np.errstate(invalid="ignore"):  # ml_dtypes' comparisons warn of NaN
         few = ~((y < -150) & (np.floor(y) != y))
     check(functions(2, dtype), x[few], y[few])
+
+
+# -- functions that JAX composes of many rounded steps --------------------------------------------
+
+# How many units of eps such a function may be off if it is a small difference of larger numbers,
+# and how far, relative, elsewhere. test_elementwise.py says how many digits they have.
+ROUNDED_STEPS = 64
+FEW_STEPS, MANY_STEPS = 2e-4, 0.15
+
+
+def composed(name: str, got: np.ndarray, want: np.ndarray, rtol: float) -> None:
+    eps = float(ml_dtypes.finfo(np.promote_types(got.dtype, np.float32)).eps)
+    rtol = max(rtol, 2 * float(ml_dtypes.finfo(got.dtype).eps))
+    got, want = got.astype(np.float64), want.astype(np.float64)
+    np.testing.assert_allclose(got, want, rtol, ROUNDED_STEPS * eps, err_msg=name)
+    zero = (got == 0) & (want == 0)
+    np.testing.assert_array_equal(np.signbit(got[zero]), np.signbit(want[zero]), name)
+
+
+def or_limit(got: np.ndarray, want: np.ndarray, a: np.ndarray, limit: Any) -> np.ndarray:
+    """XLA's results. Where ``a`` is so small that some steps underflow, in XLA not always the same
+    ones as here, also the limit at zero."""
+    underflows = (a.dtype == np.float64) & (a > 0) & (a < 1e-300)
+    return np.where(underflows & np.isclose(got, limit), got, want)
+
+
+def not_large(dtype: np.dtype) -> np.ndarray:
+    """Of large numbers, JAX adds up as many terms as they say, or has no digits."""
+    few = grid(dtype)
+    magnitude = np.abs(few.astype(np.float64))
+    return few[~(magnitude > 2e4) | np.isinf(magnitude)]
+
+
+@pytest.mark.parametrize("dtype", samples.FLOATS, ids=str)
+@np.errstate(all="ignore")
+def test_special_values_of_gamma_functions(dtype):
+    a, x = samples.all_pairs(not_large(dtype))
+    names = ["igammac", "random_gamma_grad"]
+    if dtype in WIDE:  # the others are computed as float32
+        names += ["igamma", "igamma_grad_a"]
+    results = both({name: getattr(lax, name) for name in names}, a, x)
+    limits = {"igamma": 1.0, "igammac": 0.0, "igamma_grad_a": -special.exp1(x.astype(np.float64))}
+    for name, (got, want) in results.items():
+        composed(name, got, or_limit(got, want, a, limits.get(name, np.nan)), FEW_STEPS)
+
+
+@pytest.mark.parametrize("dtype", samples.FLOATS, ids=str)
+@np.errstate(all="ignore")
+def test_special_values_of_betainc(dtype):
+    some = not_large(dtype)
+    a, b, x = (each.ravel() for each in np.meshgrid(some[::3], some[::3], some[::2]))
+    ((got, want),) = both({"betainc": lax.betainc}, a, b, x).values()
+    composed("betainc", got, or_limit(got, want, np.maximum(a, b), b / (a + b)), MANY_STEPS)

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import math
 
-from pallas_shim.evaluator.codegen.native.lowering import Lowering
-from pallas_shim.evaluator.codegen.native.machine import Code, module
+from pallas_shim.evaluator.codegen.native.lowering import NativeLowering
+from pallas_shim.evaluator.codegen.native.machine import MachineCode, module
 from pallas_shim.evaluator.codegen.native.source import NotNative
 from pallas_shim.evaluator.program import ArrayType, Program
 
-__all__ = ["Code", "NotNative", "compiled", "source"]
+__all__ = ["MachineCode", "NotNative", "compiled", "source"]
 
 
-def source(program: Program) -> tuple[Lowering, str]:
+def source(program: Program) -> tuple[NativeLowering, str]:
     """The text of a program's module, and what is known of it.
 
     Raises:
@@ -29,7 +29,7 @@ def source(program: Program) -> tuple[Lowering, str]:
             raise NotNative(f"arguments and results of the type {value.type}")
         if not math.prod(value.type.shape):
             raise NotNative("arrays without elements")
-    lowering = Lowering(program)
+    lowering = NativeLowering(program)
     lowering.function()
     params, results = len(top.params), len(top.results)
     names = [*[f"%p{i}" for i in range(params)], *[f"%r{i}" for i in range(results)], "%workspace"]
@@ -39,7 +39,7 @@ def source(program: Program) -> tuple[Lowering, str]:
     return lowering, module(text, declared, params, results, lowering.work)
 
 
-def compiled(program: Program) -> Code:
+def compiled(program: Program) -> MachineCode:
     """A program in machine code.
 
     Raises:
@@ -48,7 +48,7 @@ def compiled(program: Program) -> Code:
     """
     lowering, text = source(program)
     used = set(program.top.uses())
-    return Code(
+    return MachineCode(
         text,
         [param in used for param in program.top.params],
         [(value.type.shape, value.type.dtype) for value in program.top.results],

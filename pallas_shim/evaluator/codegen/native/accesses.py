@@ -9,7 +9,13 @@ import numpy as np
 
 from pallas_shim.evaluator.codegen.native import elements
 from pallas_shim.evaluator.codegen.native.groups import Rounds
-from pallas_shim.evaluator.codegen.native.places import Buffer, Place, broadcast, dummy, viewed
+from pallas_shim.evaluator.codegen.native.places import (
+    Buffer,
+    BufferPlace,
+    broadcast,
+    dummy,
+    viewed,
+)
 from pallas_shim.evaluator.codegen.native.source import NotNative, Source
 from pallas_shim.evaluator.codegen.native.values import Values
 from pallas_shim.evaluator.memory import Dynamic
@@ -17,7 +23,7 @@ from pallas_shim.evaluator.program import ArrayType, Instruction, RefType, Value
 from pallas_shim.jax_compat.state import Index, Reshape, Slice, Transpose
 
 
-def at_path(to: Values, ref: Value, path: Sequence[Any], leaves: Sequence[Value]) -> Place:
+def at_path(to: Values, ref: Value, path: Sequence[Any], leaves: Sequence[Value]) -> BufferPlace:
     """Where a path leads from a ref."""
     place = to.place(ref)
     for step in path:
@@ -25,7 +31,7 @@ def at_path(to: Values, ref: Value, path: Sequence[Any], leaves: Sequence[Value]
             case Index(dims):
                 place = _at_index(to, place, dims, leaves)
             case Transpose(permutation):
-                place = Place(
+                place = BufferPlace(
                     place.buffer, place.offset,
                     tuple(place.strides[d] for d in permutation),
                     tuple(place.shape[d] for d in permutation), place.dtype,
@@ -35,13 +41,15 @@ def at_path(to: Values, ref: Value, path: Sequence[Any], leaves: Sequence[Value]
                 found = viewed(fake.reshape(shape), fake)
                 if found is None:
                     raise NotNative("a reshape of a strided ref")
-                place = Place(place.buffer, place.offset, found[1], tuple(shape), place.dtype)
+                place = BufferPlace(place.buffer, place.offset, found[1], tuple(shape), place.dtype)
             case _:
                 raise NotNative(f"a {type(step).__name__.lower()} of a ref")
     return place
 
 
-def _at_index(to: Values, place: Place, dims: Sequence[Any], leaves: Sequence[Value]) -> Place:
+def _at_index(
+    to: Values, place: BufferPlace, dims: Sequence[Any], leaves: Sequence[Value]
+) -> BufferPlace:
     offset, strides, shape = place.offset, [], []
     for size, stride, index in zip(place.shape, place.strides, dims, strict=True):
         if isinstance(index, Slice):
@@ -62,7 +70,7 @@ def _at_index(to: Values, place: Place, dims: Sequence[Any], leaves: Sequence[Va
         else:
             raise NotNative("an index that is an array")
         offset = to.to.plus(offset, to.to.times(first, stride))
-    return Place(place.buffer, offset, tuple(strides), tuple(shape), place.dtype)
+    return BufferPlace(place.buffer, offset, tuple(strides), tuple(shape), place.dtype)
 
 
 def _start(to: Values, leaf: Value, dim: int, size: int, scale: int = 1) -> str:
@@ -92,7 +100,7 @@ def _get(to: Any, instruction: Instruction) -> None:
         to.used(leaf)
 
 
-def _load_all(to: Any, out: Value, place: Place) -> None:
+def _load_all(to: Any, out: Value, place: BufferPlace) -> None:
     """A value that is a copy of what memory has at the moment."""
     to.before_reading(place.buffer, to.groups.get(place.shape))
     group = to.group(place.shape)
@@ -177,7 +185,7 @@ def _view(to: Any, instruction: Instruction) -> None:
             shape.append(length)
     if tuple(shape) != out.type.shape:
         raise NotNative("a block of another shape")
-    to.set_place(out, Place(place.buffer, offset, tuple(strides), tuple(shape), place.dtype))
+    to.set_place(out, BufferPlace(place.buffer, offset, tuple(strides), tuple(shape), place.dtype))
     for value in (ref, *leaves):
         to.used(value)
 
@@ -192,7 +200,7 @@ def _blocks(to: Any, instruction: Instruction) -> None:
         offset = to.to.plus(offset, to.to.times(first, stride))
     lead = [sum(map(int.__mul__, map(int, step), place.strides)) for step in params["steps"]]
     strides = (*lead, *(place.strides[d] for d in params["kept"]))
-    to.set_place(out, Place(place.buffer, offset, strides, out.type.shape, place.dtype))
+    to.set_place(out, BufferPlace(place.buffer, offset, strides, out.type.shape, place.dtype))
     for value in (ref, *at):
         to.used(value)
 
@@ -221,7 +229,7 @@ def _lookup(to: Any, instruction: Instruction) -> None:
         number = elements.as_index(to.to, index.type.dtype, to.register(index))
         offset = to.to.plus(offset, to.to.times(number, stride))
     rest = place.strides[len(at) :]
-    entry = Place(place.buffer, offset, rest, table.shape[len(at) :], place.dtype)
+    entry = BufferPlace(place.buffer, offset, rest, table.shape[len(at) :], place.dtype)
     if out.type.shape:
         to.set_place(out, entry)
     else:
@@ -262,7 +270,7 @@ def _each_get(to: Any, instruction: Instruction) -> None:
         if behind and leaf.type.shape:
             own = to.place(leaf)
             view = Value(ArrayType((*leaf.type.shape, *behind), leaf.type.dtype))
-            to.places[view] = Place(
+            to.places[view] = BufferPlace(
                 own.buffer, own.offset, (*own.strides, *[0 for _ in behind]), view.type.shape,
                 own.dtype,
             )
@@ -320,7 +328,7 @@ def _concatenate(to: Any, instruction: Instruction) -> None:
     for value in ins:
         offset = to.to.plus(whole.offset, str(start * whole.strides[axis]))
         to.store(
-            Place(whole.buffer, offset, whole.strides, value.type.shape, whole.dtype), value
+            BufferPlace(whole.buffer, offset, whole.strides, value.type.shape, whole.dtype), value
         )
         start += value.type.shape[axis]
     to.flush_all()

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pallas_shim.evaluator.codegen.native.places import Buffer, Place, broadcast
+from pallas_shim.evaluator.codegen.native.places import Buffer, BufferPlace, broadcast
 from pallas_shim.evaluator.codegen.native.source import Source
 from pallas_shim.evaluator.codegen.native.vectors import Vectors
 from pallas_shim.evaluator.program import Value
@@ -26,11 +26,11 @@ _WRITTEN_OUT = 8
 
 
 @dataclasses.dataclass(eq=False)
-class Access:
+class GroupAccess:
     """Elements of a place, for each element of a group. ``strides`` are along the group's
     dimensions. In the dimensions of ``tables`` the table's entry counts instead of the index."""
 
-    place: Place
+    place: BufferPlace
     strides: tuple[int, ...]
     tables: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -63,7 +63,7 @@ class Rounds:
             self._indices[axis] = index
         return self._indices[axis]
 
-    def address(self, access: Access) -> str:
+    def address(self, access: GroupAccess) -> str:
         to, offset = self.plain, access.place.offset
         for dim, at in zip(self._dims, self._at, strict=True):
             offset = to.plus(offset, to.times(at, dim.steps.get(access, 0)))
@@ -79,10 +79,10 @@ class Rounds:
             offset = to.plus(offset, to.times(entry, access.strides[axis]))
         return offset
 
-    def load(self, access: Access) -> str:
+    def load(self, access: GroupAccess) -> str:
         return self.to.load(access.place.dtype, access.place.buffer.base, self.address(access))
 
-    def store(self, access: Access, register: str) -> None:
+    def store(self, access: GroupAccess, register: str) -> None:
         place = access.place
         self.to.store(place.dtype, register, place.buffer.base, self.address(access))
 
@@ -99,17 +99,17 @@ class _VectorRounds(Rounds):
 
     def __init__(
         self, to: Source, group: Group, dims: Sequence[_Dim], at: Sequence[str],
-        lanes: dict[Access, np.ndarray],
+        lanes: dict[GroupAccess, np.ndarray],
     ):  # fmt: skip
         self._lanes = lanes
         super().__init__(to, group, dims, at)
         self.to = Vectors(to, len(next(iter(lanes.values()))))
 
-    def load(self, access: Access) -> str:
+    def load(self, access: GroupAccess) -> str:
         dtype, base, offset, order = self._vector(access)
         return self.to.load_lanes(dtype, base, offset, order)
 
-    def store(self, access: Access, register: str) -> None:
+    def store(self, access: GroupAccess, register: str) -> None:
         dtype, base, offset, order = self._vector(access)
         assert order is not None
         self.to.store_lanes(dtype, register, base, offset, order)
@@ -117,7 +117,7 @@ class _VectorRounds(Rounds):
     def shared(self, register: str, dtype: np.dtype) -> str:
         return self.to.splat(register, dtype)
 
-    def _vector(self, access: Access) -> tuple[np.dtype, str, str, list[int] | None]:
+    def _vector(self, access: GroupAccess) -> tuple[np.dtype, str, str, list[int] | None]:
         place, offsets = access.place, self._lanes[access]
         first = int(offsets.min())
         offset = self.plain.plus(self.address(access), str(first))
@@ -131,7 +131,7 @@ class _Dim(NamedTuple):
     axis: int
     unit: int
     size: int
-    steps: dict[Access, int]
+    steps: dict[GroupAccess, int]
 
 
 class Group:
@@ -142,11 +142,11 @@ class Group:
         self.table = table  # gives the address of a table
         self.members: dict[Value, Callable[[Rounds], None]] = {}
         self.uses: Counter[Value] = Counter()
-        self.stores: list[tuple[Access, Value]] = []
-        self.reads: list[Access] = []
+        self.stores: list[tuple[GroupAccess, Value]] = []
+        self.reads: list[GroupAccess] = []
         self.also_read: set[Buffer] = set()
         self.indexed: set[int] = set()  # the axes of which some member asks for the index
-        self._looked_up: dict[Access, tuple[int, ...]] = {}
+        self._looked_up: dict[GroupAccess, tuple[int, ...]] = {}
 
     def reads_buffer(self, buffer: Buffer) -> bool:
         return buffer in self.also_read or any(a.place.buffer is buffer for a in self.reads)
@@ -154,7 +154,7 @@ class Group:
     def writes_buffer(self, buffer: Buffer) -> bool:
         return any(access.place.buffer is buffer for access, _ in self.stores)
 
-    def can_store(self, place: Place) -> bool:
+    def can_store(self, place: BufferPlace) -> bool:
         """Whether a store here, for all elements, disturbs no other round."""
         if place.buffer in self.also_read or self.writes_buffer(place.buffer):
             return False
@@ -164,15 +164,17 @@ class Group:
             if access.place.buffer is place.buffer
         )
 
-    def access(self, place: Place, tables: dict[int, np.ndarray] | None = None) -> Access:
-        access = Access(place, broadcast(place.strides, place.shape, self.shape), tables or {})
+    def access(
+        self, place: BufferPlace, tables: dict[int, np.ndarray] | None = None
+    ) -> GroupAccess:
+        access = GroupAccess(place, broadcast(place.strides, place.shape, self.shape), tables or {})
         self.reads.append(access)
         return access
 
-    def target(self, place: Place) -> Access:
-        return Access(place, broadcast(place.strides, place.shape, self.shape))
+    def target(self, place: BufferPlace) -> GroupAccess:
+        return GroupAccess(place, broadcast(place.strides, place.shape, self.shape))
 
-    def looked_up(self, access: Access) -> tuple[int, ...]:
+    def looked_up(self, access: GroupAccess) -> tuple[int, ...]:
         """The axes along which the tables of an access aren't steps of loops."""
         return self._looked_up.get(access, ())
 
@@ -204,7 +206,9 @@ class Group:
         for access, value in self.stores:
             rounds.store(access, rounds.value(value))
 
-    def _vectors(self, dims: Sequence[_Dim]) -> tuple[list[_Dim], dict[Access, np.ndarray]] | None:
+    def _vectors(
+        self, dims: Sequence[_Dim]
+    ) -> tuple[list[_Dim], dict[GroupAccess, np.ndarray]] | None:
         """The outer loops, and where the elements lie that one vector takes, if neighbours are
         exchanged. Otherwise LLVM makes the vectors."""
         if not dims or dims[-1].size >= _LANES[0] or self.also_read or self.indexed:
@@ -257,7 +261,7 @@ class Group:
                 dims.append(_Dim(axis, unit, further // unit, steps))
         return self._merged(dims, accesses)
 
-    def _merged(self, dims: list[_Dim], accesses: Sequence[Access]) -> list[_Dim]:
+    def _merged(self, dims: list[_Dim], accesses: Sequence[GroupAccess]) -> list[_Dim]:
         """Loops that go on where the next inner one ends are one."""
         fixed = {axis for access in accesses for axis in self.looked_up(access)}
         fixed |= self.indexed
@@ -299,7 +303,7 @@ def _split(dims: Sequence[_Dim], count: int) -> tuple[list[_Dim], list[_Dim]] | 
     return outer, inner
 
 
-def _are_neighbours(access: Access, offsets: np.ndarray) -> bool:
+def _are_neighbours(access: GroupAccess, offsets: np.ndarray) -> bool:
     """Whether elements are all the same one, or neighbours in some order."""
     if not offsets.any():
         return True

@@ -11,7 +11,7 @@ import numpy as np
 from pallas_shim.evaluator.codegen.native import accesses, elements, reductions
 from pallas_shim.evaluator.codegen.native.places import (
     Buffer,
-    Place,
+    BufferPlace,
     contiguous,
     dummy,
     viewed,
@@ -29,7 +29,7 @@ from pallas_shim.evaluator.program import (
 )
 
 
-class Lowering(Values):
+class NativeLowering(Values):
     """Writes the instructions of one program."""
 
     def __init__(self, program: Program) -> None:
@@ -197,7 +197,7 @@ class Lowering(Values):
             self.set_place(out, seen)
         self.used(source)
 
-    def seen(self, place: Place, operation: Any, out: Value) -> Place | None:
+    def seen(self, place: BufferPlace, operation: Any, out: Value) -> BufferPlace | None:
         """The view that an operation gives of a place, None if that is a copy."""
         shape, dtype = out.type.shape, out.type.dtype
         fake = dummy(place)
@@ -210,7 +210,7 @@ class Lowering(Values):
             for axis, dim in enumerate(dims):
                 if place.shape[axis] == shape[dim]:
                     strides[dim] = place.strides[axis]
-            return Place(place.buffer, place.offset, tuple(strides), shape, dtype)
+            return BufferPlace(place.buffer, place.offset, tuple(strides), shape, dtype)
         seen = np.asarray(operation.fn(fake))
         found = viewed(seen, fake)
         if found is None:
@@ -218,7 +218,7 @@ class Lowering(Values):
         if seen.shape != shape or seen.dtype != dtype:
             raise NotNative(operation.name)
         offset = self.to.plus(place.offset, str(found[0]))
-        return Place(place.buffer, offset, tuple(found[1]), shape, dtype)
+        return BufferPlace(place.buffer, offset, tuple(found[1]), shape, dtype)
 
     # -- loops and branches -----------------------------------------------------------------------
 
@@ -249,7 +249,7 @@ class Lowering(Values):
     def _bound(self, params: Sequence[Value], carried: Sequence[Any]) -> None:
         """Gives the parameters of a region what is carried: variables or places."""
         for param, carry in zip(params, carried, strict=True):
-            if isinstance(carry, Place):
+            if isinstance(carry, BufferPlace):
                 self.set_place(param, carry)
             else:
                 self.registers[param] = self.to.read(carry, type_of(param.type.dtype))
@@ -278,10 +278,10 @@ class Lowering(Values):
     def _carry_on(self, carried: Sequence[Any], values: Sequence[Value]) -> None:
         """Puts the values of the next round where they are carried, all at once."""
         registers: list[tuple[Any, Value, str]] = []
-        moved: list[tuple[Place, Value]] = []
-        own = {carry.buffer for carry in carried if isinstance(carry, Place)}
+        moved: list[tuple[BufferPlace, Value]] = []
+        own = {carry.buffer for carry in carried if isinstance(carry, BufferPlace)}
         for carry, value in zip(carried, values, strict=True):
-            if not isinstance(carry, Place):
+            if not isinstance(carry, BufferPlace):
                 registers.append((carry, value, self.register(value)))
                 continue
             if value.const is None and self.place(value) == carry:
@@ -299,7 +299,7 @@ class Lowering(Values):
 
     def _results(self, outs: Sequence[Value], carried: Sequence[Any]) -> None:
         for out, carry in zip(outs, carried, strict=True):
-            if isinstance(carry, Place):
+            if isinstance(carry, BufferPlace):
                 self.set_place(out, carry)
                 if not self.left[out]:
                     self.release(carry.buffer)
@@ -422,7 +422,7 @@ class Lowering(Values):
 
     # -- memory -------------------------------------------------------------------------------
 
-    def allocate(self, out: Value) -> Place:
+    def allocate(self, out: Value) -> BufferPlace:
         """New memory for a ref."""
         type_of(out.type.dtype)
         buffer = self._outputs.get(out)
@@ -433,9 +433,9 @@ class Lowering(Values):
         return place
 
 
-def _row(to: Source, place: Place, at: str) -> Place:
+def _row(to: Source, place: BufferPlace, at: str) -> BufferPlace:
     offset = to.plus(place.offset, to.times(at, place.strides[0]))
-    return Place(place.buffer, offset, place.strides[1:], place.shape[1:], place.dtype)
+    return BufferPlace(place.buffer, offset, place.strides[1:], place.shape[1:], place.dtype)
 
 
 def _written(program: Program) -> set[Value]:

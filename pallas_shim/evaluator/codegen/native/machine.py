@@ -49,7 +49,7 @@ def _target() -> Any:
     )
 
 
-class Code:
+class MachineCode:
     """A function in machine code: call it with NumPy arrays, get a list of them."""
 
     def __init__(

@@ -25,7 +25,7 @@ class Buffer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class BufferPlace:
     """Elements in a buffer. ``offset``, a register or a literal, and ``strides`` count bytes."""
 
     buffer: Buffer
@@ -74,11 +74,11 @@ class Workspace:
         self._free.append((start, size))
 
 
-def contiguous(buffer: Buffer, shape: tuple[int, ...], dtype: np.dtype) -> Place:
-    return Place(buffer, str(buffer.start or 0), strides_of(shape, dtype), shape, dtype)
+def contiguous(buffer: Buffer, shape: tuple[int, ...], dtype: np.dtype) -> BufferPlace:
+    return BufferPlace(buffer, str(buffer.start or 0), strides_of(shape, dtype), shape, dtype)
 
 
-def dummy(place: Place) -> np.ndarray:
+def dummy(place: BufferPlace) -> np.ndarray:
     """An array that is laid out as a place is, to learn what a view of it is. Nobody reads it."""
     reach = [(n - 1) * s for n, s in zip(place.shape, place.strides, strict=True) if n > 0]
     low, high = sum(r for r in reach if r < 0), sum(r for r in reach if r > 0)
@@ -98,9 +98,9 @@ def viewed(seen: np.ndarray, of: np.ndarray) -> tuple[int, tuple[int, ...]] | No
 
 
 def part(
-    place: Place, offset: str, strides: Sequence[int], type: ArrayType | RefType
-) -> Place:
-    return Place(place.buffer, offset, tuple(strides), type.shape, type.dtype)
+    place: BufferPlace, offset: str, strides: Sequence[int], type: ArrayType | RefType
+) -> BufferPlace:
+    return BufferPlace(place.buffer, offset, tuple(strides), type.shape, type.dtype)
 
 
 def broadcast(strides: Sequence[int], shape: Sequence[int], to: Sequence[int]) -> tuple[int, ...]:

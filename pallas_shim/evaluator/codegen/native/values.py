@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pallas_shim.evaluator.codegen.native.groups import Group, Rounds
-from pallas_shim.evaluator.codegen.native.places import Buffer, Place, Workspace, contiguous
+from pallas_shim.evaluator.codegen.native.places import Buffer, BufferPlace, Workspace, contiguous
 from pallas_shim.evaluator.codegen.native.source import NotNative, Source, literal, type_of
 from pallas_shim.evaluator.program import ArrayType, KeyType, Value
 
@@ -29,12 +29,12 @@ class Values:
         self.to = Source()
         self.kept: list[np.ndarray] = []
         self.workspace = Workspace()
-        self.places: dict[Value, Place] = {}
+        self.places: dict[Value, BufferPlace] = {}
         self.registers: dict[Value, str] = {}
         self.pending: dict[Value, Group] = {}
         self.groups: dict[tuple[int, ...], Group] = {}
         self.left: Counter[Value] = Counter()
-        self._constants: dict[int, Place] = {}
+        self._constants: dict[int, BufferPlace] = {}
 
     # -- values ---------------------------------------------------------------------------------
 
@@ -46,7 +46,7 @@ class Values:
             return self.registers[value]
         return self.scalar_at(self.place(value))
 
-    def place(self, value: Value) -> Place:
+    def place(self, value: Value) -> BufferPlace:
         """Where an array lies. It is written to memory, if it isn't there yet."""
         if value.const is not None:
             return self.constant(value.const)
@@ -61,7 +61,7 @@ class Values:
             return place
         return self.places[value]
 
-    def constant(self, array: np.ndarray) -> Place:
+    def constant(self, array: np.ndarray) -> BufferPlace:
         place = self._constants.get(id(array))
         if place is None:
             type_of(array.dtype)
@@ -75,7 +75,7 @@ class Values:
     def table(self, table: np.ndarray) -> str:
         return self.constant(np.ascontiguousarray(table, np.int64)).buffer.base
 
-    def room(self, value: Value) -> Place:
+    def room(self, value: Value) -> BufferPlace:
         """A new part of the workspace for a value."""
         type = value.type
         type_of(type.dtype)
@@ -84,7 +84,7 @@ class Values:
         self.set_place(value, place)
         return place
 
-    def set_place(self, value: Value, place: Place) -> None:
+    def set_place(self, value: Value, place: BufferPlace) -> None:
         self.places[value] = place
         place.buffer.users += 1
 
@@ -151,17 +151,17 @@ class Values:
             if group is not unless and (group.reads_buffer(buffer) or group.writes_buffer(buffer)):
                 self.flush(group)
 
-    def operand(self, shape: tuple[int, ...], value: Value) -> Operand:
+    def operand(self, shape: tuple[int, ...], value: Value) -> GroupOperand:
         """An operand of an elementwise operation of a shape. This may write other groups."""
         if isinstance(value.type, KeyType):
             raise NotNative("keys")
         if value.const is not None and _is_uniform(value.const):
-            return Operand(value, literal(value.const.reshape(-1)[0]))
+            return GroupOperand(value, literal(value.const.reshape(-1)[0]))
         if not value.type.shape:
-            return Operand(value, self.register(value))
+            return GroupOperand(value, self.register(value))
         if value in self.pending and value.type.shape == shape:
-            return Operand(value)
-        return Operand(value, place=self.place(value))
+            return GroupOperand(value)
+        return GroupOperand(value, place=self.place(value))
 
     def elementwise(
         self, outs: Sequence[Value], ins: Sequence[Value], write: Callable[..., Sequence[str]]
@@ -198,7 +198,7 @@ class Values:
             group.members[out] = member
             self.pending[out] = group
 
-    def store(self, place: Place, value: Value) -> None:
+    def store(self, place: BufferPlace, value: Value) -> None:
         """Stores a value, which may broadcast, to all of a place."""
         type_of(place.dtype)
         if not place.shape:
@@ -240,7 +240,7 @@ class Values:
         self.flush_all()
         return copy
 
-    def fill(self, place: Place, element: np.generic) -> None:
+    def fill(self, place: BufferPlace, element: np.generic) -> None:
         self.store(place, Value(ArrayType((), place.dtype), np.asarray(element)))
 
     def scalar(self, value: Value) -> str:
@@ -251,18 +251,18 @@ class Values:
             return self.register(value)
         return self.scalar_at(self.place(value))
 
-    def scalar_at(self, place: Place) -> str:
+    def scalar_at(self, place: BufferPlace) -> str:
         """What memory has at the moment."""
         self.before_reading(place.buffer)
         return self.to.load(place.dtype, place.buffer.base, place.offset)
 
 
-class Operand(NamedTuple):
+class GroupOperand(NamedTuple):
     """An operand: a register, a place, or else a value of the group itself."""
 
     value: Value
     register: str | None = None
-    place: Place | None = None
+    place: BufferPlace | None = None
 
     def reader(self, group: Group) -> Callable[[Rounds], str]:
         register, value = self.register, self.value

@@ -43,7 +43,7 @@ class Varies(Exception):
         self.axes = tuple(axes)
 
 
-class Cell(NamedTuple):
+class CellValue(NamedTuple):
     """A value of a cell as it is over many cells. ``lead`` is None if all cells share it.
     ``listed``: it is a ref that is a list of views."""
 
@@ -80,8 +80,8 @@ class Vectoriser:
         self.written = written
         self.accumulated = accumulated
         self._within = {value for a in accumulated.values() for value in a.replaced}
-        self.cells: dict[Value, Cell] = {
-            root: Cell(stack, layout.lead) for root, stack in private.items()
+        self.cells: dict[Value, CellValue] = {
+            root: CellValue(stack, layout.lead) for root, stack in private.items()
         }
         self.builder = Builder()
         self.entry: list[Instruction] = []  # before the body: what any part of it may use
@@ -92,28 +92,28 @@ class Vectoriser:
 
     # -- values -----------------------------------------------------------------------------
 
-    def cell(self, value: Value) -> Cell:
+    def cell(self, value: Value) -> CellValue:
         """The cell that stands for a value. A value from outside the grid stands for itself."""
         found = self.cells.get(value)
         if found is None:
             table = self.known.get(value)
             if table is None:
-                return Cell(value)
+                return CellValue(value)
             found = self.cells[value] = self._looked_up(value, table)
         return found
 
-    def _looked_up(self, value: Value, table: Table) -> Cell:
+    def _looked_up(self, value: Value, table: Table) -> CellValue:
         step = self.layout.step_of(value)
         if step is not None:
-            return Cell(step)
+            return CellValue(step)
         at, rest, lead = self.layout.split(table)
         if lead is None:
             rest = rest.reshape(rest.shape[: len(at)])
         type = ArrayType(lead or (), value.type.dtype)
         if not at:
-            return Cell(Value(type, rest), lead)
+            return CellValue(Value(type, rest), lead)
         with self.builder.block(self.entry):
-            return Cell(self.builder.apply_one("lookup", at, type, table=rest), lead)
+            return CellValue(self.builder.apply_one("lookup", at, type, table=rest), lead)
 
     def emit(self, operation: Operation, ins: Sequence[Value]) -> tuple[Value, ...]:
         self.calls += 1
@@ -131,14 +131,14 @@ class Vectoriser:
         operation = self.builder.operation(name, (value.type,), (type,), params)
         return self.emit(operation, (value,))[0]
 
-    def spread(self, cell: Cell, lead: LeadingAxes) -> Value:
+    def spread(self, cell: CellValue, lead: LeadingAxes) -> Value:
         """A value as a stack over just these axes."""
         if cell.lead == lead or lead is None:
             return cell.value
         shape = cell.value.type.shape[len(cell.lead or ()) :]
         return self.primitive("broadcast_to", cell.value, (*lead, *shape))
 
-    def require_shared(self, cell: Cell) -> Value:
+    def require_shared(self, cell: CellValue) -> Value:
         if cell.lead is not None:
             raise Varies(self.layout.differing(cell.lead))
         return cell.value
@@ -178,7 +178,7 @@ class Vectoriser:
 
     def _set(self, outs: Sequence[Value], values: Sequence[Value], lead: LeadingAxes) -> None:
         for out, value in zip(outs, values, strict=True):
-            self.cells[out] = Cell(value, lead)
+            self.cells[out] = CellValue(value, lead)
 
     def _pure(self, instruction: Instruction) -> None:
         operation, ins, outs, _, _ = instruction
@@ -230,7 +230,7 @@ class Vectoriser:
         ins = (ArrayType(cases[0].shape, which.dtype), *cases)
         return self.builder.operation("select_n", ins, operation.outs, operation.params)
 
-    def _aligned(self, cell: Cell, rank: int) -> Value:
+    def _aligned(self, cell: CellValue, rank: int) -> Value:
         """A stack that broadcasts against stacks of values of the given rank."""
         if cell.lead is None:
             return cell.value
@@ -238,7 +238,7 @@ class Vectoriser:
         shape = (*cell.lead, *(1,) * (rank - len(shape)), *shape)
         return self.primitive("reshape", cell.value, shape, dimensions=None)
 
-    def _one_by_one(self, operation: Operation, cells: Sequence[Cell]) -> tuple[Value, ...]:
+    def _one_by_one(self, operation: Operation, cells: Sequence[CellValue]) -> tuple[Value, ...]:
         leads = tuple([cell.lead for cell in cells])
         key = (operation, leads)
         if key not in self._each:
@@ -297,10 +297,10 @@ class Vectoriser:
                 self._counted_singly()
             made = make(operation.params["block"], types, type, leads)
             (value,) = self.emit(made, [cell.value for cell in cells])
-            found = Cell(value, lead, listed)
+            found = CellValue(value, lead, listed)
         self.cells[out] = found
 
-    def _evenly(self, ref: Value, spans: Sequence[Span], type: Type) -> Cell | None:
+    def _evenly(self, ref: Value, spans: Sequence[Span], type: Type) -> CellValue | None:
         """The parts of a shared ref that the cells see, as one view, if they lie evenly."""
         placed = self.layout.evenly(spans)
         if placed is None:
@@ -309,16 +309,16 @@ class Vectoriser:
         kept = tuple([d for d, span in enumerate(spans) if span.kept])
         out = self._ref_type(type, lead)
         if not at and lead is None and ref.type == out:
-            return Cell(ref)
+            return CellValue(ref)
         ins = (ref.type, *[step.type for step in at])
         params = {"starts": starts, "steps": steps, "kept": kept}
         view = self.builder.operation("blocks", ins, (out,), params)
         (value,) = self.emit(view, (ref, *at))
-        return Cell(value, lead)
+        return CellValue(value, lead)
 
     def _access(
         self, ref: Value, path: tuple[Any, ...], leaves: Sequence[Value]
-    ) -> tuple[Cell, RefType, tuple[Any, ...], list[Cell]]:
+    ) -> tuple[CellValue, RefType, tuple[Any, ...], list[CellValue]]:
         """A ref and the path in it, as a stacked ref and the path in each member if the path
         starts at a place that depends on the cell. The type is a member's."""
         cell, places = self.cell(ref), list(map(self.cell, leaves))

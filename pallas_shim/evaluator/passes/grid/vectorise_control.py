@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from pallas_shim.evaluator.batching_rules import LeadingAxes, common
-from pallas_shim.evaluator.passes.grid.vectorise import Cell, Vectoriser
+from pallas_shim.evaluator.passes.grid.vectorise import CellValue, Vectoriser
 from pallas_shim.evaluator.program import (
     PURE,
     ArrayType,
@@ -54,13 +54,13 @@ def run(on: Vectoriser, body: Sequence[Instruction]) -> None:
 def _region(
     on: Vectoriser,
     region: Region,
-    given: Sequence[Cell],
-    finish: Callable[[list[Cell]], list[Value]],
+    given: Sequence[CellValue],
+    finish: Callable[[list[CellValue]], list[Value]],
 ) -> Region:
     """A region whose parameters are like ``given``; ``finish`` makes its results."""
     params = [Value(cell.value.type) for cell in given]
     for old, new, cell in zip(region.params, params, given, strict=True):
-        on.cells[old] = Cell(new, cell.lead)
+        on.cells[old] = CellValue(new, cell.lead)
     source = on.builder.source
     with on.builder.block() as body:
         run(on, region.body)
@@ -94,7 +94,7 @@ def _switch(on: Vectoriser, instruction: Instruction) -> None:
         return
     leads: list[LeadingAxes] = [None] * len(outs)
 
-    def note(results: list[Cell]) -> list[Value]:
+    def note(results: list[CellValue]) -> list[Value]:
         for i, cell in enumerate(results):
             leads[i] = common([leads[i], cell.lead])
         return [cell.value for cell in results]
@@ -110,7 +110,7 @@ def _switch(on: Vectoriser, instruction: Instruction) -> None:
     values = [Value(t) for t in types]
     _replace(on, instruction, (which,), values, found)
     for out, value, lead in zip(outs, values, leads, strict=True):
-        on.cells[out] = Cell(value, lead)
+        on.cells[out] = CellValue(value, lead)
 
 
 def _take_all(on: Vectoriser, switch: Instruction) -> None:
@@ -123,23 +123,23 @@ def _take_all(on: Vectoriser, switch: Instruction) -> None:
 
 def _carried(
     on: Vectoriser,
-    carry: list[Cell],
-    regions: Callable[[list[Cell], list[LeadingAxes]], list[Region]],
-) -> tuple[list[Cell], list[Region]]:
+    carry: list[CellValue],
+    regions: Callable[[list[CellValue], list[LeadingAxes]], list[Region]],
+) -> tuple[list[CellValue], list[Region]]:
     """A loop's initial values and its regions, which are made again while its results
     differ along axes along which what it starts with doesn't."""
     leads = [cell.lead for cell in carry]
     while True:
         counted = on.calls, on.single
         shaped = [
-            Cell(Value(_under(lead, cell)), lead)
+            CellValue(Value(_under(lead, cell)), lead)
             for cell, lead in zip(carry, leads, strict=True)
         ]
         after: list[LeadingAxes] = list(leads)
         made = regions(shaped, after)
         if after == leads:
             start = [
-                Cell(on.spread(cell, lead), lead)
+                CellValue(on.spread(cell, lead), lead)
                 for cell, lead in zip(carry, leads, strict=True)
             ]
             return start, made
@@ -153,12 +153,12 @@ def _scan(on: Vectoriser, instruction: Instruction) -> None:
     cells = list(map(on.cell, instruction.ins))
     carry, xs = cells[:count], [_in_front(on, cell) for cell in cells[count:]]
     rows = [
-        Cell(Value(ArrayType(x.value.type.shape[1:], x.value.type.dtype)), x.lead) for x in xs
+        CellValue(Value(ArrayType(x.value.type.shape[1:], x.value.type.dtype)), x.lead) for x in xs
     ]
     ys_leads: list[LeadingAxes] = []
 
-    def regions(shaped: list[Cell], after: list[LeadingAxes]) -> list[Region]:
-        def finish(results: list[Cell]) -> list[Value]:
+    def regions(shaped: list[CellValue], after: list[LeadingAxes]) -> list[Region]:
+        def finish(results: list[CellValue]) -> list[Value]:
             ys_leads[:] = [cell.lead for cell in results[count:]]
             for i, cell in enumerate(results[:count]):
                 after[i] = common([after[i], cell.lead])
@@ -182,15 +182,15 @@ def _scan(on: Vectoriser, instruction: Instruction) -> None:
         if i >= count and lead is not None:
             rank, k = len(value.type.shape), len(lead)
             value = _transposed(on, value, (*range(1, k + 1), 0, *range(k + 1, rank)))
-        on.cells[out] = Cell(value, lead)
+        on.cells[out] = CellValue(value, lead)
 
 
-def _in_front(on: Vectoriser, cell: Cell) -> Cell:
+def _in_front(on: Vectoriser, cell: CellValue) -> CellValue:
     """A stack with its lead behind its first dimension, which a scan goes along."""
     if cell.lead is None:
         return cell
     k, rank = len(cell.lead), len(cell.value.type.shape)
-    return Cell(_transposed(on, cell.value, (k, *range(k), *range(k + 1, rank))), cell.lead)
+    return CellValue(_transposed(on, cell.value, (k, *range(k), *range(k + 1, rank))), cell.lead)
 
 
 def _transposed(on: Vectoriser, value: Value, order: tuple[int, ...]) -> Value:
@@ -200,15 +200,15 @@ def _transposed(on: Vectoriser, value: Value, order: tuple[int, ...]) -> Value:
 
 def _while(on: Vectoriser, instruction: Instruction) -> None:
     condition, body = instruction.regions
-    wanted: list[Cell] = []
+    wanted: list[CellValue] = []
 
-    def regions(shaped: list[Cell], after: list[LeadingAxes]) -> list[Region]:
-        def finish(results: list[Cell]) -> list[Value]:
+    def regions(shaped: list[CellValue], after: list[LeadingAxes]) -> list[Region]:
+        def finish(results: list[CellValue]) -> list[Value]:
             for i, cell in enumerate(results):
                 after[i] = common([after[i], cell.lead])
             return list(map(on.spread, results, after))
 
-        def answer(results: list[Cell]) -> list[Value]:
+        def answer(results: list[CellValue]) -> list[Value]:
             wanted[:] = results
             return [results[0].value if for_nothing else on.require_shared(results[0])]
 
@@ -223,27 +223,27 @@ def _while(on: Vectoriser, instruction: Instruction) -> None:
     values = [Value(cell.value.type) for cell in start]
     _replace(on, instruction, [cell.value for cell in start], values, made)
     for out, value, cell in zip(instruction.outs, values, start, strict=False):
-        on.cells[out] = Cell(value, cell.lead)
+        on.cells[out] = CellValue(value, cell.lead)
 
 
 def _until_none_is_left(
-    on: Vectoriser, condition: Region, body: Region, carry: list[Cell]
-) -> tuple[list[Cell], Callable[[list[Cell], list[LeadingAxes]], list[Region]]]:
+    on: Vectoriser, condition: Region, body: Region, carry: list[CellValue]
+) -> tuple[list[CellValue], Callable[[list[CellValue], list[LeadingAxes]], list[Region]]]:
     """A loop that cells leave one by one: it carries who is left, too. As for `_carried`."""
     left = Value(condition.results[0].type)
 
-    def wants(carried: Sequence[Cell]) -> Cell:
+    def wants(carried: Sequence[CellValue]) -> CellValue:
         on.cells.update(zip(condition.params, carried, strict=True))
         run(on, condition.body)
         return on.cell(condition.results[0])
 
-    def regions(shaped: list[Cell], after: list[LeadingAxes]) -> list[Region]:
-        def any_left(results: list[Cell]) -> list[Value]:
+    def regions(shaped: list[CellValue], after: list[LeadingAxes]) -> list[Region]:
+        def any_left(results: list[CellValue]) -> list[Value]:
             (cell,) = results
             axes = tuple(range(len(cell.lead or ())))
             return [on.primitive("reduce_or", cell.value, (), axes=axes, out_sharding=None)]
 
-        def finish(results: list[Cell]) -> list[Value]:
+        def finish(results: list[CellValue]) -> list[Value]:
             cases = zip(body.params, body.results, strict=True)
             new = [_selected(on, left, case) for case in cases]
             new.append(wants(new))
@@ -260,7 +260,7 @@ def _until_none_is_left(
     return [*carry, wants(carry)], regions
 
 
-def _selected(on: Vectoriser, which: Value, cases: Sequence[Value]) -> Cell:
+def _selected(on: Vectoriser, which: Value, cases: Sequence[Value]) -> CellValue:
     """The one of several values that each cell selects."""
     type, out = cases[0].type, Value(cases[0].type)
     types = (which.type, *[case.type for case in cases])
@@ -273,7 +273,7 @@ def _loop(on: Vectoriser, instruction: Instruction) -> None:
     """A grid inside the grid."""
     (region,) = instruction.regions
     sizes = [on.require_shared(on.cell(size)) for size in instruction.ins]
-    indices = [Cell(Value(index.type)) for index in region.params]
+    indices = [CellValue(Value(index.type)) for index in region.params]
     made = _region(on, region, indices, lambda results: [])
     _replace(on, instruction, sizes, (), [made])
 
@@ -298,7 +298,7 @@ def _may_run_for_nothing(instruction: Instruction) -> bool:
     return True
 
 
-def _under(lead: LeadingAxes, cell: Cell) -> ArrayType:
+def _under(lead: LeadingAxes, cell: CellValue) -> ArrayType:
     """The type of a stack with a lead of what another is a stack of."""
     shape, dtype = array_type(cell.value.type)
     return ArrayType((*(lead or ()), *shape[len(cell.lead or ()) :]), dtype)
