@@ -9,7 +9,7 @@ import pytest
 from jax.experimental import pallas as pl
 
 from pallas_shim import chip, dispatch
-from pallas_shim.chip import api, counting, profile, session, tpus
+from pallas_shim.chip import api, counting, profile, scalar_unit, session, tpus
 from tests.chip.kernels import FORMS, shape
 from tests.chip.test_counting import branch_kernel, branches, line_of, turns, turns_kernel
 
@@ -91,8 +91,11 @@ def test_what_the_run_decided(shim):
                 assert sum(u.get("VALU", 0) for u in lines.values()) >= 6
                 assert lines[line_of(turns_kernel, "+= x_ref")]["VALU"] == 6
             else:
-                assert made.from_run == (line_of(branch_kernel, "pl.when"),)
-                assert lines[line_of(branch_kernel, "-x_ref")]["VALU"] == 2
+                when, negated = line_of(branch_kernel, "pl.when"), line_of(branch_kernel, "-x_ref")
+                assert made.from_run == (when,)
+                always = scalar_unit.Executed({}, {when: [True] * 4}, {}, {})
+                full = {line.line: line.units for line in profile.profile(verdict, always).lines}
+                assert 2 * lines[negated]["VALU"] == full[negated]["VALU"]
     finally:
         dispatch.observe(None)
 
