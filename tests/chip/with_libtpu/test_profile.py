@@ -91,11 +91,11 @@ def test_what_the_run_decided(shim):
                 assert sum(u.get("VALU", 0) for u in lines.values()) >= 6
                 assert lines[line_of(turns_kernel, "+= x_ref")]["VALU"] == 6
             else:
-                when, negated = line_of(branch_kernel, "pl.when"), line_of(branch_kernel, "-x_ref")
+                when = line_of(branch_kernel, "pl.when")
                 assert made.from_run == (when,)
                 always = scalar_unit.Executed({}, {when: [True] * 4}, {}, {})
-                full = {line.line: line.units for line in profile.profile(verdict, always).lines}
-                assert 2 * lines[negated]["VALU"] == full[negated]["VALU"]
+                full = profile.profile(verdict, always)
+                assert full.cycles is not None and full.cycles > made.cycles
     finally:
         dispatch.observe(None)
 
