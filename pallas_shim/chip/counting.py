@@ -19,11 +19,13 @@ from pallas_shim.chip import noting
 from pallas_shim.chip.scalar_unit import NOTHING, Executed
 from pallas_shim.evaluator import compiler
 from pallas_shim.evaluator.execute import Executable
+from pallas_shim.evaluator.machine.operations import SIGNAL
 from pallas_shim.evaluator.program import Instruction, Region
 from pallas_shim.evaluator.watching import Cell, Kernel, Parts, Watch
 from pallas_shim.jax_compat import export_tpu, jaxprs, pallas
 from pallas_shim.jax_compat.callbacks import CALLBACK_PRIMITIVES
 
+_ADDS = frozenset({"semaphore_add", SIGNAL})
 _DECIDES = frozenset({"while", "cond", "dma_start"})
 # A run that decides more often isn't counted to its end, and then isn't used.
 _MOST = 5_000_000
@@ -127,6 +129,7 @@ class _Watch(Watch):
         self._bodies: dict[int, tuple[Any, str]] = {}
         self._lines: dict[int, tuple[Any, str | None]] = {}
         self._turns: dict[str, list[int]] = {}
+        self._copying: dict[int, Any] = {}
         self._parts = Parts()
         self._left = _MOST
 
@@ -155,7 +158,19 @@ class _Watch(Watch):
             if line is not None:
                 self._bodies[id(params)] = (params, line)
             return ("before", "after")
-        return ("before",) if instruction.name in ("switch", "dma") else ()
+        if instruction.name in ("switch", "dma") or self._reads_for_copy(instruction):
+            return ("before",)
+        return ()
+
+    def bound(self, values: Mapping[Any, Any], body: Sequence[Instruction]) -> None:
+        # A copy to the same core is a load, a store, and an addition to a semaphore.
+        for instruction in body:
+            if instruction.name in _ADDS and instruction.ins[0].ref.space == "semaphore_dma":
+                self._copying[id(instruction.source)] = instruction.source
+
+    def _reads_for_copy(self, instruction: Instruction) -> bool:
+        reads = bool(instruction.operation.effects.reads) and instruction.name not in _ADDS
+        return reads and id(instruction.source) in self._copying
 
     def entered(self, region: Region, program: int, values: Sequence[Any]) -> None:
         found = self._bodies.get(id(region.params))
@@ -170,7 +185,7 @@ class _Watch(Watch):
         self._spend()
         if instruction.name == "while":
             self._turns.setdefault(line, []).append(0)
-        elif instruction.name == "dma":
+        elif instruction.name != "switch":
             times, size = here.copies.get(line, (0, 0))
             part = self._parts.part(instruction, 0, ins)
             here.copies[line] = times + 1, size + part.nbytes

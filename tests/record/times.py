@@ -90,7 +90,7 @@ def estimate(name: str, measured: float, kept: pathlib.Path, pace: Rates) -> Est
 
     Raises:
       scalar_unit.Unknown: data decides what its kernels do.
-      dumps.Unreadable
+      dumps.UnreadableDump
     """
     text = (kept / name / "hlo.txt").read_text()
     elapsed = waited = 0.0
@@ -220,7 +220,7 @@ def main() -> int:
             continue
         try:
             made = estimate(case.name, measured[case.name], arguments.dumps, rates(TPU))
-        except (scalar_unit.Unknown, dumps.Unreadable) as error:
+        except (scalar_unit.Unknown, dumps.UnreadableDump) as error:
             print(f"{case.name}: no estimate: {error}")
             continue
         found.append(made)
