@@ -101,7 +101,8 @@ def test_subnormals_are_zeros_when_jit_calls_it(shim, setting, monkeypatch):
     x = np.array([1.6e-38, -1.6e-38, 1.0], np.float32)  # the first two have subnormal halves
     for _ in range(8):
         out = f(x)
-        background._pool.submit(lambda: None).result()
+        if background._pool is not None:
+            background._pool.submit(lambda: None).result()
     assert only_row()["native"].endswith(", called by jit itself")
     want = np.array([0.0, -0.0, 0.5], np.float32)
     assert native.same([np.asarray(out)], [want])
