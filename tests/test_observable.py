@@ -65,7 +65,7 @@ def test_what_a_user_sees_is_as_under_jit(name, work, setting):
     observation = OBSERVATIONS[name]
     want = observation(work)
     jax.clear_caches()
-    setting(everything=work is plain)
+    setting(scope="all" if work is plain else "kernels")
     with pallas_shim.active():
         got = observation(work)
     jax.clear_caches()
@@ -1001,7 +1001,7 @@ def functions_of_every_kind(work):
 def test_the_functions_here_run_in_numpy(setting):
     """Else nothing is compared."""
     for work in (double, plain):
-        setting(everything=work is plain)
+        setting(scope="all" if work is plain else "kernels")
         with pallas_shim.active():
             jax.jit(lambda x: work(x))(eight())  # noqa: B023
             assert "numpy" in rungs()

@@ -275,8 +275,9 @@ def test_what_is_no_report(tmp_path, content, said):
 
 
 def test_a_path_that_can_not_be_written(shim, tmp_path, capsys):
-    files.write(str(tmp_path / "missing" / "report.json"))
-    assert "missing" in capsys.readouterr().err
+    (tmp_path / "a file").write_text("")
+    files.write(str(tmp_path / "a file" / "report.json"))
+    assert "a file" in capsys.readouterr().err
 
 
 def test_decisions_are_logged_once(shim, caplog):

@@ -82,7 +82,7 @@ def test_values(name, value, fields):
         ("_COMPILE", "v6e,v9", "v4, v5e"),
         ("_COMPILE", "v6e:4", "v4, v5e"),
         ("_COMPILE_EXECUTOR", "pool", "module:factory"),
-        ("_PROFILE", "profile.txt", ".html or .json"),
+        ("_PROFILE", "profile.txt", ".html and .json files"),
         ("_DUMP", "1", "a directory"),
         ("_VERIFY", "yes", "0 or 1"),
         ("_TPU", "v5e:2x2x2", "v5e:2x4"),

@@ -83,7 +83,12 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.interpreters.partial_eval.DynamicJaxprTrace": ("make_eqn", "new_const"),
     "jax._src.interpreters.partial_eval.DynamicJaxprTracer": ("get_const",),
     "jax._src.interpreters.partial_eval.JaxprStackFrame": ("add_eqn",),
-    "jax._src.interpreters.pxla": ("get_default_device", "lower_sharding_computation"),
+    "jax._src.interpreters.pxla": (
+        "ExecuteReplicated",
+        "MeshExecutable",
+        "get_default_device",
+        "lower_sharding_computation",
+    ),
     "jax._src.lax.lax": ("_ragged_dot_general_impl", "get_algorithm_compute_types"),
     "jax._src.lax.linalg": (
         "_cholesky_update_jax_fn",
@@ -131,6 +136,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "PjitInfo",
         "PjitParams",
         "_cpp_pjit",
+        "_cpp_pjit_cache_explicit_attributes",
         "_cpp_pjit_cache_fun_only",
         "_infer_params|_trace_for_jit",
         "_infer_params_cached|_trace_for_jit",

@@ -67,7 +67,8 @@ def test_the_random_programs_give_every_pass_something_to_do():
             program = after
 
     try_each()
-    assert busy == set(PASSES)
+    # No random program multiplies numbers by their halves: test_wide_products.py has such.
+    assert busy == set(PASSES) - {"wide_products"}
 
 
 def _skeleton(program):
