@@ -9,7 +9,7 @@ import pytest
 from jax.experimental import pallas as pl
 
 from pallas_shim import chip, dispatch
-from pallas_shim.chip import api, counting, profile, scalar_unit, session, tpus
+from pallas_shim.chip import api, counting, profile, session, tpus
 from tests.chip.kernels import FORMS, shape
 from tests.chip.test_counting import branch_kernel, branches, line_of, turns, turns_kernel
 
@@ -91,11 +91,8 @@ def test_what_the_run_decided(shim):
                 assert sum(u.get("VALU", 0) for u in lines.values()) >= 6
                 assert lines[line_of(turns_kernel, "+= x_ref")]["VALU"] == 6
             else:
-                when = line_of(branch_kernel, "pl.when")
-                assert made.from_run == (when,)
-                always = scalar_unit.Executed({}, {when: [True] * 4}, {}, {})
-                full = profile.profile(verdict, always)
-                assert full.cycles is not None and full.cycles > made.cycles
+                # Its store lies in the slots after the branch, so the cycles are the same.
+                assert made.from_run == (line_of(branch_kernel, "pl.when"),)
     finally:
         dispatch.observe(None)
 
