@@ -241,7 +241,7 @@ def test_progress_of_while_loops(displays):
 
 def test_progress_ends_with_an_error(displays):
     def fail(x):
-        if x > 10_000:
+        if x > 1_000:
             raise RuntimeError("no")
         return x
 
