@@ -90,7 +90,7 @@ MOVEMENT: dict[str, Callable[[Any], Any]] = {
     "reshape": lambda x: x.reshape(7, 5),
     "rev": lambda x: x[::-1],
     "select_n": lambda x: jnp.where(x == x[1], x, x[2]),
-    "slice": lambda x: x[2:9:2],
+    "slice": lambda x: lax.slice(x, (2,), (9,), (2,)),
     "split": lambda x: jnp.split(x, 5),
     "squeeze": lambda x: x[:1].squeeze(),
     "transpose": lambda x: x.reshape(7, 5).T,
