@@ -96,10 +96,11 @@ rm -r "$site"
 for version in $between; do
     check "a kernel on JAX $version" "$venvs/jax-$version/bin/python" -m pallas_shim doctor
 done
-# These don't depend on the version of JAX, so they run on one version only: the walk-throughs of the
-# docs, the conformance runner, the benchmark suite, showing what checks find, reports of many processes, plugins of other tools,
-# a page in a browser, the processes of view and debug, generated arithmetic, native code, passes over
-# hand-written programs, the order of sets, installing a wheel.
+# These don't depend on the version of JAX, so they run on one version only: the walk-throughs of
+# the docs, the conformance runner, the benchmark suite, showing what checks find, reports of many
+# processes, plugins of other tools, a page in a browser, the processes of dumps, bisect, view and
+# debug, generated arithmetic, native code, passes over hand-written programs and what they cost,
+# the order of sets, installing a wheel.
 # tests/cache covers on every version what changes a cache key.
 of_no_jax=(
     --ignore=tests/chip/test_dumps.py
@@ -110,6 +111,7 @@ of_no_jax=(
     --ignore=tests/conformance
     --ignore=tests/evaluator/codegen/test_native.py
     --ignore=tests/evaluator/codegen/test_numbers.py
+    --ignore=tests/evaluator/passes/test_cost.py
     --ignore=tests/evaluator/passes/test_properties.py
     --ignore=tests/mutation
     --ignore=tests/processes/test_benchmarks.py
@@ -117,6 +119,7 @@ of_no_jax=(
     --ignore=tests/processes/test_determinism.py
     --ignore=tests/processes/test_elsewhere.py
     --ignore=tests/test_structure.py
+    --ignore=tests/processes/test_look_inside.py
     --ignore=tests/processes/test_notebooks.py
     --ignore=tests/processes/test_pytest_plugin.py
     --ignore=tests/processes/test_reports.py
