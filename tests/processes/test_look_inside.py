@@ -6,6 +6,9 @@ import textwrap
 
 import pytest
 
+# How the package was installed makes no difference to what it writes.
+pytestmark = pytest.mark.parametrize("python", ["checkout"], indirect=True)
+
 KERNEL = """
 import sys
 import jax
