@@ -34,15 +34,17 @@ class BadExecutor(ValueError):
 
 def main(arguments: list[str]) -> None:
     channel = Channel(int(arguments[0]), int(arguments[1]))
-    status, directory = 0, None
+    status = 0
     try:
         directory, named, limits = channel.receive()
+    except Closed:
+        os._exit(1)
+    try:
         _run(channel, directory, named, limits)
-    except Closed:  # the user's process has gone, and nobody waits for the rest
+    except Closed:
         status = 1
+        _clean_up(directory)
     isolation.stop_all()
-    if status and directory is not None:
-        shutil.rmtree(directory, ignore_errors=True)
     for close in _clusters:
         with contextlib.suppress(Exception):
             close()
@@ -76,6 +78,7 @@ def _run(channel: Channel, directory: str, named: str | None, limits: Limits) ->
         try:
             channel.send((number, answer))
         except Closed:
+            _clean_up(directory)
             os._exit(1)
         left.release()
 
@@ -92,6 +95,12 @@ def _run(channel: Channel, directory: str, named: str | None, limits: Limits) ->
         future.add_done_callback(functools.partial(answered, number))
     for _ in range(count):
         left.acquire()
+
+
+def _clean_up(directory: str) -> None:
+    """The user's process has gone: nobody waits for the rest, or removes what it leaves."""
+    isolation.stop_all()
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _beat(channel: Channel) -> None:
