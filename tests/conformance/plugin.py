@@ -107,7 +107,7 @@ def _note(test: str, outcome: str, message: str, seconds: float, kernels: list[A
         "date": datetime.date.today().isoformat(),
     }
     with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(json.dumps(line).replace(f"{CHECKOUT}/", "") + "\n")
 
 
 def _rows() -> list[dict[str, str]]:
