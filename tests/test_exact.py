@@ -82,7 +82,7 @@ MOVEMENT: dict[str, Callable[[Any], Any]] = {
     "broadcast_in_dim": lambda x: jnp.broadcast_to(x[:, None], (35, 3)),
     "concatenate": lambda x: jnp.concatenate([x, x[3:]]),
     "copy": lambda x: jnp.copy(x),
-    "dynamic_slice": lambda x: lax.dynamic_slice(x, (x.astype(bool)[0].astype(int) + 30,), (4,)),
+    "dynamic_slice": lambda x: lax.dynamic_slice(x, (33,), (4,)),
     "dynamic_update_slice": lambda x: lax.dynamic_update_slice(x, x[:3], (34,)),
     "gather": lambda x: x[jnp.array([3, 50, -1])],
     "optimization_barrier": lambda x: lax.optimization_barrier(x),
@@ -116,7 +116,8 @@ def test_movement(dtype):
         normal = np.where(abs(x) < ml_dtypes.finfo(dtype).tiny, x.dtype.type(1), x)
     assert run(lambda x: [f(x) for f in MOVEMENT.values()], normal) == "exact"
     subnormal = x if dtype in FLOAT_DTYPES else x[::-1].copy()
-    moved = [f for name, f in MOVEMENT.items() if name not in ("select_n", "eq")]
+    reading = ("argmax", "convert_element_type", "eq", "select_n", "sort", "top_k")
+    moved = [f for name, f in MOVEMENT.items() if name not in reading]
     assert run(lambda x: [f(x) for f in moved], subnormal) == "exact"
 
 
@@ -170,6 +171,8 @@ def test_whole_numbers(dtype):
 @pytest.mark.parametrize("source", (*WHOLE_DTYPES, *FLOAT_DTYPES), ids=lambda d: np.dtype(d).name)
 def test_conversions(source):
     x = floats(source) if source in FLOAT_DTYPES else whole(source)
+    if source in FLOAT_DTYPES[2:]:
+        x = np.where(abs(x) < ml_dtypes.finfo(source).tiny, x.dtype.type(1), x)
     targets: tuple[Any, ...] = (*WHOLE_DTYPES, *FLOAT_DTYPES)
     if source in WHOLE_DTYPES:
         targets, by_way_of_wider = targets[:-2], targets[-2:]

@@ -10,6 +10,7 @@ because XLA may change what is computed:
   ``(x / y) / z`` becomes ``x / (y * z)``.
 - A number that was rounded to a narrower type and widened again may keep its digits.
 - A comparison and a selection become a maximum or minimum, which makes a subnormal number zero.
+  So does an operation that first widens a narrow number.
 
 So each float carries marks of where it comes from. An operation that these marks make doubtful is
 refused or guarded. A guard (`evaluator/rules/guarded.py`) looks at the numbers when the program
@@ -77,6 +78,7 @@ _OF_WHOLE_NUMBERS = _COMPARISONS | _UNROUNDED | frozenset({
 })  # fmt: skip
 _ORDERS = frozenset({"ge", "gt", "le", "le_to", "lt", "lt_to"})
 _EXTREMA = frozenset({"clamp", "max", "min", "reduce_max", "reduce_min"})
+_READING = _COMPARISONS | _UNROUNDED | {"convert_element_type", "sort", "top_k"}
 _SUMS = frozenset({"add", "add_any", "sub"})
 _PRODUCTS = frozenset({"mul", "square"})
 _COMPUTED = frozenset(map(np.dtype, ("f4", "f8")))  # floats that XLA computes in their own type
@@ -137,11 +139,12 @@ class _Reader:
         return jaxprs.with_equations(jaxpr, changed), list(map(of, opened.outvars))
 
     def _may_flush(self, eqn: Any) -> bool:
-        """Whether a result is one of the operands, but perhaps zero for a subnormal one."""
+        """Whether XLA may take a subnormal operand for zero, and may not."""
         name = eqn.primitive.name
-        return (name in _EXTREMA or (name == "select_n" and self._compares)) and (
-            eqn.outvars[0].aval.dtype in _FLOATS
-        )
+        if name in _EXTREMA or (name == "select_n" and self._compares):
+            return eqn.outvars[0].aval.dtype in _FLOATS
+        # It widens narrow numbers first, or doesn't: that depends on the operations around.
+        return name in _READING and eqn.invars[0].aval.dtype in _FLOATS - _COMPUTED
 
     def _equation(self, eqn: Any, ins: list[Mark]) -> tuple[Any, list[Mark]]:
         name = eqn.primitive.name
