@@ -37,6 +37,7 @@ REASONS = (
             api_test::APITest::test_jit_compilation_time_logging
             api_test::APITest::test_nested_jit_hoisting
             api_test::APITest::test_vmap_caching
+            random_test::KeyArrayTest::test_cpp_dispatch_split
             api_test::Remat*Test::test_fwd_caching*
             api_test::Remat*Test::test_linearize_caching
         """,
