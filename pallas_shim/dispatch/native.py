@@ -84,6 +84,9 @@ class Way:
     def _in_numpy(self, values: Sequence[np.ndarray]) -> list[Any]:
         return self._executable.run(values)
 
+    def _waiting(self, values: Sequence[np.ndarray]) -> list[Any]:
+        return self._executable.run(values)
+
     def _counted(self, values: Sequence[np.ndarray]) -> list[Any]:
         start = time.perf_counter()
         results = self._executable.run(values)
@@ -101,7 +104,13 @@ class Way:
         if self._left < 0:
             self._step = Way._in_numpy
             if _is_installed() or settings.current().report is not None:
-                background.later(self._compile_and_compare)
+                self._step = Way._waiting
+                background.later(self._compile_and_compare, self._lost)
+
+    def _lost(self) -> None:
+        """In a forked process: nobody is compiling it here."""
+        if self._step is Way._waiting:
+            self._step = Way._counted
 
     def _compile(self) -> None:
         """Makes the code. Without it, the report says why."""
@@ -126,8 +135,7 @@ class Way:
             # The program runs in NumPy as before, but a bug must be visible.
             self.is_wrong(f"{type(error).__name__}: {error}")
             return
-        if self.code is not None:
-            self._step = Way._both
+        self._step = Way._in_numpy if self.code is None else Way._both
 
     def is_wrong(self, what: str) -> None:
         """Stays in NumPy, because of a bug."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +21,9 @@ _RELEASES_THREADS = 20_000
 # The memory of a NumPy array stands behind a Python object's two words.
 _DATA = 16
 _PLAIN = 0x101  # NumPy's flags of C order and alignment
+# Held while LLVM works. A fork waits for it, since the new process couldn't use LLVM otherwise:
+# the locks in it would stay locked.
+_llvm = threading.RLock()
 
 
 @functools.cache
@@ -50,6 +55,21 @@ def _target() -> Any:
     )
 
 
+def _compiled(text: str) -> Any:
+    """The engine that has compiled a module."""
+    binding, target = llvm(), _target()
+    module = binding.parse_assembly(text)
+    module.verify()
+    options = binding.create_pipeline_tuning_options(speed_level=2)
+    options.loop_unrolling = False
+    options.loop_vectorization = options.slp_vectorization = True
+    builder = binding.create_pass_builder(target, options)
+    builder.getModulePassManager().run(module, builder)
+    engine = binding.create_mcjit_compiler(module, target)
+    engine.finalize_object()
+    return engine
+
+
 class Handler(NamedTuple):
     """A handler of XLA's FFI: where it is, which parameters it gets, and the bytes of the workspace
     behind the results."""
@@ -73,16 +93,8 @@ class MachineCode:
         """``params``: whether each parameter is used; ``kept``: arrays whose addresses are in the
         text."""
         self.text = text
-        binding, target = llvm(), _target()
-        module = binding.parse_assembly(text)
-        module.verify()
-        options = binding.create_pipeline_tuning_options(speed_level=2)
-        options.loop_unrolling = False
-        options.loop_vectorization = options.slp_vectorization = True
-        builder = binding.create_pass_builder(target, options)
-        builder.getModulePassManager().run(module, builder)
-        self._engine = binding.create_mcjit_compiler(module, target)
-        self._engine.finalize_object()
+        with _llvm:
+            self._engine = _compiled(text)
         count = len(params) + len(results) + 1
         # Such a call holds the interpreter's lock, and raises what C code has set.
         kind = ctypes.PYFUNCTYPE(ctypes.c_int, *[ctypes.py_object] * count)
@@ -175,3 +187,17 @@ def _of_python(name: str) -> str:
     """The address of a function of Python's own."""
     function = getattr(ctypes.pythonapi, name)
     return f"inttoptr (i64 {ctypes.cast(function, ctypes.c_void_p).value} to ptr)"
+
+
+def _start_over() -> None:
+    """Makes a new lock in a forked process."""
+    global _llvm
+    _llvm = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(
+        before=lambda: _llvm.acquire(),
+        after_in_parent=lambda: _llvm.release(),
+        after_in_child=_start_over,
+    )
