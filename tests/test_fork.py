@@ -190,8 +190,8 @@ def test_while_native_code_is_made(setting, monkeypatch, when):
     from pallas_shim.evaluator.codegen import native as code
     from pallas_shim.evaluator.codegen.native import machine
 
-    setting(native=True)
-    monkeypatch.setattr(native, "_EARNS", 0)
+    setting(native=True, cache=None)
+    monkeypatch.setattr(native.Way, "_price", lambda way, instructions: 0.0)
     entered = threading.Event()
 
     def slow(module, name):
@@ -208,7 +208,7 @@ def test_while_native_code_is_made(setting, monkeypatch, when):
     if when == "lowered":
         slow(code, "source")
     if when == "compiled":
-        slow(machine, "_compiled")
+        slow(machine, "compiled")
     f = jax.jit(lambda x: double(x) * 7)
 
     def is_decided():

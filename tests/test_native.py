@@ -28,8 +28,8 @@ installed = pytest.mark.skipif(not native._is_installed(), reason="llvmlite isn'
 def promoted(monkeypatch, shim, setting):
     """Programs have earned their code by their first run. Gives a function that calls a new one
     until its fate is known."""
-    setting(native=True)
-    monkeypatch.setattr(native, "_EARNS", 0)
+    setting(native=True, cache=None)
+    monkeypatch.setattr(native.Way, "_price", lambda way, instructions: 0.0)
 
     def call(calls: int = 8):
         REPORT.clear()
@@ -96,8 +96,8 @@ def test_other_arguments_take_another_way(entered):
 
 @installed
 def test_subnormals_are_zeros_when_jit_calls_it(shim, setting, monkeypatch):
-    setting(native=True)
-    monkeypatch.setattr(native, "_EARNS", 0)
+    setting(native=True, cache=None)
+    monkeypatch.setattr(native.Way, "_price", lambda way, instructions: 0.0)
     f = jax.jit(lambda x: double(x) * np.float32(0.25))
     x = np.array([1.6e-38, -1.6e-38, 1.0], np.float32)  # the first two have subnormal halves
     for _ in range(8):
@@ -187,7 +187,7 @@ def test_other_bits_keep_numpy(promoted, monkeypatch):
 def test_what_cannot_be_native_says_why(promoted, monkeypatch):
     from pallas_shim.evaluator.codegen import native as code
 
-    def refuse(program):
+    def refuse(*args):
         raise code.NotNative("exp of float32")
 
     monkeypatch.setattr(code, "compiled", refuse)

@@ -13,7 +13,7 @@ import numpy as np
 
 from pallas_shim.evaluator.codegen.native import ffi
 from pallas_shim.evaluator.codegen.native.places import ALIGNMENT
-from pallas_shim.evaluator.codegen.native.source import NotNative
+from pallas_shim.evaluator.codegen.native.source import HOST, TABLES, NotNative, address
 from pallas_shim.evaluator.memory import aligned
 
 # Elements computed in a run from which other threads of Python may run meanwhile.
@@ -23,7 +23,7 @@ _DATA = 16
 _PLAIN = 0x101  # NumPy's flags of C order and alignment
 # Held while LLVM works. A fork waits for it, since the new process couldn't use LLVM otherwise:
 # the locks in it would stay locked.
-_llvm = threading.RLock()
+_working = threading.RLock()
 
 
 @functools.cache
@@ -43,31 +43,52 @@ def llvm() -> Any:
     return binding
 
 
+@functools.cache
+def facts() -> tuple[str, ...]:
+    """What object code depends on besides its text: LLVM and the processor."""
+    import llvmlite
+
+    binding = llvm()
+    version = ".".join(map(str, binding.llvm_version_info))
+    return (llvmlite.__version__, version, binding.get_default_triple(), *_processor())
+
+
+def _processor() -> tuple[str, str]:
+    """Its name and its features."""
+    binding = llvm()
+    return binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
+
+
 def _target() -> Any:
     """LLVM for this processor. An engine owns its own one."""
-    binding = llvm()
-    return binding.Target.from_default_triple().create_target_machine(
-        cpu=binding.get_host_cpu_name(),
-        features=binding.get_host_cpu_features().flatten(),
-        opt=2,
-        codemodel="jitdefault",
-        jit=True,
-    )
+    name, features = _processor()
+    return llvm().Target.from_default_triple().create_target_machine(
+        cpu=name, features=features, opt=2, codemodel="jitdefault", jit=True
+    )  # fmt: skip
 
 
-def _compiled(text: str) -> Any:
-    """The engine that has compiled a module."""
-    binding, target = llvm(), _target()
-    module = binding.parse_assembly(text)
-    module.verify()
-    options = binding.create_pipeline_tuning_options(speed_level=2)
-    options.loop_unrolling = False
-    options.loop_vectorization = options.slp_vectorization = True
-    builder = binding.create_pass_builder(target, options)
-    builder.getModulePassManager().run(module, builder)
-    engine = binding.create_mcjit_compiler(module, target)
-    engine.finalize_object()
-    return engine
+def compiled(text: str) -> bytes:
+    """The object code of a module."""
+    with _working:
+        binding, target = llvm(), _target()
+        module = binding.parse_assembly(text)
+        module.verify()
+        options = binding.create_pipeline_tuning_options(speed_level=2)
+        options.loop_unrolling = False
+        options.loop_vectorization = options.slp_vectorization = True
+        builder = binding.create_pass_builder(target, options)
+        builder.getModulePassManager().run(module, builder)
+        return target.emit_object(module)
+
+
+def _loaded(code: bytes) -> Any:
+    """The engine that has loaded object code."""
+    with _working:
+        binding = llvm()
+        engine = binding.create_mcjit_compiler(binding.parse_assembly(""), _target())
+        engine.add_object_file(binding.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+        return engine
 
 
 class Handler(NamedTuple):
@@ -84,25 +105,29 @@ class MachineCode:
 
     def __init__(
         self,
-        text: str,
+        code: bytes,
         params: Sequence[bool],
         results: Sequence[tuple[tuple[int, ...], np.dtype]],
         workspace: int,
-        kept: Sequence[np.ndarray],
+        tables: Sequence[np.ndarray],
     ) -> None:
-        """``params``: whether each parameter is used; ``kept``: arrays whose addresses are in the
-        text."""
-        self.text = text
-        with _llvm:
-            self._engine = _compiled(text)
+        """``params``: whether each parameter is used; ``tables``: the arrays that it reads."""
+        self._engine = _loaded(code)
         count = len(params) + len(results) + 1
         # Such a call holds the interpreter's lock, and raises what C code has set.
         kind = ctypes.PYFUNCTYPE(ctypes.c_int, *[ctypes.py_object] * count)
         self._call = kind(self._engine.get_function_address("run"))
         self._used, self._results = tuple(params), tuple(results)
-        self._workspace, self._kept = workspace + ALIGNMENT, tuple(kept)
-        address = self._engine.get_global_value_address(ffi.COUNTS[1:])
-        self._counts = (ctypes.c_int64 * 2).from_address(address)
+        self._workspace, self._tables = workspace + ALIGNMENT, tuple(tables)
+        self._fill(TABLES, [table.ctypes.data for table in tables])
+        self._fill(HOST, _functions())
+        counts = self._engine.get_global_value_address(ffi.COUNTS[1:])
+        self._counts = (ctypes.c_int64 * 2).from_address(counts)
+
+    def _fill(self, places: str, addresses: Sequence[int]) -> None:
+        if addresses:
+            at = self._engine.get_global_value_address(places[1:])
+            (ctypes.c_void_p * len(addresses)).from_address(at)[:] = list(addresses)
 
     @property
     def handler(self) -> Handler:
@@ -130,20 +155,24 @@ class MachineCode:
 
 def module(
     function: str, declared: Sequence[str], used: Sequence[bool], results: int, workspace: bool,
-    work: float,
+    work: float, tables: int,
 ) -> str:  # fmt: skip
     """The text of a module around a function.
 
-    ``used``: whether each parameter is. ``work``: about how many elements it computes.
+    ``used``: whether each parameter is. ``work``: about how many elements it computes. ``tables``:
+    the number of arrays that it reads by their addresses.
     """
     params = len(used)
     releases = work >= _RELEASES_THREADS
-    save, restore, check = map(
-        _of_python, ("PyEval_SaveThread", "PyEval_RestoreThread", "PyErr_CheckSignals")
-    )
+    save = [f"  %save = {address(HOST, _SAVE)}"] if releases else []
+    restore = [f"  %restore = {address(HOST, _RESTORE)}"] if releases else []
     names = [*[f"p{i}" for i in range(params)], *[f"r{i}" for i in range(results)], "workspace"]
     given = ", ".join(f"ptr %o_{name}" for name in names)
-    lines = [f"define i32 @run({given}) {{"]
+    lines = [
+        f"{HOST} = global [{len(_functions())} x ptr] zeroinitializer",
+        f"{TABLES} = global [{tables} x ptr] zeroinitializer",
+        f"define i32 @run({given}) {{",
+    ]
     for name in names:
         lines += [
             f"  %a_{name} = getelementptr i8, ptr %o_{name}, i64 {_DATA}",
@@ -157,11 +186,11 @@ def module(
         "  %thread = alloca ptr",
     ]
     if releases:
-        lines += [f"  %state = call ptr {save}()", "  store ptr %state, ptr %thread"]
+        lines += [*save, "  %state = call ptr %save()", "  store ptr %state, ptr %thread"]
     passed = ", ".join(f"ptr %{name}" for name in [*names[:-1], "aligned", "thread"])
     lines.append(f"  %status = call i32 @program({passed})")
     if releases:
-        lines += ["  %after = load ptr, ptr %thread", f"  call void {restore}(ptr %after)"]
+        lines += [*restore, "  %after = load ptr, ptr %thread", "  call void %restore(ptr %after)"]
     lines += [
         "  ret i32 %status",
         "}",
@@ -173,31 +202,42 @@ def module(
         "look:",
     ]
     if releases:
-        lines += ["  %state = load ptr, ptr %thread", f"  call void {restore}(ptr %state)"]
-    lines.append(f"  %status = call i32 {check}()")
+        lines += [*restore, "  %state = load ptr, ptr %thread", "  call void %restore(ptr %state)"]
+    lines += [f"  %check = {address(HOST, _CHECK)}", "  %status = call i32 %check()"]
     if releases:
-        lines += [f"  %again = call ptr {save}()", "  store ptr %again, ptr %thread"]
+        lines += [*save, "  %again = call ptr %save()", "  store ptr %again, ptr %thread"]
     lines += ["  ret i32 %status", "}"]
     attributes = 'attributes #0 = { nounwind "denormal-fp-math"="preserve-sign,preserve-sign" }'
     entry = ffi.handler(used, results, workspace)
     return "\n".join([*declared, *lines, entry, function, attributes])
 
 
-def _of_python(name: str) -> str:
-    """The address of a function of Python's own."""
-    function = getattr(ctypes.pythonapi, name)
-    return f"inttoptr (i64 {ctypes.cast(function, ctypes.c_void_p).value} to ptr)"
+# The places of Python's own functions in the list of functions.
+_SAVE, _RESTORE, _CHECK = range(ffi.CLOCK)
+
+
+@functools.cache
+def _functions() -> tuple[int, ...]:
+    """The addresses of functions that code calls."""
+    python = ctypes.pythonapi
+    functions = (
+        python.PyEval_SaveThread,
+        python.PyEval_RestoreThread,
+        python.PyErr_CheckSignals,
+        ctypes.CDLL(None).clock_gettime,
+    )
+    return tuple(ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions)
 
 
 def _start_over() -> None:
     """Makes a new lock in a forked process."""
-    global _llvm
-    _llvm = threading.RLock()
+    global _working
+    _working = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(
-        before=lambda: _llvm.acquire(),
-        after_in_parent=lambda: _llvm.release(),
+        before=lambda: _working.acquire(),
+        after_in_parent=lambda: _working.release(),
         after_in_child=_start_over,
     )

@@ -22,6 +22,9 @@ _TYPES = {
 }
 _BFLOAT16 = "bfloat16"
 _POLL_EACH = 1 << 12
+# Lists of addresses, which are known when code is loaded: of the arrays that it reads, and of
+# functions. So the text is the same in each process.
+TABLES, HOST = "@tables", "@host"
 
 
 def type_of(dtype: np.dtype) -> str:
@@ -66,6 +69,12 @@ def is_literal(register: str) -> bool:
 def is_constant(register: str) -> bool:
     """Whether a register is what `literal` gives instead."""
     return not register.startswith("%")
+
+
+def address(places: str, number: int) -> str:
+    """Loads an address from a list."""
+    at = f"getelementptr (ptr, ptr {places}, i64 {number})"
+    return f"load ptr, ptr {at}, !invariant.load !{{}}"
 
 
 class Source:
@@ -114,6 +123,12 @@ class Source:
 
     def read(self, variable: str, kind: str) -> str:
         return self.let(f"load {kind}, ptr {variable}")
+
+    def address(self, places: str, number: int) -> str:
+        """A register with an address from a list."""
+        register = self.fresh()
+        self._entry.append(f"  {register} = {address(places, number)}")
+        return register
 
     def label(self) -> str:
         return self.fresh("L")
