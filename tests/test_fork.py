@@ -188,7 +188,6 @@ def test_before_a_function_without_a_kernel_is_compiled(setting, monkeypatch):
 @pytest.mark.parametrize("when", ("queued", "lowered", "compiled"))
 def test_while_native_code_is_made(setting, monkeypatch, when):
     from pallas_shim.evaluator.codegen import native as code
-    from pallas_shim.evaluator.codegen.native import machine
 
     setting(native=True, cache=None)
     monkeypatch.setattr(native.Way, "_price", lambda way, instructions: 0.0)
@@ -208,7 +207,7 @@ def test_while_native_code_is_made(setting, monkeypatch, when):
     if when == "lowered":
         slow(code, "source")
     if when == "compiled":
-        slow(machine, "compiled")
+        slow(code, "object_code")
     f = jax.jit(lambda x: double(x) * 7)
 
     def is_decided():

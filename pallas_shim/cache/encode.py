@@ -295,9 +295,9 @@ class _Encoder:
         name = getattr(x, "__qualname__", None) or getattr(x, "__name__", None)
         if isinstance(owner, np.ufunc):
             return ["attribute", self.term(owner), x.__name__]
-        if isinstance(x, type) and getattr(jax.lax, x.__name__, None) is x:
-            return ["named", "jax.lax", x.__name__]
         home = libraries.home(x)
+        if isinstance(name, str) and isinstance(x, type) and vars(jax.lax).get(name) is x:
+            return ["named", "jax.lax", name]
         if home is not None and (_within(home[0], _NAMED) or _within(home[0], _OWN)):
             return ["named", *home]
         module = getattr(x, "__module__", None)

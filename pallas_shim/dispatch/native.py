@@ -155,7 +155,7 @@ class Way:
         if self.code is not None:
             self.use.native = f"read from disk in {time.perf_counter() - start:.3f} s"
 
-    def _compile(self) -> None:
+    def _compile(self, quietly: bool) -> None:
         """Makes the code. Without it, the report says why."""
         # Slow imports, so not before a program has earned them.
         from pallas_shim.evaluator.codegen import native
@@ -166,7 +166,10 @@ class Way:
                 native.source(self._executable.program)
                 self.use.native = f"would be native: {_EXTRA}"
                 return
-            self.code = native.compiled(self._executable.program, self._objects)
+            compiler = native.object_code
+            if quietly:
+                compiler = functools.partial(background.quietly, compiler)
+            self.code = native.compiled(self._executable.program, self._objects, compiler)
             self.use.native = f"compiled in {time.perf_counter() - start:.3f} s"
         except native.NotNative as error:
             self.use.native = f"not native: {error}"
@@ -177,7 +180,9 @@ class Way:
             if finds:
                 self._find()
             else:
-                self._compile()
+                self._compile(quietly=True)
+        except background.PythonEnds:
+            return
         except Exception as error:
             # The program runs in NumPy as before, but a bug must be visible.
             self.is_wrong(f"{type(error).__name__}: {error}")
@@ -219,7 +224,7 @@ class Way:
 
     def _forced(self, values: Sequence[np.ndarray]) -> list[Any]:
         if self.code is None:
-            self._compile()
+            self._compile(quietly=False)
             if self.code is None:
                 self._step = Way._in_numpy
                 return self._in_numpy(values)

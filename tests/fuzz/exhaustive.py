@@ -91,15 +91,15 @@ def main(types: list[str]) -> None:
     jax.config.update("jax_enable_x64", True)
     for dtype in (jnp.dtype(name) for name in types or _TYPES):
         kind = "f" if jnp.issubdtype(dtype, jnp.floating) else "i"
-        for f in _UNARY[kind]:
-            if f is not lax.abs or dtype.kind != "u":
-                _compare(f"{_name(f)} {dtype.name}", f, _singles(dtype))
+        for unary in _UNARY[kind]:
+            if unary is not lax.abs or dtype.kind != "u":
+                _compare(f"{_name(unary)} {dtype.name}", unary, _singles(dtype))
         for target in _TARGETS:
             convert = lambda x, target=target: lax.convert_element_type(x, target)  # noqa: E731
             _compare(f"{dtype.name} to {target}", convert, _singles(dtype))
         if dtype.itemsize <= 2:
-            for f in _BINARY[kind]:
-                _compare(f"{_name(f)} {dtype.name}, pairs", f, _pairs(dtype))
+            for binary in _BINARY[kind]:
+                _compare(f"{_name(binary)} {dtype.name}, pairs", binary, _pairs(dtype))
 
 
 if __name__ == "__main__":

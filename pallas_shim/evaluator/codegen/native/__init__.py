@@ -8,15 +8,15 @@ name. llvmlite, which has LLVM, is an extra.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Protocol
 
-from pallas_shim.evaluator.codegen.native import machine
 from pallas_shim.evaluator.codegen.native.lowering import NativeLowering
-from pallas_shim.evaluator.codegen.native.machine import MachineCode, facts, module
+from pallas_shim.evaluator.codegen.native.machine import MachineCode, facts, module, object_code
 from pallas_shim.evaluator.codegen.native.source import NotNative
 from pallas_shim.evaluator.program import ArrayType, Program
 
-__all__ = ["MachineCode", "NotNative", "Objects", "compiled", "loaded", "source"]
+__all__ = ["MachineCode", "NotNative", "Objects", "compiled", "loaded", "object_code", "source"]
 
 
 class Objects(Protocol):
@@ -51,8 +51,13 @@ def source(program: Program) -> tuple[NativeLowering, str]:
     return lowering, module(text, declared, used, results, workspace, lowering.work, tables)
 
 
-def compiled(program: Program, objects: Objects | None = None) -> MachineCode:
-    """A program in machine code. ``objects`` keeps it for other processes.
+def compiled(
+    program: Program,
+    objects: Objects | None = None,
+    compiler: Callable[[str], bytes] = object_code,
+) -> MachineCode:
+    """A program in machine code. ``objects`` keeps it for other processes. ``compiler`` makes
+    object code of a text.
 
     Raises:
       NotNative: for part of the program there is no code.
@@ -61,7 +66,7 @@ def compiled(program: Program, objects: Objects | None = None) -> MachineCode:
     lowering, text = source(program)
     code = None if objects is None else objects.read(facts(), text)
     if code is None:
-        code = machine.compiled(text)
+        code = compiler(text)
         if objects is not None:
             objects.write(facts(), text, code)
     return _machine_code(program, lowering, code)

@@ -67,7 +67,7 @@ def _target() -> Any:
     )  # fmt: skip
 
 
-def compiled(text: str) -> bytes:
+def object_code(text: str) -> bytes:
     """The object code of a module."""
     with _working:
         binding, target = llvm(), _target()
