@@ -47,8 +47,8 @@ def source(program: Program) -> tuple[NativeLowering, str]:
     pointers = ", ".join(f"ptr noalias {name}" for name in names)
     text = lowering.to.text("program", f"{pointers}, ptr %thread")
     declared, used = sorted(lowering.to.declared), _used(program)
-    workspace, tables = lowering.workspace.nbytes > 0, len(lowering.tables)
-    return lowering, module(text, declared, used, results, workspace, lowering.work, tables)
+    workspace, addresses = lowering.workspace.nbytes > 0, len(lowering.to.addresses)
+    return lowering, module(text, declared, used, results, workspace, lowering.work, addresses)
 
 
 def compiled(
@@ -85,7 +85,12 @@ def loaded(program: Program, objects: Objects) -> MachineCode | None:
 def _machine_code(program: Program, lowering: NativeLowering, code: bytes) -> MachineCode:
     results = [(value.type.shape, value.type.dtype) for value in program.top.results]
     return MachineCode(
-        code, _used(program), results, lowering.workspace.nbytes, lowering.tables
+        code,
+        _used(program),
+        results,
+        lowering.workspace.nbytes,
+        lowering.to.addresses,
+        lowering.kept,
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from pallas_shim.evaluator.codegen.native import ffi
 from pallas_shim.evaluator.codegen.native.places import ALIGNMENT
-from pallas_shim.evaluator.codegen.native.source import HOST, TABLES, NotNative, address
+from pallas_shim.evaluator.codegen.native.source import FIXED, HOST, NotNative, address
 from pallas_shim.evaluator.memory import aligned
 
 # Elements computed in a run from which other threads of Python may run meanwhile.
@@ -109,24 +109,26 @@ class MachineCode:
         params: Sequence[bool],
         results: Sequence[tuple[tuple[int, ...], np.dtype]],
         workspace: int,
-        tables: Sequence[np.ndarray],
+        addresses: Sequence[int],
+        kept: Sequence[np.ndarray],
     ) -> None:
-        """``params``: whether each parameter is used; ``tables``: the arrays that it reads."""
+        """``params``: whether each parameter is used; ``addresses``: those that the code uses;
+        ``kept``: the arrays that lie there."""
         self._engine = _loaded(code)
         count = len(params) + len(results) + 1
         # Such a call holds the interpreter's lock, and raises what C code has set.
         kind = ctypes.PYFUNCTYPE(ctypes.c_int, *[ctypes.py_object] * count)
         self._call = kind(self._engine.get_function_address("run"))
         self._used, self._results = tuple(params), tuple(results)
-        self._workspace, self._tables = workspace + ALIGNMENT, tuple(tables)
-        self._fill(TABLES, [table.ctypes.data for table in tables])
+        self._workspace, self._kept = workspace + ALIGNMENT, tuple(kept)
+        self._fill(FIXED, addresses)
         self._fill(HOST, _functions())
         counts = self._engine.get_global_value_address(ffi.COUNTS[1:])
         self._counts = (ctypes.c_int64 * 2).from_address(counts)
 
-    def _fill(self, places: str, addresses: Sequence[int]) -> None:
+    def _fill(self, name: str, addresses: Sequence[int]) -> None:
         if addresses:
-            at = self._engine.get_global_value_address(places[1:])
+            at = self._engine.get_global_value_address(name[1:])
             (ctypes.c_void_p * len(addresses)).from_address(at)[:] = list(addresses)
 
     @property
@@ -155,12 +157,12 @@ class MachineCode:
 
 def module(
     function: str, declared: Sequence[str], used: Sequence[bool], results: int, workspace: bool,
-    work: float, tables: int,
+    work: float, addresses: int,
 ) -> str:  # fmt: skip
     """The text of a module around a function.
 
-    ``used``: whether each parameter is. ``work``: about how many elements it computes. ``tables``:
-    the number of arrays that it reads by their addresses.
+    ``used``: whether each parameter is. ``work``: about how many elements it computes.
+    ``addresses``: how many addresses it uses.
     """
     params = len(used)
     releases = work >= _RELEASES_THREADS
@@ -170,7 +172,7 @@ def module(
     given = ", ".join(f"ptr %o_{name}" for name in names)
     lines = [
         f"{HOST} = global [{len(_functions())} x ptr] zeroinitializer",
-        f"{TABLES} = global [{tables} x ptr] zeroinitializer",
+        f"{FIXED} = global [{addresses} x ptr] zeroinitializer",
         f"define i32 @run({given}) {{",
     ]
     for name in names:

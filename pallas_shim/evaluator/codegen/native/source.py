@@ -22,9 +22,9 @@ _TYPES = {
 }
 _BFLOAT16 = "bfloat16"
 _POLL_EACH = 1 << 12
-# Lists of addresses, which are known when code is loaded: of the arrays that it reads, and of
-# functions. So the text is the same in each process.
-TABLES, HOST = "@tables", "@host"
+# Lists of addresses, which are filled in when code is loaded: those of the program, and those of
+# functions that any program may call. So the text is the same in each process.
+FIXED, HOST = "@fixed", "@host"
 
 
 def type_of(dtype: np.dtype) -> str:
@@ -71,9 +71,9 @@ def is_constant(register: str) -> bool:
     return not register.startswith("%")
 
 
-def address(places: str, number: int) -> str:
+def address(addresses: str, number: int) -> str:
     """Loads an address from a list."""
-    at = f"getelementptr (ptr, ptr {places}, i64 {number})"
+    at = f"getelementptr (ptr, ptr {addresses}, i64 {number})"
     return f"load ptr, ptr {at}, !invariant.load !{{}}"
 
 
@@ -91,6 +91,7 @@ class Source:
         self._access = ""  # the suffix of loads and stores in independent rounds
         self._polls: str | None = None
         self.declared: set[str] = set()
+        self.addresses: list[int] = []
 
     def fresh(self, prefix: str = "%t") -> str:
         self._count += 1
@@ -124,10 +125,11 @@ class Source:
     def read(self, variable: str, kind: str) -> str:
         return self.let(f"load {kind}, ptr {variable}")
 
-    def address(self, places: str, number: int) -> str:
-        """A register with an address from a list."""
+    def fixed(self, place: int) -> str:
+        """A register with an address that stays."""
         register = self.fresh()
-        self._entry.append(f"  {register} = {address(places, number)}")
+        self._entry.append(f"  {register} = {address(FIXED, len(self.addresses))}")
+        self.addresses.append(place)
         return register
 
     def label(self) -> str:

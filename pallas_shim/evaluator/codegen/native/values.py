@@ -14,34 +14,27 @@ import numpy as np
 
 from pallas_shim.evaluator.codegen.native.groups import Group, Rounds
 from pallas_shim.evaluator.codegen.native.places import Buffer, BufferPlace, Workspace, contiguous
-from pallas_shim.evaluator.codegen.native.source import (
-    TABLES,
-    NotNative,
-    Source,
-    literal,
-    type_of,
-)
+from pallas_shim.evaluator.codegen.native.source import NotNative, Source, literal, type_of
 from pallas_shim.evaluator.program import ArrayType, KeyType, Value
 
 
 class Values:
     """What is known of values while a function is written.
 
-    ``tables`` are the arrays that it reads by their addresses. ``left`` counts the uses of each
-    value of the regions being written that are still to come.
+    ``kept`` are the arrays that it reads by their addresses. ``left`` counts the uses of each value
+    of the regions being written that are still to come.
     """
 
     def __init__(self) -> None:
         self.to = Source()
-        self.tables: list[np.ndarray] = []
+        self.kept: list[np.ndarray] = []
         self.workspace = Workspace()
         self.places: dict[Value, BufferPlace] = {}
         self.registers: dict[Value, str] = {}
         self.pending: dict[Value, Group] = {}
         self.groups: dict[tuple[int, ...], Group] = {}
         self.left: Counter[Value] = Counter()
-        # By id, with the array, which keeps that.
-        self._constants: dict[int, tuple[BufferPlace, np.ndarray]] = {}
+        self._constants: dict[int, BufferPlace] = {}
 
     # -- values ---------------------------------------------------------------------------------
 
@@ -69,14 +62,14 @@ class Values:
         return self.places[value]
 
     def constant(self, array: np.ndarray) -> BufferPlace:
-        known = self._constants.get(id(array))
-        if known is not None:
-            return known[0]
-        type_of(array.dtype)
-        base = self.to.address(TABLES, len(self.tables))
-        self.tables.append(np.ascontiguousarray(array))
-        place = contiguous(Buffer(base), array.shape, array.dtype)
-        self._constants[id(array)] = place, array
+        place = self._constants.get(id(array))
+        if place is None:
+            type_of(array.dtype)
+            held = np.ascontiguousarray(array)
+            self.kept += [array, held]
+            base = self.to.fixed(held.ctypes.data)
+            place = contiguous(Buffer(base), array.shape, array.dtype)
+            self._constants[id(array)] = place
         return place
 
     def table(self, table: np.ndarray) -> str:
