@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from pallas_shim.evaluator.codegen.native.source import HOST, address
+from pallas_shim.evaluator.codegen.native import host
 
 # xla/ffi/api/c_api.h: of XLA_FFI_CallFrame the extensions, and the arrays of arguments and results;
 # of an extension its type and the metadata; of the metadata the version; of a buffer its memory.
@@ -20,9 +20,6 @@ VERSION = (0, 1)
 # The counters: calls, nanoseconds.
 COUNTS = "@counts"
 
-
-# The place of the function clock_gettime in the list of functions.
-CLOCK = 3
 
 
 def handler(used: Sequence[bool], results: int, workspace: bool) -> str:
@@ -90,7 +87,7 @@ def _clock(name: str) -> list[str]:
     """The time in nanoseconds."""
     return [
         f"  %s_{name} = alloca [2 x i64]",
-        f"  %f_{name} = {address(HOST, CLOCK)}",
+        f"  %f_{name} = {host.load("clock_gettime")}",
         f"  %c_{name} = call i32 %f_{name}(i32 {time.CLOCK_MONOTONIC}, ptr %s_{name})",
         f"  %seconds_{name} = load i64, ptr %s_{name}",
         f"  %n_{name} = getelementptr i64, ptr %s_{name}, i64 1",

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pallas_shim.evaluator.codegen.native import ffi
+from pallas_shim.evaluator.codegen.native import ffi, host
 from pallas_shim.evaluator.codegen.native.places import ALIGNMENT
-from pallas_shim.evaluator.codegen.native.source import FIXED, HOST, NotNative, address
+from pallas_shim.evaluator.codegen.native.source import FIXED, NotNative
 from pallas_shim.evaluator.memory import aligned
 
 # Elements computed in a run from which other threads of Python may run meanwhile.
@@ -122,7 +122,7 @@ class MachineCode:
         self._used, self._results = tuple(params), tuple(results)
         self._workspace, self._kept = workspace + ALIGNMENT, tuple(kept)
         self._fill(FIXED, addresses)
-        self._fill(HOST, _functions())
+        self._fill(host.LIST, host.addresses())
         counts = self._engine.get_global_value_address(ffi.COUNTS[1:])
         self._counts = (ctypes.c_int64 * 2).from_address(counts)
 
@@ -166,12 +166,12 @@ def module(
     """
     params = len(used)
     releases = work >= _RELEASES_THREADS
-    save = [f"  %save = {address(HOST, _SAVE)}"] if releases else []
-    restore = [f"  %restore = {address(HOST, _RESTORE)}"] if releases else []
+    save = [f"  %save = {host.load('PyEval_SaveThread')}"] if releases else []
+    restore = [f"  %restore = {host.load('PyEval_RestoreThread')}"] if releases else []
     names = [*[f"p{i}" for i in range(params)], *[f"r{i}" for i in range(results)], "workspace"]
     given = ", ".join(f"ptr %o_{name}" for name in names)
     lines = [
-        f"{HOST} = global [{len(_functions())} x ptr] zeroinitializer",
+        host.declaration(),
         f"{FIXED} = global [{addresses} x ptr] zeroinitializer",
         f"define i32 @run({given}) {{",
     ]
@@ -205,30 +205,13 @@ def module(
     ]
     if releases:
         lines += [*restore, "  %state = load ptr, ptr %thread", "  call void %restore(ptr %state)"]
-    lines += [f"  %check = {address(HOST, _CHECK)}", "  %status = call i32 %check()"]
+    lines += [f"  %check = {host.load('PyErr_CheckSignals')}", "  %status = call i32 %check()"]
     if releases:
         lines += [*save, "  %again = call ptr %save()", "  store ptr %again, ptr %thread"]
     lines += ["  ret i32 %status", "}"]
     attributes = 'attributes #0 = { nounwind "denormal-fp-math"="preserve-sign,preserve-sign" }'
     entry = ffi.handler(used, results, workspace)
     return "\n".join([*declared, *lines, entry, function, attributes])
-
-
-# The places of Python's own functions in the list of functions.
-_SAVE, _RESTORE, _CHECK = range(ffi.CLOCK)
-
-
-@functools.cache
-def _functions() -> tuple[int, ...]:
-    """The addresses of functions that code calls."""
-    python = ctypes.pythonapi
-    functions = (
-        python.PyEval_SaveThread,
-        python.PyEval_RestoreThread,
-        python.PyErr_CheckSignals,
-        ctypes.CDLL(None).clock_gettime,
-    )
-    return tuple(ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions)
 
 
 def _start_over() -> None:

@@ -22,9 +22,9 @@ _TYPES = {
 }
 _BFLOAT16 = "bfloat16"
 _POLL_EACH = 1 << 12
-# Lists of addresses, which are filled in when code is loaded: those of the program, and those of
-# functions that any program may call. So the text is the same in each process.
-FIXED, HOST = "@fixed", "@host"
+# The list of a program's addresses, which is filled in when its code is loaded. So the text is the
+# same in each process.
+FIXED = "@fixed"
 
 
 def type_of(dtype: np.dtype) -> str:
