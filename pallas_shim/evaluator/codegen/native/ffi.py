@@ -87,7 +87,7 @@ def _clock(name: str) -> list[str]:
     """The time in nanoseconds."""
     return [
         f"  %s_{name} = alloca [2 x i64]",
-        f"  %f_{name} = {host.load("clock_gettime")}",
+        f"  %f_{name} = {host.load('clock_gettime')}",
         f"  %c_{name} = call i32 %f_{name}(i32 {time.CLOCK_MONOTONIC}, ptr %s_{name})",
         f"  %seconds_{name} = load i64, ptr %s_{name}",
         f"  %n_{name} = getelementptr i64, ptr %s_{name}, i64 1",

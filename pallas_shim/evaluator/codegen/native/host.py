@@ -1,5 +1,8 @@
-"""Functions of Python and the C library that native code calls. Their addresses are in a list, which
-is filled in when code is loaded, so the code's text is the same in each process."""
+"""Functions of Python and the C library that native code calls.
+
+Their addresses are in a list that is filled in when code is loaded, so the text of the code is the
+same in each process.
+"""
 
 from __future__ import annotations
 
