@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -199,6 +202,30 @@ def test_without_llvmlite_the_report_says_what_would_be_native(promoted, monkeyp
     assert promoted(2)["native"] is None
     setting(report="1")
     assert promoted()["native"] == "would be native: pip install 'pallas_shim[native]'"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+def test_only_compilers_have_a_low_priority():
+    def priority(_=""):
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    usual: list[int] = []
+    done = threading.Event()
+    background.later(lambda: (usual.append(priority()), done.set()))  # type: ignore[func-returns-value]
+    assert done.wait(20)
+    assert usual == [priority()]
+    assert background.quietly(priority, "") == min(19, usual[0] + background._NICENESS)
+
+
+@installed
+def test_python_ends_before_llvm_begins(promoted, monkeypatch, caplog):
+    class Ended:
+        def submit(self, *args):
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    monkeypatch.setattr(background, "_quiet_pool", Ended())
+    assert promoted()["native"] is None
+    assert not caplog.records
 
 
 def test_switched_off(promoted, setting):

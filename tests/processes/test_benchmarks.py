@@ -113,3 +113,45 @@ def test_errors_of_functions_of_float32(benchmarks):
     x = np.linspace(1, 9, 20001, dtype=np.float32)
     got = in_float64(lambda x: np.divide(1.0, x, x))(x)
     np.testing.assert_array_equal(got, ONE / x)
+
+
+def test_a_line_of_a_script(benchmarks, tmp_path):
+    import scripts
+
+    notebook = tmp_path / "small.ipynb"
+    cells = [
+        {"cell_type": "markdown", "source": ["text"]},
+        {"cell_type": "code", "source": ["%pip install x\n", "print(1)\n"]},
+        {"cell_type": "code", "source": "print(2)"},
+    ]
+    notebook.write_text(json.dumps({"cells": cells}))
+    of_notebook = scripts.script(f"a name:: PALLAS_NUMPY_TPU=v5e {notebook} --size=8", tmp_path)
+    assert of_notebook.name == "a name"
+    assert of_notebook.variables == {"PALLAS_NUMPY_TPU": "v5e"}
+    assert of_notebook.command[1:] == ["--size=8"]
+    with open(of_notebook.command[0]) as file:
+        assert file.read() == "print(1)\n\nprint(2)"
+    plain = scripts.script("examples/timing.py", tmp_path)
+    assert plain.name == "examples/timing.py" and plain.command == [
+        str(CHECKOUT.cwd() / "examples/timing.py")
+    ]
+
+
+def test_whole_scripts_fail_and_take_too_long(benchmarks, tmp_path):
+    import scripts
+
+    code = tmp_path / "short.py"
+    code.write_text("import sys, time\ntime.sleep(float(sys.argv[1]))\nraise KeyError('why')")
+    failed = scripts.script(f"{code} 0", tmp_path)
+    slow = scripts.script(f"slow:: {code} 60", tmp_path)
+    runs = {}
+    for each, limit in ((failed, 20), (slow, 0.2)):
+        run = scripts.run(each, "exact", tmp_path / "cache", limit, "wall")
+        runs[each.name] = dict.fromkeys(scripts.WAYS, run)
+    lines = scripts.table(runs, "wall")
+    assert f"- {failed.name}, shim: status 1: KeyError: 'why'" in lines
+    assert "- slow, interpret=True: not within 0.2 s" in lines
+    times = {way: scripts.Run(2.0, 3.0) for way in scripts.WAYS}
+    times["interpret=True"] = scripts.Run(6.0, 3.0)
+    row = "| x | 2.0 s | 2.0 s | 2.0 s | 2.0 s | 6.0 s | 3 | 3 |"
+    assert row in scripts.table({"x": times}, "wall")
