@@ -14,12 +14,18 @@ LOWERING, MOSAIC, LLO, MEMORY = "JAX's lowering", "Mosaic", "LLO", "memory"
 @dataclasses.dataclass(frozen=True)
 class Job:
     """A kernel to compile: its exported module, JAX's name of the topology, the named axes of the
-    devices that run it, and whether its schedule is wanted too."""
+    devices that run it, and whether its schedule is wanted too.
+
+    ``hollow``: if its blocks and scratch seem too large, the same kernel with a body that does
+    nothing. What doesn't fit then fits with no body, and is refused in a second; large blocks
+    unroll to code that the compiler takes minutes for.
+    """
 
     module: bytes
     topology: str
     axes: tuple[tuple[Any, int], ...] = ()
     schedule: bool = False
+    hollow: bytes | None = None
 
 
 @dataclasses.dataclass(frozen=True)

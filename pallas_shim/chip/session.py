@@ -38,7 +38,7 @@ from pallas_shim.chip.jobs import (
     Limits,
 )
 from pallas_shim.chip.tpus import Target, libtpu_version
-from pallas_shim.chip.verdicts import LOWERED, Verdict
+from pallas_shim.chip.verdicts import LOWERED, Verdict, overflow
 from pallas_shim.jax_compat import export_tpu, kernel_info, meshes, pallas
 
 R = TypeVar("R")
@@ -128,7 +128,8 @@ class Session:
                 if verdict.answer.outcome != LOWERED or not has_compiler:
                     continue
                 topology = target.topology_for(export_tpu.devices_of(site))
-                job = Job(bytes(module.serialize()), topology, site.axes, self._schedule)
+                hollow = self._hollow(site, target, verdict)
+                job = Job(bytes(module.serialize()), topology, site.axes, self._schedule, hollow)
                 key = None if version is None or self._schedule else _key(job, version)
                 answer = None if key is None else _remembered(key)
                 if answer is not None:
@@ -150,6 +151,14 @@ class Session:
         if self._compiler is not None and self._compiler.has_failed:
             self.close()  # the next kernel gets a new one
         return verdicts
+
+
+    def _hollow(self, site: export_tpu.Site, target: Target, verdict: Verdict) -> bytes | None:
+        """See `Job`. None: its blocks and scratch fit, as far as is known."""
+        if overflow(verdict.row()) is None:
+            return None
+        _, module = self._export(export_tpu.hollow(site), target)
+        return None if module is None else bytes(module.serialize())
 
 
 def in_a_thread(call: Callable[..., R], *args: Any) -> R:

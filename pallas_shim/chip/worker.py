@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import importlib.metadata
 import os
 import resource
@@ -75,6 +76,10 @@ def _limit(limits: Limits) -> None:
 def compiled(job: Job, dump: str) -> Answer:
     """What the compiler says of a kernel. ``dump``: the directory that libtpu writes to, or an
     empty text if it writes nothing."""
+    if job.hollow is not None:
+        hollow = compiled(dataclasses.replace(job, module=job.hollow, hollow=None), dump)
+        if hollow.stage == MEMORY:
+            return hollow
     version = importlib.metadata.version("libtpu")
     if dump:
         _clear(dump)

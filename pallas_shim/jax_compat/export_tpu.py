@@ -84,6 +84,13 @@ def obstacle(kernel: Site) -> str | None:
     return None
 
 
+def hollow(kernel: Site) -> Site:
+    """The pallas_call with the same operands, blocks and scratch, whose body does nothing."""
+    eqn = kernel.equation
+    nothing = eqn.params["jaxpr"].replace(eqns=[], effects=core.no_effects)
+    return kernel._replace(equation=eqn.replace(params={**eqn.params, "jaxpr": nothing}))
+
+
 def vmem_limit(kernel: Site) -> int | None:
     """The bytes of VMEM that a kernel's compiler_params let its blocks take; None: they don't
     say."""

@@ -82,6 +82,15 @@ def accepting():
     return _Executor(lambda job: Answer(ACCEPTED, code_size=len(job.module), libtpu="9.9"))
 
 
+def hollow():
+    """Says whether it got the kernel with an empty body, too, and that this is the smaller one."""
+    return _Executor(
+        lambda job: Answer(
+            ACCEPTED, message=None if job.hollow is None else str(len(job.hollow) < len(job.module))
+        )
+    )
+
+
 def refusing():
     return _Executor(lambda job: Answer(REFUSED, MOSAIC, "Mosaic failed to compile", libtpu="9.9"))
 

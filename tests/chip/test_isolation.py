@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import types
 
 import pytest
 
+from pallas_shim.chip import worker as worker_module
 from pallas_shim.chip.isolation import Worker
-from pallas_shim.chip.jobs import ACCEPTED, NO_VERDICT, REFUSED, Job, Limits
+from pallas_shim.chip.jobs import ACCEPTED, MEMORY, NO_VERDICT, REFUSED, Job, Limits
 from tests.chip import fakes
 
 LIMITS = Limits(cpu=60, idle=60, memory=2 << 30)
@@ -24,6 +26,37 @@ def worker(tmp_path, monkeypatch):
 
 def asked(worker, module, limits=LIMITS, topology="v6e:2x2"):
     return worker.run(Job(module, topology), limits)
+
+
+@pytest.mark.parametrize(
+    "hollow, asked_about, outcome",
+    [
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem", [b"hollow"], REFUSED),
+        ("INTERNAL: Mosaic failed to compile TPU kernel: it is empty", [b"hollow", b""], NO_VERDICT),
+        (None, [b"hollow", b""], NO_VERDICT),
+    ],
+)
+def test_a_kernel_is_refused_if_it_does_not_fit_with_an_empty_body(
+    monkeypatch, hollow, asked_about, outcome
+):
+    seen = []
+
+    def lowered(job):
+        seen.append(job.module)
+
+        class Lowered:
+            def compile(self):
+                if job.module == b"hollow" and hollow is None:
+                    return types.SimpleNamespace(memory_analysis=lambda: None)
+                raise ValueError(hollow if job.module == b"hollow" else "whatever")
+
+        return Lowered()
+
+    monkeypatch.setattr(worker_module, "_lowered", lowered)
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "9.9")
+    answer = worker_module.compiled(Job(b"", "v6e:2x2", hollow=b"hollow"), "")
+    assert seen == asked_about and answer.outcome == outcome
+    assert (answer.stage == MEMORY) is (outcome == REFUSED)
 
 
 def test_one_process_compiles_many(worker):
