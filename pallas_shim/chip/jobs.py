@@ -18,7 +18,8 @@ class Job:
 
     ``hollow``: if its blocks and scratch seem too large, the same kernel with a body that does
     nothing. What doesn't fit then fits with no body, and is refused in a second; large blocks
-    unroll to code that the compiler takes minutes for.
+    unroll to code that the compiler takes minutes for. ``is_function``: the module is that of a
+    function with any number of kernels, which may overwrite the ``donated`` arguments.
     """
 
     module: bytes
@@ -26,6 +27,8 @@ class Job:
     axes: tuple[tuple[Any, int], ...] = ()
     schedule: bool = False
     hollow: bytes | None = None
+    is_function: bool = False
+    donated: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Answer:
     ``message``: why it refused, or why there is no verdict. ``allocations``, ``bundles``,
     ``spills`` (stores of vector registers, as instructions in the code) and ``warnings`` come from
     the compiler's dump; None: it can't be read, and ``unread`` says why. ``seconds``: CPU time.
+    ``schedule``: a kernel's `dumps.Files`, or a function's `dumps.Compiled`.
     """
 
     outcome: str
@@ -66,6 +70,6 @@ class Limits:
     """The limits of one job: seconds of CPU, seconds on the clock without using any, bytes of
     memory. How long it takes is up to what else the machine does."""
 
-    cpu: float = 60.0
+    cpu: float = 180.0
     idle: float = 120.0
     memory: int = 6 << 30

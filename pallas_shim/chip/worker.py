@@ -101,7 +101,15 @@ def compiled(job: Job, dump: str) -> Answer:
     try:
         if not dump:
             raise dumps.UnreadableDump("it doesn't take the options for it")
-        names = dumps.kernels(made.as_text())
+        text = made.as_text()
+        names = dumps.kernels(text)
+        if job.is_function:
+            found = {}
+            for name in names:
+                with contextlib.suppress(dumps.UnreadableDump):  # a SparseCore's have none
+                    found[name] = dumps.read(dump, name)
+            answer["schedule"] = dumps.Compiled(dumps.without_long_lines(text), found)
+            return Answer(**answer)
         if len(names) != 1:
             raise dumps.UnreadableDump(f"the module has {len(names)} kernels")
         files = dumps.read(dump, names[0])
@@ -140,7 +148,7 @@ def _lowered(job: Job) -> Any:
     ]
     # The arguments say where it runs; if there is none, the results do.
     placed = {} if arguments else {"out_shardings": sharding}
-    return jax.jit(module.call, **placed).lower(*arguments)
+    return jax.jit(module.call, donate_argnums=job.donated, **placed).lower(*arguments)
 
 
 def _text(error: Exception) -> str:
