@@ -43,8 +43,8 @@ def functions_table(functions: Sequence[Whole]) -> str:
         if each.kernels is not None and each.around is not None and each.share is not None:
             lines.append(
                 f"    estimated {(each.seconds or 0.0) * 1e3:.3g} ms a call: kernels "
-                f"{each.kernels * 1e3:.3g} ms, XLA's operations {each.around * 1e3:.3g} ms, the rest is the launch; "
-                f"kernels take {each.share:.0%} without it; {each.error}"
+                f"{each.kernels * 1e3:.3g} ms, XLA's operations {each.around * 1e3:.3g} ms, "
+                f"the rest is the launch; kernels take {each.share:.0%} without it; {each.error}"
             )
         if each.unknown is not None:
             lines.append(f"    {each.unknown.splitlines()[0]}")

@@ -213,21 +213,28 @@ class _Reader:
             return made
         model = self._model
         cycles = each.attribute(r'"estimated_cycles":"(\d+)"')
-        moves_only = each.opcode in _STREAMS or (
-            "kind=kLoop" in each.rest and "copy" not in each.name
-        )
         if each.opcode.endswith("-done"):
-            size = sum(array.size for array in each.arrays)
-            seconds = max(size / model.bandwidth - passed, 0.0)
-        elif cycles is not None and not moves_only:
+            seconds = max(sum(a.size for a in each.arrays) / model.bandwidth - passed, 0.0)
+        elif cycles is not None and not self._streams(each):
             seconds = int(cycles) / model.clock
-        elif each.opcode == "custom-call" and cycles is None:
+        elif each.opcode == "custom-call":
             return dataclasses.replace(made, unknown="XLA says no time of it")
         else:
             read = [array for name in each.operands for array in _arrays(where, name)]
-            seconds = sum(a.size for a in (*each.arrays, *read) if a.space == "hbm")
-            seconds /= model.bandwidth
+            moved = [*each.arrays, *read]
+            if each.opcode == "dynamic-update-slice":  # in place: only the slice moves
+                moved = [read[1]] * 2
+            seconds = sum(a.size for a in moved if a.space == "hbm") / model.bandwidth
         return dataclasses.replace(made, seconds=seconds * times)
+
+    def _streams(self, each: hlo.Instruction) -> bool:
+        """Whether an operation reads and writes whole arrays, and does little else."""
+        if each.opcode in _STREAMS:
+            return True
+        if "kind=kLoop" not in each.rest or "copy" in each.name:
+            return False
+        fused = self._module.computations.get(each.attribute(r"calls=%([^ ,]+)") or "", {})
+        return not any(inner.opcode.startswith("dynamic-") for inner in fused.values())
 
     def _kernel(
         self, where: dict[str, hlo.Instruction], each: hlo.Instruction, made: Operation

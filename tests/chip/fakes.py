@@ -12,7 +12,7 @@ import sys
 import time
 import types
 
-from pallas_shim.chip import worker
+from pallas_shim.chip import dumps, worker
 from pallas_shim.chip.jobs import ACCEPTED, MOSAIC, REFUSED, Answer, Job, Limits
 
 # -- a worker: python -P -m tests.chip.fakes, then what `isolation` adds -------------------------
@@ -89,6 +89,23 @@ def hollow():
             ACCEPTED, message=None if job.hollow is None else str(len(job.hollow) < len(job.module))
         )
     )
+
+
+def functions():
+    """Accepts kernels, and functions as programs of one kernel like `kernels.added`."""
+    from tests.chip.test_profile import files
+
+    kernel = (
+        "ENTRY %main (a: f32[512,256]) -> f32[512,256] {\n"
+        "  %a = f32[512,256]{1,0} parameter(0)\n"
+        '  ROOT %k = f32[512,256]{1,0} custom-call(%a), custom_call_target="tpu_custom_call"\n}\n'
+    )
+
+    def answer(job):
+        made = dumps.Compiled(kernel, {"k": files()}) if job.is_function else None
+        return Answer(ACCEPTED, libtpu="9.9", schedule=made)
+
+    return _Executor(answer)
 
 
 def refusing():

@@ -110,6 +110,18 @@ def test_the_report_has_the_verdicts(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_profile_has_the_functions(tmp_path):
+    path = tmp_path / "profile.json"
+    got = ran(
+        tmp_path, "8", command=("profile", "--tpu", "v6e", "-o", str(path)),
+        PALLAS_NUMPY_COMPILE_EXECUTOR="tests.chip.fakes:functions",
+    )  # fmt: skip
+    assert (got.returncode, got.stdout) == (0, "4096.0\nat exit\ndeleted\n")
+    assert "compiled as a whole" in got.stderr and "kernel k" in got.stderr
+    (row,) = json.loads(path.read_text())["functions"]
+    assert row["function"] == "wrapped" and row["seconds"] > 0
+
+
 def test_ctrl_c_while_it_compiles(tmp_path):
     """It ends at once, with the script's status."""
     script = tmp_path / "bench.py"
