@@ -46,7 +46,7 @@ MODELS = {
         mostly_kernels="of 18 measured functions in which XLA's operations take less than a tenth, "
         "17 were estimated within 15% of a real v6e's time, and one at 1.2 times",
         mixed="of 23 measured functions in which XLA's operations take more, the mean error was a "
-        "factor of 1.29, and the worst 2.42",
+        "factor of 1.13, and the worst 1.43",
     )
 }
 

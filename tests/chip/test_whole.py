@@ -323,10 +323,10 @@ def test_ctrl_c_while_functions_are_compiled(shim, setting, here, monkeypatch, t
 
 
 def test_large_constants_become_arguments(shim):
-    held = np.ones((512, 1024), np.float32)
+    held = jnp.ones((512, 1024))
 
     def function(x):
-        return added(interpret=True)(x) + held.sum()
+        return added(interpret=True)(x) + (x @ x.T) @ held[:, :256]
 
     found = of(function, jnp.ones((512, 256)))
     exported = export_tpu.exported_whole(found, "TPU v6 lite", 1)
