@@ -29,7 +29,7 @@ class Array(NamedTuple):
     space: str
 
 
-class Instruction(NamedTuple):
+class HloInstruction(NamedTuple):
     """``arrays``: the parts of its result. ``operands``: the names of instructions. ``rest``: what
     follows the operands."""
 
@@ -53,7 +53,7 @@ class Instruction(NamedTuple):
 class Module(NamedTuple):
     """The program: the instructions of each computation by name, and the one that runs first."""
 
-    computations: dict[str, dict[str, Instruction]]
+    computations: dict[str, dict[str, HloInstruction]]
     entry: str
 
 
@@ -63,9 +63,9 @@ def read(text: str) -> Module:
     Raises:
       UnreadableDump: it has another form.
     """
-    computations: dict[str, dict[str, Instruction]] = {}
+    computations: dict[str, dict[str, HloInstruction]] = {}
     entry = None
-    here: dict[str, Instruction] | None = None
+    here: dict[str, HloInstruction] | None = None
     for line in text.splitlines():
         head = _COMPUTATION.match(line)
         if head is not None:
@@ -82,13 +82,13 @@ def read(text: str) -> Module:
     return Module(computations, entry)
 
 
-def _instruction(line: str) -> Instruction | None:
+def _instruction(line: str) -> HloInstruction | None:
     match = _INSTRUCTION.match(line)
     if match is None:
         return None
     # Operands may be printed with their types, in which more parentheses stand.
     given, _, rest = re.sub(r"\)(?=,|$)", "\0", match["rest"], count=1).partition("\0")
-    return Instruction(
+    return HloInstruction(
         match["name"],
         match["opcode"],
         tuple(_array(each) for each in _ARRAY.finditer(match["shape"])),
@@ -109,7 +109,7 @@ def _array(match: re.Match[str]) -> Array:
     )
 
 
-def turns(module: Module, where: dict[str, Instruction], loop: Instruction) -> int | None:
+def turns(module: Module, where: dict[str, HloInstruction], loop: HloInstruction) -> int | None:
     """How often a loop turns that counts from one constant up to another; None: unknown.
 
     Args:
@@ -140,11 +140,11 @@ def turns(module: Module, where: dict[str, Instruction], loop: Instruction) -> i
     return max(end - begin, 0)
 
 
-def _root(computation: dict[str, Instruction]) -> Instruction | None:
+def _root(computation: dict[str, HloInstruction]) -> HloInstruction | None:
     return next((each for each in computation.values() if each.is_root), None)
 
 
-def _behind(computation: dict[str, Instruction], name: str) -> Instruction | None:
+def _behind(computation: dict[str, HloInstruction], name: str) -> HloInstruction | None:
     """The instruction of that name, or the one that it only copies."""
     found = computation.get(name)
     while found is not None and found.opcode in ("copy", "bitcast") and found.operands:
@@ -152,20 +152,20 @@ def _behind(computation: dict[str, Instruction], name: str) -> Instruction | Non
     return found
 
 
-def _element(instruction: Instruction) -> int | None:
+def _element(instruction: HloInstruction) -> int | None:
     """The number of the loop's value that this reads."""
     number = instruction.attribute(r"\bindex=(\d+)")
     return int(number) if instruction.opcode == "get-tuple-element" and number else None
 
 
-def _constant(instruction: Instruction | None) -> int | None:
+def _constant(instruction: HloInstruction | None) -> int | None:
     if instruction is None or instruction.opcode != "constant":
         return None
     number = re.match(r"-?\d+", instruction.rest)
     return None if number is None else int(number[0])
 
 
-def inner(module: Module, instruction: Instruction) -> Iterator[dict[str, Instruction]]:
+def inner(module: Module, instruction: HloInstruction) -> Iterator[dict[str, HloInstruction]]:
     """The computations that a conditional or a call runs."""
     named = instruction.attribute(r"branch_computations=\{([^}]*)\}") or ""
     names = re.findall(r"%([^ ,]+)", named)

@@ -12,7 +12,7 @@ from typing import Any
 
 from pallas_shim.chip import profile_page, profile_trace
 from pallas_shim.chip.profile import NO_LINE, Profile
-from pallas_shim.chip.whole import Operation, Whole
+from pallas_shim.chip.whole import Whole, XlaOperation
 
 _MOST_LINES = 8
 # What stands before the path of a trace for Perfetto among the files to write.
@@ -58,7 +58,7 @@ def functions_table(functions: Sequence[Whole]) -> str:
     return "\n".join(lines)
 
 
-def _operation(o: Operation) -> list[str]:
+def _operation(o: XlaOperation) -> list[str]:
     took = "" if o.seconds is None else f"{o.seconds * 1e6:.4g} us"
     times = "" if o.times == 1 else f" {o.times or 'unknown'} times"
     lines = [f"    {took:>10}  {o.opcode} {o.name}{times}  {o.origin}".rstrip()]

@@ -83,11 +83,11 @@ def _known(
 ) -> whole.Lookup:
     """Finds what is known of a kernel of a function, if only one has its types."""
 
-    def known(types: tuple[str, ...]) -> whole.Known:
+    def known(types: tuple[str, ...]) -> whole.KnownKernel:
         keys = [key for key, each in kernels.items() if each == types]
         verdict = by_key.get((keys[0], target.name)) if len(keys) == 1 else None
         if verdict is None:
-            return whole.Known()
-        return whole.Known(verdict.kernel, verdict.names, counted(verdict.key))
+            return whole.KnownKernel()
+        return whole.KnownKernel(verdict.kernel, verdict.names, counted(verdict.key))
 
     return known

@@ -46,7 +46,7 @@ class Placed(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Operation:
+class XlaOperation:
     """An operation of XLA's, or a kernel, as it stands in the compiled function.
 
     ``origin``: JAX's name of what it comes from, or the kernel's name. ``times``: how often it runs
@@ -81,7 +81,7 @@ class Whole:
 
     function: str
     tpu: str
-    operations: tuple[Operation, ...] = ()
+    operations: tuple[XlaOperation, ...] = ()
     seconds: float | None = None
     kernels: float | None = None
     around: float | None = None
@@ -103,7 +103,7 @@ class Whole:
         return {**made, "share": self.share}
 
 
-class Known(NamedTuple):
+class KnownKernel(NamedTuple):
     """What else is known of a kernel: the user's names of it and of its operands and results, and
     what a run in NumPy decided."""
 
@@ -113,11 +113,11 @@ class Known(NamedTuple):
 
 
 # Tells that of the kernel whose operands and results have these types.
-Lookup = Callable[[tuple[str, ...]], Known]
+Lookup = Callable[[tuple[str, ...]], KnownKernel]
 
 
 def whole(
-    function: str, target: Target, answer: jobs.Answer, known: Lookup = lambda _: Known()
+    function: str, target: Target, answer: jobs.Answer, known: Lookup = lambda _: KnownKernel()
 ) -> Whole:
     """What the compiler made of a function. Never raises because of the compiler's words."""
     made = Whole(function, target.name)
@@ -128,7 +128,7 @@ def whole(
         module = hlo.read(answer.schedule.hlo)
     except dumps.UnreadableDump as error:
         return dataclasses.replace(made, unknown=f"no program with libtpu {answer.libtpu}: {error}")
-    reader = _Reader(module, answer.schedule.kernels, target.tpu.name, known)
+    reader = _Walk(module, answer.schedule.kernels, target.tpu.name, known)
     reader.walk(module.computations[module.entry], 1)
     made = dataclasses.replace(made, operations=tuple(reader.found))
     return _estimated(made, MODELS.get(target.tpu.name))
@@ -154,13 +154,13 @@ def _estimated(made: Whole, model: Model | None) -> Whole:
     )  # fmt: skip
 
 
-class _Reader:
+class _Walk:
     """Goes through a program in the order in which it runs."""
 
     def __init__(
         self, module: hlo.Module, kernels: dict[str, dumps.Files], tpu: str, known: Lookup
     ) -> None:
-        self.found: list[Operation] = []
+        self.found: list[XlaOperation] = []
         self._module, self._tpu, self._known = module, tpu, known
         self._model = MODELS.get(tpu)
         self._files = kernels
@@ -172,7 +172,7 @@ class _Reader:
             if name in kernels
         }
 
-    def walk(self, where: dict[str, hlo.Instruction], times: int | None) -> float:
+    def walk(self, where: dict[str, hlo.HloInstruction], times: int | None) -> float:
         """Adds the operations of a computation. Returns the seconds of one turn, as far as they
         are known."""
         clock = 0.0
@@ -199,12 +199,12 @@ class _Reader:
         return clock
 
     def _operation(
-        self, where: dict[str, hlo.Instruction], each: hlo.Instruction, times: int | None,
+        self, where: dict[str, hlo.HloInstruction], each: hlo.HloInstruction, times: int | None,
         passed: float,
-    ) -> Operation:  # fmt: skip
+    ) -> XlaOperation:  # fmt: skip
         """``passed``: the seconds since a copy was started, if this waits for one."""
         opcode = KERNEL if each.is_kernel else each.opcode
-        made = Operation(each.name, opcode, _origin(each), times)
+        made = XlaOperation(each.name, opcode, _origin(each), times)
         if times is None:
             made = dataclasses.replace(made, unknown="data decides how often it runs")
         if each.is_kernel:
@@ -227,7 +227,7 @@ class _Reader:
             seconds = sum(a.size for a in moved if a.space == "hbm") / model.bandwidth
         return dataclasses.replace(made, seconds=seconds * times)
 
-    def _streams(self, each: hlo.Instruction) -> bool:
+    def _streams(self, each: hlo.HloInstruction) -> bool:
         """Whether an operation reads and writes whole arrays, and does little else."""
         if each.opcode in _STREAMS:
             return True
@@ -237,8 +237,8 @@ class _Reader:
         return not any(inner.opcode.startswith("dynamic-") for inner in fused.values())
 
     def _kernel(
-        self, where: dict[str, hlo.Instruction], each: hlo.Instruction, made: Operation
-    ) -> Operation:
+        self, where: dict[str, hlo.HloInstruction], each: hlo.HloInstruction, made: XlaOperation
+    ) -> XlaOperation:
         given = [array for name in each.operands for array in _arrays(where, name)]
         known = self._known(tuple(array.type for array in (*given, *each.arrays)))
         files = self._files.get(each.name) or self._by_code.get(_code(where, each))
@@ -266,27 +266,27 @@ class _Reader:
         )  # fmt: skip
 
 
-def _since(begun: dict[str, float], each: hlo.Instruction, clock: float) -> float:
+def _since(begun: dict[str, float], each: hlo.HloInstruction, clock: float) -> float:
     return min((begun[name] for name in each.operands if name in begun), default=clock)
 
 
-def _size(where: dict[str, hlo.Instruction], each: hlo.Instruction) -> int:
+def _size(where: dict[str, hlo.HloInstruction], each: hlo.HloInstruction) -> int:
     """The bytes of an instruction's operands and results."""
     read = (array for name in each.operands for array in _arrays(where, name))
     return sum(array.size for array in (*each.arrays, *read))
 
 
-def _arrays(where: dict[str, hlo.Instruction], name: str) -> tuple[hlo.Array, ...]:
+def _arrays(where: dict[str, hlo.HloInstruction], name: str) -> tuple[hlo.Array, ...]:
     return where[name].arrays if name in where else ()
 
 
-def _code(where: dict[str, hlo.Instruction], each: hlo.Instruction) -> tuple[Any, ...]:
+def _code(where: dict[str, hlo.HloInstruction], each: hlo.HloInstruction) -> tuple[Any, ...]:
     """Equal for kernels with the same code."""
     given = tuple(_arrays(where, name) for name in each.operands)
     return each.arrays, given, each.attribute(r'"body":"([^"]*)"')
 
 
-def _origin(each: hlo.Instruction) -> str:
+def _origin(each: hlo.HloInstruction) -> str:
     """JAX's name of what an instruction comes from, without what exporting it adds."""
     name = each.attribute(r'op_name="([^"]*)"') or ""
     return re.sub(r"^.*?call_exported/jit\(call\)/?", "", name)

@@ -220,7 +220,7 @@ def test_what_the_run_decided_and_the_users_names():
 
     def known(types):
         asked.append(types)
-        return whole.Known("scale_kernel", ("x_ref", "o_ref"), executed)
+        return whole.KnownKernel("scale_kernel", ("x_ref", "o_ref"), executed)
 
     made = whole.whole("layer", tpus.target("v6e"), answer(**given), known)
     assert asked == [("f32[1024,512]", "f32[1024,512]")] and made.seconds is not None
