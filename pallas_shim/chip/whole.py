@@ -16,7 +16,7 @@ from pallas_shim.chip.tpus import Target
 # They have no code of their own.
 _FREE = frozenset({
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
-    "replica-id", "copy-start", "slice-start", "async-start", "async-update",
+    "replica-id",
 })  # fmt: skip
 # Operations on fewer bytes, such as a loop's counter, are left out.
 _SCALARS = 1024
@@ -126,11 +126,12 @@ def whole(
         return dataclasses.replace(made, unknown=f"not compiled as a whole: {said}")
     try:
         module = hlo.read(answer.schedule.hlo)
-    except dumps.UnreadableDump as error:
-        return dataclasses.replace(made, unknown=f"no program with libtpu {answer.libtpu}: {error}")
-    reader = _Walk(module, answer.schedule.kernels, target.tpu.name, known)
-    reader.walk(module.computations[module.entry], 1)
-    made = dataclasses.replace(made, operations=tuple(reader.found))
+        walk = _Walk(module, answer.schedule.kernels, target.tpu.name, known)
+        walk.walk(module.computations[module.entry], 1)
+    except (dumps.UnreadableDump, LookupError) as error:
+        said = str(error) if isinstance(error, dumps.UnreadableDump) else repr(error)
+        return dataclasses.replace(made, unknown=f"no program with libtpu {answer.libtpu}: {said}")
+    made = dataclasses.replace(made, operations=tuple(walk.found))
     return _estimated(made, MODELS.get(target.tpu.name))
 
 
@@ -187,7 +188,7 @@ class _Walk:
                 is_known = each.opcode == "call"
                 for called in hlo.inner(self._module, each):
                     clock += self.walk(called, times if is_known else None)
-            elif each.opcode.endswith("-start"):
+            elif each.opcode in ("copy-start", "slice-start"):
                 begun[each.name] = clock
             elif each.opcode in _FREE or each.attribute(_TARGET) in _FREE_CALLS:
                 begun[each.name] = begun.get(each.operands[0], clock) if each.operands else clock
@@ -211,13 +212,15 @@ class _Walk:
             return self._kernel(where, each, made)
         if self._model is None or times is None:
             return made
+        if any(inner.is_kernel for inner in self._called(each).values()):
+            return dataclasses.replace(made, unknown="XLA runs a kernel as a part of it")
         model = self._model
         cycles = each.attribute(r'"estimated_cycles":"(\d+)"')
-        if each.opcode.endswith("-done"):
+        if each.opcode in ("copy-done", "slice-done"):
             seconds = max(sum(a.size for a in each.arrays) / model.bandwidth - passed, 0.0)
         elif cycles is not None and not self._streams(each):
             seconds = int(cycles) / model.clock
-        elif each.opcode == "custom-call":
+        elif each.opcode == "custom-call" or each.opcode.endswith("-start"):
             return dataclasses.replace(made, unknown="XLA says no time of it")
         else:
             read = [array for name in each.operands for array in _arrays(where, name)]
@@ -233,8 +236,11 @@ class _Walk:
             return True
         if "kind=kLoop" not in each.rest or "copy" in each.name:
             return False
-        fused = self._module.computations.get(each.attribute(r"calls=%([^ ,]+)") or "", {})
-        return not any(inner.opcode.startswith("dynamic-") for inner in fused.values())
+        return not any(inner.opcode.startswith("dynamic-") for inner in self._called(each).values())
+
+    def _called(self, each: hlo.HloInstruction) -> dict[str, hlo.HloInstruction]:
+        """What a fusion consists of."""
+        return self._module.computations.get(each.attribute(r"calls=%([^ ,]+)") or "", {})
 
     def _kernel(
         self, where: dict[str, hlo.HloInstruction], each: hlo.HloInstruction, made: XlaOperation

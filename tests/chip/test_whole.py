@@ -169,6 +169,12 @@ def test_only_the_slice_of_an_update_in_place_moves():
             None,
         ),
         ("ENTRY %main", "%main", "no program with libtpu 9.9: XLA's program has another form"),
+        ("body=%body", "body=%nothing", "no program with libtpu 9.9: KeyError('nothing')"),
+        (
+            "ROOT %add.1 = f32[1024,512]{1,0:T(8,128)} add(%p, %p)",
+            'ROOT %k = f32[8]{0} custom-call(%p), custom_call_target="tpu_custom_call"',
+            "y: XLA runs a kernel as a part of it",
+        ),
     ],
 )
 def test_what_is_not_known(old, new, said):
