@@ -67,9 +67,10 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """The limits of one job: seconds of CPU, seconds on the clock without using any, bytes of
-    memory. How long it takes is up to what else the machine does."""
+    """The limits of one job: seconds of CPU (with the compiler's dumps, and again without), seconds
+    on the clock without using any, bytes of memory. How long it takes is up to what else the
+    machine does."""
 
-    cpu: float = 180.0
+    cpu: float = 120.0
     idle: float = 120.0
     memory: int = 6 << 30

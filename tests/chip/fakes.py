@@ -52,6 +52,11 @@ def compiled(job: Job, dump: str) -> Answer:
                 file.write("something")
         case b"refuse":
             return Answer(REFUSED, MOSAIC, "Mosaic failed to compile", libtpu="9.9")
+        case b"slow dumps" if dump:
+            while True:
+                pass
+        case b"slow dumps":
+            return Answer(ACCEPTED, unread="no schedule: it writes nothing")
         case b"dumps":
             return Answer(ACCEPTED, message=f"dumps: {bool(dump)}")
     return Answer(ACCEPTED, code_size=os.getpid(), libtpu="9.9")

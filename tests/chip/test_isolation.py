@@ -109,6 +109,16 @@ def test_without_the_options_for_dumps_if_libtpu_refuses_them(worker, monkeypatc
     assert asked(worker, b"dumps").message == "dumps: False"
 
 
+def test_it_is_only_slow_with_dumps(worker):
+    answer = asked(worker, b"slow dumps", Limits(cpu=1, idle=60))
+    assert answer.outcome == ACCEPTED
+    assert answer.unread == "no schedule: with its dumps, compiling took more than 1 s of CPU"
+    assert asked(worker, b"dumps").message == "dumps: True"  # the next job has them again
+    # Without its schedule, nothing can be said of a function.
+    job = Job(b"slow dumps", "v6e:2x2", is_function=True)
+    assert worker.run(job, Limits(cpu=1, idle=60)).outcome == NO_VERDICT
+
+
 def test_it_cannot_start(worker, monkeypatch):
     monkeypatch.setenv("TEST_START", "fails")
     for _ in range(2):
