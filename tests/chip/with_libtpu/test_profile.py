@@ -90,7 +90,9 @@ def test_what_the_run_decided(shim):
             if function is turns:
                 # One register of (8, 128) is added in each of the six turns.
                 assert sum(u.get("VALU", 0) for u in lines.values()) >= 6
-                assert lines[line_of(turns_kernel, "+= x_ref")]["VALU"] == 6
+                # With JAX 0.8 the line is that of the loop around it.
+                places = [line_of(turns_kernel, text) for text in ("+= x_ref", "fori_loop")]
+                assert sum(lines.get(place, {}).get("VALU", 0) for place in places) == 6
             else:
                 # Its store lies in the slots after the branch, so the cycles are the same.
                 assert made.from_run == (line_of(branch_kernel, "pl.when"),)
