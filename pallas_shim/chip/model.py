@@ -43,8 +43,9 @@ MODELS = {
         "15% of a real v6e's time, if operands lie in HBM as here",
         computing="of only two measured kernels that are bound by compute, one was estimated at "
         "1.2 times a real v6e's time, one at 0.9 times",
-        mostly_kernels="of 18 measured functions in which XLA's operations take less than a tenth, "
-        "17 were estimated within 15% of a real v6e's time, and one at 1.2 times",
+        mostly_kernels="of 18 measured functions in which XLA's operations take less than an "
+        "eighth of the kernels' time, 17 were estimated within 15% of a real v6e's time, and one "
+        "at 1.2 times",
         mixed="of 23 measured functions in which XLA's operations take more, the mean error was a "
         "factor of 1.13, and the worst 1.43",
     )

@@ -25,8 +25,8 @@ _TARGET = r'custom_call_target="([^"]*)"'
 # XLA's operations that only stream: they take the time of their bytes. The others take what XLA
 # says of them.
 _STREAMS = frozenset({"broadcast", "reduce"})
-# Where XLA's operations take less than this of a function's estimate, its error is the kernels'.
-LITTLE = 0.1
+# Where XLA's operations take less than this share of the kernels' time, the error is the kernels'.
+LITTLE = 1 / 8
 
 
 class Placed(NamedTuple):
@@ -52,7 +52,7 @@ class XlaOperation:
     ``origin``: JAX's name of what it comes from, or the kernel's name. ``times``: how often it runs
     in one call; None: unknown. ``seconds``: what all of that takes; None: unknown. ``placed``: of a
     kernel. ``waited``: the seconds that a kernel waits for copies. ``unknown``: why there is no
-    time.
+    time. Seconds are those of the function's estimate; without one there are none.
     """
 
     name: str
@@ -137,7 +137,9 @@ def whole(
 
 def _estimated(made: Whole, model: Model | None) -> Whole:
     def without(why: str) -> Whole:
-        return dataclasses.replace(made, unknown=f"no estimate of seconds: {why}")
+        untimed = tuple(dataclasses.replace(o, seconds=None, waited=0.0) for o in made.operations)
+        said = f"no estimate of seconds: {why}"
+        return dataclasses.replace(made, operations=untimed, unknown=said)
 
     if model is None:
         return without(f"no measured times of a {made.tpu} to fit and to check")
@@ -148,11 +150,12 @@ def _estimated(made: Whole, model: Model | None) -> Whole:
         sum(each.seconds or 0.0 for each in made.operations if each.is_kernel is chosen)
         for chosen in (True, False)
     )
-    seconds = kernels + around + model.launch
+    error = model.mostly_kernels if around < LITTLE * kernels else model.mixed
+    if kernels + around < model.launch:
+        error += "; most of this one is the launch, so that says little of the rest"
     return dataclasses.replace(
-        made, kernels=kernels, around=around, seconds=seconds,
-        error=model.mostly_kernels if around < LITTLE * seconds else model.mixed,
-    )  # fmt: skip
+        made, kernels=kernels, around=around, seconds=kernels + around + model.launch, error=error
+    )
 
 
 class _Walk:
