@@ -49,9 +49,7 @@ def _function(each: Whole) -> dict[str, Any]:
             "times": "unknown" if o.times is None else f"{o.times:,}",
             "time": o.unknown or "" if o.seconds is None else f"{o.seconds * 1e6:.4g} \u00b5s",
             "share": "" if o.seconds is None or not total else f"{o.seconds / total:.1%}",
-            "placed": ", ".join(
-                p.text() for p in o.placed
-            ),
+            "placed": ", ".join(placed.text() for placed in o.placed),
         }
         for o in each.operations
         # The rest is less than what can be seen.

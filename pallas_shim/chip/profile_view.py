@@ -54,18 +54,16 @@ def functions_table(functions: Sequence[Whole]) -> str:
             if o.is_kernel or id(o) in shown:
                 lines += _operation(o)
         if len(longest) > len(shown):
-            lines.append(f"    of {len(longest)} operations, these take the most")
+            lines.append(f"    kernels, and {len(shown)} of {len(longest)} operations; files have all")
     return "\n".join(lines)
 
 
 def _operation(o: XlaOperation) -> list[str]:
     took = "" if o.seconds is None else f"{o.seconds * 1e6:.4g} us"
-    times = "" if o.times == 1 else f" {o.times or 'unknown'} times"
+    times = "" if o.times == 1 else f" {'unknown' if o.times is None else o.times} times"
     lines = [f"    {took:>10}  {o.opcode} {o.name}{times}  {o.origin}".rstrip()]
     if o.placed:
-        lines.append(" " * 16 + ", ".join(
-            p.text() for p in o.placed
-        ))  # fmt: skip
+        lines.append(" " * 16 + ", ".join(placed.text() for placed in o.placed))
     return lines
 
 
