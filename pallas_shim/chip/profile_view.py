@@ -54,7 +54,8 @@ def functions_table(functions: Sequence[Whole]) -> str:
             if o.is_kernel or id(o) in shown:
                 lines += _operation(o)
         if len(longest) > len(shown):
-            lines.append(f"    kernels, and {len(shown)} of {len(longest)} operations; files have all")
+            some = f"the kernels and {len(shown)} of {len(longest)} operations"
+            lines.append(f"    {some}; a .json or .html file has all")
     return "\n".join(lines)
 
 
