@@ -30,7 +30,7 @@ class Model(NamedTuple):
 
 
 # Bandwidth, latency and start are fitted to five kernels of the public record (docs/chip.md), and
-# the errors are those of its others. Other TPUs have no measured times to fit, so they get no
+# the errors are those of its others, of both models. Other TPUs have no measured times to fit, so they get no
 # estimate.
 MODELS = {
     "v6e": Model(
@@ -39,15 +39,15 @@ MODELS = {
         latency=500e-9,
         start=80e-9,
         launch=0.12e-3,
-        copying="of 16 other measured kernels that are bound by copies, all were estimated within "
-        "15% of a real v6e's time, if operands lie in HBM as here",
-        computing="of only two measured kernels that are bound by compute, one was estimated at "
-        "1.2 times a real v6e's time, one at 0.9 times",
-        mostly_kernels="of 18 measured functions in which XLA's operations take less than an "
-        "eighth of the kernels' time, 17 were estimated within 15% of a real v6e's time, and one "
-        "at 1.2 times",
-        mixed="of 23 measured functions in which XLA's operations take more, the mean error was a "
-        "factor of 1.13, and the worst 1.43",
+        copying="of 30 other measured kernels that are bound by copies, 29 were estimated within "
+        "15% of a real v6e's time, and one within 16%, if operands lie in HBM as here",
+        computing="of only four measured kernels that are bound by compute, one was estimated at "
+        "0.65 times a real v6e's time, and one each at 0.73, 0.91 and 1.2 times",
+        mostly_kernels="of 34 measured functions in which XLA's operations take less than an "
+        "eighth of the kernels' time, 30 were estimated within 15% of a real v6e's time, and the "
+        "worst at 0.65 times",
+        mixed="of 31 measured functions in which XLA's operations take more, the mean error was a "
+        "factor of 1.15, and the worst 1.72",
     )
 }
 
