@@ -30,8 +30,8 @@ class Model(NamedTuple):
 
 
 # Bandwidth, latency and start are fitted to five kernels of the public record (docs/chip.md), and
-# the errors are those of its others, of both models. Other TPUs have no measured times to fit, so they get no
-# estimate.
+# the errors are those of its others, of both models. Other TPUs have no measured times to fit, so
+# they get no estimate.
 MODELS = {
     "v6e": Model(
         clock=1.755e9,
