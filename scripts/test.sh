@@ -108,6 +108,7 @@ of_no_jax=(
     --ignore=tests/chip/test_processes.py
     --ignore=tests/chip/test_profile.py
     --ignore=tests/chip/test_session.py
+    --ignore=tests/chip/test_whole.py
     --ignore=tests/conformance
     --ignore=tests/evaluator/codegen/test_native.py
     --ignore=tests/evaluator/codegen/test_numbers.py
