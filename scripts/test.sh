@@ -129,6 +129,7 @@ of_no_jax=(
     --ignore=tests/chip/test_profile.py
     --ignore=tests/chip/test_session.py
     --ignore=tests/chip/test_tune.py
+    --ignore=tests/chip/test_whole.py
     --ignore=tests/conformance
     --ignore=tests/fuzz
     --ignore=tests/evaluator/codegen/test_native.py
