@@ -295,6 +295,8 @@ def lower_cells(
         named = dict(zip(names, zip(indices, sizes, strict=True), strict=True)) if names else {}
         own = ([indices[i] for i in local], [sizes[i] for i in local])
         lowering.kernels.append(KernelScope(*own, named, shared, checked, for_device))
+        if of_each_core is None:
+            programs.note_cell(lowering, indices)
         cell(indices)
         lowering.kernels.pop()
         return ()

@@ -552,6 +552,46 @@ def races_between_devices(fault):
 
 
 @case()
+def the_cells_of_a_race():
+    """Each cell sends its block to the right, and uses what came in the cell before it."""
+
+    def kernel(x_ref, o_ref, got, send, recv):
+        i = pl.program_id(0)
+
+        @pl.when(i == 0)
+        def _():
+            got[...] = jnp.zeros_like(got)
+            k.barrier()
+
+        copy = right_of(x_ref, got, send, recv)
+        copy.start()
+        copy.wait_send()
+
+        @pl.when(i == 1)
+        def _():
+            o_ref[...] = got[...]
+
+        copy.wait_recv()
+
+    def run(x):
+        block = pl.BlockSpec((8, 128), lambda i, _: (i, 0))
+        return pl.pallas_call(
+            kernel, grid=(2, 1), in_specs=[block], out_specs=spec, out_shape=local((8, 128)),
+            scratch_shapes=[VMEM, k.DMA, k.DMA],
+            compiler_params=pltpu.CompilerParams(collective_id=0),
+        )(x)  # fmt: skip
+
+    spec = pl.BlockSpec((8, 128), lambda i, _: (0, 0))
+    x = k.numbers(2 * 16, 128)
+    found = found_in(jax.jit(k.over(run, k.mesh(2), P("x"), P("x"))), x)
+    cells = {
+        (f.rule, *sorted((a.what, a.cell) for a in f.accesses)) for f in found if f.ref == "got"
+    }
+    assert ("copy-unordered", ("copies into", (1, 0)), ("reads", (1, 0))) in cells, cells
+    assert all(a.cell is not None and a.program for f in found for a in f.accesses), found
+
+
+@case()
 def a_wait_for_as_many_rows_as_came_in_checked_memory():
     """A device that gets two copies waits for twice its rows at once."""
 
