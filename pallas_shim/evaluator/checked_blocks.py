@@ -36,11 +36,14 @@ class _Visits:
 
 
 class _BlockPlace(NamedTuple):
-    """The place of one block. ``offsets``: for each dimension a known element offset, or the
-    position of a leaf and the factor to multiply it by."""
+    """The place of one block. ``shape`` is the array's, and ``limits`` are the sizes that blocks
+    must not leave. ``offsets``: for each dimension a known element offset, or the position of a
+    leaf and the factor to multiply it by. ``known_inside``: it lies in the array, without a look at
+    the leaves."""
 
     dims: tuple[BlockDim, ...]
     shape: tuple[int, ...]
+    limits: tuple[int, ...]
     offsets: tuple[int | tuple[int, int], ...]
     known_inside: bool
     never_revisited: bool
@@ -66,9 +69,17 @@ class _BlockPlace(NamedTuple):
         ], ...)
 
     def is_inside(self, starts: Starts) -> bool:
+        """Whether the block lies in the array."""
+        return self._lies_in(self.shape, starts)
+
+    def is_allowed(self, starts: Starts) -> bool:
+        """Whether the block may lie there."""
+        return self._lies_in(self.limits, starts)
+
+    def _lies_in(self, sizes: tuple[int, ...], starts: Starts) -> bool:
         return all(
             0 <= start <= size - dim.size
-            for start, size, dim in zip(starts, self.shape, self.dims, strict=False)
+            for start, size, dim in zip(starts, sizes, self.dims, strict=False)
         )
 
 
@@ -139,19 +150,22 @@ class CheckedBlocks:
                 continue
             place, leaves = self._place(position, starts[position], indices)
             ref, is_output = refs[position], position >= num_inputs
-            if position in self._shared or not is_output and ref in written:
-                self._own(position, ref, place, leaves, indices)
-                continue
-            if not place.known_inside and (is_output or self.checked.raises):
+            shared = position in self._shared
+            beside = self.checked.padded and not place.known_inside
+            own = shared or (beside if is_output else ref in written)
+            if not own and not place.known_inside and (is_output or self.checked.raises):
                 self._emit("check_block", (), leaves, indices, self._check(position, place))
-            if is_output and not place.never_revisited:
+            if is_output and not shared and not place.never_revisited:
                 visits = self._make_visits()
                 fn = self._check_revisit(position - num_inputs, place)
                 self._emit("check_revisit", (visits,), leaves, indices, fn, writes=(0,))
+            if own:
+                self._own(position, ref, place, leaves, indices)
+                continue
             self._view(position, ref, place, leaves)
 
     def _view(self, position: int, ref: Value, place: _BlockPlace, leaves: Sequence[Value]) -> None:
-        copies = not place.known_inside and not self.checked.raises
+        copies = not place.known_inside and (self.checked.padded or not self.checked.raises)
         copies = copies and position < self.call.num_inputs
         fill = memory.filler(self.types[position].dtype, self.checked)
         block_shape = self.types[position].shape
@@ -190,7 +204,7 @@ class CheckedBlocks:
             if not is_output:
                 block[...] = _read(buffer, place, starts, type.shape, fill)
             elif visits.now is not None:
-                buffer[place.key(visits.now)] = block
+                _write(buffer, place, visits.now, block)
             visits.now = starts
             return ()
 
@@ -208,7 +222,7 @@ class CheckedBlocks:
                 visits: Any, buffer: Array, block: Array, place: _BlockPlace = place
             ) -> tuple[()]:
                 if visits.now is not None:
-                    buffer[place.key(visits.now)] = block
+                    _write(buffer, place, visits.now, block)
                 return ()
 
             self.lowering.memory(
@@ -240,7 +254,11 @@ class CheckedBlocks:
                 axes = None if axes is None or axis is None else axes | {axis}
                 first, last = (-1, 0) if count is None else (0, (int(count) - 1) * scale)
             inside = inside and 0 <= first and last <= size - dim.size
-        return _BlockPlace(dims, shape, tuple(offsets), inside, self._all_different(axes)), leaves
+        limits = shape
+        if not inside:
+            limits = checked_memory.bounds(self.checked, self.buffers[position].ref)
+        never_revisited = self._all_different(axes)
+        return _BlockPlace(dims, shape, limits, tuple(offsets), inside, never_revisited), leaves
 
     def _all_different(self, axes: set[int] | None) -> bool:
         """Whether no block comes back after the grid has moved on to another. The block's place
@@ -259,7 +277,7 @@ class CheckedBlocks:
 
         def check(*values: Array) -> tuple[()]:
             starts = place.starts(values)
-            if not place.is_inside(starts):
+            if not place.is_allowed(starts):
                 numbers = tuple(
                     s // d.size if d.kind == "blocked" else s
                     for s, d in zip(starts, dims, strict=True)
@@ -327,3 +345,10 @@ def _read(
     if inside is not None:
         block[inside.outer] = buffer[inside.inner]
     return block
+
+
+def _write(buffer: np.ndarray, place: _BlockPlace, starts: Starts, block: np.ndarray) -> None:
+    """Writes the part of a block that is inside the array."""
+    inside = checked_memory.window(place.shape, place.window_index(starts), ())
+    if inside is not None:
+        buffer[inside.inner] = block[inside.outer]

@@ -220,7 +220,7 @@ _MEMORY_ROWS = (
     ),
     _row(
         "masked_swap", "stores where the mask is set, and gives what was there; an error outside",
-        "ref:ref value:array mask:array leaf:index*", "before:array", "rules/state",
+        "ref:ref value:array mask:array leaf:index*", "before:array", "refs",
         effects=(_UPDATE._replace(io=True),), types=op_types.swap_types,
     ),
     _row(

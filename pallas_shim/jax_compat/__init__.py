@@ -7,7 +7,12 @@ all versions of JAX.
 from pallas_shim.jax_compat import version  # fails, by name, if this JAX can't be worked with
 
 # isort: split
-from pallas_shim.jax_compat.checked import CheckedMemory, checked_memory, in_hbm
+from pallas_shim.jax_compat.checked import (
+    CheckedMemory,
+    checked_memory,
+    in_hbm,
+    in_whole_tiles,
+)
 from pallas_shim.jax_compat.jaxprs import (
     CALL_PRIMITIVES,
     AvalInfo,
@@ -64,6 +69,7 @@ __all__ = [
     "core_map",
     "describe_aval",
     "in_hbm",
+    "in_whole_tiles",
     "is_literal",
     "kernel_name",
     "kernel_source",

@@ -20,12 +20,15 @@ class CheckedMemory(NamedTuple):
 
     ``raises``: reads outside are errors too. Otherwise they give uninitialised elements. ``zero``:
     uninitialised elements are zeros, not NaN and the largest integer. ``hbm_in_run_scoped``:
-    whether a kernel may allocate HBM in run_scoped.
+    whether a kernel may allocate HBM in run_scoped. ``padded``: only what leaves the whole tiles of
+    a buffer is outside; beside the buffer, but in its tiles, reads give uninitialised elements, and
+    writes do nothing.
     """
 
     raises: bool
     zero: bool
     hbm_in_run_scoped: bool
+    padded: bool
 
 
 def checked_memory(eqn: Any) -> CheckedMemory | None:
@@ -37,7 +40,20 @@ def checked_memory(eqn: Any) -> CheckedMemory | None:
         interpret.out_of_bounds_reads == "raise",
         interpret.uninitialized_memory == "zero",
         interpret.allow_hbm_allocation_in_run_scoped,
+        getattr(interpret, "buffer_bounds", "logical") == "padded",
     )
+
+
+def in_whole_tiles(shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:
+    """The shape of a buffer in whole tiles, as JAX's interpreter pads it.
+
+    Raises:
+      Exception: JAX's own, where it can't tell, as it doesn't know of arrays of one dimension
+        unless it knows the TPU.
+    """
+    interpreter: Any = sys.modules[_INTERPRETER]
+    padded: tuple[int, ...] = interpreter._get_padded_shape(shape, dtype)
+    return padded
 
 
 def memory_space(aval: Any) -> str:

@@ -123,7 +123,12 @@ _THE = "the the" if jax.__version_info__ < (0, 9, 2) else "the"
 
 # Fields of InterpretParams that `checked_memory` hands on.
 _HONOURED = frozenset(
-    {"allow_hbm_allocation_in_run_scoped", "out_of_bounds_reads", "uninitialized_memory"}
+    {
+        "allow_hbm_allocation_in_run_scoped",
+        "buffer_bounds",
+        "out_of_bounds_reads",
+        "uninitialized_memory",
+    }
 )
 # Fields that `grid_order` and `waits_for_copies` hand on.
 _ORDER = frozenset(
