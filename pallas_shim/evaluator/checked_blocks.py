@@ -16,7 +16,7 @@ import numpy as np
 from pallas_shim.evaluator import checked_memory, memory
 from pallas_shim.evaluator.program import PURE, Array, Effects, RefType, Value
 from pallas_shim.evaluator.registry import Unsupported
-from pallas_shim.jax_compat import CheckedMemory
+from pallas_shim.jax_compat import InterpretOptions
 from pallas_shim.jax_compat.pallas import BlockDim, PallasCall
 from pallas_shim.jax_compat.state import Slice
 
@@ -101,7 +101,7 @@ class CheckedBlocks:
         self,
         lowering: Lowering,
         call: PallasCall,
-        checked: CheckedMemory,
+        checked: InterpretOptions,
         sizes: Sequence[Value],
         buffers: Sequence[Value],
         types: Sequence[RefType],

@@ -19,7 +19,7 @@ from pallas_shim.evaluator import memory
 from pallas_shim.evaluator.memory import Dynamic, Path
 from pallas_shim.evaluator.program import Array, RefType
 from pallas_shim.evaluator.registry import Unsupported
-from pallas_shim.jax_compat import CheckedMemory
+from pallas_shim.jax_compat import InterpretOptions
 from pallas_shim.jax_compat.state import Index, Slice
 
 
@@ -32,7 +32,7 @@ class IndexSpan(NamedTuple):
     size: int
 
 
-def bounds(checked: CheckedMemory, type: RefType) -> tuple[int, ...]:
+def bounds(checked: InterpretOptions, type: RefType) -> tuple[int, ...]:
     """The sizes that indices of a ref must not leave: the ref's, or those of its tiles.
 
     Raises:

@@ -39,8 +39,8 @@ from pallas_shim.evaluator.program import (
     ref_type,
 )
 from pallas_shim.evaluator.registry import Unsupported
-from pallas_shim.jax_compat import CheckedMemory
-from pallas_shim.jax_compat.pallas import PallasCall
+from pallas_shim.jax_compat import InterpretOptions
+from pallas_shim.jax_compat.pallas import CoreFunction, PallasCall
 
 
 def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
@@ -90,6 +90,7 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
         # Cores that wait for one another are programs of one cell each.
         seen_at: Sequence[Value] = () if waits else indices
         seen_of: Sequence[Value] = () if waits else sizes
+        record(lowering, indices, call.cores, cell_order.core)
         cell_order.begin(scratch)
         cell_start = len(lowering.body)
         if checks is not None:
@@ -235,6 +236,30 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
     return results
 
 
+def record(
+    lowering: Lowering,
+    indices: Sequence[Value],
+    cores: CoreFunction | None,
+    core_of_cell: Callable[[], Value] | None = None,
+) -> None:
+    """Emits, at the start of a cell, the call of the user's recorder, if there is one. Each cell of
+    a mesh of ``cores`` is a core. JAX knows only one where these are SparseCore's."""
+    recorder = None if lowering.checked is None else lowering.checked.recorder
+    if recorder is None:
+        return
+    if cores is not None:
+        core = lowering.const(np.int32(0)) if cores.of_sparse_core else indices[0]
+    else:
+        assert core_of_cell is not None
+        core = core_of_cell()
+
+    def tell(core: Any, *indices: Any) -> tuple[()]:
+        recorder(tuple(map(np.int32, indices)), np.int32(core))
+        return ()
+
+    lowering.memory("record_cell", [core, *indices], [], tell, Effects(io=True))
+
+
 def _watched(
     lowering: Lowering, call: PallasCall, names: Sequence[str], ref_types: Sequence[RefType]
 ) -> watching.Kernel:
@@ -269,7 +294,7 @@ def lower_cells(
     names: Sequence[Any],
     local: Sequence[int],
     cell: Callable[[Sequence[Value]], None],
-    checked: CheckedMemory | None,
+    checked: InterpretOptions | None,
     for_device: bool,
     of_each_core: Sequence[Value] | None = None,
     enter: Callable[[Sequence[Value]], Sequence[Value]] = lambda turn: turn,
@@ -331,7 +356,7 @@ def _cores(
     own: Sequence[Value],
     shared: dict[Any, Value],
     in_kernel: Callable[[Sequence[Value]], Sequence[Value]],
-    checked: CheckedMemory | None,
+    checked: InterpretOptions | None,
 ) -> list[Instruction]:
     """The instructions that run cores as programs that wait for one another."""
     machine = lowering.machine

@@ -8,10 +8,10 @@ from pallas_shim.jax_compat import version  # fails, by name, if this JAX can't 
 
 # isort: split
 from pallas_shim.jax_compat.checked import (
-    CheckedMemory,
-    checked_memory,
+    InterpretOptions,
     in_hbm,
     in_whole_tiles,
+    interpret_options,
 )
 from pallas_shim.jax_compat.jaxprs import (
     CALL_PRIMITIVES,
@@ -54,7 +54,7 @@ __all__ = [
     "CALL_PRIMITIVES",
     "REPEATS_ELEMENTS",
     "AvalInfo",
-    "CheckedMemory",
+    "InterpretOptions",
     "CoreFunction",
     "MpmdMap",
     "PallasCall",
@@ -65,7 +65,7 @@ __all__ = [
     "argument_names",
     "branches",
     "called_jaxpr",
-    "checked_memory",
+    "interpret_options",
     "core_map",
     "describe_aval",
     "in_hbm",

@@ -171,6 +171,7 @@ def _on_cores(
         watched = _watched(lowering, name, where, function, seen)
 
     def core(indices: Sequence[Value]) -> None:
+        grid.record(lowering, indices, function)
         with contextlib.nullcontext() if checks is None else checks.core(indices):
             if watch is not None:
                 alone = function.waits_for_others  # then each core is a program of one cell
@@ -229,6 +230,8 @@ def _on_cores_of_several_kinds(
         reason = "bounds and undefined elements, on cores of several kinds"
         lowering.checker.asked.skipped(call.name, reason)
     machine, functions = lowering.machine, call.functions
+    if any(f.checked is not None and f.checked.recorder is not None for f in functions):
+        raise Unsupported("mpmd_map", "a grid_point_recorder of cores of several kinds")
     sizes = {programs.KIND: len(functions)}
     for function in functions:
         sizes.update(function.axes)

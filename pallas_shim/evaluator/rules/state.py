@@ -14,9 +14,6 @@ from pallas_shim.evaluator import memory, refs
 from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.machine import programs
 from pallas_shim.evaluator.program import (
-    ArrayType,
-    Effects,
-    KeyType,
     RefType,
     Value,
     contents_type,
