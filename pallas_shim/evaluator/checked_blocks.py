@@ -27,12 +27,22 @@ Starts = tuple[int, ...]
 
 
 class _Visits:
-    """The current place of a block, and the first and last visit of each place. This is run-time
-    state of a program."""
+    """The current place of a block, and the first and last visit of each place, by the core that
+    runs. This is run-time state of a program."""
 
     def __init__(self) -> None:
+        self.core = 0
+        self.leave()
+
+    def leave(self) -> None:
+        """The core has run its last cell."""
         self.now: Starts | None = None
         self.past: dict[Starts, tuple[Starts, Starts]] = {}
+
+    def is_new(self, core: int) -> bool:
+        """Whether another core runs than before."""
+        before, self.core = self.core, core
+        return core != before
 
 
 class _BlockPlace(NamedTuple):
@@ -110,6 +120,7 @@ class CheckedBlocks:
         self.buffers = buffers
         self.types = types
         self.made: list[tuple[Value, Callable[[], Any]]] = []
+        self._core: list[Value] = []
         self._written_back: list[tuple[Value, Value, Value, _BlockPlace]] = []
         self._shared = {
             position
@@ -136,13 +147,16 @@ class CheckedBlocks:
         indices: Sequence[Value],
         starts: Sequence[Sequence[Value]],
         written: set[Value],
+        core: Value,
     ) -> None:
         """Emits the instructions that give one cell its blocks.
 
         Args:
           refs: the result of `refs`.
           written: the refs that the kernel writes to.
+          core: the core that runs the cell. The cells of each follow one another.
         """
+        self._core = [] if core.const is not None else [core]
         num_inputs = self.call.num_inputs
         # Outputs come first. They write back the previous cell's block, which an input may read.
         for position in [*range(num_inputs, len(refs)), *range(num_inputs)]:
@@ -194,9 +208,15 @@ class CheckedBlocks:
         check = self._check(position, place)
         is_output = position >= self.call.num_inputs
         strict = is_output or self.checked.raises
+        core_of = self._core_reader()
 
         def move(visits: Array, buffer: Array, block: Array, *values: Array) -> tuple[()]:
             starts = place.starts(values)
+            if visits.is_new(core_of(values)):
+                if is_output and visits.now is not None:
+                    _write(buffer, place, visits.now, block)
+                    block[...] = fill
+                visits.leave()
             if starts == visits.now:
                 return ()
             if strict:
@@ -292,9 +312,11 @@ class CheckedBlocks:
         return check
 
     def _check_revisit(self, output: int, place: _BlockPlace) -> Callable[..., tuple[()]]:
-        grid_ndim = len(self.sizes)
+        grid_ndim, core_of = len(self.sizes), self._core_reader()
 
         def check(visits: Array, *values: Array) -> tuple[()]:
+            if visits.is_new(core_of(values)):
+                visits.leave()
             starts, iteration = place.starts(values), _iteration(values, grid_ndim)
             if starts != visits.now and starts in visits.past:
                 first, last = visits.past[starts]
@@ -317,6 +339,13 @@ class CheckedBlocks:
         self.made.append((visits, _Visits))
         return visits
 
+    def _core_reader(self) -> Callable[[Sequence[Any]], int]:
+        """The function that finds the core among the values of `_emit`."""
+        if not self._core:
+            return lambda values: 0
+        place = -len(self.sizes) - 1
+        return lambda values: int(values[place])
+
     def _emit(
         self,
         name: str,
@@ -328,7 +357,7 @@ class CheckedBlocks:
         writes: tuple[int, ...] = (),
     ) -> None:
         effects = Effects(reads=reads, writes=writes, io=True)
-        self.lowering.memory(name, [*refs, *leaves, *indices], [], fn, effects)
+        self.lowering.memory(name, [*refs, *leaves, *self._core, *indices], [], fn, effects)
 
 
 def _iteration(values: Sequence[Any], grid_ndim: int) -> Starts:

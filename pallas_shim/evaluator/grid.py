@@ -119,7 +119,8 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
                     watching.emit_cell_end(lowering, watch)
                 if checks is not None:
                     checks.end_cell(blocks, body)
-            checked_blocks.define(blocks, indices, starts, alias.written(body, blocks))
+            blocks_written = alias.written(body, blocks)
+            checked_blocks.define(blocks, indices, starts, blocks_written, cell_order.core())
             lowering.body.extend(body)
             return
         views = [
