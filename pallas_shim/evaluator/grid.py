@@ -74,12 +74,9 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
     # Cores that share the grid, and wait for one another.
     shared_by = call.order is not None and call.order.cores > 1 and lowering.machine.talking
     checks = None
-    if lowering.checker is not None and shared_by:
-        reason = "bounds, blocks and undefined elements, on cores that wait for one another"
-        lowering.checker.asked.skipped(call.name, reason)
-    elif lowering.checker is not None:
+    if lowering.checker is not None:
         shapes = grid_buffers.array_shapes(lowering, call)
-        checks = KernelChecks(lowering.checker, call, all_names, shapes, sizes)
+        checks = KernelChecks(lowering.checker, call, all_names, shapes, sizes, shared_by)
     watch = lowering.watch
     if watch is not None:
         watched = _watched(lowering, call, all_names, ref_types)
@@ -168,11 +165,20 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
         """The cells that one core runs, with its own memory."""
         cells = lowered()
         own(cells)
-        programs.emit_entry(lowering)
-        lowering.body.extend(cells)
+        run_checked(cells)
         if checked_blocks is not None:
             checked_blocks.write_back()
         programs.emit_exit(lowering, list(filter(_is_semaphore, scratch)))
+        if checks is not None:
+            checks.end()
+
+    def run_checked(cells: list[Instruction]) -> None:
+        """Emits the cells of one program, with their checks."""
+        if checks is not None:
+            cells = checks.finish(cells)
+            checks.enter()
+        programs.emit_entry(lowering)
+        lowering.body.extend(cells)
 
     def own(cells: Sequence[Instruction]) -> None:
         """Emits the memory of a core."""
@@ -212,14 +218,16 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
         own(cells)
     for warn in warnings:
         _emit_warning(lowering, warn)
-    if checks is not None:
-        cells = checks.finish(cells)
-        checks.enter()
-    programs.emit_entry(lowering)
-    lowering.body.extend(cells)
+    if not shared_by:
+        run_checked(cells)
+    else:
+        if checks is not None:
+            checks.enter_programs()
+        programs.emit_entry(lowering)
+        lowering.body.extend(cells)
     semaphores = [] if waits or shared_by else list(filter(_is_semaphore, scratch))
     programs.emit_exit(lowering, semaphores)
-    if checks is not None:
+    if checks is not None and not shared_by:
         checks.end()
     if checked_blocks is not None and not shared_by:
         checked_blocks.write_back()
