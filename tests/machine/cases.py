@@ -1092,6 +1092,68 @@ def cores_of_several_kinds():
     equal(y, want)
 
 
+KIND_FAULTS = {
+    "right": None,
+    "a row outside": ("bounds/outside-ref", "x_ref", "scalar subcore (core=1)"),
+    "nothing was copied": (
+        "uninitialized/never-written", "o_ref", None,
+    ),
+    "a row left out": ("uninitialized/never-written", "o_ref", None),
+    "memory that nobody wrote": (
+        "uninitialized/read-before-write", "own_ref", "vector subcore (core=1, subcore=0)",
+    ),
+}  # fmt: skip
+
+
+@case(*KIND_FAULTS)
+def what_cores_of_several_kinds_do_wrongly(fault):
+    """The scalar subcores hand their rows to the vector subcores, which add to them."""
+    if not has_kinds():
+        return double_for_the_report()
+
+    from tests.check.harness import check
+
+    def vector(x_ref, o_ref, of_vector, of_scalar, common):
+        me, core = lax.axis_index("subcore"), lax.axis_index("core")
+
+        def own(own_ref):
+            k.wait(of_vector, 1)
+            if fault != "memory that nobody wrote":
+                pltpu.sync_copy(common, own_ref)
+            own_ref[...] = own_ref[...] + me
+            last = 3 if fault == "a row left out" else 4
+
+            @pl.when((me < last) & (fault != "nothing was copied"))
+            def _():
+                pltpu.sync_copy(own_ref, o_ref.at[core, me])
+
+            k.signal(of_scalar, 1, device_id={"core": core})
+
+        pl.run_scoped(own, pltpu.VMEM((16,), jnp.int32))
+
+    def scalar(x_ref, o_ref, of_vector, of_scalar, common):
+        core = lax.axis_index("core")
+        row = core + (1 if fault == "a row outside" else 0)
+        pltpu.sync_copy(x_ref.at[row], common)
+        for subcore in range(4):
+            k.signal(of_vector, 1, device_id={"core": core, "subcore": subcore})
+        k.wait(of_scalar, 4)
+
+    x = k.numbers(2, 16, dtype=jnp.int32)
+    f = kinds_of_cores(vector, scalar, local((2, 4, 16), jnp.int32))
+    checked = check(f, x, kinds=["bounds", "uninitialized"])
+    assert not checked.not_checked, checked.not_checked
+    if fault == "right":
+        assert not checked.findings, checked.findings
+        equal(checked.results[0], np.asarray(x)[:, None] + np.arange(4)[:, None])
+    else:
+        rule, ref, program = KIND_FAULTS[fault]
+        at = checked.rules.index(rule)
+        finding = checked.findings[at]
+        assert (finding.ref, finding.accesses[0].program) == (ref, program), finding
+    double_for_the_report()
+
+
 @case()
 def deadlock_of_several_kinds():
     if not has_kinds():

@@ -176,7 +176,7 @@ class KernelChecks:
             return
         cut = cut_of(block, self.shapes[position])
         visits = None if known is None else self._visits(cut, starts, known)
-        site = AccessSite(next(self.checker._numbers), name, "has a block of", self.lowering.source)
+        site = AccessSite(self.checker.next_number(), name, "has a block of", self.lowering.source)
         memory = self._follow(ref, name, DEFINED)
         self._operands[position] = _Operand(position, site, cut, memory, visits)
         if ref.ref.key_ndim:
@@ -431,7 +431,7 @@ class KernelChecks:
         memory = self._outputs.get(self.call.num_inputs + position)
         if memory is None or memory.codes is None or not memory.codes.needed or self._on_cores:
             return value
-        site = AccessSite(next(self.checker._numbers), memory.name, "leaves", self.lowering.source)
+        site = AccessSite(self.checker.next_number(), memory.name, "leaves", self.lowering.source)
         initial = NEVER if self._partner(self.call.num_inputs + position) is None else DEFINED
         shadows = self._of_each.get(memory.codes, memory.codes)
         return check_result(self.checker, self._of_all, shadows, site, initial, value)

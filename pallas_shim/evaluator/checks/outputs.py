@@ -43,10 +43,10 @@ def _codes(shadows: Shadows, initial: int, shape: tuple[int, ...]) -> np.ndarray
     """The codes of a result. None if all of it is defined."""
     if isinstance(shadows, Mapping):
         found = [_codes(shadow, initial, shape) for shadow in shadows.values()]
-        codes = [np.zeros(shape, np.uint8) if each is None else each for each in found]
-        merged: np.ndarray = np.maximum.reduce(codes)
+        codes = np.stack([np.zeros(shape, np.uint8) if c is None else c for c in found])
+        merged = codes.max(0)
         if initial != DEFINED:  # then it is enough that one program wrote an element
-            merged = np.where(np.minimum.reduce(codes) == DEFINED, DEFINED, merged)
+            merged = np.where(codes.min(0) == DEFINED, np.uint8(DEFINED), merged)
         return merged if merged.any() else None
     if isinstance(shadows, Window):
         shadows = shadows.undefined(initial)
