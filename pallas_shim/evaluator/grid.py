@@ -144,6 +144,9 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
             _synchronise(lowering, call, buffers, views, starts, written, axes)
         if not call.keeps_scalars:
             changed = alias.written(lowering.body[body_start:], prefetch)
+            if changed and checks is not None:
+                checks.keeps_scalars()
+                changed = set()
             with lowering.block() as first:
                 for ref in changed:
                     refs.store(lowering, ref, (), (), arrays[prefetch.index(ref)])

@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # lower is in a higher layer
 
 # The blocks of larger grids are looked at while the kernel runs.
 _MOST_CELLS = 1 << 20
+# The kind of an instruction without effect, in a program whose values may not be the user's.
+AS_ON_A_TPU = "as on a TPU"
 # An array may lie in these memory spaces already, and then isn't copied to a buffer.
 _NOT_COPIED = ("vmem", "smem")
 
@@ -147,6 +149,11 @@ class KernelChecks:
             with self.lowering.block() as first:
                 self._define()
             self._body[self._start : self._start] = first
+
+    def keeps_scalars(self) -> None:
+        """Notes that cells see what earlier ones wrote to scalar prefetch, as on a TPU, though the
+        interpreter that the user asked for shows each the original."""
+        self.checker.emit(AS_ON_A_TPU, [], _nothing)
 
     def _name(self, at: int, block: Block | None) -> str:
         at += self.call.num_prefetch
@@ -465,6 +472,10 @@ class KernelChecks:
     def leave(self) -> None:
         """After all results."""
         self.checker.activation, self.checker.kernel = self._outer
+
+
+def _nothing() -> tuple[()]:
+    return ()
 
 
 def _noting(make: Callable[[], Any]) -> Callable[..., Any]:
