@@ -8,7 +8,7 @@ padded or if the kernel writes to it. If memory is checked, checked_blocks.py ma
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,8 +43,10 @@ from pallas_shim.jax_compat import InterpretOptions
 from pallas_shim.jax_compat.pallas import CoreFunction, PallasCall
 
 
-def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
-    """Emits a pallas_call and returns its results."""
+def lower_call(
+    lowering: Lowering, call: PallasCall, ins: Sequence[Value], unused: Collection[int] = ()
+) -> list[Value]:
+    """Emits a pallas_call and returns its results, of which some may be ``unused``."""
     kernel, _ = jax_compat.open_jaxpr(call.jaxpr)
     operands = iter(ins)
     closed_over = list(itertools.islice(operands, len(kernel.constvars)))
@@ -76,7 +78,9 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
     checks = None
     if lowering.checker is not None:
         shapes = grid_buffers.array_shapes(lowering, call)
-        checks = KernelChecks(lowering.checker, call, all_names, shapes, sizes, shared_by)
+        checks = KernelChecks(
+            lowering.checker, call, all_names, shapes, sizes, shared_by, unused
+        )
     watch = lowering.watch
     if watch is not None:
         watched = _watched(lowering, call, all_names, ref_types)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -61,8 +61,10 @@ class KernelChecks:
         shapes: Sequence[tuple[int, ...]],
         sizes: Sequence[Value],
         in_programs: bool,
+        unused: Collection[int],
     ) -> None:
-        """``in_programs``: cores that wait for one another share the grid, each as a program."""
+        """``in_programs``: cores that wait for one another share the grid, each as a program.
+        ``unused``: the results that nothing uses."""
         self.checker = checker
         self.lowering: Lowering = checker.lowering
         self.call = call
@@ -71,6 +73,7 @@ class KernelChecks:
         self.sizes = sizes
         self.activation = Value(OBJECT)
         self._in_programs = in_programs
+        self._unused = {call.num_inputs + position for position in unused}
         self._of_all = Value(OBJECT) if in_programs else self.activation
         self._outer = checker.activation, checker.kernel
         checker.activation, checker.kernel = self.activation, call.name
@@ -367,7 +370,7 @@ class KernelChecks:
     def finish(self, cells: Sequence[Instruction]) -> list[Instruction]:
         """The cells, without the checks that are proven or that nothing needs."""
         for position, memory in self._outputs.items():
-            if memory.codes is None:
+            if memory.codes is None or position in self._unused:
                 continue
             operand = self._operands.get(position)
             covered = operand is None or operand.visits is not None and operand.visits.cover()
@@ -434,6 +437,8 @@ class KernelChecks:
 
     def output(self, position: int, value: Value) -> Value:
         """Emits the checks of a result, and returns the result as the program uses it."""
+        if self.call.num_inputs + position in self._unused:
+            return value
         value = self._written_once(self.call.num_inputs + position, value)
         memory = self._outputs.get(self.call.num_inputs + position)
         if memory is None or memory.codes is None or not memory.codes.needed or self._on_cores:
