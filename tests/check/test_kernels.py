@@ -95,3 +95,19 @@ def test_a_function_that_cannot_run_twice_for_its_scalars(capfd):
     assert "scalar prefetch" in reason
     np.testing.assert_array_equal(checked.results[0], np.ones((16, 128)))
     assert capfd.readouterr().out.count("a cell") == 2
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_result_that_nothing_uses_is_not_looked_at(used):
+    def kernel(x_ref, o_ref, left_ref):
+        o_ref[...] = x_ref[...]
+
+    out = jax.ShapeDtypeStruct((8, 128), jnp.float32)
+
+    def f(x):
+        both = pl.pallas_call(kernel, [out, out], interpret=True)(x)
+        return both if used else both[0]
+
+    checked = check(f, jnp.ones((8, 128)))
+    assert checked.rules == ["uninitialized/never-written"] * used
+    assert used or not any(i.name == "check" for i in checked.program.top.walk())

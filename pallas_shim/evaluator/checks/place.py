@@ -131,6 +131,7 @@ class RefElements:
         before = path if last is None else path[:-1]
         self._before: list[Callable[[np.ndarray, Sequence[Any]], np.ndarray]] = []
         self._inner: list[tuple[tuple[int, ...], tuple[Any, ...]]] = []
+        self._indices: list[_BasicIndex] = []  # those of ``_inner``
         self._views = True  # whether each step gives a view of the array of codes
         self._ratio = 1.0  # how many entries an element has
         self.packed = 0  # how many axes behind hold the entries of one element
@@ -140,8 +141,10 @@ class RefElements:
                 case Index(dims):
                     if any(isinstance(dim, Chosen) for dim in dims):
                         raise UnknownPlace("arrays of indices come before another index")
+                    inner = _BasicIndex(shape, dims)
                     self._inner.append((shape, dims))
-                    self._before.append(_index(shape, dims))
+                    self._indices.append(inner)
+                    self._before.append(inner)
                     indexed = True
                 case Reshape(new):
                     self._views = self._views and not indexed and not self.packed
@@ -157,7 +160,7 @@ class RefElements:
         self._dims = dims
         self._arrays = any(isinstance(dim, Chosen) for dim in dims)
         self.shape, self._axes = _result(dims, counts)
-        self._last = _index(shape, dims) if not self._arrays else None
+        self._last = _BasicIndex(shape, dims) if not self._arrays else None
         self.proven = (
             not self._arrays
             and all(_unproven(s, d) is None for s, d in self._inner)
@@ -188,14 +191,14 @@ class RefElements:
     def outside(self, leaves: Sequence[Any]) -> Outside | None:
         """An index that leaves the ref; None if all elements are inside. Elements that the mask
         leaves out aren't looked at."""
-        for shape, dims in self._inner:
-            found = _outside(shape, dims, leaves)
+        for inner in self._indices:
+            found = inner.outside(leaves)
             if found is not None:
                 return found
-        if not self._arrays and not self._masked:
-            return _outside(self._shape, self._dims, leaves)
-        if not self._arrays and _outside(self._shape, self._dims, leaves) is None:
-            return None
+        if self._last is not None:
+            found = self._last.outside(leaves)
+            if found is None or not self._masked:
+                return found
         chosen, (places, _) = self._chosen(leaves), self._places(leaves)
         for axis, (place, size) in enumerate(zip(places, self._shape, strict=True)):
             wrong = np.broadcast_to((place < 0) | (place >= size), self.shape) & chosen
@@ -276,7 +279,8 @@ class RefElements:
         for step in self._before:
             array = step(array, leaves)
         if self._is_slice(leaves):
-            key = (*_key(self._shape, self._dims, leaves), ...)
+            assert self._last is not None
+            key = self._last.key(leaves)
             if self._views:
                 array[key] = value
             else:
@@ -304,9 +308,9 @@ class RefElements:
 
     def _is_slice(self, leaves: Sequence[Any]) -> bool:
         """Whether the last index is a basic one that stays inside."""
-        if self._masked or self._arrays:
+        if self._masked or self._last is None:
             return False
-        return self.proven or _outside(self._shape, self._dims, leaves) is None
+        return self.proven or self._last.outside(leaves) is None
 
     def _view(self, array: np.ndarray, leaves: Sequence[Any]) -> np.ndarray:
         for step in self._before:
@@ -466,53 +470,61 @@ def _unproven(shape: Sequence[int], dims: Sequence[Any]) -> int | None:
     return None
 
 
-def _outside(shape: Sequence[int], dims: Sequence[Any], leaves: Sequence[Any]) -> Outside | None:
-    for axis, (size, dim) in enumerate(zip(shape, dims, strict=True)):
-        if isinstance(dim, Slice):
-            start, extent = _start(dim.start, leaves), _extent(dim)
-        else:
-            start, extent = _start(dim, leaves), 1
-        if extent and not 0 <= start <= size - extent:
-            return Outside(axis, start, start + extent - 1, size)
-    return None
+class _Start(NamedTuple):
+    """A start that only the run knows. ``most``: the largest one that is inside, negative if none
+    is. ``stride``: of the slice, None for a single index."""
+
+    axis: int
+    leaf: int
+    extent: int
+    most: int
+    stride: int | None
 
 
-def _key(shape: Sequence[int], dims: Sequence[Any], leaves: Sequence[Any]) -> tuple[Any, ...]:
-    """The index of NumPy. Each start is moved inside, as when the access runs."""
-    key: list[Any] = []
-    for size, dim in zip(shape, dims, strict=True):
-        if isinstance(dim, Slice):
-            extent = _extent(dim)
-            start = min(max(_start(dim.start, leaves), 0), max(size - extent, 0))
-            key.append(slice(start, start + extent, max(dim.stride, 1)))
-        else:
-            key.append(min(max(_start(dim, leaves), 0), max(size - 1, 0)))
-    return tuple(key)
+class _BasicIndex:
+    """An index of slices and numbers. What is known of it before the run is looked at once."""
+
+    def __init__(self, shape: Sequence[int], dims: Sequence[Any]) -> None:
+        self._shape = shape
+        self._starts: list[_Start] = []
+        self._known: Outside | None = None
+        key: list[Any] = []
+        for axis, (size, dim) in enumerate(zip(shape, dims, strict=True)):
+            stride = max(dim.stride, 1) if isinstance(dim, Slice) else None
+            index = dim.start if isinstance(dim, Slice) else dim
+            extent = _extent(dim) if isinstance(dim, Slice) else 1
+            if isinstance(index, Dynamic):
+                self._starts.append(_Start(axis, index.leaf, extent, size - extent, stride))
+                index = 0
+            elif extent and not 0 <= index <= size - extent and self._known is None:
+                self._known = Outside(axis, int(index), int(index) + extent - 1, size)
+            key.append(_inside(int(index), size - extent, extent, stride))
+        self._key = (*key, ...)
+
+    def outside(self, leaves: Sequence[Any]) -> Outside | None:
+        for axis, leaf, extent, most, _ in self._starts:
+            start = int(leaves[leaf])
+            if extent and not 0 <= start <= most:
+                return Outside(axis, start, start + extent - 1, self._shape[axis])
+        return self._known
+
+    def key(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
+        """The index of NumPy. Each start is moved inside, as when the access runs."""
+        if not self._starts:
+            return self._key
+        key = list(self._key)
+        for axis, leaf, extent, most, stride in self._starts:
+            key[axis] = _inside(int(leaves[leaf]), most, extent, stride)
+        return tuple(key)
+
+    def __call__(self, array: np.ndarray, leaves: Sequence[Any]) -> np.ndarray:
+        view: np.ndarray = array[self.key(leaves)]
+        return view
 
 
-def _index(
-    shape: tuple[int, ...], dims: tuple[Any, ...]
-) -> Callable[[np.ndarray, Sequence[Any]], np.ndarray]:
-    key = _key(shape, dims, _Unused()) if not _is_dynamic(dims) else None
-    if key is not None:
-        fixed = (*key, ...)
-        return lambda array, _: array[fixed]
-    return lambda array, leaves: array[(*_key(shape, dims, leaves), ...)]
-
-
-class _Unused(Sequence[Any]):
-    """Leaves of a path that has none."""
-
-    def __getitem__(self, at: Any) -> Any:
-        raise IndexError(at)
-
-    def __len__(self) -> int:
-        return 0
-
-
-def _is_dynamic(dims: Sequence[Any]) -> bool:
-    starts = [dim.start if isinstance(dim, Slice) else dim for dim in dims]
-    return any(isinstance(start, (Dynamic, Chosen)) for start in starts)
+def _inside(start: int, most: int, extent: int, stride: int | None) -> Any:
+    start = min(max(start, 0), max(most, 0))
+    return start if stride is None else slice(start, start + extent, stride)
 
 
 def _reshape(
