@@ -255,6 +255,13 @@ def _run_scoped(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[
             lowering.checker.allocated(ref, lowering.names.get(ref))
     if common:
         buffers = [remote.of_first(lowering, ref, common) for ref in buffers]
+    elif lowering.machine.talks and lowering.machine.levels[-1].kind == "core":
+        # HBM that a kernel allocates belongs to all cores of its device.
+        cores = list(lowering.machine.levels[-1].sizes)
+        buffers = [
+            remote.of_first(lowering, ref, cores) if jax_compat.in_hbm(var.aval) else ref
+            for var, ref in zip(opened.invars, buffers, strict=True)
+        ]
     results = lowering.inline(jaxpr, buffers, ins)
     if lowering.checker is not None:
         lowering.checker.left(buffers)
