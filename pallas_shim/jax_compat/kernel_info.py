@@ -205,6 +205,9 @@ def unhonoured(eqn: Any) -> str | None:
             continue
         if field.name not in known and value != field.default:
             return f"interpret=InterpretParams({field.name}={value!r}) isn't honoured here"
+    size = interpret.vector_clock_size
+    if size is not None and size <= num_cores(interpret):
+        return f"InterpretParams refuses it: vector_clock_size={size} is too small"
     mapping = eqn.params.get("grid_mapping")
     if mapping is not None and mapping.vmapped_dims and grid_order(eqn) is not None:
         return "InterpretParams asks for an order of a grid to which vmap added an axis"

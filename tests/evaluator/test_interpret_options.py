@@ -146,6 +146,7 @@ def test_floats_are_infinite_and_the_rest_is_computed():
     call = pl.pallas_call(
         kernel, interpret=SKIPPING,
         out_shape=[f32(8, 8), f32(8, 8), jax.ShapeDtypeStruct((8, 8), jnp.int32), f32(4)],
+        in_specs=[pl.BlockSpec(memory_space=VMEM)] * 2,
         out_specs=[pl.BlockSpec(memory_space=s) for s in (VMEM, VMEM, VMEM, SMEM)],
         scratch_shapes=[VMEM((8, 8), jnp.float32)],
     )  # fmt: skip

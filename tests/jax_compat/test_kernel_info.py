@@ -72,6 +72,10 @@ def test_a_log_of_what_is_only_in_jaxs_interpreter():
         assert "logging_mode" in asked(pltpu.InterpretParams(logging_mode=one))
 
 
+def test_vector_clocks_that_are_too_small():
+    assert "refuses" in asked(pltpu.InterpretParams(vector_clock_size=1))
+
+
 def test_an_option_that_is_not_known(monkeypatch):
     monkeypatch.setattr(kernel_info, "_HONOURED", frozenset())
     option = "uninitialized_memory"
