@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from pallas_shim.evaluator import memory
+from pallas_shim.evaluator.checks.indices import BasicIndex, Outside, span
 from pallas_shim.evaluator.memory import Chosen, Dynamic
 from pallas_shim.evaluator.program import Value
 from pallas_shim.evaluator.scalar_types import bit_width
@@ -23,20 +24,6 @@ from pallas_shim.jax_compat.state import Bitcast, Index, Reshape, Slice, Transpo
 
 class UnknownPlace(Exception):
     """The elements of an access can't be told. The text says why."""
-
-
-class Outside(NamedTuple):
-    """An index that leaves its dimension. ``first`` and ``last`` are the places of the elements
-    that are farthest out, along dimension ``axis``, which has ``size`` elements."""
-
-    axis: int
-    first: int
-    last: int
-    size: int
-
-    def __str__(self) -> str:
-        places = f"{self.first}" if self.first == self.last else f"{self.first} to {self.last}"
-        return f"{places} along dimension {self.axis}, which has {self.size} elements"
 
 
 def resolved(steps: Sequence[state.Step]) -> tuple[memory.Path, list[Value]]:
@@ -131,7 +118,7 @@ class RefElements:
         before = path if last is None else path[:-1]
         self._before: list[Callable[[np.ndarray, Sequence[Any]], np.ndarray]] = []
         self._inner: list[tuple[tuple[int, ...], tuple[Any, ...]]] = []
-        self._indices: list[_BasicIndex] = []  # those of ``_inner``
+        self._indices: list[BasicIndex] = []  # those of ``_inner``
         self._views = True  # whether each step gives a view of the array of codes
         self._ratio = 1.0  # how many entries an element has
         self.packed = 0  # how many axes behind hold the entries of one element
@@ -141,7 +128,7 @@ class RefElements:
                 case Index(dims):
                     if any(isinstance(dim, Chosen) for dim in dims):
                         raise UnknownPlace("arrays of indices come before another index")
-                    inner = _BasicIndex(shape, dims)
+                    inner = BasicIndex(shape, dims)
                     self._inner.append((shape, dims))
                     self._indices.append(inner)
                     self._before.append(inner)
@@ -160,7 +147,7 @@ class RefElements:
         self._dims = dims
         self._arrays = any(isinstance(dim, Chosen) for dim in dims)
         self.shape, self._axes = _result(dims, counts)
-        self._last = _BasicIndex(shape, dims) if not self._arrays else None
+        self._last = BasicIndex(shape, dims) if not self._arrays else None
         self.proven = (
             not self._arrays
             and all(_unproven(s, d) is None for s, d in self._inner)
@@ -214,7 +201,7 @@ class RefElements:
         for shape, dims in (*self._inner, (self._shape, self._dims)):
             for size, dim in zip(shape, dims, strict=True):
                 index = dim.start if isinstance(dim, Slice) else dim
-                extent = _extent(dim) if isinstance(dim, Slice) else 1
+                extent = span(dim) if isinstance(dim, Slice) else 1
                 if isinstance(index, Chosen):
                     return None
                 if isinstance(index, Dynamic) and extent:
@@ -455,76 +442,15 @@ def _start(index: Any, leaves: Sequence[Any]) -> int:
     return int(leaves[index.leaf]) if isinstance(index, Dynamic) else int(index)
 
 
-def _extent(dim: Slice) -> int:
-    return (dim.size - 1) * dim.stride + 1 if dim.size else 0
-
-
 def _unproven(shape: Sequence[int], dims: Sequence[Any]) -> int | None:
     for axis, (size, dim) in enumerate(zip(shape, dims, strict=True)):
         index = dim.start if isinstance(dim, Slice) else dim
-        extent = _extent(dim) if isinstance(dim, Slice) else 1
+        extent = span(dim) if isinstance(dim, Slice) else 1
         if not extent:
             continue
         if not isinstance(index, int) or not 0 <= index <= size - extent:
             return axis
     return None
-
-
-class _Start(NamedTuple):
-    """A start that only the run knows. ``most``: the largest one that is inside, negative if none
-    is. ``stride``: of the slice, None for a single index."""
-
-    axis: int
-    leaf: int
-    extent: int
-    most: int
-    stride: int | None
-
-
-class _BasicIndex:
-    """An index of slices and numbers. What is known of it before the run is looked at once."""
-
-    def __init__(self, shape: Sequence[int], dims: Sequence[Any]) -> None:
-        self._shape = shape
-        self._starts: list[_Start] = []
-        self._known: Outside | None = None
-        key: list[Any] = []
-        for axis, (size, dim) in enumerate(zip(shape, dims, strict=True)):
-            stride = max(dim.stride, 1) if isinstance(dim, Slice) else None
-            index = dim.start if isinstance(dim, Slice) else dim
-            extent = _extent(dim) if isinstance(dim, Slice) else 1
-            if isinstance(index, Dynamic):
-                self._starts.append(_Start(axis, index.leaf, extent, size - extent, stride))
-                index = 0
-            elif extent and not 0 <= index <= size - extent and self._known is None:
-                self._known = Outside(axis, int(index), int(index) + extent - 1, size)
-            key.append(_inside(int(index), size - extent, extent, stride))
-        self._key = (*key, ...)
-
-    def outside(self, leaves: Sequence[Any]) -> Outside | None:
-        for axis, leaf, extent, most, _ in self._starts:
-            start = int(leaves[leaf])
-            if extent and not 0 <= start <= most:
-                return Outside(axis, start, start + extent - 1, self._shape[axis])
-        return self._known
-
-    def key(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
-        """The index of NumPy. Each start is moved inside, as when the access runs."""
-        if not self._starts:
-            return self._key
-        key = list(self._key)
-        for axis, leaf, extent, most, stride in self._starts:
-            key[axis] = _inside(int(leaves[leaf]), most, extent, stride)
-        return tuple(key)
-
-    def __call__(self, array: np.ndarray, leaves: Sequence[Any]) -> np.ndarray:
-        view: np.ndarray = array[self.key(leaves)]
-        return view
-
-
-def _inside(start: int, most: int, extent: int, stride: int | None) -> Any:
-    start = min(max(start, 0), max(most, 0))
-    return start if stride is None else slice(start, start + extent, stride)
 
 
 def _reshape(
