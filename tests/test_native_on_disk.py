@@ -97,6 +97,12 @@ def test_of_another_processor_or_llvm(outcome, tmp_path, monkeypatch, what):
     assert len(files(tmp_path)) == 2
 
 
+def test_code_with_an_address_is_not_kept(tmp_path):
+    objects = Objects(store.Store(str(tmp_path)))
+    objects.write(("LLVM",), "call void inttoptr (i64 4096 to ptr)()", b"code")
+    assert not files(tmp_path)
+
+
 def test_a_directory_of_others_is_not_used(outcome, tmp_path, monkeypatch, setting):
     open_to_all = tmp_path / "open"
     open_to_all.mkdir()

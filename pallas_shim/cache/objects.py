@@ -12,6 +12,7 @@ from pallas_shim.cache.store import Store
 log = logging.getLogger("pallas_shim")
 
 _KIND = "-object"
+_ADDRESS = "inttoptr (i64"  # of a number, in LLVM's text
 
 
 class Objects:
@@ -37,7 +38,11 @@ class Objects:
         return code
 
     def write(self, facts: tuple[str, ...], text: str, code: bytes) -> None:
-        failure = self._store.write(_key(facts, text), code)
+        """Keeps code, unless it can be of use to this process only."""
+        if _ADDRESS in text:
+            failure: str | None = "it holds an address, which means nothing elsewhere"
+        else:
+            failure = self._store.write(_key(facts, text), code)
         if failure is not None:
             log.info("native code isn't kept: %s", failure)
 
