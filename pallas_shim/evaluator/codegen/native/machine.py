@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -45,12 +46,14 @@ def llvm() -> Any:
 
 @functools.cache
 def facts() -> tuple[str, ...]:
-    """What object code depends on besides its text: LLVM and the processor."""
+    """What object code depends on besides its text: LLVM, the processor, and how the objects of
+    Python and NumPy are laid out."""
     import llvmlite
 
     binding = llvm()
     version = ".".join(map(str, binding.llvm_version_info))
-    return (llvmlite.__version__, version, binding.get_default_triple(), *_processor())
+    laid_out = sys.version, np.__version__
+    return (*laid_out, llvmlite.__version__, version, binding.get_default_triple(), *_processor())
 
 
 def _processor() -> tuple[str, str]:
