@@ -185,9 +185,10 @@ def test_before_a_function_without_a_kernel_is_compiled(setting, monkeypatch):
 
 
 @pytest.mark.skipif(not native._is_installed(), reason="llvmlite isn't installed")
-@pytest.mark.parametrize("when", ("queued", "lowered", "compiled"))
+@pytest.mark.parametrize("when", ("queued", "lowered", "compiled", "compiled for long"))
 def test_while_native_code_is_made(setting, monkeypatch, when):
     from pallas_shim.evaluator.codegen import native as code
+    from pallas_shim.evaluator.codegen.native import machine
 
     setting(native=True, cache=None)
     monkeypatch.setattr(native.Way, "_price", lambda way, instructions: 0.0)
@@ -208,13 +209,19 @@ def test_while_native_code_is_made(setting, monkeypatch, when):
         slow(code, "source")
     if when == "compiled":
         slow(code, "object_code")
+    if when == "compiled for long":
+        slow(machine, "_target")  # with LLVM's lock
+        monkeypatch.setattr(machine, "_PATIENCE", 0.01)
     f = jax.jit(lambda x: double(x) * 7)
 
-    def is_decided():
-        return (np.asarray(f(X)) == 14 * X).all() and "compiled in" in (only_row()["native"] or "")
+    def is_decided(how="compiled in"):
+        return (np.asarray(f(X)) == 14 * X).all() and how in (only_row()["native"] or "")
+
+    def child():
+        return until(lambda: is_decided("while LLVM" if "long" in when else "compiled in"))
 
     with background_stands_still() if when == "queued" else contextlib.nullcontext():
         f(X)
         assert when == "queued" or entered.wait(20)
-        assert in_child(lambda: until(is_decided)) == 0
+        assert in_child(child) == 0
     assert until(is_decided)

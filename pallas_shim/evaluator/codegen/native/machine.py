@@ -7,6 +7,7 @@ import functools
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,9 +23,14 @@ _RELEASES_THREADS = 20_000
 # The memory of a NumPy array stands behind a Python object's two words.
 _DATA = 16
 _PLAIN = 0x101  # NumPy's flags of C order and alignment
-# Held while LLVM works. A fork waits for it, since the new process couldn't use LLVM otherwise:
-# the locks in it would stay locked.
+# Held while LLVM works. A fork waits for it so many seconds. If it has to go on without, the new
+# process can't use LLVM, whose locks stay locked there.
 _working = threading.RLock()
+_PATIENCE = 1.0
+_is_lost = False
+# An engine that ends asks for LLVM's lock, too.
+_engines: weakref.WeakSet[Any] = weakref.WeakSet()
+_endless: list[Any] = []
 
 
 @functools.cache
@@ -71,8 +77,13 @@ def _target() -> Any:
 
 
 def object_code(text: str) -> bytes:
-    """The object code of a module."""
+    """The object code of a module.
+
+    Raises:
+      NotNative: this process can't use LLVM.
+    """
     with _working:
+        _require_llvm()
         binding, target = llvm(), _target()
         module = binding.parse_assembly(text)
         module.verify()
@@ -87,11 +98,18 @@ def object_code(text: str) -> bytes:
 def _loaded(code: bytes) -> Any:
     """The engine that has loaded object code."""
     with _working:
+        _require_llvm()
         binding = llvm()
         engine = binding.create_mcjit_compiler(binding.parse_assembly(""), _target())
         engine.add_object_file(binding.ObjectFileRef.from_data(code))
         engine.finalize_object()
+        _engines.add(engine)
         return engine
+
+
+def _require_llvm() -> None:
+    if _is_lost:
+        raise NotNative("this process was forked while LLVM was at work")
 
 
 class Handler(NamedTuple):
@@ -217,15 +235,33 @@ def module(
     return "\n".join([*declared, *lines, entry, function, attributes])
 
 
-def _start_over() -> None:
-    """Makes a new lock in a forked process."""
-    global _working
+class _Fork(threading.local):
+    """A fork of this thread. ``is_quiet``: LLVM does nothing meanwhile."""
+
+    is_quiet = False
+
+
+_fork = _Fork()
+
+
+def _before_fork() -> None:
+    _fork.is_quiet = _working.acquire(timeout=_PATIENCE)
+
+
+def _in_parent() -> None:
+    if _fork.is_quiet:
+        _working.release()
+
+
+def _in_child() -> None:
+    global _working, _is_lost
+    if not _fork.is_quiet:
+        _is_lost = True
+        _endless.extend(_engines)
     _working = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(
-        before=lambda: _working.acquire(),
-        after_in_parent=lambda: _working.release(),
-        after_in_child=_start_over,
+        before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child
     )
