@@ -8,13 +8,24 @@ name. llvmlite, which has LLVM, is an extra.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Protocol
 
 from pallas_shim.evaluator.codegen.native.lowering import NativeLowering
-from pallas_shim.evaluator.codegen.native.machine import MachineCode, module
+from pallas_shim.evaluator.codegen.native.machine import MachineCode, facts, module, object_code
 from pallas_shim.evaluator.codegen.native.source import NotNative
 from pallas_shim.evaluator.program import ArrayType, Program
 
-__all__ = ["MachineCode", "NotNative", "compiled", "source"]
+__all__ = ["MachineCode", "NotNative", "ObjectStore", "compiled", "loaded", "object_code", "source"]
+
+
+class ObjectStore(Protocol):
+    """Object code kept for other processes, by the facts it depends on and the text it was compiled
+    from."""
+
+    def read(self, facts: tuple[str, ...], text: str) -> bytes | None: ...
+
+    def write(self, facts: tuple[str, ...], text: str, code: bytes) -> None: ...
 
 
 def source(program: Program) -> tuple[NativeLowering, str]:
@@ -36,23 +47,49 @@ def source(program: Program) -> tuple[NativeLowering, str]:
     pointers = ", ".join(f"ptr noalias {name}" for name in names)
     text = lowering.to.text("program", f"{pointers}, ptr %thread")
     declared, used = sorted(lowering.to.declared), _used(program)
-    workspace = lowering.workspace.nbytes > 0
-    return lowering, module(text, declared, used, results, workspace, lowering.work)
+    workspace, addresses = lowering.workspace.nbytes > 0, len(lowering.to.addresses)
+    return lowering, module(text, declared, used, results, workspace, lowering.work, addresses)
 
 
-def compiled(program: Program) -> MachineCode:
-    """A program in machine code.
+def compiled(
+    program: Program,
+    objects: ObjectStore | None = None,
+    compiler: Callable[[str], bytes] = object_code,
+) -> MachineCode:
+    """A program in machine code. ``objects`` keeps it for other processes. ``compiler`` makes
+    object code of a text.
 
     Raises:
       NotNative: for part of the program there is no code.
       ImportError: llvmlite isn't installed.
     """
     lowering, text = source(program)
+    code = None if objects is None else objects.read(facts(), text)
+    if code is None:
+        code = compiler(text)
+        if objects is not None:
+            objects.write(facts(), text, code)
+    return _machine_code(program, lowering, code)
+
+
+def loaded(program: Program, objects: ObjectStore) -> MachineCode | None:
+    """A program in machine code that another process has compiled. None: there is none.
+
+    Raises: as `compiled`.
+    """
+    lowering, text = source(program)
+    code = objects.read(facts(), text)
+    return None if code is None else _machine_code(program, lowering, code)
+
+
+def _machine_code(program: Program, lowering: NativeLowering, code: bytes) -> MachineCode:
+    results = [(value.type.shape, value.type.dtype) for value in program.top.results]
     return MachineCode(
-        text,
+        code,
         _used(program),
-        [(value.type.shape, value.type.dtype) for value in program.top.results],
+        results,
         lowering.workspace.nbytes,
+        lowering.to.addresses,
         lowering.kept,
     )
 
