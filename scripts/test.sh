@@ -137,6 +137,7 @@ of_no_jax=(
     --ignore=tests/evaluator/passes/test_cost.py
     --ignore=tests/evaluator/passes/test_properties.py
     --ignore=tests/mutation
+    --ignore=tests/test_native_on_disk.py
     --ignore=tests/processes/test_benchmarks.py
     --ignore=tests/processes/test_check.py
     --ignore=tests/processes/test_determinism.py
