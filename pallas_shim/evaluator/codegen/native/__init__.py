@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import math
 
+from pallas_shim.evaluator.codegen.native import calls
 from pallas_shim.evaluator.codegen.native.lowering import NativeLowering
 from pallas_shim.evaluator.codegen.native.machine import MachineCode, module
 from pallas_shim.evaluator.codegen.native.source import NotNative
 from pallas_shim.evaluator.program import ArrayType, Program
 
 __all__ = ["MachineCode", "NotNative", "compiled", "source"]
+
+# Elements computed in a run from which other threads of Python may run meanwhile.
+_RELEASES_THREADS = 20_000
 
 
 def source(program: Program) -> tuple[NativeLowering, str]:
@@ -35,9 +39,13 @@ def source(program: Program) -> tuple[NativeLowering, str]:
     names = [*[f"%p{i}" for i in range(params)], *[f"%r{i}" for i in range(results)], "%workspace"]
     pointers = ", ".join(f"ptr noalias {name}" for name in names)
     text = lowering.to.text("program", f"{pointers}, ptr %thread")
+    if lowering.called:
+        text += calls.helpers()
     declared, used = sorted(lowering.to.declared), _used(program)
     workspace = lowering.workspace.nbytes > 0
-    return lowering, module(text, declared, used, results, workspace, lowering.work)
+    # Who calls Python holds its lock, and lets other threads run there.
+    releases = lowering.work >= _RELEASES_THREADS and not lowering.called
+    return lowering, module(text, declared, used, results, workspace, releases)
 
 
 def compiled(program: Program) -> MachineCode:
@@ -54,6 +62,7 @@ def compiled(program: Program) -> MachineCode:
         [(value.type.shape, value.type.dtype) for value in program.top.results],
         lowering.workspace.nbytes,
         lowering.kept,
+        lowering.called,
     )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from pallas_shim.evaluator.codegen.native import accesses, elements, reductions
+from pallas_shim.evaluator.codegen.native import accesses, calls, elements, reductions
+from pallas_shim.evaluator.codegen.native.layouts import Layouts
 from pallas_shim.evaluator.codegen.native.places import (
     Buffer,
     BufferPlace,
@@ -36,6 +38,8 @@ class NativeLowering(Values):
         super().__init__()
         self.program = program
         self.written = _written(program)
+        self.layouts = Layouts(program, self.places)
+        self.called = Counter[str]()  # the instructions that NumPy does, by name
         self.work = 0.0  # about how many elements are computed in a run
         self._rounds = 1.0
         self._outputs: dict[Value, Buffer] = {}  # what is allocated where the caller wants results
@@ -86,9 +90,19 @@ class NativeLowering(Values):
                 raise
 
     def instruction(self, instruction: Instruction) -> None:
+        ins, outs = instruction.ins, instruction.outs
+        self.work += self._rounds * max([math.prod(v.type.shape) for v in (*ins, *outs)], default=1)
+        try:
+            self._natively(instruction)
+        except NotNative:
+            # What refuses an instruction does so before it changes anything.
+            if not calls.can_call(instruction):
+                raise
+            calls.call(self, self.layouts, instruction)
+
+    def _natively(self, instruction: Instruction) -> None:
         operation, ins, outs, regions, _ = instruction
         name, params = operation.name, operation.params
-        self.work += self._rounds * max([math.prod(v.type.shape) for v in (*ins, *outs)], default=1)
         if regions or operation.fn is None:
             self.structured(instruction)
         elif "direct" in params:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +14,6 @@ from pallas_shim.evaluator.codegen.native.places import ALIGNMENT
 from pallas_shim.evaluator.codegen.native.source import NotNative
 from pallas_shim.evaluator.memory import aligned
 
-# Elements computed in a run from which other threads of Python may run meanwhile.
-_RELEASES_THREADS = 20_000
 # The memory of a NumPy array stands behind a Python object's two words.
 _DATA = 16
 _PLAIN = 0x101  # NumPy's flags of C order and alignment
@@ -68,11 +66,12 @@ class MachineCode:
         params: Sequence[bool],
         results: Sequence[tuple[tuple[int, ...], np.dtype]],
         workspace: int,
-        kept: Sequence[np.ndarray],
+        kept: Sequence[Any],
+        called: Mapping[str, int],
     ) -> None:
-        """``params``: whether each parameter is used; ``kept``: arrays whose addresses are in the
-        text."""
-        self.text = text
+        """``params``: whether each parameter is used; ``kept``: objects whose addresses are in the
+        text; ``called``: the operations that NumPy does, and how many instructions that is."""
+        self.text, self.called = text, dict(called)
         binding, target = llvm(), _target()
         module = binding.parse_assembly(text)
         module.verify()
@@ -93,8 +92,10 @@ class MachineCode:
         self._counts = (ctypes.c_int64 * 2).from_address(address)
 
     @property
-    def handler(self) -> Handler:
-        """The entry for XLA."""
+    def handler(self) -> Handler | None:
+        """The entry for XLA, whose threads can't call Python. None if the function does so."""
+        if self.called:
+            return None
         workspace = self._workspace - ALIGNMENT
         return Handler(self._engine.get_function_address("handler"), self._used, workspace)
 
@@ -118,14 +119,13 @@ class MachineCode:
 
 def module(
     function: str, declared: Sequence[str], used: Sequence[bool], results: int, workspace: bool,
-    work: float,
+    releases: bool,
 ) -> str:  # fmt: skip
     """The text of a module around a function.
 
-    ``used``: whether each parameter is. ``work``: about how many elements it computes.
+    ``used``: whether each parameter is. ``releases``: whether other threads may run meanwhile.
     """
     params = len(used)
-    releases = work >= _RELEASES_THREADS
     save, restore, check = map(
         _of_python, ("PyEval_SaveThread", "PyEval_RestoreThread", "PyErr_CheckSignals")
     )

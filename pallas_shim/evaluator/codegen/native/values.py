@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,13 +21,13 @@ from pallas_shim.evaluator.program import ArrayType, KeyType, Value
 class Values:
     """What is known of values while a function is written.
 
-    ``kept`` are the arrays whose addresses are in it. ``left`` counts the uses of each value of the
+    ``kept`` are the objects whose addresses are in it. ``left`` counts the uses of each value of the
     regions being written that are still to come.
     """
 
     def __init__(self) -> None:
         self.to = Source()
-        self.kept: list[np.ndarray] = []
+        self.kept: list[Any] = []
         self.workspace = Workspace()
         self.places: dict[Value, BufferPlace] = {}
         self.registers: dict[Value, str] = {}

@@ -1,0 +1,194 @@
+"""Instructions without native code: the native function calls their NumPy functions.
+
+The operands are arrays over the memory where the native code has them, laid out as NumPy would lay
+them out, so that sums and products are done in the same order. The result is copied to where the
+native code wants it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pallas_shim.evaluator import scalars
+from pallas_shim.evaluator.codegen.native.layouts import Layouts, significant
+from pallas_shim.evaluator.codegen.native.places import BufferPlace, contiguous
+from pallas_shim.evaluator.codegen.native.source import NotNative, Source
+from pallas_shim.evaluator.program import ArrayType, Instruction, RefType, Value
+
+# Of NumPy's C functions, in the table `_ARRAY_API`.
+_ARRAY_TYPE, _RETURN, _NEW_FROM_DESCR = 2, 76, 94
+_WRITEABLE = 0x400
+
+
+def can_call(instruction: Instruction) -> bool:
+    """Whether an instruction only computes, from arrays, what is then copied; or writes to refs."""
+    operation, _, outs, regions, _ = instruction
+    effects = operation.effects
+    if regions or operation.fn is None or effects.io or effects.allocates:
+        return False
+    return all(isinstance(out.type, ArrayType) for out in outs)
+
+
+def call(to: Any, layouts: Layouts, instruction: Instruction) -> None:
+    """Writes the call of an instruction's function.
+
+    Raises:
+      NotNative: nothing is known of how NumPy lays out an operand.
+    """
+    operation, ins, outs, *_ = instruction
+    given = [_operand(to, layouts, value) for value in ins]
+    for position, operand in enumerate(given):
+        if isinstance(operand, BufferPlace):
+            if position in operation.effects.writes:
+                to.before_writing(operand.buffer)
+            else:
+                to.before_reading(operand.buffer)
+    made: list[BufferPlace] = []
+    for out in outs:
+        type = out.type
+        strides = layouts.of(out) if type.shape else ()
+        buffer = to.workspace.take(type.shape, type.dtype)
+        place = contiguous(buffer, type.shape, type.dtype)
+        if strides is not None:
+            place = BufferPlace(buffer, place.offset, strides, type.shape, type.dtype)
+        made.append(place)
+    _write(to, operation.name, _function(operation, len(outs)), made, ins, given)
+    for out, place in zip(outs, made, strict=True):
+        if out.type.shape:
+            to.set_place(out, place)
+            if not to.left[out]:
+                to.release(place.buffer)
+        else:
+            to.registers[out] = to.to.load(place.dtype, place.buffer.base, place.offset)
+            to.workspace.give_back(place.buffer)
+    for value in ins:
+        to.used(value)
+    to.called[operation.name] += 1
+
+
+def _operand(to: Any, layouts: Layouts, value: Value) -> Any:
+    """A constant itself, or the place of a value."""
+    if value.const is not None:
+        return value.const[()]
+    place = to.place(value)
+    if value.type.shape and not isinstance(value.type, RefType):
+        wanted = layouts.of(value)
+        if wanted is None or significant(wanted, place.shape) != significant(
+            place.strides, place.shape
+        ):
+            raise NotNative("a call with an array that NumPy lays out in a way of its own")
+    return place
+
+
+def _function(operation: Any, results: int) -> Callable[..., Any]:
+    """The function that is called: with the results' arrays first, then the operands."""
+    fn = scalars.function(operation)
+    assert fn is not None
+    if results == 0:
+        return fn
+    if operation.multiple:
+
+        def run_multiple(*arrays: Any) -> None:
+            made = fn(*arrays[results:])
+            for out, result in zip(arrays[:results], made, strict=True):
+                out[...] = result
+
+        return run_multiple
+
+    def run(out: Any, *operands: Any) -> None:
+        out[...] = fn(*operands)
+
+    return run
+
+
+def _write(
+    to: Any, name: str, fn: Callable[..., Any], made: Sequence[BufferPlace],
+    ins: Sequence[Value], given: Sequence[Any],
+) -> None:  # fmt: skip
+    text: Source = to.to
+    to.kept.append(fn)
+    objects: list[str] = []
+    count = len(made) + len(given)
+    args = text.variable(f"[{max(count, 1)} x ptr]")
+    created: list[str] = []
+    types = [None] * len(made) + [value.type for value in ins]
+    for position, (operand, type) in enumerate(zip([*made, *given], types, strict=True)):
+        if isinstance(operand, BufferPlace):
+            is_scalar = isinstance(type, ArrayType) and not type.shape
+            register = _array(to, operand, is_scalar)
+            created.append(register)
+        else:
+            to.kept.append(operand)
+            register = _address(id(operand))
+        objects.append(register)
+        slot = text.let(f"getelementptr ptr, ptr {args}, i64 {position}")
+        text.line(f"store ptr {register}, ptr {slot}")
+    result = text.let(
+        f"call ptr @call_python(ptr {_address(id(fn))}, ptr {args}, i64 {count})"
+    )
+    for register in created:
+        text.line(f"call void @release(ptr {register})")
+    failed, go_on = text.label(), text.label()
+    text.branch(text.let(f"icmp eq ptr {result}, null"), failed, go_on)
+    text.begin(failed)
+    text.line("ret i32 1")
+    text.begin(go_on)
+    text.line(f"call void @release(ptr {result})")
+
+
+def _array(to: Any, place: BufferPlace, is_scalar: bool) -> str:
+    """A new array over a place, or its only element as a NumPy scalar."""
+    text: Source = to.to
+    numbers = np.array([*place.shape, *place.strides], np.int64)
+    to.kept += [numbers, place.dtype]
+    data = text.let(f"getelementptr i8, ptr {place.buffer.base}, i64 {place.offset}")
+    name = "scalar" if is_scalar else "array"
+    dims, rank = numbers.ctypes.data, len(place.shape)
+    return text.let(
+        f"call ptr @new_{name}(ptr {_address(id(place.dtype))}, i32 {rank},"
+        f" ptr {_address(dims)}, ptr {_address(dims + 8 * rank)}, ptr {data})"
+    )
+
+
+def _address(number: int) -> str:
+    return f"inttoptr (i64 {number} to ptr)"
+
+
+@functools.cache
+def helpers() -> str:
+    """The text of the functions that such calls use."""
+    get = ctypes.pythonapi.PyCapsule_GetPointer
+    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    api = get(np._core._multiarray_umath._ARRAY_API, None)  # type: ignore[attr-defined]
+    table = (ctypes.c_void_p * (_NEW_FROM_DESCR + 1)).from_address(api)
+    new, scalar, type = (_address(table[n]) for n in (_NEW_FROM_DESCR, _RETURN, _ARRAY_TYPE))
+    python = {
+        name: _address(ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value or 0)
+        for name in ("Py_IncRef", "Py_DecRef", "PyObject_Vectorcall")
+    }
+    return f"""
+define internal ptr @new_array(ptr %type, i32 %rank, ptr %dims, ptr %strides, ptr %data) noinline {{
+  call void {python["Py_IncRef"]}(ptr %type)
+  %array = call ptr {new}(ptr {type}, ptr %type, i32 %rank, ptr %dims, ptr %strides, ptr %data,
+    i32 {_WRITEABLE}, ptr null)
+  ret ptr %array
+}}
+define internal ptr @new_scalar(ptr %type, i32 %rank, ptr %dims, ptr %strides, ptr %data) noinline {{
+  %array = call ptr @new_array(ptr %type, i32 %rank, ptr %dims, ptr %strides, ptr %data)
+  %scalar = call ptr {scalar}(ptr %array)
+  ret ptr %scalar
+}}
+define internal ptr @call_python(ptr %function, ptr %args, i64 %count) noinline {{
+  %result = call ptr {python["PyObject_Vectorcall"]}(ptr %function, ptr %args, i64 %count, ptr null)
+  ret ptr %result
+}}
+define internal void @release(ptr %object) noinline {{
+  call void {python["Py_DecRef"]}(ptr %object)
+  ret void
+}}
+"""
