@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pallas_shim.evaluator.codegen.native import accesses, calls, elements, reductions
+from pallas_shim.evaluator.codegen.native import accesses, calls, elements, functions, reductions
 from pallas_shim.evaluator.codegen.native.layouts import Layouts
 from pallas_shim.evaluator.codegen.native.places import (
     Buffer,
@@ -29,6 +29,10 @@ from pallas_shim.evaluator.program import (
     Region,
     Value,
 )
+
+
+# These keep the elements in order, or repeat them.
+_RESHAPES = ("broadcast_in_dim", "broadcast_to", "expand_dims", "reshape", "squeeze")
 
 
 class NativeLowering(Values):
@@ -136,6 +140,9 @@ class NativeLowering(Values):
         if not fits:
             raise NotNative(name)
         dtype = out.type.dtype
+        if name in functions.FUNCTIONS:
+            functions.write(self, name, out, ins[0])
+            return
         elements.element(Source(), name, types, dtype, ["%x"] * len(ins))  # refuses what it can't
         self.elementwise(
             [out], ins, lambda to, xs: [elements.element(to, name, types, dtype, xs)]
@@ -194,6 +201,8 @@ class NativeLowering(Values):
                 raise NotNative(operation.name)
             self.elementwise(outs, (source,), lambda to, xs: xs)
             return
+        if self._of_rows(operation.name, source, out):
+            return
         place = self.place(source)
         seen = self.seen(place, operation, out)
         if seen is None:
@@ -210,6 +219,21 @@ class NativeLowering(Values):
         else:
             self.set_place(out, seen)
         self.used(source)
+
+    def _of_rows(self, name: str, source: Value, out: Value) -> bool:
+        """Adds a view of what a group has for its rows to that group, if it can be: one with
+        another shape, or for all elements. Returns whether it is added."""
+        group = self.pending.get(source)
+        if group is None or source not in group.rows or name not in _RESHAPES:
+            return False
+        shape, is_row = out.type.shape, group.is_of_rows(out.type.shape)
+        if shape != group.shape and not is_row or source.type.dtype != out.type.dtype:
+            return False
+        if not is_row and name == "reshape":
+            return False
+        self.join(group, out, [source], lambda rounds: rounds.set(out, rounds.value(source)), is_row)
+        group.uses[source] += 1
+        return True
 
     def seen(self, place: BufferPlace, operation: Any, out: Value) -> BufferPlace | None:
         """The view that an operation gives of a place, None if that is a copy."""
