@@ -16,7 +16,7 @@ import numpy as np
 
 from pallas_shim.evaluator import scalars
 from pallas_shim.evaluator.codegen.native.layouts import Layouts, significant
-from pallas_shim.evaluator.codegen.native.places import BufferPlace, contiguous
+from pallas_shim.evaluator.codegen.native.places import BufferPlace, contiguous, reach
 from pallas_shim.evaluator.codegen.native.source import NotNative, Source
 from pallas_shim.evaluator.program import ArrayType, Instruction, RefType, Value
 
@@ -31,6 +31,8 @@ def can_call(instruction: Instruction) -> bool:
     effects = operation.effects
     if regions or operation.fn is None or effects.io or effects.allocates:
         return False
+    if "into" in operation.params:
+        return False  # it would write over memory that the native code still reads
     return all(isinstance(out.type, ArrayType) for out in outs)
 
 
@@ -50,13 +52,7 @@ def call(to: Any, layouts: Layouts, instruction: Instruction) -> None:
                 to.before_reading(operand.buffer)
     made: list[BufferPlace] = []
     for out in outs:
-        type = out.type
-        strides = layouts.of(out) if type.shape else ()
-        buffer = to.workspace.take(type.shape, type.dtype)
-        place = contiguous(buffer, type.shape, type.dtype)
-        if strides is not None:
-            place = BufferPlace(buffer, place.offset, strides, type.shape, type.dtype)
-        made.append(place)
+        made.append(_room(to, out, layouts.of(out) if out.type.shape else None))
     _write(to, operation.name, _function(operation, len(outs)), made, ins, given)
     for out, place in zip(outs, made, strict=True):
         if out.type.shape:
@@ -69,6 +65,16 @@ def call(to: Any, layouts: Layouts, instruction: Instruction) -> None:
     for value in ins:
         to.used(value)
     to.called[operation.name] += 1
+
+
+def _room(to: Any, out: Value, strides: tuple[int, ...] | None) -> BufferPlace:
+    """New memory for a result, with strides if they are known."""
+    shape, dtype = out.type.shape, out.type.dtype
+    if strides is None:
+        return contiguous(to.workspace.take(shape, dtype), shape, dtype)
+    low, high = reach(shape, strides)
+    buffer = to.workspace.take((high - low + dtype.itemsize,), np.dtype(np.uint8))
+    return BufferPlace(buffer, str(buffer.start - low), strides, shape, dtype)
 
 
 def _operand(to: Any, layouts: Layouts, value: Value) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pallas_shim.evaluator.codegen.native.places import BufferPlace, strides_of
+from pallas_shim.evaluator.codegen.native.places import BufferPlace, reach, strides_of
 from pallas_shim.evaluator.passes.rewrite import is_ufunc
 from pallas_shim.evaluator.program import Instruction, Program, RefType, Value
 
@@ -111,8 +111,7 @@ class Layouts:
 
 def zeros(shape: Strides, dtype: np.dtype, strides: Strides) -> np.ndarray:
     """An array that is laid out like that."""
-    reach = [(n - 1) * s for n, s in zip(shape, strides, strict=True)]
-    low, high = sum(r for r in reach if r < 0), sum(r for r in reach if r > 0)
+    low, high = reach(shape, strides)
     memory = np.zeros(high - low + dtype.itemsize, np.uint8)
     return np.ndarray(shape, dtype, memory, -low, strides)
 

@@ -24,6 +24,7 @@ from pallas_shim.evaluator.program import (
     PURE,
     ArrayType,
     Instruction,
+    Operation,
     Program,
     RefType,
     Region,
@@ -151,25 +152,25 @@ class NativeLowering(Values):
     def _stored(self, instruction: Instruction) -> None:
         """An elementwise operation whose result goes where a path leads."""
         operation, ins, *_ = instruction
-        count = operation.params["direct"].nin
+        ufunc = operation.params["direct"]
         ref, *operands = ins
-        place = accesses.at_path(self, ref, operation.params["path"], operands[count:])
+        place = accesses.at_path(self, ref, operation.params["path"], operands[ufunc.nin :])
         made = Value(ArrayType(place.shape, place.dtype))
         self.left[made] = 1
-        self._elementwise(elements.name_of(operation), made, operands[:count])
+        self._computed(operation, ufunc, made, operands[: ufunc.nin])
         self.store(place, made)
         self.used_by(place.shape, ref)
-        for leaf in operands[count:]:
+        for leaf in operands[ufunc.nin :]:
             self.used(leaf)
 
     def _in_place(self, instruction: Instruction) -> None:
         """An elementwise operation whose result is written over an array, which nothing uses
         afterwards, or into a ref, whose memory is then the value."""
         operation, ins, (out,), *_ = instruction
-        count, into = operation.params["ufunc"].nin, operation.params["into"]
-        target = ins[into]
+        ufunc, into = operation.params["ufunc"], operation.params["into"]
+        target, count = ins[into], ufunc.nin
         if not isinstance(target.type, RefType):
-            self._elementwise(elements.name_of(operation), out, ins[:count])
+            self._computed(operation, ufunc, out, ins[:count])
             for value in ins[count:]:
                 self.used(value)
             return
@@ -178,11 +179,23 @@ class NativeLowering(Values):
         place = self.place(target)
         made = Value(out.type)
         self.left[made] = 1
-        self._elementwise(elements.name_of(operation), made, ins[:count])
+        self._computed(operation, ufunc, made, ins[:count])
         self.store(place, made)
         self.set_place(out, place)
         for value in ins[count:]:
             self.used_by(place.shape, value)
+
+    def _computed(
+        self, operation: Operation, ufunc: np.ufunc, out: Value, ins: Sequence[Value]
+    ) -> None:
+        """The result of an elementwise operation, as a value."""
+        try:
+            self._elementwise(elements.name_of(operation), out, ins)
+        except NotNative:
+            types = tuple([value.type for value in ins])
+            # The operation itself would write over memory that the native code still reads.
+            plain = Operation(operation.name, operation.params, types, (out.type,), ufunc)
+            calls.call(self, self.layouts, Instruction(plain, tuple(ins), (out,)))
 
     def _known(self, outs: Sequence[Value], fn: Callable[..., Any]) -> None:
         results = fn() if len(outs) != 1 else (fn(),)
