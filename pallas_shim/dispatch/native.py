@@ -116,6 +116,9 @@ class Way:
                 return
             self.code = native.compiled(self._executable.program)
             self.use.native = f"compiled in {time.perf_counter() - start:.3f} s"
+            if self.code.called:
+                rest = ", ".join(f"{count} {name}" for name, count in self.code.called.items())
+                self.use.native += f", NumPy does the rest: {rest}"
         except native.NotNative as error:
             self.use.native = f"not native: {error}"
 
@@ -190,7 +193,7 @@ def same(results: Sequence[Any], others: Sequence[Any]) -> bool:
 
 
 def _same_array(a: Any, b: Any) -> bool:
-    a, b = np.asarray(a), np.asarray(b)
+    a, b = np.atleast_1d(a), np.atleast_1d(b)
     if a.tobytes() == b.tobytes():
         return True
     if a.dtype != b.dtype or a.shape != b.shape or a.dtype.kind in "iub":

@@ -1,8 +1,11 @@
 """Native code: turns a whole program into machine code, by LLVM.
 
-Only programs of which all bits are defined have native code: integers, booleans, and the arithmetic
-of floats that rounds once, in the order of the program. A program with anything else is refused, by
-name. llvmlite, which has LLVM, is an extra.
+What has defined bits is native: integers, booleans, and the arithmetic of floats that rounds once,
+in the order of the program. What has none stays with NumPy. Native code calls the loops of some of
+its functions by their addresses, on parts of arrays that stay in a cache (`functions.py`), and adds
+up rows by NumPy's own loop. Anything else is a call of Python (`calls.py`). A program is refused, by
+name, if part of it can't be called, or if calls are most of it. llvmlite, which has LLVM, is an
+extra.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ def source(program: Program) -> tuple[NativeLowering, str]:
             raise NotNative("arrays without elements")
     lowering = NativeLowering(program)
     lowering.function()
+    if lowering.called and lowering.gain < 0:
+        raise NotNative(f"too little beside {', '.join(lowering.called)}")
     params, results = len(top.params), len(top.results)
     names = [*[f"%p{i}" for i in range(params)], *[f"%r{i}" for i in range(results)], "%workspace"]
     pointers = ", ".join(f"ptr noalias {name}" for name in names)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pallas_shim.evaluator import scalars
-from pallas_shim.evaluator.codegen.native.layouts import Layouts, significant
+from pallas_shim.evaluator.codegen.native.layouts import Layouts, is_dense, significant
 from pallas_shim.evaluator.codegen.native.places import BufferPlace, contiguous, reach
 from pallas_shim.evaluator.codegen.native.source import NotNative, Source
 from pallas_shim.evaluator.program import ArrayType, Instruction, RefType, Value
@@ -43,7 +43,8 @@ def call(to: Any, layouts: Layouts, instruction: Instruction) -> None:
       NotNative: nothing is known of how NumPy lays out an operand.
     """
     operation, ins, outs, *_ = instruction
-    given = [_operand(to, layouts, value) for value in ins]
+    copies: list[BufferPlace] = []
+    given = [_operand(to, layouts, value, copies) for value in ins]
     for position, operand in enumerate(given):
         if isinstance(operand, BufferPlace):
             if position in operation.effects.writes:
@@ -64,6 +65,8 @@ def call(to: Any, layouts: Layouts, instruction: Instruction) -> None:
             to.workspace.give_back(place.buffer)
     for value in ins:
         to.used(value)
+    for copy in copies:
+        to.workspace.give_back(copy.buffer)
     to.called[operation.name] += 1
 
 
@@ -77,18 +80,25 @@ def _room(to: Any, out: Value, strides: tuple[int, ...] | None) -> BufferPlace:
     return BufferPlace(buffer, str(buffer.start - low), strides, shape, dtype)
 
 
-def _operand(to: Any, layouts: Layouts, value: Value) -> Any:
-    """A constant itself, or the place of a value."""
+def _operand(to: Any, layouts: Layouts, value: Value, copies: list[BufferPlace]) -> Any:
+    """A constant itself, or the place of a value. It is copied if NumPy would lay it out otherwise:
+    then the copy is among ``copies``."""
     if value.const is not None:
         return value.const[()]
-    place = to.place(value)
-    if value.type.shape and not isinstance(value.type, RefType):
-        wanted = layouts.of(value)
-        if wanted is None or significant(wanted, place.shape) != significant(
-            place.strides, place.shape
-        ):
-            raise NotNative("a call with an array that NumPy lays out in a way of its own")
-    return place
+    place, shape = to.place(value), value.type.shape
+    if not shape or isinstance(value.type, RefType):
+        return place
+    wanted = layouts.of(value)
+    if wanted is None:
+        raise NotNative("a call with an array that NumPy lays out in a way of its own")
+    if significant(wanted, shape) == significant(place.strides, shape):
+        return place
+    if not is_dense(wanted, shape, place.dtype):
+        raise NotNative("a call with an array that NumPy lays out in a way of its own")
+    copies.append(_room(to, value, wanted))
+    to.left[value] += 1
+    to.store(copies[-1], value)
+    return copies[-1]
 
 
 def _function(operation: Any, results: int) -> Callable[..., Any]:

@@ -121,3 +121,13 @@ def significant(strides: Sequence[int] | None, shape: Sequence[int]) -> list[Any
     if strides is None:
         return None
     return [s for s, n in zip(strides, shape, strict=True) if n != 1]
+
+
+def is_dense(strides: Sequence[int], shape: Sequence[int], dtype: np.dtype) -> bool:
+    """Whether an array's elements fill its memory, each at a place of its own."""
+    size = dtype.itemsize
+    for stride, count in sorted((s, n) for s, n in zip(strides, shape, strict=True) if n != 1):
+        if stride != size:
+            return False
+        size *= count
+    return True
