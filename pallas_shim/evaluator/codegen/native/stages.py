@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pallas_shim.evaluator.codegen.native.places import Buffer, Workspace
-from pallas_shim.evaluator.codegen.native.rounds import Dim, Rounds
+from pallas_shim.evaluator.codegen.native.rounds import Dim, GroupAccess, Rounds
 from pallas_shim.evaluator.codegen.native.source import Source
 from pallas_shim.evaluator.program import Value
 
@@ -24,10 +24,16 @@ _PIECE = 1 << 10
 
 
 class Operand(NamedTuple):
-    """What a loop of NumPy's or a reduction takes: how to get an element, and its dtype."""
+    """What a loop of NumPy's or a reduction takes: a value, and how to get an element. ``access``:
+    where its rows lie in memory, if they do."""
 
+    value: Value
     read: Callable[[Rounds], str]
-    dtype: np.dtype
+    access: GroupAccess | None = None
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.value.type.dtype
 
 
 class LoopCall(NamedTuple):
@@ -113,7 +119,8 @@ class _Stages:
         self.to, self.group, self.piece = to, group, piece
         self.workspace = workspace
         self.saved: dict[Value, _Saved] = {}
-        self.operands: dict[tuple[Value, int], _Saved] = {}
+        self.operands: dict[tuple[Value, int], _Saved] = {}  # where those of a loop are
+        self.copied: list[tuple[Value, Operand, _Saved]] = []  # of which these are written there
         self.runs: dict[Value, int] = {}  # the stage in which a member is computed
         for value in group.members:
             self.runs[value] = max([self.ready(n) for n in group.needs.get(value, ())], default=0)
@@ -127,14 +134,8 @@ class _Stages:
 
     def _save(self) -> None:
         group = self.group
-        for value in group.members:
-            if value in group.loops or value in group.reductions:
-                self._keep(value)
-                made = group.loops.get(value) or group.reductions[value]
-                given = made.operands if value in group.loops else [made.operand]
-                is_row = value in group.rows and value in group.loops
-                for number, operand in enumerate(given):
-                    self.operands[value, number] = self._room(operand.dtype, is_row)
+        for value in (*group.loops, *group.reductions):
+            self._keep(value)
         uses = [(n, user) for user in group.members for n in group.needs.get(user, ())]
         for value, user in uses:
             # The operands of a reduction are elements, its result isn't.
@@ -142,10 +143,23 @@ class _Stages:
             if self.runs[user] > self.runs[value] or (value in group.rows) != in_rows:
                 self._keep(value)
         for _, value in (*group.stores, *group.row_stores):
-            if value in self.runs and (
-                self.runs[value] < self.final or (value in group.rows)
-            ):
+            if value in self.runs and (self.runs[value] < self.final or value in group.rows):
                 self._keep(value)
+        for value, number, operand in self._operands():
+            is_row = value in group.rows and value in group.loops
+            kept = self.saved.get(operand.value)
+            if kept is not None and kept.is_row == is_row:
+                self.operands[value, number] = kept
+            elif operand.access is None:
+                self.operands[value, number] = self._room(operand.dtype, is_row)
+                self.copied.append((value, operand, self.operands[value, number]))
+
+    def _operands(self) -> Iterator[tuple[Value, int, Operand]]:
+        for value, call in self.group.loops.items():
+            for number, operand in enumerate(call.operands):
+                yield value, number, operand
+        for value, reduction in self.group.reductions.items():
+            yield value, 0, reduction.operand
 
     def _keep(self, value: Value) -> None:
         if value not in self.saved and value not in self.group.loads:
@@ -173,11 +187,11 @@ class _Stages:
             for stage in range(self.final + 1):
                 self._loops(stage, at, start, rounds, of_rows=True)
                 self._loops(stage, at, start, rounds, of_rows=False)
-                self._finish(stage, rounds)
-        for saved in (*self.saved.values(), *self.operands.values()):
+                self._finish(stage, at, start, rounds)
+        for saved in (*self.saved.values(), *[saved for *_, saved in self.copied]):
             self.workspace.give_back(saved.buffer)
 
-    def _finish(self, stage: int, rounds: str) -> None:
+    def _finish(self, stage: int, at: Sequence[str], start: str, rounds: str) -> None:
         """NumPy's loops and the reductions after a stage's loops."""
         to, group, piece = self.to, self.group, self.piece
         inner = math.prod(dim.size for dim in piece.inner)
@@ -188,11 +202,22 @@ class _Stages:
                 addresses = [self._address(saved) for saved in (*given, self.saved[value])]
                 call.write(to, to.times(rounds, per_round), *addresses)
         for value, reduction in group.reductions.items():
-            if self.runs[value] == stage:
-                source, target = self.operands[value, 0], self.saved[value]
-                with to.loop(to.times(rounds, inner // piece.row)) as row:
-                    first = self._address(source, to.times(row, piece.row))
-                    reduction.write(to, first, self._address(target, row))
+            if self.runs[value] != stage:
+                continue
+            source, target = self.operands.get((value, 0)), self.saved[value]
+            if source is None:
+                access = reduction.operand.access
+                assert access is not None
+                with self._nest(at, start, rounds, True, {}, parallel=False) as inside:
+                    first = to.let(
+                        f"getelementptr inbounds i8, ptr {access.place.buffer.base},"
+                        f" i64 {inside.address(access)}"
+                    )
+                    reduction.write(to, first, self._address(target, inside.row))
+                continue
+            with to.loop(to.times(rounds, inner // piece.row)) as row:
+                first = self._address(source, to.times(row, piece.row))
+                reduction.write(to, first, self._address(target, row))
 
     def _address(self, saved: _Saved, number: str = "0") -> str:
         base, offset = _at(self.to, saved, number)
@@ -208,15 +233,11 @@ class _Stages:
             and value not in group.loops and value not in group.reductions
         ]  # fmt: skip
         given = [
-            (operand, self.operands[value, number])
-            for value in (*group.loops, *group.reductions)
+            (operand, saved)
+            for value, operand, saved in self.copied
             if self.runs[value] == stage
             and (value in group.rows and value in group.loops) == of_rows
-            for number, operand in enumerate(
-                group.loops[value].operands if value in group.loops
-                else [group.reductions[value].operand]
-            )
-        ]  # fmt: skip
+        ]
         stores = group.row_stores if of_rows else group.stores
         stores = stores if stage == self.final else []
         if not kept and not given and not stores:
@@ -242,7 +263,7 @@ class _Stages:
     @contextmanager
     def _nest(
         self, outer: Sequence[str], start: str, rounds: str, of_rows: bool,
-        visible: dict[Value, _Saved],
+        visible: dict[Value, _Saved], parallel: bool = True,
     ) -> Iterator[_StageRounds]:
         """The loops over the elements of a piece, or over its rows."""
         to, piece, last = self.to, self.piece, len(self.group.shape) - 1
@@ -250,9 +271,9 @@ class _Stages:
         dims, at = list(piece.outer), list(outer)
         row, position = "0", "0"
         with ExitStack() as stack:
-            parallel = stack.enter_context(to.independent_rounds())
+            mark = stack.enter_context(to.independent_rounds()) if parallel else ""
             if piece.cut is not None:
-                number = stack.enter_context(to.loop(rounds, parallel))
+                number = stack.enter_context(to.loop(rounds, mark))
                 dims.append(piece.cut)
                 at.append(to.plus(start, number))
                 row = number
@@ -261,7 +282,7 @@ class _Stages:
                 in_a_row = by_rows and dim.axis == last
                 if in_a_row and of_rows:
                     continue
-                number = stack.enter_context(to.loop(str(dim.size), parallel))
+                number = stack.enter_context(to.loop(str(dim.size), mark))
                 dims.append(dim)
                 at.append(number)
                 if in_a_row:

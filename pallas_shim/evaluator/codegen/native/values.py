@@ -279,14 +279,19 @@ class Values:
             self.used(value)
             return
         group, (read,), is_row = self.joined(shape, [value])
-        group.loops[out] = LoopCall([Operand(read, dtype)], write)
+        group.loops[out] = LoopCall([Operand(value, read)], write)
         self.join(group, out, [value], lambda rounds: None, is_row)
 
     def reduced_rows(self, out: Value, value: Value, write: Callable[..., None]) -> None:
         """Adds what ``write`` computes of each row of a value, as `Reduction` says."""
         shape = value.type.shape
         group, (read,), _ = self.joined(shape, [value])
-        group.reductions[out] = Reduction(Operand(read, value.type.dtype), write)
+        access = None
+        if value not in self.pending and value in self.places:
+            access = group.access(self.places[value])
+            if access.strides[-1] != value.type.dtype.itemsize:
+                access = None
+        group.reductions[out] = Reduction(Operand(value, read, access), write)
         self.join(group, out, [value], lambda rounds: None, is_row=True)
 
     def store(self, place: BufferPlace, value: Value) -> None:
