@@ -163,7 +163,8 @@ def _covers(store: Instruction, root: Value, blocks: Instruction | None) -> bool
 def _is_whole(blocks: Operation) -> bool:
     """Whether blocks that lie evenly in an array are all of it."""
     (array,) = blocks.ins
-    return not any(start.any() for start in blocks.params["starts"]) and _tile(blocks) == array.shape
+    starts = blocks.params["starts"]
+    return not any(start.any() for start in starts) and _tile(blocks) == array.shape
 
 
 def _tile(blocks: Operation) -> tuple[int, ...] | None:

@@ -3,8 +3,8 @@
 What has defined bits is native: integers, booleans, and the arithmetic of floats that rounds once,
 in the order of the program. What has none stays with NumPy. Native code calls the loops of some of
 its functions by their addresses, on parts of arrays that stay in a cache (`functions.py`), and adds
-up rows by NumPy's own loop. Anything else is a call of Python (`calls.py`). A program is refused, by
-name, if part of it can't be called, or if calls are most of it. llvmlite, which has LLVM, is an
+up rows by NumPy's own loop. Anything else is a call of Python (`calls.py`). A program is refused,
+by name, if part of it can't be called, or if calls are most of it. llvmlite, which has LLVM, is an
 extra.
 """
 

@@ -182,7 +182,7 @@ def helpers() -> str:
     get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     api = get(np._core._multiarray_umath._ARRAY_API, None)  # type: ignore[attr-defined]
     table = (ctypes.c_void_p * (_NEW_FROM_DESCR + 1)).from_address(api)
-    new, scalar, type = (_address(table[n]) for n in (_NEW_FROM_DESCR, _RETURN, _ARRAY_TYPE))
+    new, scalar, type = (_address(table[n] or 0) for n in (_NEW_FROM_DESCR, _RETURN, _ARRAY_TYPE))
     python = {
         name: _address(ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value or 0)
         for name in ("Py_IncRef", "Py_DecRef", "PyObject_Vectorcall")
@@ -194,7 +194,8 @@ define internal ptr @new_array(ptr %type, i32 %rank, ptr %dims, ptr %strides, pt
     i32 {_WRITEABLE}, ptr null)
   ret ptr %array
 }}
-define internal ptr @new_scalar(ptr %type, i32 %rank, ptr %dims, ptr %strides, ptr %data) noinline {{
+define internal ptr @new_scalar(ptr %type, i32 %rank, ptr %dims, ptr %strides, ptr %data)
+  noinline {{
   %array = call ptr @new_array(ptr %type, i32 %rank, ptr %dims, ptr %strides, ptr %data)
   %scalar = call ptr {scalar}(ptr %array)
   ret ptr %scalar

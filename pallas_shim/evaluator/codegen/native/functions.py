@@ -17,7 +17,7 @@ from pallas_shim.evaluator.codegen.native import elements
 from pallas_shim.evaluator.codegen.native.source import NotNative, Source
 from pallas_shim.evaluator.program import ArrayType, Value
 
-_LOOPS = {
+_LOOPS: dict[np.ufunc, str] = {
     np.exp: "f", np.log: "fd", np.tanh: "fd", np.sin: "fd", np.cos: "fd",
 }  # fmt: skip
 # NumPy's PyUFuncObject: the arrays of its loops and of what is passed to them.
@@ -134,7 +134,7 @@ def write(to: Any, name: str, out: Value, operand: Value) -> None:
     Raises:
       NotNative: there is none for this type.
     """
-    shape, dtype = operand.type
+    shape, dtype = operand.type.shape, operand.type.dtype
     computed = dtype if dtype.kind == "f" and dtype.itemsize >= 4 else np.dtype(np.float32)
     loops = _USES[name]
     if out.type != operand.type or any(loop(ufunc, computed) is None for ufunc in loops):

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from pallas_shim.evaluator.codegen.native.places import BufferPlace, reach, strides_of
-from pallas_shim.evaluator.passes.rewrite import is_ufunc
 from pallas_shim.evaluator.program import Instruction, Program, RefType, Value
 
 Strides = tuple[int, ...]
@@ -82,7 +81,7 @@ class Layouts:
                        if made.name == "switch"]  # fmt: skip
             return contiguous if all(map(self.is_contiguous, results)) else None
         operands = [v for v in made.ins if v.type.shape]
-        known = made.name in _CONTIGUOUS or is_ufunc(made.operation)
+        known = made.name in _CONTIGUOUS or isinstance(made.operation.fn, np.ufunc)
         if known and not made.operation.view and all(map(self.is_contiguous, operands)):
             return contiguous
         return self._learnt(made, value)

@@ -31,7 +31,6 @@ from pallas_shim.evaluator.program import (
     Value,
 )
 
-
 # Seconds, beside a call by Python: what it saves if an instruction is native, with each of its
 # elements; what it costs if native code calls it.
 _NATIVE, _ELEMENT, _CALLED = 3.5e-7, 1e-10, 3e-7
@@ -116,6 +115,9 @@ class NativeLowering(Values):
     def _natively(self, instruction: Instruction) -> None:
         operation, ins, outs, regions, _ = instruction
         name, params = operation.name, operation.params
+        if not (regions or operation.view or operation.effects.allocates):
+            for value in (*ins, *outs):
+                type_of(value.type.dtype)
         if regions or operation.fn is None:
             self.structured(instruction)
         elif "direct" in params:
@@ -255,7 +257,8 @@ class NativeLowering(Values):
             return False
         if not is_row and name == "reshape":
             return False
-        self.join(group, out, [source], lambda rounds: rounds.set(out, rounds.value(source)), is_row)
+        member = lambda rounds: rounds.set(out, rounds.value(source))  # noqa: E731
+        self.join(group, out, [source], member, is_row)
         group.uses[source] += 1
         return True
 

@@ -108,8 +108,8 @@ def _row(name: str, dtype: np.dtype, length: int, to: Source, row: str, result: 
         to.set(total, kind, elements.element(vectors, name, [dtype] * 2, dtype, [so_far, loaded]))
     made = to.read(total, kind)
     parts = [to.let(f"extractelement {kind} {made}, i64 {lane}") for lane in order]
-    for number in range(length - length % lanes, length):
-        parts.append(to.load(dtype, row, str(number * dtype.itemsize)))
+    for at in range(length - length % lanes, length):
+        parts.append(to.load(dtype, row, str(at * dtype.itemsize)))
     while len(parts) > 1:
         pairs = itertools.zip_longest(parts[::2], parts[1::2])
         parts = [

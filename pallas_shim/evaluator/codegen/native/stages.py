@@ -1,8 +1,8 @@
 """Writes a group of which NumPy's loops compute parts, or that reduces rows: in pieces, in stages.
 
-A piece is a part of the group's elements that stays in the nearest cache. Its loops compute all that
-they can; then NumPy's loops run over the piece, and its rows are reduced; then come the loops of the
-next stage. What a later stage uses is kept in the workspace, for one piece.
+A piece is a part of the group's elements that stays in the nearest cache. Its loops compute all
+that they can; then NumPy's loops run over the piece, and its rows are reduced; then come the loops
+of the next stage. What a later stage uses is kept in the workspace, for one piece.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pallas_shim.evaluator.program import Value
 _PIECE = 1 << 10
 
 
-class Operand(NamedTuple):
+class LoopOperand(NamedTuple):
     """What a loop of NumPy's or a reduction takes: a value, and how to get an element. ``access``:
     where its rows lie in memory, if they do."""
 
@@ -39,14 +39,14 @@ class Operand(NamedTuple):
 class LoopCall(NamedTuple):
     """A member that is computed by a function of (source, counts and addresses)."""
 
-    operands: Sequence[Operand]
+    operands: Sequence[LoopOperand]
     write: Callable[..., None]  # (source, count, addresses of the operands, of the result)
 
 
 class Reduction(NamedTuple):
     """A member with one element for each row, which is computed of the row."""
 
-    operand: Operand
+    operand: LoopOperand
     write: Callable[..., None]  # (source, address of the row, of the result)
 
 
@@ -120,7 +120,7 @@ class _Stages:
         self.workspace = workspace
         self.saved: dict[Value, _Saved] = {}
         self.operands: dict[tuple[Value, int], _Saved] = {}  # where those of a loop are
-        self.copied: list[tuple[Value, Operand, _Saved]] = []  # of which these are written there
+        self.copied: list[tuple[Value, LoopOperand, _Saved]] = []  # those that are written there
         self.runs: dict[Value, int] = {}  # the stage in which a member is computed
         for value in group.members:
             self.runs[value] = max([self.ready(n) for n in group.needs.get(value, ())], default=0)
@@ -154,7 +154,7 @@ class _Stages:
                 self.operands[value, number] = self._room(operand.dtype, is_row)
                 self.copied.append((value, operand, self.operands[value, number]))
 
-    def _operands(self) -> Iterator[tuple[Value, int, Operand]]:
+    def _operands(self) -> Iterator[tuple[Value, int, LoopOperand]]:
         for value, call in self.group.loops.items():
             for number, operand in enumerate(call.operands):
                 yield value, number, operand

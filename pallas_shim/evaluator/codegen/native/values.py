@@ -18,15 +18,15 @@ from pallas_shim.evaluator.codegen.native.groups import Group
 from pallas_shim.evaluator.codegen.native.places import Buffer, BufferPlace, Workspace, contiguous
 from pallas_shim.evaluator.codegen.native.rounds import GroupAccess, Rounds
 from pallas_shim.evaluator.codegen.native.source import NotNative, Source, literal, type_of
-from pallas_shim.evaluator.codegen.native.stages import LoopCall, Operand, Reduction
+from pallas_shim.evaluator.codegen.native.stages import LoopCall, LoopOperand, Reduction
 from pallas_shim.evaluator.program import ArrayType, KeyType, Value
 
 
 class Values:
     """What is known of values while a function is written.
 
-    ``kept`` are the objects whose addresses are in it. ``left`` counts the uses of each value of the
-    regions being written that are still to come.
+    ``kept`` are the objects whose addresses are in it. ``left`` counts the uses of each value of
+    the regions being written that are still to come.
     """
 
     def __init__(self) -> None:
@@ -279,7 +279,7 @@ class Values:
             self.used(value)
             return
         group, (read,), is_row = self.joined(shape, [value])
-        group.loops[out] = LoopCall([Operand(value, read)], write)
+        group.loops[out] = LoopCall([LoopOperand(value, read)], write)
         self.join(group, out, [value], lambda rounds: None, is_row)
 
     def reduced_rows(self, out: Value, value: Value, write: Callable[..., None]) -> None:
@@ -291,7 +291,7 @@ class Values:
             access = group.access(self.places[value])
             if access.strides[-1] != value.type.dtype.itemsize:
                 access = None
-        group.reductions[out] = Reduction(Operand(value, read, access), write)
+        group.reductions[out] = Reduction(LoopOperand(value, read, access), write)
         self.join(group, out, [value], lambda rounds: None, is_row=True)
 
     def store(self, place: BufferPlace, value: Value) -> None:
