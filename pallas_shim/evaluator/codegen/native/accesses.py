@@ -544,12 +544,12 @@ def _accumulate(to: Any, instruction: Instruction) -> None:
             row = rows[position]
             if row is None:
                 return fixed[position]  # type: ignore[return-value]
-            # Its dimensions behind the rounds are the last ones of the shape, or are 1.
-            extra = len(row.shape) - 1 - len(shape)
-            own = row.shape[1 + max(extra, 0) :]
-            strides = broadcast(row.strides[len(row.shape) - len(own) :], own, shape)
+            lead = len(row.shape) > len(shape)  # there is an entry for each round
+            extra = max(len(row.shape) - len(shape) - lead, 0)  # of one element each
+            own, steps = row.shape[lead + extra :], row.strides[lead + extra :]
+            strides = broadcast(steps, own, shape)
             offset = row.offset
-            if row.shape[0] > 1:
+            if lead and row.shape[0] > 1:
                 offset = source.plus(offset, source.times(number, row.strides[0]))
             for index, stride in zip(at, strides, strict=True):
                 offset = source.plus(offset, source.times(index, stride))
