@@ -139,6 +139,19 @@ def test_rows_beside_square_arrays():
     """A row's results have the shape of a row."""
     x = numbers(12, 12)
     check(lambda x: [x + jnp.max(x, 1), x + jnp.max(x, 1)[:, None], jnp.max(x, 1) * x[0]], x)
+    for dims in ((0,), (1,)):
+        check(lambda x: x * 2 + lax.broadcast_in_dim(jnp.max(x, 1), (12, 12), dims), x)  # noqa: B023
+
+
+def test_rows_of_rows():
+    x = np.random.default_rng(0).standard_normal((4, 12, 20)).astype(np.float32)
+
+    def f(x):
+        inner = jnp.sum(jnp.exp(x), axis=2)
+        return [inner / jnp.sum(inner, axis=1, keepdims=True), x - inner.max(1)[:, None, None],
+                jnp.exp(inner) * 2]  # fmt: skip
+
+    check(f, x, called=set())
 
 
 # -- calls ----------------------------------------------------------------------------------------

@@ -224,7 +224,7 @@ class NativeLowering(Values):
                 raise NotNative(operation.name)
             self.elementwise(outs, (source,), lambda to, xs: xs)
             return
-        if self._of_rows(operation.name, source, out):
+        if self._of_rows(operation, source, out):
             return
         if source in self.pending and source.type == out.type and operation.name in _RESHAPES:
             self.elementwise(outs, (source,), lambda to, xs: xs)  # it moves nothing
@@ -246,17 +246,21 @@ class NativeLowering(Values):
             self.set_place(out, seen)
         self.used(source)
 
-    def _of_rows(self, name: str, source: Value, out: Value) -> bool:
+    def _of_rows(self, operation: Operation, source: Value, out: Value) -> bool:
         """Adds a view of what a group has for its rows to that group, if it can be: one with
         another shape, or for all elements. Returns whether it is added."""
         group = self.pending.get(source)
-        if group is None or source not in group.rows or name not in _RESHAPES:
+        if group is None or source not in group.rows or operation.name not in _RESHAPES:
             return False
-        shape, is_row = out.type.shape, group.is_of_rows(out.type.shape)
-        if shape != group.shape and not is_row or source.type.dtype != out.type.dtype:
+        is_row = group.is_of_rows(out.type.shape)
+        if source.type.dtype != out.type.dtype:
             return False
-        if not is_row and name == "reshape":
-            return False
+        if not is_row:
+            dims = operation.params.get("broadcast_dimensions", ())
+            rank = len(source.type.shape)
+            along_rows = rank == len(group.shape) or tuple(dims) == tuple(range(rank))
+            if out.type.shape != group.shape or operation.name == "reshape" or not along_rows:
+                return False
         member = lambda rounds: rounds.set(out, rounds.value(source))  # noqa: E731
         self.join(group, out, [source], member, is_row)
         group.uses[source] += 1

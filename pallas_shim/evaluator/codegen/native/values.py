@@ -284,8 +284,9 @@ class Values:
 
     def reduced_rows(self, out: Value, value: Value, write: Callable[..., None]) -> None:
         """Adds what ``write`` computes of each row of a value, as `Reduction` says."""
-        shape = value.type.shape
-        group, (read,), _ = self.joined(shape, [value])
+        if value in self.pending and value in self.pending[value].rows:
+            self.place(value)  # its rows aren't those of the group that it is in
+        group, (read,), _ = self.joined(value.type.shape, [value])
         access = None
         if value not in self.pending and value in self.places:
             access = group.access(self.places[value])
