@@ -86,7 +86,7 @@ COMPOSED = {
 
 
 @pytest.mark.parametrize("name", COMPOSED)
-@pytest.mark.parametrize("shape", [(), (7,), (3, 1500), (5, 33)])
+@pytest.mark.parametrize("shape", [(), (3, 1500), (5, 33)])
 def test_functions(name, shape):
     f = COMPOSED[name]
     x = numbers(8 * 4000)[: max(int(np.prod(shape)), 1)].reshape(shape)
@@ -295,7 +295,7 @@ def compatible(a, b):
     return all(m == n or 1 in (m, n) for m, n in zip(a[::-1], b[::-1], strict=False))
 
 
-@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("seed", range(10))
 def test_random_programs(seed):
     source = random.Random(seed)
     rows, columns = source.choice(SHAPES)
