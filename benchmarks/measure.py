@@ -27,7 +27,7 @@ from ways import WAYS
 
 def main(name: str, way_name: str, results: str, seconds: str) -> None:
     kernel, way = KERNELS[name], WAYS[way_name]
-    if not (kernel.for_device and (way.shim or way.stages)):
+    if way.interpret is not None and not (kernel.for_device and (way.shim or way.stages)):
         interpret_as({"True": True, "InterpretParams": pltpu.InterpretParams()}[way.interpret])
     built, args = kernel.build()
     f = jax.jit(built)

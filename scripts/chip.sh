@@ -31,7 +31,8 @@ set_up() { # VERSION
     [ -e "$venv/complete" ] && return
     "$(python_for "$1")" -m venv "$venv"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-        "jax[tpu]==$1" -r scripts/requirements-test.txt -r scripts/requirements-chip.txt
+        "jax[tpu]==$1" -r scripts/requirements-run.txt -r scripts/requirements-test.txt \
+        -r scripts/requirements-chip.txt
     touch "$venv/complete"
 }
 

@@ -15,13 +15,13 @@ import pytest
 from jax.experimental import pallas as pl
 
 from pallas_shim import patching
-from pallas_shim.dispatch import planning
+from pallas_shim.dispatch import background, native, planning
 from pallas_shim.evaluator import compiler
 from pallas_shim.reports import uses
 from pallas_shim.reports.uses import REPORT
-from tests.shimmed import double, shim
+from tests.shimmed import double, only_row, setting, shim
 
-__all__ = ["shim"]
+__all__ = ["setting", "shim"]
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork"),
@@ -137,3 +137,84 @@ def test_inside_a_kernel():
     got = jax.jit(lambda x: pl.pallas_call(kernel, out_shape=out, interpret=True)(x))(X)
     np.testing.assert_array_equal(np.asarray(got), X)
     assert statuses == [0]
+
+
+@contextlib.contextmanager
+def background_stands_still():
+    """The background's thread waits, and its queue grows."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def stand():
+        entered.set()
+        leave.wait(60)
+
+    background.later(stand)
+    assert entered.wait(20)
+    try:
+        yield
+    finally:
+        leave.set()
+
+
+def until(is_done) -> bool:
+    end = time.monotonic() + 15
+    while not is_done():
+        if time.monotonic() > end:
+            return False
+    return True
+
+
+def test_before_a_function_without_a_kernel_is_compiled(setting, monkeypatch):
+    """XLA's threads aren't in the new process, so it can't compile there. A thread that asked it to
+    would keep that process from ending."""
+    setting(scope="all")
+    f = jax.jit(lambda x: x * 5)
+    f(X)
+    later: list[object] = []
+    monkeypatch.setattr(background, "later", later.append)
+
+    def earned():
+        for plans in list(planning._plans.values()):
+            for plan in plans:
+                if plan.trial is not None:
+                    plan.trial._left = 0
+        return [(np.asarray(f(X)) == 5 * X).all() for _ in range(3)] == [True] * 3
+
+    assert in_child(lambda: earned() and not later) == 0
+    assert earned() and len(later) == 1
+
+
+@pytest.mark.skipif(not native._is_installed(), reason="llvmlite isn't installed")
+@pytest.mark.parametrize("when", ("queued", "lowered", "compiled"))
+def test_while_native_code_is_made(setting, monkeypatch, when):
+    from pallas_shim.evaluator.codegen import native as code
+
+    setting(native=True, cache=None)
+    monkeypatch.setattr(native.Way, "_price", lambda way, instructions: 0.0)
+    entered = threading.Event()
+
+    def slow(module, name):
+        stock = getattr(module, name)
+
+        def call(*args):
+            if not entered.is_set():
+                entered.set()
+                time.sleep(0.3)
+            return stock(*args)
+
+        monkeypatch.setattr(module, name, call)
+
+    if when == "lowered":
+        slow(code, "source")
+    if when == "compiled":
+        slow(code, "object_code")
+    f = jax.jit(lambda x: double(x) * 7)
+
+    def is_decided():
+        return (np.asarray(f(X)) == 14 * X).all() and "compiled in" in (only_row()["native"] or "")
+
+    with background_stands_still() if when == "queued" else contextlib.nullcontext():
+        f(X)
+        assert when == "queued" or entered.wait(20)
+        assert in_child(lambda: until(is_decided)) == 0
+    assert until(is_decided)

@@ -7,6 +7,7 @@ code. A program that can't be expressed this way isn't kept.
 
 from __future__ import annotations
 
+import enum
 import functools
 import importlib
 import marshal
@@ -16,6 +17,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 
@@ -246,6 +248,8 @@ class _Encoder:
             return ["array", *self._array(np.asarray(x))]
         if isinstance(x, tuple) and hasattr(x, "_fields"):
             return ["record", self.term(kind), *self.terms(x)]
+        if isinstance(x, enum.Enum):
+            return ["attribute", self.term(kind), x.name]
         if kind is functools.partial:
             return ["partial", *self.terms((x.func, x.args, x.keywords))]
         if kind is types.MethodType:
@@ -292,6 +296,8 @@ class _Encoder:
         if isinstance(owner, np.ufunc):
             return ["attribute", self.term(owner), x.__name__]
         home = libraries.home(x)
+        if isinstance(name, str) and isinstance(x, type) and vars(jax.lax).get(name) is x:
+            return ["named", "jax.lax", name]
         if home is not None and (_within(home[0], _NAMED) or _within(home[0], _OWN)):
             return ["named", *home]
         module = getattr(x, "__module__", None)

@@ -11,12 +11,11 @@ import builtins
 import collections
 import contextlib
 import gc
-import itertools
 import operator
 import sys
 import threading
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from pallas_shim.cache import libraries
@@ -27,21 +26,20 @@ _STANDARD = frozenset(
     """builtins collections contextlib copy dataclasses enum functools itertools math operator
     types typing warnings""".split()
 )
+# Packages that tracing runs nothing of: they make the text of a compiler's input, wrap Fortran, and
+# compare results. A third of all functions and classes is in them.
+_NOT_TRACED = ("jaxlib.mlir", "jaxlib.mosaic", "jaxlib.triton", "numpy.f2py", "numpy.testing")
 # Module variables that the libraries change themselves.
 _THEIR_OWN: frozenset[tuple[str, str]] = frozenset()
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, tuple, frozenset})
 
 
-# The variables of many owners: the number of each one's variables, all names, and all values.
-_Contents = tuple[list[int], list[str], list[Any]]
-
-
 class _Snapshot:
     """The snapshot of modules and their contents.
 
-    ``owners`` are modules, classes and instances. ``held`` has copies of their variables, and
-    ``contents`` the same as flat lists, which are compared in a tenth of the time. ``functions``
-    are kept with the parts that define them. ``tables`` are dictionaries, of rules for example.
+    ``owners`` are modules, classes and instances. ``held`` has copies of their variables.
+    ``functions`` are kept with the parts that define them. ``tables`` are dictionaries, of rules
+    for example.
     """
 
     def __init__(self) -> None:
@@ -54,7 +52,6 @@ class _Snapshot:
         self.seen: set[int] = set()
         self.owners: list[Any] = []
         self.held: list[dict[str, Any]] = []
-        self.contents: _Contents = ([], [], [])
         self.functions: list[types.FunctionType] = []
         self.parts: dict[str, list[Any]] = {part: [] for part in _PARTS}
         self.tables: list[tuple[str, dict[Any, Any], dict[Any, Any]]] = []
@@ -111,7 +108,7 @@ def _no_collection() -> Iterator[None]:
 
 def _modules() -> Iterator[tuple[str, types.ModuleType]]:
     for name, module in list(sys.modules.items()):
-        if libraries.top(name) in libraries.VERSIONED or name in _STANDARD:
+        if _is_noted(name) or name in _STANDARD:
             if isinstance(module, types.ModuleType):
                 yield name, module
 
@@ -120,15 +117,13 @@ def _change() -> str | None:
     for name, module in _noted.modules.items():
         if sys.modules.get(name) is not module:
             return f"the module {name} isn't the one that was imported"
-    if not _same(_contents(map(vars, _noted.owners)), _noted.contents):
-        for at, owner in enumerate(_noted.owners):
-            held = _noted.held[at]
-            if not _same(vars(owner), held):
-                change = _change_of(owner, held)
-                if change is not None:
-                    return change
-                _noted.held[at] = dict(vars(owner))  # ordinary state; skip it next time
-        _noted.contents = _contents(_noted.held)
+    for at, owner in enumerate(_noted.owners):
+        held = _noted.held[at]
+        if not _same(vars(owner), held):
+            change = _change_of(owner, held)
+            if change is not None:
+                return change
+            _noted.held[at] = dict(vars(owner))  # ordinary state; skip it next time
     for part, get in _PARTS.items():
         if not _same(list(map(get, _noted.functions)), _noted.parts[part]):
             for function, value in zip(_noted.functions, _noted.parts[part], strict=True):
@@ -140,15 +135,6 @@ def _change() -> str | None:
             if change is not None:
                 return change
     return None
-
-
-def _contents(variables: Iterable[Mapping[str, Any]]) -> _Contents:
-    each = list(variables)
-    values = map(operator.methodcaller("values"), each)
-    return list(map(len, each)), list(_CHAINED(each)), list(_CHAINED(values))
-
-
-_CHAINED = itertools.chain.from_iterable
 
 
 def _change_of(owner: Any, held: dict[str, Any]) -> str | None:
@@ -308,12 +294,7 @@ def _note_method(part: Any) -> None:
 def _note_owner(owner: Any) -> None:
     _noted.seen.add(id(owner))
     _noted.owners.append(owner)
-    held = dict(vars(owner))
-    _noted.held.append(held)
-    sizes, names, values = _noted.contents
-    sizes.append(len(held))
-    names.extend(held)
-    values.extend(held.values())
+    _noted.held.append(dict(vars(owner)))
 
 
 def _note_function(function: types.FunctionType) -> None:
@@ -326,7 +307,11 @@ def _note_function(function: types.FunctionType) -> None:
 
 def _is_versioned(kind: type) -> bool:
     module = kind.__module__
-    return isinstance(module, str) and libraries.top(module) in libraries.VERSIONED
+    return isinstance(module, str) and _is_noted(module)
+
+
+def _is_noted(module: str) -> bool:
+    return libraries.top(module) in libraries.VERSIONED and not module.startswith(_NOT_TRACED)
 
 
 _TABLES = frozenset({dict, collections.defaultdict})

@@ -82,6 +82,8 @@ class Store:
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid():
                     return None
+                if status.st_mode & 0o022:  # another user may have written to it
+                    return None
                 content = file.read()
         except OSError:
             return None

@@ -7,9 +7,8 @@ from typing import Any
 
 import jax
 
-from pallas_shim.chip import session, tpus
+from pallas_shim.chip import noting, session, tpus
 from pallas_shim.chip.jobs import Limits
-from pallas_shim.chip.noting import Reached
 from pallas_shim.chip.verdicts import Verdict
 from pallas_shim.jax_compat import export_tpu
 
@@ -21,7 +20,7 @@ def kernels(function: Callable[..., Any], *args: Any) -> list[export_tpu.Site]:
       function: any function of arrays, jitted or not.
       args: its arguments, or a `jax.ShapeDtypeStruct` in the place of each.
     """
-    reached = Reached()
+    reached = noting.reached()
     reached.note(export_tpu.sites(jax.make_jaxpr(function)(*args)))
     return reached.take()
 

@@ -6,6 +6,9 @@ import collections
 from collections.abc import Hashable
 from typing import NamedTuple
 
+# What a kernel on one core copies from and to. Other copies reach other cores or chips.
+LOCAL = frozenset({"hbm", "vmem", "smem"})
+
 
 class Rates(NamedTuple):
     """In cycles of the core: how long a copy takes that finds the engine idle, beside its bytes

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import glob
+import hashlib
 import os
 import re
 from typing import NamedTuple
@@ -38,6 +39,32 @@ class Files(NamedTuple):
     allocations: str
     utilization: str
     bundles: str
+
+
+class Compiled(NamedTuple):
+    """A function that was compiled: XLA's program, and the texts about each of its kernels, by the
+    name of the instruction that calls it."""
+
+    hlo: str
+    kernels: dict[str, Files]
+
+
+# Lines of HLO may hold a large constant.
+_LONGEST = 6000
+
+
+def without_long_lines(hlo: str) -> str:
+    """XLA's program with digests in the place of the kernels' code, and without the middles of
+    lines that are still long."""
+
+    def digest(match: re.Match[str]) -> str:
+        return f'"body":"{hashlib.sha256(match[1].encode()).hexdigest()}"'
+
+    lines = (re.sub(r'"body":"([^"]*)"', digest, line) for line in hlo.splitlines())
+    return "\n".join(
+        line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+        for line in lines
+    )
 
 
 def kernels(hlo: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pallas_shim import exit_status, settings
 from pallas_shim.chip import gate, jobs, noting, scalar_unit, session, tpus, verdicts
@@ -71,10 +71,10 @@ def _at_exit() -> None:
         if asked_before and not found:
             return
         _say(verdicts.text([verdict.row() for verdict in found]))
-        if settings.current().profile is not None:
-            _profile(found, settings.current().profile)
         if any(verdict.answer.outcome == jobs.REFUSED for verdict in found):
             exit_status.replace_success(REFUSED_STATUS)
+        if settings.current().profile is not None:
+            _profile(found, settings.current().profile)
     except KeyboardInterrupt:
         _say("pallas_shim: interrupted while kernels were compiled for a TPU; no verdict")
     except Exception as error:
@@ -83,14 +83,28 @@ def _at_exit() -> None:
 
 
 def _profile(found: list[verdicts.Verdict], destination: str | None) -> None:
-    from pallas_shim.chip import profile, profile_view
+    from pallas_shim.chip import profile_view, profiling
 
-    counted = {v.key: COUNTER.executed(v.key) for v in found} if COUNTER is not None else {}
-    profiles = [profile.profile(v, counted.get(v.key, scalar_unit.NOTHING)) for v in found]
+    asked = settings.current()
+
+    def counted(key: Any) -> scalar_unit.Executed:
+        return scalar_unit.NOTHING if COUNTER is None else COUNTER.executed(key)
+
+    profiles = profiling.of_kernels(found, counted)
     _say(profile_view.table(profiles))
+    try:
+        functions = profiling.of_functions(
+            noting.FUNCTIONS.take(), [tpus.target(name) for name in asked.compile], found,
+            counted, asked.compile_executor,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        functions = []
+        _say("pallas_shim: interrupted while whole functions were compiled; the rest is there")
+    if functions:
+        _say(profile_view.functions_table(functions))
     for path in (destination or "").split(","):
         if path not in ("", "1"):
-            failure = profile_view.write(profiles, path)
+            failure = profile_view.write(profiles, path, functions)
             shown = path.removeprefix(profile_view.TRACE)
             _say(f"pallas_shim: {failure or f'the profile is in {shown}'}")
 

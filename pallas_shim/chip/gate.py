@@ -83,6 +83,17 @@ def in_function(jaxpr: Any) -> None:
         _reached(lambda: export_tpu.sites(jaxpr))
 
 
+def function(jaxpr: Any, call: Any) -> None:
+    """Takes in a function with kernels that is called, for a profile of all that is in it.
+
+    ``call``: its `call_info.JitCall`.
+    """
+    try:
+        noting.FUNCTIONS.note([export_tpu.jitted(jaxpr, call)])
+    except Exception as error:  # the call goes on
+        _log.warning("a function can't be profiled, a bug in pallas_shim: %r", error)
+
+
 def kernel(equation: Any, axes: Mapping[Any, int]) -> None:
     """Takes in a kernel in a program that XLA compiles.
 

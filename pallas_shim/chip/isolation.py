@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import os
 import shutil
 import signal
@@ -45,11 +46,12 @@ _NOTHING = 0.05
 
 
 class Failed(Exception):
-    """The worker gave no answer; the message says why. ``again``: another one may."""
+    """The worker gave no answer; the message says why. ``again``: another one may. ``slow``: it
+    used up its CPU."""
 
-    def __init__(self, message: str, *, again: bool):
+    def __init__(self, message: str, *, again: bool, slow: bool = False):
         super().__init__(message)
-        self.again = again
+        self.again, self.slow = again, slow
 
 
 class Worker:
@@ -71,16 +73,31 @@ class Worker:
     def run(self, job: Job, limits: Limits) -> Answer:
         """Compiles a job. Never raises because of the compiler: that is no verdict.
 
-        A worker that dies for no visible reason gets a second try in a new process.
+        A worker that dies for no visible reason gets a second try in a new process; so does one
+        that is slow, without dumps, which may take ten times as long as the compiler's own work.
         """
         for attempt in (1, 2):
             try:
                 return self._run(job, limits)
             except Failed as failed:
                 self.stop()
+                if failed.slow and self._dumps and not job.is_function:
+                    return self._without_dumps(job, limits)
                 if attempt == 2 or not failed.again:
                     return Answer(NO_VERDICT, message=str(failed))
         raise AssertionError
+
+    def _without_dumps(self, job: Job, limits: Limits) -> Answer:
+        self._dumps = False
+        try:
+            answer = self._run(job, limits)
+            said = f"no schedule: with its dumps, compiling took more than {limits.cpu:g} s of CPU"
+            return dataclasses.replace(answer, unread=answer.unread and said)
+        except Failed as failed:
+            return Answer(NO_VERDICT, message=str(failed))
+        finally:
+            self.stop()
+            self._dumps = True
 
     def stop(self) -> None:
         """Ends the process and removes its files."""
@@ -162,7 +179,8 @@ class Worker:
                     raise Failed(message, again=False) from None
             except Closed:
                 death = self._death(limits)
-                raise Failed(f"{doing} {death}", again="CPU" not in death) from None
+                slow = self._process.returncode == -signal.SIGXCPU
+                raise Failed(f"{doing} {death}", again=not slow, slow=slow) from None
 
     def _death(self, limits: Limits) -> str:
         assert self._process is not None

@@ -14,12 +14,21 @@ LOWERING, MOSAIC, LLO, MEMORY = "JAX's lowering", "Mosaic", "LLO", "memory"
 @dataclasses.dataclass(frozen=True)
 class Job:
     """A kernel to compile: its exported module, JAX's name of the topology, the named axes of the
-    devices that run it, and whether its schedule is wanted too."""
+    devices that run it, and whether its schedule is wanted too.
+
+    ``hollow``: if its blocks and scratch seem too large, the same kernel with a body that does
+    nothing. What doesn't fit then fits with no body, and is refused in a second; large blocks
+    unroll to code that the compiler takes minutes for. ``is_function``: the module is that of a
+    function with any number of kernels, which may overwrite the ``donated`` arguments.
+    """
 
     module: bytes
     topology: str
     axes: tuple[tuple[Any, int], ...] = ()
     schedule: bool = False
+    hollow: bytes | None = None
+    is_function: bool = False
+    donated: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +48,7 @@ class Answer:
     ``message``: why it refused, or why there is no verdict. ``allocations``, ``bundles``,
     ``spills`` (stores of vector registers, as instructions in the code) and ``warnings`` come from
     the compiler's dump; None: it can't be read, and ``unread`` says why. ``seconds``: CPU time.
+    ``schedule``: a kernel's `dumps.Files`, or a function's `dumps.Compiled`.
     """
 
     outcome: str
@@ -57,9 +67,10 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """The limits of one job: seconds of CPU, seconds on the clock without using any, bytes of
-    memory. How long it takes is up to what else the machine does."""
+    """The limits of one job: seconds of CPU (with the compiler's dumps, and again without), seconds
+    on the clock without using any, bytes of memory. How long it takes is up to what else the
+    machine does."""
 
-    cpu: float = 60.0
+    cpu: float = 120.0
     idle: float = 120.0
     memory: int = 6 << 30

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pallas_shim.chip import bundles, issue, scalar_unit
-from pallas_shim.chip.copies import Flight
+from pallas_shim.chip.copies import LOCAL, Flight
 from pallas_shim.chip.dumps import UnreadableDump
 from pallas_shim.chip.jobs import Allocation
 from pallas_shim.chip.model import BANDWIDTHS, CLOCKS, MODELS, PEAKS, Model, rates
@@ -17,9 +17,6 @@ from pallas_shim.chip.verdicts import Verdict
 __all__ = ["MODELS", "Line", "Model", "Moved", "Profile", "lower_bound", "profile"]
 
 NO_LINE = "no line"
-
-# What a kernel on one core copies. Other copies reach other cores or chips.
-_LOCAL = frozenset({"hbm", "vmem", "smem"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +249,7 @@ def _estimated(made: Profile, tpu: str, devices: int) -> Profile:
     if model is None:
         return without(f"no measured times of a {tpu} to fit and to check")
     ends = {end for copy in made.copies for end in copy.kind.removeprefix("dma.").split("_to_")}
-    if devices > 1 or not ends <= _LOCAL:
+    if devices > 1 or not ends <= LOCAL:
         return without("it talks to other devices or cores, and no such kernel was measured")
     assert made.elapsed is not None and made.bound is not None
     error = model.computing if made.bound.startswith("compute") else model.copying

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pallas_shim.chip.profile import NO_LINE, Profile
+from pallas_shim.chip.whole import Whole
 
 _HERE = pathlib.Path(__file__).parent
 # The style is that of the pages of view.
@@ -19,7 +20,7 @@ _STYLE = _HERE.parent / "view" / "page.css"
 _AROUND = 2
 
 
-def render(profiles: Sequence[Profile]) -> str:
+def render(profiles: Sequence[Profile], functions: Sequence[Whole] = ()) -> str:
     """The page as text. It needs jinja2 and plotly."""
     import jinja2
     from plotly import offline
@@ -31,11 +32,37 @@ def render(profiles: Sequence[Profile]) -> str:
     data = json.dumps([_data(each) for each in profiles], separators=(",", ":"))
     return environment.get_template("profile.html").render(
         profiles=profiles,
+        functions=[_function(each) for each in functions],
         data=data.replace("<", "\\u003c"),
         plotly=base64.b64encode(plotly).decode(),
         css=_STYLE.read_text("utf-8"),
         script=(_HERE / "profile.js").read_text("utf-8"),
     )  # fmt: skip
+
+
+def _function(each: Whole) -> dict[str, Any]:
+    """A function, with texts for its numbers."""
+    total = sum(o.seconds or 0.0 for o in each.operations)
+    rows = [
+        {
+            "name": o.name, "opcode": o.opcode, "origin": o.origin, "is_kernel": o.is_kernel,
+            "times": "unknown" if o.times is None else f"{o.times:,}",
+            "time": o.unknown or "" if o.seconds is None else f"{o.seconds * 1e6:.4g} \u00b5s",
+            "share": "" if o.seconds is None or not total else f"{o.seconds / total:.1%}",
+            "placed": ", ".join(placed.text() for placed in o.placed),
+        }
+        for o in each.operations
+        # The rest is less than what can be seen.
+        if o.seconds is None or o.is_kernel or o.seconds >= total / 1000
+    ]  # fmt: skip
+    said = None
+    if each.seconds is not None and each.share is not None:
+        said = (
+            f"Estimated {each.seconds * 1e3:.3g} ms a call; without the launch, kernels take "
+            f"{each.share:.0%} of it"
+        )
+    return {"name": each.function, "tpu": each.tpu, "rows": rows, "said": said,
+            "error": each.error, "unknown": each.unknown}  # fmt: skip
 
 
 def _data(each: Profile) -> dict[str, Any]:

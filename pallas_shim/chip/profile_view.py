@@ -12,6 +12,7 @@ from typing import Any
 
 from pallas_shim.chip import profile_page, profile_trace
 from pallas_shim.chip.profile import NO_LINE, Profile
+from pallas_shim.chip.whole import Whole, XlaOperation
 
 _MOST_LINES = 8
 # What stands before the path of a trace for Perfetto among the files to write.
@@ -32,6 +33,39 @@ def table(profiles: Sequence[Profile]) -> str:
         if each.unknown is not None:
             lines.append(f"    {each.unknown.splitlines()[0]}")
     return "\n".join(lines)
+
+
+def functions_table(functions: Sequence[Whole]) -> str:
+    """Whole functions for people: what runs around the kernels, and where operands lie."""
+    lines = ["pallas_shim: the functions that called kernels, compiled as a whole"]
+    for each in functions:
+        lines.append(f"{each.tpu}: {each.function}")
+        if each.kernels is not None and each.around is not None and each.share is not None:
+            lines.append(
+                f"    estimated {(each.seconds or 0.0) * 1e3:.3g} ms a call: kernels "
+                f"{each.kernels * 1e3:.3g} ms, XLA's operations {each.around * 1e3:.3g} ms, "
+                f"the rest is the launch; kernels take {each.share:.0%} without it; {each.error}"
+            )
+        if each.unknown is not None:
+            lines.append(f"    {each.unknown.splitlines()[0]}")
+        longest = sorted(each.operations, key=lambda o: -(o.seconds or 0.0))
+        shown = {id(o) for o in longest[:_MOST_LINES]}
+        for o in each.operations:
+            if o.is_kernel or id(o) in shown:
+                lines += _operation(o)
+        if len(longest) > len(shown):
+            some = f"the kernels and {len(shown)} of {len(longest)} operations"
+            lines.append(f"    {some}; a .json or .html file has all")
+    return "\n".join(lines)
+
+
+def _operation(o: XlaOperation) -> list[str]:
+    took = "" if o.seconds is None else f"{o.seconds * 1e6:.4g} us"
+    times = "" if o.times == 1 else f" {'unknown' if o.times is None else o.times} times"
+    lines = [f"    {took:>10}  {o.opcode} {o.name}{times}  {o.origin}".rstrip()]
+    if o.placed:
+        lines.append(" " * 16 + ", ".join(placed.text() for placed in o.placed))
+    return lines
 
 
 def _details(each: Profile) -> list[str]:
@@ -104,20 +138,23 @@ def _drawn(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 # -- files --------------------------------------------------------------------------------------
 
 
-def write(profiles: Sequence[Profile], path: str) -> str | None:
+def write(profiles: Sequence[Profile], path: str, functions: Sequence[Whole] = ()) -> str | None:
     """Writes a .json or .html file, or a trace for Perfetto. Returns why that failed, else None."""
     make: Callable[[], str]
     if path.startswith(TRACE):
         path = path.removeprefix(TRACE)
         make = lambda: json.dumps(profile_trace.events(profiles))  # noqa: E731
     elif path.endswith(".json"):
-        rows = [each.row() for each in profiles]
-        make = lambda: json.dumps({"profiles": rows}, indent=1) + "\n"  # noqa: E731
+        rows = {
+            "profiles": [each.row() for each in profiles],
+            "functions": [each.row() for each in functions],
+        }
+        make = lambda: json.dumps(rows, indent=1) + "\n"  # noqa: E731
     else:
         missing = [m for m in ("jinja2", "plotly") if importlib.util.find_spec(m) is None]
         if missing:
             return f"HTML needs {' and '.join(missing)}: pip install 'pallas_shim[view]'"
-        make = lambda: profile_page.render(profiles)  # noqa: E731
+        make = lambda: profile_page.render(profiles, functions)  # noqa: E731
     try:
         with open(path, "w", encoding="utf-8") as file:
             file.write(make())
@@ -150,7 +187,27 @@ def compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
         lines += [
             f"{r['tpu']}: {r['kernel']} {r['operands']}\n    only in the second" for r in rows
         ]
+    lines += _changed_functions(before.get("functions", ()), after.get("functions", ()))
     return "\n".join(lines)
+
+
+def _changed_functions(
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """The estimates of functions of the same name and TPU that both profiles have."""
+    lines = []
+    known = {(row["function"], row["tpu"]): row for row in after if row["seconds"] is not None}
+    for old in before:
+        new = known.get((old["function"], old["tpu"]))
+        if old["seconds"] is None or new is None:
+            continue
+        lines.append(f"{old['tpu']}: the whole function {old['function']}")
+        lines += [
+            _change(f"ms of {what}", old[key] * 1e3, new[key] * 1e3)
+            for what, key in (("a call", "seconds"), ("its kernels", "kernels"),
+                              ("XLA's operations", "around"))
+        ] + [f"    {new['error']}"]  # fmt: skip
+    return lines
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -38,7 +38,7 @@ from pallas_shim.chip.jobs import (
     Limits,
 )
 from pallas_shim.chip.tpus import Target, libtpu_version
-from pallas_shim.chip.verdicts import LOWERED, Verdict
+from pallas_shim.chip.verdicts import LOWERED, Verdict, overflow
 from pallas_shim.jax_compat import export_tpu, kernel_info, meshes, pallas
 
 R = TypeVar("R")
@@ -128,28 +128,76 @@ class Session:
                 if verdict.answer.outcome != LOWERED or not has_compiler:
                     continue
                 topology = target.topology_for(export_tpu.devices_of(site))
-                job = Job(bytes(module.serialize()), topology, site.axes, self._schedule)
+                hollow = self._hollow(site, target, verdict)
+                job = Job(bytes(module.serialize()), topology, site.axes, self._schedule, hollow)
                 key = None if version is None or self._schedule else _key(job, version)
                 answer = None if key is None else _remembered(key)
                 if answer is not None:
                     verdicts[place] = _answered(verdict, answer, remembered=True)
                     continue
-                if self._compiler is None:
-                    self._compiler = _Compiler(self._executor, self._limits)
-                    self._compiler.start()
-                waiting[self._compiler.send(job)] = place, key
-            if self._compiler is not None:
-                for number, answer in self._compiler.answers():
-                    place, key = waiting[number]
-                    verdicts[place] = _answered(verdicts[place], answer)
-                    if key is not None and answer.outcome != NO_VERDICT:
-                        _remember(key, answer)
+                waiting[self._send(job)] = place, key
+            for number, answer in self._answers():
+                place, key = waiting[number]
+                verdicts[place] = _answered(verdicts[place], answer)
+                if key is not None and answer.outcome != NO_VERDICT:
+                    _remember(key, answer)
         except BaseException:
             self.close()  # what it would still answer, nobody has asked
             raise
-        if self._compiler is not None and self._compiler.has_failed:
-            self.close()  # the next kernel gets a new one
         return verdicts
+
+    def compile_functions(
+        self, asked: Sequence[tuple[export_tpu.JittedFunction, Target]]
+    ) -> list[Answer]:
+        """The compiler's answer on each function with all that is in it, for its target. It has
+        the schedules. Never raises because of a function or the compiler.
+
+        Raises:
+          KeyboardInterrupt: the user doesn't want to wait.
+        """
+        answers: dict[int, Answer] = {}
+        waiting: dict[int, int] = {}
+        try:
+            for place, (function, target) in enumerate(asked):
+                if libtpu_version() is None and self._executor is None:
+                    answers[place] = Answer(NO_VERDICT, message="libtpu isn't installed")
+                    continue
+                try:
+                    tpu = target.tpu
+                    module = export_tpu.exported_whole(function, tpu.kind, tpu.cores).serialize()
+                except Exception as error:
+                    message = f"exporting it failed: {_said(error)}"
+                    answers[place] = Answer(NO_VERDICT, message=message)
+                    continue
+                job = Job(bytes(module), target.topology_for(1), is_function=True,
+                          donated=function.donated)  # fmt: skip
+                waiting[self._send(job)] = place
+            answers.update((waiting[number], answer) for number, answer in self._answers())
+        except BaseException:
+            self.close()
+            raise
+        return [answers[place] for place in range(len(asked))]
+
+    def _send(self, job: Job) -> int:
+        """Hands over a job; returns the number under which it is answered."""
+        if self._compiler is None:
+            self._compiler = _Compiler(self._executor, self._limits)
+            self._compiler.start()
+        return self._compiler.send(job)
+
+    def _answers(self) -> Iterable[tuple[int, Answer]]:
+        """The answers to all jobs, as they come."""
+        if self._compiler is not None:
+            yield from self._compiler.answers()
+            if self._compiler.has_failed:
+                self.close()  # the next job gets a new one
+
+    def _hollow(self, site: export_tpu.Site, target: Target, verdict: Verdict) -> bytes | None:
+        """See `Job`. None: its blocks and scratch fit, as far as is known."""
+        if overflow(verdict.row()) is None:
+            return None
+        _, module = self._export(export_tpu.hollow(site), target)
+        return None if module is None else bytes(module.serialize())
 
 
 def in_a_thread(call: Callable[..., R], *args: Any) -> R:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import importlib.metadata
 import os
 import resource
@@ -75,6 +76,10 @@ def _limit(limits: Limits) -> None:
 def compiled(job: Job, dump: str) -> Answer:
     """What the compiler says of a kernel. ``dump``: the directory that libtpu writes to, or an
     empty text if it writes nothing."""
+    if job.hollow is not None:
+        hollow = compiled(dataclasses.replace(job, module=job.hollow, hollow=None), dump)
+        if hollow.stage == MEMORY:
+            return hollow
     version = importlib.metadata.version("libtpu")
     if dump:
         _clear(dump)
@@ -96,7 +101,15 @@ def compiled(job: Job, dump: str) -> Answer:
     try:
         if not dump:
             raise dumps.UnreadableDump("it doesn't take the options for it")
-        names = dumps.kernels(made.as_text())
+        text = made.as_text()
+        names = dumps.kernels(text)
+        if job.is_function:
+            found = {}
+            for name in names:
+                with contextlib.suppress(dumps.UnreadableDump):  # a SparseCore's have none
+                    found[name] = dumps.read(dump, name)
+            answer["schedule"] = dumps.Compiled(dumps.without_long_lines(text), found)
+            return Answer(**answer)
         if len(names) != 1:
             raise dumps.UnreadableDump(f"the module has {len(names)} kernels")
         files = dumps.read(dump, names[0])
@@ -135,7 +148,7 @@ def _lowered(job: Job) -> Any:
     ]
     # The arguments say where it runs; if there is none, the results do.
     placed = {} if arguments else {"out_shardings": sharding}
-    return jax.jit(module.call, **placed).lower(*arguments)
+    return jax.jit(module.call, donate_argnums=job.donated, **placed).lower(*arguments)
 
 
 def _text(error: Exception) -> str:

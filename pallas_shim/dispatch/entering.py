@@ -19,6 +19,7 @@ import numpy as np
 from pallas_shim.dispatch import background, native, observing, stock
 from pallas_shim.dispatch.plan import Plan
 from pallas_shim.jax_compat import arrays, custom_call
+from pallas_shim.jax_compat.forks import xla_is_lost
 from pallas_shim.jax_compat.hooks import jit_calls
 from pallas_shim.reports.uses import REPORT
 
@@ -29,7 +30,6 @@ _MOST = 200
 
 _numbers = itertools.count()
 _kept: list[Any] = []
-_is_forked = False
 
 
 class _Entry:
@@ -78,7 +78,7 @@ def leave() -> None:
 
 def _may_be_entered() -> bool:
     """Whether nobody wants to see each call."""
-    return observing.current is None and REPORT.hear is None and not _is_forked
+    return observing.current is None and REPORT.hear is None and not xla_is_lost()
 
 
 def _has_an_executable(way: native.Way, plan: Plan, out: Sequence[Any]) -> bool:
@@ -126,13 +126,6 @@ def _compile(
     entry.executable = made
 
 
-def _start_over() -> None:
-    """Runs in a forked process, which has none of XLA's threads."""
-    global _is_forked
-    _is_forked = True
-    leave()
-
-
 observing.listeners.append(leave)
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_start_over)
+    os.register_at_fork(after_in_child=leave)

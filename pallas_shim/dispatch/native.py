@@ -1,15 +1,19 @@
 """Native code for programs that have earned it.
 
-A program starts in NumPy. When its runs have taken several times what compiling it takes, one
-thread in the background makes native code of it. Its next runs are done by both, and compared bit
-by bit. From then on it is native, if that is faster. A user's call never waits for this.
+A program starts in NumPy. When its runs have taken as long as that takes, one thread in the
+background looks for code that another process has left on disk. When they have taken several times
+what compiling it takes, the thread makes native code of it. The program's next runs are done by
+both, and compared bit by bit. From then on it is native, if that is faster. A user's call never
+waits for this.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +21,8 @@ from typing import Any
 import numpy as np
 
 from pallas_shim import settings
+from pallas_shim.cache.objects import Objects
+from pallas_shim.cache.store import Refused, store
 from pallas_shim.dispatch import background
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.floating import as_xla
@@ -28,6 +34,8 @@ Run = Callable[[Sequence[np.ndarray]], list[Any]]
 
 # Seconds to compile a program: for any, and for each instruction.
 _PROGRAM, _INSTRUCTION = 0.05, 0.001
+# Seconds to find a program's code on disk, in the same way, and to load LLVM.
+_FILE, _WRITTEN_INSTRUCTION, _LLVM = 0.005, 0.0004, 0.1
 # How many times as long a program has to have run.
 _EARNS = 3
 # In so many runs both are compared and timed.
@@ -50,7 +58,18 @@ def way(executable: Executable, use: Use) -> Way | None:
         return None
     if asked.native_force and not _is_installed():
         raise NativeError(f"PALLAS_NUMPY_NATIVE=force needs llvmlite: {_EXTRA}")
-    return Way(executable, use, asked.native_force)
+    return Way(executable, use, asked.native_force, None if asked.native_force else _objects())
+
+
+def _objects() -> Objects | None:
+    """Where code is kept for other processes."""
+    setting = settings.current().cache
+    if setting is None:
+        return None
+    try:
+        return Objects(store(setting))
+    except Refused:
+        return None
 
 
 def runner(executable: Executable, way: Way | None) -> Run:
@@ -67,12 +86,15 @@ class Way:
     ``entry``: see `entering`.
     """
 
-    def __init__(self, executable: Executable, use: Use, forced: bool):
+    def __init__(
+        self, executable: Executable, use: Use, forced: bool, objects: Objects | None = None
+    ):
         self._step: Callable[[Way, Sequence[np.ndarray]], list[Any]]
         self._step = Way._forced if forced else Way._counted
         self._executable, self.use = executable, use
-        self._left = _EARNS * _PROGRAM  # seconds until it has earned its code
-        self._is_sized = False  # whether that includes the instructions
+        self._objects = objects
+        self._may_be_kept = objects is not None  # nobody has looked yet
+        self._ran, self._due = 0.0, 0.0  # seconds: until now, and when it has earned the next step
         self.code: Any = None
         self._compared: list[tuple[float, float]] = []  # the seconds of NumPy and of native code
         self.seconds: float | None = None
@@ -84,26 +106,56 @@ class Way:
     def _in_numpy(self, values: Sequence[np.ndarray]) -> list[Any]:
         return self._executable.run(values)
 
+    def _waiting(self, values: Sequence[np.ndarray]) -> list[Any]:
+        return self._executable.run(values)
+
     def _counted(self, values: Sequence[np.ndarray]) -> list[Any]:
         start = time.perf_counter()
         results = self._executable.run(values)
-        self._left -= time.perf_counter() - start
-        if self._left < 0:
+        self._ran += time.perf_counter() - start
+        if self._ran > self._due:
             self._earned()
         return results
 
     def _earned(self) -> None:
-        # Counting instructions and looking for a package take time, so the first call doesn't.
-        if not self._is_sized:
-            count = sum(1 for _ in self._executable.program.top.walk())
-            self._left += _EARNS * count * _INSTRUCTION
-            self._is_sized = True
-        if self._left < 0:
+        due = self._price(0)
+        if self._ran > due:
+            # Counting instructions and looking for a package take time, so the first call doesn't.
+            due = self._price(sum(1 for _ in self._executable.program.top.walk()))
+        self._due = due
+        if self._ran > due:
             self._step = Way._in_numpy
             if _is_installed() or settings.current().report is not None:
-                background.later(self._compile_and_compare)
+                self._step = Way._waiting
+                background.later(self._work, self._lost)
 
-    def _compile(self) -> None:
+    def _price(self, instructions: int) -> float:
+        """The seconds for which a program runs until it has earned the next step."""
+        if self._may_be_kept:
+            llvm = 0.0 if "llvmlite" in sys.modules else _LLVM
+            return llvm + _FILE + instructions * _WRITTEN_INSTRUCTION
+        return _EARNS * (_PROGRAM + instructions * _INSTRUCTION)
+
+    def _lost(self) -> None:
+        """In a forked process: nobody is compiling it here."""
+        if self._step is Way._waiting:
+            self._step = Way._counted
+
+    def _find(self) -> None:
+        """Looks for code that is kept. Without it, the program goes on earning some."""
+        assert self._objects is not None
+        self._may_be_kept = False
+        if not _is_installed() or not self._objects.are_there():
+            return
+        from pallas_shim.evaluator.codegen import native
+
+        start = time.perf_counter()
+        with contextlib.suppress(native.NotNative):  # to be told when it has earned that
+            self.code = native.loaded(self._executable.program, self._objects)
+        if self.code is not None:
+            self.use.native = f"read from disk in {time.perf_counter() - start:.3f} s"
+
+    def _compile(self, quietly: bool) -> None:
         """Makes the code. Without it, the report says why."""
         # Slow imports, so not before a program has earned them.
         from pallas_shim.evaluator.codegen import native
@@ -114,7 +166,10 @@ class Way:
                 native.source(self._executable.program)
                 self.use.native = f"would be native: {_EXTRA}"
                 return
-            self.code = native.compiled(self._executable.program)
+            compiler = native.object_code
+            if quietly:
+                compiler = functools.partial(background.quietly, compiler)
+            self.code = native.compiled(self._executable.program, self._objects, compiler)
             self.use.native = f"compiled in {time.perf_counter() - start:.3f} s"
             if self.code.called:
                 rest = ", ".join(f"{count} {name}" for name, count in self.code.called.items())
@@ -122,15 +177,23 @@ class Way:
         except native.NotNative as error:
             self.use.native = f"not native: {error}"
 
-    def _compile_and_compare(self) -> None:
+    def _work(self) -> None:
+        finds = self._may_be_kept
         try:
-            self._compile()
+            if finds:
+                self._find()
+            else:
+                self._compile(quietly=True)
+        except background.PythonEnds:
+            return
         except Exception as error:
             # The program runs in NumPy as before, but a bug must be visible.
             self.is_wrong(f"{type(error).__name__}: {error}")
             return
         if self.code is not None:
             self._step = Way._both
+        else:
+            self._step = Way._counted if finds else Way._in_numpy
 
     def is_wrong(self, what: str) -> None:
         """Stays in NumPy, because of a bug."""
@@ -164,7 +227,7 @@ class Way:
 
     def _forced(self, values: Sequence[np.ndarray]) -> list[Any]:
         if self.code is None:
-            self._compile()
+            self._compile(quietly=False)
             if self.code is None:
                 self._step = Way._in_numpy
                 return self._in_numpy(values)

@@ -65,6 +65,10 @@ def plan_of(params: dict[str, Any], args: Sequence[Any]) -> Plan | None:
 def _new_plan(params: dict[str, Any], args: Sequence[Any]) -> Plan | None:
     jaxpr = params["jaxpr"]
     to_run = jaxpr
+    if settings.current().profile is not None and kernel_info.kernel_equations(jaxpr):
+        from pallas_shim.chip import gate
+
+        gate.function(jaxpr, call_info.describe_call(params))
     if not kernel_info.kernel_equations(jaxpr):
         to_run = _without_kernels(jaxpr, args)
         if to_run is None:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from pallas_shim.dispatch import background, stock
+from pallas_shim.jax_compat.forks import xla_is_lost
 from pallas_shim.jax_compat.hooks import jit_entry
 
 log = logging.getLogger("pallas_shim")
@@ -18,7 +19,8 @@ log = logging.getLogger("pallas_shim")
 class Trial:
     """The time that a function may run in NumPy: until compiling it would have been cheaper.
 
-    Then it is compiled in the background, and runs in NumPy until that is done.
+    Then it is compiled in the background, and runs in NumPy until that is done. In a forked process
+    that may be never.
     """
 
     def __init__(self, params: dict[str, Any], seconds: float, saved: float):
@@ -47,7 +49,7 @@ class Trial:
         if self._left < 0:
             return
         self._left -= seconds * self._saved
-        if self._left < 0:
+        if self._left < 0 and not xla_is_lost():
             if not any(self._params["donated_invars"]):
                 background.later(lambda: self._compile(args))
             else:

@@ -59,6 +59,23 @@ class CellOrder:
             for permutation, counter in zip(order.permutations, counters, strict=True)
         ]
 
+    def core(self) -> Value:
+        """The core that runs the cell that is being lowered."""
+        order = self.call.order
+        if self._core is not None:
+            return self._core
+        if order is None or order.cores == 1:
+            return self.lowering.const(np.int32(0))
+        bounds, share = self._bounds, self._share()
+
+        def core(*turn: Any) -> Any:
+            return np.int32(np.ravel_multi_index(list(map(int, turn)), bounds) // share)
+
+        (number,) = self.lowering.memory(
+            "core_of_cell", self.turn[: order.parallel], [NUMBER], core, PURE
+        )
+        return number
+
     def _looked_up(self, numbers: np.ndarray, counter: Value) -> Value:
         table = numbers.astype(np.int32)
         if counter.const is not None:

@@ -16,7 +16,7 @@ import numpy as np
 from pallas_shim.evaluator import checked_memory, memory
 from pallas_shim.evaluator.program import PURE, Array, Effects, RefType, Value
 from pallas_shim.evaluator.registry import Unsupported
-from pallas_shim.jax_compat import CheckedMemory
+from pallas_shim.jax_compat import InterpretOptions
 from pallas_shim.jax_compat.pallas import BlockDim, PallasCall
 from pallas_shim.jax_compat.state import Slice
 
@@ -27,20 +27,33 @@ Starts = tuple[int, ...]
 
 
 class _Visits:
-    """The current place of a block, and the first and last visit of each place. This is run-time
-    state of a program."""
+    """The current place of a block, and the first and last visit of each place, by the core that
+    runs. This is run-time state of a program."""
 
     def __init__(self) -> None:
+        self.core = 0
+        self.leave()
+
+    def leave(self) -> None:
+        """The core has run its last cell."""
         self.now: Starts | None = None
         self.past: dict[Starts, tuple[Starts, Starts]] = {}
 
+    def is_new(self, core: int) -> bool:
+        """Whether another core runs than before."""
+        before, self.core = self.core, core
+        return core != before
+
 
 class _BlockPlace(NamedTuple):
-    """The place of one block. ``offsets``: for each dimension a known element offset, or the
-    position of a leaf and the factor to multiply it by."""
+    """The place of one block. ``shape`` is the array's, and ``limits`` are the sizes that blocks
+    must not leave. ``offsets``: for each dimension a known element offset, or the position of a
+    leaf and the factor to multiply it by. ``known_inside``: it lies in the array, without a look at
+    the leaves."""
 
     dims: tuple[BlockDim, ...]
     shape: tuple[int, ...]
+    limits: tuple[int, ...]
     offsets: tuple[int | tuple[int, int], ...]
     known_inside: bool
     never_revisited: bool
@@ -66,9 +79,17 @@ class _BlockPlace(NamedTuple):
         ], ...)
 
     def is_inside(self, starts: Starts) -> bool:
+        """Whether the block lies in the array."""
+        return self._lies_in(self.shape, starts)
+
+    def is_allowed(self, starts: Starts) -> bool:
+        """Whether the block may lie there."""
+        return self._lies_in(self.limits, starts)
+
+    def _lies_in(self, sizes: tuple[int, ...], starts: Starts) -> bool:
         return all(
             0 <= start <= size - dim.size
-            for start, size, dim in zip(starts, self.shape, self.dims, strict=False)
+            for start, size, dim in zip(starts, sizes, self.dims, strict=False)
         )
 
 
@@ -90,7 +111,7 @@ class CheckedBlocks:
         self,
         lowering: Lowering,
         call: PallasCall,
-        checked: CheckedMemory,
+        checked: InterpretOptions,
         sizes: Sequence[Value],
         buffers: Sequence[Value],
         types: Sequence[RefType],
@@ -99,6 +120,7 @@ class CheckedBlocks:
         self.buffers = buffers
         self.types = types
         self.made: list[tuple[Value, Callable[[], Any]]] = []
+        self._core: list[Value] = []
         self._written_back: list[tuple[Value, Value, Value, _BlockPlace]] = []
         self._shared = {
             position
@@ -125,13 +147,16 @@ class CheckedBlocks:
         indices: Sequence[Value],
         starts: Sequence[Sequence[Value]],
         written: set[Value],
+        core: Value,
     ) -> None:
         """Emits the instructions that give one cell its blocks.
 
         Args:
           refs: the result of `refs`.
           written: the refs that the kernel writes to.
+          core: the core that runs the cell. The cells of each follow one another.
         """
+        self._core = [] if core.const is not None else [core]
         num_inputs = self.call.num_inputs
         # Outputs come first. They write back the previous cell's block, which an input may read.
         for position in [*range(num_inputs, len(refs)), *range(num_inputs)]:
@@ -139,19 +164,22 @@ class CheckedBlocks:
                 continue
             place, leaves = self._place(position, starts[position], indices)
             ref, is_output = refs[position], position >= num_inputs
-            if position in self._shared or not is_output and ref in written:
-                self._own(position, ref, place, leaves, indices)
-                continue
-            if not place.known_inside and (is_output or self.checked.raises):
+            shared = position in self._shared
+            beside = self.checked.padded and not place.known_inside
+            own = shared or (beside if is_output else ref in written)
+            if not own and not place.known_inside and (is_output or self.checked.raises):
                 self._emit("check_block", (), leaves, indices, self._check(position, place))
-            if is_output and not place.never_revisited:
+            if is_output and not shared and not place.never_revisited:
                 visits = self._make_visits()
                 fn = self._check_revisit(position - num_inputs, place)
                 self._emit("check_revisit", (visits,), leaves, indices, fn, writes=(0,))
+            if own:
+                self._own(position, ref, place, leaves, indices)
+                continue
             self._view(position, ref, place, leaves)
 
     def _view(self, position: int, ref: Value, place: _BlockPlace, leaves: Sequence[Value]) -> None:
-        copies = not place.known_inside and not self.checked.raises
+        copies = not place.known_inside and (self.checked.padded or not self.checked.raises)
         copies = copies and position < self.call.num_inputs
         fill = memory.filler(self.types[position].dtype, self.checked)
         block_shape = self.types[position].shape
@@ -180,9 +208,15 @@ class CheckedBlocks:
         check = self._check(position, place)
         is_output = position >= self.call.num_inputs
         strict = is_output or self.checked.raises
+        core_of = self._core_reader()
 
         def move(visits: Array, buffer: Array, block: Array, *values: Array) -> tuple[()]:
             starts = place.starts(values)
+            if visits.is_new(core_of(values)):
+                if is_output and visits.now is not None:
+                    _write(buffer, place, visits.now, block)
+                    block[...] = fill
+                visits.leave()
             if starts == visits.now:
                 return ()
             if strict:
@@ -190,7 +224,7 @@ class CheckedBlocks:
             if not is_output:
                 block[...] = _read(buffer, place, starts, type.shape, fill)
             elif visits.now is not None:
-                buffer[place.key(visits.now)] = block
+                _write(buffer, place, visits.now, block)
             visits.now = starts
             return ()
 
@@ -208,7 +242,7 @@ class CheckedBlocks:
                 visits: Any, buffer: Array, block: Array, place: _BlockPlace = place
             ) -> tuple[()]:
                 if visits.now is not None:
-                    buffer[place.key(visits.now)] = block
+                    _write(buffer, place, visits.now, block)
                 return ()
 
             self.lowering.memory(
@@ -240,7 +274,11 @@ class CheckedBlocks:
                 axes = None if axes is None or axis is None else axes | {axis}
                 first, last = (-1, 0) if count is None else (0, (int(count) - 1) * scale)
             inside = inside and 0 <= first and last <= size - dim.size
-        return _BlockPlace(dims, shape, tuple(offsets), inside, self._all_different(axes)), leaves
+        limits = shape
+        if not inside:
+            limits = checked_memory.bounds(self.checked, self.buffers[position].ref)
+        never_revisited = self._all_different(axes)
+        return _BlockPlace(dims, shape, limits, tuple(offsets), inside, never_revisited), leaves
 
     def _all_different(self, axes: set[int] | None) -> bool:
         """Whether no block comes back after the grid has moved on to another. The block's place
@@ -259,7 +297,7 @@ class CheckedBlocks:
 
         def check(*values: Array) -> tuple[()]:
             starts = place.starts(values)
-            if not place.is_inside(starts):
+            if not place.is_allowed(starts):
                 numbers = tuple(
                     s // d.size if d.kind == "blocked" else s
                     for s, d in zip(starts, dims, strict=True)
@@ -274,9 +312,11 @@ class CheckedBlocks:
         return check
 
     def _check_revisit(self, output: int, place: _BlockPlace) -> Callable[..., tuple[()]]:
-        grid_ndim = len(self.sizes)
+        grid_ndim, core_of = len(self.sizes), self._core_reader()
 
         def check(visits: Array, *values: Array) -> tuple[()]:
+            if visits.is_new(core_of(values)):
+                visits.leave()
             starts, iteration = place.starts(values), _iteration(values, grid_ndim)
             if starts != visits.now and starts in visits.past:
                 first, last = visits.past[starts]
@@ -299,6 +339,13 @@ class CheckedBlocks:
         self.made.append((visits, _Visits))
         return visits
 
+    def _core_reader(self) -> Callable[[Sequence[Any]], int]:
+        """The function that finds the core among the values of `_emit`."""
+        if not self._core:
+            return lambda values: 0
+        place = -len(self.sizes) - 1
+        return lambda values: int(values[place])
+
     def _emit(
         self,
         name: str,
@@ -310,7 +357,7 @@ class CheckedBlocks:
         writes: tuple[int, ...] = (),
     ) -> None:
         effects = Effects(reads=reads, writes=writes, io=True)
-        self.lowering.memory(name, [*refs, *leaves, *indices], [], fn, effects)
+        self.lowering.memory(name, [*refs, *leaves, *self._core, *indices], [], fn, effects)
 
 
 def _iteration(values: Sequence[Any], grid_ndim: int) -> Starts:
@@ -327,3 +374,10 @@ def _read(
     if inside is not None:
         block[inside.outer] = buffer[inside.inner]
     return block
+
+
+def _write(buffer: np.ndarray, place: _BlockPlace, starts: Starts, block: np.ndarray) -> None:
+    """Writes the part of a block that is inside the array."""
+    inside = checked_memory.window(place.shape, place.window_index(starts), ())
+    if inside is not None:
+        buffer[inside.inner] = block[inside.outer]

@@ -1,7 +1,9 @@
 """Checked memory, as under pltpu.InterpretParams(): an index that leaves its ref is an error.
 
 Each index of a path is checked against the dimension that it indexes. A read may instead give
-uninitialised elements for indices outside. Ordinary kernels don't use checked memory: their indices
+uninitialised elements for indices outside. The user may want that only what leaves a buffer's whole
+tiles is outside. There is no memory for the rest of the tiles: reads give uninitialised elements,
+and writes leave them out. Ordinary kernels don't use checked memory: their indices
 are clamped.
 """
 
@@ -12,9 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pallas_shim import jax_compat
 from pallas_shim.evaluator import memory
 from pallas_shim.evaluator.memory import Dynamic, Path
-from pallas_shim.evaluator.program import Array
+from pallas_shim.evaluator.program import Array, RefType
+from pallas_shim.evaluator.registry import Unsupported
+from pallas_shim.jax_compat import InterpretOptions
 from pallas_shim.jax_compat.state import Index, Slice
 
 
@@ -27,13 +32,33 @@ class IndexSpan(NamedTuple):
     size: int
 
 
-def unproven(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> list[IndexSpan]:
-    """The indices of a path that aren't known to stay inside."""
+def bounds(checked: InterpretOptions, type: RefType) -> tuple[int, ...]:
+    """The sizes that indices of a ref must not leave: the ref's, or those of its tiles.
+
+    Raises:
+      Unsupported: JAX can't tell the tiles.
+    """
+    if not checked.padded or type.space == "smem" or type.space.startswith("semaphore"):
+        return type.shape
+    try:
+        return jax_compat.in_whole_tiles(type.shape, type.dtype)
+    except Exception as error:
+        reason = f"buffer_bounds='padded': JAX can't tell the tiles of {type}"
+        raise Unsupported("InterpretParams", f"{reason}: {error!r}") from error
+
+
+def unproven(
+    shape: tuple[int, ...], dtype: np.dtype, path: Path, limits: tuple[int, ...] | None = None
+) -> list[IndexSpan]:
+    """The indices of a path that aren't known to stay inside. ``limits``: the sizes that the first
+    index must not leave, if not the ref's own."""
     found = []
     for position, step in enumerate(path):
         if not isinstance(step, Index):
             continue
         inside, _ = memory.viewed_type(shape, dtype, path[:position])
+        if limits is not None and position == 0:
+            inside = limits
         for size, index in zip(inside, step.dims, strict=True):
             span = _span(index, size)
             known = not isinstance(span.start, Dynamic)
@@ -146,20 +171,20 @@ def _padding_index(
 
 
 def masked_swap(
-    shape: tuple[int, ...], dims: Sequence[Any], message: str
+    shape: tuple[int, ...], limits: tuple[int, ...], dims: Sequence[Any], message: str, fill: Any
 ) -> Callable[..., np.ndarray]:
     """The function ``(ref, value, mask, *leaves)`` that stores ``value`` where ``mask`` is set. It
     returns the elements before where ``mask`` is set, and ``value`` elsewhere. ``mask`` must not be
-    set outside the ref."""
+    set outside ``limits``. Elements that the ref lacks there are ``fill`` before."""
 
     def swap(ref: Array, value: Array, mask: Array, *leaves: Array) -> Array:
-        inside = window(shape, dims, leaves)
+        allowed, inside = window(limits, dims, leaves), window(shape, dims, leaves)
         outside = np.array(mask)
-        if inside is not None:
-            outside[inside.outer] = False
+        if allowed is not None:
+            outside[allowed.outer] = False
         if outside.any():
             raise ValueError(f"{message}. Mask the elements that lie outside it")
-        before = np.array(value)
+        before = np.where(mask, fill, value).astype(value.dtype)
         if inside is not None:
             inner, outer = inside
             chosen = mask[outer]

@@ -146,8 +146,13 @@ def repeated(
                             tpu_cores=options.tpu_cores)  # fmt: skip
             return Executable(program, lambda loop: False, parts=parts)
 
+        def unchecked() -> Executable:
+            asked = options._replace(checks=None, watchers=(), emitted=None)
+            program = make_program(jaxpr, name=name, axes=axes, on_mesh=on_mesh, options=asked)
+            return prepare(program, asked, parts)
+
         executable = CheckedExecutable(
-            executable, disturbed, checks, options.found, options.started
+            executable, disturbed, unchecked, checks, options.found, options.started
         )
         if not checks.kinds.isdisjoint(("races", "sync")):
             executable = RacingExecutable(executable, timed, checks, options.found)

@@ -8,7 +8,7 @@ padded or if the kernel writes to it. If memory is checked, checked_blocks.py ma
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,12 +39,14 @@ from pallas_shim.evaluator.program import (
     ref_type,
 )
 from pallas_shim.evaluator.registry import Unsupported
-from pallas_shim.jax_compat import CheckedMemory
-from pallas_shim.jax_compat.pallas import PallasCall
+from pallas_shim.jax_compat import InterpretOptions
+from pallas_shim.jax_compat.pallas import CoreFunction, PallasCall
 
 
-def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> list[Value]:
-    """Emits a pallas_call and returns its results."""
+def lower_call(
+    lowering: Lowering, call: PallasCall, ins: Sequence[Value], unused: Collection[int] = ()
+) -> list[Value]:
+    """Emits a pallas_call and returns its results, of which some may be ``unused``."""
     kernel, _ = jax_compat.open_jaxpr(call.jaxpr)
     operands = iter(ins)
     closed_over = list(itertools.islice(operands, len(kernel.constvars)))
@@ -74,12 +76,11 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
     # Cores that share the grid, and wait for one another.
     shared_by = call.order is not None and call.order.cores > 1 and lowering.machine.talking
     checks = None
-    if lowering.checker is not None and shared_by:
-        reason = "bounds, blocks and undefined elements, on cores that wait for one another"
-        lowering.checker.asked.skipped(call.name, reason)
-    elif lowering.checker is not None:
+    if lowering.checker is not None:
         shapes = grid_buffers.array_shapes(lowering, call)
-        checks = KernelChecks(lowering.checker, call, all_names, shapes, sizes)
+        checks = KernelChecks(
+            lowering.checker, call, all_names, shapes, sizes, shared_by, unused
+        )
     watch = lowering.watch
     if watch is not None:
         watched = _watched(lowering, call, all_names, ref_types)
@@ -90,6 +91,7 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
         # Cores that wait for one another are programs of one cell each.
         seen_at: Sequence[Value] = () if waits else indices
         seen_of: Sequence[Value] = () if waits else sizes
+        record(lowering, indices, call.cores, cell_order.core)
         cell_order.begin(scratch)
         cell_start = len(lowering.body)
         if checks is not None:
@@ -118,7 +120,8 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
                     watching.emit_cell_end(lowering, watch)
                 if checks is not None:
                     checks.end_cell(blocks, body)
-            checked_blocks.define(blocks, indices, starts, alias.written(body, blocks))
+            blocks_written = alias.written(body, blocks)
+            checked_blocks.define(blocks, indices, starts, blocks_written, cell_order.core())
             lowering.body.extend(body)
             return
         views = [
@@ -145,6 +148,9 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
             _synchronise(lowering, call, buffers, views, starts, written, axes)
         if not call.keeps_scalars:
             changed = alias.written(lowering.body[body_start:], prefetch)
+            if changed and checks is not None:
+                checks.keeps_scalars()
+                changed = set()
             with lowering.block() as first:
                 for ref in changed:
                     refs.store(lowering, ref, (), (), arrays[prefetch.index(ref)])
@@ -166,11 +172,20 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
         """The cells that one core runs, with its own memory."""
         cells = lowered()
         own(cells)
-        programs.emit_entry(lowering)
-        lowering.body.extend(cells)
+        run_checked(cells)
         if checked_blocks is not None:
             checked_blocks.write_back()
         programs.emit_exit(lowering, list(filter(_is_semaphore, scratch)))
+        if checks is not None:
+            checks.end()
+
+    def run_checked(cells: list[Instruction]) -> None:
+        """Emits the cells of one program, with their checks."""
+        if checks is not None:
+            cells = checks.finish(cells)
+            checks.enter()
+        programs.emit_entry(lowering)
+        lowering.body.extend(cells)
 
     def own(cells: Sequence[Instruction]) -> None:
         """Emits the memory of a core."""
@@ -210,14 +225,16 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
         own(cells)
     for warn in warnings:
         _emit_warning(lowering, warn)
-    if checks is not None:
-        cells = checks.finish(cells)
-        checks.enter()
-    programs.emit_entry(lowering)
-    lowering.body.extend(cells)
+    if not shared_by:
+        run_checked(cells)
+    else:
+        if checks is not None:
+            checks.enter_programs()
+        programs.emit_entry(lowering)
+        lowering.body.extend(cells)
     semaphores = [] if waits or shared_by else list(filter(_is_semaphore, scratch))
     programs.emit_exit(lowering, semaphores)
-    if checks is not None:
+    if checks is not None and not shared_by:
         checks.end()
     if checked_blocks is not None and not shared_by:
         checked_blocks.write_back()
@@ -233,6 +250,30 @@ def lower_call(lowering: Lowering, call: PallasCall, ins: Sequence[Value]) -> li
         results = list(map(checks.output, range(len(results)), results))
         checks.leave()
     return results
+
+
+def record(
+    lowering: Lowering,
+    indices: Sequence[Value],
+    cores: CoreFunction | None,
+    core_of_cell: Callable[[], Value] | None = None,
+) -> None:
+    """Emits, at the start of a cell, the call of the user's recorder, if there is one. Each cell of
+    a mesh of ``cores`` is a core. JAX knows only one where these are SparseCore's."""
+    recorder = None if lowering.checked is None else lowering.checked.recorder
+    if recorder is None:
+        return
+    if cores is not None:
+        core = lowering.const(np.int32(0)) if cores.of_sparse_core else indices[0]
+    else:
+        assert core_of_cell is not None
+        core = core_of_cell()
+
+    def tell(core: Any, *indices: Any) -> tuple[()]:
+        recorder(tuple(map(np.int32, indices)), np.int32(core))
+        return ()
+
+    lowering.memory("record_cell", [core, *indices], [], tell, Effects(io=True))
 
 
 def _watched(
@@ -269,7 +310,7 @@ def lower_cells(
     names: Sequence[Any],
     local: Sequence[int],
     cell: Callable[[Sequence[Value]], None],
-    checked: CheckedMemory | None,
+    checked: InterpretOptions | None,
     for_device: bool,
     of_each_core: Sequence[Value] | None = None,
     enter: Callable[[Sequence[Value]], Sequence[Value]] = lambda turn: turn,
@@ -295,6 +336,8 @@ def lower_cells(
         named = dict(zip(names, zip(indices, sizes, strict=True), strict=True)) if names else {}
         own = ([indices[i] for i in local], [sizes[i] for i in local])
         lowering.kernels.append(KernelScope(*own, named, shared, checked, for_device))
+        if of_each_core is None:
+            programs.note_cell(lowering, indices)
         cell(indices)
         lowering.kernels.pop()
         return ()
@@ -329,7 +372,7 @@ def _cores(
     own: Sequence[Value],
     shared: dict[Any, Value],
     in_kernel: Callable[[Sequence[Value]], Sequence[Value]],
-    checked: CheckedMemory | None,
+    checked: InterpretOptions | None,
 ) -> list[Instruction]:
     """The instructions that run cores as programs that wait for one another."""
     machine = lowering.machine

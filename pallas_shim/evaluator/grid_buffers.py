@@ -10,7 +10,7 @@ from pallas_shim.evaluator import memory
 from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.program import Array, Effects, RefType, Value
 from pallas_shim.evaluator.registry import Unsupported
-from pallas_shim.jax_compat import CheckedMemory
+from pallas_shim.jax_compat import InterpretOptions
 from pallas_shim.jax_compat.pallas import Block, BlockDim, PallasCall
 
 
@@ -59,12 +59,12 @@ def share_aliased(call: PallasCall, buffers: list[Value]) -> None:
         buffers[result] = buffers[given]
 
 
-def allocate(lowering: Lowering, ref: Value, checked: CheckedMemory | None) -> None:
+def allocate(lowering: Lowering, ref: Value, checked: InterpretOptions | None) -> None:
     """Emits the definition of a ref to new memory, which other instructions use already."""
     lowering.define("buffer", ref, (), _filled(ref.ref, checked), Effects(allocates=True))
 
 
-def _filled(type: RefType, checked: CheckedMemory | None) -> Callable[[], np.ndarray]:
+def _filled(type: RefType, checked: InterpretOptions | None) -> Callable[[], np.ndarray]:
     shape, dtype = type.shape, type.dtype
     fill = memory.initial(type.space, dtype, checked)
     return lambda: np.full(shape, fill, dtype)
@@ -76,7 +76,7 @@ def define_operand(
     array: Value,
     dims: Sequence[BlockDim] | None,
     written: bool,
-    checked: CheckedMemory | None = None,
+    checked: InterpretOptions | None = None,
 ) -> None:
     """The buffer of an operand: the array's own memory, unless it is padded or written to."""
     shape, dtype = ref.type.shape, ref.type.dtype

@@ -35,6 +35,7 @@ from pallas_shim.evaluator.program import (
     Value,
 )
 from pallas_shim.evaluator.registry import LOWERING_RULES, Unsupported
+from pallas_shim.evaluator.scalar_types import is_float
 from pallas_shim.evaluator.watching import Watch
 from pallas_shim.jax_compat import state
 from pallas_shim.refusal import Refusal
@@ -114,11 +115,24 @@ class KernelScope(NamedTuple):
     sizes: Sequence[Value]
     names: Mapping[Any, tuple[Value, Value]]
     shared: dict[Any, Value]
-    checked: jax_compat.CheckedMemory | None
+    checked: jax_compat.InterpretOptions | None
     for_device: bool
 
 
 _NO_CHECKS = contextlib.nullcontext()
+
+# The primitives that JAX's TPU interpreter doesn't hand to JAX.
+_INTERPRETED = frozenset(
+    {
+        "cond", "delay", "dma_start", "dma_wait", "get", "get_barrier_semaphore", "jit",
+        "masked_load", "masked_swap", "pjit", "prng_random_bits", "prng_seed", "run_scoped", "scan",
+        "semaphore_signal", "semaphore_wait", "swap", "while",
+    }
+)  # fmt: skip
+
+
+def _is_float(type: Type) -> bool:
+    return isinstance(type, ArrayType) and is_float(type.dtype)
 
 
 class Lowering(Builder):
@@ -152,6 +166,8 @@ class Lowering(Builder):
         self.names: dict[Value, str] = {}
         self._types: dict[Any, Type] = {}
         self._unnoted = False
+        self._computes_floats = False
+        self._infinite: dict[Type, Value] = {}
 
     # -- jaxprs ---------------------------------------------------------------------------
 
@@ -166,7 +182,10 @@ class Lowering(Builder):
             if not isinstance(const, Value):
                 const = self.const(const, self.type(var.aval))
             env[var] = const
+        skips = self._skips_floats
         env.update(zip(jaxpr.invars, args, strict=True))
+        if skips:
+            env = {var: self._skipped(value) for var, value in env.items()}
         outer, start = self.source, len(self.body)
         # All in one function: deep jaxprs need few frames for each level.
         with _NO_CHECKS if self.checker is None else self.checker.uses(jaxpr):
@@ -175,7 +194,7 @@ class Lowering(Builder):
                     self.source = self._line_of(eqn) or outer
                 ins = [self._read(env, atom) for atom in eqn.invars]
                 try:
-                    outs = self.eqn(eqn, ins)
+                    outs = self._eqn_without_floats(eqn, ins) if skips else self.eqn(eqn, ins)
                 except Unsupported as unsupported:
                     if unsupported.source is None:
                         unsupported.source = jax_compat.user_source(self.source)
@@ -200,6 +219,35 @@ class Lowering(Builder):
             return self.inline(jaxpr, args)
         finally:
             self._defining = outer
+
+    @property
+    def _skips_floats(self) -> bool:
+        """Whether the user wants that floats aren't computed here."""
+        checked = self.checked
+        of_kernel = checked is not None and checked.skips_floats
+        return of_kernel and not self._defining and not self._computes_floats
+
+    def _skipped(self, value: Value) -> Value:
+        """An infinite value in the place of a float."""
+        type = value.type
+        if not _is_float(type):
+            return value
+        if type not in self._infinite:
+            self._infinite[type] = self.const(np.full(type.shape, np.inf, type.dtype), type)
+        return self._infinite[type]
+
+    def _eqn_without_floats(self, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
+        """Emits an equation as JAX's interpreter does that skips floats. It reads the jaxprs of
+        control flow and accesses memory. Of all else it skips what gives no other results."""
+        interpreted = jax_compat.primitive_name(eqn.primitive) in _INTERPRETED
+        types = [self.type(v.aval) for v in eqn.outvars]
+        if not interpreted and all(map(_is_float, types)):
+            return [self._skipped(Value(type)) for type in types]
+        self._computes_floats = not interpreted
+        try:
+            return [self._skipped(value) for value in self.eqn(eqn, ins)]
+        finally:
+            self._computes_floats = False
 
     def _line_of(self, eqn: Any) -> Any:
         """Where an equation comes from. None if only those around it tell the user's line."""
@@ -287,7 +335,7 @@ class Lowering(Builder):
         return self.kernels[-1].shared.setdefault(key, Value(type))
 
     @property
-    def checked(self) -> jax_compat.CheckedMemory | None:
+    def checked(self) -> jax_compat.InterpretOptions | None:
         """The way in which memory of the kernel being lowered is checked. None: it isn't."""
         return self.kernels[-1].checked if self.kernels else None
 

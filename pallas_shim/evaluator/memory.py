@@ -18,7 +18,7 @@ import numpy as np
 
 from pallas_shim.evaluator.program import Array
 from pallas_shim.evaluator.scalar_types import bit_width, recast
-from pallas_shim.jax_compat import CheckedMemory
+from pallas_shim.jax_compat import InterpretOptions
 from pallas_shim.jax_compat.state import Bitcast, Index, Reshape, Slice, Step, Transpose
 
 
@@ -55,13 +55,13 @@ Path = tuple[Step, ...]
 CopyingLate = Step | Pack | Unpack
 
 
-def initial(space: str, dtype: np.dtype, checked: CheckedMemory | None = None) -> Any:
+def initial(space: str, dtype: np.dtype, checked: InterpretOptions | None = None) -> Any:
     """The value of each element of new memory: a `filler`, but zero in memory where a TPU counts or
     sums."""
     return 0 if space.startswith(("semaphore", "acc")) else filler(dtype, checked)
 
 
-def filler(dtype: np.dtype, checked: CheckedMemory | None = None) -> Any:
+def filler(dtype: np.dtype, checked: InterpretOptions | None = None) -> Any:
     """The value of an uninitialised element."""
     if checked is not None and checked.zero:
         return np.zeros((), dtype)[()]

@@ -28,8 +28,9 @@ UFUNC = "ufunc"
 READ_BY_CODEGEN = frozenset({
     PATH, BLOCK, DIRECT, INTO, UFUNC,
     # and native code:
-    "axes", "axis", "broadcast_dimensions", "dimension", "indices", "kept", "leads", "listed",
-    "rounds", "starts", "steps", "table",
+    "axes", "axis", "broadcast_dimensions", "dimension", "dimension_numbers", "fill_value",
+    "indices", "kept", "leads", "listed", "mode", "padding_config", "parts", "rounding_method",
+    "rounds", "slice_sizes", "starts", "steps", "table", "y",
 })  # fmt: skip
 
 # The messages of these operations contain the user's names and lines. The cache's key doesn't cover

@@ -220,7 +220,7 @@ _MEMORY_ROWS = (
     ),
     _row(
         "masked_swap", "stores where the mask is set, and gives what was there; an error outside",
-        "ref:ref value:array mask:array leaf:index*", "before:array", "rules/state",
+        "ref:ref value:array mask:array leaf:index*", "before:array", "refs",
         effects=(_UPDATE._replace(io=True),), types=op_types.swap_types,
     ),
     _row(
@@ -271,6 +271,10 @@ _MEMORY_ROWS = (
         "index:index", "cell_order",
     ),
     _row(
+        "core_of_cell", "the core that runs the cell that comes at this turn", "turn:index*",
+        "core:index", "cell_order",
+    ),
+    _row(
         "cells_of_core", "how many places along the parallel axes a core takes", "core:index",
         "count:index", "cell_order",
     ),
@@ -315,6 +319,10 @@ _MEMORY_ROWS = (
     _row(
         "disturb", "a value, of which undefined elements are replaced if the run asks for it",
         "value:array given:any*", "value:array", "checks", effects=(_IO,), view=True,
+    ),
+    _row(
+        "record_cell", "tells the user's recorder of a cell", "core:index index:index*", "",
+        "grid, rules/mesh", effects=(_IO,),
     ),
     _row(
         "probe", "tells the watch of a run what it gets", "seen:any*", "", "watching",

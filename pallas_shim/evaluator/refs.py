@@ -185,10 +185,12 @@ def load(
 
     If a slice is larger than its dimension, the elements outside the ref are uninitialised.
     """
-    if lowering.checked is not None and not lowering.checked.raises:
+    checked = lowering.checked
+    if checked is None or checked.raises:
+        guard(lowering, ref, path, leaves, "read", IndexError)
+    if checked is not None and (checked.padded or not checked.raises):
         if checked_memory.unproven(ref.type.shape, ref.type.dtype, path):
             return _load_padded(lowering, ref, path, leaves, out)
-    guard(lowering, ref, path, leaves, "read", IndexError)
     try:
         return load_inside(lowering, ref, path, leaves, out)
     except TooLarge:
@@ -240,11 +242,60 @@ def guard(
     if lowering.checked is None:
         return
     spans = checked_memory.unproven(ref.type.shape, ref.type.dtype, path)
+    if spans and lowering.checked.padded:
+        limits = checked_memory.bounds(lowering.checked, ref.ref)
+        spans = checked_memory.unproven(ref.type.shape, ref.type.dtype, path, limits)
     if spans:
         check = checked_memory.check(spans, outside(access, ref), error)
         lowering.memory(
             "check_bounds", leaves, [], check, Effects(io=True), key=(access, ref.type, path)
         )
+
+
+def reaches_beside(lowering: Lowering, ref: Value, path: memory.Path) -> bool:
+    """Whether a path may lead to the part of a buffer's tiles beside the buffer."""
+    if lowering.checked is None or not lowering.checked.padded:
+        return False
+    return bool(checked_memory.unproven(ref.type.shape, ref.type.dtype, path))
+
+
+def masked_swap(
+    lowering: Lowering,
+    ref: Value,
+    path: memory.Path,
+    leaves: Sequence[Value],
+    value: Value,
+    mask: Value | None,
+) -> Value:
+    """Emits a store of the elements where ``mask`` is set, in checked memory. Returns the elements
+    before where it is set, and ``value`` elsewhere. It raises ValueError if an element leaves the
+    ref.
+
+    Raises:
+      NotBasic: some step of the path isn't an index, or there are several.
+    """
+    checked = lowering.checked
+    assert checked is not None
+    dims: Sequence[Any] = tuple(state.Slice(0, dim, 1) for dim in ref.type.shape)
+    match path:
+        case ():
+            pass
+        case (state.Index(dims),):
+            pass
+        case _:
+            raise NotBasic("a mask, or a slice that may leave its ref")
+    if mask is None:
+        mask = lowering.const(np.ones(value.type.shape, bool))
+    limits = checked_memory.bounds(checked, ref.ref)
+    fill = memory.filler(ref.type.dtype, checked)
+    swap = checked_memory.masked_swap(
+        ref.type.shape, limits, dims, outside("masked swap", ref), fill
+    )
+    (before,) = lowering.memory(
+        "masked_swap", [ref, value, mask, *leaves], [value.type], swap,
+        Effects(reads=(0,), writes=(0,), io=True), key=(path, limits),
+    )  # fmt: skip
+    return before
 
 
 def outside(access: str, ref: Value) -> str:
@@ -257,6 +308,9 @@ def store(
 ) -> None:
     """Emits a store. It raises ValueError if memory is checked and an index leaves the ref."""
     guard(lowering, ref, path, leaves, "write", ValueError)
+    if reaches_beside(lowering, ref, path):
+        masked_swap(lowering, ref, path, leaves, value, None)
+        return
     store_inside(lowering, ref, path, leaves, value)
 
 

@@ -7,7 +7,12 @@ all versions of JAX.
 from pallas_shim.jax_compat import version  # fails, by name, if this JAX can't be worked with
 
 # isort: split
-from pallas_shim.jax_compat.checked import CheckedMemory, checked_memory, in_hbm
+from pallas_shim.jax_compat.checked import (
+    InterpretOptions,
+    in_hbm,
+    in_whole_tiles,
+    interpret_options,
+)
 from pallas_shim.jax_compat.jaxprs import (
     CALL_PRIMITIVES,
     AvalInfo,
@@ -49,7 +54,7 @@ __all__ = [
     "CALL_PRIMITIVES",
     "REPEATS_ELEMENTS",
     "AvalInfo",
-    "CheckedMemory",
+    "InterpretOptions",
     "CoreFunction",
     "MpmdMap",
     "PallasCall",
@@ -60,10 +65,11 @@ __all__ = [
     "argument_names",
     "branches",
     "called_jaxpr",
-    "checked_memory",
+    "interpret_options",
     "core_map",
     "describe_aval",
     "in_hbm",
+    "in_whole_tiles",
     "is_literal",
     "kernel_name",
     "kernel_source",

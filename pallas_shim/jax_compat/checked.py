@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -15,29 +16,64 @@ import numpy as np
 ASKED_FOR_HERE = "InterpretParamsOfRemoteKernels"
 
 
-class CheckedMemory(NamedTuple):
-    """Memory like a TPU's. An index that leaves its ref is an error, and isn't moved inside.
+# A function of the user's that is told of each cell: where it is in the grid, and its core.
+Recorder = Callable[[tuple[np.int32, ...], np.int32], Any]
+
+
+class InterpretOptions(NamedTuple):
+    """How a kernel runs under ``InterpretParams``. Its memory is like a TPU's: an index that leaves
+    its ref is an error, and isn't moved inside.
 
     ``raises``: reads outside are errors too. Otherwise they give uninitialised elements. ``zero``:
     uninitialised elements are zeros, not NaN and the largest integer. ``hbm_in_run_scoped``:
-    whether a kernel may allocate HBM in run_scoped.
+    whether a kernel may allocate HBM in run_scoped. ``padded``: only what leaves the whole tiles of
+    a buffer is outside; beside the buffer, but in its tiles, reads give uninitialised elements, and
+    writes do nothing. ``skips_floats``: what only gives floats isn't computed, and each float is
+    infinite. ``recorder``: the user's, or None.
     """
 
     raises: bool
     zero: bool
     hbm_in_run_scoped: bool
+    padded: bool
+    skips_floats: bool
+    recorder: Recorder | None
 
 
-def checked_memory(eqn: Any) -> CheckedMemory | None:
-    """The memory that a pallas_call, core_map or mpmd_map asks for. None if it isn't checked."""
+def interpret_options(eqn: Any) -> InterpretOptions | None:
+    """What a pallas_call, core_map or mpmd_map asks for. None if it asks for no
+    ``InterpretParams``."""
     interpret = eqn.params.get("interpret", False)
     if type(interpret).__name__ != "InterpretParams":
         return None
-    return CheckedMemory(
+    return InterpretOptions(
         interpret.out_of_bounds_reads == "raise",
         interpret.uninitialized_memory == "zero",
         interpret.allow_hbm_allocation_in_run_scoped,
+        getattr(interpret, "buffer_bounds", "logical") == "padded",
+        interpret.skip_floating_point_ops,
+        _recorder(interpret.grid_point_recorder),
     )
+
+
+def _recorder(given: Callable[..., Any] | None) -> Recorder | None:
+    """The user's recorder without the token that it gets and returns since JAX 0.10."""
+    token = getattr(sys.modules[_INTERPRETER], "TOKEN_SHAPE_DTYPE", None)
+    if given is None or token is None:
+        return given
+    return functools.partial(given, np.zeros(token.shape, token.dtype))
+
+
+def in_whole_tiles(shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:
+    """The shape of a buffer in whole tiles, as JAX's interpreter pads it.
+
+    Raises:
+      Exception: JAX's own, where it can't tell, as it doesn't know of arrays of one dimension
+        unless it knows the TPU.
+    """
+    interpreter: Any = sys.modules[_INTERPRETER]
+    padded: tuple[int, ...] = interpreter._get_padded_shape(shape, dtype)
+    return padded
 
 
 def memory_space(aval: Any) -> str:

@@ -19,7 +19,15 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from pallas_shim.jax_compat import meshes
 from pallas_shim.jax_compat.hooks import tpu_info
-from pallas_shim.jax_compat.jaxprs import KERNEL_PRIMITIVES, inner_jaxprs
+from pallas_shim.jax_compat.jaxprs import (
+    KERNEL_PRIMITIVES,
+    held_jaxprs,
+    inner_jaxprs,
+    open_jaxpr,
+    primitives,
+    with_equations,
+    with_jaxprs,
+)
 from pallas_shim.jax_compat.pallas import kernel_jaxpr
 
 
@@ -33,6 +41,24 @@ class Site(NamedTuple):
     equation: Any
     axes: tuple[tuple[Any, int], ...]
     x64: bool
+
+
+class JittedFunction(NamedTuple):
+    """A jitted function with kernels, as it was called. ``donated``: the numbers of the arguments
+    that it may overwrite. ``is_sharded``: JAX was told how to cut arguments over devices."""
+
+    name: str
+    jaxpr: Any
+    donated: tuple[int, ...]
+    is_sharded: bool
+    x64: bool
+
+
+def jitted(jaxpr: Any, call: Any) -> JittedFunction:
+    """The function that is called now. ``call``: its `call_info.JitCall`."""
+    donated = tuple(place for place, is_donated in enumerate(call.donated) if is_donated)
+    is_sharded = call.sharded is not None or "shard_map" in primitives(jaxpr)
+    return JittedFunction(call.name, jaxpr, donated, is_sharded, bool(config.enable_x64.value))
 
 
 def sites(jaxpr: Any, axes: Mapping[Any, int] = MappingProxyType({})) -> Iterator[Site]:
@@ -82,6 +108,13 @@ def obstacle(kernel: Site) -> str | None:
         if "mosaic_gpu" in type(mesh).__module__:
             return "it runs on the threads of a GPU"
     return None
+
+
+def hollow(kernel: Site) -> Site:
+    """The pallas_call with the same operands, blocks and scratch, whose body does nothing."""
+    eqn = kernel.equation
+    nothing = eqn.params["jaxpr"].replace(eqns=[], effects=core.no_effects)
+    return kernel._replace(equation=eqn.replace(params={**eqn.params, "jaxpr": nothing}))
 
 
 def vmem_limit(kernel: Site) -> int | None:
@@ -181,6 +214,60 @@ def exported(kernel: Site, device_kind: str, cores: int) -> Any:
     arguments = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in avals]
     with tpu_info.pretended(device_kind, cores), config.enable_x64(kernel.x64):
         return export.export(jax.jit(function), platforms=["tpu"])(*arguments)
+
+
+# Constants of at least so many bytes become arguments of an exported function.
+_LARGE = 1 << 20
+
+
+def exported_whole(function: JittedFunction, device_kind: str, cores: int) -> Any:
+    """The `jax.export.Exported` of a function with all its kernels for a TPU, on one device. Large
+    constants come after its arguments.
+
+    Args:
+      function: a function whose kernels were traced for any platform or interpreter.
+      device_kind: JAX's name of the TPU's kind.
+      cores: the number of TensorCores in one of its devices.
+
+    Raises: whatever JAX's lowering for a TPU, or export, raises for this function.
+    """
+    if function.is_sharded:
+        raise NotImplementedError("it runs on several devices")
+    jaxpr, consts = open_jaxpr(_not_interpreted(function.jaxpr))
+    is_large = [getattr(const, "nbytes", 0) >= _LARGE for const in consts]
+    large = [const for const, chosen in zip(consts, is_large, strict=True) if chosen]
+    count = len(jaxpr.invars)
+
+    def call(*args: Any) -> list[Any]:
+        given = iter(args[count:])
+        held = [
+            next(given) if chosen else const for const, chosen in zip(consts, is_large, strict=True)
+        ]
+        return core.eval_jaxpr(jaxpr, held, *args[:count])
+
+    arguments = [
+        jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (*[v.aval for v in jaxpr.invars], *large)
+    ]
+    with tpu_info.pretended(device_kind, cores), config.enable_x64(function.x64):
+        return export.export(jax.jit(call), platforms=["tpu"])(*arguments)
+
+
+def _not_interpreted(jaxpr: Any) -> Any:
+    """The jaxpr with its kernels left to the TPU's compiler."""
+    opened, _ = open_jaxpr(jaxpr)
+    equations = []
+    for eqn in opened.eqns:
+        if eqn.primitive.name in KERNEL_PRIMITIVES:
+            if "interpret" in eqn.params:
+                eqn = eqn.replace(params={**eqn.params, "interpret": False})
+        else:
+            eqn = with_jaxprs(eqn, {
+                id(held): _not_interpreted(held)
+                for held in held_jaxprs(eqn)
+                if not KERNEL_PRIMITIVES.isdisjoint(primitives(held))
+            })  # fmt: skip
+        equations.append(eqn)
+    return with_equations(jaxpr, equations)
 
 
 def _mesh(kernel: Site) -> Any:

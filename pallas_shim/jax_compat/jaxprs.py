@@ -121,6 +121,14 @@ def inner_jaxprs(eqn: Any) -> list[Any]:
     """The jaxprs that an equation holds, opened."""
     return [
         held.jaxpr if _CLOSED is not None and isinstance(held, _CLOSED) else held
+        for held in held_jaxprs(eqn)
+    ]
+
+
+def held_jaxprs(eqn: Any) -> list[Any]:
+    """The jaxprs that an equation holds, as they are."""
+    return [
+        held
         for value in eqn.params.values()
         if type(value) not in _PLAIN
         for held in (value if isinstance(value, tuple) else (value,))

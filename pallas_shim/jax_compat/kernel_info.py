@@ -121,9 +121,18 @@ _THE = "the the" if jax.__version_info__ < (0, 9, 2) else "the"
 
 # -- the interpret parameter ------------------------------------------------------------------
 
-# Fields of InterpretParams that `checked_memory` hands on.
+# What ``logging_mode`` logs of kernels for TPUs. These have no barriers.
+_LOGGED = ("SEMAPHORE", "SHARED_MEMORY")
+# Fields of InterpretParams that `interpret_options` hands on.
 _HONOURED = frozenset(
-    {"allow_hbm_allocation_in_run_scoped", "out_of_bounds_reads", "uninitialized_memory"}
+    {
+        "allow_hbm_allocation_in_run_scoped",
+        "buffer_bounds",
+        "grid_point_recorder",
+        "out_of_bounds_reads",
+        "skip_floating_point_ops",
+        "uninitialized_memory",
+    }
 )
 # Fields that `grid_order` and `waits_for_copies` hand on.
 _ORDER = frozenset(
@@ -188,8 +197,17 @@ def unhonoured(eqn: Any) -> str | None:
         known = _HONOURED | _ORDER | _WITHOUT_CONSEQUENCE | _RACES
         if field.name == "detect_races" and races_wanted(eqn):
             continue
+        if field.name == "logging_mode" and value is not None:
+            logged = [mode.name for mode in type(value) if mode in value and mode.name in _LOGGED]
+            if logged:
+                return f"interpret=InterpretParams(logging_mode={value!r}) logs what " \
+                       "objects of JAX's own interpreter do, which aren't there here"  # fmt: skip
+            continue
         if field.name not in known and value != field.default:
             return f"interpret=InterpretParams({field.name}={value!r}) isn't honoured here"
+    size = interpret.vector_clock_size
+    if size is not None and size <= num_cores(interpret):
+        return f"InterpretParams refuses it: vector_clock_size={size} is too small"
     mapping = eqn.params.get("grid_mapping")
     if mapping is not None and mapping.vmapped_dims and grid_order(eqn) is not None:
         return "InterpretParams asks for an order of a grid to which vmap added an axis"

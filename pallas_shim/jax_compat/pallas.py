@@ -19,13 +19,13 @@ from jax._src.state.types import AccumEffect, WriteEffect
 
 from pallas_shim.jax_compat import meshes
 from pallas_shim.jax_compat.checked import (
-    CheckedMemory,
     GridOrder,
-    checked_memory,
+    InterpretOptions,
     compiler_params,
     dimension_semantics,
     grid_order,
     in_hbm,
+    interpret_options,
     memory_space,
     order_on_cores,
 )
@@ -98,7 +98,7 @@ class PallasCall(NamedTuple):
     keeps_scalars: bool
     for_device: bool
     cores: CoreFunction | None
-    checked: CheckedMemory | None
+    checked: InterpretOptions | None
     on_gpu: bool
     parallel: tuple[bool, ...]
     order: GridOrder | None
@@ -155,7 +155,7 @@ def pallas_call(eqn: Any, tpu_cores: int = 1) -> PallasCall:
         for_device=not p["interpret"],
         keeps_scalars=p["interpret"] is not True,
         cores=cores,
-        checked=checked_memory(eqn),
+        checked=interpret_options(eqn),
         on_gpu=on_gpu,
         parallel=parallel,
         order=order,
@@ -329,8 +329,12 @@ class CoreFunction(NamedTuple):
     axes: dict[Any, int]
     jaxpr: Any
     waits: str | None
-    checked: CheckedMemory | None
+    checked: InterpretOptions | None
     for_device: bool
+
+    @property
+    def of_sparse_core(self) -> bool:
+        return self.kind.endswith("subcore")
 
     @property
     def waits_for_others(self) -> bool:
@@ -403,4 +407,4 @@ def _core_function(eqn: Any, mesh: Any, jaxpr: Any) -> CoreFunction:
     waits = next((name for name in names if name in _WAITING), None)
     for_device = not eqn.params.get("interpret", False)
     kind = _KINDS.get(getattr(getattr(mesh, "core_type", None), "name", ""), "core")
-    return CoreFunction(kind, dict(mesh.shape), jaxpr, waits, checked_memory(eqn), for_device)
+    return CoreFunction(kind, dict(mesh.shape), jaxpr, waits, interpret_options(eqn), for_device)

@@ -180,7 +180,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "tree_unflatten",
     ),
     "jax._src.util": ("cache",),
-    "jax._src.xla_bridge": ("_backend_factories",),
+    "jax._src.xla_bridge": ("_backend_factories", "_backends"),
 }
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import types
 
+import jax
 import pytest
 
-from pallas_shim.cache import pristine
+from pallas_shim.cache import pristine, pure
 
 
 @pytest.fixture
@@ -28,3 +30,19 @@ def test_a_function_of_somebody_elses_in_a_new_module_is_seen(origin, is_seen, b
     monkeypatch.setitem(sys.modules, module.__name__, module)
     found = pristine.changed()
     assert found == (f"{module.__name__}.borrowed isn't the library's" if is_seen else None)
+
+
+@pytest.mark.parametrize("module", sorted(pure.PURE))
+def test_no_pure_function_is_of_a_package_that_is_not_compared(module):
+    values = vars(importlib.import_module(module)) if importlib.util.find_spec(module) else {}
+    names = pure.PURE[module].split()
+    origins = {getattr(values[name], "__module__", None) or "" for name in names if name in values}
+    assert origins or not values
+    assert not [origin for origin in origins if origin.startswith(pristine._NOT_TRACED)]
+
+
+def test_a_replaced_function_is_seen_among_ordinary_state(before, monkeypatch):
+    monkeypatch.setattr(jax.numpy, "_a_cache_of_its_own", {}, raising=False)
+    assert pristine.changed() is None
+    monkeypatch.setattr(jax.lax, "sin", jax.lax.cos)
+    assert pristine.changed() == "jax.lax.sin isn't what was imported"

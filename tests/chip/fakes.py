@@ -12,7 +12,7 @@ import sys
 import time
 import types
 
-from pallas_shim.chip import worker
+from pallas_shim.chip import dumps, worker
 from pallas_shim.chip.jobs import ACCEPTED, MOSAIC, REFUSED, Answer, Job, Limits
 
 # -- a worker: python -P -m tests.chip.fakes, then what `isolation` adds -------------------------
@@ -52,6 +52,11 @@ def compiled(job: Job, dump: str) -> Answer:
                 file.write("something")
         case b"refuse":
             return Answer(REFUSED, MOSAIC, "Mosaic failed to compile", libtpu="9.9")
+        case b"slow dumps" if dump:
+            while True:
+                pass
+        case b"slow dumps":
+            return Answer(ACCEPTED, unread="no schedule: it writes nothing")
         case b"dumps":
             return Answer(ACCEPTED, message=f"dumps: {bool(dump)}")
     return Answer(ACCEPTED, code_size=os.getpid(), libtpu="9.9")
@@ -80,6 +85,32 @@ class _Executor(concurrent.futures.Executor):
 
 def accepting():
     return _Executor(lambda job: Answer(ACCEPTED, code_size=len(job.module), libtpu="9.9"))
+
+
+def hollow():
+    """Says whether it got the kernel with an empty body, too, and that this is the smaller one."""
+    return _Executor(
+        lambda job: Answer(
+            ACCEPTED, message=None if job.hollow is None else str(len(job.hollow) < len(job.module))
+        )
+    )
+
+
+def functions():
+    """Accepts kernels, and functions as programs of one kernel like `kernels.added`."""
+    from tests.chip.test_profile import files
+
+    kernel = (
+        "ENTRY %main (a: f32[512,256]) -> f32[512,256] {\n"
+        "  %a = f32[512,256]{1,0} parameter(0)\n"
+        '  ROOT %k = f32[512,256]{1,0} custom-call(%a), custom_call_target="tpu_custom_call"\n}\n'
+    )
+
+    def answer(job):
+        made = dumps.Compiled(kernel, {"k": files()}) if job.is_function else None
+        return Answer(ACCEPTED, libtpu="9.9", schedule=made)
+
+    return _Executor(answer)
 
 
 def refusing():

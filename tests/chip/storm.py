@@ -73,7 +73,9 @@ def kill(pid: int, harm: str, chance: random.Random) -> None:
                     continue
 
 
-def run(harm: str, chance: random.Random, real: bool, directory: pathlib.Path) -> str | None:
+def run(
+    harm: str, chance: random.Random, real: bool, verb: str, directory: pathlib.Path
+) -> str | None:
     """One run; what was wrong with it, or None."""
     script = directory / "bench.py"
     script.write_text(SCRIPT)
@@ -92,7 +94,7 @@ def run(harm: str, chance: random.Random, real: bool, directory: pathlib.Path) -
         }[harm]
         variables["TEST_LIMIT"] = f"{kind},{most}"
         script.write_text(SCRIPT + LIMIT)
-    command = [sys.executable, "-m", "pallas_shim", "compile", "--tpu", "v6e,v5e"]
+    command = [sys.executable, "-m", "pallas_shim", verb, "--tpu", "v6e,v5e"]
     process = subprocess.Popen(
         [*command, str(script), *ARGUMENTS], env=PYTHON.environment(**variables),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=directory,
@@ -134,6 +136,7 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help="the number of the first run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--real", action="store_true")
+    parser.add_argument("--verb", choices=("compile", "profile"), default="compile")
     arguments = parser.parse_args()
     runs: collections.Counter[str] = collections.Counter()
     failures: collections.Counter[str] = collections.Counter()
@@ -141,7 +144,7 @@ def main() -> int:
         harm = HARMS[number % len(HARMS)]
         chance = random.Random(f"{arguments.seed} {number}")
         with tempfile.TemporaryDirectory() as directory:
-            wrong = run(harm, chance, arguments.real, pathlib.Path(directory))
+            wrong = run(harm, chance, arguments.real, arguments.verb, pathlib.Path(directory))
         runs[harm] += 1
         if wrong is not None:
             failures[harm] += 1

@@ -34,7 +34,7 @@ def asked(shim, setting, monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setattr(session, "libtpu_version", lambda: None)
     monkeypatch.setattr(gate, "_at_once", gate._AtOnce())
-    monkeypatch.setattr(noting, "REACHED", noting.Reached())
+    monkeypatch.setattr(noting, "REACHED", noting.reached())
     monkeypatch.setattr(REPORT, "verdicts", [])
     (tmp_path / "tmp").mkdir()
     yield ask

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import types
 
 import pytest
 
+from pallas_shim.chip import worker as worker_module
 from pallas_shim.chip.isolation import Worker
-from pallas_shim.chip.jobs import ACCEPTED, NO_VERDICT, REFUSED, Job, Limits
+from pallas_shim.chip.jobs import ACCEPTED, MEMORY, NO_VERDICT, REFUSED, Job, Limits
 from tests.chip import fakes
 
 LIMITS = Limits(cpu=60, idle=60, memory=2 << 30)
@@ -24,6 +26,37 @@ def worker(tmp_path, monkeypatch):
 
 def asked(worker, module, limits=LIMITS, topology="v6e:2x2"):
     return worker.run(Job(module, topology), limits)
+
+
+@pytest.mark.parametrize(
+    "hollow, asked_about, outcome",
+    [
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem", [b"hollow"], REFUSED),
+        ("INTERNAL: Mosaic failed to compile TPU kernel: empty", [b"hollow", b""], NO_VERDICT),
+        (None, [b"hollow", b""], NO_VERDICT),
+    ],
+)
+def test_a_kernel_is_refused_if_it_does_not_fit_with_an_empty_body(
+    monkeypatch, hollow, asked_about, outcome
+):
+    seen = []
+
+    def lowered(job):
+        seen.append(job.module)
+
+        class Lowered:
+            def compile(self):
+                if job.module == b"hollow" and hollow is None:
+                    return types.SimpleNamespace(memory_analysis=lambda: None)
+                raise ValueError(hollow if job.module == b"hollow" else "whatever")
+
+        return Lowered()
+
+    monkeypatch.setattr(worker_module, "_lowered", lowered)
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "9.9")
+    answer = worker_module.compiled(Job(b"", "v6e:2x2", hollow=b"hollow"), "")
+    assert seen == asked_about and answer.outcome == outcome
+    assert (answer.stage == MEMORY) is (outcome == REFUSED)
 
 
 def test_one_process_compiles_many(worker):
@@ -74,6 +107,16 @@ def test_without_the_options_for_dumps_if_libtpu_refuses_them(worker, monkeypatc
     worker.stop()
     monkeypatch.setenv("TEST_DUMPS", "refused")
     assert asked(worker, b"dumps").message == "dumps: False"
+
+
+def test_it_is_only_slow_with_dumps(worker):
+    answer = asked(worker, b"slow dumps", Limits(cpu=1, idle=60))
+    assert answer.outcome == ACCEPTED
+    assert answer.unread == "no schedule: with its dumps, compiling took more than 1 s of CPU"
+    assert asked(worker, b"dumps").message == "dumps: True"  # the next job has them again
+    # Without its schedule, nothing can be said of a function.
+    job = Job(b"slow dumps", "v6e:2x2", is_function=True)
+    assert worker.run(job, Limits(cpu=1, idle=60)).outcome == NO_VERDICT
 
 
 def test_it_cannot_start(worker, monkeypatch):

@@ -31,6 +31,17 @@ def test_every_form_is_lowered(shim, form):
     assert {v.target for v in found} == {"v5e", "v6e"}
 
 
+@pytest.mark.parametrize("form", ["scalar_prefetch", "compiler_params", "ring"])
+def test_a_kernel_with_an_empty_body_is_lowered(shim, form):
+    function, args = FORMS[form]()
+    (site,) = api.kernels(function, *args)
+    sizes = [
+        len(export_tpu.exported(each, "TPU v6 lite", 1).serialize())
+        for each in (site, export_tpu.hollow(site))
+    ]
+    assert sizes[0] > sizes[1] > 1000
+
+
 def test_a_refusal_is_in_jaxs_words_with_the_users_line(shim):
     found, lowered = (
         api.verdicts(call, argument, tpu="v6e")[0]

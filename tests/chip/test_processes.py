@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -105,9 +106,22 @@ def test_the_report_has_the_verdicts(tmp_path):
     assert got.returncode == 98
     (process,) = json.loads(report.read_text())["processes"]
     rows = process["compiled"]
+    other = "lowered" if importlib.util.find_spec("libtpu") is None else "accepted"
     assert [(r["tpu"], r["outcome"]) for r in rows] == [
-        ("v6e", "refused"), ("v5e", "refused"), ("v6e", "lowered"), ("v5e", "lowered"),
+        ("v6e", "refused"), ("v5e", "refused"), ("v6e", other), ("v5e", other),
     ]  # fmt: skip
+
+
+def test_a_profile_has_the_functions(tmp_path):
+    path = tmp_path / "profile.json"
+    got = ran(
+        tmp_path, "8", command=("profile", "--tpu", "v6e", "-o", str(path)),
+        PALLAS_NUMPY_COMPILE_EXECUTOR="tests.chip.fakes:functions",
+    )  # fmt: skip
+    assert (got.returncode, got.stdout) == (0, "4096.0\nat exit\ndeleted\n")
+    assert "compiled as a whole" in got.stderr and "kernel k" in got.stderr
+    (row,) = json.loads(path.read_text())["functions"]
+    assert row["function"] == "wrapped" and row["seconds"] > 0
 
 
 def test_ctrl_c_while_it_compiles(tmp_path):

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from pallas_shim.chip import bundles, copies, issue, profile, profile_view, scalar_unit, tpus
+from pallas_shim.chip import bundles, copies, issue, profile, profile_view, scalar_unit, tpus, whole
 from pallas_shim.chip.dumps import Files
 from pallas_shim.chip.jobs import ACCEPTED, Answer
 from pallas_shim.chip.verdicts import Verdict
@@ -77,7 +77,7 @@ def test_where_the_cycles_go():
 def modelled(monkeypatch, **changed):
     given = {
         "clock": 1e9, "bandwidth": 1e9, "latency": 1e-6, "start": 0.0, "launch": 1e-6,
-        "copying": "right to a factor of 9", "computing": None,
+        "copying": "right to a factor of 9", "computing": None, "mostly_kernels": "", "mixed": "",
     }  # fmt: skip
     monkeypatch.setitem(profile.MODELS, "v5e", profile.Model(**{**given, **changed}))
 
@@ -305,7 +305,11 @@ def test_the_page_in_a_browser(tmp_path):
     path = tmp_path / "profile.html"
     text = AWAITED.replace("/home/user/kernel.py", __file__)
     other = profiled(None, unread="no schedule with libtpu 9.9: it has none")
-    assert profile_view.write([profiled(files(text=text)), other], str(path)) is None
+    placed = whole.Placed("f32[8,128]", 4096, "vmem", is_result=False)
+    kernel = whole.XlaOperation("call.1", whole.KERNEL, "k", 3, 1e-6, (placed,))
+    function = whole.Whole("layer", "v6e", (kernel,), 1e-3, 1e-6, 0.0, "right to a factor of 9")
+    made = [profiled(files(text=text)), other]
+    assert profile_view.write(made, str(path), [function]) is None
     got = subprocess.run(
         [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
          "--no-first-run", "--disable-background-networking", "--disable-component-update",
@@ -317,4 +321,5 @@ def test_the_page_in_a_browser(tmp_path):
     assert plots.count('class="main-svg"') >= 3 and "turn of the grid" in plots
     assert 'data-ready="yes"' in got.stdout and 'id="lines"' in got.stdout
     assert f"{__file__}" in got.stdout.split('id="lines"')[1]
+    assert "from f32[8,128] in VMEM" in got.stdout.split('class="card function"')[1]
     assert "CONSOLE" not in got.stderr

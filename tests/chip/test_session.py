@@ -7,11 +7,12 @@ import os
 import pathlib
 
 import pytest
+from jax.experimental import pallas as pl
 
 from pallas_shim.cache import store
 from pallas_shim.chip import api, session, verdicts
 from pallas_shim.chip.jobs import ACCEPTED, NO_VERDICT, REFUSED
-from tests.chip.kernels import added, bad_blocks, shape
+from tests.chip.kernels import add_one, added, bad_blocks, shape
 
 CHECKOUT = pathlib.Path(__file__).parents[2]
 
@@ -42,6 +43,18 @@ def test_an_executor_of_the_users(shim):
     assert refused.answer.outcome == REFUSED and refused.answer.message in verdicts.text(
         [refused.row()]
     )
+
+
+def test_what_seems_too_large_is_asked_with_an_empty_body(shim):
+    def told(rows):
+        call = pl.pallas_call(add_one, out_shape=shape(rows, 1024))
+        (found,) = api.verdicts(
+            call, shape(rows, 1024), tpu="v6e", executor="tests.chip.fakes:hollow"
+        )
+        return found.answer.message
+
+    assert told(512) is None
+    assert told(8192) == "True"
 
 
 def test_our_own_pool_of_processes(shim):

@@ -73,8 +73,8 @@ AS_TPU = (
 GENERAL = {"api_test": 1, "lax_test": 2, "random_test": 1}
 # With --check, of files whose tests are many and alike.
 CHECKED = {
+    "gpu_attention_test": 4,
     "ops_test": 10,
-    "indexing_test": 5,
     "tpu_pallas_test": 5,
     "tpu_ops_test": 5,
     "tpu_pallas_pipeline_test": 2,
@@ -82,7 +82,7 @@ CHECKED = {
     "tpu_paged_attention_kernel_test": 6,
     "tpu_ragged_paged_attention_test": 6,
     "tpu_sparsecore_pallas_test": 2,
-    "tpu_splash_attention_kernel_test": 4,
+    "tpu_splash_attention_kernel_test": 12,
     "tpu_splash_attention_kernel_sharded_test": 4,
 }
 # With --compile, beside all tests that expect the compiler to refuse a kernel.

@@ -223,10 +223,14 @@ FAULTS = (
         "that part",
         "uninitialized/never-written",
         """
+            ops_test::*::test_scalar_compare*
             pallas_test::PallasControlFlowTest::test_nested_while_loop
             pallas_test::PallasControlFlowTest::test_while_loop_carry_memref_*
             pallas_test::PallasTPUTest::test_out_shape_is_*
             tpu_pallas_async_test::PallasCallAsyncCopyTest::test_device_id_as_axis_dict0
+            tpu_pallas_mpmd_test::*::test_mpmd_map_semaphore_mesh_enforcement
+            tpu_pallas_mpmd_test::*::test_parallel_subkernels_semaphores*
+            tpu_sparsecore_pallas_test::*::test_write_to_transformed_ref
             tpu_pallas_pipeline_test::*::test_squeezed_block_spec_has_correct_shape
             tpu_pallas_pipeline_test::*::test_trivial_window_representation_strips_*
             tpu_pallas_test::PallasCallScalarPrefetchTest::test_scalar_prefetch_calling_convention*
@@ -252,6 +256,17 @@ FAULTS = (
         "used what it got: two steps later it may copy into the same slot too early",
         "races/*",
         "tpu_sparsecore_pallas_distributed_test::DistributedMpmdTest::test_mpmd_reduce_scatter",
+    ),
+    Fault(
+        "the test reads 16 x 256 elements of 8 x 128, to see that the compiler's checks of bounds "
+        "can be turned off",
+        "bounds/outside-ref",
+        "tpu_ops_test::OpsTest::test_disable_bounds_check",
+    ),
+    Fault(
+        "each of 16 subcores copies a row of its number, of an array that has 8",
+        "bounds/outside-ref",
+        "tpu_pallas_mpmd_test::MpmdTest::test_copy_with_cross_core_signaling",
     ),
     Fault(
         "each of 16 subcores copies a row of its number, of a device's shard that has 2 rows, "

@@ -12,7 +12,7 @@ from tests.conformance import kept
 from tests.conformance.reasons import explained
 
 TESTS = """
-import os, time, unittest
+import os, sys, time, unittest
 import jax, jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -28,8 +28,9 @@ class Test(unittest.TestCase):
         self.assertEqual(double(jnp.ones(3)).sum(), 6)
 
     def test_is_left_to_jax(self):
-        skipping = pltpu.InterpretParams(skip_floating_point_ops=True)
-        self.assertEqual(double(jnp.ones(3, jnp.int32), skipping).sum(), 6)
+        mode = sys.modules[pltpu.InterpretParams.__module__].LoggingMode.SEMAPHORE
+        logging = pltpu.InterpretParams(logging_mode=mode)
+        self.assertEqual(double(jnp.ones(3, jnp.int32), logging).sum(), 6)
 
     def test_fails(self):
         fixed = os.environ.get("FIXED") or os.environ["PALLAS_NUMPY_SCOPE"]

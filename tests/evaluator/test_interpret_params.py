@@ -508,6 +508,53 @@ def test_the_order_of_cells_and_the_cores_that_run_them(asked, semantics):
     np.testing.assert_array_equal(got, np.asarray(f()))
 
 
+def test_cores_that_wait_share_the_hbm_that_they_allocate():
+    options = pltpu.InterpretParams(allow_hbm_allocation_in_run_scoped=True)
+
+    def body(refs):
+        @pl.core_map(pltpu.create_tensorcore_mesh("x", num_cores=2), interpret=options)
+        def _():
+            def scoped(common, ready):
+                @pl.when(jax.lax.axis_index("x") == 0)
+                def _():
+                    pltpu.sync_copy(refs[0], common)
+                    signal(ready, 1, core_index=1)
+
+                @pl.when(jax.lax.axis_index("x") == 1)
+                def _():
+                    wait(ready, 1)
+                    pltpu.sync_copy(common, refs[1])
+
+            pl.run_scoped(scoped, pltpu.HBM((8, 128), jnp.float32), REGULAR)
+
+    def f(x):
+        return pl.run_state(body)((x, jnp.zeros_like(x)))[1]
+
+    x = numbers(8, 128)
+    (got,) = run(f, x)
+    compare(got, np.asarray(jax.jit(f)(x)))
+    compare(got, np.asarray(x))
+
+
+def test_each_core_has_its_own_copy_of_an_input_that_is_written_to():
+    def kernel(count_ref, o_ref):
+        o_ref[...] = jnp.full_like(o_ref, count_ref[0])
+        count_ref[0] += 1
+
+    def f(count):
+        return pl.pallas_call(
+            kernel, grid=(5,), in_specs=[pl.BlockSpec(memory_space=SMEM)],
+            out_specs=spec((8, 128), lambda i: (i, 0)),
+            out_shape=jax.ShapeDtypeStruct((40, 128), jnp.int32),
+            interpret=pltpu.InterpretParams(**{CORES: 2}),
+            compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
+        )(count)  # fmt: skip
+
+    (got,) = run(f, jnp.int32([7]))
+    compare(got, np.asarray(jax.jit(f)(jnp.int32([7]))))
+    assert sorted(got[::8, 0]) == [7, 7, 8, 8, 9]
+
+
 signal = getattr(pl, "semaphore_signal", None) or pltpu.semaphore_signal
 wait = getattr(pl, "semaphore_wait", None) or pltpu.semaphore_wait
 REGULAR, DMA = pltpu.SemaphoreType.REGULAR, pltpu.SemaphoreType.DMA

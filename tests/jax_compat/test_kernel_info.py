@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 
 import jax
 import numpy as np
@@ -55,19 +56,30 @@ def asked(interpret):
         pltpu.InterpretParams(allow_hbm_allocation_in_run_scoped=True),
         pltpu.InterpretParams(detect_races=True),
         pltpu.InterpretParams(dma_execution_mode="on_wait", random_seed=3),
+        pltpu.InterpretParams(skip_floating_point_ops=True, grid_point_recorder=print),
     ],
 )
 def test_what_is_honoured(interpret):
     assert asked(interpret) is None
 
 
-def test_what_is_not_honoured():
-    option = "skip_floating_point_ops"
-    assert option in asked(pltpu.InterpretParams(**{option: True}))
+def test_a_log_of_what_is_only_in_jaxs_interpreter():
+    mode = getattr(sys.modules[pltpu.InterpretParams.__module__], "LoggingMode", None)
+    if mode is None:
+        pytest.skip("this JAX has no such option")
+    assert asked(pltpu.InterpretParams(logging_mode=mode.BARRIER)) is None
+    for one in (mode.SEMAPHORE, mode.SHARED_MEMORY | mode.BARRIER):
+        assert "logging_mode" in asked(pltpu.InterpretParams(logging_mode=one))
 
 
-def test_a_grid_recorder_is_not_honoured():
-    assert "grid_point_recorder" in asked(pltpu.InterpretParams(grid_point_recorder=print))
+def test_vector_clocks_that_are_too_small():
+    assert "refuses" in asked(pltpu.InterpretParams(vector_clock_size=1))
+
+
+def test_an_option_that_is_not_known(monkeypatch):
+    monkeypatch.setattr(kernel_info, "_HONOURED", frozenset())
+    option = "uninitialized_memory"
+    assert option in asked(pltpu.InterpretParams(**{option: "zero"}))
 
 
 def test_an_interpreter_that_somebody_changed(monkeypatch):

@@ -552,6 +552,46 @@ def races_between_devices(fault):
 
 
 @case()
+def the_cells_of_a_race():
+    """Each cell sends its block to the right, and uses what came in the cell before it."""
+
+    def kernel(x_ref, o_ref, got, send, recv):
+        i = pl.program_id(0)
+
+        @pl.when(i == 0)
+        def _():
+            got[...] = jnp.zeros_like(got)
+            k.barrier()
+
+        copy = right_of(x_ref, got, send, recv)
+        copy.start()
+        copy.wait_send()
+
+        @pl.when(i == 1)
+        def _():
+            o_ref[...] = got[...]
+
+        copy.wait_recv()
+
+    def run(x):
+        block = pl.BlockSpec((8, 128), lambda i, _: (i, 0))
+        return pl.pallas_call(
+            kernel, grid=(2, 1), in_specs=[block], out_specs=spec, out_shape=local((8, 128)),
+            scratch_shapes=[VMEM, k.DMA, k.DMA],
+            compiler_params=pltpu.CompilerParams(collective_id=0),
+        )(x)  # fmt: skip
+
+    spec = pl.BlockSpec((8, 128), lambda i, _: (0, 0))
+    x = k.numbers(2 * 16, 128)
+    found = found_in(jax.jit(k.over(run, k.mesh(2), P("x"), P("x"))), x)
+    cells = {
+        (f.rule, *sorted((a.what, a.cell) for a in f.accesses)) for f in found if f.ref == "got"
+    }
+    assert ("copy-unordered", ("copies into", (1, 0)), ("reads", (1, 0))) in cells, cells
+    assert all(a.cell is not None and a.program for f in found for a in f.accesses), found
+
+
+@case()
 def a_wait_for_as_many_rows_as_came_in_checked_memory():
     """A device that gets two copies waits for twice its rows at once."""
 
@@ -1050,6 +1090,68 @@ def cores_of_several_kinds():
     for subcore in (2, 0, 3, 1):
         want = want * 3 + subcore
     equal(y, want)
+
+
+KIND_FAULTS = {
+    "right": None,
+    "a row outside": ("bounds/outside-ref", "x_ref", "scalar subcore (core=1)"),
+    "nothing was copied": (
+        "uninitialized/never-written", "o_ref", None,
+    ),
+    "a row left out": ("uninitialized/never-written", "o_ref", None),
+    "memory that nobody wrote": (
+        "uninitialized/read-before-write", "own_ref", "vector subcore (core=1, subcore=0)",
+    ),
+}  # fmt: skip
+
+
+@case(*KIND_FAULTS)
+def what_cores_of_several_kinds_do_wrongly(fault):
+    """The scalar subcores hand their rows to the vector subcores, which add to them."""
+    if not has_kinds():
+        return double_for_the_report()
+
+    from tests.check.harness import check
+
+    def vector(x_ref, o_ref, of_vector, of_scalar, common):
+        me, core = lax.axis_index("subcore"), lax.axis_index("core")
+
+        def own(own_ref):
+            k.wait(of_vector, 1)
+            if fault != "memory that nobody wrote":
+                pltpu.sync_copy(common, own_ref)
+            own_ref[...] = own_ref[...] + me
+            last = 3 if fault == "a row left out" else 4
+
+            @pl.when((me < last) & (fault != "nothing was copied"))
+            def _():
+                pltpu.sync_copy(own_ref, o_ref.at[core, me])
+
+            k.signal(of_scalar, 1, device_id={"core": core})
+
+        pl.run_scoped(own, pltpu.VMEM((16,), jnp.int32))
+
+    def scalar(x_ref, o_ref, of_vector, of_scalar, common):
+        core = lax.axis_index("core")
+        row = core + (1 if fault == "a row outside" else 0)
+        pltpu.sync_copy(x_ref.at[row], common)
+        for subcore in range(4):
+            k.signal(of_vector, 1, device_id={"core": core, "subcore": subcore})
+        k.wait(of_scalar, 4)
+
+    x = k.numbers(2, 16, dtype=jnp.int32)
+    f = kinds_of_cores(vector, scalar, local((2, 4, 16), jnp.int32))
+    checked = check(f, x, kinds=["bounds", "uninitialized"])
+    assert not checked.not_checked, checked.not_checked
+    if fault == "right":
+        assert not checked.findings, checked.findings
+        equal(checked.results[0], np.asarray(x)[:, None] + np.arange(4)[:, None])
+    else:
+        rule, ref, program = KIND_FAULTS[fault]
+        at = checked.rules.index(rule)
+        finding = checked.findings[at]
+        assert (finding.ref, finding.accesses[0].program) == (ref, program), finding
+    double_for_the_report()
 
 
 @case()

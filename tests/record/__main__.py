@@ -27,9 +27,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_shim.chip import session, tpus
+from pallas_shim.chip import noting, session, tpus
 from pallas_shim.chip.jobs import ACCEPTED, NO_VERDICT, REFUSED
-from pallas_shim.chip.noting import Reached
 from pallas_shim.chip.verdicts import Verdict
 from pallas_shim.jax_compat import export_tpu
 
@@ -111,7 +110,7 @@ def function_of(path: pathlib.Path) -> tuple[Callable[..., Any], Callable[[], An
 def sites(case: Case) -> list[export_tpu.Site]:
     """The kernels of a case: its function is traced with the inputs' types."""
     function, make = function_of(case.path)
-    reached = Reached()
+    reached = noting.reached()
     reached.note(export_tpu.sites(jax.make_jaxpr(function)(*jax.eval_shape(make))))
     return reached.take()
 

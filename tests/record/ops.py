@@ -17,9 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_shim.chip import session, tpus
+from pallas_shim.chip import noting, session, tpus
 from pallas_shim.chip.jobs import NO_VERDICT
-from pallas_shim.chip.noting import Reached
 from pallas_shim.jax_compat import export_tpu
 from pallas_shim.jax_compat.hooks import tpu_info
 from tests.record.__main__ import write
@@ -179,7 +178,7 @@ def main() -> int:
     owners: list[str] = []
     untraced = {}
     for name, make in CASES.items():
-        reached = Reached()
+        reached = noting.reached()
         try:
             # Some of JAX's kernels ask for the device when they are traced.
             with tpu_info.pretended("TPU v6 lite", 1):

@@ -12,12 +12,9 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-from pallas_shim.chip import tpus
+from pallas_shim.chip import dumps, tpus
 from pallas_shim.jax_compat.hooks import tpu_info
 from tests.record.__main__ import function_of
-
-# Lines of HLO hold constants, and the kernels' code.
-_LONGEST = 3000
 
 
 def main(file: str, dump: str, out: str, name: str) -> None:
@@ -42,7 +39,7 @@ def main(file: str, dump: str, out: str, name: str) -> None:
         if path.name.endswith(wanted) and "schedule-analysis" not in path.name:
             shutil.copy(path, kept / path.name)
     # The last, so what is here is complete.
-    (kept / "hlo.txt").write_text("\n".join(line[:_LONGEST] for line in text.splitlines()))
+    (kept / "hlo.txt").write_text(dumps.without_long_lines(text))
 
 
 if __name__ == "__main__":

@@ -23,19 +23,35 @@ from pallas_shim.evaluator.program import Array
 _MOST_WORK = 100_000
 
 
-class Part:
-    """The elements that an access touches now, of memory of a known shape."""
+class Moment(NamedTuple):
+    """An access at a moment: of a program, in a cell."""
 
-    __slots__ = ("place", "leaves", "view", "room", "access")
+    site: AccessSite
+    program: str | None
+    cell: tuple[int, ...] | None
+
+    def access(self, indices: str = "") -> Access:
+        return self.site.access(indices, self.cell, self.program)
+
+
+def _now(activation: Activation, site: AccessSite) -> Moment:
+    return Moment(site, activation.program, activation.cell)
+
+
+class Part:
+    """The elements that an access touches now, of memory of a known shape. ``moment``: of a copy's
+    access."""
+
+    __slots__ = ("place", "leaves", "view", "room", "moment")
 
     def __init__(
         self,
         place: AnyPlace,
         leaves: Sequence[Any],
         room: np.ndarray,
-        access: Access | None = None,
+        moment: Moment | None = None,
     ) -> None:
-        self.access = access
+        self.moment = moment
         self.place = place
         self.leaves = leaves
         self.room = room
@@ -73,15 +89,19 @@ class Flights:
 
 
 class StartedCopy:
-    """A copy that was started. ``size``: what it adds to its semaphore."""
+    """A copy that was started. ``size``: what it adds to its semaphore. ``target``: what it copies
+    to, if that is known."""
 
-    __slots__ = ("site", "size", "access", "places")
+    __slots__ = ("moment", "size", "target", "places")
 
-    def __init__(self, site: AccessSite, size: int, access: Access) -> None:
-        self.site = site
+    def __init__(self, moment: Moment, size: int, target: Part | None) -> None:
+        self.moment = moment
         self.size = size
-        self.access = access
+        self.target = target
         self.places: list[tuple[list[tuple[StartedCopy, Part]], tuple[StartedCopy, Part]]] = []
+
+    def access(self) -> Access:
+        return self.moment.access("" if self.target is None else self.target.text())
 
     def touches(self, flights: list[tuple[StartedCopy, Part]], part: Part) -> None:
         entry = (self, part)
@@ -106,8 +126,8 @@ class SemaphoreCount:
         self.awaited = 0
         self.signals = 0
         self.mixed = False
-        self.last_wait: Access | None = None
-        self.last_signal: Access | None = None
+        self.last_wait: Moment | None = None
+        self.last_signal: Moment | None = None
 
     def started(self) -> int:
         return sum(copy.size for copy in self.copies)
@@ -170,8 +190,9 @@ def start(
             target, rest = _part(activation, to, rest)
             _conflicts(activation, to.site, target[0].writing, target[1], WRITTEN_IN_FLIGHT)
             _conflicts(activation, to.site, target[0].reading, target[1], SOURCE_CHANGED)
-        access = activation.access(site, "" if target is None else target[1].text())
-        copy = StartedCopy(site, size(() if target is None else target[1].leaves), access)
+        part = None if target is None else target[1]
+        amount = size(() if part is None else part.leaves)
+        copy = StartedCopy(_now(activation, site), amount, part)
         if source is not None:
             copy.touches(source[0].reading, source[1])
         if target is not None:
@@ -189,8 +210,7 @@ def _part(
 ) -> tuple[tuple[Flights, Part], Sequence[Any]]:
     """The flights of a side and its part, from the operands, and the operands after them."""
     flights, leaves = rest[0], rest[1 : 1 + side.leaves]
-    access = activation.access(side.site, side.place.text(leaves))
-    part = Part(side.place, leaves, flights.room, access)
+    part = Part(side.place, leaves, flights.room, _now(activation, side.site))
     return (flights, part), rest[1 + side.leaves :]
 
 
@@ -219,9 +239,11 @@ def _conflicts(
     for copy, other in flights:
         if part.overlaps(other):
             rule, when, advice = what
+            moment = other.moment
+            access = copy.access() if moment is None else moment.access(other.text())
             activation.found(
                 "sync", rule, f"{site.what} {site.ref or 'a ref'} {when}", advice, site,
-                part.text(), (other.access or copy.access,),
+                part.text(), (access,),
             )  # fmt: skip
             return
 
@@ -267,7 +289,7 @@ def wait_for_copy(
         missing = count.awaited + awaited - count.started()
         if missing > 0:
             twice = count.last_wait
-            others = () if twice is None else (twice,)
+            others = () if twice is None else (twice.access(),)
             rule, what = "wait-without-copy", "but no copy that adds to it was started"
             if twice is not None:
                 rule, what = "waited-twice", "but all copies on it were awaited before"
@@ -280,7 +302,7 @@ def wait_for_copy(
             awaited -= missing
         count.awaited += awaited
         count.settle()
-        count.last_wait = activation.access(site, "")
+        count.last_wait = _now(activation, site)
         return ()
 
     return run
@@ -294,7 +316,7 @@ def signal(site: AccessSite, semaphore: AnyPlace) -> Callable[..., tuple[()]]:
     ) -> tuple[()]:
         count = semaphores.at(semaphore, leaves)
         count.signals += int(value)
-        count.last_signal = activation.access(site, "")
+        count.last_signal = _now(activation, site)
         if count.copies:
             count.mixed = True
             _land_all(count)
@@ -349,7 +371,7 @@ def leave(site: AccessSite) -> Callable[..., tuple[()]]:
                     "sync", "copy-left-in-flight",
                     f"ends while a copy on {name} is in flight",
                     "Wait for each copy before the kernel, or the scope of its memory, ends",
-                    copy.site, copy.access,
+                    copy.moment.site, copy.access(),
                 )  # fmt: skip
                 _land_all(count)
             elif count.signals and not count.mixed and count.last_signal is not None:
@@ -357,7 +379,7 @@ def leave(site: AccessSite) -> Callable[..., tuple[()]]:
                     "sync", "semaphore-left",
                     f"ends with {name} at {count.signals}, which breaks the next kernel",
                     "Wait for each signal, so that the semaphore ends at zero",
-                    site, count.last_signal,
+                    site, count.last_signal.access(),
                 )  # fmt: skip
             count.signals = 0
         return ()

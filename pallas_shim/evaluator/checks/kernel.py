@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from pallas_shim.evaluator.analysis.cell_tables import table_of, tables
-from pallas_shim.evaluator.checks import blocks, global_memory, prune, undefined
+from pallas_shim.evaluator.checks import blocks, global_memory, prune
 from pallas_shim.evaluator.checks.cuts import Cut, Shared, Visits, cut_of
 from pallas_shim.evaluator.checks.lowering import OBJECT, Aspect, Checker, Memory, enter_cell
+from pallas_shim.evaluator.checks.outputs import check_result
 from pallas_shim.evaluator.checks.races import History
 from pallas_shim.evaluator.checks.run import AccessSite, Activation
 from pallas_shim.evaluator.checks.shadow import DEFINED, NEVER, OTHER_CELL, Shadow, Window
@@ -25,6 +26,8 @@ if TYPE_CHECKING:  # lower is in a higher layer
 
 # The blocks of larger grids are looked at while the kernel runs.
 _MOST_CELLS = 1 << 20
+# The kind of an instruction without effect, in a program whose values may not be the user's.
+AS_ON_A_TPU = "as on a TPU"
 # An array may lie in these memory spaces already, and then isn't copied to a buffer.
 _NOT_COPIED = ("vmem", "smem")
 
@@ -45,7 +48,9 @@ class KernelChecks:
 
     Use: `begin_cell`, `blocks` and `end_cell` in turn while the cell is lowered; then `finish`,
     which gives the cells without checks that nothing needs; then `enter`, before the cells are
-    added to the program; after them `end`, and `output` for each result, and `leave`.
+    added to the program; after them `end`, and `output` for each result, and `leave`. Where cores
+    share the grid as programs, each of them has these up to `end`, and `enter_programs` comes
+    before all.
     """
 
     def __init__(
@@ -55,7 +60,11 @@ class KernelChecks:
         names: Sequence[str],
         shapes: Sequence[tuple[int, ...]],
         sizes: Sequence[Value],
+        in_programs: bool,
+        unused: Collection[int],
     ) -> None:
+        """``in_programs``: cores that wait for one another share the grid, each as a program.
+        ``unused``: the results that nothing uses."""
         self.checker = checker
         self.lowering: Lowering = checker.lowering
         self.call = call
@@ -63,6 +72,9 @@ class KernelChecks:
         self.shapes = shapes
         self.sizes = sizes
         self.activation = Value(OBJECT)
+        self._in_programs = in_programs
+        self._unused = {call.num_inputs + position for position in unused}
+        self._of_all = Value(OBJECT) if in_programs else self.activation
         self._outer = checker.activation, checker.kernel
         checker.activation, checker.kernel = self.activation, call.name
         # Axes of size 1 hold no two cells.
@@ -75,6 +87,8 @@ class KernelChecks:
         self._body: list[Instruction] = []
         self._start = 0
         self._made: list[tuple[Aspect, Callable[[], Any]]] = []
+        self._common: list[tuple[Aspect, Callable[[], Any]]] = []  # to all programs
+        self._of_each: dict[Aspect, Aspect] = {}  # the shadows of all programs, by the own one
         self._outputs: dict[int, Memory] = {}
         self._always_written: set[int] = set()
         self._operands: dict[int, _Operand] = {}
@@ -112,6 +126,8 @@ class KernelChecks:
             self._block(position, block, of_block, refs[position], known)
         self._scratch = list(scratch)
         turn = [index for index, p in zip(indices, self._parallel, strict=True) if p]
+        if self._in_programs:  # the kernel has to know which cells are its core's
+            turn = []
         for at, ref in enumerate(scratch):
             memory = self._follow(ref, self._name(len(self.call.blocks) + at, None), NEVER)
             if turn and memory.codes is not None and self.checker.checks("races"):
@@ -136,6 +152,11 @@ class KernelChecks:
             with self.lowering.block() as first:
                 self._define()
             self._body[self._start : self._start] = first
+
+    def keeps_scalars(self) -> None:
+        """Notes that cells see what earlier ones wrote to scalar prefetch, as on a TPU, though the
+        interpreter that the user asked for shows each the original."""
+        self.checker.emit(AS_ON_A_TPU, [], _nothing)
 
     def _name(self, at: int, block: Block | None) -> str:
         at += self.call.num_prefetch
@@ -165,7 +186,7 @@ class KernelChecks:
             return
         cut = cut_of(block, self.shapes[position])
         visits = None if known is None else self._visits(cut, starts, known)
-        site = AccessSite(next(self.checker._numbers), name, "has a block of", self.lowering.source)
+        site = AccessSite(self.checker.next_number(), name, "has a block of", self.lowering.source)
         memory = self._follow(ref, name, DEFINED)
         self._operands[position] = _Operand(position, site, cut, memory, visits)
         if ref.ref.key_ndim:
@@ -186,8 +207,11 @@ class KernelChecks:
             codes = memory.codes = Aspect()
             reloads = block.is_reloaded
             self._made.append((codes, lambda: Window(shape, cut, is_output, reloads)))
+            if is_output and self._in_programs:
+                self._of_each[codes] = Aspect(codes)
             ins = [self.activation, codes.value, *starts]
             owned = visits is None and is_output and any(self._parallel)
+            owned = owned and not self._in_programs
             if owned and self.checker.checks("races"):
                 codes.needed = True
             self.checker.emit("block", ins, blocks.move(cut, site, owned), codes)
@@ -203,9 +227,14 @@ class KernelChecks:
             memory = self._whole[partner]
         if memory is None or memory not in self._whole.values():
             code = DEFINED if not is_output or partner is not None else NEVER
+            before = len(self._made)
             memory = self._follow(ref, name, code)
+            if self._in_programs:  # all of them have this memory, and the run's clocks find races
+                self._common += self._made[before:]
+                del self._made[before:]
             written = is_output or self._partner(position) is not None
-            if any(self._parallel) and self.checker.checks("races") and written:
+            races = self.checker.checks("races") and not self._in_programs
+            if any(self._parallel) and races and written:
                 history, shape = Aspect(), ref.ref.shape
                 memory.history = history
                 self._made.append((history, lambda: History(shape)))
@@ -341,7 +370,7 @@ class KernelChecks:
     def finish(self, cells: Sequence[Instruction]) -> list[Instruction]:
         """The cells, without the checks that are proven or that nothing needs."""
         for position, memory in self._outputs.items():
-            if memory.codes is None:
+            if memory.codes is None or position in self._unused:
                 continue
             operand = self._operands.get(position)
             covered = operand is None or operand.visits is not None and operand.visits.cover()
@@ -356,11 +385,34 @@ class KernelChecks:
         if not self._on_cores:
             self._define()
 
+    def enter_programs(self) -> None:
+        """Emits what has to be there before the first program."""
+        self.checker.define_activation(self._of_all, self.call.name, self.call.source)
+        for of_all in self._of_each.values():
+            if of_all.needed:
+                self.checker.define(of_all.value, "states", dict, of_all)
+        self._define_states(self._common)
+        self._report_static()
+
     def _define(self) -> None:
         self.checker.define_activation(self.activation, self.call.name, self.call.source)
-        for aspect, make in self._made:
-            if aspect.needed or self._on_cores:
+        self._define_states(self._made)
+        if not self._in_programs:
+            self._report_static()
+
+    def _define_states(self, made: Sequence[tuple[Aspect, Callable[[], Any]]]) -> None:
+        for aspect, make in made:
+            of_all = self._of_each.get(aspect)
+            if not (aspect.needed or self._on_cores):
+                continue
+            if of_all is None:
                 self.checker.define(aspect.value, "state", make, aspect)
+                continue
+            ins = [of_all.value, self.lowering.machine.levels[-1].number]
+            self.checker.define(aspect.value, "state", _noting(make), aspect, ins)
+
+    def _report_static(self) -> None:
+        """Emits the findings that are known before the kernel runs."""
         if self._static:
             static = tuple(self._static)
 
@@ -369,7 +421,7 @@ class KernelChecks:
                     activation.run.report(make(activation))
                 return ()
 
-            self.checker.emit("blocks", [self.activation], report)
+            self.checker.emit("blocks", [self._of_all], report)
 
     def end(self) -> None:
         """Emits, after the last cell, the checks of what is left on semaphores."""
@@ -385,21 +437,16 @@ class KernelChecks:
 
     def output(self, position: int, value: Value) -> Value:
         """Emits the checks of a result, and returns the result as the program uses it."""
+        if self.call.num_inputs + position in self._unused:
+            return value
         value = self._written_once(self.call.num_inputs + position, value)
         memory = self._outputs.get(self.call.num_inputs + position)
         if memory is None or memory.codes is None or not memory.codes.needed or self._on_cores:
             return value
-        site = AccessSite(next(self.checker._numbers), memory.name, "leaves", self.lowering.source)
+        site = AccessSite(self.checker.next_number(), memory.name, "leaves", self.lowering.source)
         initial = NEVER if self._partner(self.call.num_inputs + position) is None else DEFINED
-        ins = [self.activation, memory.codes.value]
-        check = _check_output(site, initial, value.type.shape)
-        self.checker.emit("output", ins, check, memory.codes)
-        if self.checker.asked.disturbing and not value.type.key_ndim:
-            (value,) = self.lowering.memory(
-                "disturb", [value, *ins], [value.type], _disturb_output(site, initial),
-                Effects(io=True), view=True,
-            )  # fmt: skip
-        return value
+        shadows = self._of_each.get(memory.codes, memory.codes)
+        return check_result(self.checker, self._of_all, shadows, site, initial, value)
 
     def _written_once(self, position: int, value: Value) -> Value:
         """Emits the check that blocks that several cells wrote at the same time don't matter."""
@@ -408,6 +455,7 @@ class KernelChecks:
             return value
         codes, cut, site = operand.memory.codes, operand.cut, operand.site
         owned = codes is not None and operand.visits is None and any(self._parallel)
+        owned = owned and not self._in_programs
         if not known and not (owned and self.checker.checks("races")) or self.call.on_gpu:
             return value
         if known:
@@ -417,11 +465,9 @@ class KernelChecks:
                 activation.run.candidates.setdefault(site.number, finding)
                 return ()
 
-            self.checker.emit("blocks", [self.activation], note)
+            self.checker.emit("blocks", [self._of_all], note)
         if self.checker.asked.disturbing and not value.type.key_ndim and not self._on_cores:
-            ins = [self.activation] if codes is None or not owned else [
-                self.activation, codes.value
-            ]  # fmt: skip
+            ins = [self._of_all] if codes is None or not owned else [self._of_all, codes.value]
             disturb = blocks.disturb_shared(site, cut, [block.starts for block in known])
             (value,) = self.lowering.memory(
                 "disturb", [value, *ins], [value.type], disturb, Effects(io=True), view=True
@@ -433,6 +479,20 @@ class KernelChecks:
         self.checker.activation, self.checker.kernel = self._outer
 
 
+def _nothing() -> tuple[()]:
+    return ()
+
+
+def _noting(make: Callable[[], Any]) -> Callable[..., Any]:
+    """Makes the state of a program, and notes it among those of all."""
+
+    def run(of_all: dict[int, Any], number: Array) -> Any:
+        state = of_all[int(number)] = make()
+        return state
+
+    return run
+
+
 def _turn(shadow: Shadow, *place: Array) -> tuple[()]:
     turn = tuple(map(int, place))
     if turn != shadow.turn:
@@ -440,41 +500,3 @@ def _turn(shadow: Shadow, *place: Array) -> tuple[()]:
             shadow.undefine(OTHER_CELL)
         shadow.turn = turn
     return ()
-
-
-def _inner(shadow: Shadow, shape: tuple[int, ...]) -> np.ndarray:
-    """The codes of an array that whole blocks may stick out of."""
-    codes = shadow.entries()
-    return codes[tuple(slice(0, n) for n in shape[: codes.ndim])]
-
-
-def _check_output(
-    site: AccessSite, initial: int, shape: tuple[int, ...]
-) -> Callable[..., tuple[()]]:
-    def check(activation: Activation, shadow: Shadow) -> tuple[()]:
-        activation.cell = None
-        if isinstance(shadow, Window):
-            shadow = shadow.undefined(initial)
-        if shadow.defined:
-            return ()
-        codes = _inner(shadow, shape)
-        if codes.any():
-            finding = undefined.unwritten(activation, site, codes)
-            activation.run.candidates[site.number] = finding
-        return ()
-
-    return check
-
-
-def _disturb_output(site: AccessSite, initial: int) -> Callable[..., Any]:
-    def disturb(value: Array, activation: Activation, shadow: Shadow) -> Array:
-        if not activation.run.disturbs(site):
-            return value
-        if isinstance(shadow, Window):
-            shadow = shadow.undefined(initial)
-        if shadow.defined:
-            return value
-        codes = _inner(shadow, np.shape(value))
-        return undefined.replaced(np.asarray(value), codes, activation.run.garbage)[()]
-
-    return disturb

@@ -121,6 +121,10 @@ class Checker:
         """Notes that something in this kernel is not checked."""
         self.asked.skipped(self.kernel, reason)
 
+    def next_number(self) -> int:
+        """The number of the next site."""
+        return next(self._numbers)
+
     # -- where lowering stands ------------------------------------------------------------------
 
     @contextmanager
@@ -149,7 +153,7 @@ class Checker:
     def site(self, ref: Value, what: str) -> AccessSite:
         known = self.memory.get(ref)
         name = known.name if known is not None else self.lowering.names.get(ref)
-        return AccessSite(next(self._numbers), name, what, self.lowering.source)
+        return AccessSite(self.next_number(), name, what, self.lowering.source)
 
     def emit(
         self,
@@ -436,10 +440,13 @@ class Checker:
         other.codes, of = Aspect(memory.codes), memory.codes
         shape = remote.type.shape
 
-        def find(*numbers: Array) -> Shadow:
+        def find(own: Shadow, *numbers: Array) -> Shadow:
+            if of.depth == 0:  # it is outside of all programs, which have the same
+                return own
             return current().shadow_of(of, int(numbers[of.depth - 1]), shape)
 
-        self.define(other.codes.value, "other program", find, other.codes, numbers)
+        ins = [of.value, *numbers]
+        self.define(other.codes.value, "other program", find, other.codes, ins)
 
     # -- semaphores -----------------------------------------------------------------------------
 

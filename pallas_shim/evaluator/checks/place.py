@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from pallas_shim.evaluator import memory
+from pallas_shim.evaluator.checks.indices import BasicIndex, Outside, span
 from pallas_shim.evaluator.memory import Chosen, Dynamic
 from pallas_shim.evaluator.program import Value
 from pallas_shim.evaluator.scalar_types import bit_width
@@ -23,20 +24,6 @@ from pallas_shim.jax_compat.state import Bitcast, Index, Reshape, Slice, Transpo
 
 class UnknownPlace(Exception):
     """The elements of an access can't be told. The text says why."""
-
-
-class Outside(NamedTuple):
-    """An index that leaves its dimension. ``first`` and ``last`` are the places of the elements
-    that are farthest out, along dimension ``axis``, which has ``size`` elements."""
-
-    axis: int
-    first: int
-    last: int
-    size: int
-
-    def __str__(self) -> str:
-        places = f"{self.first}" if self.first == self.last else f"{self.first} to {self.last}"
-        return f"{places} along dimension {self.axis}, which has {self.size} elements"
 
 
 def resolved(steps: Sequence[state.Step]) -> tuple[memory.Path, list[Value]]:
@@ -131,6 +118,7 @@ class RefElements:
         before = path if last is None else path[:-1]
         self._before: list[Callable[[np.ndarray, Sequence[Any]], np.ndarray]] = []
         self._inner: list[tuple[tuple[int, ...], tuple[Any, ...]]] = []
+        self._indices: list[BasicIndex] = []  # those of ``_inner``
         self._views = True  # whether each step gives a view of the array of codes
         self._ratio = 1.0  # how many entries an element has
         self.packed = 0  # how many axes behind hold the entries of one element
@@ -140,8 +128,10 @@ class RefElements:
                 case Index(dims):
                     if any(isinstance(dim, Chosen) for dim in dims):
                         raise UnknownPlace("arrays of indices come before another index")
+                    inner = BasicIndex(shape, dims)
                     self._inner.append((shape, dims))
-                    self._before.append(_index(shape, dims))
+                    self._indices.append(inner)
+                    self._before.append(inner)
                     indexed = True
                 case Reshape(new):
                     self._views = self._views and not indexed and not self.packed
@@ -157,7 +147,7 @@ class RefElements:
         self._dims = dims
         self._arrays = any(isinstance(dim, Chosen) for dim in dims)
         self.shape, self._axes = _result(dims, counts)
-        self._last = _index(shape, dims) if not self._arrays else None
+        self._last = BasicIndex(shape, dims) if not self._arrays else None
         self.proven = (
             not self._arrays
             and all(_unproven(s, d) is None for s, d in self._inner)
@@ -188,14 +178,14 @@ class RefElements:
     def outside(self, leaves: Sequence[Any]) -> Outside | None:
         """An index that leaves the ref; None if all elements are inside. Elements that the mask
         leaves out aren't looked at."""
-        for shape, dims in self._inner:
-            found = _outside(shape, dims, leaves)
+        for inner in self._indices:
+            found = inner.outside(leaves)
             if found is not None:
                 return found
-        if not self._arrays and not self._masked:
-            return _outside(self._shape, self._dims, leaves)
-        if not self._arrays and _outside(self._shape, self._dims, leaves) is None:
-            return None
+        if self._last is not None:
+            found = self._last.outside(leaves)
+            if found is None or not self._masked:
+                return found
         chosen, (places, _) = self._chosen(leaves), self._places(leaves)
         for axis, (place, size) in enumerate(zip(places, self._shape, strict=True)):
             wrong = np.broadcast_to((place < 0) | (place >= size), self.shape) & chosen
@@ -211,7 +201,7 @@ class RefElements:
         for shape, dims in (*self._inner, (self._shape, self._dims)):
             for size, dim in zip(shape, dims, strict=True):
                 index = dim.start if isinstance(dim, Slice) else dim
-                extent = _extent(dim) if isinstance(dim, Slice) else 1
+                extent = span(dim) if isinstance(dim, Slice) else 1
                 if isinstance(index, Chosen):
                     return None
                 if isinstance(index, Dynamic) and extent:
@@ -276,7 +266,8 @@ class RefElements:
         for step in self._before:
             array = step(array, leaves)
         if self._is_slice(leaves):
-            key = (*_key(self._shape, self._dims, leaves), ...)
+            assert self._last is not None
+            key = self._last.key(leaves)
             if self._views:
                 array[key] = value
             else:
@@ -304,9 +295,9 @@ class RefElements:
 
     def _is_slice(self, leaves: Sequence[Any]) -> bool:
         """Whether the last index is a basic one that stays inside."""
-        if self._masked or self._arrays:
+        if self._masked or self._last is None:
             return False
-        return self.proven or _outside(self._shape, self._dims, leaves) is None
+        return self.proven or self._last.outside(leaves) is None
 
     def _view(self, array: np.ndarray, leaves: Sequence[Any]) -> np.ndarray:
         for step in self._before:
@@ -451,68 +442,15 @@ def _start(index: Any, leaves: Sequence[Any]) -> int:
     return int(leaves[index.leaf]) if isinstance(index, Dynamic) else int(index)
 
 
-def _extent(dim: Slice) -> int:
-    return (dim.size - 1) * dim.stride + 1 if dim.size else 0
-
-
 def _unproven(shape: Sequence[int], dims: Sequence[Any]) -> int | None:
     for axis, (size, dim) in enumerate(zip(shape, dims, strict=True)):
         index = dim.start if isinstance(dim, Slice) else dim
-        extent = _extent(dim) if isinstance(dim, Slice) else 1
+        extent = span(dim) if isinstance(dim, Slice) else 1
         if not extent:
             continue
         if not isinstance(index, int) or not 0 <= index <= size - extent:
             return axis
     return None
-
-
-def _outside(shape: Sequence[int], dims: Sequence[Any], leaves: Sequence[Any]) -> Outside | None:
-    for axis, (size, dim) in enumerate(zip(shape, dims, strict=True)):
-        if isinstance(dim, Slice):
-            start, extent = _start(dim.start, leaves), _extent(dim)
-        else:
-            start, extent = _start(dim, leaves), 1
-        if extent and not 0 <= start <= size - extent:
-            return Outside(axis, start, start + extent - 1, size)
-    return None
-
-
-def _key(shape: Sequence[int], dims: Sequence[Any], leaves: Sequence[Any]) -> tuple[Any, ...]:
-    """The index of NumPy. Each start is moved inside, as when the access runs."""
-    key: list[Any] = []
-    for size, dim in zip(shape, dims, strict=True):
-        if isinstance(dim, Slice):
-            extent = _extent(dim)
-            start = min(max(_start(dim.start, leaves), 0), max(size - extent, 0))
-            key.append(slice(start, start + extent, max(dim.stride, 1)))
-        else:
-            key.append(min(max(_start(dim, leaves), 0), max(size - 1, 0)))
-    return tuple(key)
-
-
-def _index(
-    shape: tuple[int, ...], dims: tuple[Any, ...]
-) -> Callable[[np.ndarray, Sequence[Any]], np.ndarray]:
-    key = _key(shape, dims, _Unused()) if not _is_dynamic(dims) else None
-    if key is not None:
-        fixed = (*key, ...)
-        return lambda array, _: array[fixed]
-    return lambda array, leaves: array[(*_key(shape, dims, leaves), ...)]
-
-
-class _Unused(Sequence[Any]):
-    """Leaves of a path that has none."""
-
-    def __getitem__(self, at: Any) -> Any:
-        raise IndexError(at)
-
-    def __len__(self) -> int:
-        return 0
-
-
-def _is_dynamic(dims: Sequence[Any]) -> bool:
-    starts = [dim.start if isinstance(dim, Slice) else dim for dim in dims]
-    return any(isinstance(start, (Dynamic, Chosen)) for start in starts)
 
 
 def _reshape(

@@ -28,6 +28,8 @@ from pallas_shim.evaluator.findings import Access, Finding
 # A program: how many levels of programs are around it, and its number at the innermost.
 Program = tuple[int, int]
 Clock = dict[Program, int]
+# A grid cell. None outside of a grid.
+Cell = tuple[int, ...] | None
 
 # The most work for an exact answer whether two strided views overlap.
 _MOST_WORK = 100_000
@@ -48,10 +50,12 @@ class _Moving:
     """A copy under way. ``learned``: for each of its steps, the program and its clock when a wait
     learned that the step is over; None until then."""
 
-    __slots__ = ("clock", "learned", "program", "step", "spot")
+    __slots__ = ("cell", "clock", "learned", "program", "step", "spot")
 
-    def __init__(self, program: Program, clock: Clock, spot: Spot, steps: int) -> None:
-        self.program, self.clock, self.spot = program, clock, spot
+    def __init__(
+        self, program: Program, clock: Clock, spot: Spot, cell: Cell, steps: int
+    ) -> None:
+        self.program, self.clock, self.spot, self.cell = program, clock, spot, cell
         self.learned: list[tuple[Program, int] | None] = [None] * steps
         self.step = 0
 
@@ -79,6 +83,7 @@ class _Touch:
     ends: tuple[int, int]
     writes: bool
     spot: Spot
+    cell: Cell
     ref: str | None
     text: str
     number: int
@@ -146,6 +151,7 @@ class Clocks:
 
     def _forget(self) -> None:
         self.clocks: dict[Program, Clock] = {}
+        self.cells: dict[Program, Cell] = {}
         self.semaphores: dict[int, _Semaphore] = {}
         self.buffers: dict[int, tuple[np.ndarray, dict[Any, _Touch]]] = {}
         self.meetings: dict[Any, list[Clock]] = {}
@@ -170,9 +176,14 @@ class Clocks:
         self.inside += 1
         self.clock(program)
 
+    def begin_cell(self, program: Program, cell: tuple[int, ...]) -> None:
+        """A program begins a cell of its kernel's grid."""
+        self.cells[program] = cell
+
     def leave(self, program: Program) -> None:
         """A program has ended a kernel."""
         self.decide()
+        self.cells.pop(program, None)
         self.inside -= 1
         if self.inside == 0:
             self._forget()
@@ -194,7 +205,7 @@ class Clocks:
     def start(self, program: Program, spot: Spot, steps: int) -> None:
         """A program starts a copy."""
         clock = self.clock(program)
-        self.last = _Moving(program, dict(clock), spot, steps)
+        self.last = _Moving(program, dict(clock), spot, self.cells.get(program), steps)
         clock[program] += 1
 
     @contextlib.contextmanager
@@ -290,7 +301,8 @@ class Clocks:
         self.number += 1
         own = _Touch(
             program, known.get(program, 0), copy, 0 if copy is None else copy.step, view, elements,
-            ends, writes, spot if copy is None else copy.spot, name,
+            ends, writes, spot if copy is None else copy.spot,
+            self.cells.get(program) if copy is None else copy.cell, name,
             _text(ref, view) if text is None else text, self.number, self.number, writes,
         )  # fmt: skip
         racing = [
@@ -478,7 +490,7 @@ def _access(touch: _Touch) -> Access:
         what = "writes" if touch.writes else "reads"
     _, number = touch.program if touch.copy is None else touch.copy.program
     name = touch.spot.names[number]
-    return Access(what, touch.text, touch.spot.line(), name)
+    return Access(what, touch.text, touch.spot.line(), name, touch.cell)
 
 
 def _words(first: _Touch, second: _Touch) -> tuple[str, str, str]:

@@ -423,6 +423,15 @@ def _note(
     )
 
 
+def note_cell(lowering: Lowering, indices: Sequence[Value]) -> None:
+    """Notes that the program begins a cell of its kernel's grid."""
+    if indices:
+        _note(
+            lowering, indices,
+            lambda clocks, program, spot, *cell: clocks.begin_cell(program, tuple(map(int, cell))),
+        )  # fmt: skip
+
+
 def note_touch(
     lowering: Lowering, ref: Value, path: memory.Path, leaves: Sequence[Value], writes: bool
 ) -> None:

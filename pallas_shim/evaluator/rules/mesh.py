@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ import numpy as np
 from pallas_shim import jax_compat
 from pallas_shim.evaluator import grid, grid_buffers, refs, watching
 from pallas_shim.evaluator.analysis import alias
-from pallas_shim.evaluator.checks.cores import CoreChecks
+from pallas_shim.evaluator.checks.cores import CoreChecks, CoreOutputs
+from pallas_shim.evaluator.checks.lowering import Aspect
 from pallas_shim.evaluator.lower import KernelScope, Lowering
 from pallas_shim.evaluator.machine import programs
 from pallas_shim.evaluator.machine.shards import all_coordinates
@@ -82,9 +84,14 @@ def _emit_mpmd(
     for ref, name in zip([*operands, *outs], jax_compat.argument_names(opened), strict=False):
         lowering.names.setdefault(ref, name)
     several = len(call.functions) > 1
+    made = None
+    if lowering.checker is not None:
+        new = [ref for out, ref in enumerate(outs) if out not in source]
+        made = CoreOutputs(lowering.checker, call.name, jax_compat.kernel_source(eqn), new)
+    shadows = {} if made is None else made.shadows
     with lowering.block() as cores:
         if several and any(f.waits is not None for f in call.functions):
-            _on_cores_of_several_kinds(lowering, eqn, call, [*operands, *outs], own)
+            _on_cores_of_several_kinds(lowering, eqn, call, [*operands, *outs], own, shadows)
         for function in () if cores else call.functions:
 
             def body(function: jax_compat.CoreFunction = function) -> None:
@@ -92,16 +99,19 @@ def _emit_mpmd(
                 lowering.inline(function.jaxpr, [*operands, *outs, *scratch])
                 _left(lowering, scratch)
 
-            _on_cores(lowering, eqn, call.name, function, [*operands, *outs], body)
+            _on_cores(lowering, eqn, call.name, function, [*operands, *outs], body, shadows)
     written = alias.written(cores, operands)
     for ref, value in zip(operands, ins, strict=True):
         if ref is not value:
             grid_buffers.define_operand(lowering, ref, value, None, ref in written)
+    if made is not None:
+        made.enter()
     lowering.body.extend(cores)
-    return [
+    results = [
         refs.load(lowering, ref, (), (), ref_type(type).contents)
         for ref, type in zip(outs, types[num_inputs:num_operands], strict=True)
     ]
+    return results if made is None else list(map(made.result, outs, results))
 
 
 def _left(lowering: Lowering, scratch: Sequence[Value]) -> None:
@@ -153,8 +163,9 @@ def _on_cores(
     function: jax_compat.CoreFunction,
     operands: Sequence[Value],
     body: Callable[[], None],
+    shadows: Mapping[Value, Aspect] = MappingProxyType({}),
 ) -> None:
-    """``operands`` is the memory that all cores reach."""
+    """``operands`` is the memory that all cores reach, and ``shadows`` the shadows of some."""
     where = jax_compat.kernel_source(eqn) or ""
     sizes = [lowering.const(np.int32(size)) for size in function.axes.values()]
     checks = None
@@ -162,7 +173,7 @@ def _on_cores(
         memory = [ref for ref in operands if isinstance(ref.type, RefType)]
         counts = tuple(function.axes.values())
         checks = CoreChecks(
-            lowering.checker, name, where, memory, counts, function.waits_for_others
+            lowering.checker, name, where, memory, counts, function.waits_for_others, shadows
         )
 
     watch = lowering.watch
@@ -171,6 +182,7 @@ def _on_cores(
         watched = _watched(lowering, name, where, function, seen)
 
     def core(indices: Sequence[Value]) -> None:
+        grid.record(lowering, indices, function)
         with contextlib.nullcontext() if checks is None else checks.core(indices):
             if watch is not None:
                 alone = function.waits_for_others  # then each core is a program of one cell
@@ -223,12 +235,13 @@ def _on_cores_of_several_kinds(
     call: jax_compat.MpmdMap,
     operands: Sequence[Value],
     types: Sequence[RefType],
+    shadows: Mapping[Value, Aspect],
 ) -> None:
-    """Runs all cores as programs of one level, which has an axis of their kinds."""
-    if lowering.checker is not None:
-        reason = "bounds and undefined elements, on cores of several kinds"
-        lowering.checker.asked.skipped(call.name, reason)
+    """Runs all cores as programs of one level, which has an axis of their kinds. ``shadows``: of
+    some of the memory that all reach, where it is checked."""
     machine, functions = lowering.machine, call.functions
+    if any(f.checked is not None and f.checked.recorder is not None for f in functions):
+        raise Unsupported("mpmd_map", "a grid_point_recorder of cores of several kinds")
     sizes = {programs.KIND: len(functions)}
     for function in functions:
         sizes.update(function.axes)
@@ -237,6 +250,10 @@ def _on_cores_of_several_kinds(
     opened, _ = jax_compat.open_jaxpr(functions[0].jaxpr)
     arguments = jax_compat.argument_names(opened)[len(operands) :]
     kinds = [programs.Owner(n, frozenset(f.axes)) for n, f in enumerate(functions)]
+    checks = None
+    if lowering.checker is not None:
+        memory = [ref for ref in operands if isinstance(ref.type, RefType)]
+        checks = CoreChecks(lowering.checker, call.name, where, memory, (), True, shadows)
 
     def branch(
         kind: int, scratch: Sequence[Value], shared: dict[Any, Value], _: Sequence[Value]
@@ -261,12 +278,14 @@ def _on_cores_of_several_kinds(
             scratch = [_scratch_of_kinds(lowering, call, kinds, *each)
                        for each in zip(types, call.owners, strict=True)]  # fmt: skip
             lowering.names.update(zip(scratch, arguments, strict=False))
-            with lowering.block() as body:
+            with lowering.block() as body, _checked(checks, scratch):
                 regions = [
                     lowering.region((), functools.partial(branch, kind, scratch, shared))
                     for kind in range(len(functions))
                 ]
                 lowering.structured("switch", [index], [], regions, {})
+            if checks is not None:
+                body = checks.finish(body)
             for ref in shared.values():
                 grid_buffers.allocate(lowering, ref, functions[0].checked)
             programs.emit_entry(lowering)
@@ -276,6 +295,21 @@ def _on_cores_of_several_kinds(
         return ()
 
     programs.emit_programs(lowering, "core", sizes, (), (), (), (), (), core, names)
+
+
+@contextlib.contextmanager
+def _checked(checks: CoreChecks | None, scratch: Sequence[Value]) -> Iterator[None]:
+    """A context in which the function of a core of some kind is lowered, with its memory."""
+    if checks is None:
+        yield
+        return
+    checker = checks.checker
+    with checks.core(()):
+        own = [ref for ref in scratch if ref.ref.space.partition("@")[0] in _CORES_OWN]
+        for ref in own:
+            checker.allocated(ref, checker.lowering.names.get(ref))
+        yield
+        checker.left(own)
 
 
 def _core_name(function: jax_compat.CoreFunction, place: dict[Any, int]) -> str | None:

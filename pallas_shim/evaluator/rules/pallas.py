@@ -21,8 +21,12 @@ def _pallas_call(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence
     given = given[: call.num_prefetch + call.num_inputs + call.num_outputs]
     shared = meshes.shares_semaphores([var.aval for var in given])
     talks = shared or meshes.talks(call.jaxpr)
+    unused: list[int] = []
+    if lowering.checker is not None:
+        used = map(lowering.checker.is_used, eqn.outvars)
+        unused = [position for position, is_used in enumerate(used) if not is_used]
     with lowering.machine.within(call.name, call.source or "", talks):
-        return grid.lower_call(lowering, call, ins)
+        return grid.lower_call(lowering, call, ins, unused=unused)
 
 
 def _axis(lowering: Lowering, eqn: Any) -> tuple[Value, Value]:

@@ -10,13 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from pallas_shim import jax_compat
-from pallas_shim.evaluator import checked_memory, memory, refs
+from pallas_shim.evaluator import memory, refs
 from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.machine import programs
 from pallas_shim.evaluator.program import (
-    ArrayType,
-    Effects,
-    KeyType,
     RefType,
     Value,
     contents_type,
@@ -162,7 +159,8 @@ def _swap(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]
         _require_near(lowering, eqn)
         if lowering.checked is not None and access.mask is not None:
             with lowering.touching(access.view, access.mask, True):
-                return [_checked_masked_swap(lowering, access, out)]
+                ref, path, leaves = _basic(lowering, access.view)
+                return [refs.masked_swap(lowering, ref, path, leaves, access.value, access.mask)]
         elements = array_indices.indices(lowering, access.view, out.shape)
         if elements and access.mask is None:
             with lowering.touching(access.view, None, True):
@@ -173,6 +171,8 @@ def _swap(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]
             raise refs.NotBasic("a mask, or a slice that may leave its ref")
         ref, path, leaves = _basic(lowering, access.view)
         refs.guard(lowering, ref, path, leaves, "swap", ValueError)
+        if refs.reaches_beside(lowering, ref, path):
+            return [refs.masked_swap(lowering, ref, path, leaves, access.value, None)]
         before = refs.load_inside(lowering, ref, path, leaves, out)
         refs.store_inside(lowering, ref, path, leaves, access.value)
         return [before]
@@ -193,26 +193,6 @@ def _may_stick_out(lowering: Lowering, eqn: Any, access: state.LoadInfo | state.
     """Whether an unmasked pl.load or pl.store may have indices that must not be clamped."""
     unclamped = lowering.checked is None and eqn.primitive.name in ("masked_load", "masked_swap")
     return unclamped and not inside(access)
-
-
-def _checked_masked_swap(
-    lowering: Lowering, access: state.StoreInfo, out: ArrayType | KeyType
-) -> Value:
-    ref, path, leaves = _basic(lowering, access.view)
-    dims = tuple(state.Slice(0, dim, 1) for dim in ref.type.shape)
-    match path:
-        case ():
-            pass
-        case (state.Index(dims),):
-            pass
-        case _:
-            raise refs.NotBasic("a mask, or a slice that may leave its ref")
-    swap = checked_memory.masked_swap(ref.type.shape, dims, refs.outside("masked swap", ref))
-    (before,) = lowering.memory(
-        "masked_swap", [ref, access.value, access.mask, *leaves], [out], swap,
-        Effects(reads=(0,), writes=(0,), io=True), key=path,
-    )
-    return before
 
 
 def inside(access: state.LoadInfo | state.StoreInfo) -> bool:
@@ -242,6 +222,8 @@ def _addupdate(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[V
         access = state.store(eqn, ins)
         _require_near(lowering, eqn)
         ref, path, leaves = _basic(lowering, access.view)
+        if refs.reaches_beside(lowering, ref, path):
+            raise refs.NotBasic("a slice that may leave its ref")
     except refs.NotBasic:
         with _touching(lowering, eqn, ins, True):
             return by_discharge(lowering, eqn, ins)
@@ -273,6 +255,13 @@ def _run_scoped(lowering: Lowering, eqn: Any, ins: Sequence[Value]) -> Sequence[
             lowering.checker.allocated(ref, lowering.names.get(ref))
     if common:
         buffers = [remote.of_first(lowering, ref, common) for ref in buffers]
+    elif lowering.machine.talks and lowering.machine.levels[-1].kind == "core":
+        # HBM that a kernel allocates belongs to all cores of its device.
+        cores = list(lowering.machine.levels[-1].sizes)
+        buffers = [
+            remote.of_first(lowering, ref, cores) if jax_compat.in_hbm(var.aval) else ref
+            for var, ref in zip(opened.invars, buffers, strict=True)
+        ]
     results = lowering.inline(jaxpr, buffers, ins)
     if lowering.checker is not None:
         lowering.checker.left(buffers)

@@ -80,6 +80,18 @@ def test_the_memory_is_too_small(tpu):
     assert str(limit) in str(found.answer.message) and found.estimate > limit
 
 
+def test_what_does_not_fit_is_refused_before_its_body_is_compiled():
+    """Whole arrays unroll to code that the compiler takes minutes for."""
+
+    def kernel(x_ref, y_ref, o_ref):
+        o_ref[...] = jnp.tril(jnp.dot(x_ref[...], y_ref[...]))
+
+    call = pl.pallas_call(kernel, out_shape=shape(8192, 8192))
+    (found,) = asked(call, *[shape(8192, 8192)] * 2, limits=Limits(cpu=30))
+    assert (found.answer.outcome, found.answer.stage) == (REFUSED, MEMORY), found.answer
+    assert "268435456" in str(found.answer.message) or "256.00M" in str(found.answer.message)
+
+
 def test_memory_agrees_with_the_estimate():
     """Blocks and scratch are what the compiler allocates, and it adds its own scratch."""
     (found,) = asked(added(), shape(512, 256))

@@ -14,6 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_shim.cache.encode import decode, encode
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.passes import NAMES, optimise
 from tests.fuzz.natively import compare_natively
@@ -33,7 +34,10 @@ def check(f, *args, passes=(NAMES, ())):
         program = lower(jax.make_jaxpr(f)(*args))
     arrays = [np.asarray(arg) for arg in args]
     for skip in passes:
-        assert compare_natively(optimise(program, skip), arrays) == ""
+        optimised = optimise(program, skip)
+        assert compare_natively(optimised, arrays) == ""
+        # The cache keeps all that is read.
+        assert native.source(decode(encode(optimised)))[1] == native.source(optimised)[1]
 
 
 def pairs(dtype):

@@ -34,7 +34,8 @@ def test_strided_roll(axis, stride_axis, stride):
     def kernel(x, o):
         o[...] = pltpu.roll(x[...], 5, axis, stride=stride, stride_axis=stride_axis)
 
-    check_kernel(kernel, LIKE_X, X)
+    x = X[:6, :9]  # JAX's rule rolls each row by itself, and XLA compiles them all
+    check_kernel(kernel, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
 
 
 if hasattr(pltpu, "repeat"):

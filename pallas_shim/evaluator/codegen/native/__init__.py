@@ -11,14 +11,25 @@ extra.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Protocol
 
 from pallas_shim.evaluator.codegen.native import calls
 from pallas_shim.evaluator.codegen.native.lowering import NativeLowering
-from pallas_shim.evaluator.codegen.native.machine import MachineCode, module
+from pallas_shim.evaluator.codegen.native.machine import MachineCode, facts, module, object_code
 from pallas_shim.evaluator.codegen.native.source import NotNative
 from pallas_shim.evaluator.program import ArrayType, Program
 
-__all__ = ["MachineCode", "NotNative", "compiled", "source"]
+__all__ = ["MachineCode", "NotNative", "Objects", "compiled", "loaded", "object_code", "source"]
+
+
+class Objects(Protocol):
+    """Object code kept for other processes, by the facts it depends on and the text it was compiled
+    from."""
+
+    def read(self, facts: tuple[str, ...], text: str) -> bytes | None: ...
+
+    def write(self, facts: tuple[str, ...], text: str, code: bytes) -> None: ...
 
 # Elements computed in a run from which other threads of Python may run meanwhile.
 _RELEASES_THREADS = 20_000
@@ -47,25 +58,51 @@ def source(program: Program) -> tuple[NativeLowering, str]:
     if lowering.called:
         text += calls.helpers()
     declared, used = sorted(lowering.to.declared), _used(program)
-    workspace = lowering.workspace.nbytes > 0
+    workspace, addresses = lowering.workspace.nbytes > 0, len(lowering.to.addresses)
     # Who calls Python holds its lock, and lets other threads run there.
     releases = lowering.work >= _RELEASES_THREADS and not lowering.called
-    return lowering, module(text, declared, used, results, workspace, releases)
+    return lowering, module(text, declared, used, results, workspace, releases, addresses)
 
 
-def compiled(program: Program) -> MachineCode:
-    """A program in machine code.
+def compiled(
+    program: Program,
+    objects: Objects | None = None,
+    compiler: Callable[[str], bytes] = object_code,
+) -> MachineCode:
+    """A program in machine code. ``objects`` keeps it for other processes. ``compiler`` makes
+    object code of a text.
 
     Raises:
       NotNative: for part of the program there is no code.
       ImportError: llvmlite isn't installed.
     """
     lowering, text = source(program)
+    code = None if objects is None else objects.read(facts(), text)
+    if code is None:
+        code = compiler(text)
+        if objects is not None:
+            objects.write(facts(), text, code)
+    return _machine_code(program, lowering, code)
+
+
+def loaded(program: Program, objects: Objects) -> MachineCode | None:
+    """A program in machine code that another process has compiled. None: there is none.
+
+    Raises: as `compiled`.
+    """
+    lowering, text = source(program)
+    code = objects.read(facts(), text)
+    return None if code is None else _machine_code(program, lowering, code)
+
+
+def _machine_code(program: Program, lowering: NativeLowering, code: bytes) -> MachineCode:
+    results = [(value.type.shape, value.type.dtype) for value in program.top.results]
     return MachineCode(
-        text,
+        code,
         _used(program),
-        [(value.type.shape, value.type.dtype) for value in program.top.results],
+        results,
         lowering.workspace.nbytes,
+        lowering.to.addresses,
         lowering.kept,
         lowering.called,
     )

@@ -7,21 +7,18 @@ native code wants it.
 
 from __future__ import annotations
 
-import ctypes
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from pallas_shim.evaluator import scalars
+from pallas_shim.evaluator.codegen.native import host
 from pallas_shim.evaluator.codegen.native.layouts import Layouts, is_dense, significant
 from pallas_shim.evaluator.codegen.native.places import BufferPlace, contiguous, reach
 from pallas_shim.evaluator.codegen.native.source import NotNative, Source
 from pallas_shim.evaluator.program import ArrayType, Instruction, RefType, Value
 
-# Of NumPy's C functions, in the table `_ARRAY_API`.
-_ARRAY_TYPE, _RETURN, _NEW_FROM_DESCR = 2, 76, 94
 _WRITEABLE = 0x400
 
 
@@ -140,12 +137,12 @@ def _write(
             created.append(register)
         else:
             to.kept.append(operand)
-            register = _address(id(operand))
+            register = text.fixed(id(operand))
         objects.append(register)
         slot = text.let(f"getelementptr ptr, ptr {args}, i64 {position}")
         text.line(f"store ptr {register}, ptr {slot}")
     result = text.let(
-        f"call ptr @call_python(ptr {_address(id(fn))}, ptr {args}, i64 {count})"
+        f"call ptr @call_python(ptr {text.fixed(id(fn))}, ptr {args}, i64 {count})"
     )
     for register in created:
         text.line(f"call void @release(ptr {register})")
@@ -164,48 +161,41 @@ def _array(to: Any, place: BufferPlace, is_scalar: bool) -> str:
     to.kept += [numbers, place.dtype]
     data = text.let(f"getelementptr i8, ptr {place.buffer.base}, i64 {place.offset}")
     name = "scalar" if is_scalar else "array"
-    dims, rank = numbers.ctypes.data, len(place.shape)
+    dims, rank = text.fixed(numbers.ctypes.data), len(place.shape)
+    strides = text.let(f"getelementptr i64, ptr {dims}, i64 {rank}")
     return text.let(
-        f"call ptr @new_{name}(ptr {_address(id(place.dtype))}, i32 {rank},"
-        f" ptr {_address(dims)}, ptr {_address(dims + 8 * rank)}, ptr {data})"
+        f"call ptr @new_{name}(ptr {text.fixed(id(place.dtype))}, i32 {rank},"
+        f" ptr {dims}, ptr {strides}, ptr {data})"
     )
 
 
-def _address(number: int) -> str:
-    return f"inttoptr (i64 {number} to ptr)"
-
-
-@functools.cache
 def helpers() -> str:
     """The text of the functions that such calls use."""
-    get = ctypes.pythonapi.PyCapsule_GetPointer
-    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    api = get(np._core._multiarray_umath._ARRAY_API, None)  # type: ignore[attr-defined]
-    table = (ctypes.c_void_p * (_NEW_FROM_DESCR + 1)).from_address(api)
-    new, scalar, type = (_address(table[n] or 0) for n in (_NEW_FROM_DESCR, _RETURN, _ARRAY_TYPE))
-    python = {
-        name: _address(ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value or 0)
-        for name in ("Py_IncRef", "Py_DecRef", "PyObject_Vectorcall")
-    }
     return f"""
 define internal ptr @new_array(ptr %type, i32 %rank, ptr %dims, ptr %strides, ptr %data) noinline {{
-  call void {python["Py_IncRef"]}(ptr %type)
-  %array = call ptr {new}(ptr {type}, ptr %type, i32 %rank, ptr %dims, ptr %strides, ptr %data,
+  %keep = {host.load("Py_IncRef")}
+  call void %keep(ptr %type)
+  %new = {host.load("PyArray_NewFromDescr")}
+  %of = {host.load("PyArray_Type")}
+  %array = call ptr %new(ptr %of, ptr %type, i32 %rank, ptr %dims, ptr %strides, ptr %data,
     i32 {_WRITEABLE}, ptr null)
   ret ptr %array
 }}
 define internal ptr @new_scalar(ptr %type, i32 %rank, ptr %dims, ptr %strides, ptr %data)
   noinline {{
   %array = call ptr @new_array(ptr %type, i32 %rank, ptr %dims, ptr %strides, ptr %data)
-  %scalar = call ptr {scalar}(ptr %array)
+  %return = {host.load("PyArray_Return")}
+  %scalar = call ptr %return(ptr %array)
   ret ptr %scalar
 }}
 define internal ptr @call_python(ptr %function, ptr %args, i64 %count) noinline {{
-  %result = call ptr {python["PyObject_Vectorcall"]}(ptr %function, ptr %args, i64 %count, ptr null)
+  %call = {host.load("PyObject_Vectorcall")}
+  %result = call ptr %call(ptr %function, ptr %args, i64 %count, ptr null)
   ret ptr %result
 }}
 define internal void @release(ptr %object) noinline {{
-  call void {python["Py_DecRef"]}(ptr %object)
+  %drop = {host.load("Py_DecRef")}
+  call void %drop(ptr %object)
   ret void
 }}
 """

@@ -5,9 +5,10 @@ It runs on threads that Python doesn't know, so it looks for no signals.
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Sequence
+
+from pallas_shim.evaluator.codegen.native import host
 
 # xla/ffi/api/c_api.h: of XLA_FFI_CallFrame the extensions, and the arrays of arguments and results;
 # of an extension its type and the metadata; of the metadata the version; of a buffer its memory.
@@ -18,6 +19,7 @@ _IS_METADATA = 1
 VERSION = (0, 1)
 # The counters: calls, nanoseconds.
 COUNTS = "@counts"
+
 
 
 def handler(used: Sequence[bool], results: int, workspace: bool) -> str:
@@ -83,11 +85,10 @@ def _buffer(name: str, array: str, number: int) -> list[str]:
 
 def _clock(name: str) -> list[str]:
     """The time in nanoseconds."""
-    clock = ctypes.cast(ctypes.CDLL(None).clock_gettime, ctypes.c_void_p).value
     return [
         f"  %s_{name} = alloca [2 x i64]",
-        f"  %c_{name} = call i32 inttoptr (i64 {clock} to ptr)"
-        f"(i32 {time.CLOCK_MONOTONIC}, ptr %s_{name})",
+        f"  %f_{name} = {host.load('clock_gettime')}",
+        f"  %c_{name} = call i32 %f_{name}(i32 {time.CLOCK_MONOTONIC}, ptr %s_{name})",
         f"  %seconds_{name} = load i64, ptr %s_{name}",
         f"  %n_{name} = getelementptr i64, ptr %s_{name}, i64 1",
         f"  %rest_{name} = load i64, ptr %n_{name}",

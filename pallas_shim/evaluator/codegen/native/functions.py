@@ -60,10 +60,8 @@ def _call(
         to.set(slot, "ptr", address)
         slot = to.let(f"getelementptr i64, ptr {strides}, i64 {number}")
         to.set(slot, "i64", str(steps[number] if steps else step))
-    to.line(
-        f"call void inttoptr (i64 {function} to ptr)(ptr {given}, ptr {counts}, ptr {strides},"
-        f" ptr inttoptr (i64 {data} to ptr))"
-    )
+    called, passed = to.fixed(function), to.fixed(data)
+    to.line(f"call void {called}(ptr {given}, ptr {counts}, ptr {strides}, ptr {passed})")
 
 
 @functools.cache

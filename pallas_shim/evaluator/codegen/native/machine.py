@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pallas_shim.evaluator.codegen.native import ffi
+from pallas_shim.evaluator.codegen.native import ffi, host
 from pallas_shim.evaluator.codegen.native.places import ALIGNMENT
-from pallas_shim.evaluator.codegen.native.source import NotNative
+from pallas_shim.evaluator.codegen.native.source import FIXED, NotNative
 from pallas_shim.evaluator.memory import aligned
 
 # The memory of a NumPy array stands behind a Python object's two words.
 _DATA = 16
 _PLAIN = 0x101  # NumPy's flags of C order and alignment
+# Held while LLVM works. A fork waits for it, since the new process couldn't use LLVM otherwise:
+# the locks in it would stay locked.
+_working = threading.RLock()
 
 
 @functools.cache
@@ -36,16 +41,52 @@ def llvm() -> Any:
     return binding
 
 
+@functools.cache
+def facts() -> tuple[str, ...]:
+    """What object code depends on besides its text: LLVM and the processor."""
+    import llvmlite
+
+    binding = llvm()
+    version = ".".join(map(str, binding.llvm_version_info))
+    return (llvmlite.__version__, version, binding.get_default_triple(), *_processor())
+
+
+def _processor() -> tuple[str, str]:
+    """Its name and its features."""
+    binding = llvm()
+    return binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
+
+
 def _target() -> Any:
     """LLVM for this processor. An engine owns its own one."""
-    binding = llvm()
-    return binding.Target.from_default_triple().create_target_machine(
-        cpu=binding.get_host_cpu_name(),
-        features=binding.get_host_cpu_features().flatten(),
-        opt=2,
-        codemodel="jitdefault",
-        jit=True,
-    )
+    name, features = _processor()
+    return llvm().Target.from_default_triple().create_target_machine(
+        cpu=name, features=features, opt=2, codemodel="jitdefault", jit=True
+    )  # fmt: skip
+
+
+def object_code(text: str) -> bytes:
+    """The object code of a module."""
+    with _working:
+        binding, target = llvm(), _target()
+        module = binding.parse_assembly(text)
+        module.verify()
+        options = binding.create_pipeline_tuning_options(speed_level=2)
+        options.loop_unrolling = False
+        options.loop_vectorization = options.slp_vectorization = True
+        builder = binding.create_pass_builder(target, options)
+        builder.getModulePassManager().run(module, builder)
+        return target.emit_object(module)
+
+
+def _loaded(code: bytes) -> Any:
+    """The engine that has loaded object code."""
+    with _working:
+        binding = llvm()
+        engine = binding.create_mcjit_compiler(binding.parse_assembly(""), _target())
+        engine.add_object_file(binding.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+        return engine
 
 
 class Handler(NamedTuple):
@@ -62,34 +103,33 @@ class MachineCode:
 
     def __init__(
         self,
-        text: str,
+        code: bytes,
         params: Sequence[bool],
         results: Sequence[tuple[tuple[int, ...], np.dtype]],
         workspace: int,
+        addresses: Sequence[int],
         kept: Sequence[Any],
         called: Mapping[str, int],
     ) -> None:
-        """``params``: whether each parameter is used; ``kept``: objects whose addresses are in the
-        text; ``called``: the operations that NumPy does, and how many instructions that is."""
-        self.text, self.called = text, dict(called)
-        binding, target = llvm(), _target()
-        module = binding.parse_assembly(text)
-        module.verify()
-        options = binding.create_pipeline_tuning_options(speed_level=2)
-        options.loop_unrolling = False
-        options.loop_vectorization = options.slp_vectorization = True
-        builder = binding.create_pass_builder(target, options)
-        builder.getModulePassManager().run(module, builder)
-        self._engine = binding.create_mcjit_compiler(module, target)
-        self._engine.finalize_object()
+        """``params``: whether each parameter is used; ``addresses``: those that the code uses;
+        ``kept``: the objects that lie there; ``called``: the operations that NumPy does, and how
+        many instructions that is."""
+        self._engine, self.called = _loaded(code), dict(called)
         count = len(params) + len(results) + 1
         # Such a call holds the interpreter's lock, and raises what C code has set.
         kind = ctypes.PYFUNCTYPE(ctypes.c_int, *[ctypes.py_object] * count)
         self._call = kind(self._engine.get_function_address("run"))
         self._used, self._results = tuple(params), tuple(results)
         self._workspace, self._kept = workspace + ALIGNMENT, tuple(kept)
-        address = self._engine.get_global_value_address(ffi.COUNTS[1:])
-        self._counts = (ctypes.c_int64 * 2).from_address(address)
+        self._fill(FIXED, addresses)
+        self._fill(host.LIST, host.addresses())
+        counts = self._engine.get_global_value_address(ffi.COUNTS[1:])
+        self._counts = (ctypes.c_int64 * 2).from_address(counts)
+
+    def _fill(self, name: str, addresses: Sequence[int]) -> None:
+        if addresses:
+            at = self._engine.get_global_value_address(name[1:])
+            (ctypes.c_void_p * len(addresses)).from_address(at)[:] = list(addresses)
 
     @property
     def handler(self) -> Handler | None:
@@ -119,19 +159,23 @@ class MachineCode:
 
 def module(
     function: str, declared: Sequence[str], used: Sequence[bool], results: int, workspace: bool,
-    releases: bool,
+    releases: bool, addresses: int,
 ) -> str:  # fmt: skip
     """The text of a module around a function.
 
     ``used``: whether each parameter is. ``releases``: whether other threads may run meanwhile.
+    ``addresses``: how many addresses it uses.
     """
     params = len(used)
-    save, restore, check = map(
-        _of_python, ("PyEval_SaveThread", "PyEval_RestoreThread", "PyErr_CheckSignals")
-    )
+    save = [f"  %save = {host.load('PyEval_SaveThread')}"] if releases else []
+    restore = [f"  %restore = {host.load('PyEval_RestoreThread')}"] if releases else []
     names = [*[f"p{i}" for i in range(params)], *[f"r{i}" for i in range(results)], "workspace"]
     given = ", ".join(f"ptr %o_{name}" for name in names)
-    lines = [f"define i32 @run({given}) {{"]
+    lines = [
+        host.declaration(),
+        f"{FIXED} = global [{addresses} x ptr] zeroinitializer",
+        f"define i32 @run({given}) {{",
+    ]
     for name in names:
         lines += [
             f"  %a_{name} = getelementptr i8, ptr %o_{name}, i64 {_DATA}",
@@ -145,11 +189,11 @@ def module(
         "  %thread = alloca ptr",
     ]
     if releases:
-        lines += [f"  %state = call ptr {save}()", "  store ptr %state, ptr %thread"]
+        lines += [*save, "  %state = call ptr %save()", "  store ptr %state, ptr %thread"]
     passed = ", ".join(f"ptr %{name}" for name in [*names[:-1], "aligned", "thread"])
     lines.append(f"  %status = call i32 @program({passed})")
     if releases:
-        lines += ["  %after = load ptr, ptr %thread", f"  call void {restore}(ptr %after)"]
+        lines += [*restore, "  %after = load ptr, ptr %thread", "  call void %restore(ptr %after)"]
     lines += [
         "  ret i32 %status",
         "}",
@@ -161,17 +205,25 @@ def module(
         "look:",
     ]
     if releases:
-        lines += ["  %state = load ptr, ptr %thread", f"  call void {restore}(ptr %state)"]
-    lines.append(f"  %status = call i32 {check}()")
+        lines += [*restore, "  %state = load ptr, ptr %thread", "  call void %restore(ptr %state)"]
+    lines += [f"  %check = {host.load('PyErr_CheckSignals')}", "  %status = call i32 %check()"]
     if releases:
-        lines += [f"  %again = call ptr {save}()", "  store ptr %again, ptr %thread"]
+        lines += [*save, "  %again = call ptr %save()", "  store ptr %again, ptr %thread"]
     lines += ["  ret i32 %status", "}"]
     attributes = 'attributes #0 = { nounwind "denormal-fp-math"="preserve-sign,preserve-sign" }'
     entry = ffi.handler(used, results, workspace)
     return "\n".join([*declared, *lines, entry, function, attributes])
 
 
-def _of_python(name: str) -> str:
-    """The address of a function of Python's own."""
-    function = getattr(ctypes.pythonapi, name)
-    return f"inttoptr (i64 {ctypes.cast(function, ctypes.c_void_p).value} to ptr)"
+def _start_over() -> None:
+    """Makes a new lock in a forked process."""
+    global _working
+    _working = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(
+        before=lambda: _working.acquire(),
+        after_in_parent=lambda: _working.release(),
+        after_in_child=_start_over,
+    )

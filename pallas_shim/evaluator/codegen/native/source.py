@@ -22,6 +22,9 @@ _TYPES = {
 }
 _BFLOAT16 = "bfloat16"
 _POLL_EACH = 1 << 12
+# The list of a program's addresses, which is filled in when its code is loaded. So the text is the
+# same in each process.
+FIXED = "@fixed"
 
 
 def type_of(dtype: np.dtype) -> str:
@@ -68,6 +71,12 @@ def is_constant(register: str) -> bool:
     return not register.startswith("%")
 
 
+def address(addresses: str, number: int) -> str:
+    """Loads an address from a list."""
+    at = f"getelementptr (ptr, ptr {addresses}, i64 {number})"
+    return f"load ptr, ptr {at}, !invariant.load !{{}}"
+
+
 class Source:
     """Lines of the function being written. Registers and labels have numbers of their own.
 
@@ -82,6 +91,7 @@ class Source:
         self._access = ""  # the suffix of loads and stores in independent rounds
         self._polls: str | None = None
         self.declared: set[str] = set()
+        self.addresses: list[int] = []
 
     def fresh(self, prefix: str = "%t") -> str:
         self._count += 1
@@ -114,6 +124,13 @@ class Source:
 
     def read(self, variable: str, kind: str) -> str:
         return self.let(f"load {kind}, ptr {variable}")
+
+    def fixed(self, place: int) -> str:
+        """A register with an address that stays."""
+        register = self.fresh()
+        self._entry.append(f"  {register} = {address(FIXED, len(self.addresses))}")
+        self.addresses.append(place)
+        return register
 
     def label(self) -> str:
         return self.fresh("L")

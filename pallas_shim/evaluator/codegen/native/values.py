@@ -25,8 +25,8 @@ from pallas_shim.evaluator.program import ArrayType, KeyType, Value
 class Values:
     """What is known of values while a function is written.
 
-    ``kept`` are the objects whose addresses are in it. ``left`` counts the uses of each value of
-    the regions being written that are still to come.
+    ``kept`` are the objects that it reads by their addresses. ``left`` counts the uses of each
+    value of the regions being written that are still to come.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Values:
             type_of(array.dtype)
             held = np.ascontiguousarray(array)
             self.kept += [array, held]
-            base = f"inttoptr (i64 {held.ctypes.data} to ptr)"
+            base = self.to.fixed(held.ctypes.data)
             place = contiguous(Buffer(base), array.shape, array.dtype)
             self._constants[id(array)] = place
         return place

@@ -1,0 +1,199 @@
+"""Measures whole scripts, from the start of Python to its end: under the shim with an empty cache
+and in a second process, with its default scope and PALLAS_NUMPY_SCOPE=exact, and on stock JAX with
+all kernels interpreted.
+
+    python benchmarks/scripts.py examples/*.py notebook.ipynb
+    python benchmarks/scripts.py "small:: PALLAS_NUMPY_TPU=v5e bench.py --size 8" --docs docs
+
+A script is a line as for a shell: a name and ::, if it is to have one, variables, the file, its
+arguments. Of a notebook, the cells with code run as one script. `--docs` writes scripts.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import re
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+import jax
+
+ROOT = pathlib.Path(__file__).parents[1]
+SHIM, EXACT = {"PALLAS_NUMPY": "1"}, {"PALLAS_NUMPY": "1", "PALLAS_NUMPY_SCOPE": "exact"}
+# Name: the variables, and whether the cache is the one of the way before.
+WAYS: dict[str, tuple[Mapping[str, str], bool]] = {
+    "shim": (SHIM, False),
+    "shim, second process": (SHIM, True),
+    "exact": (EXACT, False),
+    "exact, second process": (EXACT, True),
+    "interpret=True": ({}, False),
+}
+_INTERPRETED = """
+import functools, runpy, sys
+from jax.experimental import pallas as pl
+stock = pl.pallas_call
+@functools.wraps(stock)
+def pallas_call(*args, **kwargs):
+    kwargs["interpret"] = kwargs.get("interpret") or True
+    return stock(*args, **kwargs)
+pl.pallas_call = pallas_call
+sys.argv = sys.argv[1:]
+sys.path[0] = __import__("os").path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Script:
+    name: str
+    variables: Mapping[str, str]
+    command: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One process. ``failure``: why there are no times."""
+
+    wall: float
+    processor: float
+    failure: str | None = None
+
+
+def script(line: str, folder: pathlib.Path) -> Script:
+    """The script of a line. ``folder`` gets the code of a notebook."""
+    name, _, command = line.rpartition("::")
+    words = shlex.split(command)
+    variables = {}
+    while re.match(r"[A-Z_]+=", words[0]):
+        variable, _, variables[variable] = words.pop(0).partition("=")
+    path = pathlib.Path(words[0]).resolve()
+    if path.suffix == ".ipynb":
+        cells = json.loads(path.read_text())["cells"]
+        code = "\n\n".join(cell_code(c["source"]) for c in cells if c["cell_type"] == "code")
+        path = folder / (re.sub(r"\W", "_", str(path)) + ".py")
+        path.write_text(code)
+    name = name or f"{pathlib.Path(words[0]).parent.name}/{pathlib.Path(words[0]).name}"
+    return Script(name, variables, [str(path), *words[1:]])
+
+
+def cell_code(source: str | Sequence[str]) -> str:
+    """The code of a cell, without commands of the notebook."""
+    lines = "".join(source).splitlines()
+    return "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
+
+
+def run(script: Script, way: str, cache: pathlib.Path, limit: float) -> Run:
+    """Runs a script in a way, with its programs in a cache."""
+    variables, keeps = WAYS[way]
+    if not keeps:
+        shutil.rmtree(cache, ignore_errors=True)
+    mine = script.variables if variables else {}
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("PALLAS_NUMPY")}
+    paths = [str(ROOT), str(ROOT / "sitecustomize_pkg"), environ.get("PYTHONPATH", "")]
+    environ |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "XDG_CACHE_HOME": str(cache),
+                "JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg", **variables, **mine}  # fmt: skip
+    first = [sys.executable] if variables else [sys.executable, "-c", _INTERPRETED]
+    start, before = time.perf_counter(), os.times()
+    try:
+        done = subprocess.run(
+            [*first, *script.command], env=environ, timeout=limit, capture_output=True, text=True
+        )
+    except subprocess.TimeoutExpired:
+        return Run(limit, limit, f"not within {limit:.0f} s")
+    wall, after = time.perf_counter() - start, os.times()
+    processor = after.children_user + after.children_system
+    processor -= before.children_user + before.children_system
+    if done.returncode == 0:
+        return Run(wall, processor)
+    last = (done.stderr.strip().splitlines() or [""])[-1]
+    return Run(wall, processor, f"status {done.returncode}: {last[:160]}")
+
+
+def table(runs: Mapping[str, Mapping[str, Run]], clock: str) -> list[str]:
+    """The table's lines, and those that say what failed."""
+    ratios = {"interpret=True / shim": "shim", "interpret=True / exact": "exact"}
+    heads = ["script", *WAYS, *ratios]
+    lines = [_row(heads), _row(["---"] * len(heads))]
+    failures = []
+    collected: dict[str, list[float]] = {ratio: [] for ratio in ratios}
+    for name, by_way in runs.items():
+        cells = [name]
+        for way in WAYS:
+            cells.append("-" if by_way[way].failure else f"{getattr(by_way[way], clock):.1f} s")
+            if by_way[way].failure:
+                failures.append(f"- {name}, {way}: {by_way[way].failure}")
+        for ratio, way in ratios.items():
+            stock, ours = by_way["interpret=True"], by_way[way]
+            if stock.failure or ours.failure:
+                cells.append("-")
+                continue
+            collected[ratio].append(getattr(stock, clock) / getattr(ours, clock))
+            cells.append(f"{collected[ratio][-1]:.3g}")
+        lines.append(_row(cells))
+    means = [f"{statistics.geometric_mean(x):.3g}" if x else "-" for x in collected.values()]
+    lines.append(_row(["geometric mean", *[""] * len(WAYS), *means]))
+    return [*lines, "", *failures]
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def page(runs: Mapping[str, Mapping[str, Run]], clock: str) -> str:
+    times = {"wall": "by the clock", "processor": "of the processor, all threads together"}[clock]
+    return "\n".join([
+        "# Whole scripts",
+        "",
+        "<!-- Generated by python benchmarks/scripts.py --docs docs; don't edit. -->",
+        "",
+        f"JAX {jax.__version__}, Python {platform.python_version()}. One process each, from the"
+        f" start of Python to its end: times {times}. A second process finds the first one's"
+        " programs on disk. On stock JAX, all kernels are interpreted.",
+        "",
+        *table(runs, clock),
+        "",
+    ])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("scripts", nargs="+", metavar="SCRIPT")
+    parser.add_argument("--limit", type=float, default=120, help="seconds for a process")
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall")
+    parser.add_argument("--keep", type=pathlib.Path, help="keeps figures, and continues from them")
+    parser.add_argument("--docs", type=pathlib.Path, help="writes scripts.md there")
+    options = parser.parse_args()
+    kept: dict[str, dict[str, list[float]]] = {}
+    if options.keep is not None and options.keep.exists():
+        kept = json.loads(options.keep.read_text())
+    runs: dict[str, dict[str, Run]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for line in options.scripts:
+            each = script(line, pathlib.Path(folder))
+            if each.name not in kept:
+                made = {}
+                for way in WAYS:
+                    made[way] = run(each, way, pathlib.Path(folder) / "cache", options.limit)
+                    print(f"{each.name}, {way}: {made[way]}", flush=True)
+                kept[each.name] = {way: dataclasses.astuple(it) for way, it in made.items()}
+                if options.keep is not None:
+                    options.keep.write_text(json.dumps(kept))
+            runs[each.name] = {way: Run(*figures) for way, figures in kept[each.name].items()}
+    print("\n".join(table(runs, options.clock)))
+    if options.docs is not None:
+        (options.docs / "scripts.md").write_text(page(runs, options.clock))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""What a fork leaves of XLA."""
+
+from __future__ import annotations
+
+import os
+
+from jax._src import xla_bridge
+
+_is_lost = False
+
+
+def xla_is_lost() -> bool:
+    """Whether this process was forked from one in which XLA had begun to work.
+
+    Then XLA's threads aren't here. Whoever asks it to compile waits for them forever.
+    """
+    return _is_lost
+
+
+def _start_over() -> None:
+    global _is_lost
+    _is_lost = _is_lost or bool(xla_bridge._backends)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_start_over)
