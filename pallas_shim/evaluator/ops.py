@@ -149,7 +149,7 @@ _STRUCTURED_ROWS = (
     ),
     _row(
         "switch", "runs the region that the index says, clamped to those that there are",
-        "index:scalar", "result:array*", "rules/control, rules/tpu, vectorise_control",
+        "index:scalar", "result:array*", "rules/control, rules/dma, vectorise_control",
         readers="execute, codegen, and most passes", regions=op_types.switch_regions,
     ),
     _row(
@@ -246,24 +246,24 @@ _MEMORY_ROWS = (
     ),
     _row(
         "dma_size", "the number of elements of a view of dynamic size", "leaf:index*",
-        "count:index", "rules/tpu",
+        "count:index", "rules/dma",
     ),
     _row(
         "dma_start", "copies from one ref to the other, or adds",
-        "source:ref target:ref leaf:array*", "", "rules/tpu, rules/indirect",
+        "source:ref target:ref leaf:array*", "", "rules/dma, rules/indirect",
         effects=(Effects((0,), (1,)), Effects((0, 1), (1,))),
     ),
     *[
         _row(
             name, f"{does} a semaphore. To passes it is a store: without a read nobody needs it",
-            "ref:ref value:array leaf:index*", "", "rules/tpu", params=(_PATH,),
+            "ref:ref value:array leaf:index*", "", "rules/dma", params=(_PATH,),
             effects=(_WRITE,), types=op_types.count_types,
         )
         for name, does in (("semaphore_add", "adds to"), ("semaphore_subtract", "takes from"))
     ],
     _row(
         "semaphore_take", "takes from a semaphore that nobody else signals; an error if it hasn't "
-        "that many", "semaphore:ref value:index leaf:index*", "", "rules/tpu",
+        "that many", "semaphore:ref value:index leaf:index*", "", "rules/dma",
         effects=(_UPDATE._replace(io=True),),
     ),
     _row(
@@ -397,7 +397,7 @@ _MACHINE_ROWS = (
         "index:index*", "number:index", "rules/remote", effects=(_IO,),
     ),
     _row(
-        "dma", "copies between programs", "source:ref target:ref leaf:index*", "", "rules/tpu",
+        "dma", "copies between programs", "source:ref target:ref leaf:index*", "", "rules/dma",
         effects=(Effects((0,), (1,)),), readers="machine, watching",
         params=(Param("paths", "from the source and from the target to what is copied"),
                 Param("num_leaves", "how many of the leaves are the source's")),

@@ -49,6 +49,7 @@ FAMILIES = (
     "pallas",
     "mesh",
     "collectives",
+    "dma",
     "tpu",
     "packing",
     "sparsecore",

@@ -20,10 +20,10 @@ from pallas_shim.evaluator.codegen.native.machine import MachineCode, facts, mod
 from pallas_shim.evaluator.codegen.native.source import NotNative
 from pallas_shim.evaluator.program import ArrayType, Program
 
-__all__ = ["MachineCode", "NotNative", "Objects", "compiled", "loaded", "object_code", "source"]
+__all__ = ["MachineCode", "NotNative", "ObjectStore", "compiled", "loaded", "object_code", "source"]
 
 
-class Objects(Protocol):
+class ObjectStore(Protocol):
     """Object code kept for other processes, by the facts it depends on and the text it was compiled
     from."""
 
@@ -66,7 +66,7 @@ def source(program: Program) -> tuple[NativeLowering, str]:
 
 def compiled(
     program: Program,
-    objects: Objects | None = None,
+    objects: ObjectStore | None = None,
     compiler: Callable[[str], bytes] = object_code,
 ) -> MachineCode:
     """A program in machine code. ``objects`` keeps it for other processes. ``compiler`` makes
@@ -85,7 +85,7 @@ def compiled(
     return _machine_code(program, lowering, code)
 
 
-def loaded(program: Program, objects: Objects) -> MachineCode | None:
+def loaded(program: Program, objects: ObjectStore) -> MachineCode | None:
     """A program in machine code that another process has compiled. None: there is none.
 
     Raises: as `compiled`.
