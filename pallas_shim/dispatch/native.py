@@ -158,7 +158,12 @@ class Way:
         with contextlib.suppress(native.NotNative):  # to be told when it has earned that
             self.code = native.loaded(self._executable.program, self._objects)
         if self.code is not None:
-            self.use.native = f"read from disk in {time.perf_counter() - start:.3f} s"
+            self.use.native = f"read from disk in {time.perf_counter() - start:.3f} s{self._rest()}"
+
+    def _rest(self) -> str:
+        """What of the program isn't native."""
+        called = [f"{count} {name}" for name, count in self.code.called.items()]
+        return f", NumPy does the rest: {', '.join(called)}" if called else ""
 
     def _compile(self, quietly: bool) -> None:
         """Makes the code. Without it, the report says why."""
@@ -175,10 +180,7 @@ class Way:
             if quietly:
                 compiler = functools.partial(background.quietly, compiler)
             self.code = native.compiled(self._executable.program, self._objects, compiler)
-            self.use.native = f"compiled in {time.perf_counter() - start:.3f} s"
-            if self.code.called:
-                rest = ", ".join(f"{count} {name}" for name, count in self.code.called.items())
-                self.use.native += f", NumPy does the rest: {rest}"
+            self.use.native = f"compiled in {time.perf_counter() - start:.3f} s{self._rest()}"
         except native.NotNative as error:
             self.use.native = f"not native: {error}"
 
