@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -156,3 +157,18 @@ def test_code_that_another_process_has_compiled(tmp_path):
     assert loaded is not None
     (result,) = loaded.run([here["x"]])
     np.testing.assert_array_equal(result, np.asarray(jax.jit(here["f"])(here["x"])))
+
+
+def test_code_that_calls_numpy(tmp_path):
+    from pallas_shim.evaluator.codegen import native as code
+    from pallas_shim.evaluator.lower import lower
+
+    x = np.random.default_rng(0).standard_normal((16, 16)).astype(np.float32)
+    f = lambda x: jnp.exp(jnp.sort(x * 2 - 1, axis=1)) / (1 + jnp.sum(x * x, 1))  # noqa: E731
+    objects = Objects(store.Store(str(tmp_path)))
+    compiled = code.compiled(lower(jax.make_jaxpr(f)(x)), objects)
+    again = code.loaded(lower(jax.make_jaxpr(f)(x)), objects)
+    assert again is not None and again.called == compiled.called == {"sort": 1}
+    for got, want in zip(again.run([x]), compiled.run([x]), strict=True):
+        np.testing.assert_array_equal(got, want)
+    np.testing.assert_allclose(again.run([x])[0], jax.jit(f)(x), rtol=1e-5)

@@ -85,6 +85,7 @@ def _has_an_executable(way: native.Way, plan: Plan, out: Sequence[Any]) -> bool:
     assert way.seconds is not None
     return (
         way.seconds < _QUICK
+        and way.code.handler is not None
         and bool(out)
         and plan.mesh is None
         and plan.trial is None

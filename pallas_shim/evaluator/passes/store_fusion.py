@@ -7,7 +7,11 @@ filled first.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
 
 from pallas_shim.evaluator import memory
 from pallas_shim.evaluator.analysis.alias import AliasAnalysis
@@ -60,6 +64,10 @@ class _StoreFusion:
                 touched = self.aliases.within(instruction)
                 writes += touched.writes
                 reads += touched.reads
+                for root in touched.writes - touched.reads:
+                    start = untouched.get(root)
+                    if start is not None and self.fills(body[at], root):
+                        body[start] = _unfilled(region.body[start])
             elif operation.name == "buffer" and not ins:
                 untouched[outs[0]] = at
             elif operation.name == "store":
@@ -81,6 +89,22 @@ class _StoreFusion:
             written.update(dict.fromkeys(writes, at))
         kept = tuple([instruction for instruction in body if instruction is not None])
         return Region(region.params, kept, region.results)
+
+    def fills(self, grid: Instruction | None, root: Value) -> bool:
+        """Whether the cells of a grid, which read nothing of a buffer, store to all of it."""
+        assert grid is not None
+        if grid.name != "grid" or any(size.const is None for size in grid.ins):
+            return False
+        (region,) = grid.regions
+        counts = [int(size.const) for size in grid.ins if size.const is not None]
+        blocks = [i for i in region.body if i.name == "blocks" and i.ins[0] is root]
+        whole = {i.outs[0] for i in blocks if _are_all(i, region.params, counts)}
+        return any(
+            i.operation.effects.writes == (0,) and not i.regions and i.ins[0] in whole
+            and i.operation.params.get("path") == ()
+            and ("direct" in i.operation.params or i.name == "store")
+            for i in region.body
+        )  # fmt: skip
 
 
 def _direct(source: Instruction, store: Instruction) -> Instruction | None:
@@ -138,16 +162,35 @@ def _covers(store: Instruction, root: Value, blocks: Instruction | None) -> bool
 
 def _is_whole(blocks: Operation) -> bool:
     """Whether blocks that lie evenly in an array are all of it."""
-    (array,), (out,) = blocks.ins, blocks.outs
-    starts, steps, kept = (blocks.params[name] for name in ("starts", "steps", "kept"))
+    (array,) = blocks.ins
+    starts = blocks.params["starts"]
+    return not any(start.any() for start in starts) and _tile(blocks) == array.shape
+
+
+def _tile(blocks: Operation) -> tuple[int, ...] | None:
+    """The shape of the part of an array that blocks make up together. None: they have gaps."""
+    array, (out,) = blocks.ins[0], blocks.outs
+    steps, kept = blocks.params["steps"], blocks.params["kept"]
     lengths = dict(zip(kept, out.shape[len(steps) :], strict=True))
     covered = [lengths.get(d, 1) for d in range(len(array.shape))]
-    if any(start.any() for start in starts) or any(sum(map(bool, step)) > 1 for step in steps):
-        return False
+    if any(sum(map(bool, step)) > 1 for step in steps):
+        return None
     # The shorter steps first: each continues where those before it end.
     for step, count in sorted(zip(steps, out.shape, strict=False), key=lambda x: sum(x[0])):
         for d, length in enumerate(step):
             if length and length != covered[d]:
-                return False
+                return None
             covered[d] *= count if length else 1
-    return tuple(covered) == array.shape
+    return tuple(covered)
+
+
+def _are_all(blocks: Instruction, indices: Sequence[Value], counts: Sequence[int]) -> bool:
+    """Whether the blocks of all cells, whose grid has these indices, make up an array."""
+    array, tile = blocks.ins[0].ref, _tile(blocks.operation)
+    if tile is None or blocks.ins[1:] != tuple(indices) or not math.prod(counts):
+        return False
+    starts = [np.broadcast_to(s, counts).reshape(-1) for s in blocks.operation.params["starts"]]
+    if any((s % n).any() for s, n in zip(starts, tile, strict=True)):
+        return False
+    different = len(set(zip(*map(np.ndarray.tolist, starts), strict=True)))
+    return different * math.prod(tile) == math.prod(array.shape)

@@ -351,15 +351,28 @@ def test_a_grid_whose_cells_depend_on_each_other():
     )
 
 
+def test_the_same_is_added_in_all_rounds():
+    def kernel(x, at, out):
+        out[...] = jnp.zeros_like(out)
+
+        def add(i, carry):
+            out[at[i]] += x[...]
+            return carry
+
+        lax.fori_loop(0, 6, add, 0)
+
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    check(kernel_call(kernel, jax.ShapeDtypeStruct((4, 2, 3), np.float32)), x,
+          np.array([0, 2, 2, 1, 0, 2], np.int32))  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "f, why",
     [
-        (lambda x: jnp.exp(x), "exp of float32"),
-        (lambda x: x @ x, "dot_general of float32"),
-        (lambda x: x.sum(), "reduce_sum of float32"),
-        (lambda x: lax.rsqrt(x), "rsqrt of float32"),
+        (lambda x: x @ x, "too little beside dot_general"),
+        (lambda x: jnp.sort(x @ x) + 1, "too little beside dot_general, sort"),
         (lambda x: x.astype(jnp.float8_e5m2), "values of the type float8_e5m2"),
-        (lambda x: jnp.sort(x), "sort"),
+        (lambda x: jax.pure_callback(np.sin, x, x * 2), "pure_callback"),
     ],
 )
 def test_what_is_refused(f, why):

@@ -142,3 +142,43 @@ def test_what_is_stored_to_in_part_is_filled():
         out_ref[2:] = x_ref[2:]
 
     assert filled(kernel)
+
+
+def filled_by_chunks(kernel, columns, out_index, **options):
+    """As `filled`, of an array that takes several chunks of cells."""
+    x = np.arange(1024 * 640, dtype=np.float32).reshape(1024, 640)
+    spec = pl.BlockSpec((8, columns), lambda i, j: (i, j))
+    call = pl.pallas_call(
+        kernel, jax.ShapeDtypeStruct(x.shape, x.dtype), grid=(128, 640 // columns),
+        in_specs=[spec], out_specs=pl.BlockSpec((8, columns), out_index), interpret=True,
+    )  # fmt: skip
+    program = lower(jax.make_jaxpr(call)(x))
+    after, before = optimise(program), optimise(program, skip={"store_fusion"})
+    (got,), (want,) = Executable(after)(x), Executable(before)(x)
+    np.testing.assert_array_equal(got, want)
+    assert "grid" in names(after)
+    return "unfilled" not in names(after)
+
+
+def double(x_ref, out_ref):
+    out_ref[...] = x_ref[...] * 2
+
+
+def part(x_ref, out_ref):
+    out_ref[:4] = x_ref[:4]
+
+
+def add_to_it(x_ref, out_ref):
+    out_ref[...] = jnp.nan_to_num(out_ref[...]) + x_ref[...]
+
+
+@pytest.mark.parametrize("columns", (640, 320))
+@pytest.mark.parametrize("kernel", (copy, double))
+def test_chunks_of_cells_that_store_to_all_of_it_fill_it(kernel, columns):
+    assert not filled_by_chunks(kernel, columns, lambda i, j: (i, j))
+
+
+def test_chunks_of_cells_that_leave_something_do_not_fill_it():
+    assert filled_by_chunks(part, 640, lambda i, j: (i, j))
+    assert filled_by_chunks(add_to_it, 640, lambda i, j: (i, j))
+    assert filled_by_chunks(copy, 640, lambda i, j: (i // 2, j))

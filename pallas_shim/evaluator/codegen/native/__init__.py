@@ -1,8 +1,11 @@
 """Native code: turns a whole program into machine code, by LLVM.
 
-Only programs of which all bits are defined have native code: integers, booleans, and the arithmetic
-of floats that rounds once, in the order of the program. A program with anything else is refused, by
-name. llvmlite, which has LLVM, is an extra.
+What has defined bits is native: integers, booleans, and the arithmetic of floats that rounds once,
+in the order of the program. What has none stays with NumPy. Native code calls the loops of some of
+its functions by their addresses, on parts of arrays that stay in a cache (`functions.py`), and adds
+up rows by NumPy's own loop. Anything else is a call of Python (`calls.py`). A program is refused,
+by name, if part of it can't be called, or if calls are most of it. llvmlite, which has LLVM, is an
+extra.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
+from pallas_shim.evaluator.codegen.native import calls
 from pallas_shim.evaluator.codegen.native.lowering import NativeLowering
 from pallas_shim.evaluator.codegen.native.machine import MachineCode, facts, module, object_code
 from pallas_shim.evaluator.codegen.native.source import NotNative
@@ -27,6 +31,9 @@ class ObjectStore(Protocol):
 
     def write(self, facts: tuple[str, ...], text: str, code: bytes) -> None: ...
 
+# Elements computed in a run from which other threads of Python may run meanwhile.
+_RELEASES_THREADS = 20_000
+
 
 def source(program: Program) -> tuple[NativeLowering, str]:
     """The text of a program's module, and what is known of it.
@@ -42,13 +49,19 @@ def source(program: Program) -> tuple[NativeLowering, str]:
             raise NotNative("arrays without elements")
     lowering = NativeLowering(program)
     lowering.function()
+    if lowering.called and lowering.gain < 0:
+        raise NotNative(f"too little beside {', '.join(lowering.called)}")
     params, results = len(top.params), len(top.results)
     names = [*[f"%p{i}" for i in range(params)], *[f"%r{i}" for i in range(results)], "%workspace"]
     pointers = ", ".join(f"ptr noalias {name}" for name in names)
     text = lowering.to.text("program", f"{pointers}, ptr %thread")
+    if lowering.called:
+        text += calls.helpers()
     declared, used = sorted(lowering.to.declared), _used(program)
     workspace, addresses = lowering.workspace.nbytes > 0, len(lowering.to.addresses)
-    return lowering, module(text, declared, used, results, workspace, lowering.work, addresses)
+    # Who calls Python holds its lock, and lets other threads run there.
+    releases = lowering.work >= _RELEASES_THREADS and not lowering.called
+    return lowering, module(text, declared, used, results, workspace, releases, addresses)
 
 
 def compiled(
@@ -91,6 +104,7 @@ def _machine_code(program: Program, lowering: NativeLowering, code: bytes) -> Ma
         lowering.workspace.nbytes,
         lowering.to.addresses,
         lowering.kept,
+        lowering.called,
     )
 
 

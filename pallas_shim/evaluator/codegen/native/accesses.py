@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pallas_shim.evaluator.codegen.native import elements
-from pallas_shim.evaluator.codegen.native.groups import Rounds, nest
+from pallas_shim.evaluator.codegen.native.groups import nest
 from pallas_shim.evaluator.codegen.native.places import (
     Buffer,
     BufferPlace,
@@ -16,6 +16,7 @@ from pallas_shim.evaluator.codegen.native.places import (
     dummy,
     viewed,
 )
+from pallas_shim.evaluator.codegen.native.rounds import Rounds
 from pallas_shim.evaluator.codegen.native.source import NotNative, Source, literal, type_of
 from pallas_shim.evaluator.codegen.native.values import Values
 from pallas_shim.evaluator.memory import Dynamic
@@ -108,7 +109,8 @@ def _load_all(to: Any, out: Value, place: BufferPlace) -> None:
         to.flush(group)
         group = to.group(place.shape)
     access = group.access(place)
-    group.members[out] = lambda rounds: rounds.set(out, rounds.load(access))
+    group.add(out, (), lambda rounds: rounds.set(out, rounds.load(access)))
+    group.loads.add(out)
     to.pending[out] = group
 
 
@@ -340,7 +342,7 @@ def _elements(
             where = source.plus(where, source.times(rounds.index(axis), stride))
         rounds.set(out, source.load(place.dtype, place.buffer.base, where))
 
-    group.members[out] = member
+    group.add(out, used, member)
     to.pending[out] = group
 
 
@@ -361,7 +363,8 @@ def _taken(to: Any, out: Value, source: Value, tables: dict[int, np.ndarray]) ->
         to.flush(group)
         group = to.group(shape)
     access = group.access(place, tables)
-    group.members[out] = lambda rounds: rounds.set(out, rounds.load(access))
+    group.add(out, (), lambda rounds: rounds.set(out, rounds.load(access)))
+    group.loads.add(out)
     group.uses[source] += 1
     to.pending[out] = group
 
@@ -421,7 +424,7 @@ def _gather(to: Any, instruction: Instruction) -> None:
             )
         rounds.set(out, value)
 
-    group.members[out] = member
+    group.add(out, (), member)
     to.pending[out] = group
 
 
@@ -463,18 +466,18 @@ def _seen(to: Any, place: BufferPlace) -> Value:
 def _join(to: Any, instruction: Instruction) -> None:
     """A stack of values and of parts of other stacks."""
     operation, ins, (out,), *_ = instruction
+    parts, one = operation.params["parts"], out.type.shape[1:]
+    if any(key is None and ins[position].type.shape != one for position, key in parts):
+        raise NotNative("join")
     whole, row = to.room(out), 0
-    for position, key in operation.params["parts"]:
+    for position, key in parts:
         source = ins[position]
         stride, *strides = whole.strides
         offset = to.to.plus(whole.offset, str(row * stride))
         shape = source.type.shape
         if key is None:
             to.left[source] += 1
-            one = out.type.shape[1:]
             place = BufferPlace(whole.buffer, offset, tuple(strides), one, whole.dtype)
-            if shape != place.shape:
-                raise NotNative("join")
             to.store(place, source)
             row += 1
             continue
@@ -525,6 +528,11 @@ def _accumulate(to: Any, instruction: Instruction) -> None:
     inner = tuple([dim.size for dim in dims if isinstance(dim, Slice)])
     if name is None or not all(isinstance(size, int) for size in inner):
         raise NotNative(f"accumulate with {params['ufunc']}")
+    elements.element(Source(), name, [place.dtype] * 2, place.dtype, ["%x", "%y"])
+    for value, shape in ((values, inner), *[(leaf, ()) for leaf in leaves]):
+        behind = len(value.type.shape) - 1 - len(shape)
+        if any(size != 1 for size in value.type.shape[1 : 1 + max(behind, 0)]):
+            raise NotNative("accumulate of another shape")
     rows = [to.place(v) if v.type.shape else None for v in (values, *leaves)]
     fixed = [None if row is not None else to.register(v)
              for row, v in zip(rows, (values, *leaves), strict=True)]  # fmt: skip
@@ -536,14 +544,12 @@ def _accumulate(to: Any, instruction: Instruction) -> None:
             row = rows[position]
             if row is None:
                 return fixed[position]  # type: ignore[return-value]
-            # Its dimensions behind the rounds are the last ones of the shape, or are 1.
-            extra = len(row.shape) - 1 - len(shape)
-            if any(size != 1 for size in row.shape[1 : 1 + max(extra, 0)]):
-                raise NotNative("accumulate of another shape")
-            own = row.shape[1 + max(extra, 0) :]
-            strides = broadcast(row.strides[len(row.shape) - len(own) :], own, shape)
+            lead = len(row.shape) > len(shape)  # there is an entry for each round
+            extra = max(len(row.shape) - len(shape) - lead, 0)  # of one element each
+            own, steps = row.shape[lead + extra :], row.strides[lead + extra :]
+            strides = broadcast(steps, own, shape)
             offset = row.offset
-            if row.shape[0] > 1:
+            if lead and row.shape[0] > 1:
                 offset = source.plus(offset, source.times(number, row.strides[0]))
             for index, stride in zip(at, strides, strict=True):
                 offset = source.plus(offset, source.times(index, stride))

@@ -6,89 +6,24 @@ of them accesses what another one writes.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
 
 import numpy as np
 
-from pallas_shim.evaluator.codegen.native.places import Buffer, BufferPlace, broadcast
+from pallas_shim.evaluator.codegen.native import stages
+from pallas_shim.evaluator.codegen.native.places import Buffer, BufferPlace, Workspace, broadcast
+from pallas_shim.evaluator.codegen.native.rounds import Dim, GroupAccess, Rounds
 from pallas_shim.evaluator.codegen.native.source import Source
+from pallas_shim.evaluator.codegen.native.stages import LoopCall, Reduction
 from pallas_shim.evaluator.codegen.native.vectors import Vectors
 from pallas_shim.evaluator.program import Value
 
 # An innermost loop of fewer rounds is written out.
 _WRITTEN_OUT = 8
-
-
-@dataclasses.dataclass(eq=False)
-class GroupAccess:
-    """Elements of a place, for each element of a group. ``strides`` are along the group's
-    dimensions. In the dimensions of ``tables`` the table's entry counts instead of the index."""
-
-    place: BufferPlace
-    strides: tuple[int, ...]
-    tables: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
-
-
-class Rounds:
-    """What is known of one element while the loops' body is written."""
-
-    def __init__(self, to: Source, group: Group, dims: Sequence[_Dim], at: Sequence[str]):
-        self.to = self.plain = to  # ``plain`` for what isn't of elements
-        self._group, self._dims, self._at = group, dims, at
-        self._registers: dict[Value, str] = {}
-        self._indices: dict[int, str] = {}
-
-    def value(self, value: Value) -> str:
-        """The register of a value of the group."""
-        if value not in self._registers:
-            self._group.members[value](self)
-        return self._registers[value]
-
-    def set(self, value: Value, register: str) -> None:
-        self._registers[value] = register
-
-    def index(self, axis: int) -> str:
-        """The element's index along a dimension of the group."""
-        if axis not in self._indices:
-            index = "0"
-            for dim, at in zip(self._dims, self._at, strict=True):
-                if dim.axis == axis:
-                    index = self.plain.plus(index, self.plain.times(at, dim.unit))
-            self._indices[axis] = index
-        return self._indices[axis]
-
-    def address(self, access: GroupAccess) -> str:
-        to, offset = self.plain, access.place.offset
-        for dim, at in zip(self._dims, self._at, strict=True):
-            offset = to.plus(offset, to.times(at, dim.steps.get(access, 0)))
-        first = sum(
-            int(table[0]) * access.strides[axis]
-            for axis, table in access.tables.items()
-            if axis not in self._group.looked_up(access)
-        )
-        offset = to.plus(offset, str(first))
-        for axis in self._group.looked_up(access):
-            table = self._group.table(access.tables[axis])
-            entry = to.load(np.dtype(np.int64), table, to.times(self.index(axis), 8))
-            offset = to.plus(offset, to.times(entry, access.strides[axis]))
-        return offset
-
-    def load(self, access: GroupAccess) -> str:
-        return self.to.load(access.place.dtype, access.place.buffer.base, self.address(access))
-
-    def store(self, access: GroupAccess, register: str) -> None:
-        place = access.place
-        self.to.store(place.dtype, register, place.buffer.base, self.address(access))
-
-    def shared(self, register: str, dtype: np.dtype) -> str:
-        """A scalar that is the same in all rounds."""
-        return register
 
 
 class _VectorRounds(Rounds):
@@ -98,7 +33,7 @@ class _VectorRounds(Rounds):
     to: Vectors
 
     def __init__(
-        self, to: Source, group: Group, dims: Sequence[_Dim], at: Sequence[str],
+        self, to: Source, group: Group, dims: Sequence[Dim], at: Sequence[str],
         lanes: dict[GroupAccess, np.ndarray],
     ):  # fmt: skip
         self._lanes = lanes
@@ -125,15 +60,6 @@ class _VectorRounds(Rounds):
         return place.dtype, place.buffer.base, offset, order
 
 
-class _Dim(NamedTuple):
-    """A loop: ``size`` rounds, each ``unit`` elements further along an axis of the group."""
-
-    axis: int
-    unit: int
-    size: int
-    steps: dict[GroupAccess, int]
-
-
 class Group:
     """Elementwise operations of one shape, not yet written."""
 
@@ -141,8 +67,14 @@ class Group:
         self.shape = shape
         self.table = table  # gives the address of a table
         self.members: dict[Value, Callable[[Rounds], None]] = {}
+        self.needs: dict[Value, Sequence[Value]] = {}  # members that a member is made of
+        self.loads: set[Value] = set()  # members that are read from memory
+        self.loops: dict[Value, LoopCall] = {}  # members that NumPy's loops compute
+        self.reductions: dict[Value, Reduction] = {}
+        self.rows: set[Value] = set()  # members with one element for each row
         self.uses: Counter[Value] = Counter()
         self.stores: list[tuple[GroupAccess, Value]] = []
+        self.row_stores: list[tuple[GroupAccess, Value]] = []
         self.reads: list[GroupAccess] = []
         self.also_read: set[Buffer] = set()
         self.indexed: set[int] = set()  # the axes of which some member asks for the index
@@ -153,6 +85,11 @@ class Group:
 
     def writes_buffer(self, buffer: Buffer) -> bool:
         return any(access.place.buffer is buffer for access, _ in self.stores)
+
+    def add(self, value: Value, needs: Iterable[Value], write: Callable[[Rounds], None]) -> None:
+        """A member, which ``write`` computes from other values, members or not."""
+        self.members[value] = write
+        self.needs[value] = [need for need in needs if need in self.members]
 
     def can_store(self, place: BufferPlace) -> bool:
         """Whether a store here, for all elements, disturbs no other round."""
@@ -174,15 +111,27 @@ class Group:
     def target(self, place: BufferPlace) -> GroupAccess:
         return GroupAccess(place, broadcast(place.strides, place.shape, self.shape))
 
+    def row_target(self, place: BufferPlace) -> GroupAccess:
+        """Elements of a place with one for each row."""
+        strides = place.strides[: len(self.shape) - 1]
+        return GroupAccess(place, (*strides, 0))
+
+    def is_of_rows(self, shape: tuple[int, ...]) -> bool:
+        """Whether a shape has an element for each row."""
+        return shape in (self.shape[:-1], (*self.shape[:-1], 1))
+
     def looked_up(self, access: GroupAccess) -> tuple[int, ...]:
         """The axes along which the tables of an access aren't steps of loops."""
         return self._looked_up.get(access, ())
 
-    def write(self, to: Source) -> None:
+    def write(self, to: Source, workspace: Workspace) -> None:
         """Writes the loops."""
         if math.prod(self.shape) == 0:
             return
         dims = self._dims()
+        if self.loops or self.reductions:
+            stages.write(to, workspace, self, dims)
+            return
         vectors = self._vectors(dims)
         if vectors is not None:
             outer, lanes = vectors
@@ -207,8 +156,8 @@ class Group:
             rounds.store(access, rounds.value(value))
 
     def _vectors(
-        self, dims: Sequence[_Dim]
-    ) -> tuple[list[_Dim], dict[GroupAccess, np.ndarray]] | None:
+        self, dims: Sequence[Dim]
+    ) -> tuple[list[Dim], dict[GroupAccess, np.ndarray]] | None:
         """The outer loops, and where the elements lie that one vector takes, if neighbours are
         exchanged. Otherwise LLVM makes the vectors."""
         if not dims or dims[-1].size >= _LANES[0] or self.also_read or self.indexed:
@@ -235,8 +184,8 @@ class Group:
                 return outer, lanes
         return None
 
-    def _dims(self) -> list[_Dim]:
-        accesses = [*self.reads, *[access for access, _ in self.stores]]
+    def _dims(self) -> list[Dim]:
+        accesses = [*self.reads, *[access for access, _ in (*self.stores, *self.row_stores)]]
         dims = []
         for axis, size in enumerate(self.shape):
             bounds = {1, size}
@@ -258,14 +207,16 @@ class Group:
                         steps[access] = unit * stride
                     elif axis not in self.looked_up(access):
                         steps[access] = int(table[unit] - table[0]) * stride
-                dims.append(_Dim(axis, unit, further // unit, steps))
+                dims.append(Dim(axis, unit, further // unit, steps))
         return self._merged(dims, accesses)
 
-    def _merged(self, dims: list[_Dim], accesses: Sequence[GroupAccess]) -> list[_Dim]:
+    def _merged(self, dims: list[Dim], accesses: Sequence[GroupAccess]) -> list[Dim]:
         """Loops that go on where the next inner one ends are one."""
         fixed = {axis for access in accesses for axis in self.looked_up(access)}
         fixed |= self.indexed
-        merged: list[_Dim] = []
+        if self.rows:
+            fixed.add(len(self.shape) - 1)
+        merged: list[Dim] = []
         for dim in dims:
             outer = merged[-1] if merged else None
             if (
@@ -274,7 +225,7 @@ class Group:
                 and dim.axis not in fixed
                 and all(outer.steps[a] == dim.steps[a] * dim.size for a in accesses)
             ):
-                merged[-1] = _Dim(dim.axis, dim.unit, outer.size * dim.size, dim.steps)
+                merged[-1] = Dim(dim.axis, dim.unit, outer.size * dim.size, dim.steps)
             else:
                 merged.append(dim)
         return merged
@@ -285,9 +236,9 @@ class Group:
 _LANES = (16, 8)
 
 
-def _split(dims: Sequence[_Dim], count: int) -> tuple[list[_Dim], list[_Dim]] | None:
+def _split(dims: Sequence[Dim], count: int) -> tuple[list[Dim], list[Dim]] | None:
     """Loops cut into outer ones and inner ones with so many rounds. None: they can't be."""
-    outer, inner = list(dims), list[_Dim]()
+    outer, inner = list(dims), list[Dim]()
     while count > 1:
         if not outer:
             return None

@@ -1,4 +1,4 @@
-"""Functions of Python and the C library that native code calls.
+"""Functions of Python, NumPy and the C library that native code calls.
 
 Their addresses are in a list that is filled in when code is loaded, so the text of the code is the
 same in each process.
@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from typing import Any
+
+import numpy as np
 
 from pallas_shim.evaluator.codegen.native.source import address
 
 LIST = "@host"
-_OF_PYTHON = ("PyEval_SaveThread", "PyEval_RestoreThread", "PyErr_CheckSignals")
-_NAMES = (*_OF_PYTHON, "clock_gettime")
+_OF_PYTHON = (
+    "PyEval_SaveThread", "PyEval_RestoreThread", "PyErr_CheckSignals", "PyObject_Vectorcall",
+    "Py_IncRef", "Py_DecRef",
+)  # fmt: skip
+# Their places in NumPy's table of what it offers to C. One is a type.
+_OF_NUMPY = {"PyArray_Type": 2, "PyArray_Return": 76, "PyArray_NewFromDescr": 94}
+_NAMES = (*_OF_PYTHON, *_OF_NUMPY, "clock_gettime")
 
 
 def declaration() -> str:
@@ -30,5 +38,17 @@ def load(name: str) -> str:
 def addresses() -> tuple[int, ...]:
     """What the list is filled with."""
     functions = [getattr(ctypes.pythonapi, name) for name in _OF_PYTHON]
-    functions.append(ctypes.CDLL(None).clock_gettime)
-    return tuple(ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions)
+    clock = ctypes.CDLL(None).clock_gettime
+    table = _of_numpy()
+    return (
+        *[ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions],
+        *[table[place] or 0 for place in _OF_NUMPY.values()],
+        ctypes.cast(clock, ctypes.c_void_p).value or 0,
+    )
+
+
+def _of_numpy() -> Any:
+    kind = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
+    get = kind(("PyCapsule_GetPointer", ctypes.pythonapi))
+    at = get(np._core._multiarray_umath._ARRAY_API, None)  # type: ignore[attr-defined]
+    return (ctypes.c_void_p * (max(_OF_NUMPY.values()) + 1)).from_address(at)

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,8 +18,6 @@ from pallas_shim.evaluator.codegen.native.places import ALIGNMENT
 from pallas_shim.evaluator.codegen.native.source import FIXED, NotNative
 from pallas_shim.evaluator.memory import aligned
 
-# Elements computed in a run from which other threads of Python may run meanwhile.
-_RELEASES_THREADS = 20_000
 # The memory of a NumPy array stands behind a Python object's two words.
 _DATA = 16
 _PLAIN = 0x101  # NumPy's flags of C order and alignment
@@ -131,11 +129,13 @@ class MachineCode:
         results: Sequence[tuple[tuple[int, ...], np.dtype]],
         workspace: int,
         addresses: Sequence[int],
-        kept: Sequence[np.ndarray],
+        kept: Sequence[Any],
+        called: Mapping[str, int],
     ) -> None:
         """``params``: whether each parameter is used; ``addresses``: those that the code uses;
-        ``kept``: the arrays that lie there."""
-        self._engine = _loaded(code)
+        ``kept``: the objects that lie there; ``called``: the operations that NumPy does, and how
+        many instructions that is."""
+        self._engine, self.called = _loaded(code), dict(called)
         count = len(params) + len(results) + 1
         # Such a call holds the interpreter's lock, and raises what C code has set.
         kind = ctypes.PYFUNCTYPE(ctypes.c_int, *[ctypes.py_object] * count)
@@ -153,8 +153,10 @@ class MachineCode:
             (ctypes.c_void_p * len(addresses)).from_address(at)[:] = list(addresses)
 
     @property
-    def handler(self) -> Handler:
-        """The entry for XLA."""
+    def handler(self) -> Handler | None:
+        """The entry for XLA, whose threads can't call Python. None if the function does so."""
+        if self.called:
+            return None
         workspace = self._workspace - ALIGNMENT
         return Handler(self._engine.get_function_address("handler"), self._used, workspace)
 
@@ -178,15 +180,14 @@ class MachineCode:
 
 def module(
     function: str, declared: Sequence[str], used: Sequence[bool], results: int, workspace: bool,
-    work: float, addresses: int,
+    releases: bool, addresses: int,
 ) -> str:  # fmt: skip
     """The text of a module around a function.
 
-    ``used``: whether each parameter is. ``work``: about how many elements it computes.
+    ``used``: whether each parameter is. ``releases``: whether other threads may run meanwhile.
     ``addresses``: how many addresses it uses.
     """
     params = len(used)
-    releases = work >= _RELEASES_THREADS
     save = [f"  %save = {host.load('PyEval_SaveThread')}"] if releases else []
     restore = [f"  %restore = {host.load('PyEval_RestoreThread')}"] if releases else []
     names = [*[f"p{i}" for i in range(params)], *[f"r{i}" for i in range(results)], "workspace"]

@@ -74,14 +74,19 @@ class Workspace:
         self._free.append((start, size))
 
 
+def reach(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, int]:
+    """The lowest and the highest offset of an element."""
+    ends = [(n - 1) * s for n, s in zip(shape, strides, strict=True) if n > 0]
+    return sum(end for end in ends if end < 0), sum(end for end in ends if end > 0)
+
+
 def contiguous(buffer: Buffer, shape: tuple[int, ...], dtype: np.dtype) -> BufferPlace:
     return BufferPlace(buffer, str(buffer.start or 0), strides_of(shape, dtype), shape, dtype)
 
 
 def dummy(place: BufferPlace) -> np.ndarray:
     """An array that is laid out as a place is, to learn what a view of it is. Nobody reads it."""
-    reach = [(n - 1) * s for n, s in zip(place.shape, place.strides, strict=True) if n > 0]
-    low, high = sum(r for r in reach if r < 0), sum(r for r in reach if r > 0)
+    low, high = reach(place.shape, place.strides)
     memory = np.empty(high - low + place.dtype.itemsize, np.uint8)
     return np.ndarray(place.shape, place.dtype, memory, -low, place.strides)
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from pallas_shim.evaluator.codegen.native import elements
+from pallas_shim.evaluator.codegen.native import elements, functions
 from pallas_shim.evaluator.codegen.native.groups import nest
-from pallas_shim.evaluator.codegen.native.source import NotNative, literal, type_of
+from pallas_shim.evaluator.codegen.native.source import NotNative, Source, literal, type_of
+from pallas_shim.evaluator.codegen.native.vectors import Vectors
 from pallas_shim.evaluator.program import Instruction
 
+# Rows of so many elements are reduced where they are computed. Shorter ones are added in another
+# order, longer ones leave the nearest cache.
+_MANY, _MOST = 9, 1 << 13
+_LANES = 16
 _OPERATIONS = {
     "reduce_sum": "add", "reduce_prod": "mul", "reduce_max": "max", "reduce_min": "min",
     "reduce_and": "and", "reduce_or": "or", "reduce_xor": "xor",
@@ -36,11 +42,23 @@ def _reduce(primitive: str, to: Any, instruction: Instruction) -> None:
     name, dtype, shape = _OPERATIONS[primitive], source.type.dtype, source.type.shape
     axes = tuple(axis % len(shape) for axis in operation.params["axes"]) if shape else ()
     ordered = dtype.kind not in "biu" and (dtype.kind != "f" or name not in ("max", "min"))
-    if rest or ordered or out.type.dtype != dtype or not shape:
+    if rest or out.type.dtype != dtype or not shape:
         raise NotNative(f"{primitive} of {dtype.name}")
+    type_of(dtype)
     kept = [axis for axis in range(len(shape)) if axis not in axes]
     if out.type.shape != tuple(shape[axis] for axis in kept):
         raise NotNative(primitive)
+    if axes == (len(shape) - 1,) and kept and _MANY <= shape[-1] <= _MOST:
+        if not ordered and (dtype.kind != "f" or dtype.itemsize >= 4):
+            to.reduced_rows(out, source, functools.partial(_row, name, dtype, shape[-1]))
+            return
+        if name == "add" and dtype.name in ("float32", "float64"):
+            if not to.layouts.is_contiguous(source):
+                raise NotNative(f"{primitive} of strided memory")
+            to.reduced_rows(out, source, functools.partial(_sum, dtype, shape[-1]))
+            return
+    if ordered:
+        raise NotNative(f"{primitive} of {dtype.name}")
     place = to.place(source)
     to.before_reading(place.buffer)
     target = to.room(out) if out.type.shape else None
@@ -68,6 +86,37 @@ def _reduce(primitive: str, to: Any, instruction: Instruction) -> None:
     if target is None:
         to.registers[out] = result
     to.used(source)
+
+
+def _sum(dtype: np.dtype, length: int, to: Source, row: str, result: str) -> None:
+    to.set(result, type_of(dtype), literal(dtype.type(0)))
+    functions.row_sum(dtype)(to, length, row, result)
+
+
+def _row(name: str, dtype: np.dtype, length: int, to: Source, row: str, result: str) -> None:
+    """Of vectors first, then of the vector."""
+    lanes = min(_LANES, length)
+    vectors = Vectors(to, lanes)
+    kind = f"<{lanes} x {type_of(dtype)}>"
+    total = to.variable(kind)
+    order = list(range(lanes))
+    to.set(total, kind, vectors.load_lanes(dtype, row, "0", order))
+    with to.loop(str(length // lanes - 1)) as number:
+        offset = to.times(to.plus(number, "1"), lanes * dtype.itemsize)
+        loaded = vectors.load_lanes(dtype, row, offset, order)
+        so_far = to.read(total, kind)
+        to.set(total, kind, elements.element(vectors, name, [dtype] * 2, dtype, [so_far, loaded]))
+    made = to.read(total, kind)
+    parts = [to.let(f"extractelement {kind} {made}, i64 {lane}") for lane in order]
+    for at in range(length - length % lanes, length):
+        parts.append(to.load(dtype, row, str(at * dtype.itemsize)))
+    while len(parts) > 1:
+        pairs = itertools.zip_longest(parts[::2], parts[1::2])
+        parts = [
+            a if b is None else elements.element(to, name, [dtype] * 2, dtype, [a, b])
+            for a, b in pairs
+        ]
+    to.store(dtype, parts[0], result, "0")
 
 
 HANDLERS: dict[str, Callable[[Any, Instruction], None]] = {

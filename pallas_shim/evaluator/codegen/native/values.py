@@ -6,28 +6,32 @@ buffer of the program, or a part of the workspace.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from pallas_shim.evaluator.codegen.native.groups import Group, Rounds
+from pallas_shim.evaluator.codegen.native import functions
+from pallas_shim.evaluator.codegen.native.groups import Group
 from pallas_shim.evaluator.codegen.native.places import Buffer, BufferPlace, Workspace, contiguous
+from pallas_shim.evaluator.codegen.native.rounds import GroupAccess, Rounds
 from pallas_shim.evaluator.codegen.native.source import NotNative, Source, literal, type_of
+from pallas_shim.evaluator.codegen.native.stages import LoopCall, LoopOperand, Reduction
 from pallas_shim.evaluator.program import ArrayType, KeyType, Value
 
 
 class Values:
     """What is known of values while a function is written.
 
-    ``kept`` are the arrays that it reads by their addresses. ``left`` counts the uses of each value
-    of the regions being written that are still to come.
+    ``kept`` are the objects that it reads by their addresses. ``left`` counts the uses of each
+    value of the regions being written that are still to come.
     """
 
     def __init__(self) -> None:
         self.to = Source()
-        self.kept: list[np.ndarray] = []
+        self.kept: list[Any] = []
         self.workspace = Workspace()
         self.places: dict[Value, BufferPlace] = {}
         self.registers: dict[Value, str] = {}
@@ -132,8 +136,12 @@ class Values:
                     self.room(value)
                 elif value in stored:
                     continue
-                group.stores.append((group.target(self.places[value]), value))
-        group.write(self.to)
+                place = self.places[value]
+                if value in group.rows:
+                    group.row_stores.append((group.row_target(place), value))
+                else:
+                    group.stores.append((group.target(place), value))
+        group.write(self.to, self.workspace)
         for value, times in group.uses.items():
             self.used(value, times)
 
@@ -159,7 +167,8 @@ class Values:
             return GroupOperand(value, literal(value.const.reshape(-1)[0]))
         if not value.type.shape:
             return GroupOperand(value, self.register(value))
-        if value in self.pending and value.type.shape == shape:
+        group = self.pending.get(value)
+        if group is not None and group.shape == shape and len(value.type.shape) == len(shape):
             return GroupOperand(value)
         return GroupOperand(value, place=self.place(value))
 
@@ -177,6 +186,36 @@ class Values:
             for value in ins:
                 self.used(value)
             return
+        group, reads, is_row = self.joined(shape, ins)
+
+        def member(rounds: Rounds) -> None:
+            made = write(rounds.to, [read(rounds) for read in reads])
+            for out, register in zip(outs, made, strict=True):
+                rounds.set(out, register)
+
+        for out in outs:
+            self.join(group, out, ins, member, is_row)
+
+    def join(
+        self, group: Group, out: Value, ins: Sequence[Value], member: Callable[[Rounds], None],
+        is_row: bool = False,
+    ) -> None:  # fmt: skip
+        """Makes a value a member of a group. ``is_row``: it has one element for each row."""
+        group.add(out, ins, member)
+        if is_row:
+            group.rows.add(out)
+        self.pending[out] = group
+
+    def joined(
+        self, shape: tuple[int, ...], ins: Sequence[Value]
+    ) -> tuple[Group, list[Callable[[Rounds], str]], bool]:
+        """The group that an operation with results of a shape is for, what reads its operands
+        there, and whether it is one on the group's rows."""
+        group = self.row_group(shape, ins)
+        reads = None if group is None else self._reads_of_rows(group, shape, ins)
+        if group is not None and reads is not None:
+            group.uses.update(ins)
+            return group, reads, True
         operands = [self.operand(shape, value) for value in ins]
         read = {o.place.buffer for o in operands if o.place is not None}
         for buffer in read:
@@ -186,17 +225,75 @@ class Values:
             self.flush(group)
             operands = [self.operand(shape, value) for value in ins]
             group = self.group(shape)
-        reads = [operand.reader(group) for operand in operands]
         group.uses.update(ins)
+        return group, [operand.reader(group) for operand in operands], False
 
-        def member(rounds: Rounds) -> None:
-            made = write(rounds.to, [read(rounds) for read in reads])
-            for out, register in zip(outs, made, strict=True):
-                rounds.set(out, register)
+    def _reads_of_rows(
+        self, group: Group, shape: tuple[int, ...], ins: Sequence[Value]
+    ) -> list[Callable[[Rounds], str]] | None:
+        """What reads operands for the rows of a group. None: something else has to."""
+        reads: list[Callable[[Rounds], str]] = []
+        accesses: list[GroupAccess] = []
+        for value in ins:
+            if self.pending.get(value) is group and value in group.rows:
+                reads.append(GroupOperand(value).reader(group))
+            elif not value.type.shape or value.const is not None and _is_uniform(value.const):
+                reads.append(self.operand(shape, value).reader(group))
+            else:
+                place = self.place(value)
+                self.before_reading(place.buffer, group)
+                accesses.append(group.row_target(place))
+                reads.append(functools.partial(_load, accesses[-1]))
+            whole = value.type.shape in ((), shape) or not any(n != 1 for n in value.type.shape)
+            if not whole or self.groups.get(group.shape) is not group:
+                return None
+        if any(group.writes_buffer(access.place.buffer) for access in accesses):
+            return None
+        group.reads += accesses
+        return reads
 
-        for out in outs:
-            group.members[out] = member
-            self.pending[out] = group
+    def row_group(self, shape: tuple[int, ...], ins: Sequence[Value]) -> Group | None:
+        """The group that has an operand's elements, one for each row, if results of this shape may
+        be more of them."""
+        for value in ins:
+            group = self.pending.get(value)
+            if group is not None and value in group.rows and group.is_of_rows(shape):
+                return group
+        return None
+
+    def numpy_loop(self, out: Value, ufunc: np.ufunc, value: Value) -> None:
+        """Adds what NumPy's loop computes of a value.
+
+        Raises:
+          NotNative: the loop can't be used.
+        """
+        dtype, shape = value.type.dtype, value.type.shape
+        write = functions.loop(ufunc, dtype)
+        if write is None:
+            raise NotNative(f"{ufunc.__name__} of {dtype.name}")
+        if not shape:
+            kind = type_of(dtype)
+            given, made = self.to.variable(kind, self.register(value)), self.to.variable(kind)
+            write(self.to, "1", given, made)
+            self.registers[out] = self.to.read(made, kind)
+            self.used(value)
+            return
+        group, (read,), is_row = self.joined(shape, [value])
+        group.loops[out] = LoopCall([LoopOperand(value, read)], write)
+        self.join(group, out, [value], lambda rounds: None, is_row)
+
+    def reduced_rows(self, out: Value, value: Value, write: Callable[..., None]) -> None:
+        """Adds what ``write`` computes of each row of a value, as `Reduction` says."""
+        if value in self.pending and value in self.pending[value].rows:
+            self.place(value)  # its rows aren't those of the group that it is in
+        group, (read,), _ = self.joined(value.type.shape, [value])
+        access = None
+        if value not in self.pending and value in self.places:
+            access = group.access(self.places[value])
+            if access.strides[-1] != value.type.dtype.itemsize:
+                access = None
+        group.reductions[out] = Reduction(LoopOperand(value, read, access), write)
+        self.join(group, out, [value], lambda rounds: None, is_row=True)
 
     def store(self, place: BufferPlace, value: Value) -> None:
         """Stores a value, which may broadcast, to all of a place."""
@@ -228,7 +325,8 @@ class Values:
         stored = value
         if operand.register is not None or operand.place is not None:
             stored, read = Value(ArrayType(shape, place.dtype)), operand.reader(group)
-            group.members[stored] = lambda rounds: rounds.set(stored, read(rounds))
+            group.add(stored, (), lambda rounds: rounds.set(stored, read(rounds)))
+            group.loads.add(stored)
         group.stores.append((group.target(place), stored))
         group.uses[value] += 1
 
@@ -255,6 +353,10 @@ class Values:
         """What memory has at the moment."""
         self.before_reading(place.buffer)
         return self.to.load(place.dtype, place.buffer.base, place.offset)
+
+
+def _load(access: GroupAccess, rounds: Rounds) -> str:
+    return rounds.load(access)
 
 
 class GroupOperand(NamedTuple):
