@@ -126,8 +126,8 @@ class Group:
 
     def write(self, to: Source, workspace: Workspace) -> None:
         """Writes the loops."""
-        if math.prod(self.shape) == 0:
-            return
+        if math.prod(self.shape) == 0 or not (self.stores or self.row_stores):
+            return  # nothing uses what it computes
         dims = self._dims()
         if self.loops or self.reductions:
             stages.write(to, workspace, self, dims)
