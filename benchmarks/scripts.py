@@ -6,7 +6,8 @@ all kernels interpreted.
     python benchmarks/scripts.py "small:: PALLAS_NUMPY_TPU=v5e bench.py --size 8" --docs docs
 
 A script is a line as for a shell: a name and ::, if it is to have one, variables, the file, its
-arguments. Of a notebook, the cells with code run as one script. `--docs` writes scripts.md.
+arguments. Of a notebook, the cells with code run as one script. Each runs in a folder of its own,
+where it may write files. `--docs` writes scripts.md.
 """
 
 from __future__ import annotations
@@ -107,9 +108,11 @@ def run(script: Script, way: str, cache: pathlib.Path, limit: float, clock: str)
     environ |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "XDG_CACHE_HOME": str(cache),
                 "JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg", **variables, **mine}  # fmt: skip
     first = [sys.executable] if variables else [sys.executable, "-c", _INTERPRETED]
+    here = cache.with_name("here")
+    here.mkdir(exist_ok=True)
     start, before = time.perf_counter(), os.times()
     process = subprocess.Popen(
-        [*first, *script.command], env=environ, text=True,
+        [*first, *script.command], env=environ, text=True, cwd=here,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     if clock == "processor":
