@@ -112,6 +112,7 @@ class Way:
         return self._executable.run(values)
 
     def _waiting(self, values: Sequence[np.ndarray]) -> list[Any]:
+        """A step of its own, by which a forked process knows that work on it was lost."""
         return self._executable.run(values)
 
     def _counted(self, values: Sequence[np.ndarray]) -> list[Any]:

@@ -46,3 +46,10 @@ def test_a_replaced_function_is_seen_among_ordinary_state(before, monkeypatch):
     assert pristine.changed() is None
     monkeypatch.setattr(jax.lax, "sin", jax.lax.cos)
     assert pristine.changed() == "jax.lax.sin isn't what was imported"
+
+
+def test_what_computes_constants_while_tracing_is_compared(before, monkeypatch):
+    # Under ensure_compile_time_eval, tracing lowers and runs operations.
+    hlo = importlib.import_module("jaxlib.mlir.dialects._stablehlo_ops_gen")
+    monkeypatch.setattr(hlo, "sine", hlo.cosine)
+    assert pristine.changed() == f"{hlo.__name__}.sine isn't what was imported"

@@ -194,7 +194,7 @@ def test_complex_convolution():
 
 
 def test_integer_convolutions():
-    for some, dtype in ((CONVOLUTIONS[1::4], np.int8), (CONVOLUTIONS[2::4], np.int32)):
+    for some, dtype in ((CONVOLUTIONS[::2], np.int8), (CONVOLUTIONS[1::2], np.int32)):
         f = functools.partial(_convolutions, of=some, preferred=np.int32)
         check_rule(f, *_operands(dtype, some))
 

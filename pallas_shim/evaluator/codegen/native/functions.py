@@ -137,7 +137,9 @@ def write(to: Any, name: str, out: Value, operand: Value) -> None:
     loops = _USES[name]
     if out.type != operand.type or any(loop(ufunc, computed) is None for ufunc in loops):
         raise NotNative(f"{name} of {dtype.name}")
-    if name in ("rsqrt",) and dtype != np.float32 or computed != dtype and name not in WIDENED:
+    if name == "rsqrt" and dtype != np.float32:
+        raise NotNative(f"{name} of {dtype.name}")
+    if computed != dtype and name not in WIDENED:
         raise NotNative(f"{name} of {dtype.name}")
     elements.convert(Source(), dtype, computed, "%x")  # refuses what it can't
     steps = _Steps(to, shape, computed)
