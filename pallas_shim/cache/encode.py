@@ -99,17 +99,21 @@ def _padding(size: int) -> int:
 # -- where code is -----------------------------------------------------------------------------
 
 
-# A place is a text. It starts with the name of a function or class at the top of the module. Then
-# follow positions: of a code object inside that one's code, and so on. A function in a table, for
-# example, has only a position in the module's own code, which must be read from a file first.
+# A place is a text. It starts with the name of a function, class or tuple at the top of the module.
+# Then follow positions: of a function in what that is made of, of a code object inside that one's
+# code, and so on. A few functions, such as those in a dictionary, have only a position in the
+# module's own code, which must be read from a file first. That takes as long as all the rest.
 
 
 @functools.cache
 def _code_place(module: str, code: types.CodeType) -> str | None:
     """The place of a function's code in a module. None: the module doesn't hold it."""
-    name = code.co_qualname.partition(".")[0]
-    path = _path_to(code, _outer_code(module, name))
-    if path is None:
+    top = code.co_qualname.partition(".")[0]
+    for name in (top, *vars(sys.modules[module])):
+        path = _path_to(code, _outer_code(module, name))
+        if path is not None:
+            break
+    else:
         name, path = "", next(([i] for i, c in enumerate(_all_code(module)) if c == code), None)
     return None if path is None else ".".join([name, *map(str, path)])
 
@@ -148,10 +152,15 @@ def _path_to(code: types.CodeType, outer: Sequence[types.CodeType]) -> list[int]
     return None
 
 
+@functools.cache
 def _outer_code(module: str, name: str) -> list[types.CodeType]:
-    """The code of a function at the top of a module, or of the functions of a class."""
+    """The code of a function at the top of a module, or of the functions of a class or tuple."""
     found: Any = vars(importlib.import_module(module)).get(name)
-    members = list(vars(found).values()) if isinstance(found, type) else [found]
+    members: Sequence[Any] = [found]
+    if isinstance(found, type):
+        members = list(vars(found).values())
+    elif isinstance(found, tuple):
+        members = found
     functions = [getattr(member, "__wrapped__", member) for member in members]
     return [f.__code__ for f in functions if isinstance(f, types.FunctionType)]
 

@@ -15,9 +15,9 @@ import operator
 import struct
 import types
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -97,13 +97,12 @@ class Contents:
     def __init__(self, jaxpr: Any, *beside: Any):
         self.equations: list[Any] = []
         self.primitives: dict[Any, str] = {}
-        self._table: dict[tuple[Any, ...], int] = {(): 0}  # no token is 0
-        self._by_id: dict[Any, int] = {}  # tokens of objects that the jaxpr keeps alive
+        self._table: dict[tuple[Any, ...], int] = dict(_FIRST_TOKENS)
+        self._by_id: dict[Any, int] = dict(_TOKENS_OF_SINGLETONS)  # the jaxpr keeps them alive
         self._jaxprs: dict[int, int] = {}
-        self._under_way: set[int] = set()
         self._kept: list[Any] = []  # kept alive, so that no other object gets the same id
         self._bytes = 0
-        tops = [self._jaxpr(jaxpr), *self.values(beside)]
+        tops = self._values((jaxpr, *beside))
         self.digest = _digest(marshal.dumps((tops, list(self._table)), _MARSHAL)).hex()
 
     # A token is a number that stands for a value: the index of its description in the table. A
@@ -115,31 +114,28 @@ class Contents:
 
     # -- jaxprs -------------------------------------------------------------------------------
 
-    def _jaxpr(self, jaxpr: Any, has_consts: bool = True) -> int:
-        known = self._by_id.get(id(jaxpr))
-        if known is not None:
-            return known
+    def _jaxpr(self, jaxpr: Any) -> int:
         opened, consts = open_jaxpr(jaxpr)
-        self._kept.append(opened)
-        if not opened.constvars or not has_consts:
-            held = -1
-        else:
-            held = self._token("consts", *map(self.value, consts))
-        number = self._jaxprs.get(id(opened))
+        held = self._token("consts", *self._values(consts)) if opened.constvars else -1
+        return self._token("closed", self._opened(opened), held)
+
+    def _opened(self, jaxpr: Any) -> int:
+        """The number of a jaxpr, without the constants that it may hold."""
+        number = self._jaxprs.get(id(jaxpr))
         if number is None:
-            number = self._jaxprs[id(opened)] = len(self._jaxprs)
-            words = self._words(opened)
-            name = self._text(opened.debug_info.func_name) if opened.debug_info else -1
+            self._kept.append(jaxpr)
+            number = self._jaxprs[id(jaxpr)] = len(self._jaxprs)
+            words = self._words(jaxpr)
+            name = self._text(jaxpr.debug_info.func_name) if jaxpr.debug_info else -1
             self._token("jaxpr", number, name, words)
-        token = self._by_id[id(jaxpr)] = self._token("closed", number, held)
-        return token
+        return number
 
     def _words(self, jaxpr: Any) -> bytes:
         """A digest of a jaxpr's variables and equations, as numbers. A variable is its own number,
         counted from 0; a literal is ~ its token.
 
-        The equations are read in columns (all primitives, all parameters and so on), which takes
-        half the time of reading them one by one. They are read in batches, which stay in the
+        The equations are read in columns (all primitives, all parameters and so on), which takes a
+        fraction of the time of reading them one by one. They are read in batches, which stay in the
         processor's cache meanwhile.
         """
         eqns = list(jaxpr.eqns)
@@ -147,8 +143,7 @@ class Contents:
         given = [*jaxpr.constvars, *jaxpr.invars]
         number = dict(zip(map(id, given), itertools.count(), strict=False))
         words = [len(jaxpr.constvars), len(given), len(eqns), *self._avals(given)]
-        count = len(given)
-        known = self._by_id.get
+        count, known = len(given), self._by_id.get
         for start in range(0, len(eqns), _AT_ONCE):
             some = eqns[start : start + _AT_ONCE]
             ins, outs = list(map(_invars, some)), list(map(_outvars, some))
@@ -169,13 +164,12 @@ class Contents:
         words += self._uses(jaxpr.outvars, number)
         return _digest(array("i", words).tobytes())
 
-    def _avals(self, variables: Sequence[Any]) -> list[Any]:
-        """The tokens of the variables' types."""
-        tokens: list[Any] = list(map(self._by_id.get, map(id, map(_aval, variables))))
-        if None in tokens:
-            for position, token in enumerate(tokens):
-                if token is None:
-                    tokens[position] = self._aval(variables[position].aval)
+    def _avals(self, typed: Sequence[Any]) -> list[Any]:
+        """The tokens of the types of variables or literals."""
+        avals = list(map(_aval, typed))
+        tokens: list[Any] = list(map(self._by_id.get, map(id, avals)))
+        for position in _missing(tokens):
+            tokens[position] = self._aval(avals[position])
         return tokens
 
     def _contexts(self, eqns: Sequence[Any]) -> list[Any]:
@@ -184,19 +178,10 @@ class Contents:
         contexts = list(map(_ctx, eqns))
         if len(set(map(id, contexts))) == 1:
             del contexts[1:]
-        tokens = self.values(contexts)
+        tokens = self._values(contexts)
         if len(set(tokens)) == 1:
             del tokens[1:]
         return [len(tokens), *tokens]
-
-    def _uses(self, used: Sequence[Any], number: Mapping[int, int]) -> list[Any]:
-        """The numbers of variables and literals."""
-        uses: list[Any] = list(map(number.get, map(id, used)))
-        if None in uses:
-            for position, place in enumerate(uses):
-                if place is None:
-                    uses[position] = ~self._literal(used[position])
-        return uses
 
     def _params(self, eqn: Any) -> int:
         """The token of an equation's primitive and parameters."""
@@ -214,7 +199,7 @@ class Contents:
                 continue
             try:
                 if name in _GIVEN_CONSTS and _is_jaxpr(value):
-                    token = self._jaxpr(value, has_consts=False)
+                    token = self._opened(open_jaxpr(value)[0])
                 else:
                     token = self.value(value)
             except Unreadable as error:
@@ -225,13 +210,44 @@ class Contents:
         self._by_id[key] = token
         return token
 
+    def _uses(self, used: Sequence[Any], number: Mapping[int, int]) -> list[Any]:
+        """The numbers of variables and literals."""
+        uses: list[Any] = list(map(number.get, map(id, used)))
+        if None in uses:
+            positions = [position for position, place in enumerate(uses) if place is None]
+            tokens = self._literals([used[position] for position in positions])
+            for position, token in zip(positions, tokens, strict=True):
+                uses[position] = ~token
+        return uses
+
+    def _literals(self, literals: Sequence[Any]) -> list[Any]:
+        """The tokens of literals. Each is an object of its own, but many are equal."""
+        avals, values = self._avals(literals), list(map(_val, literals))
+        if set(map(type, values)) == _TYPED and set(map(_ndim, values)) == _SCALAR:
+            dtypes = map(id, map(_dtype, values))
+            keys: list[Any] = list(zip(avals, dtypes, map(_raw, values), strict=True))
+        else:
+            keys = list(map(self._literal_key, avals, values))
+        tokens = list(map(self._by_id.get, keys))
+        for position in _missing(tokens):
+            token = self._token("literal", self.value(values[position]), avals[position])
+            tokens[position] = self._by_id[keys[position]] = token
+        return tokens
+
+    def _literal_key(self, aval: int, value: Any) -> Any:
+        if type(value) is TypedNdArray and not value.ndim:
+            return aval, id(value.dtype), _raw(value)
+        if type(value) is TypedInt:
+            return aval, id(value.dtype), int(value)
+        return aval, "value", self.value(value)
+
     def _aval(self, aval: Any) -> int:
         """The token of a type. Before JAX 0.10 each array has a type object of its own."""
         known = self._by_id.get(id(aval))
         if known is None:
             if type(aval) is not core.ShapedArray:
                 return self.value(aval)
-            key = (*[id(held) for held in map(aval.__getattribute__, _ARRAY_TYPE)], *aval.shape)
+            key = (*map(id, _array_type(aval)), *aval.shape)
             known = self._by_id.get(key)
             if known is None:
                 known = self._by_id[key] = self.value(aval)
@@ -239,48 +255,28 @@ class Contents:
             self._kept.append(aval)
         return known
 
-    def _literal(self, literal: Any) -> int:
-        value, aval = literal.val, literal.aval
-        of = self._by_id.get(id(aval)) or self._aval(aval)
-        key: Any
-        if type(value) is TypedNdArray and not value.ndim:
-            key = (of, id(value.dtype), _raw(value))
-        elif type(value) is TypedInt:
-            key = (of, id(value.dtype), int(value))
-        else:
-            return self._token("literal", self.value(value), of)
-        known = self._by_id.get(key)
-        if known is None:
-            known = self._by_id[key] = self._token("literal", self.value(value), of)
-        return known
-
     # -- values -------------------------------------------------------------------------------
 
     def value(self, value: Any) -> int:
         """The token of any value."""
         known = self._by_id.get(id(value))
-        if known is not None:
+        if known:
             return known
         kind = type(value)
-        leaf = _LEAVES.get(kind)
-        if leaf is not None:
-            token = self._token(kind.__name__, leaf(value))
-        elif kind is tuple and len(value) > 1 and set(map(type, value)) == _INT:
-            token = self._token("ints", *value)
-        else:
-            if id(value) in self._under_way:
-                raise Unreadable(f"a {kind.__name__} that holds itself")
-            self._under_way.add(id(value))
-            try:
-                read = _READERS.get(kind)
-                token = self._other(value) if read is None else read(self, value)
-            finally:
-                self._under_way.discard(id(value))
+        if known is not None:
+            raise Unreadable(f"a {kind.__name__} that holds itself")
+        self._by_id[id(value)] = 0  # it is being read
+        try:
+            read: Any = _READERS.get(kind) or _reader(kind)
+            token: int = read(self, value)
+        except BaseException:
+            del self._by_id[id(value)]
+            raise
         self._kept.append(value)
         self._by_id[id(value)] = token
         return token
 
-    def values(self, values: Iterable[Any]) -> list[int]:
+    def _values(self, values: Iterable[Any]) -> list[int]:
         return [self.value(value) for value in values]
 
     def _text(self, text: Any) -> int:
@@ -288,23 +284,19 @@ class Contents:
             raise Unreadable(f"a name of the type {type(text).__name__}")
         return self._token("str", text)
 
-    def _other(self, value: Any) -> int:
-        """The token of a value whose type has no reader of its own."""
-        if isinstance(value, jax.core.Tracer):
-            raise Unreadable("an array of another trace")
-        if _is_jaxpr(value):
-            return self._jaxpr(value)
-        if isinstance(value, np.dtype):
-            return self._dtype(value)
-        if isinstance(value, np.generic):
-            return self._token("scalar", self._array(np.asarray(value)))
-        if isinstance(value, jax.Array):
-            return self._jax_array(value)
-        if isinstance(value, enum.Enum):
-            return self._token("member", self.value(type(value)), value.name)
-        if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType, np.ufunc)):
-            return self._named(value)
-        return self._object(value)
+    def _tuple(self, value: tuple[Any, ...]) -> int:
+        if len(value) > 1 and set(map(type, value)) == _INT:
+            return self._token("ints", *value)
+        return self._token("tuple", *self._values(value))
+
+    def _array_of_another_trace(self, value: Any) -> int:
+        raise Unreadable("an array of another trace")
+
+    def _scalar(self, value: np.generic) -> int:
+        return self._token("scalar", self._array(np.asarray(value)))
+
+    def _member(self, value: enum.Enum) -> int:
+        return self._token("member", self.value(type(value)), value.name)
 
     def _dtype(self, dtype: np.dtype) -> int:
         if dtype.hasobject or dtype.names is not None or dtype.subdtype or dtype.metadata:
@@ -324,7 +316,7 @@ class Contents:
     def _ndarray(self, value: np.ndarray) -> int:
         if value.dtype.hasobject and value.size < 1000:
             shape = [*map(str, value.shape)]
-            return self._token("objects", *shape, "of", *self.values(value.ravel().tolist()))
+            return self._token("objects", *shape, "of", *self._values(value.ravel().tolist()))
         return self._array(value)
 
     def _jax_array(self, value: Any) -> int:
@@ -375,22 +367,24 @@ class Contents:
         kind: Any = type(value)
         if not library_names.is_jaxs_class(kind):
             raise Unreadable(f"a {kind.__module__}.{kind.__qualname__}")
-        unseen = UNSEEN.get(kind.__name__, ())
+        shape = _shape(kind)
         parts: list[Any] = [self.value(kind)]
-        if isinstance(value, tuple):
-            parts += ["items", *self.values(tuple(value))]
-        plain: Any
-        for plain in (int, float, complex, str):
-            if isinstance(value, plain):
-                parts += ["plain", self.value(plain(value))]
-        for name in _slots(kind):
-            if name not in unseen:
-                held = getattr(value, name, _UNSET)
-                parts += [name, -1 if held is _UNSET else self.value(held)]
-        for name, held in getattr(value, "__dict__", {}).items():
-            # Cached attributes follow from the others, and exist only once they have been used.
-            if name not in unseen and not isinstance(getattr(kind, name, None), cached_property):
-                parts += [self._text(name), self.value(held)]
+        if shape.is_tuple:
+            parts += ["items", len(value), *self._values(tuple(value))]
+        if shape.plain is not None:
+            parts += ["plain", self.value(shape.plain(value))]
+        if shape.slots:
+            try:
+                held = shape.get_slots(value)
+            except AttributeError:  # some have not been set
+                every = [(name, getattr(value, name, _UNSET)) for name in shape.slots]
+                parts.append(tuple([name for name, part in every if part is not _UNSET]))
+                held = [part for _, part in every if part is not _UNSET]
+            parts += self._values(held)
+        if shape.has_variables:
+            variables = vars(value)
+            names = _seen(kind, tuple(variables))
+            parts += [names, *self._values([variables[name] for name in names])]
         return self._token("object", *parts)
 
 
@@ -401,8 +395,61 @@ def _digest(data: bytes) -> bytes:
 _UNSET = object()
 _invars, _outvars = operator.attrgetter("invars"), operator.attrgetter("outvars")
 _params, _ctx = operator.attrgetter("params"), operator.attrgetter("ctx")
-_aval = operator.attrgetter("aval")
+_aval, _val = operator.attrgetter("aval"), operator.attrgetter("val")
+_ndim, _dtype = operator.attrgetter("ndim"), operator.attrgetter("dtype")
 _raw = np.ndarray.tobytes if issubclass(TypedNdArray, np.ndarray) else lambda x: x.val.tobytes()
+
+
+def _missing(tokens: Sequence[Any]) -> Iterator[int]:
+    """The positions that hold None. They may be filled meanwhile."""
+    position = -1
+    for _ in range(tokens.count(None)):
+        position = tokens.index(None, position + 1)
+        yield position
+
+
+class _Shape(NamedTuple):
+    """Where the objects of a class keep their state.
+
+    ``is_tuple``: in items. ``plain``: in their value as this type. ``slots``: in these, which
+    ``get_slots`` gets. ``has_variables``: in their dictionary.
+    """
+
+    is_tuple: bool
+    plain: Callable[[Any], Any] | None
+    slots: tuple[str, ...]
+    get_slots: Callable[[Any], Sequence[Any]]
+    has_variables: bool
+
+
+@functools.cache
+def _shape(kind: type) -> _Shape:
+    unseen = UNSEEN.get(kind.__name__, ())
+    slots = tuple(name for name in _slots(kind) if name not in unseen)
+    plains: tuple[Any, ...] = (int, float, complex, str)
+    plain = next((each for each in plains if issubclass(kind, each)), None)
+    get = _getter(slots)
+    return _Shape(issubclass(kind, tuple), plain, slots, get, kind.__dictoffset__ != 0)
+
+
+def _getter(names: tuple[str, ...]) -> Callable[[Any], Sequence[Any]]:
+    """A function that gets these attributes of an object."""
+    if len(names) == 1:
+        return lambda value: (getattr(value, names[0]),)
+    return operator.attrgetter(*names) if names else lambda value: ()
+
+
+@functools.cache
+def _seen(kind: type, names: tuple[Any, ...]) -> tuple[str, ...]:
+    """The names of the variables of an object that are read."""
+    if not all(type(name) is str for name in names):
+        raise Unreadable(f"a {kind.__qualname__} with variables whose names aren't texts")
+    unseen = UNSEEN.get(kind.__name__, ())
+    # Cached attributes follow from the others, and exist only once they have been used.
+    return tuple([
+        name for name in names
+        if name not in unseen and not isinstance(getattr(kind, name, None), cached_property)
+    ])  # fmt: skip
 
 
 @functools.cache
@@ -415,10 +462,12 @@ def _slots(kind: type) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name not in hidden))
 
 
-_INT = {int}
+_INT, _SCALAR, _TYPED = {int}, {0}, {TypedNdArray}
 # The fields of an array's type besides its shape.
-_ARRAY_TYPE = tuple(name for name in _slots(core.ShapedArray)
-                    if name != "shape" and name not in UNSEEN["ShapedArray"])  # fmt: skip
+_array_type = _getter(
+    tuple(name for name in _slots(core.ShapedArray)
+          if name != "shape" and name not in UNSEEN["ShapedArray"])
+)  # fmt: skip
 
 
 def _is_jaxpr(value: Any) -> bool:
@@ -437,25 +486,19 @@ def _require_jaxs_discharge(primitive: Any, name: str) -> None:
         raise Unreadable(f"its {name}, whose discharge rule isn't JAX's")
 
 
-# Types whose values hold no other objects, and a function that says what such a value is.
-_LEAVES: dict[type, Callable[[Any], Any]] = {
-    type(None): str,
-    type(...): str,
-    bool: str,
-    int: str,
-    float: struct.Struct("<d").pack,
-    complex: lambda x: struct.pack("<dd", x.real, x.imag),
-    str: str,
-    bytes: bytes,
-}
-
+# The readers of values of exactly these types.
 _READERS: dict[type, Callable[[Contents, Any], int]] = {
-    tuple: lambda read, x: read._token("tuple", *read.values(x)),
-    list: lambda read, x: read._token("list", *read.values(x)),
-    dict: lambda read, x: read._token("dict", *read.values(y for item in x.items() for y in item)),
+    int: lambda read, x: read._token("int", str(x)),
+    float: lambda read, x: read._token("float", struct.pack("<d", x)),
+    complex: lambda read, x: read._token("complex", struct.pack("<dd", x.real, x.imag)),
+    str: lambda read, x: read._token("str", x),
+    bytes: lambda read, x: read._token("bytes", x),
+    tuple: Contents._tuple,
+    list: lambda read, x: read._token("list", *read._values(x)),
+    dict: lambda read, x: read._token("dict", *read._values(y for item in x.items() for y in item)),
     types.MappingProxyType: lambda read, x: read._token("proxy", read.value(dict(x))),
-    slice: lambda read, x: read._token("slice", *read.values((x.start, x.stop, x.step))),
-    range: lambda read, x: read._token("range", *read.values((x.start, x.stop, x.step))),
+    slice: lambda read, x: read._token("slice", *read._values((x.start, x.stop, x.step))),
+    range: lambda read, x: read._token("range", *read._values((x.start, x.stop, x.step))),
     set: Contents._set,
     frozenset: Contents._set,
     np.ndarray: Contents._ndarray,
@@ -467,3 +510,28 @@ _READERS: dict[type, Callable[[Contents, Any], int]] = {
     Mesh: Contents._mesh,
     AbstractMesh: Contents._mesh,
 }
+
+# The readers of values of other types that are derived from these, the first that fits.
+_DERIVED: tuple[tuple[Any, Callable[[Contents, Any], int]], ...] = (
+    (jax.core.Tracer, Contents._array_of_another_trace),
+    (_JAXPRS, Contents._jaxpr),
+    (np.dtype, Contents._dtype),
+    (np.generic, Contents._scalar),
+    (jax.Array, Contents._jax_array),
+    (enum.Enum, Contents._member),
+    ((type, types.FunctionType, types.BuiltinFunctionType, np.ufunc), Contents._named),
+)
+
+
+@functools.cache
+def _reader(kind: type) -> Callable[[Contents, Any], int]:
+    """The reader of values of a type that isn't in `_READERS`."""
+    return next((read for base, read in _DERIVED if issubclass(kind, base)), Contents._object)
+
+
+# What nearly every jaxpr holds.
+_SINGLETONS = (None, True, False, ...)
+_FIRST_TOKENS: dict[tuple[Any, ...], int] = {(): 0} | {  # no token is 0
+    (type(value).__name__, str(value)): token for token, value in enumerate(_SINGLETONS, 1)
+}
+_TOKENS_OF_SINGLETONS = {id(value): token for token, value in enumerate(_SINGLETONS, 1)}

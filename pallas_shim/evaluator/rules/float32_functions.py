@@ -8,6 +8,7 @@ iteration of weighted least squares). Other dtypes go to NumPy and SciPy.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -54,6 +55,7 @@ def rsqrt(dtype: np.dtype) -> Function:
 
 
 def _in_parts(function: Function) -> Function:
+    @functools.wraps(function)  # the program cache finds it by its name
     def run(x: Array) -> Array:
         if x.size <= _PART:
             return function(x)
