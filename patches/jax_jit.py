@@ -17,7 +17,7 @@ from typing import Any
 import wrapt
 
 from pallas_shim import dispatch, settings
-from pallas_shim.cache import later
+from pallas_shim.cache import later, programs
 from pallas_shim.evaluator import progress
 from pallas_shim.jax_compat.hooks import jit_calls, jit_entry, tracing
 from pallas_shim.reports import files, uses
@@ -42,6 +42,7 @@ def patch(pallas: ModuleType) -> Callable[[], None]:
         counter = front.counter()
         if counter is not None:
             dispatch.observe(counter)
+    programs.get_ready()
     later.register()  # registered after the report, so it runs before the report at exit
     module, name = jit_entry.JIT_CALL
     stock = getattr(module, name)

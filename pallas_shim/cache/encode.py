@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import functools
 import importlib
+import itertools
 import marshal
 import math
 import sys
@@ -63,7 +64,7 @@ def encode(program: Program, sources: Mapping[int, int] | None = None) -> bytes:
     return encoder.packed({"name": program.name, "top": encoder.region(program.top)})
 
 
-def decode(data: bytes, sources: Sequence[Any] = ()) -> Program:
+def decode(data: bytes | memoryview, sources: Sequence[Any] = ()) -> Program:
     """The reverse of `encode`. ``sources``: the sources, in the order of their numbers."""
     contents, decoder = _unpacked(data, sources)
     return Program(contents["name"], decoder.region(contents["top"]))
@@ -85,7 +86,9 @@ def decode_data(data: bytes) -> Any:
     return decoder.term(contents["term"])
 
 
-def _unpacked(data: bytes, sources: Sequence[Any] = ()) -> tuple[dict[str, Any], _Decoder]:
+def _unpacked(
+    data: bytes | memoryview, sources: Sequence[Any] = ()
+) -> tuple[dict[str, Any], _Decoder]:
     size = int.from_bytes(data[:8], "little")
     contents = marshal.loads(data[8 : 8 + size])
     arrays = memoryview(data)[8 + size + _padding(8 + size) :]
@@ -155,7 +158,7 @@ def _path_to(code: types.CodeType, outer: Sequence[types.CodeType]) -> list[int]
 @functools.cache
 def _outer_code(module: str, name: str) -> list[types.CodeType]:
     """The code of a function at the top of a module, or of the functions of a class or tuple."""
-    found: Any = vars(importlib.import_module(module)).get(name)
+    found: Any = vars(_module(module)).get(name)
     members: Sequence[Any] = [found]
     if isinstance(found, type):
         members = list(vars(found).values())
@@ -376,15 +379,26 @@ class _Encoder:
 # -- decoding ----------------------------------------------------------------------------------
 
 
+def _module(name: str) -> types.ModuleType:
+    return sys.modules.get(name) or importlib.import_module(name)
+
+
 def _attribute(module: str, name: str) -> Any:
-    found: Any = sys.modules.get(module) or importlib.import_module(module)
+    found: Any = _module(module)
     for part in name.split("."):
         found = getattr(found, part)
     return found
 
 
+@functools.cache
 def _dtype(name: str) -> np.dtype:
     return np.dtype(getattr(ml_dtypes, name, name))
+
+
+@functools.cache
+def _effects(parts: tuple[Any, ...]) -> Effects:
+    effects = Effects(*parts)
+    return PURE if effects == PURE else effects
 
 
 class _Decoder:
@@ -394,7 +408,7 @@ class _Decoder:
         self._objects: list[Any] = []
         for kind, *parts in contents["objects"]:
             self._objects.append(_MAKERS[kind](self, *parts))
-        self._values = [Value(*self.terms(value)) for value in contents["values"]]
+        self._values = list(itertools.starmap(Value, map(self.terms, contents["values"])))
         self._operations = list(map(self.operation, contents["operations"]))
 
     def term(self, term: Any) -> Any:
@@ -406,9 +420,7 @@ class _Decoder:
 
     def operation(self, content: Any) -> Operation:
         name, ins, outs, fn, params, effects, view, multiple = self.terms(content)
-        effects = Effects(*effects)
-        effects = PURE if effects == PURE else effects
-        return Operation(name, params or {}, ins, outs, fn, effects, view, multiple)
+        return Operation(name, params or {}, ins, outs, fn, _effects(effects), view, multiple)
 
     def instruction(self, content: Any) -> Instruction:
         operation, ins, outs, regions, source = content

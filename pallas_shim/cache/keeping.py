@@ -90,9 +90,10 @@ class CachedCall:
         """
         if self._reason is not None:
             return None
-        data = self._store.read(self._key.digest)
-        if data is None:
+        found = self._store.read(self._key.digest)
+        if found is None:
             return None
+        data = bytes(found)
         try:
             kept = _decoded(data)
         except Exception as error:  # the bytes are intact, so the bug is ours: write anew

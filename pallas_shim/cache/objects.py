@@ -35,7 +35,8 @@ class Objects:
         code = self._store.read(key)
         if code is None:
             self._store.remove(key)
-        return code
+            return None
+        return bytes(code)
 
     def write(self, facts: tuple[str, ...], text: str, code: bytes) -> None:
         """Keeps code, unless it can be of use to this process only."""

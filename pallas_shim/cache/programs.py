@@ -129,6 +129,13 @@ class CachedProgram:
         return program
 
 
+def get_ready() -> None:
+    """Reads what all keys hold. It runs with Pallas' import, so that no first call waits for it."""
+    if settings.current().cache is not None:
+        process.facts()
+        contents.get_ready()
+
+
 def _require_own_rules(read: contents.Contents) -> None:
     """Raises Unreadable if another package's rule lowers one of the primitives in the jaxpr."""
     for name in read.primitives.values():

@@ -11,7 +11,8 @@ import sys
 import tempfile
 from collections.abc import Mapping
 
-_MAGIC = b"pallas_shim program 2\n"
+# With the checksum and the seconds of a program it takes 64 bytes, so that arrays stay aligned.
+_MAGIC = b"pallas_shim program  3\n\n"
 _SUFFIX = ".program"
 
 # The size of the directory in bytes. Beyond it, the least recently used files are removed.
@@ -74,7 +75,7 @@ class Store:
         if status.st_mode & 0o022:
             raise Refused(f"others may write to {self.directory}: chmod go-w it")
 
-    def read(self, key: str) -> bytes | None:
+    def read(self, key: str) -> memoryview | None:
         """The bytes under a key. None: nothing was written, or the file was damaged."""
         path = self._path(key)
         try:
@@ -88,7 +89,7 @@ class Store:
         except OSError:
             return None
         start = len(_MAGIC) + _CHECKSUM
-        data = content[start:]
+        data = memoryview(content)[start:]
         if content[:start] != _MAGIC + _checksum(key, data):
             return None
         with contextlib.suppress(OSError):  # the directory may be read-only
@@ -143,9 +144,11 @@ class Store:
 _CHECKSUM = 32
 
 
-def _checksum(key: str, data: bytes) -> bytes:
-    place = hashlib.sha256(key.encode()).digest()
-    return hashlib.blake2b(data, digest_size=_CHECKSUM, key=place).digest()
+def _checksum(key: str, data: bytes | memoryview) -> bytes:
+    # Processors have instructions for this one, which takes half the time of BLAKE2.
+    found = hashlib.sha256(hashlib.sha256(key.encode()).digest())
+    found.update(data)
+    return found.digest()
 
 
 _store = functools.cache(Store)

@@ -287,7 +287,7 @@ def _remembered(key: str) -> Answer | None:
     if data is None:
         return None
     try:
-        fields = json.loads(data)
+        fields = json.loads(bytes(data))
         held = fields["allocations"]
         if held is not None:
             fields["allocations"] = tuple(Allocation(**each) for each in held)

@@ -53,6 +53,8 @@ _TABLES = {"f": _OF_ALL, **dict.fromkeys("iub", _OF_ALL | _OF_INTEGERS)}
 def function(operation: Operation) -> Function | None:
     """The function that computes an operation: its own ``fn``, or a faster one if all operands are
     scalars."""
+    if type(operation.fn) is not np.ufunc:
+        return operation.fn
     types = (*operation.ins, *operation.outs)
     if operation.ins and all(isinstance(t, ArrayType) and not t.shape for t in types):
         table = _TABLES.get(operation.ins[0].dtype.kind, {})

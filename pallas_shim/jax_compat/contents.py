@@ -6,6 +6,7 @@ Nothing is left out, except what `UNSEEN` lists.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import hashlib
@@ -24,7 +25,9 @@ import numpy as np
 from jax._src import config, core
 from jax._src.literals import TypedInt, TypedNdArray
 from jax._src.mesh import AbstractMesh, Mesh
+from jax._src.pallas import core as pallas_core
 from jax._src.state import discharge as state_discharge
+from jax._src.state import types as state_types
 
 from pallas_shim.jax_compat import library_names
 from pallas_shim.jax_compat.callbacks import CALLBACK_PRIMITIVES
@@ -66,24 +69,44 @@ class Unreadable(Exception):
     """A jaxpr holds something that can't be read completely; the message says what."""
 
 
-def configuration() -> list[Any]:
-    """JAX's configuration, of the process and of this thread, without meshes and their axes."""
-    kept = (AbstractMesh, core.AxisEnv)
-    context = [value for value in config.trace_context() if not isinstance(value, kept)]
-    values = sorted(jax.config.values.items())
-    exact = [item for item in values if type(item[1]) in _EXACT]
-    others = [item for item in values if type(item[1]) not in _EXACT]
-    return [repr(exact), others, *context]
+def configuration() -> str:
+    """A digest of JAX's configuration, of the process and of this thread, without meshes and their
+    axes.
+
+    Raises:
+      Unreadable: some value can't be read completely.
+    """
+    global _last_configuration
+    settings = jax.config.values
+    context = [value for value in config.trace_context() if not isinstance(value, _OF_MESHES)]
+    now = [*settings, *settings.values(), *context]
+    known, digest = _last_configuration
+    if len(known) == len(now) and all(map(operator.is_, known, now)):
+        return digest
+    digest = Contents(sorted(settings.items()), context).digest
+    _last_configuration = (now if all(map(_is_constant, now)) else [], digest)
+    return digest
 
 
-# Types that repr tells apart, bit for bit.
-_EXACT = {bool, int, str, type(None)}
+_OF_MESHES = (AbstractMesh, core.AxisEnv)
+# The values of the last configuration that was read, if all are constants, and its digest.
+_last_configuration: tuple[list[Any], str] = ([], "")
+
+
+def _is_constant(value: Any) -> bool:
+    """Whether this object is the same value for ever."""
+    if type(value) is tuple:
+        return all(map(_is_constant, value))
+    return type(value) in _CONSTANTS or isinstance(value, enum.Enum)
+
+
+_CONSTANTS = {bool, int, float, str, type(None)}
 
 
 class Contents:
     """The contents of a jaxpr, and its equations and those of the jaxprs inside it, in order.
 
-    ``beside`` goes into the digest, too.
+    ``beside`` goes into the digest, too. (Other values than jaxprs can be read, too.)
 
     ``digest``: equal for two jaxprs that are equal, bit for bit, in all that lowering may look at,
     and whose inner jaxprs are the same objects at the same places. ``equations``: those of each
@@ -262,7 +285,7 @@ class Contents:
         known = self._by_id.get(id(value))
         if known:
             return known
-        kind = type(value)
+        kind: Any = type(value)
         if known is not None:
             raise Unreadable(f"a {kind.__name__} that holds itself")
         self._by_id[id(value)] = 0  # it is being read
@@ -535,3 +558,21 @@ _FIRST_TOKENS: dict[tuple[Any, ...], int] = {(): 0} | {  # no token is 0
     (type(value).__name__, str(value)): token for token, value in enumerate(_SINGLETONS, 1)
 }
 _TOKENS_OF_SINGLETONS = {id(value): token for token, value in enumerate(_SINGLETONS, 1)}
+
+
+def get_ready() -> None:
+    """Looks at the classes that are in nearly every kernel, and reads the configuration."""
+    for module, names in _IN_MOST_KERNELS.items():
+        for kind in filter(None, [getattr(module, name, None) for name in names]):
+            if _reader(kind) is Contents._object and library_names.is_jaxs_class(kind):
+                _shape(kind)
+                _seen(kind, tuple(getattr(kind, "__dataclass_fields__", ())))
+    with contextlib.suppress(Unreadable):  # then nothing is kept
+        configuration()
+
+
+_IN_MOST_KERNELS = {
+    core: ("Jaxpr", "JaxprEqnContext", "ManualAxisType", "MemorySpace", "ShapedArray"),
+    pallas_core: ("BlockMapping", "Blocked", "GridMapping", "MemorySpace"),
+    state_types: ("AbstractRef",),
+}

@@ -126,6 +126,22 @@ def test_lines_move_with_the_function(directory):
     assert use.traced_cache == "read after tracing"
 
 
+def test_arrays_of_a_program_are_aligned(directory):
+    """NumPy computes with others by other loops."""
+    table = np.arange(300, dtype=np.float32)
+    for _ in range(2):
+        jaxpr = jax.make_jaxpr(lambda x: x[0] + table)(X)
+        cached = CachedProgram(jaxpr, "f", {}, lambda jaxpr=jaxpr: lower(jaxpr, name="f"))
+        program, use = cached.get(), Use("f", (), "numpy", "")
+        cached.tell(use)
+        later.do_all()
+    assert use.traced_cache == "read after tracing"
+    operands = [value for i in program.top.walk() for value in i.ins]
+    (kept,) = [v.const for v in operands if v.const is not None and v.const.size == table.size]
+    assert kept.tolist() == table.tolist()
+    assert kept.__array_interface__["data"][0] % 16 == 0
+
+
 def tripled(x):
     def kernel(x_ref, o_ref):
         o_ref[...] = x_ref[...] * 3

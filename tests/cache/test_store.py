@@ -40,7 +40,7 @@ def test_what_is_written_is_read(kept):
         lambda content: content + b"x",
         lambda content: b"another program 1\n" + content,
         lambda content: content[:-100] + b"\x01" + content[-99:],
-        lambda content: content.replace(b"program 2", b"program 1"),
+        lambda content: content.replace(b"program  3", b"program  2"),
     ],
 )
 def test_what_was_damaged_is_not_read_and_written_anew(kept, damage):
