@@ -318,13 +318,18 @@ class Contents:
     def _scalar(self, value: np.generic) -> int:
         return self._token("scalar", self._array(np.asarray(value)))
 
+    def _typed_int(self, value: TypedInt) -> int:
+        if not vars(value).keys() <= _OF_TYPED_INT:
+            return self._object(value)
+        return self._token("typed int", str(int(value)), self.value(value.dtype))
+
     def _member(self, value: enum.Enum) -> int:
         return self._token("member", self.value(type(value)), value.name)
 
     def _dtype(self, dtype: np.dtype) -> int:
         if dtype.hasobject or dtype.names is not None or dtype.subdtype or dtype.metadata:
             raise Unreadable(f"the dtype {dtype}")
-        return self._token("dtype", dtype.str, dtype.name, self.value(dtype.type))
+        return self._token("dtype", dtype.str, self.value(dtype.type))
 
     def _array(self, value: np.ndarray) -> int:
         self._bytes += value.nbytes
@@ -485,6 +490,7 @@ def _slots(kind: type) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name not in hidden))
 
 
+_OF_TYPED_INT = {"dtype", "aval"}  # its type follows from its dtype
 _INT, _SCALAR, _TYPED = {int}, {0}, {TypedNdArray}
 # The fields of an array's type besides its shape.
 _array_type = _getter(
@@ -528,6 +534,7 @@ _READERS: dict[type, Callable[[Contents, Any], int]] = {
     TypedNdArray: lambda read, x: read._token(
         "typed", read._array(np.asarray(x)), read.value(bool(x.weak_type))
     ),
+    TypedInt: Contents._typed_int,
     TREE: Contents._tree,
     SHARDING: Contents._sharding,
     Mesh: Contents._mesh,
@@ -562,6 +569,8 @@ _TOKENS_OF_SINGLETONS = {id(value): token for token, value in enumerate(_SINGLET
 
 def get_ready() -> None:
     """Looks at the classes that are in nearly every kernel, and reads the configuration."""
+    for kind in (tuple, dict, np.float32, np.int32, np.bool_):
+        library_names.place(kind)
     for module, names in _IN_MOST_KERNELS.items():
         for kind in filter(None, [getattr(module, name, None) for name in names]):
             if _reader(kind) is Contents._object and library_names.is_jaxs_class(kind):

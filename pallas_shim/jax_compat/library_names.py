@@ -16,6 +16,9 @@ _LIBRARIES = frozenset({"builtins", "jax", "jaxlib", "ml_dtypes", "numpy"})
 
 def place(value: Any) -> tuple[str, str] | None:
     """The library module and the name that give a class or function. None if no name gives it."""
+    known = _places.get(id(value))
+    if known is not None:
+        return known[1], known[2]
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     if isinstance(value, np.ufunc):
         module, name = "numpy", value.__name__
@@ -34,9 +37,12 @@ def place(value: Any) -> tuple[str, str] | None:
         return None
     if isinstance(value, types.FunctionType) and value.__globals__ is not vars(home):
         return None
+    _places[id(value)] = value, module, name
     return module, name
 
 
+# What has been found. It stays what it is, whatever becomes of its name.
+_places: dict[int, tuple[Any, str, str]] = {}
 _BASES = frozenset({object, tuple, int, float, complex, str})
 _METACLASSES = frozenset({type, abc.ABCMeta, type(Protocol)})
 
