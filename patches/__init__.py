@@ -24,6 +24,7 @@ def patch_pallas(pallas: ModuleType) -> Callable[[], None]:
         pallas_call,
         remote_kernels,
         traced_calls,
+        traced_names,
         traced_operators,
         traced_primitives,
     )
@@ -32,8 +33,8 @@ def patch_pallas(pallas: ModuleType) -> Callable[[], None]:
     for directory in (pallas_shim.__path__[0], __path__[0], HOME):
         tracebacks.hide_frames(directory)
     modules = (
-        jax_jit, kernel_tracing, pallas_call, remote_kernels, traced_calls, traced_operators,
-        traced_primitives,
+        jax_jit, kernel_tracing, pallas_call, remote_kernels, traced_calls, traced_names,
+        traced_operators, traced_primitives,
     )  # fmt: skip
     with noted():
         return undo_all([module.patch(pallas) for module in modules])
