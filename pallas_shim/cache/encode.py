@@ -186,6 +186,23 @@ def _is_plain(x: Any) -> bool:
 _UNCHANGING = frozenset({"dtype", "ellipsis", "named", "range", "record", "slice", "tuple"})
 
 
+# Constants are often broadcast numbers or rows. Reading larger ones takes longer than broadcasting.
+_SMALL = 1 << 11
+
+
+def _without_repeats(array: np.ndarray) -> np.ndarray:
+    """The array, or a part of it that gives it when it is broadcast: along some axes the first
+    element only. Elements are compared by their bits."""
+    if array.nbytes <= _SMALL:
+        return array
+    bits = array.view(f"V{array.itemsize}")
+    for axis in range(array.ndim):
+        first = bits.take([0], axis)
+        if bits.shape[axis] > 1 and (bits == first).all():
+            bits = first
+    return array if bits.shape == array.shape else bits.view(array.dtype)
+
+
 class _Encoder:
     def __init__(self, sources: Mapping[int, int] | None = None) -> None:
         self._sources = sources
@@ -281,12 +298,13 @@ class _Encoder:
 
     def _array(self, array: np.ndarray) -> list[Any]:
         order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
-        data = array.tobytes(order)  # type: ignore[arg-type]
+        kept = _without_repeats(array)
+        data = kept.tobytes(order)  # type: ignore[arg-type]
         start = self._size
         self.arrays.append(data + b"\0" * _padding(len(data)))
         self._size += len(self.arrays[-1])
-        name = self._dtype(array.dtype)
-        return [name, list(array.shape), start, order, array.flags.writeable]
+        shapes = [kept.shape] if kept is array else [kept.shape, array.shape]
+        return [self._dtype(array.dtype), start, order, array.flags.writeable, *shapes]
 
     def _function(self, function: types.FunctionType) -> list[Any] | None:
         """A function of this package: the place of its code, and the values that it closes over."""
@@ -450,13 +468,22 @@ class _Decoder:
         return dict(zip(terms[::2], terms[1::2], strict=True))
 
     def array(
-        self, name: str, shape: list[int], start: int, order: Any, writeable: bool
+        self,
+        name: str,
+        start: int,
+        order: Any,
+        writeable: bool,
+        kept: tuple[int, ...],
+        shape: tuple[int, ...] | None = None,
     ) -> np.ndarray:
-        dtype = _dtype(name)
-        count = math.prod(shape)
+        dtype, count = _dtype(name), math.prod(kept)
         array = np.frombuffer(self._arrays, dtype, count, start) if count else np.empty(0, dtype)
-        array = array.reshape(shape, order=order)
-        return array.copy(order="K") if writeable else array
+        array = array.reshape(kept, order=order)
+        if shape is None:
+            return array.copy(order="K") if writeable else array
+        array = np.array(np.broadcast_to(array, shape), order=order)
+        array.flags.writeable = writeable
+        return array
 
     def function(self, module: str, place: str, *parts: Any) -> Callable[..., Any]:
         defaults, keywords, *cells = self.terms(parts)

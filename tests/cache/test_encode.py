@@ -78,6 +78,25 @@ def test_plain_data_comes_back(value):
     assert type(back) is type(value) and back == value and repr(back) == repr(value)
 
 
+ROW = np.arange(100, dtype=np.float32)
+SIGNALING = np.full((50, 100), 0x7F800001, np.uint32).view(np.float32)
+ZEROS = np.zeros((50, 100), np.float32)
+ALMOST = ZEROS.copy()
+ALMOST[-1, -1] = -0.0
+REPEATED = [
+    ZEROS,
+    np.array(np.broadcast_to(ROW, (50, 100))),
+    np.array(np.broadcast_to(ROW[:, None], (100, 50)), order="F"),
+    SIGNALING,
+    ALMOST,
+    np.tile(ROW, (20, 1))[::2],
+    np.zeros((50, 0, 100)),
+    np.full((3000,), 1.5, ml_dtypes.bfloat16),
+    np.full((3000,), 3, ml_dtypes.int4),
+    np.full((20, 100), 1 - 2j),
+]
+
+
 @pytest.mark.parametrize(
     "array",
     [
@@ -89,6 +108,7 @@ def test_plain_data_comes_back(value):
         np.arange(4).astype(ml_dtypes.int4),
         np.broadcast_to(np.float32(2), (3, 3)),
         np.array([np.nan, -0.0, np.inf]),
+        *REPEATED,
     ],
     ids=lambda a: f"{a.dtype}{a.shape}",
 )
@@ -97,6 +117,13 @@ def test_an_array_comes_back(array):
     assert back.dtype == array.dtype and back.shape == array.shape
     assert back.tobytes() == array.tobytes()
     assert back.flags.writeable == array.flags.writeable
+    assert back.flags.c_contiguous == array.flags.c_contiguous or not array.flags.forc
+    assert back.flags.aligned
+
+
+def test_what_repeats_is_kept_once():
+    for array in REPEATED[:4]:
+        assert len(encode_data(array)) < array.nbytes / 4
 
 
 def test_a_callable_comes_back():
