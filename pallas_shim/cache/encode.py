@@ -7,6 +7,7 @@ code. A program that can't be expressed this way isn't kept.
 
 from __future__ import annotations
 
+import copy
 import enum
 import functools
 import importlib
@@ -15,7 +16,7 @@ import marshal
 import math
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -60,8 +61,11 @@ def encode(program: Program, sources: Mapping[int, int] | None = None) -> bytes:
     Raises:
       NotData: the program holds something that isn't data.
     """
-    encoder = _Encoder(sources)
-    return encoder.packed({"name": program.name, "top": encoder.region(program.top)})
+    encoder = _Encoder(sources, _looked_at(program))
+    contents: dict[str, Any] = {"name": program.name, "top": encoder.region(program.top)}
+    contents["first"] = len(encoder.objects)
+    contents["later"] = encoder.later()
+    return encoder.packed(contents)
 
 
 def decode(data: bytes | memoryview, sources: Sequence[Any] = ()) -> Program:
@@ -77,7 +81,7 @@ def encode_data(value: Any) -> bytes:
       NotData: the value is something else.
     """
     encoder = _Encoder()
-    return encoder.packed({"term": encoder.term(value)})
+    return encoder.packed({"term": encoder.term(value), "first": None, "later": []})
 
 
 def decode_data(data: bytes) -> Any:
@@ -203,9 +207,26 @@ def _without_repeats(array: np.ndarray) -> np.ndarray:
     return array if bits.shape == array.shape else bits.view(array.dtype)
 
 
+def _looked_at(program: Program) -> set[Operation]:
+    """The operations whose types and parameters are looked at when the program is prepared. Those
+    of the others are half of what there is to read."""
+    found = set()
+    for instruction in program.top.body:
+        operation = instruction.operation
+        if operation.fn is None or isinstance(operation.fn, np.ufunc):
+            found.add(operation)
+        for region in instruction.regions:
+            found.update(inner.operation for inner in region.walk())
+    return found
+
+
 class _Encoder:
-    def __init__(self, sources: Mapping[int, int] | None = None) -> None:
+    def __init__(
+        self, sources: Mapping[int, int] | None = None, looked_at: Collection[Operation] = ()
+    ) -> None:
         self._sources = sources
+        self._looked_at = looked_at
+        self._details: dict[Operation, Any] = {}
         self.objects: list[Any] = []
         self.operations: list[Any] = []
         self.values: list[Any] = []
@@ -222,6 +243,7 @@ class _Encoder:
         contents = {
             **contents,
             "operations": self.operations,
+            "details": list(self._details.values()),
             "values": self.values,
             "objects": self.objects,
         }
@@ -347,25 +369,41 @@ class _Encoder:
         if known is None:
             if operation.name in NAMES_THE_USERS:
                 raise NotData(f"its {operation.name} holds a name that the user chose")
-            # Only structured operations and codegen look at parameters after lowering.
-            params = {
-                name: value
-                for name, value in operation.params.items()
-                if operation.fn is None or name in READ_BY_CODEGEN
-            } or None
-            try:
-                content = [
-                    operation.name,
-                    *self.terms((operation.ins, operation.outs, operation.fn, params)),
-                    self.term(tuple(operation.effects)),
-                    operation.view,
-                    operation.multiple,
-                ]
-            except NotData as error:
-                raise NotData(f"its {operation.name} holds {error}") from None
+            content = [
+                operation.name,
+                self._held_by(operation, operation.fn),
+                self.term(tuple(operation.effects)),
+                operation.view,
+                operation.multiple,
+            ]
             known = self._operation_at[operation] = len(self.operations)
             self.operations.append(content)
+            self._details[operation] = None
+            if operation in self._looked_at:
+                self._details[operation] = self._detail(operation)
         return known
+
+    def later(self) -> list[int]:
+        """Encodes the types and parameters of all other operations. Returns their numbers."""
+        missing = [o for o, detail in self._details.items() if detail is None]
+        for operation in missing:
+            self._details[operation] = self._detail(operation)
+        return [self._operation_at[operation] for operation in missing]
+
+    def _detail(self, operation: Operation) -> list[Any]:
+        # Only structured operations and codegen look at parameters after lowering.
+        params = {
+            name: value
+            for name, value in operation.params.items()
+            if operation.fn is None or name in READ_BY_CODEGEN
+        } or None
+        return [self._held_by(operation, x) for x in (operation.ins, operation.outs, params)]
+
+    def _held_by(self, operation: Operation, x: Any) -> Any:
+        try:
+            return self.term(x)
+        except NotData as error:
+            raise NotData(f"its {operation.name} holds {error}") from None
 
     def instruction(self, instruction: Instruction) -> list[Any]:
         operation, ins, outs, regions, source = instruction
@@ -419,15 +457,52 @@ def _effects(parts: tuple[Any, ...]) -> Effects:
     return PURE if effects == PURE else effects
 
 
+class _KeptOperation(Operation):
+    """An operation whose types and parameters are decoded when somebody asks for them."""
+
+    __slots__ = ("_decode",)
+
+    def __init__(self, decode: Callable[[], None], parts: Sequence[Any]):
+        self._decode = decode
+        self.name, self.fn, effects, self.view, self.multiple = parts
+        self.effects = _effects(effects)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("ins", "outs", "params"):
+            raise AttributeError(name)
+        self._decode()
+        return object.__getattribute__(self, name)
+
+
 class _Decoder:
     def __init__(self, contents: Any, arrays: memoryview, sources: Sequence[Any]):
+        self._contents = contents
         self._arrays = arrays
         self._sources = sources
         self._objects: list[Any] = []
-        for kind, *parts in contents["objects"]:
-            self._objects.append(_MAKERS[kind](self, *parts))
+        self._make(contents["objects"][: contents["first"]])
         self._values = list(itertools.starmap(Value, map(self.terms, contents["values"])))
-        self._operations = list(map(self.operation, contents["operations"]))
+        operations, later = map(self.terms, contents["operations"]), set(contents["later"])
+        self._operations = [
+            _KeptOperation(self.decode_later, parts) if number in later
+            else self.operation(parts, detail)
+            for number, (parts, detail)
+            in enumerate(zip(operations, contents["details"], strict=True))
+        ]  # fmt: skip
+
+    def _make(self, objects: Sequence[Any]) -> None:
+        for kind, *parts in objects:
+            self._objects.append(_MAKERS[kind](self, *parts))
+
+    def decode_later(self) -> None:
+        """Decodes what was left out at first. Several threads may do so at the same time."""
+        whole = copy.copy(self)
+        whole._objects = self._objects.copy()
+        whole._make(self._contents["objects"][len(self._objects) :])
+        for number in self._contents["later"]:
+            operation = self._operations[number]
+            operation.ins, operation.outs, params = whole.terms(self._contents["details"][number])
+            operation.params = params or {}
 
     def term(self, term: Any) -> Any:
         return self._objects[term[0]] if type(term) is list else term
@@ -436,8 +511,9 @@ class _Decoder:
         objects = self._objects
         return [objects[term[0]] if type(term) is list else term for term in terms]
 
-    def operation(self, content: Any) -> Operation:
-        name, ins, outs, fn, params, effects, view, multiple = self.terms(content)
+    def operation(self, parts: Sequence[Any], detail: Sequence[Any]) -> Operation:
+        name, fn, effects, view, multiple = parts
+        ins, outs, params = self.terms(detail)
         return Operation(name, params or {}, ins, outs, fn, _effects(effects), view, multiple)
 
     def instruction(self, content: Any) -> Instruction:

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pallas_shim import cache
+from pallas_shim.cache import encode as encode_module
 from pallas_shim.cache.encode import NotData, decode, decode_data, encode, encode_data
 from pallas_shim.evaluator import memory
 from pallas_shim.evaluator.execute import Executable
@@ -39,7 +39,7 @@ def test_a_program_comes_back(name, emit_all, monkeypatch):
             encode(program)
         return
     with monkeypatch.context() as without_files:
-        without_files.setattr(cache.encode, "_all_code", _too_slow)
+        without_files.setattr(encode_module, "_all_code", _too_slow)
         data = encode(program)
         back = decode(data)
     assert len(list(back.top.walk())) == len(list(program.top.walk()))
@@ -52,6 +52,28 @@ def test_a_program_comes_back(name, emit_all, monkeypatch):
         one, other = np.asarray(one), np.asarray(other)
         assert (one.dtype, one.shape) == (other.dtype, other.shape)
         assert one.tobytes() == other.tobytes()
+
+
+def test_what_a_run_does_not_need_is_decoded_when_it_is_asked_for(monkeypatch):
+    f, args, *_ = CASES["numeric.softmax"].build()
+    program = optimise(lower(jax.make_jaxpr(f)(*args)))
+    asked = []
+    decode_later = encode_module._Decoder.decode_later
+
+    def noted(decoder):
+        asked.append(decoder)
+        decode_later(decoder)
+
+    monkeypatch.setattr(encode_module._Decoder, "decode_later", noted)
+    back = decode(encode(program))
+    Executable(back)(*[np.asarray(x) for x in args])
+    assert not asked
+    assert str(back) == str(program)
+    assert len(asked) == 1
+    for one, other in zip(back.top.walk(), program.top.walk(), strict=True):
+        assert one.operation.ins == other.operation.ins
+        assert one.operation.outs == other.operation.outs
+    assert not hasattr(back.top.body[0].operation, "another")
 
 
 def _too_slow(module):
