@@ -10,13 +10,12 @@ from __future__ import annotations
 import copy
 import enum
 import functools
-import importlib
 import itertools
 import marshal
 import math
 import sys
 import types
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from pallas_shim import jax_compat
-from pallas_shim.cache import libraries
+from pallas_shim.cache import libraries, places
 from pallas_shim.evaluator.op_types import NAMES_THE_USERS, READ_BY_CODEGEN
 from pallas_shim.evaluator.program import (
     PURE,
@@ -101,79 +100,6 @@ def _unpacked(
 
 def _padding(size: int) -> int:
     return -size % _ALIGNMENT
-
-
-# -- where code is -----------------------------------------------------------------------------
-
-
-# A place is a text. It starts with the name of a function, class or tuple at the top of the module.
-# Then follow positions: of a function in what that is made of, of a code object inside that one's
-# code, and so on. A few functions, such as those in a dictionary, have only a position in the
-# module's own code, which must be read from a file first. That takes as long as all the rest.
-
-
-@functools.cache
-def _code_place(module: str, code: types.CodeType) -> str | None:
-    """The place of a function's code in a module. None: the module doesn't hold it."""
-    top = code.co_qualname.partition(".")[0]
-    for name in (top, *vars(sys.modules[module])):
-        path = _path_to(code, _outer_code(module, name))
-        if path is not None:
-            break
-    else:
-        name, path = "", next(([i] for i, c in enumerate(_all_code(module)) if c == code), None)
-    return None if path is None else ".".join([name, *map(str, path)])
-
-
-@functools.cache
-def _code_at(module: str, place: str) -> types.CodeType:
-    """The reverse of `_code_place`."""
-    name, first, *rest = place.split(".")
-    code = (_outer_code(module, name) if name else _all_code(module))[int(first)]
-    for position in rest:
-        code = _inner_code(code)[int(position)]
-    return code
-
-
-@functools.cache
-def _all_code(module: str) -> tuple[types.CodeType, ...]:
-    """All code objects in a module's source, in order."""
-    loader: Any = getattr(sys.modules[module].__spec__, "loader", None)
-    code = loader.get_code(module) if hasattr(loader, "get_code") else None
-    return tuple(_nested(code)) if code is not None else ()
-
-
-def _nested(code: types.CodeType) -> Iterator[types.CodeType]:
-    yield code
-    for inner in _inner_code(code):
-        yield from _nested(inner)
-
-
-def _path_to(code: types.CodeType, outer: Sequence[types.CodeType]) -> list[int] | None:
-    for position, inner in enumerate(outer):
-        if inner is code:
-            return [position]
-        path = _path_to(code, _inner_code(inner))
-        if path is not None:
-            return [position, *path]
-    return None
-
-
-@functools.cache
-def _outer_code(module: str, name: str) -> list[types.CodeType]:
-    """The code of a function at the top of a module, or of the functions of a class or tuple."""
-    found: Any = vars(_module(module)).get(name)
-    members: Sequence[Any] = [found]
-    if isinstance(found, type):
-        members = list(vars(found).values())
-    elif isinstance(found, tuple):
-        members = found
-    functions = [getattr(member, "__wrapped__", member) for member in members]
-    return [f.__code__ for f in functions if isinstance(f, types.FunctionType)]
-
-
-def _inner_code(code: types.CodeType) -> list[types.CodeType]:
-    return [const for const in code.co_consts if isinstance(const, types.CodeType)]
 
 
 def _within(module: str, roots: Sequence[str]) -> bool:
@@ -335,7 +261,7 @@ class _Encoder:
             return None
         if vars(sys.modules[module]).get(function.__name__) is function:
             return ["named", module, function.__name__]  # reading it must give the same object
-        place = _code_place(module, function.__code__)
+        place = places.code_place(module, function.__code__)
         if place is None or function.__dict__:
             return None
         cells = [cell.cell_contents for cell in function.__closure__ or ()]
@@ -435,12 +361,8 @@ class _Encoder:
 # -- decoding ----------------------------------------------------------------------------------
 
 
-def _module(name: str) -> types.ModuleType:
-    return sys.modules.get(name) or importlib.import_module(name)
-
-
 def _attribute(module: str, name: str) -> Any:
-    found: Any = _module(module)
+    found: Any = places.named(module)
     for part in name.split("."):
         found = getattr(found, part)
     return found
@@ -563,7 +485,7 @@ class _Decoder:
 
     def function(self, module: str, place: str, *parts: Any) -> Callable[..., Any]:
         defaults, keywords, *cells = self.terms(parts)
-        code = _code_at(module, place)
+        code = places.code_at(module, place)
         closure = tuple(map(types.CellType, cells))
         made = types.FunctionType(code, vars(sys.modules[module]), code.co_name, defaults, closure)
         made.__kwdefaults__ = keywords

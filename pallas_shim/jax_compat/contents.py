@@ -17,8 +17,7 @@ import struct
 import types
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,28 +28,12 @@ from jax._src.pallas import core as pallas_core
 from jax._src.state import discharge as state_discharge
 from jax._src.state import types as state_types
 
-from pallas_shim.jax_compat import library_names
+from pallas_shim.jax_compat import library_names, object_state
 from pallas_shim.jax_compat.callbacks import CALLBACK_PRIMITIVES
 from pallas_shim.jax_compat.inputs import SHARDING, TREE, sharding_without_mesh
 from pallas_shim.jax_compat.jaxprs import open_jaxpr, primitive_name
+from pallas_shim.jax_compat.object_state import UNSEEN, Unreadable
 
-# The primitives and classes whose parameters or fields are left out, because lowering never looks
-# at them. (Effects are left out, too: JAX derives them from what is read. So are the names of
-# arguments and the lines of source: the caller has them from the equations at hand.)
-UNSEEN: dict[str, frozenset[str]] = {
-    # These say how to differentiate, transpose, batch or partition the function. Here it is only
-    # called.
-    "custom_jvp_call": frozenset({"jvp_jaxpr_fun"}),
-    "custom_vjp_call": frozenset({"fwd_jaxpr_thunk", "bwd", "out_trees"}),
-    "custom_vmap_call": frozenset({"rule"}),
-    "linear_call": frozenset({"transpose_thunk"}),
-    "remat2": frozenset({"policy"}),
-    "remat_opt": frozenset({"fwd_jaxpr_thunk", "policy"}),
-    # These say how vmap finds its place in the grid. The place is in vmapped_dims.
-    "GridMapping": frozenset({"get_grid_indices", "local_grid_env"}),
-    # A cache of its other fields.
-    "ShapedArray": frozenset({"_stripped_weak_type"}),
-}
 # The jaxprs of these primitives get their constants as operands. What they hold themselves isn't
 # used, and in JAX 0.12 it is tracers.
 _GIVEN_CONSTS = frozenset({"run_scoped"})
@@ -63,10 +46,6 @@ LARGEST = 16 << 20
 _MARSHAL = 2
 # How many equations are read at once.
 _AT_ONCE = 128
-
-
-class Unreadable(Exception):
-    """A jaxpr holds something that can't be read completely; the message says what."""
 
 
 def configuration() -> str:
@@ -395,23 +374,23 @@ class Contents:
         kind: Any = type(value)
         if not library_names.is_jaxs_class(kind):
             raise Unreadable(f"a {kind.__module__}.{kind.__qualname__}")
-        shape = _shape(kind)
+        state = object_state.state(kind)
         parts: list[Any] = [self.value(kind)]
-        if shape.is_tuple:
+        if state.is_tuple:
             parts += ["items", len(value), *self._values(tuple(value))]
-        if shape.plain is not None:
-            parts += ["plain", self.value(shape.plain(value))]
-        if shape.slots:
+        if state.plain is not None:
+            parts += ["plain", self.value(state.plain(value))]
+        if state.slots:
             try:
-                held = shape.get_slots(value)
+                held = state.get_slots(value)
             except AttributeError:  # some have not been set
-                every = [(name, getattr(value, name, _UNSET)) for name in shape.slots]
+                every = [(name, getattr(value, name, _UNSET)) for name in state.slots]
                 parts.append(tuple([name for name, part in every if part is not _UNSET]))
                 held = [part for _, part in every if part is not _UNSET]
             parts += self._values(held)
-        if shape.has_variables:
+        if state.has_variables:
             variables = vars(value)
-            names = _seen(kind, tuple(variables))
+            names = object_state.seen(kind, tuple(variables))
             parts += [names, *self._values([variables[name] for name in names])]
         return self._token("object", *parts)
 
@@ -436,65 +415,11 @@ def _missing(tokens: Sequence[Any]) -> Iterator[int]:
         yield position
 
 
-class _Shape(NamedTuple):
-    """Where the objects of a class keep their state.
-
-    ``is_tuple``: in items. ``plain``: in their value as this type. ``slots``: in these, which
-    ``get_slots`` gets. ``has_variables``: in their dictionary.
-    """
-
-    is_tuple: bool
-    plain: Callable[[Any], Any] | None
-    slots: tuple[str, ...]
-    get_slots: Callable[[Any], Sequence[Any]]
-    has_variables: bool
-
-
-@functools.cache
-def _shape(kind: type) -> _Shape:
-    unseen = UNSEEN.get(kind.__name__, ())
-    slots = tuple(name for name in _slots(kind) if name not in unseen)
-    plains: tuple[Any, ...] = (int, float, complex, str)
-    plain = next((each for each in plains if issubclass(kind, each)), None)
-    get = _getter(slots)
-    return _Shape(issubclass(kind, tuple), plain, slots, get, kind.__dictoffset__ != 0)
-
-
-def _getter(names: tuple[str, ...]) -> Callable[[Any], Sequence[Any]]:
-    """A function that gets these attributes of an object."""
-    if len(names) == 1:
-        return lambda value: (getattr(value, names[0]),)
-    return operator.attrgetter(*names) if names else lambda value: ()
-
-
-@functools.cache
-def _seen(kind: type, names: tuple[Any, ...]) -> tuple[str, ...]:
-    """The names of the variables of an object that are read."""
-    if not all(type(name) is str for name in names):
-        raise Unreadable(f"a {kind.__qualname__} with variables whose names aren't texts")
-    unseen = UNSEEN.get(kind.__name__, ())
-    # Cached attributes follow from the others, and exist only once they have been used.
-    return tuple([
-        name for name in names
-        if name not in unseen and not isinstance(getattr(kind, name, None), cached_property)
-    ])  # fmt: skip
-
-
-@functools.cache
-def _slots(kind: type) -> tuple[str, ...]:
-    names = []
-    for base in kind.__mro__:
-        slots = vars(base).get("__slots__", ())
-        names += [slots] if isinstance(slots, str) else list(slots)
-    hidden = {"__weakref__", "__dict__"}
-    return tuple(dict.fromkeys(name for name in names if name not in hidden))
-
-
 _OF_TYPED_INT = {"dtype", "aval"}  # its type follows from its dtype
 _INT, _SCALAR, _TYPED = {int}, {0}, {TypedNdArray}
 # The fields of an array's type besides its shape.
-_array_type = _getter(
-    tuple(name for name in _slots(core.ShapedArray)
+_array_type = object_state.getter(
+    tuple(name for name in object_state.slots(core.ShapedArray)
           if name != "shape" and name not in UNSEEN["ShapedArray"])
 )  # fmt: skip
 
@@ -574,8 +499,8 @@ def get_ready() -> None:
     for module, names in _IN_MOST_KERNELS.items():
         for kind in filter(None, [getattr(module, name, None) for name in names]):
             if _reader(kind) is Contents._object and library_names.is_jaxs_class(kind):
-                _shape(kind)
-                _seen(kind, tuple(getattr(kind, "__dataclass_fields__", ())))
+                object_state.state(kind)
+                object_state.seen(kind, tuple(getattr(kind, "__dataclass_fields__", ())))
     with contextlib.suppress(Unreadable):  # then nothing is kept
         configuration()
 
