@@ -203,7 +203,7 @@ class Contents:
                 if name in _GIVEN_CONSTS and _is_jaxpr(value):
                     token = self._opened(open_jaxpr(value)[0])
                 else:
-                    token = self.value(value)
+                    token = self._by_id.get(id(value)) or self.value(value)
             except Unreadable as error:
                 raise Unreadable(f"the {key} of its {name}: {error}") from None
             parts += [key, token]
@@ -279,7 +279,8 @@ class Contents:
         return token
 
     def _values(self, values: Iterable[Any]) -> list[int]:
-        return [self.value(value) for value in values]
+        known = self._by_id.get
+        return [known(id(value)) or self.value(value) for value in values]
 
     def _text(self, text: Any) -> int:
         if type(text) is not str:
@@ -342,12 +343,11 @@ class Contents:
         return self._token("set", type(value).__name__, *items)
 
     def _tree(self, tree: Any) -> int:
-        data = tree.node_data()
-        if data is None:
-            return self._token("tree", str(tree))  # a leaf, or None
-        kind, own = data
-        children = [self._tree(child) for child in tree.children()]
-        return self._token("node", self.value(kind), self.value(own), *children)
+        # Of each node: its kind, the number of its children, its own data, and its class.
+        parts: list[int] = []
+        for kind, arity, *held, _, _ in tree.__getstate__()[1]:
+            parts += (kind, arity, *self._values(held))
+        return self._token("tree", *parts)
 
     def _sharding(self, sharding: Any) -> int:
         parts = sharding_without_mesh(sharding)
