@@ -146,7 +146,8 @@ def _make_plan(
             cached = None
             executable, mesh = compiling.compiled_on_mesh(described, plan.out_types)
         if observing.current is not None:
-            executable = observing.current.planned(executable, described)
+            # JAX knows nothing of guards.
+            executable = observing.current.planned(executable, described._replace(jaxpr=jaxpr))
     except Unsupported as unsupported:
         return Plan(key, str(unsupported))
     for eqn in kernel_info.kernel_equations(jaxpr):
