@@ -15,7 +15,7 @@ from pallas_shim.jax_compat.versions import OLDEST, TOO_NEW
 # needs it only there.
 PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.api": ("Inline>=0.11",),
-    "jax._src.api_util": ("InternalFloatingPointError",),
+    "jax._src.api_util": ("InternalFloatingPointError", "_non_static_arg_names"),
     "jax._src.array": ("ArrayImpl",),
     "jax._src.callback": ("_IOEffect", "_OrderedIOEffect", "_callback_op_sharding"),
     "jax._src.config": (
