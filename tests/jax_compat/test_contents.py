@@ -213,6 +213,25 @@ def test_the_configuration_counts():
     with jax.default_matmul_precision("highest"):
         assert now() != plain
     assert now() == plain
+    before = jax.config.jax_numpy_rank_promotion
+    for value in ("warn", "raise"):  # for all threads
+        jax.config.update("jax_numpy_rank_promotion", value)
+        try:
+            assert now() != plain
+        finally:
+            jax.config.update("jax_numpy_rank_promotion", before)
+    assert now() == plain
+
+
+def test_a_value_of_the_configuration_that_may_change_is_read_each_time(monkeypatch):
+    changing: list[int] = []
+    values = {**jax.config.values, "changing": changing}
+    monkeypatch.setattr(type(jax.config), "values", property(lambda self: values))
+    digests = set()
+    for number in range(3):
+        digests |= {contents.configuration(), contents.configuration()}
+        assert len(digests) == number + 1
+        changing.append(number)
 
 
 def test_where_the_function_is_does_not_count():
