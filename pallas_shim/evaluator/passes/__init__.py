@@ -21,6 +21,7 @@ from pallas_shim.evaluator.passes.in_place import write_in_place
 from pallas_shim.evaluator.passes.in_place_recurrences import compute_recurrences_in_place
 from pallas_shim.evaluator.passes.mask_narrowing import MaskNarrowing
 from pallas_shim.evaluator.passes.movements import Movements
+from pallas_shim.evaluator.passes.one_hot import OneHot
 from pallas_shim.evaluator.passes.select_to_minmax import SelectToMinMax
 from pallas_shim.evaluator.passes.store_forwarding import forward_stores
 from pallas_shim.evaluator.passes.store_fusion import fuse_stores
@@ -69,6 +70,9 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     # Needs: chains from value to value, without memory between. Makes: one operation on a stack of
     # many. After it: pure instructions are in another order, and an operand may be part of a stack.
     ("batching", batch),
+    # Needs: grid batching and batching are done, which have no rules for what it makes. Makes:
+    # `first_true`, `one_hot_get` and `one_hot_set`, which aren't JAX primitives.
+    ("one_hot", OneHot.run),
     # Needs: batching is done, since a select batches with others and an extremum wouldn't. Makes:
     # `min` and `max` of selects.
     ("select_to_minmax", SelectToMinMax.run),
