@@ -191,8 +191,13 @@ def _copier(block: Any) -> Callable[..., np.ndarray]:
         ((_, leaf, scale, dim, _, _),) = moving
 
         def take(array: Array, *leaves: Array) -> Array:
-            at = from_the_start(np.asarray(leaves[leaf]), scale, dim)
-            return array.take(at, mode="clip")
+            at = np.asarray(leaves[leaf])
+            if scale == 1 and at.dtype == np.int32:
+                try:
+                    return array.take(at)  # which also counts negative ones from the end
+                except IndexError:
+                    pass
+            return array.take(from_the_start(at, scale, dim), mode="clip")
 
         return take
 

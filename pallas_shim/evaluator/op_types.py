@@ -363,7 +363,8 @@ _TYPES_OF_PRIMITIVES: Mapping[str, Callable[[Operation], str | None]] = {
         _reduction,
     ),
     **dict.fromkeys(
-        ("broadcast_in_dim", "broadcast_to", "slice", "dynamic_slice", "gather", "pad"),
+        ("broadcast_in_dim", "broadcast_to", "slice", "dynamic_slice", "gather",
+         "gather_from_end", "pad"),
         same_dtype,
     ),
     **dict.fromkeys(("rev", "dynamic_update_slice", "scatter", "one_hot_set"), copied),

@@ -1,6 +1,7 @@
 """Operations that are short in NumPy only, as those that they were made of.
 
-NumPy looks up one element of each row; native code reads the row while it is in a register.
+NumPy looks up one element of each row; native code reads the row while it is in a register. Native
+code corrects an index where it is used.
 """
 
 from __future__ import annotations
@@ -68,6 +69,16 @@ def _one_hot_set(builder: Builder, instruction: Instruction) -> None:
     builder.apply_one("select_n", (mask, array, spread), array.type)
 
 
+def _gather_from_end(builder: Builder, instruction: Instruction) -> None:
+    (array, indices), (out,), params = instruction.ins, instruction.outs, instruction.operation.params
+    (dim,), type = params["dimension_numbers"].start_index_map, indices.type
+    zero, size = [builder.const(type.dtype.type(n)) for n in (0, array.type.shape[dim])]
+    negative = builder.apply_one("lt", (indices, zero), ArrayType(type.shape, _BOOL))
+    moved = builder.apply_one("add", (indices, size), type)
+    places = builder.apply_one("select_n", (negative, indices, moved), type)
+    builder.apply_one("gather", (array, places), out.type, **params)
+
+
 def _mask(builder: Builder, shape: tuple[int, ...], axis: int, places: Value) -> Value:
     indices = _indices(builder, shape, axis, places.type.dtype)
     return builder.apply_one("eq", (indices, places), ArrayType(shape, _BOOL))
@@ -81,6 +92,7 @@ def _indices(builder: Builder, shape: tuple[int, ...], axis: int, dtype: np.dtyp
 
 _EXPANSIONS: dict[str, Callable[[Builder, Instruction], Any]] = {
     "first_true": _first_true,
+    "gather_from_end": _gather_from_end,
     "one_hot_get": _one_hot_get,
     "one_hot_set": _one_hot_set,
 }
