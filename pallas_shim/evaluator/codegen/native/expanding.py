@@ -70,13 +70,13 @@ def _one_hot_set(builder: Builder, instruction: Instruction) -> None:
 
 
 def _gather_from_end(builder: Builder, instruction: Instruction) -> None:
-    (array, indices), (out,), params = instruction.ins, instruction.outs, instruction.operation.params
-    (dim,), type = params["dimension_numbers"].start_index_map, indices.type
+    operation, (array, indices), (out,), *_ = instruction
+    (dim,), type = operation.params["dimension_numbers"].start_index_map, indices.type
     zero, size = [builder.const(type.dtype.type(n)) for n in (0, array.type.shape[dim])]
     negative = builder.apply_one("lt", (indices, zero), ArrayType(type.shape, _BOOL))
     moved = builder.apply_one("add", (indices, size), type)
     places = builder.apply_one("select_n", (negative, indices, moved), type)
-    builder.apply_one("gather", (array, places), out.type, **params)
+    builder.apply_one("gather", (array, places), out.type, **operation.params)
 
 
 def _mask(builder: Builder, shape: tuple[int, ...], axis: int, places: Value) -> Value:
