@@ -275,7 +275,15 @@ def _take(ins: Types, outs: Types, *, indices: Any, axis: Any, **_: Any) -> Call
     # Whole runs are taken if all begin and end at multiples of one length.
     length = math.gcd(size, len(indices), *breaks.tolist(), *indices[[0, *breaks]].tolist())
     if length == 1:
-        return lambda x: x.take(indices, axis)
+        first, last = int(indices.min()), int(indices.max())
+        window, moved = (*before, slice(first, last + 1)), indices - first
+
+        def take(x: Array) -> Array:
+            if x.flags.c_contiguous:
+                return x.take(indices, axis)
+            return x[window].take(moved, axis)  # NumPy takes from a copy
+
+        return take
     rows = indices[::length] // length
     parted = (*shape[:axis], size // length, length, *shape[axis + 1 :])
     return lambda x: x.reshape(parted).take(rows, axis).reshape(outs[0].shape)

@@ -235,15 +235,16 @@ def _in_blocks(ufunc: np.ufunc, identity: int) -> Callable[..., Any]:
         initial = dtype.type(identity)
 
         # A sum from zero is never -0.0.
-        return lambda x: _blocked(ufunc, ufunc(x, initial), axis, initial, reverse)
+        return lambda x: _blocked(ufunc, ufunc(x, initial), axis, initial, reverse, own=True)
 
     return make
 
 
 def _blocked(
-    ufunc: np.ufunc, x: np.ndarray, axis: int, initial: Any, reverse: bool
+    ufunc: np.ufunc, x: np.ndarray, axis: int, initial: Any, reverse: bool, own: bool = False
 ) -> np.ndarray:
-    """The running result along an axis. Each block is added up from its start."""
+    """The running result along an axis. Each block is added up from its start. ``own``: nobody else
+    needs ``x``, which may be written over."""
     all_before: tuple[Any, ...] = (slice(None),) * axis
     length = x.shape[axis]
     if length > _BLOCK:
@@ -254,7 +255,7 @@ def _blocked(
             padded[(*all_before, slice(length))] = x
             x = padded
         parts = x.reshape(*before, blocks, _BLOCK, *after)
-        within = _blocked(ufunc, parts, axis + 1, initial, reverse)
+        within = _blocked(ufunc, parts, axis + 1, initial, reverse, own)
         last = within[(*all_before, slice(None), 0 if reverse else -1)]
         totals = _blocked(ufunc, last, axis, initial, reverse)
         others = np.full_like(totals, initial)
@@ -263,11 +264,11 @@ def _blocked(
             others[first] = totals[second]
         else:
             others[second] = totals[first]
-        result = ufunc(within, np.expand_dims(others, axis + 1))
+        result = ufunc(within, np.expand_dims(others, axis + 1), out=within)
         return result.reshape(x.shape)[(*all_before, slice(length))]
     if not reverse and axis == x.ndim - 1:
         return ufunc.accumulate(x, axis=axis, dtype=x.dtype)
-    sums = x.copy()
+    sums = x if own and not reverse else x.copy()
     for at in range(1, length):
         if reverse:
             target = sums[(*all_before, slice(-at))]
