@@ -24,7 +24,7 @@ _FEWEST, _SHORTEST = 2048, 16
 _LARGEST = 1 << 20
 
 
-class Place(NamedTuple):
+class TruePlace(NamedTuple):
     """Where along an axis a mask is true, for each row along it."""
 
     value: Value
@@ -34,7 +34,7 @@ class Place(NamedTuple):
 class OneHot(Peephole):
     def __init__(self) -> None:
         super().__init__()
-        self.places: dict[Value, Place] = {}  # of masks
+        self.places: dict[Value, TruePlace] = {}  # of masks
         self.selects: dict[Value, Instruction] = {}
         self.counted: dict[Value, int | None] = {}
 
@@ -47,7 +47,7 @@ class OneHot(Peephole):
         for indices, value in ((x, y), (y, x)):
             axis = self.axis_of_indices(indices, type)
             if axis is not None and _is_one_along(value, axis, type):
-                self.places[out] = Place(value, axis)
+                self.places[out] = TruePlace(value, axis)
 
     def axis_of_indices(self, value: Value, type: ArrayType) -> int | None:
         """The axis of a larger array along which a constant counts from 0, if it doesn't differ

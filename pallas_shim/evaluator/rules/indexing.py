@@ -125,17 +125,20 @@ class _Windows:
     def starts(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """The index vectors, (windows, components), and a mask of the windows inside the operand.
         The mask is None if all windows are inside."""
-        if self.components == 1 and indices.dtype != np.uint64 and self.are_inside(indices):
-            return indices.reshape(self.number, 1), None
+        if indices.dtype != np.uint64 and self.are_inside(indices):
+            return indices.reshape(self.number, self.components), None
         starts = _as_int64(indices).reshape(self.number, self.components)
         inside: np.ndarray = starts.view(np.uint64) <= self.last.view(np.uint64)
         return starts, None if inside.all() else np.all(inside, axis=1)
 
     def are_inside(self, indices: np.ndarray) -> bool:
-        """Whether all windows are inside, if index vectors have one component. It takes one pass,
-        since as unsigned numbers, negative ones are too large."""
+        """Whether all windows are inside. It takes one pass, since as unsigned numbers, negative
+        ones are too large."""
         unsigned = indices.view(_UNSIGNED[indices.dtype.itemsize])
-        return bool(np.maximum.reduce(unsigned, axis=None) <= self.lasts[0])
+        return all(
+            np.maximum.reduce(unsigned[..., component], axis=None) <= last
+            for component, last in enumerate(self.lasts)
+        )
 
     def all_inside(self, starts: Sequence[int]) -> bool:
         return all(0 <= start <= last for start, last in zip(starts, self.lasts, strict=True))
@@ -145,11 +148,15 @@ class _Windows:
 
     def positions(self, starts: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """The positions of the windows' rows, (windows * rows of a window)."""
-        if self.components != 1:
-            starts = (starts @ self.strides)[:, None]
-        elif self.strides[0] != 1:
-            starts = starts * self.strides
-        return (starts + offsets).reshape(-1)
+        if self.components == 1 and self.strides[0] == 1:
+            return (starts + offsets).reshape(-1)
+        # In a narrow type, if that holds them all. (NumPy has no fast product of integer matrices.)
+        narrow = self.rows <= np.iinfo(starts.dtype).max
+        of = starts.dtype if narrow else self.strides.dtype
+        at = np.zeros(len(starts), of)
+        for component, stride in enumerate(self.strides.tolist()):
+            at += starts[:, component] * of.type(stride)
+        return (at[:, None] + offsets).reshape(-1)
 
     def to_result(self, rows: np.ndarray) -> np.ndarray:
         return rows.reshape(self.ordered).transpose(self.inverse)

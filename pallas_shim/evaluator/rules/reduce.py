@@ -74,9 +74,9 @@ def extremum(ufunc: np.ufunc, dtype: np.dtype, apply: Apply) -> Callable[..., An
         if wide == dtype:
             return lambda x: apply(ufunc, x, initial)
         return lambda x: apply(ufunc, x.astype(wide), initial).astype(dtype)
-    zero = wide.type(0)
-    preferred, other = (zero, -zero) if ufunc is np.maximum else (-zero, zero)
-    is_preferred = np.logical_not if ufunc is np.maximum else np.array
+    zero, bits = wide.type(0), np.dtype(f"i{wide.itemsize}")
+    info = np.iinfo(bits)
+    least = bits.type(info.min if ufunc is np.maximum else info.max)
 
     widen = cast(dtype, wide) if wide != dtype else same
 
@@ -84,9 +84,10 @@ def extremum(ufunc: np.ufunc, dtype: np.dtype, apply: Apply) -> Callable[..., An
         x = widen(x)
         result = apply(ufunc, x, initial)
         if np.count_nonzero(result) < result.size:
-            is_zero = result == 0
-            seen = apply(np.logical_or, (x == 0) & is_preferred(np.signbit(x)), False)
-            result = np.where(is_zero, np.where(seen, preferred, other), result)
+            # Where the maximum is zero, a number that has no sign is a zero. There is one if the
+            # maximum of the bits has no sign. So it is with the minimum and numbers with a sign.
+            found = apply(ufunc, x.view(bits), least)
+            result = np.where(result == 0, np.where(found < 0, -zero, zero), result)
         return result if wide == dtype else result.astype(dtype)
 
     return run
