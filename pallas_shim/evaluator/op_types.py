@@ -29,8 +29,8 @@ READ_BY_CODEGEN = frozenset({
     PATH, BLOCK, DIRECT, INTO, UFUNC,
     # and native code:
     "axes", "axis", "broadcast_dimensions", "dimension", "dimension_numbers", "fill_value",
-    "indices", "kept", "leads", "listed", "mode", "padding_config", "parts", "rounding_method",
-    "rounds", "slice_sizes", "starts", "steps", "table", "y",
+    "indices", "kept", "leads", "listed", "mode", "none", "padding_config", "parts",
+    "rounding_method", "rounds", "slice_sizes", "starts", "steps", "table", "y",
 })  # fmt: skip
 
 # The messages of these operations contain the user's names and lines. The cache's key doesn't cover
