@@ -189,9 +189,9 @@ CHECKS = ("bounds", "uninitialized", "races", "sync", "blocks")
 # The passes of the evaluator, which knows nothing of settings.
 PASSES = (
     "batching", "codegen", "common_subexpressions", "constant_folding", "copy_elision",
-    "dead_code", "floor_division", "gather_to_slice", "grid_batching", "hoisting", "in_place",
-    "in_place_recurrences", "mask_narrowing", "movements", "select_to_minmax",
-    "store_forwarding", "store_fusion", "strength_reduction", "wide_products",
+    "dead_code", "floor_division", "from_end", "gather_to_slice", "grid_batching", "hoisting",
+    "in_place", "in_place_recurrences", "mask_narrowing", "movements", "one_hot",
+    "select_to_minmax", "store_forwarding", "store_fusion", "strength_reduction", "wide_products",
 )  # fmt: skip
 _RENAMED_PASSES = {
     "carried_rows": "in_place_recurrences",

@@ -11,6 +11,7 @@ is a list of views in the order of its lead. Only the operations here take such 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -190,8 +191,13 @@ def _copier(block: Any) -> Callable[..., np.ndarray]:
         ((_, leaf, scale, dim, _, _),) = moving
 
         def take(array: Array, *leaves: Array) -> Array:
-            at = from_the_start(np.asarray(leaves[leaf]), scale, dim)
-            return array.take(at, mode="clip")
+            at = np.asarray(leaves[leaf])
+            if scale == 1 and at.dtype == np.int32:
+                try:
+                    return array.take(at)  # which also counts negative ones from the end
+                except IndexError:
+                    pass
+            return array.take(from_the_start(at, scale, dim), mode="clip")
 
         return take
 
@@ -316,23 +322,55 @@ def accumulate(
     def run(ref: Array, values: Array, *leaves: Array) -> tuple[()]:
         # The added dimension gives even a single element a dimension to index.
         array = ref[(*key, ..., None)].transpose(order)
-        values = np.broadcast_to(values, (rounds, *part))
         at = [clamped(np.asarray(leaves[leaf]), 1, shape[d], 1) for d, leaf in moving]
         at = [np.full(rounds, place) if place.ndim == 0 else place for place in at]
         if at_once:
             places = tuple(at) or (np.zeros(rounds, np.intp),)
             # NumPy is several times faster on one dimension.
             array = array.reshape(array.shape[: len(at)] or (1,))
-            ufunc.at(array, places, values.reshape(rounds))
+            ufunc.at(array, places, values.reshape(-1 if values.size > 1 else ()))
             return ()
-        array = array[..., 0]
-        for value, *place in zip(values, *at, strict=True):
-            target = array[(*place, ...)]
-            ufunc(target, value, out=target)
+        array, values = array[..., 0], np.broadcast_to(values, (rounds, *part))
+        if not (at and _in_waves(ufunc, array, values, at)):
+            for value, *place in zip(values, *map(np.ndarray.tolist, at), strict=True):
+                target = array[tuple(place)]
+                ufunc(target, value, out=target)
         return ()
 
     params = {"ufunc": ufunc.__name__, "path": path, "rounds": rounds}
     return Operation("accumulate", params, ins, (), run, UPDATES_FIRST, multiple=True)
+
+
+# In fewer rounds, or with more of them at one place on average, one call a round is faster.
+_FEWEST_ROUNDS, _ROUNDS_OF_A_WAVE = 16, 4
+
+
+def _in_waves(
+    ufunc: np.ufunc, array: np.ndarray, values: np.ndarray, at: Sequence[np.ndarray]
+) -> bool:
+    """Accumulates the first round at each place, then the second one, and so on. So each place gets
+    its rounds in order. Returns False, and does nothing, if that wouldn't be faster."""
+    rounds, places = len(values), math.prod(array.shape[: len(at)])
+    if rounds < _FEWEST_ROUNDS:
+        return False
+    number = at[0] if len(at) == 1 else np.ravel_multi_index(tuple(at), array.shape[: len(at)])
+    # NumPy sorts small types in linear time.
+    order = number.astype(np.min_scalar_type(places)).argsort(kind="stable")
+    in_order = number[order]
+    first = np.flatnonzero(in_order[1:] != in_order[:-1]) + 1
+    first = np.concatenate(([0], first))
+    lengths = np.diff(first, append=rounds)
+    if lengths.max() * _ROUNDS_OF_A_WAVE > rounds:
+        return False
+    longest_first = np.argsort(-lengths, kind="stable")
+    first, lengths = first[longest_first], lengths[longest_first]
+    own = tuple([place[order[first]] for place in at])
+    parts = array[own]
+    for wave, count in enumerate(np.searchsorted(-lengths, -np.arange(lengths[0])).tolist()):
+        reached = parts[:count]
+        ufunc(reached, values.take(order[first[:count] + wave], 0), out=reached)
+    array[own] = parts
+    return True
 
 
 def load(ref: RefType, path: memory.Path, ins: tuple[Type, ...], out: ArrayType) -> Operation:

@@ -8,6 +8,7 @@ view. `writer` makes a function that stores through the path.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import zip_longest
@@ -105,14 +106,19 @@ _ALIGNMENT = 64
 _WORTH_ALIGNING = 1 << 13
 
 
+# Half of the time that an array's own attributes take.
+_address: Any = ctypes.addressof
+_first_byte: Any = ctypes.c_char.from_buffer
+
+
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """New memory with undefined contents. XLA can use it as a result without a copy."""
     size = math.prod(shape) * dtype.itemsize
     if size < _WORTH_ALIGNING:
         return np.empty(shape, dtype)
     room = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % _ALIGNMENT
-    return room[start : start + size].view(dtype).reshape(shape)
+    start = -_address(_first_byte(room)) % _ALIGNMENT
+    return np.ndarray(shape, dtype, room, start)
 
 
 def same(array: np.ndarray) -> np.ndarray:

@@ -29,8 +29,8 @@ READ_BY_CODEGEN = frozenset({
     PATH, BLOCK, DIRECT, INTO, UFUNC,
     # and native code:
     "axes", "axis", "broadcast_dimensions", "dimension", "dimension_numbers", "fill_value",
-    "indices", "kept", "leads", "listed", "mode", "padding_config", "parts", "rounding_method",
-    "rounds", "slice_sizes", "starts", "steps", "table", "y",
+    "indices", "kept", "leads", "listed", "mode", "none", "padding_config", "parts",
+    "rounding_method", "rounds", "slice_sizes", "starts", "steps", "table", "y",
 })  # fmt: skip
 
 # The messages of these operations contain the user's names and lines. The cache's key doesn't cover
@@ -358,14 +358,16 @@ _TYPES_OF_PRIMITIVES: Mapping[str, Callable[[Operation], str | None]] = {
     **dict.fromkeys(("reshape", "squeeze", "expand_dims"), _reshape),
     **dict.fromkeys(
         ("reduce_sum", "reduce_prod", "reduce_max", "reduce_min", "reduce_and", "reduce_or",
-         "reduce_xor", "argmax", "argmin", "count"),
+         "reduce_xor", "argmax", "argmin", "count", "first_true",
+         "one_hot_get"),
         _reduction,
     ),
     **dict.fromkeys(
-        ("broadcast_in_dim", "broadcast_to", "slice", "dynamic_slice", "gather", "pad"),
+        ("broadcast_in_dim", "broadcast_to", "slice", "dynamic_slice", "gather",
+         "gather_from_end", "pad"),
         same_dtype,
     ),
-    **dict.fromkeys(("rev", "dynamic_update_slice", "scatter"), copied),
+    **dict.fromkeys(("rev", "dynamic_update_slice", "scatter", "one_hot_set"), copied),
     **dict.fromkeys(("convert_element_type", "cumsum", "cumprod", "cummax", "cummin"), _same_shape),
     "select_n": _select,
     "transpose": _transpose,

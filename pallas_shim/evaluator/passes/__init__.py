@@ -14,6 +14,7 @@ from pallas_shim.evaluator.passes.constant_folding import fold_constants
 from pallas_shim.evaluator.passes.copy_elision import elide_copies
 from pallas_shim.evaluator.passes.dead_code import remove_dead_code
 from pallas_shim.evaluator.passes.floor_division import FloorDivision
+from pallas_shim.evaluator.passes.from_end import FromEnd
 from pallas_shim.evaluator.passes.gather_to_slice import turn_gathers_into_slices
 from pallas_shim.evaluator.passes.grid.grid_batching import batch_grids
 from pallas_shim.evaluator.passes.hoisting import hoist_invariants
@@ -21,6 +22,7 @@ from pallas_shim.evaluator.passes.in_place import write_in_place
 from pallas_shim.evaluator.passes.in_place_recurrences import compute_recurrences_in_place
 from pallas_shim.evaluator.passes.mask_narrowing import MaskNarrowing
 from pallas_shim.evaluator.passes.movements import Movements
+from pallas_shim.evaluator.passes.one_hot import OneHot
 from pallas_shim.evaluator.passes.select_to_minmax import SelectToMinMax
 from pallas_shim.evaluator.passes.store_forwarding import forward_stores
 from pallas_shim.evaluator.passes.store_fusion import fuse_stores
@@ -69,6 +71,12 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     # Needs: chains from value to value, without memory between. Makes: one operation on a stack of
     # many. After it: pure instructions are in another order, and an operand may be part of a stack.
     ("batching", batch),
+    # Needs: grid batching and batching are done, which have no rules for what it makes. Makes:
+    # `gather_from_end`, which isn't a JAX primitive.
+    ("from_end", FromEnd.run),
+    # Needs: grid batching and batching are done, which have no rules for what it makes. Makes:
+    # `first_true`, `one_hot_get` and `one_hot_set`, which aren't JAX primitives.
+    ("one_hot", OneHot.run),
     # Needs: batching is done, since a select batches with others and an extremum wouldn't. Makes:
     # `min` and `max` of selects.
     ("select_to_minmax", SelectToMinMax.run),

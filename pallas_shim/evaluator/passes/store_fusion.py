@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from pallas_shim.evaluator import memory
+from pallas_shim.evaluator.analysis import induction
 from pallas_shim.evaluator.analysis.alias import AliasAnalysis
 from pallas_shim.evaluator.passes.rewrite import is_ufunc, with_regions
 from pallas_shim.evaluator.program import (
@@ -27,6 +29,7 @@ from pallas_shim.evaluator.program import (
     Value,
     make_instruction,
 )
+from pallas_shim.jax_compat.state import Index, Slice
 
 
 def fuse_stores(program: Program) -> Program:
@@ -91,8 +94,11 @@ class _StoreFusion:
         return Region(region.params, kept, region.results)
 
     def fills(self, grid: Instruction | None, root: Value) -> bool:
-        """Whether the cells of a grid, which read nothing of a buffer, store to all of it."""
+        """Whether the cells of a grid, or the rounds of a loop, which read nothing of a buffer,
+        store to all of it."""
         assert grid is not None
+        if grid.name == "scan":
+            return _walks_along(grid, root)
         if grid.name != "grid" or any(size.const is None for size in grid.ins):
             return False
         (region,) = grid.regions
@@ -105,6 +111,36 @@ class _StoreFusion:
             and ("direct" in i.operation.params or i.name == "store")
             for i in region.body
         )  # fmt: skip
+
+
+def _walks_along(scan: Instruction, root: Value) -> bool:
+    """Whether a loop stores to one whole row of a buffer after the other, and to all of them."""
+    counters = induction.of_scan(scan)
+    for store in scan.regions[0].body:
+        path = store.operation.params.get("path")
+        if store.operation.effects.writes != (0,) or store.ins[0] is not root or store.regions:
+            continue
+        if not ("direct" in store.operation.params or store.name == "store"):
+            continue
+        if path is None or len(path) != 1 or not isinstance(path[0], Index):
+            continue
+        shape = root.ref.shape
+        moving = [d for d, at in enumerate(path[0].dims) if not _is_all(at, shape[d])]
+        if len(moving) != 1:
+            continue
+        size, at = shape[moving[0]], path[0].dims[moving[0]]
+        if isinstance(at, Slice):
+            at = at.start if at.size == 1 else None
+        counter = counters.get(store.ins[-1]) if isinstance(at, memory.Dynamic) else None
+        if counter is None or abs(counter.step) != 1:
+            continue
+        if counter.known_range(scan.operation.params["length"]) == (0, size - 1):
+            return True
+    return False
+
+
+def _is_all(at: Any, size: int) -> bool:
+    return isinstance(at, Slice) and (at.start, at.size, at.stride) == (0, size, 1)
 
 
 def _direct(source: Instruction, store: Instruction) -> Instruction | None:

@@ -37,6 +37,7 @@ FAMILIES = (
     "convert",
     "shape",
     "indexing",
+    "one_hot",
     "reduce",
     "sort",
     "linalg",

@@ -16,6 +16,8 @@ from pallas_shim.evaluator.rules.sort import order_bits, sortable
 
 Shape = tuple[int, ...]
 
+_UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
+
 
 # -- one window --------------------------------------------------------------------------------
 
@@ -123,10 +125,20 @@ class _Windows:
     def starts(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """The index vectors, (windows, components), and a mask of the windows inside the operand.
         The mask is None if all windows are inside."""
+        if indices.dtype != np.uint64 and self.are_inside(indices):
+            return indices.reshape(self.number, self.components), None
         starts = _as_int64(indices).reshape(self.number, self.components)
-        # As unsigned numbers, negative ones are too large, so one comparison finds both.
         inside: np.ndarray = starts.view(np.uint64) <= self.last.view(np.uint64)
         return starts, None if inside.all() else np.all(inside, axis=1)
+
+    def are_inside(self, indices: np.ndarray) -> bool:
+        """Whether all windows are inside. It takes one pass, since as unsigned numbers, negative
+        ones are too large."""
+        unsigned = indices.view(_UNSIGNED[indices.dtype.itemsize])
+        return all(
+            np.maximum.reduce(unsigned[..., component], axis=None) <= last
+            for component, last in enumerate(self.lasts)
+        )
 
     def all_inside(self, starts: Sequence[int]) -> bool:
         return all(0 <= start <= last for start, last in zip(starts, self.lasts, strict=True))
@@ -136,8 +148,15 @@ class _Windows:
 
     def positions(self, starts: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """The positions of the windows' rows, (windows * rows of a window)."""
-        at = starts * self.strides if self.components == 1 else (starts @ self.strides)[:, None]
-        return (at + offsets).reshape(-1)
+        if self.components == 1 and self.strides[0] == 1:
+            return (starts + offsets).reshape(-1)
+        # In a narrow type, if that holds them all. (NumPy has no fast product of integer matrices.)
+        narrow = self.rows <= np.iinfo(starts.dtype).max
+        of = starts.dtype if narrow else self.strides.dtype
+        at = np.zeros(len(starts), of)
+        for component, stride in enumerate(self.strides.tolist()):
+            at += starts[:, component] * of.type(stride)
+        return (at[:, None] + offsets).reshape(-1)
 
     def to_result(self, rows: np.ndarray) -> np.ndarray:
         return rows.reshape(self.ordered).transpose(self.inverse)
@@ -183,6 +202,7 @@ def _gather(
     slice_sizes: Any,
     mode: Any,
     fill_value: Any,
+    from_end: bool = False,
     **_: Any,
 ) -> Callable[..., Any]:
     dnums, operand = dimension_numbers, ins[0]
@@ -219,10 +239,15 @@ def _gather(
 
         return gather_one
 
+    size = operand.shape[dnums.start_index_map[0]] if from_end else 0
+
     def gather(x: Array, indices: Array) -> Array:
         if narrows:
             indices = indices.astype(np.int32)
         starts, inside = windows.starts(indices)
+        if from_end and inside is not None:
+            indices = np.where(indices < 0, indices + indices.dtype.type(size), indices)
+            starts, inside = windows.starts(indices)
         if inside is not None:
             starts = windows.clamp(starts)
         at = windows.positions(starts, windows.offsets)
@@ -232,6 +257,12 @@ def _gather(
         return windows.to_result(rows)
 
     return gather
+
+
+@impl_rule("gather_from_end")  # a pass makes it
+def _gather_from_end(ins: Types, outs: Types, **params: Any) -> Callable[..., Any]:
+    """A gather by single indices, where negative ones count from the end."""
+    return _gather(ins, outs, from_end=True, **params)
 
 
 # Joining more slices than this costs more than taking each index.
@@ -251,7 +282,15 @@ def _take(ins: Types, outs: Types, *, indices: Any, axis: Any, **_: Any) -> Call
     # Whole runs are taken if all begin and end at multiples of one length.
     length = math.gcd(size, len(indices), *breaks.tolist(), *indices[[0, *breaks]].tolist())
     if length == 1:
-        return lambda x: x.take(indices, axis)
+        first, last = int(indices.min()), int(indices.max())
+        window, moved = (*before, slice(first, last + 1)), indices - first
+
+        def take(x: Array) -> Array:
+            if x.flags.c_contiguous:
+                return x.take(indices, axis)
+            return x[window].take(moved, axis)  # NumPy takes from a copy
+
+        return take
     rows = indices[::length] // length
     parted = (*shape[:axis], size // length, length, *shape[axis + 1 :])
     return lambda x: x.reshape(parted).take(rows, axis).reshape(outs[0].shape)

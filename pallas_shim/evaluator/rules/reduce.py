@@ -74,9 +74,9 @@ def extremum(ufunc: np.ufunc, dtype: np.dtype, apply: Apply) -> Callable[..., An
         if wide == dtype:
             return lambda x: apply(ufunc, x, initial)
         return lambda x: apply(ufunc, x.astype(wide), initial).astype(dtype)
-    zero = wide.type(0)
-    preferred, other = (zero, -zero) if ufunc is np.maximum else (-zero, zero)
-    is_preferred = np.logical_not if ufunc is np.maximum else np.array
+    zero, bits = wide.type(0), np.dtype(f"i{wide.itemsize}")
+    info = np.iinfo(bits)
+    least = bits.type(info.min if ufunc is np.maximum else info.max)
 
     widen = cast(dtype, wide) if wide != dtype else same
 
@@ -84,9 +84,10 @@ def extremum(ufunc: np.ufunc, dtype: np.dtype, apply: Apply) -> Callable[..., An
         x = widen(x)
         result = apply(ufunc, x, initial)
         if np.count_nonzero(result) < result.size:
-            is_zero = result == 0
-            seen = apply(np.logical_or, (x == 0) & is_preferred(np.signbit(x)), False)
-            result = np.where(is_zero, np.where(seen, preferred, other), result)
+            # Where the maximum is zero, a number that has no sign is a zero. There is one if the
+            # maximum of the bits has no sign. So it is with the minimum and numbers with a sign.
+            found = apply(ufunc, x.view(bits), least)
+            result = np.where(result == 0, np.where(found < 0, -zero, zero), result)
         return result if wide == dtype else result.astype(dtype)
 
     return run
@@ -235,15 +236,16 @@ def _in_blocks(ufunc: np.ufunc, identity: int) -> Callable[..., Any]:
         initial = dtype.type(identity)
 
         # A sum from zero is never -0.0.
-        return lambda x: _blocked(ufunc, ufunc(x, initial), axis, initial, reverse)
+        return lambda x: _blocked(ufunc, ufunc(x, initial), axis, initial, reverse, own=True)
 
     return make
 
 
 def _blocked(
-    ufunc: np.ufunc, x: np.ndarray, axis: int, initial: Any, reverse: bool
+    ufunc: np.ufunc, x: np.ndarray, axis: int, initial: Any, reverse: bool, own: bool = False
 ) -> np.ndarray:
-    """The running result along an axis. Each block is added up from its start."""
+    """The running result along an axis. Each block is added up from its start. ``own``: nobody else
+    needs ``x``, which may be written over."""
     all_before: tuple[Any, ...] = (slice(None),) * axis
     length = x.shape[axis]
     if length > _BLOCK:
@@ -254,7 +256,7 @@ def _blocked(
             padded[(*all_before, slice(length))] = x
             x = padded
         parts = x.reshape(*before, blocks, _BLOCK, *after)
-        within = _blocked(ufunc, parts, axis + 1, initial, reverse)
+        within = _blocked(ufunc, parts, axis + 1, initial, reverse, own)
         last = within[(*all_before, slice(None), 0 if reverse else -1)]
         totals = _blocked(ufunc, last, axis, initial, reverse)
         others = np.full_like(totals, initial)
@@ -263,11 +265,11 @@ def _blocked(
             others[first] = totals[second]
         else:
             others[second] = totals[first]
-        result = ufunc(within, np.expand_dims(others, axis + 1))
+        result = ufunc(within, np.expand_dims(others, axis + 1), out=within)
         return result.reshape(x.shape)[(*all_before, slice(length))]
     if not reverse and axis == x.ndim - 1:
         return ufunc.accumulate(x, axis=axis, dtype=x.dtype)
-    sums = x.copy()
+    sums = x if own and not reverse else x.copy()
     for at in range(1, length):
         if reverse:
             target = sums[(*all_before, slice(-at))]

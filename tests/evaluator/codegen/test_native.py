@@ -56,6 +56,28 @@ def pairs(dtype):
     return x.reshape(-1), y.reshape(-1)
 
 
+def test_what_is_looked_up_in_numpy_only():
+    """What passes make for NumPy becomes what it was."""
+    x = np.random.default_rng(0).standard_normal((8, 512)).astype(np.float32)
+    x[1, 3], x[2, 5], x[3] = -0.0, np.nan, np.inf
+    at = np.array([[0], [3], [5], [511], [512], [-1], [-512], [-513]], np.int32)
+
+    def f(x, at):
+        columns = lax.broadcasted_iota(jnp.int32, x.shape, 1)
+        one_hot = columns == at
+        return (
+            jnp.min(jnp.where(x > 2, columns, 512), axis=1),
+            jnp.sum(jnp.where(one_hot, x, 0), axis=1),
+            jnp.where(one_hot, -jnp.inf, x),
+            jnp.take_along_axis(x, columns[:, :16] * 64 + at, axis=1),
+        )
+
+    check(f, x, at)
+    program = optimise(lower(jax.make_jaxpr(f)(x, at)))
+    made = {instruction.name for instruction in program.top.walk()}
+    assert {"first_true", "one_hot_get", "one_hot_set", "gather_from_end"} <= made
+
+
 @pytest.mark.parametrize("dtype", INTEGERS)
 def test_integers(dtype):
     binary = [lax.add, lax.sub, lax.mul, lax.div, lax.rem, lax.max, lax.min, lax.bitwise_and,

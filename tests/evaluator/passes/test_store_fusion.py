@@ -182,3 +182,55 @@ def test_chunks_of_cells_that_leave_something_do_not_fill_it():
     assert filled_by_chunks(part, 640, lambda i, j: (i, j))
     assert filled_by_chunks(add_to_it, 640, lambda i, j: (i, j))
     assert filled_by_chunks(copy, 640, lambda i, j: (i // 2, j))
+
+
+def walking(store, rounds, start=0, step=1):
+    """A kernel whose loop carries a row, so that it stays a loop, and stores by ``store``."""
+
+    def kernel(x_ref, out_ref):
+        def body(k, carried):
+            i, row = carried
+            row = row * 0.5 + x_ref[i]
+            store(i, row, out_ref)
+            return i + step, row
+
+        first = jnp.int32(start), jnp.zeros(X.shape[1], X.dtype)
+        jax.lax.fori_loop(0, rounds, body, first)
+
+    return kernel
+
+
+def row(i, value, ref):
+    ref[i] = value
+
+
+def row_as_slice(i, value, ref):
+    ref[pl.ds(i, 1), :] = value[None]
+
+
+def test_loops_that_store_to_every_row_fill_it():
+    for store in (row, row_as_slice):
+        assert not filled(walking(store, 8))
+        assert not filled(walking(store, 8, start=7, step=-1))
+
+
+def test_loops_that_leave_something_do_not_fill_it():
+    def part_of_row(i, value, ref):
+        ref[i, :4] = value[:4]
+
+    def fixed_row(i, value, ref):
+        ref[3] = value
+
+    def sometimes(i, value, ref):
+        @pl.when(value[0] > 3)
+        def _():
+            ref[i] = value
+
+    def what_it_reads(i, value, ref):
+        ref[i] = value + jnp.nan_to_num(ref[7 - i])
+
+    for store in (part_of_row, fixed_row, sometimes, what_it_reads):
+        assert filled(walking(store, 8))
+    assert filled(walking(row, 7))
+    assert filled(walking(row, 7, start=1))
+    assert filled(walking(row, 4, step=2))

@@ -184,6 +184,20 @@ def test_windows_along_every_axis():
     check_rule(f, filled((5, 3, 6, 4)), i * 0)
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.int32])
+def test_positions_that_the_type_of_the_indices_cannot_hold(dtype):
+    dnums = lax.GatherDimensionNumbers(
+        offset_dims=(), collapsed_slice_dims=(0, 1), start_index_map=(0, 1)
+    )
+
+    def f(x, i):
+        return [lax.gather(x, i, dnums, (1, 1), mode=mode) for mode in MODES], x[i[:, 1], i[:, 0]]
+
+    x = filled((100, 90))
+    for limit in (90, 120):
+        check_rule(f, x, indices(0, limit, (40, 2)).astype(dtype))
+
+
 def test_a_start_along_a_dimension_that_the_window_covers():
     """Clamped to 0, or out of bounds if it is not 0."""
     dnums = lax.GatherDimensionNumbers(

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from pallas_shim.evaluator.codegen.native import calls
+from pallas_shim.evaluator.codegen.native.expanding import expanded
 from pallas_shim.evaluator.codegen.native.lowering import NativeLowering
 from pallas_shim.evaluator.codegen.native.machine import MachineCode, facts, module, object_code
 from pallas_shim.evaluator.codegen.native.source import NotNative
@@ -47,7 +48,7 @@ def source(program: Program) -> tuple[NativeLowering, str]:
             raise NotNative(f"arguments and results of the type {value.type}")
         if not math.prod(value.type.shape):
             raise NotNative("arrays without elements")
-    lowering = NativeLowering(program)
+    lowering = NativeLowering(expanded(program))
     lowering.function()
     if lowering.called and lowering.gain < 0:
         raise NotNative(f"too little beside {', '.join(lowering.called)}")

@@ -52,7 +52,7 @@ from pallas_shim.evaluator.program import (
 )
 
 # A stack of more bytes than this leaves the cache between two instructions.
-_LARGEST_STACK = 1 << 20
+_LARGEST_STACK = 1 << 19
 # Grids of more cells times instructions than this are not looked at.
 _LARGEST_PROOF = 1 << 26
 # The extra cost of running an instruction cell by cell here instead of in each cell, as a fraction

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.experimental import pallas as pl
 
+from pallas_shim.evaluator import batched_ops
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.passes import optimise
@@ -87,6 +88,45 @@ def test_floats_are_added_in_order():
 def test_parts_of_any_form(step):
     left = looped(step, 40, AT, X, out=(2, 8))
     assert "scan" not in left and "accumulate" in left
+
+
+@pytest.mark.parametrize("waves", [True, False])
+@pytest.mark.parametrize(
+    ("step", "shape"),
+    [
+        (lambda i, at, x, out: _store(out, at[i], out[at[i]] - x[i]), (8, 5)),
+        (lambda i, at, x, out: _store(out, at[i], out[at[i]] - x[0]), (8, 5)),
+        (lambda i, at, x, out: _store(out, (at[i], slice(None), at[i] // 2),
+                                      out[at[i], :, at[i] // 2] + x[i]), (8, 5, 4)),
+    ],
+)  # fmt: skip
+def test_rows_are_added_in_order(monkeypatch, waves, step, shape):
+    """Whether in waves of different places, or one after the other. Some places have many rounds,
+    some have none."""
+    monkeypatch.setattr(batched_ops, "_ROUNDS_OF_A_WAVE", 0 if waves else 1000)
+    x = np.array([1e8, 1, -1e8, 1e-8, np.inf, -0.0, 3e38, 3e38, 0.1, np.nan] * 20, np.float32)
+    at = np.array([3, 3, 1, 7, 3, 0, 1, 3, 7, 5] * 4, np.int32)
+    assert "accumulate" in looped(step, 40, at, x.reshape(40, 5), out=shape)
+
+
+def test_waves_are_for_rounds_at_many_places(monkeypatch):
+    found = []
+    in_waves = batched_ops._in_waves
+
+    def noted(*args):
+        found.append(in_waves(*args))
+        return found[-1]
+
+    monkeypatch.setattr(batched_ops, "_in_waves", noted)
+
+    def step(i, at, x, out):
+        out[at[i]] += x[i]
+
+    x = np.arange(120, dtype=np.float32).reshape(40, 3)
+    for at in (np.arange(40, dtype=np.int32), np.zeros(40, np.int32)):
+        found.clear()
+        looped(step, 40, at, x, out=(40, 3))
+        assert set(found) == {bool(at.any())}
 
 
 @pytest.mark.parametrize(
