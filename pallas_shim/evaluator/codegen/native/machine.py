@@ -60,6 +60,16 @@ def facts() -> tuple[str, ...]:
     return (*laid_out, llvmlite.__version__, version, binding.get_default_triple(), *_processor())
 
 
+@functools.cache
+def features() -> frozenset[str]:
+    """LLVM's names of what the processor has. Without llvmlite, nothing is known of it."""
+    try:
+        known = llvm().get_host_cpu_features()
+    except ImportError:
+        return frozenset()
+    return frozenset(name for name, is_there in known.items() if is_there)
+
+
 def _processor() -> tuple[str, str]:
     """Its name and its features."""
     binding = llvm()

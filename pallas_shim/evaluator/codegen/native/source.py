@@ -88,7 +88,7 @@ class Source:
         self._lines: list[str] = []
         self._metadata: list[str] = []
         self._count = 0
-        self._access = ""  # the suffix of loads and stores in independent rounds
+        self.access = ""  # the suffix of loads and stores in independent rounds
         self._polls: str | None = None
         self.declared: set[str] = set()
         self.addresses: list[int] = []
@@ -165,7 +165,7 @@ class Source:
     def load(self, dtype: np.dtype, base: str, offset: str) -> str:
         kind = memory_type(dtype)
         at = self.let(f"getelementptr inbounds i8, ptr {base}, i64 {offset}")
-        value = self.let(f"load {kind}, ptr {at}, align {_align(dtype)}{self._access}")
+        value = self.let(f"load {kind}, ptr {at}, align {_align(dtype)}{self.access}")
         return self.let(f"trunc i8 {value} to i1") if dtype.kind == "b" else value
 
     def store(self, dtype: np.dtype, value: str, base: str, offset: str) -> None:
@@ -173,7 +173,7 @@ class Source:
         if dtype.kind == "b":
             value = self.let(f"zext i1 {value} to i8")
         at = self.let(f"getelementptr inbounds i8, ptr {base}, i64 {offset}")
-        self.line(f"store {kind} {value}, ptr {at}, align {_align(dtype)}{self._access}")
+        self.line(f"store {kind} {value}, ptr {at}, align {_align(dtype)}{self.access}")
 
     def poll(self) -> None:
         """Once in many times, asks whether the user has interrupted the program, and ends it
@@ -226,9 +226,9 @@ class Source:
         checks to run several at once."""
         group = self._node()
         self._metadata.append(f"{group} = distinct !{{}}")
-        self._access = f", !llvm.access.group {group}"
+        self.access = f", !llvm.access.group {group}"
         yield group
-        self._access = ""
+        self.access = ""
 
     def _node(self) -> str:
         return self.fresh("!")
