@@ -189,8 +189,8 @@ CHECKS = ("bounds", "uninitialized", "races", "sync", "blocks")
 PASSES = (
     "batching", "codegen", "common_subexpressions", "constant_folding", "copy_elision",
     "dead_code", "floor_division", "gather_to_slice", "grid_batching", "hoisting", "in_place",
-    "in_place_recurrences", "mask_narrowing", "movements", "select_to_minmax",
-    "store_forwarding", "store_fusion", "strength_reduction", "wide_products",
+    "in_place_recurrences", "mask_narrowing", "movements", "narrow_products",
+    "select_to_minmax", "store_forwarding", "store_fusion", "strength_reduction", "wide_products",
 )  # fmt: skip
 _RENAMED_PASSES = {
     "carried_rows": "in_place_recurrences",
