@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pallas_shim.evaluator import scalars
+from pallas_shim.evaluator import blas, scalars
 from pallas_shim.evaluator.codegen.native import host
 from pallas_shim.evaluator.codegen.native.layouts import Layouts, is_dense, significant
 from pallas_shim.evaluator.codegen.native.places import BufferPlace, contiguous, reach
@@ -116,7 +116,10 @@ def _function(operation: Any, results: int) -> Callable[..., Any]:
     def run(out: Any, *operands: Any) -> None:
         out[...] = fn(*operands)
 
-    return run
+    def run_into(out: Any, *operands: Any) -> None:
+        fn(*operands, out=out)
+
+    return run_into if blas.takes_out(fn) and operation.outs[0].shape else run
 
 
 def _write(
