@@ -38,7 +38,7 @@ from pallas_shim.evaluator.program import (
     make_instruction,
 )
 from pallas_shim.evaluator.registry import Unsupported
-from pallas_shim.jax_compat import jaxprs
+from pallas_shim.jax_compat import arrays, jaxprs
 from pallas_shim.jax_compat.callbacks import CALLBACK_PRIMITIVES
 
 Results = Sequence[np.ndarray] | Exception
@@ -217,7 +217,9 @@ def _in_jax(function: _Function, values: Sequence[np.ndarray]) -> Results | None
     try:
         with dispatch.left_to_jax():
             if function.in_jax is None:
-                function.in_jax = jax.jit(jaxpr_as_fun(jaxprs.closed(function.jaxpr)))
+                closed = jaxprs.closed(function.jaxpr)
+                in_jax = arrays.on_key_data(jaxpr_as_fun(closed), closed.in_avals)
+                function.in_jax = jax.jit(in_jax)
             return [np.asarray(x) for x in function.in_jax(*values)]
     except Exception as error:
         what = str(error).partition("\n")[0]

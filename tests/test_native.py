@@ -31,7 +31,7 @@ installed = pytest.mark.skipif(not native._is_installed(), reason="llvmlite isn'
 def promoted(monkeypatch, shim, setting):
     """Programs have earned their code by their first run. Gives a function that calls a new one
     until its fate is known."""
-    setting(native=True, cache=None)
+    setting(native=True, cache=None, scope="kernels")
     monkeypatch.setattr(native.Way, "_price", lambda way, instructions: 0.0)
     monkeypatch.setattr(native, "_TINY", float("inf"))  # whichever is faster on this machine
 
@@ -100,7 +100,7 @@ def test_other_arguments_take_another_way(entered):
 
 @installed
 def test_subnormals_are_zeros_when_jit_calls_it(shim, setting, monkeypatch):
-    setting(native=True, cache=None)
+    setting(native=True, cache=None, scope="kernels")
     monkeypatch.setattr(native.Way, "_price", lambda way, instructions: 0.0)
     f = jax.jit(lambda x: double(x) * np.float32(0.25))
     x = np.array([1.6e-38, -1.6e-38, 1.0], np.float32)  # the first two have subnormal halves

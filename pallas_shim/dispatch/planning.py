@@ -17,7 +17,7 @@ from pallas_shim.dispatch.tracing import last_tracing
 from pallas_shim.dispatch.trial import Trial
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.gc_pause import gc_paused
-from pallas_shim.jax_compat import arrays, call_info, kernel_info
+from pallas_shim.jax_compat import arrays, call_info, jaxprs, kernel_info
 from pallas_shim.reports.uses import REPORT
 
 _plans: weakref.WeakKeyDictionary[Any, tuple[Plan, ...]] = weakref.WeakKeyDictionary()
@@ -101,7 +101,9 @@ def _without_kernels(jaxpr: Any, args: Sequence[Any]) -> Any | None:
     scope = settings.current().scope
     if scope == "all":
         return jaxpr
-    if scope == "kernels" or not all(map(arrays.is_there, args)):
+    if scope == "kernels" or (scope == "library" and not jaxprs.is_of_jax(jaxpr)):
+        return None
+    if not all(map(arrays.is_there, args)):
         return None
     from pallas_shim.dispatch import exact
 
@@ -144,7 +146,8 @@ def _make_plan(
             cached = None
             executable, mesh = compiling.compiled_on_mesh(described, plan.out_types)
         if observing.current is not None:
-            executable = observing.current.planned(executable, described)
+            # JAX knows nothing of guards.
+            executable = observing.current.planned(executable, described._replace(jaxpr=jaxpr))
     except Unsupported as unsupported:
         return Plan(key, str(unsupported))
     for eqn in kernel_info.kernel_equations(jaxpr):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +39,23 @@ class ResultType(NamedTuple):
     key_type: Any
 
 
+def on_key_data(function: Callable[..., Sequence[Any]], avals: Sequence[Any]) -> Any:
+    """A function with arguments of these types, but that takes and returns the integers of keys."""
+
+    def call(*args: Any) -> list[Any]:
+        given = [
+            prng.random_wrap(arg, impl=aval.dtype._impl) if _is_key(aval) else arg
+            for arg, aval in zip(args, avals, strict=True)
+        ]
+        return [prng.random_unwrap(out) if _is_key(out) else out for out in function(*given)]
+
+    return call
+
+
+def _is_key(typed: Any) -> bool:
+    return jax_dtypes.issubdtype(typed.dtype, jax_dtypes.prng_key)
+
+
 def is_plain(aval: Any) -> bool:
     """Whether values of this type are arrays or keys in a device's default memory."""
     if not isinstance(aval, core.ShapedArray) or aval.dtype == jax_dtypes.float0:
@@ -46,7 +63,7 @@ def is_plain(aval: Any) -> bool:
     dtype_is_plain = not jax_dtypes.issubdtype(aval.dtype, jax_dtypes.extended)
     space = getattr(aval, "memory_space", None)
     return (
-        (dtype_is_plain or jax_dtypes.issubdtype(aval.dtype, jax_dtypes.prng_key))
+        (dtype_is_plain or _is_key(aval))
         and (space is None or getattr(space, "name", "Device") == "Device")
         and all(isinstance(size, int) for size in aval.shape)
     )

@@ -149,6 +149,9 @@ def test_bisect_finds_nothing(python, script, tmp_path):
     ran = python.run("-m", "pallas_shim", "bisect", script())
     assert ran.returncode == 0, ran.stderr
     assert "1 function in 1 call, no difference" in ran.stderr
+    keys = "import jax\nfrom jax.experimental import pallas\njax.random.split(jax.random.key(0))"
+    ran = python.run("-m", "pallas_shim", "bisect", "-c", keys)
+    assert ran.returncode == 0 and "not compared" not in ran.stderr
     failing = tmp_path / "failing.py"
     failing.write_text("raise SystemExit(3)")
     assert python.run("-m", "pallas_shim", "bisect", failing).returncode == 2
