@@ -29,21 +29,21 @@ def product(rows: int, terms: int, columns: int) -> Callable[..., Any]:
     return _by_this_thread if is_shared and count <= _WORTH_SHARING else np.matmul
 
 
-def with_out(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Marks a function that writes to ``out``, if it gets that, as a ufunc does."""
-    function.takes_out = True  # type: ignore[attr-defined]
-    return function
-
-
-def takes_out(function: Any) -> bool:
-    return isinstance(function, np.ufunc) or getattr(function, "takes_out", False)
+def takes_out(function: Any, operands: int) -> bool:
+    """Whether a function of so many operands writes to ``out``, if it gets that, as a ufunc does.
+    Functions of rules say so by a last parameter ``out=None``."""
+    if isinstance(function, np.ufunc):
+        return True
+    code = getattr(function, "__code__", None)
+    if code is None or code.co_argcount != operands + 1:
+        return False
+    return code.co_varnames[operands] == "out" and function.__defaults__ == (None,)
 
 
 _inside: dict[object, None] = {}  # one mark for each call of `_by_this_thread` under way
 _before = 0  # how many threads BLAS had before the first of them
 
 
-@with_out
 def _by_this_thread(
     x: np.ndarray, y: np.ndarray, out: np.ndarray | None = None
 ) -> np.ndarray:

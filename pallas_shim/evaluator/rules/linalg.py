@@ -132,7 +132,7 @@ def _dot_general(
             out[...] = product
         return product
 
-    return blas.with_out(run)
+    return run
 
 
 @batch_rule("dot_general", ones=True)

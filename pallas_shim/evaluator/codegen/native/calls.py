@@ -119,7 +119,8 @@ def _function(operation: Any, results: int) -> Callable[..., Any]:
     def run_into(out: Any, *operands: Any) -> None:
         fn(*operands, out=out)
 
-    return run_into if blas.takes_out(fn) and operation.outs[0].shape else run
+    is_taken = blas.takes_out(fn, len(operation.ins)) and operation.outs[0].shape
+    return run_into if is_taken else run
 
 
 def _write(
