@@ -21,9 +21,8 @@ class NarrowProducts(Peephole):
 
     @classmethod
     def run(cls, program: Program) -> Program:
-        # Most programs have no product, and rewriting one takes longer than looking for one.
-        has_product = any(i.name == "dot_general" for i in program.top.walk())
-        return super().run(program) if has_product else program
+        # Few programs have such a product, and rewriting one takes longer than looking for it.
+        return super().run(program) if any(map(_is_wide, program.top.walk())) else program
 
     def convert(self, instruction: Instruction) -> None:
         (x,), (out,) = instruction.ins, instruction.outs
@@ -45,6 +44,14 @@ class NarrowProducts(Peephole):
         return self.builder.apply_one("convert_element_type", (x,), ArrayType(x.type.shape, dtype))
 
     methods = {"convert_element_type": convert, "dot_general": multiply}
+
+
+def _is_wide(instruction: Instruction) -> bool:
+    """Whether it is a product of integers of more than a byte."""
+    if instruction.name != "dot_general":
+        return False
+    dtypes = [x.type.dtype for x in instruction.ins]
+    return any(dtype.kind in "iu" and dtype.itemsize > 1 for dtype in dtypes)
 
 
 def _holds(wide: np.dtype, narrow: np.dtype) -> bool:
