@@ -190,7 +190,7 @@ CHECKS = ("bounds", "uninitialized", "races", "sync", "blocks")
 PASSES = (
     "batching", "codegen", "common_subexpressions", "constant_folding", "copy_elision",
     "dead_code", "floor_division", "from_end", "gather_to_slice", "grid_batching", "hoisting",
-    "in_place", "in_place_recurrences", "mask_narrowing", "movements", "one_hot",
+    "in_place", "in_place_recurrences", "mask_narrowing", "movements", "narrow_products", "one_hot",
     "select_to_minmax", "store_forwarding", "store_fusion", "strength_reduction", "wide_products",
 )  # fmt: skip
 _RENAMED_PASSES = {

@@ -23,17 +23,30 @@ _WORTH_SHARING = 1 << 23
 
 
 def product(rows: int, terms: int, columns: int) -> Callable[..., Any]:
-    """np.matmul for stacks of matrices [rows, terms] by [terms, columns]."""
+    """np.matmul for stacks of matrices [rows, terms] by [terms, columns], of (x, y, out=None)."""
     count = rows * terms * columns
     is_shared = count >= _SHARED_FROM[min(rows, columns) > 1]
     return _by_this_thread if is_shared and count <= _WORTH_SHARING else np.matmul
+
+
+def takes_out(function: Any, operands: int) -> bool:
+    """Whether a function of so many operands writes to ``out``, if it gets that, as a ufunc does.
+    Functions of rules say so by a last parameter ``out=None``."""
+    if isinstance(function, np.ufunc):
+        return True
+    code = getattr(function, "__code__", None)
+    if code is None or code.co_argcount != operands + 1:
+        return False
+    return code.co_varnames[operands] == "out" and function.__defaults__ == (None,)
 
 
 _inside: dict[object, None] = {}  # one mark for each call of `_by_this_thread` under way
 _before = 0  # how many threads BLAS had before the first of them
 
 
-def _by_this_thread(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _by_this_thread(
+    x: np.ndarray, y: np.ndarray, out: np.ndarray | None = None
+) -> np.ndarray:
     """np.matmul, while BLAS uses one thread. That is a setting of the process. It gets its old
     value back when the last such call ends.
 
@@ -43,7 +56,7 @@ def _by_this_thread(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """
     global _before
     if _threads is None:
-        return np.matmul(x, y)
+        return np.matmul(x, y, out=out)
     get, set_ = _threads
     mark = object()
     try:
@@ -51,7 +64,7 @@ def _by_this_thread(x: np.ndarray, y: np.ndarray) -> np.ndarray:
             _before = get()
         _inside[mark] = None
         set_(1)
-        result = np.matmul(x, y)
+        result = np.matmul(x, y, out=out)
     finally:
         if mark in _inside:
             del _inside[mark]

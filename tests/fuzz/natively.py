@@ -31,6 +31,7 @@ _POOL = Pool(_INTEGERS, (np.dtype(np.float32),))
 _PURE = (
     ("elementwise",) * 5 + ("compare", "select", "cast", "whole_clamp", "whole_reduce") * 2
     + ("constant", "broadcast", "transpose", "reshape", "concatenate", "slice", "reverse", "iota")
+    + ("dot", "dot")
 )  # fmt: skip
 _MEMORY = ("load",) * 6 + ("store",) * 6 + ("update",) * 3 + ("swap", "add_update")
 _CONTROL = ("loop", "loop", "scan", "repeat", "branch", "branch", "when")
@@ -74,6 +75,15 @@ class _NativeBody(Body):
         if not is_float(a.dtype):
             return super()._unary(a)
         return Value(getattr(lax, self.one(["neg", "abs"]))(a.x), a.bound, a.quantum)
+
+    def dot(self, values: Sequence[Value]) -> Value:
+        """Of integers, which may have been widened before."""
+        integers = [v for v in values if not is_float(v.dtype)]
+        a = self.of_dtype(integers, self.pool.integers)
+        if self.number(0, 1):
+            narrow = self.one(list(map(np.dtype, ("int8", "uint8", "int16", "bool"))))
+            a = cast(cast(a, narrow), np.dtype(np.int32))
+        return super().dot([a, *integers])
 
     def whole_clamp(self, values: Sequence[Value]) -> Value:
         a = self.of_dtype(values, self.pool.integers)

@@ -22,6 +22,7 @@ from pallas_shim.evaluator.passes.in_place import write_in_place
 from pallas_shim.evaluator.passes.in_place_recurrences import compute_recurrences_in_place
 from pallas_shim.evaluator.passes.mask_narrowing import MaskNarrowing
 from pallas_shim.evaluator.passes.movements import Movements
+from pallas_shim.evaluator.passes.narrow_products import NarrowProducts
 from pallas_shim.evaluator.passes.one_hot import OneHot
 from pallas_shim.evaluator.passes.select_to_minmax import SelectToMinMax
 from pallas_shim.evaluator.passes.store_forwarding import forward_stores
@@ -48,6 +49,9 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("floor_division", FloorDivision.run),
     # Needs: equal operands are one Value. Makes: `mulhi`, and products of whole words.
     ("wide_products", WideProducts.run),
+    # Needs: widened operands and their products in one chain of values, which batching over cells
+    # cuts by stacks. Makes: products of operands as narrow as they were.
+    ("narrow_products", NarrowProducts.run),
     # Needs: known sizes of grids and loops; gathers and scatters with whole loads and stores beside
     # them. Makes: loads and stores of slices at a scalar plus a number, and constant masks.
     ("gather_to_slice", turn_gathers_into_slices),

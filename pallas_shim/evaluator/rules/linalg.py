@@ -116,13 +116,21 @@ def _dot_general(
     if left is None and right is None and finish is None and not reshapes:
         return multiply
 
-    def run(x: Array, y: Array) -> Array:
+    is_whole, shape = finish is None and not reshapes, out.shape
+
+    def run(x: Array, y: Array, out: Array | None = None) -> Array:
         x = x if left is None else left(x)
         y = y if right is None else right(y)
+        if is_whole:
+            return multiply(x, y, out=out)
         product = multiply(x, y)
         if reshapes:
-            product = product.reshape(out.shape)
-        return product if finish is None else finish(product)
+            product = product.reshape(shape)
+        if finish is not None:
+            product = finish(product)
+        if out is not None:
+            out[...] = product
+        return product
 
     return run
 

@@ -164,6 +164,20 @@ def test_what_is_called():
           called={"dot_general", "cumsum"})  # fmt: skip
 
 
+@pytest.mark.parametrize("terms", [1, 5])
+def test_products_are_written_where_native_code_wants_them(terms):
+    """Plain ones, transposed and reshaped ones, with one term or several."""
+    x, y = numbers(8, terms), numbers(terms, 12, seed=1)
+    x[~np.isfinite(x)], y[~np.isfinite(y)] = 1, -1
+
+    def f(x, y, whole):
+        return [jnp.abs(x @ y) + 1, jnp.abs(jnp.tensordot(whole, y, 1)) + 1,
+                jnp.abs(y.T @ x.T) + 1, jnp.abs(jnp.einsum("bik,kj->jbi", whole, y)) + 1,
+                jnp.abs(whole.astype(jnp.bfloat16) @ y.astype(jnp.bfloat16)) + 1]  # fmt: skip
+
+    check(f, x, y, np.stack([x, x]), called={"dot_general"})
+
+
 def test_a_call_in_a_loop_and_in_a_branch():
     x = np.random.default_rng(1).standard_normal((12, 12)).astype(np.float32)
 

@@ -285,7 +285,7 @@ class _Scope(NamedTuple):
 _STATEMENTS = (
     "constant", "iota", "binary", "binary", "float", "select", "truth", "broadcast", "reverse",
     "reverse", "allocate", "row", "load", "load", "load", "load", "store", "store", "store",
-    "store", "print", "unrolled", "unrolled", "gather", "floor",
+    "store", "print", "unrolled", "unrolled", "gather", "floor", "product",
 )  # fmt: skip
 _CONTROL = ("scan", "while", "switch", "grid", "recurrence")
 
@@ -377,6 +377,15 @@ class _Random:
             wrong = self.b.compare("lt", remainder, number(0))
             corrected = self.b.binary("add", remainder, number(by, by, 1))
         values.append(self.b.select(self.b.binary("and", wrong, not_whole), plain, corrected))
+
+    def do_product(self, scope, depth):
+        """Of integers that were narrow before, or of one."""
+        x, y = self.recent(scope.ints), self.one(scope.ints)
+        x = self.b.convert(self.b.convert(x, np.dtype(np.int8)), INT)
+        if self.number(0, 1):
+            y = self.b.convert(self.b.convert(y, np.dtype(np.uint8)), INT)
+        params = {"dimension_numbers": (((0,), (0,)), ((), ())), "precision": None}
+        scope.scalars.append(self.b.apply("dot_general", [x, y], [SCALAR], params)[0])
 
     def do_broadcast(self, scope, depth):
         scope.ints.append(self.b.broadcast(self.recent(scope.scalars)))

@@ -73,14 +73,16 @@ def test_the_random_programs_give_every_pass_something_to_do():
 
 
 def _skeleton(program):
-    """Each instruction's name, whether it is a view, what it writes over, and its regions."""
+    """Each instruction's name, whether it is a view, what it writes over, its operands' types, and
+    its regions."""
 
     def region(r):
         return tuple(map(instruction, r.body))
 
     def instruction(i):
         into = i.operation.params.get("into")
-        return i.name, i.operation.view, into, tuple(map(region, i.regions))
+        types = tuple(value.type for value in i.ins)
+        return i.name, i.operation.view, into, types, tuple(map(region, i.regions))
 
     return region(program.top)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pallas_shim.evaluator import scalars
+from pallas_shim.evaluator import blas, scalars
 from pallas_shim.evaluator.codegen.native import host
 from pallas_shim.evaluator.codegen.native.layouts import Layouts, is_dense, significant
 from pallas_shim.evaluator.codegen.native.places import BufferPlace, contiguous, reach
@@ -116,7 +116,11 @@ def _function(operation: Any, results: int) -> Callable[..., Any]:
     def run(out: Any, *operands: Any) -> None:
         out[...] = fn(*operands)
 
-    return run
+    def run_into(out: Any, *operands: Any) -> None:
+        fn(*operands, out=out)
+
+    is_taken = blas.takes_out(fn, len(operation.ins)) and operation.outs[0].shape
+    return run_into if is_taken else run
 
 
 def _write(

@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from pallas_shim.evaluator.codegen.native import accesses, calls, elements, functions, reductions
+from pallas_shim.evaluator.codegen.native import (
+    accesses,
+    calls,
+    elements,
+    functions,
+    products,
+    reductions,
+)
 from pallas_shim.evaluator.codegen.native.control import ControlFlow
 from pallas_shim.evaluator.codegen.native.layouts import Layouts
 from pallas_shim.evaluator.codegen.native.places import (
@@ -126,6 +133,8 @@ class NativeLowering(ControlFlow):
             self._view(instruction)
         elif name in reductions.HANDLERS:
             reductions.HANDLERS[name](self, instruction)
+        elif name == "dot_general":
+            products.dot_general(self, instruction)
         elif name == "threefry2x32":
             self.elementwise(outs, ins, lambda to, xs: elements.threefry(to, *xs))
         elif len(outs) == 1:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Hashable, Iterator
 
 import numpy as np
 
@@ -83,19 +84,21 @@ class Source:
     A variable is memory on the stack, which LLVM turns into registers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, outside: Source | None = None) -> None:
+        """``outside``: the source of the function that calls this one."""
         self._entry: list[str] = []
         self._lines: list[str] = []
         self._metadata: list[str] = []
-        self._count = 0
-        self._access = ""  # the suffix of loads and stores in independent rounds
+        self._numbers: Iterator[int] = itertools.count(1) if outside is None else outside._numbers
+        self.access = ""  # the suffix of loads and stores in independent rounds
         self._polls: str | None = None
-        self.declared: set[str] = set()
+        self.declared: set[str] = set() if outside is None else outside.declared
         self.addresses: list[int] = []
+        self._functions: dict[Hashable, str] = {}
+        self._texts: list[str] = []  # of these functions
 
     def fresh(self, prefix: str = "%t") -> str:
-        self._count += 1
-        return f"{prefix}{self._count}"
+        return f"{prefix}{next(self._numbers)}"
 
     def line(self, text: str) -> None:
         self._lines.append("  " + text)
@@ -111,6 +114,16 @@ class Source:
         types = ", ".join(operand.split(" ")[0] for operand in operands)
         self.declared.add(f"declare {kind} @{name}({types})")
         return self.let(f"call {kind} @{name}({', '.join(operands)})")
+
+    def function(self, key: Hashable, params: str, write: Callable[[Source], None]) -> str:
+        """The name of a function of its own, which is written once for each key."""
+        if key not in self._functions:
+            name, inner = f"part{len(self._functions)}", Source(self)
+            write(inner)
+            inner.line("ret i32 0")
+            self._texts.append(inner.text(name, params, "noinline "))
+            self._functions[key] = name
+        return self._functions[key]
 
     def variable(self, kind: str, value: str | None = None) -> str:
         register = self.fresh()
@@ -165,7 +178,7 @@ class Source:
     def load(self, dtype: np.dtype, base: str, offset: str) -> str:
         kind = memory_type(dtype)
         at = self.let(f"getelementptr inbounds i8, ptr {base}, i64 {offset}")
-        value = self.let(f"load {kind}, ptr {at}, align {_align(dtype)}{self._access}")
+        value = self.let(f"load {kind}, ptr {at}, align {_align(dtype)}{self.access}")
         return self.let(f"trunc i8 {value} to i1") if dtype.kind == "b" else value
 
     def store(self, dtype: np.dtype, value: str, base: str, offset: str) -> None:
@@ -173,7 +186,7 @@ class Source:
         if dtype.kind == "b":
             value = self.let(f"zext i1 {value} to i8")
         at = self.let(f"getelementptr inbounds i8, ptr {base}, i64 {offset}")
-        self.line(f"store {kind} {value}, ptr {at}, align {_align(dtype)}{self._access}")
+        self.line(f"store {kind} {value}, ptr {at}, align {_align(dtype)}{self.access}")
 
     def poll(self) -> None:
         """Once in many times, asks whether the user has interrupted the program, and ends it
@@ -226,17 +239,18 @@ class Source:
         checks to run several at once."""
         group = self._node()
         self._metadata.append(f"{group} = distinct !{{}}")
-        self._access = f", !llvm.access.group {group}"
+        self.access = f", !llvm.access.group {group}"
         yield group
-        self._access = ""
+        self.access = ""
 
     def _node(self) -> str:
         return self.fresh("!")
 
-    def text(self, name: str, params: str) -> str:
+    def text(self, name: str, params: str, attributes: str = "") -> str:
         """The function and what it needs, without the declarations."""
         return "\n".join([
-            f"define internal i32 @{name}({params}) #0 {{",
+            *self._texts,
+            f"define internal i32 @{name}({params}) {attributes}#0 {{",
             "entry:",
             *self._entry,
             *self._lines,

@@ -53,6 +53,9 @@ from pallas_shim.evaluator.program import (
 
 # A stack of more bytes than this leaves the cache between two instructions.
 _LARGEST_STACK = 1 << 19
+# Calls are a small part of a cell's time if it has a product of so many multiplications. Then as
+# many cells run together as have so many bytes of arrays in all, which stay in a cache.
+_LARGE_PRODUCT, _CACHED = 1 << 20, 3 << 19
 # Grids of more cells times instructions than this are not looked at.
 _LARGEST_PROOF = 1 << 26
 # The extra cost of running an instruction cell by cell here instead of in each cell, as a fraction
@@ -231,16 +234,15 @@ class _Grid:
     def _chunks(self, axes: Sequence[int]) -> tuple[list[int], int]:
         """The number of cells along each axis that run together, and the axis on which a partial
         chunk may be left."""
-        largest = max(
-            [
-                type.nbytes
-                for instruction in self.region.walk()
-                for type in instruction.operation.outs
-                if isinstance(type, ArrayType)
-            ],
-            default=1,
-        )
-        room = max(1, _LARGEST_STACK // max(1, largest))
+        sizes, product = [1], 0
+        for instruction in self.region.walk():
+            outs = instruction.operation.outs
+            sizes += [type.nbytes for type in outs if isinstance(type, ArrayType)]
+            product = max(product, _multiplications(instruction))
+        room = _LARGEST_STACK // max(sizes)
+        if product >= _LARGE_PRODUCT:
+            room = min(room, _CACHED // sum(sizes))
+        room = max(1, room)
         chunks = [1] * len(self.sizes)
         for axis in reversed(axes):
             size = self.sizes[axis]
@@ -300,3 +302,12 @@ class _Grid:
         operation = Operation("grid", of_grid, types, (), None, PURE, multiple=True)
         region = Region(tuple(params), body, ())
         return make_instruction((operation, tuple(sizes), (), (region,), self.instruction.source))
+
+
+def _multiplications(instruction: Instruction) -> int:
+    """How many a product of matrices has, 0 for other instructions."""
+    if instruction.name != "dot_general":
+        return 0
+    lhs, out = instruction.operation.ins[0], instruction.operation.outs[0]
+    (terms, _), _ = instruction.operation.params["dimension_numbers"]
+    return math.prod(out.shape) * math.prod(lhs.shape[d] for d in terms)

@@ -96,6 +96,19 @@ def test_chunks_of_any_number_of_cells(size, monkeypatch):
     assert steps == {8: [(4,)], 7: [(2,)], 13: [(4,)]}[size]
 
 
+@pytest.mark.parametrize("size, rounds", [(128, [(2,)]), (64, [])])
+def test_cells_with_a_large_product_stay_in_a_cache(size, rounds):
+    """Five arrays of 64 kB for each of eight cells, or of 16 kB."""
+
+    def kernel(x, y, out):
+        out[...] = jnp.exp(jnp.dot(x[...], y[...])) + 1
+
+    f = call(kernel, (8,), [pl.BlockSpec((size, size), lambda i: (i, 0)), whole((size, size))],
+             pl.BlockSpec((size, size), lambda i: (i, 0)), (8 * size, size))  # fmt: skip
+    x = np.linspace(-0.1, 0.1, 8 * size * size, dtype=np.float32).reshape(8 * size, size)
+    assert loops(f, x, x[:size]) == rounds
+
+
 def test_edge_blocks():
     f = call(double, (3,), [pl.BlockSpec((5, 16), lambda i: (i, 0))],
              pl.BlockSpec((5, 16), lambda i: (i, 0)), (12, 16))  # fmt: skip
