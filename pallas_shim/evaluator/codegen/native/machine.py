@@ -21,6 +21,11 @@ from pallas_shim.evaluator.memory import aligned
 # The memory of a NumPy array stands behind a Python object's two words.
 _DATA = 16
 _PLAIN = 0x101  # NumPy's flags of C order and alignment
+# Of functions: subnormals are zeros, and vectors may be as wide as the processor's.
+ATTRIBUTES = (
+    'attributes #0 = { nounwind "denormal-fp-math"="preserve-sign,preserve-sign"'
+    ' "prefer-vector-width"="512" }'
+)
 # Held while LLVM works. A fork waits for it so many seconds. If it has to go on without, the new
 # process can't use LLVM, whose locks stay locked there.
 _working = threading.RLock()
@@ -93,7 +98,7 @@ def object_code(text: str) -> bytes:
         return target.emit_object(module)
 
 
-def _loaded(code: bytes) -> Any:
+def loaded(code: bytes) -> Any:
     """The engine that has loaded object code."""
     with _working:
         _require_llvm()
@@ -135,7 +140,7 @@ class MachineCode:
         """``params``: whether each parameter is used; ``addresses``: those that the code uses;
         ``kept``: the objects that lie there; ``called``: the operations that NumPy does, and how
         many instructions that is."""
-        self._engine, self.called = _loaded(code), dict(called)
+        self._engine, self.called = loaded(code), dict(called)
         count = len(params) + len(results) + 1
         # Such a call holds the interpreter's lock, and raises what C code has set.
         kind = ctypes.PYFUNCTYPE(ctypes.c_int, *[ctypes.py_object] * count)
@@ -231,9 +236,8 @@ def module(
     if releases:
         lines += [*save, "  %again = call ptr %save()", "  store ptr %again, ptr %thread"]
     lines += ["  ret i32 %status", "}"]
-    attributes = 'attributes #0 = { nounwind "denormal-fp-math"="preserve-sign,preserve-sign" }'
     entry = ffi.handler(used, results, workspace)
-    return "\n".join([*declared, *lines, entry, function, attributes])
+    return "\n".join([*declared, *lines, entry, function, ATTRIBUTES])
 
 
 class _Fork(threading.local):

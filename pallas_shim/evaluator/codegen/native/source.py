@@ -233,10 +233,10 @@ class Source:
     def _node(self) -> str:
         return self.fresh("!")
 
-    def text(self, name: str, params: str) -> str:
+    def text(self, name: str, params: str, linkage: str = "internal") -> str:
         """The function and what it needs, without the declarations."""
         return "\n".join([
-            f"define internal i32 @{name}({params}) #0 {{",
+            f"define {linkage} i32 @{name}({params}) #0 {{",
             "entry:",
             *self._entry,
             *self._lines,
