@@ -113,8 +113,13 @@ def _row(name: str, dtype: np.dtype, length: int, to: Source, row: str, result: 
     for at_vector in range(length // lanes // count * count, length // lanes):
         made.append(vectors.load_lanes(dtype, row, str(at_vector * nbytes), order))
     whole = _paired(made, both)
-    parts = [to.let(f"extractelement {kind} {whole}, i64 {lane}") for lane in order]
-    for at in range(length - length % lanes, length):
+    while lanes > 1 and lanes % 2 == 0:
+        lanes //= 2
+        upper = ", ".join(f"i32 {lane}" for lane in range(lanes, 2 * lanes))
+        rest = f", <{len(order)} x i32> <{upper}{', i32 poison' * (len(order) - lanes)}>"
+        whole = both(whole, to.let(f"shufflevector {kind} {whole}, {kind} poison{rest}"))
+    parts = [to.let(f"extractelement {kind} {whole}, i64 {lane}") for lane in range(lanes)]
+    for at in range(length - length % len(order), length):
         parts.append(to.load(dtype, row, str(at * dtype.itemsize)))
     one = _paired(parts, lambda a, b: elements.element(to, name, [dtype] * 2, dtype, [a, b]))
     to.store(dtype, one, result, "0")

@@ -22,6 +22,8 @@ _TYPES = {
 }
 _BFLOAT16 = "bfloat16"
 _POLL_EACH = 1 << 12
+# The bytes that a cache keeps together.
+_LINE = 64
 # The list of a program's addresses, which is filled in when its code is loaded. So the text is the
 # same in each process.
 FIXED = "@fixed"
@@ -174,6 +176,14 @@ class Source:
             value = self.let(f"zext i1 {value} to i8")
         at = self.let(f"getelementptr inbounds i8, ptr {base}, i64 {offset}")
         self.line(f"store {kind} {value}, ptr {at}, align {_align(dtype)}{self._access}")
+
+    def prefetch(self, base: str, offset: str, nbytes: int, writes: int) -> None:
+        """Brings memory into the cache. It may lie outside of what there is."""
+        self.declared.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+        with self.loop(str(-(-nbytes // _LINE))) as number:
+            here = self.plus(offset, self.times(number, _LINE))
+            at = self.let(f"getelementptr i8, ptr {base}, i64 {here}")
+            self.line(f"call void @llvm.prefetch.p0(ptr {at}, i32 {writes}, i32 3, i32 1)")
 
     def poll(self) -> None:
         """Once in many times, asks whether the user has interrupted the program, and ends it

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pallas_shim.evaluator.codegen.native.places import Buffer, Workspace
+from pallas_shim.evaluator.codegen.native.places import Buffer, BufferPlace, Workspace
 from pallas_shim.evaluator.codegen.native.rounds import Dim, GroupAccess, Rounds
 from pallas_shim.evaluator.codegen.native.source import Source
 from pallas_shim.evaluator.program import Value
@@ -184,12 +184,36 @@ class _Stages:
                 if size % each:
                     rest = to.let(f"sub nsw i64 {size}, {start}")
                     rounds = to.call("i64", "llvm.smin.i64", f"i64 {rest}", f"i64 {each}")
+                self._prefetch(at, start)
             for stage in range(self.final + 1):
                 self._loops(stage, at, start, rounds, of_rows=True)
                 self._loops(stage, at, start, rounds, of_rows=False)
                 self._finish(stage, at, start, rounds)
         for saved in (*self.saved.values(), *[saved for *_, saved in self.copied]):
             self.workspace.give_back(saved.buffer)
+
+    def _prefetch(self, outer: Sequence[str], start: str) -> None:
+        """Has what the next piece reads, and where this one stores, brought into the cache
+        meanwhile. A processor foresees that only within a page of memory."""
+        to, group, cut = self.to, self.group, self.piece.cut
+        assert cut is not None
+        dims, nests = [*self.piece.outer, cut], [cut._replace(size=self.piece.each)]
+        next_start = to.plus(start, str(self.piece.each))
+        fetched = set[BufferPlace]()
+        for access, at, writes in (
+            *((access, next_start, 0) for access in group.reads),
+            *((access, start, 1) for access, _ in group.stores),
+        ):
+            nbytes = access.place.dtype.itemsize
+            for dim in reversed([*nests, *self.piece.inner]):
+                if dim.steps.get(access) != nbytes:
+                    break  # it isn't all the memory from the first element on
+                nbytes *= dim.size
+            else:
+                if access.place not in fetched:
+                    fetched.add(access.place)
+                    first = Rounds(to, group, dims, [*outer, at]).address(access)
+                    to.prefetch(access.place.buffer.base, first, nbytes, writes)
 
     def _finish(self, stage: int, at: Sequence[str], start: str, rounds: str) -> None:
         """NumPy's loops and the reductions after a stage's loops."""
