@@ -109,6 +109,21 @@ def test_bits_do_not_depend_on_threads(name, skip):
             assert same(want, as_xla(code.run, [x]))
 
 
+def test_what_a_shared_loop_takes_from_outside():
+    """Numbers of each type, of several operations, and of a literal."""
+    x, n = numbers(120, 65), np.float32(0.3)
+
+    def f(x, n):
+        whole = (n * 10).astype(jnp.int32)
+        wide = whole.astype(jnp.int16) + jnp.int16(1)
+        kept = [n + 0.1, n.astype(jnp.bfloat16), whole, wide, n > 0.2, jnp.where(n > 1, n, 2 * n)]
+        return [x + scalar.astype(jnp.float32) for scalar in kept]
+
+    program = lower(jax.make_jaxpr(f)(x, n))
+    want = Executable(program, lambda loop: False)(x, n)
+    assert same(want, as_xla(native.compiled(program, threads=2).run, [x, np.asarray(n)]))
+
+
 def shared_grids(program):
     """How many shared loops are there beyond those that are none of a grid."""
     lowering, _ = native.source(program)

@@ -30,6 +30,10 @@ ALIGNMENT = 64  # of arrays
 _LINE = 64
 # Of many rounds, so many neighbours stay together.
 _TOGETHER = 64
+_CONVERSIONS = (
+    "bitcast", "fpext", "fptosi", "fptoui", "fptrunc", "inttoptr", "ptrtoint", "sext", "sitofp",
+    "trunc", "uitofp", "zext",
+)  # fmt: skip
 _KIND = re.compile(r"(?<![\w%.@])(?:i\d+|float|double|ptr|<\d+ x \w+>)(?![\w.])")
 # The list of a program's addresses, which is filled in when its code is loaded. So the text is the
 # same in each process.
@@ -73,7 +77,7 @@ def literal(value: np.generic | np.ndarray) -> str:
 def _result(text: str) -> str:
     """The type of an instruction's result."""
     name = text.split(" ")[0]
-    if " to " in text:  # a conversion
+    if name in _CONVERSIONS:
         return text.rsplit(" to ", 1)[1]
     if name in ("getelementptr", "icmp", "fcmp"):
         return "ptr" if name == "getelementptr" else "i1"
