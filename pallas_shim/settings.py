@@ -32,7 +32,8 @@ class Settings:
     topology: how many chips user code is told there are along each dimension; None: one for each
       device that there is, in a line.
     scope: which jitted functions without a kernel are run here, until they have earned XLA's
-      compilation: "all", "exact" (those whose bits are the same) or "kernels" (none).
+      compilation: "all", "exact" (those whose bits are the same), "library" (those of them that
+      are JAX's own) or "kernels" (none).
     cache: which programs are kept for later processes: "trace", those of jaxprs, in the directory
       by default; "function", those of functions too; else a directory, for both; None for no cache.
     cache_verify: check each program that is read from the cache.
@@ -61,7 +62,7 @@ class Settings:
     disabled_passes: frozenset[str] = frozenset()
     tpu: str | None = None
     topology: tuple[int, ...] | None = None
-    scope: str = "kernels"
+    scope: str = "library"
     cache: str | None = "trace"
     cache_verify: bool = False
     verify: bool = False
@@ -129,7 +130,7 @@ def _tpu(value: str) -> dict[str, Any]:
 
 
 def _scope(value: str) -> dict[str, Any]:
-    return {"scope": {name: name for name in ("kernels", "exact", "all")}[value]}
+    return {"scope": {name: name for name in ("kernels", "library", "exact", "all")}[value]}
 
 
 def _schedules(value: str) -> dict[str, Any]:
@@ -228,7 +229,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
         f"0 or one of {', '.join(TPUS)}, or several as in v5e:2x4 and v4:2x2x1",
         _tpu,
     ),
-    "PALLAS_NUMPY_SCOPE": ("kernels, exact or all", _scope),
+    "PALLAS_NUMPY_SCOPE": ("kernels, library, exact or all", _scope),
     "PALLAS_NUMPY_PASSES": (
         f"passes to leave out, as in -hoisting,-copy_elision, of {', '.join(PASSES)}",
         _passes,

@@ -72,3 +72,9 @@ def rungs(report=REPORT) -> set[str]:
 def only_row(report=REPORT) -> dict[str, Any]:
     (row,) = report.rows()
     return row
+
+
+def only_function(report=REPORT) -> dict[str, Any]:
+    """The row of the one function without a kernel."""
+    (row,) = report.functions()
+    return row

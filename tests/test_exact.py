@@ -22,7 +22,7 @@ from pallas_shim.jax_compat import jaxprs
 from pallas_shim.jax_compat.hooks import jit_entry
 from pallas_shim.refusal import Inexact
 from tests.oracle import x64
-from tests.shimmed import double, only_row, setting, shim
+from tests.shimmed import double, only_function, only_row, setting, shim
 
 __all__ = ["setting", "shim"]
 
@@ -281,7 +281,7 @@ def test_random_numbers(shim, setting, name):
     jax.clear_caches()
     setting(scope="exact")
     got = jax.tree.leaves(RANDOM[name](KEY))
-    assert shim.rows() and {row["rung"] for row in shim.rows()} == {"numpy"}
+    assert shim.functions() and {row["rung"] for row in shim.functions()} == {"numpy"}
     for a, b in zip(got, want, strict=True):
         if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
             a, b = jax.random.key_data(a), jax.random.key_data(b)
@@ -352,7 +352,7 @@ def test_other_functions_are_xlas(shim, setting):
         want = f(X)
     jax.clear_caches()
     assert np.array_equal(bits(f(X)), bits(want)) and np.array_equal(bits(f(X)), bits(want))
-    assert shim.rows() == []
+    assert shim.functions() == []
 
 
 def test_functions_with_kernels_are_run_as_before(shim, setting):
@@ -365,9 +365,9 @@ def until_xla_has_it(f: Callable[..., Any], x: np.ndarray, want: np.ndarray) -> 
     until, calls = time.monotonic() + 100, 0
     while True:
         assert time.monotonic() < until and np.array_equal(f(x), want)
-        if only_row()["calls"] == calls:
+        if only_function()["calls"] == calls:
             return
-        calls = only_row()["calls"]
+        calls = only_function()["calls"]
 
 
 def test_xla_takes_over_without_a_wait(shim, setting):
@@ -394,7 +394,7 @@ def test_a_value_that_xla_still_computes_is_not_waited_for(shim, setting):
     )
     last = jax.jit(lambda y: y[::-1])(y)
     if not y.is_ready():  # so it wasn't when it was asked
-        assert shim.rows() == []
+        assert shim.functions() == []
     assert np.array_equal(last, y[::-1], equal_nan=True)
 
 

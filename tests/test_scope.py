@@ -14,7 +14,7 @@ import pytest
 from jax.experimental import pallas as pl
 
 from tests.oracle import compare
-from tests.shimmed import double, only_row, setting, shim
+from tests.shimmed import double, only_function, only_row, setting, shim
 
 __all__ = ["setting", "shim"]
 
@@ -22,9 +22,22 @@ ROOT = Path(__file__).parents[1]
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
 
 
-def test_by_default_only_kernels_are_run(shim):
+def test_by_default_jaxs_own_exact_functions_are_run_too(shim):
+    jax.clear_caches()
     jax.jit(lambda x: x * 3)(X)
-    assert shim.rows() == []
+    assert shim.functions() == []
+    key = jax.random.key(0)
+    jax.random.normal(key, (3,))
+    jnp.sort(X)
+    functions = {row["function"] for row in shim.functions()}
+    assert "sort" in functions and not functions & {"_normal", "<lambda>"}
+
+
+def test_with_kernels_no_other_function_is_run(shim, setting):
+    jax.clear_caches()
+    setting(scope="kernels")
+    jnp.sort(X)
+    assert shim.functions() == []
 
 
 @pytest.mark.parametrize("run", [
@@ -47,9 +60,9 @@ def test_with_all_functions_without_kernels_are_run_as_jax_would(shim, setting, 
     got = run()
     assert isinstance(got, jax.Array)
     compare(np.asarray(got), want, rtol=1e-6)
-    rows = shim.rows()
+    rows = shim.functions()
     assert rows and {row["rung"] for row in rows} == {"numpy"}
-    assert all(row["name"].endswith("(no kernel)") and row["source"] is None for row in rows)
+    assert shim.rows() == [] and all(row["source"] is None for row in rows)
 
 
 def test_what_runs_for_long_is_compiled(shim, setting):
@@ -58,19 +71,20 @@ def test_what_runs_for_long_is_compiled(shim, setting):
     large = np.ones(1 << 16, np.float32)
     for calls in range(1, 10_000):
         last = f(large)
-        if only_row()["calls"] < calls:
+        if only_function()["calls"] < calls:
             break
     else:
         pytest.fail("it was never compiled")
     compare(np.asarray(f(large)), np.asarray(last), rtol=1e-6)
-    assert only_row()["calls"] == calls - 1  # JAX runs it from now on
+    assert only_function()["calls"] == calls - 1  # JAX runs it from now on
 
 
 def test_heavy_work_is_compiled_at_once(shim, setting):
     setting(scope="all")
     x = np.ones((800, 800), np.float32)
     result = jax.jit(lambda x: jax.lax.fori_loop(0, 50, lambda _, y: jnp.sin(y) ** 0, x))(x)
-    assert np.allclose(result, 1) and shim.rows() == []
+    assert np.allclose(result, 1)
+    assert "<lambda>" not in {row["function"] for row in shim.functions()}
 
 
 def test_a_product_is_rounded_as_in_a_kernel(shim, setting):
@@ -102,7 +116,7 @@ def test_what_has_no_rule_is_compiled(shim, setting):
     setting(scope="all", strict=True)
     f = jax.jit(lambda high: jax.lax.rng_uniform(jnp.float32(0), high, (3,)))
     assert f(np.float32(1)).shape == (3,)
-    assert shim.rows() == []
+    assert shim.functions() == []
 
 
 def test_kernels_are_run_as_before(shim, setting):
@@ -124,4 +138,4 @@ def test_the_variable():
         [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
     )
     assert done.stdout == "[1 2 3]\n"
-    assert "<lambda> (no kernel)" in done.stderr
+    assert "also in NumPy, and how often:" in done.stderr and "<lambda> (1)" in done.stderr

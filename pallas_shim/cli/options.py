@@ -37,7 +37,7 @@ _OPTIONS = {
         "repeat each call in N orders of programs and copies, and say if results differ",
     ),
     "--seed": ("PALLAS_NUMPY_SEED", None, "S", "the first order that is drawn, or the only one"),
-    "--scope": ("PALLAS_NUMPY_SCOPE", None, "all", "also run functions without a kernel"),
+    "--scope": ("PALLAS_NUMPY_SCOPE", None, "WHICH", "functions without a kernel that run, too"),
     "--cache": ("PALLAS_NUMPY_CACHE", None, "WHICH", "programs kept for later processes"),
     "--verify": ("PALLAS_NUMPY_VERIFY", "1", None, "check each program after each pass"),
     "--dump": ("PALLAS_NUMPY_DUMP", None, "DIRECTORY", "write programs and generated code there"),

@@ -17,7 +17,7 @@ from pallas_shim.dispatch.tracing import last_tracing
 from pallas_shim.dispatch.trial import Trial
 from pallas_shim.evaluator.registry import Unsupported
 from pallas_shim.gc_pause import gc_paused
-from pallas_shim.jax_compat import arrays, call_info, kernel_info
+from pallas_shim.jax_compat import arrays, call_info, jaxprs, kernel_info
 from pallas_shim.reports.uses import REPORT
 
 _plans: weakref.WeakKeyDictionary[Any, tuple[Plan, ...]] = weakref.WeakKeyDictionary()
@@ -101,7 +101,9 @@ def _without_kernels(jaxpr: Any, args: Sequence[Any]) -> Any | None:
     scope = settings.current().scope
     if scope == "all":
         return jaxpr
-    if scope == "kernels" or not all(map(arrays.is_there, args)):
+    if scope == "kernels" or (scope == "library" and not jaxprs.is_of_jax(jaxpr)):
+        return None
+    if not all(map(arrays.is_there, args)):
         return None
     from pallas_shim.dispatch import exact
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 from jax._src import xla_bridge
@@ -20,6 +21,10 @@ def xla_is_lost() -> bool:
 def _start_over() -> None:
     global _is_lost
     _is_lost = _is_lost or bool(xla_bridge._backends)
+    for client in xla_bridge._backends.values():
+        # A client's destructor waits for the threads, too. Python calls it at exit if nothing has
+        # been compiled, which would refer to the client. So one reference is never given back.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

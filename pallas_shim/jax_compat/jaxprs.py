@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax._src import core, source_info_util
 from jax._src import dtypes as jax_dtypes
@@ -37,6 +39,7 @@ CALL_PRIMITIVES = (
 )
 # Since JAX 0.12 a jaxpr holds its own consts, and there is no separate closed jaxpr.
 _CLOSED = getattr(core, "ClosedJaxpr", None)
+_JAX = os.path.join(os.path.dirname(jax.__file__), "")
 _CALLED = ("jaxpr", "call_jaxpr", "call", "callee", "fun_jaxpr", "fwd_jaxpr")
 
 
@@ -73,6 +76,12 @@ class WhileLoop(NamedTuple):
 
 class UnsupportedType(Refusal):
     """A JAX type has no NumPy form here. The message names it."""
+
+
+def is_of_jax(jaxpr: Any) -> bool:
+    """Whether JAX's own code defines the function, as that of `jnp.add` and `jax.random.key`."""
+    file = open_jaxpr(jaxpr)[0].debug_info.func_filename
+    return file is not None and file.startswith(_JAX)
 
 
 def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:

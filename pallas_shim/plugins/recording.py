@@ -6,11 +6,11 @@ import contextlib
 from types import TracebackType
 from typing import Any
 
-from pallas_shim import facts, patching, settings
+from pallas_shim import patching, settings
 from pallas_shim.check import handover, suppress
 from pallas_shim.check.collect import COLLECTOR
 from pallas_shim.evaluator.findings import Finding
-from pallas_shim.reports.document import Document
+from pallas_shim.reports.document import Document, since
 from pallas_shim.reports.uses import REPORT
 
 
@@ -42,7 +42,7 @@ class Recording:
         """The report of what ran here."""
         if self._document is not None:
             return self._document
-        return Document(({**facts.of_process(), "kernels": REPORT.rows(self._mark)},))
+        return since(self._mark)
 
     @property
     def rows(self) -> list[dict[str, Any]]:

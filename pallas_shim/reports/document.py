@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pallas_shim import columns, facts
-from pallas_shim.reports.uses import REPORT
+from pallas_shim.reports.uses import REPORT, Mark
 
 SCHEMA = "pallas_shim.report"
 SCHEMA_VERSION = 1
@@ -23,8 +24,9 @@ class Document:
     """The result of `pallas_shim.report`. It doesn't change when more kernels run.
 
     ``processes`` has one entry for each process: its pid, argv, host, machine, times and versions,
-    and its ``kernels``, which are the rows. One whose kernels were compiled for a TPU also has
-    ``compiled``, the rows of `chip.verdicts.Verdict.row`.
+    its ``kernels``, which are the rows, and its ``functions``, those that ran here without one. One
+    whose kernels were compiled for a TPU also has ``compiled``, the rows of
+    `chip.verdicts.Verdict.row`.
     """
 
     processes: tuple[Mapping[str, Any], ...]
@@ -32,9 +34,17 @@ class Document:
     @property
     def rows(self) -> list[dict[str, Any]]:
         """One row for each kernel of each process: see `uses.Report.rows`. With the pid."""
+        return self._rows("kernels")
+
+    @property
+    def functions(self) -> list[dict[str, Any]]:
+        """One row for each function without a kernel: see `uses.Report.functions`. With the pid."""
+        return self._rows("functions")
+
+    def _rows(self, kind: str) -> list[dict[str, Any]]:
         return [
             {**row, "pid": process["pid"]} for process in self.processes
-            for row in process["kernels"]
+            for row in process.get(kind, ())
         ]  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,13 +66,23 @@ class Document:
         remarks = ["; ".join(_remarks(row)) for row in rows]
         header, *cells = _cells(rows)
         table = [(*header, "reason"), *((*c, r) for c, r in zip(cells, remarks, strict=True))]
-        return columns.html_table(_title(self), table if rows else [()], list(_footnotes(rows)))
+        footnotes = [*_footnotes(rows), *_without_kernels(self)]
+        return columns.html_table(_title(self), table if rows else [()], footnotes)
 
 
 def of_process() -> Document:
     """The report of this process until now."""
-    process = {**facts.of_process(), "kernels": REPORT.rows()}
-    if REPORT.verdicts:
+    return since(None)
+
+
+def since(mark: Mark | None) -> Document:
+    """The report of what happened in this process after a mark."""
+    process = {
+        **facts.of_process(),
+        "kernels": REPORT.rows(mark),
+        "functions": REPORT.functions(mark),
+    }
+    if mark is None and REPORT.verdicts:
         process["compiled"] = list(REPORT.verdicts)
     return Document((process,))
 
@@ -101,14 +121,15 @@ _SAME = ("name", "source", "grid", "function", "rung", "reason", "shared_with")
 def _text(document: Document) -> Iterator[str]:
     rows = _merged(document.rows)
     yield _title(document)
-    if not rows:
-        return
-    header, *blocks = columns.blocks(_cells(rows))
-    yield from header
-    for lines, row in zip(blocks, rows, strict=True):
-        yield from lines
-        yield from columns.paragraph("; ".join(_remarks(row)), indent="    ")
-    yield from _footnotes(rows)
+    if rows:
+        header, *blocks = columns.blocks(_cells(rows))
+        yield from header
+        for lines, row in zip(blocks, rows, strict=True):
+            yield from lines
+            yield from columns.paragraph("; ".join(_remarks(row)), indent="    ")
+        yield from _footnotes(rows)
+    for footnote in _without_kernels(document):
+        yield from columns.paragraph(footnote)
 
 
 def _title(document: Document) -> str:
@@ -156,6 +177,16 @@ def _remarks(row: Mapping[str, Any]) -> Iterator[str]:
 def _footnotes(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     if any(row["shared_with"] for row in rows):
         yield "* of the whole jitted function, which holds other kernels too"
+
+
+def _without_kernels(document: Document) -> Iterator[str]:
+    """What ran here and holds no kernel, as one sentence."""
+    calls: collections.Counter[str] = collections.Counter()
+    for row in document.functions:
+        calls[row["function"]] += row["calls"]
+    if calls:
+        listed = ", ".join(f"{name} ({count})" for name, count in calls.items())
+        yield f"without a kernel, also in NumPy, and how often: {listed}"
 
 
 def _merged(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -126,13 +126,21 @@ class Report:
             return {use: use.counts() for use in self._uses.values() if use.happened}
 
     def rows(self, since: Mark | None = None) -> list[dict[str, Any]]:
-        """One row for each kernel, or for each function without one. This is the JSON form.
+        """One row for each kernel. This is the JSON form.
 
         The keys: name, source, grid, function, calls, rung, reason, tracing_s, lowering_s,
         running_s, shared_with, cache, raised, error, native. If several kernels of one jitted
         function ran as one program, the calls and seconds are the program's. ``shared_with``
         counts the function's other kernels. With ``since``, only what was counted after it.
         """
+        return self._rows(since, with_kernels=True)
+
+    def functions(self, since: Mark | None = None) -> list[dict[str, Any]]:
+        """One row for each function without a kernel, with the same keys: see
+        PALLAS_NUMPY_SCOPE."""
+        return self._rows(since, with_kernels=False)
+
+    def _rows(self, since: Mark | None, *, with_kernels: bool) -> list[dict[str, Any]]:
         with _lock:
             for use in self._uses.values():
                 use.count()
@@ -141,6 +149,7 @@ class Report:
         return [
             row
             for use in uses
+            if bool(use.kernels) is with_kernels
             if use not in before or use.calls > before[use].calls
             for row in rows(use, before.get(use, Counts()))
         ]
@@ -168,7 +177,7 @@ def rows(use: Use, before: Counts | None = None) -> list[dict[str, Any]]:
     raised = use.raised - before.raised
     return [
         {
-            "name": kernel.name if kernel else f"{use.function} (no kernel)",
+            "name": kernel.name if kernel else use.function,
             "source": kernel.source if kernel else None,
             "grid": kernel.grid if kernel else "",
             "function": use.function,

@@ -176,8 +176,8 @@ def main() -> int:
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
         "--scope",
-        choices=("kernels", "exact", "all"),
-        default="kernels",
+        choices=("library", "exact", "all"),
+        default="library",
         help="as PALLAS_NUMPY_SCOPE: which functions without kernels run in the evaluator, too",
     )
     how.add_argument("--check", action="store_true", help="check kernels while they run")

@@ -15,9 +15,9 @@ from tests.conformance.kept import (
     AS_TPU,
     CHECKED,
     COMPILED,
+    DEFAULT,
     EXACT,
     GENERAL,
-    KERNELS,
     Outcomes,
     Results,
 )
@@ -39,14 +39,14 @@ was left to JAX.
 _TITLES = {AS_IS: "as they are", AS_TPU: "as on a TPU v5e", GENERAL: "general tests"}
 
 _WAYS = {
-    KERNELS: "",
+    DEFAULT: "",
     EXACT: ", PALLAS_NUMPY_SCOPE=exact",
     ALL: ", PALLAS_NUMPY_SCOPE=all",
     CHECKED: ", checked",
     COMPILED: ", with its compiler",
 }
 _OPTIONS = {
-    KERNELS: "",
+    DEFAULT: "",
     EXACT: " --scope exact",
     ALL: " --scope all",
     CHECKED: " --check",

@@ -14,11 +14,11 @@ HOME = pathlib.Path("~/.cache/pallas_shim/conformance").expanduser()
 # that have nothing to do with Pallas.
 AS_IS, AS_TPU, GENERAL = "as-is", "as-tpu", "general"
 
-# How the shim ran them: kernels; all functions (PALLAS_NUMPY_SCOPE=all); kernels, checked; or
-# kernels, if the TPU's compiler didn't refuse them.
-KERNELS, EXACT, ALL, CHECKED = "shim", "shim-scope-exact", "shim-scope-all", "shim-checked"
+# How the shim ran them: as by default; with PALLAS_NUMPY_SCOPE=exact or all; checked; or if the
+# TPU's compiler didn't refuse their kernels.
+DEFAULT, EXACT, ALL, CHECKED = "shim", "shim-scope-exact", "shim-scope-all", "shim-checked"
 COMPILED = "shim-compiled"
-WAYS = {"kernels": KERNELS, "exact": EXACT, "all": ALL}
+WAYS = {"library": DEFAULT, "exact": EXACT, "all": ALL}
 
 # By test: its outcome, message, seconds, kernels, findings, what wasn't checked, and the commit and
 # date of the run.

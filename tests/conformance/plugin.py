@@ -111,11 +111,12 @@ def _note(test: str, outcome: str, message: str, seconds: float, kernels: list[A
 
 
 def _rows() -> list[dict[str, str]]:
+    """What ran: kernels, or functions without one in tests that have nothing to do with Pallas."""
     from pallas_shim.reports.uses import REPORT
 
     rows = [
         {"kernel": row["name"], "rung": row["rung"], "reason": row["reason"]}
-        for row in REPORT.rows()
+        for row in (REPORT.functions() if MODE == "general" else REPORT.rows())
     ]
     REPORT.clear()
     return rows

@@ -81,7 +81,7 @@ def row(document, *starts):
     return found
 
 
-def results(tmp_path, *, shim, way=kept.KERNELS):
+def results(tmp_path, *, shim, way=kept.DEFAULT):
     found = kept.Results(tmp_path / "kept", mode=kept.AS_IS, way=way)
     return found.path("ops_test", shim=shim)
 
