@@ -14,6 +14,10 @@ class SettingError(ValueError):
     """A variable has a value that isn't allowed, or isn't one of ours."""
 
 
+# No loop is worth more.
+MOST_THREADS = 64
+
+
 @dataclass(frozen=True)
 class Settings:
     """The user's settings. The defaults are those of unset (or empty) variables.
@@ -47,6 +51,8 @@ class Settings:
     suppressions: the file that names findings that the user doesn't want to see, or None.
     native: programs that have earned it become native code, if llvmlite is installed.
     native_force: all do that can, at their first call, and each run is compared with NumPy's.
+    threads: how many threads may share a loop of native code: also no more than OMP_NUM_THREADS
+      says, or the process may use cores.
     """
 
     force: bool = False
@@ -72,6 +78,7 @@ class Settings:
     suppressions: str | None = None
     native: bool = True
     native_force: bool = False
+    threads: int = MOST_THREADS
 
     @property
     def tpu_cores(self) -> int:
@@ -91,6 +98,12 @@ def _start(value: str) -> dict[str, Any]:
 def _native(value: str) -> dict[str, Any]:
     force = value == "force"
     return {"native": force or {"0": False, "1": True}[value], "native_force": force}
+
+
+def _threads(value: str) -> dict[str, Any]:
+    if not re.fullmatch(r"[1-9]\d*", value):
+        raise KeyError(value)
+    return {"threads": min(int(value), MOST_THREADS)}
 
 
 def _report(value: str) -> dict[str, Any]:
@@ -240,6 +253,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
     ),
     "PALLAS_NUMPY_DUMP": ("0 or the path of a directory", _path("dump")),
     "PALLAS_NUMPY_NATIVE": ("0, 1 or force", _native),
+    "PALLAS_NUMPY_THREADS": ("a number of threads, 1 or more", _threads),
 }
 
 
@@ -262,6 +276,9 @@ def read(environ: Mapping[str, str]) -> Settings:
             fields.update(parse(value))
         except KeyError:
             raise SettingError(f"{name}={value!r} isn't allowed; it takes {allowed}") from None
+    omp = re.match(r"\s*([1-9]\d*)\s*(,|$)", environ.get("OMP_NUM_THREADS", ""))  # else ill-formed
+    if omp is not None:
+        fields["threads"] = min(int(omp[1]), fields.get("threads", MOST_THREADS))
     settings = Settings(**fields)
     if settings.schedules and not (settings.seed or "0").isdigit():
         raise SettingError(

@@ -135,6 +135,7 @@ of_no_jax=(
     --ignore=tests/evaluator/codegen/test_native.py
     --ignore=tests/evaluator/codegen/test_native_mixed.py
     --ignore=tests/evaluator/codegen/test_native_products.py
+    --ignore=tests/evaluator/codegen/test_native_threads.py
     --ignore=tests/evaluator/codegen/test_numbers.py
     --ignore=tests/evaluator/passes/test_cost.py
     --ignore=tests/evaluator/passes/test_properties.py

@@ -49,6 +49,7 @@ def test_empty_is_unset(name):
         ("_NATIVE", "0", {"native": False}),
         ("_NATIVE", "1", {}),
         ("_NATIVE", "force", {"native_force": True}),
+        ("_THREADS", "3", {"threads": 3}),
         ("_DUMP", "0", {}),
         ("_DUMP", "a b/d", {"dump": "a b/d"}),
         ("_TPU", "v5e:2x4", {"tpu": "v5e", "topology": (2, 4)}),
@@ -84,6 +85,7 @@ def test_values(name, value, fields):
         ("_COMPILE_EXECUTOR", "pool", "module:factory"),
         ("_PROFILE", "profile.txt", ".html and .json files"),
         ("_DUMP", "1", "a directory"),
+        ("_THREADS", "0", "1 or more"),
         ("_VERIFY", "yes", "0 or 1"),
         ("_TPU", "v5e:2x2x2", "v5e:2x4"),
         ("_TPU", "v5e:0x4", "v5e:2x4"),
@@ -103,6 +105,16 @@ def test_bad_values(name, value, allowed):
         read({f"PALLAS_NUMPY{name}": value})
     message = str(error.value)
     assert f"PALLAS_NUMPY{name}={value!r}" in message and allowed in message
+
+
+@pytest.mark.parametrize(
+    "ours, omp, threads",
+    [(None, "2", 2), ("3", "2", 2), ("3", "8,4", 3), ("3", "0", 3), (None, "many", None)],
+)
+def test_no_more_threads_than_openmp_may_have(ours, omp, threads):
+    ours = {} if ours is None else {"PALLAS_NUMPY_THREADS": ours}
+    found = read({**ours, "OMP_NUM_THREADS": omp}).threads
+    assert found == (Settings().threads if threads is None else threads)
 
 
 def test_one_order_and_several():

@@ -157,7 +157,8 @@ class Way:
 
         start = time.perf_counter()
         with contextlib.suppress(native.NotNative):  # to be told when it has earned that
-            self.code = native.loaded(self._executable.program, self._objects)
+            threads = settings.current().threads
+            self.code = native.loaded(self._executable.program, self._objects, threads)
         if self.code is not None:
             self.use.native = f"read from disk in {time.perf_counter() - start:.3f} s{self._rest()}"
 
@@ -180,7 +181,8 @@ class Way:
             compiler = native.object_code
             if quietly:
                 compiler = functools.partial(background.quietly, compiler)
-            self.code = native.compiled(self._executable.program, self._objects, compiler)
+            program, threads = self._executable.program, settings.current().threads
+            self.code = native.compiled(program, self._objects, compiler, threads)
             self.use.native = f"compiled in {time.perf_counter() - start:.3f} s{self._rest()}"
         except native.NotNative as error:
             self.use.native = f"not native: {error}"

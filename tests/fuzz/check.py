@@ -18,6 +18,7 @@ from pallas_shim.cache import later
 from pallas_shim.cache.programs import CachedProgram
 from pallas_shim.evaluator import codegen
 from pallas_shim.evaluator.codegen.native import lowering as native_lowering
+from pallas_shim.evaluator.codegen.native import threads as native_threads
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.machine.order import OWN_ORDER
@@ -136,7 +137,9 @@ def check_natively(source: random.Random, only: str | None = None) -> list[str]:
             return [str(error)]
         try:
             args = [np.asarray(arg) for arg in call.args]
-            with patch.object(native_lowering, "_CALLED", 0.0):  # however little is native
+            share = source.choice([native_threads._SHARE, 1e-12])  # or threads share every loop
+            few = patch.object(native_lowering, "_CALLED", 0.0)  # however little is native
+            with few, patch.object(native_threads, "_SHARE", share):
                 return [compare_natively(optimise(program, skip), args) for skip in (NAMES, ())]
         except OtherBits as error:
             raise Mismatch(f"{error}\n{jaxpr}") from error

@@ -37,7 +37,7 @@ _BINARY = {
 _UNARY = {
     "i": (lax.neg, lax.sign, lax.abs, lax.bitwise_not, lax.population_count, lax.clz, lax.square),
     "f": (lax.neg, lax.abs, lax.sqrt, lax.floor, lax.ceil, lax.square, lax.sign, lax.is_finite,
-          lambda x: lax.round(x, lax.RoundingMethod.TO_NEAREST_EVEN)),
+          lambda x: lax.round(x, lax.RoundingMethod.TO_NEAREST_EVEN), lax.exp),
 }  # fmt: skip
 _TYPES = (
     "int8", "uint8", "int16", "uint16", "bfloat16", "float16", "int32", "uint32", "float32",

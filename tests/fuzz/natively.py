@@ -119,7 +119,7 @@ def compare_natively(program: Program, args: Sequence[np.ndarray]) -> str:
       OtherBits: the results differ in a bit.
     """
     try:
-        code = native.compiled(program)
+        code = native.compiled(program, threads=2)
     except native.NotNative as error:
         return str(error)
     want: list[Any] = Executable(program, lambda loop: False)(*args)

@@ -178,8 +178,27 @@ class Footprints:
 
     def _viewed(self, instruction: Instruction, out: Value) -> Box:
         box = self.box(instruction.ins[0])
+        if instruction.name == "blocks":
+            return self._of_blocks(instruction, box).lost(out.ref.ndim)
         spans = block_spans(instruction, self.known, self.axes)
         return box.lost(out.ref.ndim) if spans is None else box.within(spans)
+
+    def _of_blocks(self, instruction: Instruction, box: Box) -> Box:
+        """The part of a buffer from the first element of blocks that lie evenly to the last one."""
+        params, indices = instruction.operation.params, instruction.ins[1:]
+        at = [table_of(index, self.known, self.axes) for index in indices]
+        if None in box.dims or any(table is None for table in at):
+            return box
+        shape, steps = instruction.outs[0].ref.shape, params["steps"]
+        kept = dict(zip(params["kept"], shape[len(steps) :], strict=True))
+        spans = []
+        for dim, starts in enumerate(params["starts"]):
+            known = np.asarray(starts)
+            start = known[tuple(at)] if at else known.reshape((1,) * self.axes)
+            further = [step[dim] * (n - 1) for step, n in zip(steps, shape, strict=False)]
+            start = start + sum(n for n in further if n < 0)
+            spans.append(Span(start, sum(map(abs, further)) + kept.get(dim, 1)))
+        return box.within(spans)
 
     def along(self, box: Box, type: RefType, path: Any, leaves: Sequence[Value]) -> Box:
         """The part of a ref's box that a path leads to."""

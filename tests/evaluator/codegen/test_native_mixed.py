@@ -12,6 +12,7 @@ import pytest
 from jax import lax
 from jax.experimental import pallas as pl
 
+from pallas_shim.evaluator.floating import as_xla
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.passes import NAMES, optimise
 from tests.fuzz.natively import compare_natively
@@ -19,7 +20,8 @@ from tests.fuzz.natively import compare_natively
 pytest.importorskip("llvmlite")
 
 from pallas_shim.evaluator.codegen import native  # noqa: E402
-from pallas_shim.evaluator.codegen.native import functions  # noqa: E402
+from pallas_shim.evaluator.codegen.native import exponential, functions, sums  # noqa: E402
+from pallas_shim.evaluator.codegen.native.source import Source  # noqa: E402
 
 LOOPS = [(ufunc, char) for ufunc, chars in functions._LOOPS.items() for char in chars]
 
@@ -42,6 +44,43 @@ def numbers(*shape, seed=0, dtype=np.float32):
     special = np.array([0, -0.0, np.inf, -np.inf, np.nan, 1e30, 1e-30, 2e5], dtype)
     x.flat[rng.integers(0, x.size, 8)] = special
     return x
+
+
+# -- written out, with NumPy's steps ---------------------------------------------------------------
+
+
+def test_exp_of_float32_has_numpys_bits():
+    """tests/fuzz/exhaustive.py compares all numbers."""
+    function = exponential.compiled()
+    edges = np.array([-87.33655, 88.72284, 88.376, -0.0, 0, 1, 104, -104], np.float32)
+    near = (edges.view(np.int32)[:, None] + np.arange(-2000, 2000, dtype=np.int32)).reshape(-1)
+    bits = np.arange(1 << 18, dtype=np.uint32) * np.uint32(16411)
+    if not exponential.is_numpys():
+        pytest.skip("NumPy has another function for this processor")
+    for operands in (near.view(np.float32), bits.view(np.float32)):
+        assert as_xla(exponential.agrees, function, operands)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rows_are_added_up_in_numpys_order(dtype):
+    for count in (*range(9, 40), 127, 128, 129, 200, 256, 300, 1000, 1024, 5000):
+        assert sums._is_numpys(np.dtype(dtype), count)
+        text = Source()
+        sums.row_sum(np.dtype(dtype), count)(text, "%row", "%sum")
+        assert "%fixed" not in text.text("f", "") and not text.addresses
+    for count in (9, 33, 129, 1023, 1024):
+        x = numbers(3, count, dtype=dtype)
+        x[0] = -0.0
+        with jax.enable_x64(True):
+            check(lambda x: jnp.sum(x, axis=1), x, called=set())
+
+
+@pytest.mark.parametrize("count", [9, 16, 31, 33, 64, 100, 129, 200])
+def test_maxima_of_rows(count):
+    x = numbers(40, count)
+    x[::4] = np.minimum(x[::4], -0.0)
+    x[1::4, ::3] = 0
+    check(lambda x: [jnp.max(x, axis=1), jnp.min(x, axis=1)], x, called=set())
 
 
 # -- NumPy's loops --------------------------------------------------------------------------------

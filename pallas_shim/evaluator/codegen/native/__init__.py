@@ -14,12 +14,14 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
-from pallas_shim.evaluator.codegen.native import calls
+from pallas_shim.evaluator.codegen.native import calls, host
+from pallas_shim.evaluator.codegen.native import threads as shared
 from pallas_shim.evaluator.codegen.native.expanding import expanded
 from pallas_shim.evaluator.codegen.native.lowering import NativeLowering
 from pallas_shim.evaluator.codegen.native.machine import MachineCode, facts, module, object_code
+from pallas_shim.evaluator.codegen.native.sharing import Sharing, Unshareable
 from pallas_shim.evaluator.codegen.native.source import NotNative
-from pallas_shim.evaluator.program import ArrayType, Program
+from pallas_shim.evaluator.program import ArrayType, Instruction, Program
 
 __all__ = ["MachineCode", "NotNative", "ObjectStore", "compiled", "loaded", "object_code", "source"]
 
@@ -48,8 +50,7 @@ def source(program: Program) -> tuple[NativeLowering, str]:
             raise NotNative(f"arguments and results of the type {value.type}")
         if not math.prod(value.type.shape):
             raise NotNative("arrays without elements")
-    lowering = NativeLowering(expanded(program))
-    lowering.function()
+    lowering = _lowered(program)
     if lowering.called and lowering.gain < 0:
         raise NotNative(f"too little beside {', '.join(lowering.called)}")
     params, results = len(top.params), len(top.results)
@@ -58,6 +59,9 @@ def source(program: Program) -> tuple[NativeLowering, str]:
     text = lowering.to.text("program", f"{pointers}, ptr %thread")
     if lowering.called:
         text += calls.helpers()
+    if lowering.to.functions:
+        text += shared.helpers(host.load)
+        lowering.to.declared |= shared.DECLARED
     declared, used = sorted(lowering.to.declared), _used(program)
     workspace, addresses = lowering.workspace.nbytes > 0, len(lowering.to.addresses)
     # Who calls Python holds its lock, and lets other threads run there.
@@ -65,13 +69,26 @@ def source(program: Program) -> tuple[NativeLowering, str]:
     return lowering, module(text, declared, used, results, workspace, releases, addresses)
 
 
+def _lowered(program: Program) -> NativeLowering:
+    program = expanded(program)
+    refused: list[Instruction] = []
+    while True:
+        lowering = NativeLowering(program, Sharing(program, refused))
+        try:
+            lowering.function()
+            return lowering
+        except Unshareable as error:
+            refused.append(error.grid)
+
+
 def compiled(
     program: Program,
     objects: ObjectStore | None = None,
     compiler: Callable[[str], bytes] = object_code,
+    threads: int = 1,
 ) -> MachineCode:
     """A program in machine code. ``objects`` keeps it for other processes. ``compiler`` makes
-    object code of a text.
+    object code of a text. At most so many ``threads`` share a loop.
 
     Raises:
       NotNative: for part of the program there is no code.
@@ -83,20 +100,23 @@ def compiled(
         code = compiler(text)
         if objects is not None:
             objects.write(facts(), text, code)
-    return _machine_code(program, lowering, code)
+    return _machine_code(program, lowering, code, threads)
 
 
-def loaded(program: Program, objects: ObjectStore) -> MachineCode | None:
+def loaded(program: Program, objects: ObjectStore, threads: int = 1) -> MachineCode | None:
     """A program in machine code that another process has compiled. None: there is none.
+    ``threads``: as in `compiled`.
 
     Raises: as `compiled`.
     """
     lowering, text = source(program)
     code = objects.read(facts(), text)
-    return None if code is None else _machine_code(program, lowering, code)
+    return None if code is None else _machine_code(program, lowering, code, threads)
 
 
-def _machine_code(program: Program, lowering: NativeLowering, code: bytes) -> MachineCode:
+def _machine_code(
+    program: Program, lowering: NativeLowering, code: bytes, threads: int
+) -> MachineCode:
     results = [(value.type.shape, value.type.dtype) for value in program.top.results]
     return MachineCode(
         code,
@@ -106,6 +126,7 @@ def _machine_code(program: Program, lowering: NativeLowering, code: bytes) -> Ma
         lowering.to.addresses,
         lowering.kept,
         lowering.called,
+        threads if lowering.to.functions else 1,
     )
 
 

@@ -6,18 +6,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from pallas_shim.evaluator.codegen.native import elements
-from pallas_shim.evaluator.codegen.native.places import BufferPlace, contiguous
+from pallas_shim.evaluator.codegen.native.places import BufferPlace, Workspace, contiguous
+from pallas_shim.evaluator.codegen.native.sharing import Sharing, Unshareable
 from pallas_shim.evaluator.codegen.native.source import NotNative, Source, type_of
 from pallas_shim.evaluator.codegen.native.values import Values
 from pallas_shim.evaluator.program import Instruction, RefType, Region, Value
+
+# The workspace of a thread that shares a grid, and the bytes that may have, on its stack.
+_OWN, _STACK = "%own", 1 << 17
 
 
 class ControlFlow(Values):
     """Writes instructions that have regions."""
 
-    def __init__(self) -> None:
+    def __init__(self, sharing: Sharing) -> None:
         super().__init__()
         self._rounds = 1.0  # of what is being written, in a run
+        self.sharing = sharing
+        self.shared: Instruction | None = None  # the grid inside, if threads share it
 
     def enter(self, region: Region) -> None:
         """Counts the uses of the values that a region defines."""
@@ -201,6 +207,7 @@ class ControlFlow(Values):
 
     def _grid(self, instruction: Instruction) -> None:
         (region,) = instruction.regions
+        most = 1 if self.shared is not None else self.sharing.threads(instruction, self._rounds)
         sizes = [
             elements.as_index(self.to, size.type.dtype, self.register(size))
             for size in instruction.ins
@@ -208,7 +215,17 @@ class ControlFlow(Values):
         for size in instruction.ins:
             self.used(size)
             self._rounds *= float(size.const) if size.const is not None else 10
-        self._cells(region, sizes, [])
+        if most == 1:
+            self._cells(region, sizes, [])
+            return
+        outer, self.workspace = self.workspace, Workspace(_OWN)
+        self.shared = instruction
+        with self.to.shared_loop(int(sizes[0]), most) as number:
+            self._cells(region, sizes[1:], [number])
+            if self.workspace.nbytes > _STACK:
+                raise Unshareable(instruction)
+            self.to.own(_OWN, self.workspace.nbytes)
+        self.workspace, self.shared = outer, None
 
     def _cells(self, region: Region, sizes: Sequence[str], cell: list[str]) -> None:
         if sizes:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pallas_shim.evaluator.codegen.native import elements
+from pallas_shim.evaluator.codegen.native import elements, exponential
 from pallas_shim.evaluator.codegen.native.source import NotNative, Source
 from pallas_shim.evaluator.program import ArrayType, Value
 
@@ -64,15 +64,14 @@ def _call(
     to.line(f"call void {called}(ptr {given}, ptr {counts}, ptr {strides}, ptr {passed})")
 
 
-@functools.cache
-def row_sum(dtype: np.dtype) -> Callable[..., None]:
-    """What writes the sum of a row that has many numbers, in NumPy's order. It is of (source,
-    how many, address of the row, of the sum), and adds to the sum."""
-    function, data = _loop(np.add, dtype)
+def reduction(ufunc: np.ufunc, dtype: np.dtype) -> Callable[..., None]:
+    """What writes the reduction of a row by NumPy's loop. It is of (source, how many, address of
+    the row, of the result), and starts from what the result is."""
+    function, data = _loop(ufunc, dtype)
 
-    def write(to: Source, count: int, row: str, total: str) -> None:
+    def write(to: Source, count: int, row: str, result: str) -> None:
         steps = (0, dtype.itemsize, 0)
-        _call(function, data, 3, 0, to, str(count), total, row, total, steps=steps)
+        _call(function, data, 3, 0, to, str(count), result, row, result, steps=steps)
 
     return write
 
@@ -171,7 +170,10 @@ class _Steps:
 
     def loop(self, ufunc: np.ufunc, x: Value) -> Value:
         out = self._value(self._dtype, [x])
-        self._to.numpy_loop(out, ufunc, x)
+        if ufunc is np.exp and self._dtype == np.float32 and exponential.is_numpys():
+            self._to.elementwise([out], [x], lambda to, xs: [exponential.write(to, *xs)])
+        else:
+            self._to.numpy_loop(out, ufunc, x)
         return out
 
     def converted(self, x: Value, dtype: np.dtype) -> Value:

@@ -16,9 +16,10 @@ import numpy as np
 
 from pallas_shim.evaluator.codegen.native import stages
 from pallas_shim.evaluator.codegen.native.places import Buffer, BufferPlace, Workspace, broadcast
-from pallas_shim.evaluator.codegen.native.rounds import Dim, GroupAccess, Rounds
+from pallas_shim.evaluator.codegen.native.rounds import Dim, GroupAccess, Rounds, enter_loops
 from pallas_shim.evaluator.codegen.native.source import Source
 from pallas_shim.evaluator.codegen.native.stages import LoopCall, Reduction
+from pallas_shim.evaluator.codegen.native.threads import worthwhile
 from pallas_shim.evaluator.codegen.native.vectors import Vectors
 from pallas_shim.evaluator.program import Value
 
@@ -71,6 +72,7 @@ class Group:
         self.loads: set[Value] = set()  # members that are read from memory
         self.loops: dict[Value, LoopCall] = {}  # members that NumPy's loops compute
         self.reductions: dict[Value, Reduction] = {}
+        self.functions = 0  # members that take long to compute
         self.rows: set[Value] = set()  # members with one element for each row
         self.uses: Counter[Value] = Counter()
         self.stores: list[tuple[GroupAccess, Value]] = []
@@ -130,24 +132,32 @@ class Group:
             return  # nothing uses what it computes
         dims = self._dims()
         if self.loops or self.reductions:
-            stages.write(to, workspace, self, dims)
+            stages.write(to, workspace, self, dims, self._threads())
             return
+        most = self._threads()
         vectors = self._vectors(dims)
         if vectors is not None:
             outer, lanes = vectors
             with ExitStack() as stack:
-                at = [stack.enter_context(to.loop(str(dim.size))) for dim in outer]
+                at = enter_loops(to, stack, outer, most)
                 self._body(_VectorRounds(to, self, outer, at, lanes))
             return
         inner = dims.pop() if dims and dims[-1].size < _WRITTEN_OUT else None
         with ExitStack() as stack:
             parallel = stack.enter_context(to.independent_rounds())
-            at = [stack.enter_context(to.loop(str(dim.size), parallel)) for dim in dims]
+            at = enter_loops(to, stack, dims, most, parallel)
             if inner is None:
                 self._body(Rounds(to, self, dims, at))
                 return
             for number in range(inner.size):
                 self._body(Rounds(to, self, [*dims, inner], [*at, str(number)]))
+
+    def _threads(self) -> int:
+        """How many threads pay."""
+        accesses = len(self.reads) + len(self.stores)
+        functions = self.functions + len(self.loops)
+        operations = len(self.members) - functions
+        return worthwhile(math.prod(self.shape), accesses, operations, functions)
 
     def _body(self, rounds: Rounds) -> None:
         for value in self.members:

@@ -21,7 +21,12 @@ _OF_PYTHON = (
 )  # fmt: skip
 # Their places in NumPy's table of what it offers to C. One is a type.
 _OF_NUMPY = {"PyArray_Type": 2, "PyArray_Return": 76, "PyArray_NewFromDescr": 94}
-_NAMES = (*_OF_PYTHON, *_OF_NUMPY, "clock_gettime")
+# Not all of them are there on other systems than Linux.
+_OF_C = (
+    "clock_gettime", "malloc", "free", "pthread_create", "pthread_join", "pthread_detach",
+    "sched_getaffinity",
+)  # fmt: skip
+_NAMES = (*_OF_PYTHON, *_OF_NUMPY, *_OF_C)
 
 
 def declaration() -> str:
@@ -38,13 +43,17 @@ def load(name: str) -> str:
 def addresses() -> tuple[int, ...]:
     """What the list is filled with."""
     functions = [getattr(ctypes.pythonapi, name) for name in _OF_PYTHON]
-    clock = ctypes.CDLL(None).clock_gettime
-    table = _of_numpy()
+    library, table = ctypes.CDLL(None), _of_numpy()
+    of_c = [getattr(library, name, ctypes.c_void_p()) for name in _OF_C]
     return (
-        *[ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions],
+        *[_address(function) for function in functions],
         *[table[place] or 0 for place in _OF_NUMPY.values()],
-        ctypes.cast(clock, ctypes.c_void_p).value or 0,
+        *[_address(function) for function in of_c],
     )
+
+
+def _address(function: Any) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
 def _of_numpy() -> Any:

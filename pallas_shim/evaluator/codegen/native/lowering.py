@@ -26,6 +26,7 @@ from pallas_shim.evaluator.codegen.native.places import (
     dummy,
     viewed,
 )
+from pallas_shim.evaluator.codegen.native.sharing import Sharing, Unshareable
 from pallas_shim.evaluator.codegen.native.source import NotNative, Source, type_of
 from pallas_shim.evaluator.program import (
     PURE,
@@ -48,8 +49,8 @@ _RESHAPES = ("broadcast_in_dim", "broadcast_to", "expand_dims", "reshape", "sque
 class NativeLowering(ControlFlow):
     """Writes the instructions of one program."""
 
-    def __init__(self, program: Program) -> None:
-        super().__init__()
+    def __init__(self, program: Program, sharing: Sharing) -> None:
+        super().__init__(sharing)
         self.program = program
         self.written = _written(program)
         self.layouts = Layouts(program, self.places)
@@ -107,6 +108,8 @@ class NativeLowering(ControlFlow):
             # What refuses an instruction does so before it changes anything.
             if not calls.can_call(instruction):
                 raise
+            if self.shared is not None:
+                raise Unshareable(self.shared) from None
             calls.call(self, self.layouts, instruction)
             gain = -_CALLED
         self.gain += self._rounds * gain

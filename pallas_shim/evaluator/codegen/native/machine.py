@@ -16,6 +16,7 @@ import numpy as np
 from pallas_shim.evaluator.codegen.native import ffi, host
 from pallas_shim.evaluator.codegen.native.places import ALIGNMENT
 from pallas_shim.evaluator.codegen.native.source import FIXED, NotNative
+from pallas_shim.evaluator.codegen.native.threads import LATE, LIMIT
 from pallas_shim.evaluator.memory import aligned
 
 # The memory of a NumPy array stands behind a Python object's two words.
@@ -103,7 +104,7 @@ def object_code(text: str) -> bytes:
         return target.emit_object(module)
 
 
-def _loaded(code: bytes) -> Any:
+def loaded(code: bytes) -> Any:
     """The engine that has loaded object code."""
     with _working:
         _require_llvm()
@@ -141,11 +142,12 @@ class MachineCode:
         addresses: Sequence[int],
         kept: Sequence[Any],
         called: Mapping[str, int],
+        threads: int = 1,
     ) -> None:
         """``params``: whether each parameter is used; ``addresses``: those that the code uses;
         ``kept``: the objects that lie there; ``called``: the operations that NumPy does, and how
-        many instructions that is."""
-        self._engine, self.called = _loaded(code), dict(called)
+        many instructions that is; ``threads``: how many may share a loop, if more than one."""
+        self._engine, self.called = loaded(code), dict(called)
         count = len(params) + len(results) + 1
         # Such a call holds the interpreter's lock, and raises what C code has set.
         kind = ctypes.PYFUNCTYPE(ctypes.c_int, *[ctypes.py_object] * count)
@@ -154,6 +156,11 @@ class MachineCode:
         self._workspace, self._kept = workspace + ALIGNMENT, tuple(kept)
         self._fill(FIXED, addresses)
         self._fill(host.LIST, host.addresses())
+        self._late = ctypes.c_int64(0)
+        if threads > 1:
+            limit, late = map(self._engine.get_global_value_address, (LIMIT[1:], LATE[1:]))
+            ctypes.c_int64.from_address(limit).value = threads
+            self._late = ctypes.c_int64.from_address(late)
         counts = self._engine.get_global_value_address(ffi.COUNTS[1:])
         self._counts = (ctypes.c_int64 * 2).from_address(counts)
 
@@ -169,6 +176,10 @@ class MachineCode:
             return None
         workspace = self._workspace - ALIGNMENT
         return Handler(self._engine.get_function_address("handler"), self._used, workspace)
+
+    def __del__(self) -> None:
+        if self._late.value:  # a thread may still have to end in this code
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._engine))
 
     def counts(self) -> tuple[int, float]:
         """The calls by XLA until now, and the seconds that they took."""
@@ -241,9 +252,14 @@ def module(
     if releases:
         lines += [*save, "  %again = call ptr %save()", "  store ptr %again, ptr %thread"]
     lines += ["  ret i32 %status", "}"]
-    attributes = f"attributes #0 = {{ nounwind {_FLUSHES}{_vector_width()} }}"
+    attributes = attribute_group()
     entry = ffi.handler(used, results, workspace)
     return "\n".join([*declared, *lines, entry, function, attributes])
+
+
+def attribute_group() -> str:
+    """Of functions: subnormals are zeros."""
+    return f"attributes #0 = {{ nounwind {_FLUSHES}{_vector_width()} }}"
 
 
 _FLUSHES = '"denormal-fp-math"="preserve-sign,preserve-sign"'

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from pallas_shim.evaluator.codegen.native.source import ALIGNMENT
 from pallas_shim.evaluator.program import ArrayType, RefType
-
-ALIGNMENT = 64
 
 
 @dataclasses.dataclass(eq=False)
@@ -46,8 +45,8 @@ def strides_of(shape: Sequence[int], dtype: np.dtype) -> tuple[int, ...]:
 class Workspace:
     """Hands out parts of one allocation. A part that was given back is handed out again."""
 
-    def __init__(self) -> None:
-        self.nbytes = 0
+    def __init__(self, base: str = "%workspace") -> None:
+        self.base, self.nbytes = base, 0
         self._free: list[tuple[int, int]] = []  # start and size
 
     def take(self, shape: Sequence[int], dtype: np.dtype) -> Buffer:
@@ -62,10 +61,10 @@ class Workspace:
             start = best[0]
             if best[1] > size:
                 self._free.append((start + size, best[1] - size))
-        return Buffer("%workspace", start, size)
+        return Buffer(self.base, start, size)
 
     def give_back(self, buffer: Buffer) -> None:
-        assert buffer.start is not None
+        assert buffer.start is not None and buffer.base == self.base
         start, size = buffer.start, buffer.nbytes
         for part in list(self._free):  # joins its neighbours
             if part[0] + part[1] == start or start + size == part[0]:

@@ -1,4 +1,4 @@
-"""Reductions whose result doesn't depend on their order."""
+"""Reductions whose result doesn't depend on their order, or whose order is known."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pallas_shim.evaluator.codegen.native import elements, functions
+from pallas_shim.evaluator.codegen.native import elements, sums
 from pallas_shim.evaluator.codegen.native.groups import nest
 from pallas_shim.evaluator.codegen.native.source import NotNative, Source, literal, type_of
 from pallas_shim.evaluator.codegen.native.vectors import Vectors
@@ -19,6 +19,8 @@ from pallas_shim.evaluator.program import Instruction
 # order, longer ones leave the nearest cache.
 _MANY, _MOST = 9, 1 << 13
 _LANES = 16
+# As many vectors wait for their predecessors at once.
+_CHAINS = 4
 _OPERATIONS = {
     "reduce_sum": "add", "reduce_prod": "mul", "reduce_max": "max", "reduce_min": "min",
     "reduce_and": "and", "reduce_or": "or", "reduce_xor": "xor",
@@ -55,7 +57,7 @@ def _reduce(primitive: str, to: Any, instruction: Instruction) -> None:
         if name == "add" and dtype.name in ("float32", "float64"):
             if not to.layouts.is_contiguous(source):
                 raise NotNative(f"{primitive} of strided memory")
-            to.reduced_rows(out, source, functools.partial(_sum, dtype, shape[-1]))
+            to.reduced_rows(out, source, sums.row_sum(dtype, shape[-1]))
             return
     if ordered:
         raise NotNative(f"{primitive} of {dtype.name}")
@@ -88,35 +90,47 @@ def _reduce(primitive: str, to: Any, instruction: Instruction) -> None:
     to.used(source)
 
 
-def _sum(dtype: np.dtype, length: int, to: Source, row: str, result: str) -> None:
-    to.set(result, type_of(dtype), literal(dtype.type(0)))
-    functions.row_sum(dtype)(to, length, row, result)
-
-
 def _row(name: str, dtype: np.dtype, length: int, to: Source, row: str, result: str) -> None:
-    """Of vectors first, then of the vector."""
+    """Of vectors first, several at once, then of the vectors."""
     lanes = min(_LANES, length)
-    vectors = Vectors(to, lanes)
-    kind = f"<{lanes} x {type_of(dtype)}>"
-    total = to.variable(kind)
-    order = list(range(lanes))
-    to.set(total, kind, vectors.load_lanes(dtype, row, "0", order))
-    with to.loop(str(length // lanes - 1)) as number:
-        offset = to.times(to.plus(number, "1"), lanes * dtype.itemsize)
-        loaded = vectors.load_lanes(dtype, row, offset, order)
-        so_far = to.read(total, kind)
-        to.set(total, kind, elements.element(vectors, name, [dtype] * 2, dtype, [so_far, loaded]))
-    made = to.read(total, kind)
-    parts = [to.let(f"extractelement {kind} {made}, i64 {lane}") for lane in order]
-    for at in range(length - length % lanes, length):
+    vectors, order = Vectors(to, lanes), list(range(lanes))
+    kind, nbytes = f"<{lanes} x {type_of(dtype)}>", lanes * dtype.itemsize
+
+    def both(a: str, b: str) -> str:
+        return elements.element(vectors, name, [dtype] * 2, dtype, [a, b])
+
+    count = min(_CHAINS, length // lanes)
+    totals = [to.variable(kind) for _ in range(count)]
+    for number, total in enumerate(totals):
+        to.set(total, kind, vectors.load_lanes(dtype, row, str(number * nbytes), order))
+    with to.loop(str(length // lanes // count - 1)) as turn:
+        offset = to.times(to.plus(turn, "1"), count * nbytes)
+        for number, total in enumerate(totals):
+            here = to.plus(offset, str(number * nbytes))
+            loaded = vectors.load_lanes(dtype, row, here, order)
+            to.set(total, kind, both(to.read(total, kind), loaded))
+    made = [to.read(total, kind) for total in totals]
+    for at_vector in range(length // lanes // count * count, length // lanes):
+        made.append(vectors.load_lanes(dtype, row, str(at_vector * nbytes), order))
+    whole = _paired(made, both)
+    while lanes > 1 and lanes % 2 == 0:
+        lanes //= 2
+        upper = ", ".join(f"i32 {lane}" for lane in range(lanes, 2 * lanes))
+        rest = f", <{len(order)} x i32> <{upper}{', i32 poison' * (len(order) - lanes)}>"
+        whole = both(whole, to.let(f"shufflevector {kind} {whole}, {kind} poison{rest}"))
+    parts = [to.let(f"extractelement {kind} {whole}, i64 {lane}") for lane in range(lanes)]
+    for at in range(length - length % len(order), length):
         parts.append(to.load(dtype, row, str(at * dtype.itemsize)))
+    one = _paired(parts, lambda a, b: elements.element(to, name, [dtype] * 2, dtype, [a, b]))
+    to.store(dtype, one, result, "0")
+
+
+def _paired(parts: list[str], both: Callable[[str, str], str]) -> str:
+    """All parts as one: pairs, pairs of pairs, and so on."""
     while len(parts) > 1:
         pairs = itertools.zip_longest(parts[::2], parts[1::2])
-        parts = [
-            a if b is None else elements.element(to, name, [dtype] * 2, dtype, [a, b])
-            for a, b in pairs
-        ]
-    to.store(dtype, parts[0], result, "0")
+        parts = [a if b is None else both(a, b) for a, b in pairs]
+    return parts[0]
 
 
 HANDLERS: dict[str, Callable[[Any, Instruction], None]] = {

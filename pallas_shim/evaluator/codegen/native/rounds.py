@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,3 +87,13 @@ class Dim(NamedTuple):
     unit: int
     size: int
     steps: dict[GroupAccess, int]
+
+
+def enter_loops(
+    to: Source, stack: ExitStack, dims: Sequence[Dim], most: int, independent: str = ""
+) -> list[str]:
+    """Begins loops inside one another. Up to ``most`` threads share the outermost one, of which no
+    round accesses what another one writes. Gives the rounds' numbers."""
+    outer = [to.shared_loop(dim.size, most, independent) for dim in dims[:1]]
+    inner = [to.loop(str(dim.size), independent) for dim in dims[1:]]
+    return [stack.enter_context(loop) for loop in (*outer, *inner)]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 from collections.abc import Callable, Hashable, Iterator
 
 import numpy as np
+
+from pallas_shim.evaluator.codegen.native import threads
 
 
 class NotNative(Exception):
@@ -23,6 +26,16 @@ _TYPES = {
 }
 _BFLOAT16 = "bfloat16"
 _POLL_EACH = 1 << 12
+ALIGNMENT = 64  # of arrays
+# The bytes that a cache keeps together.
+_LINE = 64
+# Of many rounds, so many neighbours stay together.
+_TOGETHER = 64
+_CONVERSIONS = (
+    "bitcast", "fpext", "fptosi", "fptoui", "fptrunc", "inttoptr", "ptrtoint", "sext", "sitofp",
+    "trunc", "uitofp", "zext",
+)  # fmt: skip
+_KIND = re.compile(r"(?<![\w%.@])(?:i\d+|float|double|ptr|<\d+ x \w+>)(?![\w.])")
 # The list of a program's addresses, which is filled in when its code is loaded. So the text is the
 # same in each process.
 FIXED = "@fixed"
@@ -62,6 +75,17 @@ def literal(value: np.generic | np.ndarray) -> str:
     return f"bitcast (i{8 * array.itemsize} {bits} to {kind})"
 
 
+def _result(text: str) -> str:
+    """The type of an instruction's result."""
+    name = text.split(" ")[0]
+    if name in _CONVERSIONS:
+        return text.rsplit(" to ", 1)[1]
+    if name in ("getelementptr", "icmp", "fcmp"):
+        return "ptr" if name == "getelementptr" else "i1"
+    kinds = _KIND.findall(text)
+    return kinds[1] if name == "select" else kinds[0]
+
+
 def is_literal(register: str) -> bool:
     """Whether a register is an integer's literal instead."""
     return register.lstrip("-").isdigit()
@@ -90,8 +114,11 @@ class Source:
         self._lines: list[str] = []
         self._metadata: list[str] = []
         self._numbers: Iterator[int] = itertools.count(1) if outside is None else outside._numbers
+        self._is_shared = False  # what is written is run by several threads
         self.access = ""  # the suffix of loads and stores in independent rounds
         self._polls: str | None = None
+        self._types: dict[str, str] = {}  # of registers
+        self.functions: list[str] = []  # the texts of others, which this one needs
         self.declared: set[str] = set() if outside is None else outside.declared
         self.addresses: list[int] = []
         self._functions: dict[Hashable, str] = {}
@@ -107,6 +134,7 @@ class Source:
         """A new register with the value of an instruction."""
         register = self.fresh()
         self.line(f"{register} = {text}")
+        self._types[register] = _result(text)
         return register
 
     def call(self, kind: str, name: str, *operands: str) -> str:
@@ -128,6 +156,7 @@ class Source:
     def variable(self, kind: str, value: str | None = None) -> str:
         register = self.fresh()
         self._entry.append(f"  {register} = alloca {kind}")
+        self._types[register] = "ptr"
         if value is not None:
             self.set(register, kind, value)
         return register
@@ -142,6 +171,7 @@ class Source:
         """A register with an address that stays."""
         register = self.fresh()
         self._entry.append(f"  {register} = {address(FIXED, len(self.addresses))}")
+        self._types[register] = "ptr"
         self.addresses.append(place)
         return register
 
@@ -188,20 +218,36 @@ class Source:
         at = self.let(f"getelementptr inbounds i8, ptr {base}, i64 {offset}")
         self.line(f"store {kind} {value}, ptr {at}, align {_align(dtype)}{self.access}")
 
+    def prefetch(self, base: str, offset: str, nbytes: int, writes: int) -> None:
+        """Brings memory into the cache. It may lie outside of what there is."""
+        self.declared.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+        with self.loop(str(-(-nbytes // _LINE))) as number:
+            here = self.plus(offset, self.times(number, _LINE))
+            at = self.let(f"getelementptr i8, ptr {base}, i64 {here}")
+            self.line(f"call void @llvm.prefetch.p0(ptr {at}, i32 {writes}, i32 3, i32 1)")
+
     def poll(self) -> None:
         """Once in many times, asks whether the user has interrupted the program, and ends it
-        then."""
+        then. A loop that threads share does so by itself."""
+        if self._is_shared:
+            return
         if self._polls is None:
             self._polls = self.variable("i64")
             self._entry.append(f"  store i64 0, ptr {self._polls}")
         count = self.let(f"add i64 {self.read(self._polls, 'i64')}, 1")
         self.set(self._polls, "i64", count)
-        ask, leave, go_on = self.label(), self.label(), self.label()
+        ask, go_on = self.label(), self.label()
         is_time = self.let(f"icmp eq i64 {self.let(f'and i64 {count}, {_POLL_EACH - 1}')}, 0")
         self.branch(is_time, ask, go_on)
         self.begin(ask)
-        interrupted = self.let("call i32 @poll(ptr %thread)")
-        self.branch(self.let(f"icmp ne i32 {interrupted}, 0"), leave, go_on)
+        self._leave_if(self.let("call i32 @poll(ptr %thread)"))
+        self.jump(go_on)
+        self.begin(go_on)
+
+    def _leave_if(self, status: str) -> None:
+        """Ends the program if a status isn't 0."""
+        leave, go_on = self.label(), self.label()
+        self.branch(self.let(f"icmp ne i32 {status}, 0"), leave, go_on)
         self.begin(leave)
         self.line("ret i32 1")
         self.begin(go_on)
@@ -234,6 +280,41 @@ class Source:
         self.begin(end)
 
     @contextlib.contextmanager
+    def shared_loop(self, size: int, most: int, independent: str = "") -> Iterator[str]:
+        """As `loop`, of rounds which up to ``most`` threads share: none may access what another one
+        writes. Within another shared loop, it is a plain one."""
+        if most < 2 or self._is_shared:
+            with self.loop(str(size), independent) as number:
+                yield number
+            return
+        each = -(-size // (most * threads.PIECES_EACH))
+        each += -each % _TOGETHER if size > _TOGETHER**2 else 0
+        outside = self._lines, self._entry
+        self._lines, self._entry, self._is_shared = [], [], True
+        start = self.times("%piece", each)
+        rest = self.let(f"sub nsw i64 {size}, {start}")
+        count = self.call("i64", "llvm.smin.i64", f"i64 {rest}", f"i64 {each}")
+        with self.loop(count, independent) as number:
+            yield self.plus(start, number)
+        own = [line for line in self._entry if " = alloca " in line]
+        inherited = [line for line in self._entry if line not in own]
+        name = self.fresh("@piece")
+        text, given = threads.outlined(name, own, self._lines, self._types)
+        self.functions.append(text)
+        (self._lines, self._entry), self._is_shared = outside, False
+        self._entry += inherited
+        held = self.variable(f"[{max(len(given), 1)} x i64]")
+        for place, (register, kind) in enumerate(given.items()):
+            at = self.let(f"getelementptr i64, ptr {held}, i64 {place}")
+            self.line(f"store {kind} {register}, ptr {at}")
+        passed = f"ptr {name}, ptr {held}, i64 {-(-size // each)}, i64 {most}, ptr %thread"
+        self._leave_if(self.let(f"call i32 @share({passed})"))
+
+    def own(self, name: str, nbytes: int) -> None:
+        """Gives each thread that runs a shared loop memory of its own, aligned as arrays are."""
+        self._entry.append(f"  {name} = alloca [{max(nbytes, 1)} x i8], align {ALIGNMENT}")
+
+    @contextlib.contextmanager
     def independent_rounds(self) -> Iterator[str]:
         """Around loops of which no round accesses what another one writes. LLVM then needs no
         checks to run several at once."""
@@ -246,15 +327,18 @@ class Source:
     def _node(self) -> str:
         return self.fresh("!")
 
-    def text(self, name: str, params: str, attributes: str = "") -> str:
+    def text(
+        self, name: str, params: str, attributes: str = "", linkage: str = "internal"
+    ) -> str:
         """The function and what it needs, without the declarations."""
         return "\n".join([
             *self._texts,
-            f"define internal i32 @{name}({params}) {attributes}#0 {{",
+            f"define {linkage} i32 @{name}({params}) {attributes}#0 {{",
             "entry:",
             *self._entry,
             *self._lines,
             "}",
+            *self.functions,
             *self._metadata,
         ])
 

@@ -14,13 +14,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pallas_shim.evaluator.codegen.native.places import Buffer, Workspace
-from pallas_shim.evaluator.codegen.native.rounds import Dim, GroupAccess, Rounds
-from pallas_shim.evaluator.codegen.native.source import Source
+from pallas_shim.evaluator.codegen.native.places import Buffer, BufferPlace, Workspace
+from pallas_shim.evaluator.codegen.native.rounds import Dim, GroupAccess, Rounds, enter_loops
+from pallas_shim.evaluator.codegen.native.source import ALIGNMENT, Source
 from pallas_shim.evaluator.program import Value
 
 # The elements of a piece, unless a row has more.
 _PIECE = 1 << 10
+# A thread's stack has room for values of so many elements.
+_OWN = 1 << 13
 
 
 class LoopOperand(NamedTuple):
@@ -109,15 +111,20 @@ def _piece(group: Any, dims: Sequence[Dim]) -> _Piece:
     return _Piece(outer, cut, each, inner, row)
 
 
-def write(to: Source, workspace: Workspace, group: Any, dims: Sequence[Dim]) -> None:
-    """Writes the loops of a group, whose dimensions are ``dims``."""
-    _Stages(to, workspace, group, _piece(group, dims)).write()
+def write(
+    to: Source, workspace: Workspace, group: Any, dims: Sequence[Dim], threads: int
+) -> None:
+    """Writes the loops of a group, whose dimensions are ``dims``. Up to so many threads share the
+    pieces."""
+    _Stages(to, workspace, group, _piece(group, dims), threads).write()
 
 
 class _Stages:
-    def __init__(self, to: Source, workspace: Workspace, group: Any, piece: _Piece):
+    def __init__(
+        self, to: Source, workspace: Workspace, group: Any, piece: _Piece, threads: int
+    ) -> None:
         self.to, self.group, self.piece = to, group, piece
-        self.workspace = workspace
+        self.workspace, self.threads = workspace, threads
         self.saved: dict[Value, _Saved] = {}
         self.operands: dict[tuple[Value, int], _Saved] = {}  # where those of a loop are
         self.copied: list[tuple[Value, LoopOperand, _Saved]] = []  # those that are written there
@@ -125,7 +132,8 @@ class _Stages:
         for value in group.members:
             self.runs[value] = max([self.ready(n) for n in group.needs.get(value, ())], default=0)
         self.final = max([self.ready(value) for value in group.members], default=0)
-        self._save()
+        if piece.capacity > _OWN:
+            self.threads = 1
 
     def ready(self, value: Value) -> int:
         """The first stage whose loops can use a member."""
@@ -168,28 +176,59 @@ class _Stages:
     def _room(self, dtype: np.dtype, is_row: bool) -> _Saved:
         piece = self.piece
         count = piece.capacity // piece.row if is_row else piece.capacity
-        return _Saved(self.workspace.take((count,), dtype), dtype, is_row)
+        if self.threads == 1:
+            return _Saved(self.workspace.take((count,), dtype), dtype, is_row)
+        # Each thread has its own one, on its stack.
+        own = self.to.variable(f"[{count * dtype.itemsize} x i8], align {ALIGNMENT}")
+        return _Saved(Buffer(own, 0), dtype, is_row)
 
     # -- what is written ------------------------------------------------------------------------
 
     def write(self) -> None:
         to, piece = self.to, self.piece
         with ExitStack() as stack:
-            at = [stack.enter_context(to.loop(str(dim.size))) for dim in piece.outer]
+            at = enter_loops(to, stack, piece.outer, self.threads)
             start, rounds = "0", str(piece.each)
             if piece.cut is not None:
                 size, each = piece.cut.size, piece.each
-                number = stack.enter_context(to.loop(str(-(-size // each))))
+                most = 1 if piece.outer else self.threads
+                number = stack.enter_context(to.shared_loop(-(-size // each), most))
                 start = to.times(number, each)
                 if size % each:
                     rest = to.let(f"sub nsw i64 {size}, {start}")
                     rounds = to.call("i64", "llvm.smin.i64", f"i64 {rest}", f"i64 {each}")
+                self._prefetch(at, start)
+            self._save()
             for stage in range(self.final + 1):
                 self._loops(stage, at, start, rounds, of_rows=True)
                 self._loops(stage, at, start, rounds, of_rows=False)
                 self._finish(stage, at, start, rounds)
-        for saved in (*self.saved.values(), *[saved for *_, saved in self.copied]):
-            self.workspace.give_back(saved.buffer)
+        if self.threads == 1:
+            for saved in (*self.saved.values(), *[saved for *_, saved in self.copied]):
+                self.workspace.give_back(saved.buffer)
+
+    def _prefetch(self, outer: Sequence[str], start: str) -> None:
+        """Has what the next piece reads, and where this one stores, brought into the cache
+        meanwhile. A processor foresees that only within a page of memory."""
+        to, group, cut = self.to, self.group, self.piece.cut
+        assert cut is not None
+        dims, nests = [*self.piece.outer, cut], [cut._replace(size=self.piece.each)]
+        next_start = to.plus(start, str(self.piece.each))
+        fetched = set[BufferPlace]()
+        for access, at, writes in (
+            *((access, next_start, 0) for access in group.reads),
+            *((access, start, 1) for access, _ in group.stores),
+        ):
+            nbytes = access.place.dtype.itemsize
+            for dim in reversed([*nests, *self.piece.inner]):
+                if dim.steps.get(access) != nbytes:
+                    break  # it isn't all the memory from the first element on
+                nbytes *= dim.size
+            else:
+                if access.place not in fetched:
+                    fetched.add(access.place)
+                    first = Rounds(to, group, dims, [*outer, at]).address(access)
+                    to.prefetch(access.place.buffer.base, first, nbytes, writes)
 
     def _finish(self, stage: int, at: Sequence[str], start: str, rounds: str) -> None:
         """NumPy's loops and the reductions after a stage's loops."""
