@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,8 @@ import numpy as np
 # that for vectors), above the last, a fifth of a millisecond, the others earn what they cost.
 _SHARED_FROM = (9_216, 1 << 18)
 _WORTH_SHARING = 1 << 23
+# Stacks of products of so many multiplications in all are worth the calls that join them.
+_WORTH_JOINING = 1 << 18
 
 
 def product(rows: int, terms: int, columns: int) -> Callable[..., Any]:
@@ -27,6 +30,65 @@ def product(rows: int, terms: int, columns: int) -> Callable[..., Any]:
     count = rows * terms * columns
     is_shared = count >= _SHARED_FROM[min(rows, columns) > 1]
     return _by_this_thread if is_shared and count <= _WORTH_SHARING else np.matmul
+
+
+def product_of_stacks(
+    lhs: tuple[int, ...], rhs: tuple[int, ...]
+) -> Callable[..., Any] | None:
+    """np.matmul for stacks of matrices of these shapes, of (x, y, out=None), as fewer and larger
+    products. None if there are none.
+
+    Where only the left matrices differ along an axis of the stacks, they are rows of one matrix.
+    Where only the right ones do, they are columns of one. Neither is copied if it lies so in
+    memory, as blocks of an array do. The result lies in memory like a result of these products.
+    """
+    rank = len(lhs) - 2
+    rows = [d for d in range(rank) if lhs[d] > 1 and rhs[d] == 1]
+    columns = [d for d in range(rank) if lhs[d] == 1 and rhs[d] > 1]
+    rest = [d for d in range(rank) if d not in rows and d not in columns]
+    stack = [max(lhs[d], rhs[d]) for d in range(rank)]
+    m, k, n = lhs[-2], lhs[-1], rhs[-1]
+    if not (rows or columns) or math.prod((*stack, m, k, n)) < _WORTH_JOINING:
+        return None
+    count, many, wide = ([stack[d] for d in dims] for dims in (rest, rows, columns))
+    left_order = (*rest, *columns, *rows, rank, rank + 1)
+    left_shape = (*count, math.prod(many) * m, k)
+    right_order = (*rest, *rows, rank, *columns, rank + 1)
+    right_shape = (*count, k, math.prod(wide) * n)
+    multiply = product(left_shape[-2], k, right_shape[-1])
+    made_shape = (*count, *many, m, *wide, n)
+    # The places of the axes of the stacks, and of rows and columns, in what is made.
+    made_order = (*rest, *rows, rank, *columns, rank + 1)
+    back = tuple(map(made_order.index, range(rank + 2)))
+    joined = (*count, left_shape[-2], right_shape[-1])
+    rows_at, columns_at = len(count), len(count) + len(many) + 1
+
+    def run(x: np.ndarray, y: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        x = x.transpose(left_order).reshape(left_shape)
+        y = y.transpose(right_order).reshape(right_shape)
+        if out is not None:
+            to = out.transpose(made_order)
+            if _is_one(to, rows_at, columns_at) and _is_one(to, columns_at, rank + 2):
+                multiply(x, y, out=to.reshape(joined))
+                return out
+        made = multiply(x, y).reshape(made_shape).transpose(back)
+        if out is None:
+            return made
+        out[...] = made
+        return out
+
+    return run
+
+
+def _is_one(array: np.ndarray, start: int, stop: int) -> bool:
+    """Whether dimensions, each of which steps over the next, are one with an even stride."""
+    inner = stop - 1
+    for d in reversed(range(start, stop - 1)):
+        if array.shape[d] == 1:
+            continue
+        if array.strides[d] != array.strides[inner] * math.prod(array.shape[d + 1 : stop]):
+            return False
+    return array.shape[inner] > 1 or start == inner
 
 
 def takes_out(function: Any, operands: int) -> bool:

@@ -112,7 +112,13 @@ def _dot_general(
     rows = math.prod(lhs.shape[d] for d in lhs_free)
     columns = math.prod(rhs.shape[d] for d in rhs_free)
     # A single product isn't summed, because 0 + -0 would lose the sign of a zero. XLA keeps it.
-    multiply = np.multiply if terms == 1 else blas.product(rows, terms, columns)
+    multiply: Function = np.multiply
+    if terms != 1:
+        of_stacks = blas.product_of_stacks(
+            (*[lhs.shape[d] for d in lhs_batch], rows, terms),
+            (*[rhs.shape[d] for d in rhs_batch], terms, columns),
+        )
+        multiply = of_stacks or blas.product(rows, terms, columns)
     if left is None and right is None and finish is None and not reshapes:
         return multiply
 

@@ -21,9 +21,10 @@ chunks, so that stacks stay in the cache, and memory doesn't grow with the grid.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,7 +38,7 @@ from pallas_shim.evaluator.passes.grid.reductions import accumulations
 from pallas_shim.evaluator.passes.grid.scan_as_grid import Loop, as_grid
 from pallas_shim.evaluator.passes.grid.vectorise import Varies, Vectoriser
 from pallas_shim.evaluator.passes.grid.vectorise_control import run
-from pallas_shim.evaluator.passes.rewrite import with_regions
+from pallas_shim.evaluator.passes.rewrite import is_ufunc, with_regions
 from pallas_shim.evaluator.program import (
     CELLS,
     PURE,
@@ -56,6 +57,13 @@ _LARGEST_STACK = 1 << 19
 # Calls are a small part of a cell's time if it has a product of so many multiplications. Then as
 # many cells run together as have so many bytes of arrays in all, which stay in a cache.
 _LARGE_PRODUCT, _CACHED = 1 << 20, 3 << 19
+# Blocks of a matrix that are multiplied with one block of another are rows or columns of one large
+# product. Then so many bytes may be in a stack, if there are at most so many elementwise
+# operations for each product: one that leaves the cache costs less than smaller products would.
+_LARGEST_PANEL, _FEW = 1 << 24, 3
+# Large products that are added up one after the other are written out, if it are so many at most.
+# Then sums are values, and only the last one is stored.
+_MOST_WRITTEN_OUT = 16
 # Grids of more cells times instructions than this are not looked at.
 _LARGEST_PROOF = 1 << 26
 # The extra cost of running an instruction cell by cell here instead of in each cell, as a fraction
@@ -216,7 +224,24 @@ class _Grid:
     # -- chunks -----------------------------------------------------------------------------
 
     def _emitted(self, proven: _Proven) -> list[Instruction] | None:
-        chunks, cut = self._chunks(proven.axes)
+        if self._multiplies() and (body := self._in_chunks(proven, panels=True)) is not None:
+            return body
+        return self._in_chunks(proven, panels=False)
+
+    def _multiplies(self) -> bool:
+        """Whether the grid's work is large products of matrices."""
+        products = few = 0
+        for instruction in self.region.walk():
+            if _multiplications(instruction) >= _LARGE_PRODUCT:
+                products += 1
+            elif is_ufunc(instruction.operation) and instruction.outs[0].type.shape:
+                few += 1
+        return 0 < products and few <= _FEW * products
+
+    def _in_chunks(self, proven: _Proven, panels: bool) -> list[Instruction] | None:
+        """``panels``: in chunks that make large products of smaller ones. None if they don't, or
+        if it doesn't pay."""
+        chunks, cut = self._chunks(proven.axes, panels)
         if math.prod(chunks) == 1:
             return None
         ranges = [(0, size) for size in self.sizes]
@@ -226,12 +251,14 @@ class _Grid:
         cells = math.prod(chunks)
         if vectorised.calls * (cells - 1) <= vectorised.single * cells * _ONE_BY_ONE:
             return None
+        if panels and not all(map(_joins, _products(body))):
+            return None
         if whole < self.sizes[cut]:
             ranges[cut], chunks[cut] = (whole, self.sizes[cut]), self.sizes[cut] - whole
             body += self._on(ranges, chunks, proven)[1]
         return body
 
-    def _chunks(self, axes: Sequence[int]) -> tuple[list[int], int]:
+    def _chunks(self, axes: Sequence[int], panels: bool) -> tuple[list[int], int]:
         """The number of cells along each axis that run together, and the axis on which a partial
         chunk may be left."""
         sizes, product = [1], 0
@@ -239,8 +266,8 @@ class _Grid:
             outs = instruction.operation.outs
             sizes += [type.nbytes for type in outs if isinstance(type, ArrayType)]
             product = max(product, _multiplications(instruction))
-        room = _LARGEST_STACK // max(sizes)
-        if product >= _LARGE_PRODUCT:
+        room = (_LARGEST_PANEL if panels else _LARGEST_STACK) // max(sizes)
+        if product >= _LARGE_PRODUCT and not panels:
             room = min(room, _CACHED // sum(sizes))
         room = max(1, room)
         chunks = [1] * len(self.sizes)
@@ -270,20 +297,33 @@ class _Grid:
             made = refs.allocation(type, 0)  # each cell stores before it reads
             before.append(make_instruction((made, (), (private[root],), (), source)))
         written = set(self.footprints.written)
-        vectorised = Vectoriser(
-            layout, self.known, private, lambda ref: self.aliases.root(ref) in written,
-            self.accumulated,
-        )  # fmt: skip
-        with vectorised.builder.block() as emitted:
-            run(vectorised, self.region.body)
-        body = (*vectorised.entry, *emitted)
-        # Instructions that don't depend on the other axes can then leave the inner loop.
         rest = [axis for axis in range(len(self.sizes)) if axis not in proven.axes]
+        views: dict[Any, Value] = {}
+        body: tuple[Instruction, ...] = ()
+        parts = self._parts(layout, rest)
+        for part in parts:
+            vectorised = Vectoriser(
+                part, self.known, private, lambda ref: self.aliases.root(ref) in written,
+                self.accumulated, views,
+            )  # fmt: skip
+            with vectorised.builder.block(vectorised.body):
+                run(vectorised, self.region.body)
+            body += (*vectorised.entry, *vectorised.body)
+        # Instructions that don't depend on the other axes can then leave the inner loop.
         for axes in (rest, proven.axes):
             params = [layout.params[axis] for axis in axes]
-            if any(params):
+            if any(params) and (axes is not rest or len(parts) == 1):
                 body = (self._loop(body, layout, axes),)
         return vectorised, [*before, *body]
+
+    def _parts(self, layout: Layout, rest: Sequence[int]) -> list[Layout]:
+        """The layout itself, whose axes that run in order become a loop. Or its parts, in order,
+        if they are to be written out one after the other."""
+        cells = math.prod([self.sizes[axis] for axis in rest])
+        if self.loop or not 1 < cells <= _MOST_WRITTEN_OUT or not self._multiplies():
+            return [layout]
+        numbers = itertools.product(*[range(self.sizes[axis]) for axis in rest])
+        return [layout.at(dict(zip(rest, cell, strict=True))) for cell in numbers]
 
     def _loop(
         self, body: tuple[Instruction, ...], layout: Layout, axes: Sequence[int]
@@ -311,3 +351,21 @@ def _multiplications(instruction: Instruction) -> int:
     lhs, out = instruction.operation.ins[0], instruction.operation.outs[0]
     (terms, _), _ = instruction.operation.params["dimension_numbers"]
     return math.prod(out.shape) * math.prod(lhs.shape[d] for d in terms)
+
+
+def _products(body: Sequence[Instruction]) -> Iterator[Instruction]:
+    """The products of matrices in a body, with those in its regions."""
+    for instruction in body:
+        if instruction.name == "dot_general":
+            yield instruction
+        for region in instruction.regions:
+            yield from _products(region.body)
+
+
+def _joins(product: Instruction) -> bool:
+    """Whether a product of stacks is one of larger matrices: along each axis, only the left
+    matrices differ, or only the right ones."""
+    _, (lhs_batch, rhs_batch) = product.operation.params["dimension_numbers"]
+    lhs, rhs = product.operation.ins
+    sizes = [(lhs.shape[x], rhs.shape[y]) for x, y in zip(lhs_batch, rhs_batch, strict=True)]
+    return any(max(pair) > 1 for pair in sizes) and all(min(pair) == 1 for pair in sizes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +36,7 @@ class Layout:
     def __init__(
         self, indices: Sequence[Value], ranges: Sequence[tuple[int, int]], chunks: Sequence[int]
     ):
+        self._indices = indices
         self.ranges = ranges
         self.chunks = chunks
         self.steps = [(b - a) // c for (a, b), c in zip(ranges, chunks, strict=True)]
@@ -48,6 +49,17 @@ class Layout:
             for index, n in zip(indices, self.steps, strict=True)
         ]
         self._axis_of = {index: axis for axis, index in enumerate(indices)}
+
+    def at(self, cell: Mapping[int, int]) -> Layout:
+        """The part of this layout at these indices along axes without chunks. The other axes
+        have the same ``params``."""
+        ranges = [
+            (cell[axis], cell[axis] + 1) if axis in cell else reach
+            for axis, reach in enumerate(self.ranges)
+        ]
+        part = Layout(self._indices, ranges, self.chunks)
+        part.params = [None if a in cell else param for a, param in enumerate(self.params)]
+        return part
 
     def step_of(self, value: Value) -> Value | None:
         """The number of the chunk, if the value is one."""

@@ -67,9 +67,11 @@ class Vectoriser:
         private: Mapping[Value, Value],
         written: Callable[[Value], bool],
         accumulated: Mapping[Value, Accumulation],
+        views: dict[Any, Value],
     ):
         """
         Args:
+          views: the evenly spaced blocks that there are; those of the body's own are added.
           known: the tables of scalars.
           written: whether the grid writes to what a ref leads to.
           private: for each buffer that is to be one for each cell, the one that is.
@@ -79,12 +81,14 @@ class Vectoriser:
         self.known = known
         self.written = written
         self.accumulated = accumulated
+        self.views = views
         self._within = {value for a in accumulated.values() for value in a.replaced}
         self.cells: dict[Value, CellValue] = {
             root: CellValue(stack, layout.lead) for root, stack in private.items()
         }
         self.builder = Builder()
         self.entry: list[Instruction] = []  # before the body: what any part of it may use
+        self.body: list[Instruction] = []
         self.calls = 0
         self.single = 0
         self._over_leads: dict[Any, Operation | None] = {}
@@ -312,8 +316,13 @@ class Vectoriser:
             return CellValue(ref)
         ins = (ref.type, *[step.type for step in at])
         params = {"starts": starts, "steps": steps, "kept": kept}
-        view = self.builder.operation("blocks", ins, (out,), params)
-        (value,) = self.emit(view, (ref, *at))
+        key = (ref, *at, *[start.tobytes() for start in starts], steps, kept, out)
+        value = self.views.get(key)
+        if value is None:
+            view = self.builder.operation("blocks", ins, (out,), params)
+            (value,) = self.emit(view, (ref, *at))
+            if self.builder.body is self.body:
+                self.views[key] = value
         return CellValue(value, lead)
 
     def _access(
