@@ -1,9 +1,13 @@
-"""Store-to-load forwarding: replaces a load by the value that was just stored there."""
+"""Store-to-load forwarding: replaces a load by the value that was just stored there.
+
+One matrix that was stored for all cells of a stack is broadcast to the stack.
+"""
 
 from __future__ import annotations
 
 from pallas_shim.evaluator.analysis.alias import AliasAnalysis, load_address, store_address
 from pallas_shim.evaluator.analysis.memory_versions import MemoryVersions
+from pallas_shim.evaluator.builder import Builder
 from pallas_shim.evaluator.passes.rewrite import (
     ScopedTable,
     Substitution,
@@ -11,7 +15,7 @@ from pallas_shim.evaluator.passes.rewrite import (
     with_operands,
     with_regions,
 )
-from pallas_shim.evaluator.program import PURE, Instruction, Program, Region
+from pallas_shim.evaluator.program import PURE, ArrayType, Instruction, Program, Region, Value
 
 
 def forward_stores(program: Program) -> Program:
@@ -24,6 +28,7 @@ class _Forwarding:
         self.versions = MemoryVersions(aliases)
         self.stored = ScopedTable()
         self.replaced: Substitution = {}
+        self.builder = Builder()
 
     def region(self, region: Region) -> Region:
         replaced, versions = self.replaced, self.versions
@@ -39,6 +44,13 @@ class _Forwarding:
                     if stored is not None and stored.type == outs[0].type:
                         replaced[outs[0]] = stored
                         continue
+                    if stored is not None and _broadcasts(stored, outs[0]):
+                        with self.builder.block(kept):
+                            self.builder.source = instruction.source
+                            replaced[outs[0]] = self.builder.apply_one(
+                                "broadcast_to", (stored,), outs[0].type
+                            )
+                        continue
                 versions.write(self.aliases.roots(instruction, operation.effects.writes))
                 address = store_address(instruction)
                 if address is not None:
@@ -52,3 +64,14 @@ class _Forwarding:
             with self.stored.scope():
                 regions.append(self.region(region))
         return with_regions(instruction, regions)
+
+
+def _broadcasts(stored: Value, loaded: Value) -> bool:
+    """Whether what is loaded is a stack whose members are all the stored array."""
+    if type(stored.type) is not ArrayType or type(loaded.type) is not ArrayType:
+        return False
+    shape, dtype = loaded.type
+    rank = len(stored.type.shape)
+    return (
+        stored.type.dtype == dtype and 0 < rank < len(shape) and stored.type.shape == shape[-rank:]
+    )

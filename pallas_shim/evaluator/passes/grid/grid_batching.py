@@ -59,8 +59,10 @@ _LARGEST_STACK = 1 << 19
 _LARGE_PRODUCT, _CACHED = 1 << 20, 3 << 19
 # Blocks of a matrix that are multiplied with one block of another are rows or columns of one large
 # product. Then so many bytes may be in a stack, if there are at most so many elementwise
-# operations for each product: one that leaves the cache costs less than smaller products would.
+# operations for each product, all of them cheap: one that leaves the cache costs less than smaller
+# products would.
 _LARGEST_PANEL, _FEW = 1 << 24, 3
+_CHEAP = frozenset({"add", "add_any", "sub", "mul", "max", "min"})
 # Large products that are added up one after the other are written out, if it are so many at most.
 # Then sums are values, and only the last one is stored.
 _MOST_WRITTEN_OUT = 16
@@ -229,12 +231,14 @@ class _Grid:
         return self._in_chunks(proven, panels=False)
 
     def _multiplies(self) -> bool:
-        """Whether the grid's work is large products of matrices."""
+        """Whether nearly all of the grid's work is large products of matrices."""
         products = few = 0
         for instruction in self.region.walk():
             if _multiplications(instruction) >= _LARGE_PRODUCT:
                 products += 1
             elif is_ufunc(instruction.operation) and instruction.outs[0].type.shape:
+                if instruction.name not in _CHEAP:
+                    return False
                 few += 1
         return 0 < products and few <= _FEW * products
 

@@ -679,3 +679,79 @@ def test_constants_that_are_looked_up(written):
         return jnp.nan_to_num(call(table, x))
 
     assert loops(f, X) == ([(8,)] if written else [])
+
+
+# -- products of blocks ---------------------------------------------------------------------------
+
+
+def blocked_product(sizes, block=128, dtype=F32, act=lambda x: x, accumulate=True):
+    """A product of matrices, block by block, for a grid of rows, columns and terms."""
+
+    def kernel(x, y, out, acc):
+        @pl.when(pl.program_id(2) == 0)
+        def _():
+            acc[...] = jnp.zeros_like(acc)
+
+        acc[...] += jnp.dot(x[...], y[...], preferred_element_type=F32)
+        if accumulate:
+            out[...] = act(acc[...]).astype(out.dtype)
+        else:
+
+            @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
+            def _():
+                out[...] = act(acc[...]).astype(out.dtype)
+
+    rows, columns, terms = (size * block for size in sizes)
+    f = pl.pallas_call(
+        kernel, jax.ShapeDtypeStruct((rows, columns), dtype), grid=sizes,
+        in_specs=[pl.BlockSpec((block, block), lambda i, j, k: (i, k)),
+                  pl.BlockSpec((block, block), lambda i, j, k: (k, j))],
+        out_specs=pl.BlockSpec((block, block), lambda i, j, k: (i, j)),
+        scratch_shapes=[pltpu.VMEM((block, block), F32)], interpret=True,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    # Whole numbers: blocks that are multiplied at once may be added up in another order.
+    x, y = (rng.integers(-4, 5, shape).astype(dtype) for shape in ((rows, terms), (terms, columns)))
+    return f, x, y
+
+
+@pytest.mark.parametrize("accumulate", [True, False])
+@pytest.mark.parametrize("sizes", [(3, 2, 2), (1, 3, 2), (2, 1, 3), (2, 2, 1)])
+def test_blocks_are_multiplied_as_one_product(sizes, accumulate):
+    f, x, y = blocked_product(sizes, accumulate=accumulate)
+    assert loops(f, x, y) == []
+    program = optimise(lower(jax.make_jaxpr(f)(x, y)))
+    assert names(program).count("dot_general") == sizes[2]
+    assert "switch" not in names(program) and "allocate" not in names(program)
+    np.testing.assert_array_equal(np.asarray(Executable(program)(x, y)[0]), x @ y)
+
+
+@pytest.mark.parametrize("accumulate", [True, False])
+def test_blocks_with_a_function_of_the_sum(accumulate):
+    f, x, y = blocked_product((2, 2, 2), act=jax.nn.relu, accumulate=accumulate)
+    assert loops(f, x, y) == []
+
+
+def test_blocks_of_narrow_floats():
+    assert loops(*blocked_product((2, 2, 2), dtype=jnp.bfloat16)) == []
+
+
+def test_panels_of_blocks_have_a_size(monkeypatch):
+    monkeypatch.setattr(grid_batching, "_LARGEST_PANEL", 3 << 16)
+    assert loops(*blocked_product((2, 3, 2))) == [(2,)]
+    assert loops(*blocked_product((2, 4, 2))) == [(2, 2)]
+
+
+def test_a_long_sum_of_products_stays_a_loop(monkeypatch):
+    monkeypatch.setattr(grid_batching, "_MOST_WRITTEN_OUT", 2)
+    assert loops(*blocked_product((2, 2, 3))) == [(3,)]
+
+
+def test_products_that_share_no_operand_stay_in_a_cache():
+    def kernel(x, y, out):
+        out[...] = jnp.dot(x[...], y[...])
+
+    spec = pl.BlockSpec((128, 128), lambda i: (i, 0))
+    f = call(kernel, (8,), [spec, spec], spec, (1024, 128))
+    x = np.random.default_rng(0).integers(-4, 5, (1024, 128)).astype(np.float32)
+    assert loops(f, x, x[::-1].copy()) == [(2,)]
