@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 from pallas_shim.evaluator.floating import as_xla
 from pallas_shim.evaluator.lower import lower
@@ -358,3 +359,24 @@ def test_random_programs(seed):
     for skip in (NAMES, ()):
         why = compare_natively(optimise(lower(jaxpr), skip), args)
         assert why == "" or why.startswith(("too little beside", "a call with an array")), why
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_blocks_that_are_multiplied_as_one_product(dtype):
+    def kernel(x, y, out, acc):
+        @pl.when(pl.program_id(2) == 0)
+        def _():
+            acc[...] = jnp.zeros_like(acc)
+
+        acc[...] += jnp.dot(x[...], y[...], preferred_element_type=jnp.float32)
+        out[...] = jnp.maximum(acc[...], 0).astype(out.dtype)
+
+    f = pl.pallas_call(
+        kernel, jax.ShapeDtypeStruct((256, 384), dtype), grid=(2, 3, 2),
+        in_specs=[pl.BlockSpec((128, 128), lambda i, j, k: (i, k)),
+                  pl.BlockSpec((128, 128), lambda i, j, k: (k, j))],
+        out_specs=pl.BlockSpec((128, 128), lambda i, j, k: (i, j)),
+        scratch_shapes=[pltpu.VMEM((128, 128), jnp.float32)], interpret=True,
+    )  # fmt: skip
+    x, y = (numbers(*shape).astype(dtype) for shape in ((256, 256), (256, 384)))
+    check(f, x, y)

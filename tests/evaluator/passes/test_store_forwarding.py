@@ -71,3 +71,19 @@ def test_a_store_in_a_branch_is_not_known_after_it():
         return [*b.switch(index, [INTS], [branch, lambda: [b.load(row)]]), b.load(row)]
 
     assert forwarded([SCALAR, INTS, ROW], build) == ["switch", "store", "get", "get"]
+
+
+def test_a_matrix_stored_for_a_whole_stack_is_broadcast():
+    def build(b, x, matrix):
+        b.store(matrix, x)
+        return [b.load(matrix)]
+
+    assert forwarded([INTS, MATRIX], build) == ["store", "broadcast_to"]
+
+
+def test_a_number_stored_everywhere_is_loaded():
+    def build(b, i, row):
+        b.store(row, i)
+        return [b.load(row)]
+
+    assert forwarded([SCALAR, ROW], build) == ["store", "get"]
