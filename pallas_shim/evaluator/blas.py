@@ -21,15 +21,21 @@ import numpy as np
 # that for vectors), above the last, a fifth of a millisecond, the others earn what they cost.
 _SHARED_FROM = (9_216, 1 << 18)
 _WORTH_SHARING = 1 << 23
+# The same for products that a kernel has as many smaller ones. Sharing gains less than half of
+# their time, and joined as they are they must not begin to wait, on a busy machine, for tens of
+# times as long.
+_JOINED_WORTH_SHARING = 1 << 26
 # Stacks of products of so many multiplications in all are worth the calls that join them.
 _WORTH_JOINING = 1 << 18
 
 
-def product(rows: int, terms: int, columns: int) -> Callable[..., Any]:
+def product(
+    rows: int, terms: int, columns: int, worth_sharing: int = _WORTH_SHARING
+) -> Callable[..., Any]:
     """np.matmul for stacks of matrices [rows, terms] by [terms, columns], of (x, y, out=None)."""
     count = rows * terms * columns
     is_shared = count >= _SHARED_FROM[min(rows, columns) > 1]
-    return _by_this_thread if is_shared and count <= _WORTH_SHARING else np.matmul
+    return _by_this_thread if is_shared and count <= worth_sharing else np.matmul
 
 
 def product_of_stacks(
@@ -55,7 +61,8 @@ def product_of_stacks(
     left_shape = (*count, math.prod(many) * m, k)
     right_order = (*rest, *rows, rank, *columns, rank + 1)
     right_shape = (*count, k, math.prod(wide) * n)
-    multiply = product(left_shape[-2], k, right_shape[-1])
+    worth = _WORTH_SHARING if m * k * n > _WORTH_SHARING else _JOINED_WORTH_SHARING
+    multiply = product(left_shape[-2], k, right_shape[-1], worth)
     made_shape = (*count, *many, m, *wide, n)
     # The places of the axes of the stacks, and of rows and columns, in what is made.
     made_order = (*rest, *rows, rank, *columns, rank + 1)

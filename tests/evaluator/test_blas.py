@@ -163,3 +163,13 @@ def test_blocks_of_matrices_are_not_copied(monkeypatch):
 )
 def test_which_stacks_stay(lhs, rhs):
     assert blas.product_of_stacks(lhs, rhs) is None
+
+
+@pytest.mark.parametrize("shapes, alone", [
+    (((4, 1, 128, 128), (1, 4, 128, 128)), True),
+    (((4, 1, 256, 256), (1, 4, 256, 256)), False),
+])  # fmt: skip
+def test_joined_products_leave_the_other_threads_alone_for_longer(settings, shapes, alone):
+    joined = blas.product_of_stacks(*shapes)
+    joined(*(np.ones(shape, np.float32) for shape in shapes))
+    assert settings == ([3, 1, 3] if alone else [3])
