@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -120,6 +121,8 @@ _SAME = ("name", "source", "grid", "function", "rung", "reason", "shared_with")
 
 def _text(document: Document) -> Iterator[str]:
     rows = _merged(document.rows)
+    if len(document.processes) > 1:  # which one came first is chance
+        rows.sort(key=_place)
     yield _title(document)
     if rows:
         header, *blocks = columns.blocks(_cells(rows))
@@ -130,6 +133,12 @@ def _text(document: Document) -> Iterator[str]:
         yield from _footnotes(rows)
     for footnote in _without_kernels(document):
         yield from columns.paragraph(footnote)
+
+
+def _place(row: Mapping[str, Any]) -> list[str | int]:
+    """Sorts rows by kernels' places in the source, then by grids, numbers by their values."""
+    parts = re.split(r"(\d+)", f"{row['source']} {row['name']} {row['grid']}")
+    return [int(part) if part.isdigit() else part for part in parts]
 
 
 def _title(document: Document) -> str:
