@@ -15,7 +15,10 @@ from pallas_shim.evaluator.passes.copy_elision import elide_copies
 from pallas_shim.evaluator.passes.dead_code import remove_dead_code
 from pallas_shim.evaluator.passes.floor_division import FloorDivision
 from pallas_shim.evaluator.passes.from_end import FromEnd
-from pallas_shim.evaluator.passes.gather_to_slice import turn_gathers_into_slices
+from pallas_shim.evaluator.passes.gather_to_slice import (
+    remove_what_gathers_used,
+    turn_gathers_into_slices,
+)
 from pallas_shim.evaluator.passes.grid.grid_batching import batch_grids
 from pallas_shim.evaluator.passes.hoisting import hoist_invariants
 from pallas_shim.evaluator.passes.in_place import write_in_place
@@ -61,6 +64,9 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     # Needs: constant indices and masks. Makes: `take` and `join` of gathers, rolls, slices and
     # selects. After it: these two aren't JAX primitives.
     ("movements", Movements.run),
+    # Needs: gathers that became slices. Makes: a program without the loads of whole buffers that
+    # they leave unused, with which no cells could be proven independent.
+    ("dead_code", remove_what_gathers_used),
     # Needs: each access has its ref, path and block, and only loads and stores touch memory. Makes:
     # stacks over cells, grids with fewer axes or none, `blocks`, `lookup`, `each_*`, `accumulate`.
     # After it: a ref may be a list of views, scratch may have axes in front, and the instructions
