@@ -20,6 +20,7 @@ from pallas_shim.evaluator.passes.gather_to_slice import (
     turn_gathers_into_slices,
 )
 from pallas_shim.evaluator.passes.grid.grid_batching import batch_grids
+from pallas_shim.evaluator.passes.grid.loop_distribution import distribute_loops
 from pallas_shim.evaluator.passes.hoisting import hoist_invariants
 from pallas_shim.evaluator.passes.in_place import write_in_place
 from pallas_shim.evaluator.passes.in_place_recurrences import compute_recurrences_in_place
@@ -72,6 +73,10 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     # After it: a ref may be a list of views, scratch may have axes in front, and the instructions
     # of a cell are no longer in one region.
     ("grid_batching", batch_grids),
+    # Needs: grid batching is done, which runs loops of many cells together where it can. Makes:
+    # what grid batching makes, and buffers that start unfilled (`unfilled`). It doesn't serve
+    # native code, which computes all of a round at once.
+    ("loop_distribution", distribute_loops),
     # Needs: final loops and grids, since cells can't batch an instruction that left its grid.
     # Makes: invariants before their loops. After it: a value may be live through a loop.
     ("hoisting", hoist_invariants),

@@ -32,7 +32,6 @@ from pallas_shim.evaluator.analysis.alias import AliasAnalysis
 from pallas_shim.evaluator.analysis.cell_tables import Table, constants, table_of, tables
 from pallas_shim.evaluator.analysis.dependence import Footprints
 from pallas_shim.evaluator.passes.grid.layout import Layout
-from pallas_shim.evaluator.passes.grid.loop_distribution import distributed
 from pallas_shim.evaluator.passes.grid.privatisation import carries_nothing
 from pallas_shim.evaluator.passes.grid.reductions import accumulations
 from pallas_shim.evaluator.passes.grid.scan_as_grid import Loop, as_grid
@@ -94,29 +93,16 @@ class _Grids:
 
     def _loop(self, scan: Instruction, own: set[Value]) -> list[Instruction] | None:
         loop = as_grid(scan)
-        if loop is None:
-            return self._distributed(scan)
-        batched = _Grid(self.aliases, self.held, loop.grid, own, loop).batched()
-        return [*batched, *loop.after] if batched is not None else None
+        batched = loop and batched_loop(loop, self.aliases, self.held, own)
+        return [*batched, *loop.after] if loop and batched is not None else None
 
-    def _distributed(self, scan: Instruction) -> list[Instruction] | None:
-        """A recurrence between loops whose rounds run together."""
-        parts = distributed(scan, self.aliases)
-        if parts is None:
-            return None
-        loops = [part for part in (parts.before, parts.recurrence, parts.after) if part]
-        aliases = AliasAnalysis(Program("", Region((), (*parts.buffers, *loops), ())))
-        body = [*parts.buffers]
-        for part in loops:
-            if part is parts.recurrence:
-                body.append(part)
-                continue
-            loop = as_grid(part)
-            batched = loop and _Grid(aliases, self.held, loop.grid, set(), loop).batched()
-            if batched is None:
-                return None
-            body += batched
-        return body
+
+def batched_loop(
+    loop: Loop, aliases: AliasAnalysis, held: Mapping[Value, np.ndarray], own: set[Value]
+) -> list[Instruction] | None:
+    """Instructions that do the same as a loop, with rounds together. None if that isn't proven or
+    doesn't pay. ``held``: the contents of buffers that are known. ``own``: those only it uses."""
+    return _Grid(aliases, held, loop.grid, own, loop).batched()
 
 
 class _Proven(NamedTuple):

@@ -18,16 +18,23 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
-from pallas_shim.evaluator import batched_ops, refs
+import numpy as np
+
+from pallas_shim.evaluator import batched_ops, refs, registry
 from pallas_shim.evaluator.analysis import induction
 from pallas_shim.evaluator.analysis.alias import AliasAnalysis
+from pallas_shim.evaluator.analysis.cell_tables import constants
 from pallas_shim.evaluator.builder import Builder
 from pallas_shim.evaluator.memory import Dynamic
+from pallas_shim.evaluator.passes.grid.grid_batching import batched_loop
+from pallas_shim.evaluator.passes.grid.scan_as_grid import as_grid
+from pallas_shim.evaluator.passes.rewrite import with_regions
 from pallas_shim.evaluator.program import (
     PURE,
     ArrayType,
     Instruction,
     Operation,
+    Program,
     RefType,
     Region,
     Value,
@@ -40,6 +47,50 @@ from pallas_shim.jax_compat.state import Index, Slice
 _FEWEST_ROUNDS, _LARGEST_ARRAY = 8, 1 << 15
 # The bytes of all buffers of a loop together.
 _LARGEST_BUFFERS = 1 << 22
+
+
+def distribute_loops(program: Program) -> Program:
+    if not any(i.name == "scan" for i in program.top.walk()):
+        return program
+    registry.load()
+    aliases = AliasAnalysis(program)
+    return Program(program.name, _region(program.top, aliases, constants(program, aliases)))
+
+
+def _region(
+    region: Region, aliases: AliasAnalysis, held: Mapping[Value, np.ndarray]
+) -> Region:
+    body: list[Instruction] = []
+    for instruction in region.body:
+        if instruction.regions:
+            parts = distributed(instruction, aliases) if instruction.name == "scan" else None
+            found = parts and _with_rounds_together(parts, held)
+            if found:
+                body += found
+                continue
+            inner = [_region(one, aliases, held) for one in instruction.regions]
+            instruction = with_regions(instruction, inner)
+        body.append(instruction)
+    return Region(region.params, tuple(body), region.results)
+
+
+def _with_rounds_together(
+    parts: Distributed, held: Mapping[Value, np.ndarray]
+) -> list[Instruction] | None:
+    """None if the rounds before the recurrence, or those after it, can't run together."""
+    loops = [part for part in (parts.before, parts.recurrence, parts.after) if part]
+    aliases = AliasAnalysis(Program("", Region((), (*parts.buffers, *loops), ())))
+    body = [*parts.buffers]
+    for part in loops:
+        if part is parts.recurrence:
+            body.append(part)
+            continue
+        loop = as_grid(part)
+        batched = loop and batched_loop(loop, aliases, held, set())
+        if batched is None:
+            return None
+        body += batched
+    return body
 
 
 class Distributed(NamedTuple):

@@ -20,6 +20,7 @@ from pallas_shim.evaluator.passes.constant_folding import fold_constants
 from pallas_shim.evaluator.passes.dead_code import remove_dead_code
 from pallas_shim.evaluator.passes.grid import loop_distribution
 from pallas_shim.evaluator.passes.grid.grid_batching import batch_grids
+from pallas_shim.evaluator.passes.grid.loop_distribution import distribute_loops
 
 ROUNDS = 24
 X, Y = np.random.default_rng(0).standard_normal((2, ROUNDS, 4, 8)).astype(np.float32)
@@ -37,18 +38,20 @@ def recurring(step, *args, rounds=ROUNDS, dtype=np.float32, out=(ROUNDS, 4, 8)):
     shapes = (jax.ShapeDtypeStruct(out, dtype), jax.ShapeDtypeStruct(X.shape[1:], dtype))
     f = pl.pallas_call(kernel, shapes, interpret=True)
     program = share_common_subexpressions(remove_dead_code(lower(jax.make_jaxpr(f)(*args))))
-    program = fold_constants(program)
-    after = batch_grids(program)
+    program = batch_grids(fold_constants(program))
+    after = distribute_loops(program)
     want = [x.tobytes() for x in Executable(program)(*args)]
-    for other in (after, optimise(program), optimise(program, skip={"grid_batching"})):
+    for other in (after, optimise(program), optimise(program, skip={"loop_distribution"})):
         assert [x.tobytes() for x in Executable(other)(*args)] == want
     return sorted(
         inner.name
         for scan in after.top.walk()
         if scan.name == "scan"
         for inner in scan.regions[0].body
-        if not (inner.name in ("get", "store") or inner.operation.view or inner.outs[0].type.shape == ())
-    )  # fmt: skip
+        if inner.name not in ("get", "store")
+        and not inner.operation.view
+        and inner.outs[0].type.shape
+    )
 
 
 def ssm(t, state, x, y, out):
