@@ -166,6 +166,7 @@ def _clamped(to: PythonSource, start: Number, dim: int, size: int) -> str:
 def _call(to: PythonSource, instruction: Instruction) -> None:
     operation, ins, outs, _, _ = instruction
     fn = scalars.function(operation)
+    assert fn is not None, instruction
     over = ""
     if "into" in operation.params:
         fn = operation.params["ufunc"]
