@@ -112,7 +112,7 @@ class _Function:
     def make_stages(self) -> None:
         if not self.stages:
             asked = settings.current()
-            options = compiler.Options(asked.disabled_passes, [self], tpu_cores=asked.tpu_cores)
+            options = compiler.Options(asked.passes_left_out, [self], tpu_cores=asked.tpu_cores)
             compiler.make_program(self.jaxpr, name=self.name, axes=self.axes, options=options)
 
 
@@ -244,7 +244,7 @@ def _in_passes(
                 f"  PALLAS_NUMPY_PASSES=-{name} leaves it out",
             ]
         before = program
-    emits = codegen.choice(settings.current().disabled_passes)
+    emits = codegen.choice(settings.current().passes_left_out)
     found = _outcome(before, values, emits)
     if agree(found, plain):
         return ["its result was another one than now, with the same program and arguments"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -81,9 +82,21 @@ class Settings:
     threads: int = MOST_THREADS
 
     @property
+    def passes_left_out(self) -> frozenset[str]:
+        """The disabled passes, and those that would make native code slower if there may be any."""
+        may_be_native = self.native and llvm_is_installed()
+        return self.disabled_passes | ({"loop_distribution"} if may_be_native else frozenset())
+
+    @property
     def tpu_cores(self) -> int:
         """The TensorCores of a device of the chosen TPU generation; 1 if none is chosen."""
         return TPU_CORES.get(self.tpu or "", 1)
+
+
+@functools.cache
+def llvm_is_installed() -> bool:
+    """Whether there is llvmlite, an extra, by which programs become native code."""
+    return importlib.util.find_spec("llvmlite") is not None
 
 
 def _switch(field: str) -> Callable[[str], dict[str, Any]]:
@@ -203,8 +216,9 @@ CHECKS = ("bounds", "uninitialized", "races", "sync", "blocks")
 PASSES = (
     "batching", "codegen", "common_subexpressions", "constant_folding", "copy_elision",
     "dead_code", "floor_division", "from_end", "gather_to_slice", "grid_batching", "hoisting",
-    "in_place", "in_place_recurrences", "mask_narrowing", "movements", "narrow_products", "one_hot",
-    "select_to_minmax", "store_forwarding", "store_fusion", "strength_reduction", "wide_products",
+    "in_place", "in_place_recurrences", "loop_distribution", "mask_narrowing", "movements",
+    "narrow_products", "one_hot", "select_to_minmax", "store_forwarding", "store_fusion",
+    "strength_reduction", "wide_products",
 )  # fmt: skip
 _RENAMED_PASSES = {
     "carried_rows": "in_place_recurrences",

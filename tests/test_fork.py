@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 
-from pallas_shim import patching
+from pallas_shim import patching, settings
 from pallas_shim.dispatch import background, native, planning
 from pallas_shim.evaluator import compiler
 from pallas_shim.reports import uses
@@ -184,7 +184,7 @@ def test_before_a_function_without_a_kernel_is_compiled(setting, monkeypatch):
     assert earned() and len(later) == 1
 
 
-@pytest.mark.skipif(not native._is_installed(), reason="llvmlite isn't installed")
+@pytest.mark.skipif(not settings.llvm_is_installed(), reason="llvmlite isn't installed")
 @pytest.mark.parametrize("when", ("queued", "lowered", "compiled", "compiled for long"))
 def test_while_native_code_is_made(setting, monkeypatch, when):
     from pallas_shim.evaluator.codegen import native as code

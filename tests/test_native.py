@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import pallas_shim
-from pallas_shim import dispatch
+from pallas_shim import dispatch, settings
 from pallas_shim.dispatch import background, entering, native, plan
 from pallas_shim.jax_compat import forks
 from pallas_shim.reports.uses import REPORT
@@ -24,7 +24,7 @@ __all__ = ["setting", "shim"]
 numbers = itertools.count()
 X = np.arange(-500, 500, dtype=np.int32)
 
-installed = pytest.mark.skipif(not native._is_installed(), reason="llvmlite isn't installed")
+installed = pytest.mark.skipif(not settings.llvm_is_installed(), reason="llvmlite isn't installed")
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ def test_what_cannot_be_native_says_why(promoted, monkeypatch):
 
 
 def test_without_llvmlite_the_report_says_what_would_be_native(promoted, monkeypatch, setting):
-    monkeypatch.setattr(native, "_is_installed", lambda: False)
+    monkeypatch.setattr(settings, "llvm_is_installed", lambda: False)
     assert promoted(2)["native"] is None
     setting(report="1")
     assert promoted()["native"] == "would be native: pip install 'pallas_shim[native]'"
@@ -247,7 +247,7 @@ def test_forced(shim, setting, monkeypatch):
 
 def test_forced_without_llvmlite(shim, setting, monkeypatch):
     setting(native_force=True)
-    monkeypatch.setattr(native, "_is_installed", lambda: False)
+    monkeypatch.setattr(settings, "llvm_is_installed", lambda: False)
     with pytest.raises(native.NativeError, match="needs llvmlite: pip install"):
         jax.jit(lambda x: double(x) + 2)(X)
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_shim import settings
 from pallas_shim.cache import store
 from pallas_shim.cache.objects import Objects
 from pallas_shim.dispatch import background, native
@@ -21,7 +22,7 @@ from tests.shimmed import double, only_row, setting, shim
 
 __all__ = ["setting", "shim"]
 
-pytestmark = pytest.mark.skipif(not native._is_installed(), reason="llvmlite isn't installed")
+pytestmark = pytest.mark.skipif(not settings.llvm_is_installed(), reason="llvmlite isn't installed")
 
 ROOT = Path(__file__).parents[1]
 X = np.arange(-500, 500, dtype=np.int32)

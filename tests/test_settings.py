@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from pallas_shim import settings
 from pallas_shim.evaluator import passes
 from pallas_shim.evaluator.findings import KINDS
 from pallas_shim.settings import CHECKS, PASSES, SettingError, Settings, read
@@ -13,6 +14,16 @@ from pallas_shim.settings import CHECKS, PASSES, SettingError, Settings, read
 
 def test_nothing_set():
     assert read({}) == read({"HOME": "/", "PALLAS_NUMPYISH": "x"}) == Settings()
+
+
+def test_passes_that_native_code_does_without(monkeypatch):
+    asked = read({"PALLAS_NUMPY_PASSES": "-hoisting"})
+    numpy_only = read({"PALLAS_NUMPY_NATIVE": "0"})
+    monkeypatch.setattr(settings, "llvm_is_installed", lambda: True)
+    assert asked.passes_left_out == {"hoisting", "loop_distribution"}
+    assert not numpy_only.passes_left_out
+    monkeypatch.setattr(settings, "llvm_is_installed", lambda: False)
+    assert asked.passes_left_out == {"hoisting"}
 
 
 @pytest.mark.parametrize("name", ["", "_STRICT", "_LOG", "_REPORT", "_PASSES"])

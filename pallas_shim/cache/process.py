@@ -21,7 +21,7 @@ def facts() -> tuple[str, str]:
     """Two texts. They are equal in two processes that make the same programs."""
     chosen = settings.current()
     look = (chosen.tpu, chosen.topology)
-    return _unchanging(), repr((sorted(chosen.disabled_passes), chosen.force, look))
+    return _unchanging(), repr((sorted(chosen.passes_left_out), chosen.force, look))
 
 
 @functools.cache

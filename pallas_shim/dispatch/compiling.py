@@ -135,7 +135,7 @@ def _options(folder: dump.Folder | None, function: Function | None) -> compiler.
         watchers.append(folder)
     emitted = None if folder is None else folder.code
     options = compiler.Options(
-        asked.disabled_passes, watchers, emitted, tpu_cores=asked.tpu_cores
+        asked.passes_left_out, watchers, emitted, tpu_cores=asked.tpu_cores
     )
     races = frozenset() if function is None else function.races
     told = _Races(function is not None and kernel_info.raises_on_race(function.jaxpr))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import logging
 import sys
 import time
@@ -61,7 +60,7 @@ def way(executable: Executable, use: Use) -> Way | None:
     # A subclass also does what its program doesn't say: it checks, repeats, or records.
     if not asked.native or asked.verify or type(executable) is not Executable:
         return None
-    if asked.native_force and not _is_installed():
+    if asked.native_force and not settings.llvm_is_installed():
         raise NativeError(f"PALLAS_NUMPY_NATIVE=force needs llvmlite: {_EXTRA}")
     return Way(executable, use, asked.native_force, None if asked.native_force else _objects())
 
@@ -131,7 +130,7 @@ class Way:
         self._due = due
         if self._ran > due:
             self._step = Way._in_numpy
-            if _is_installed() or settings.current().report is not None:
+            if settings.llvm_is_installed() or settings.current().report is not None:
                 self._step = Way._waiting
                 background.later(self._work, self._lost)
 
@@ -151,7 +150,7 @@ class Way:
         """Looks for code that is kept. Without it, the program goes on earning some."""
         assert self._objects is not None
         self._may_be_kept = False
-        if not _is_installed() or not self._objects.are_there():
+        if not settings.llvm_is_installed() or not self._objects.are_there():
             return
         from pallas_shim.evaluator.codegen import native
 
@@ -174,7 +173,7 @@ class Way:
 
         start = time.perf_counter()
         try:
-            if not _is_installed():
+            if not settings.llvm_is_installed():
                 native.source(self._executable.program)
                 self.use.native = f"would be native: {_EXTRA}"
                 return
@@ -274,8 +273,3 @@ def _same_array(a: Any, b: Any) -> bool:
     bits = f"V{a.dtype.itemsize}"
     differ = np.ascontiguousarray(a).view(bits) != np.ascontiguousarray(b).view(bits)
     return bool((a != a)[differ].all() and (b != b)[differ].all())
-
-
-@functools.cache
-def _is_installed() -> bool:
-    return importlib.util.find_spec("llvmlite") is not None

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pallas_shim.evaluator import codegen, progress, scalars
+from pallas_shim.evaluator import broadcasting, codegen, progress, scalars
 from pallas_shim.evaluator.analysis import induction
 from pallas_shim.evaluator.analysis.liveness import dead_after
 from pallas_shim.evaluator.call_stack import with_depth
@@ -172,6 +172,7 @@ class _Preparation:
             return self._within(instruction, structured)
         fn = scalars.function(instruction.operation)
         assert fn is not None, instruction
+        fn = broadcasting.function(fn, instruction)
         ins = [self.slot(v) for v in instruction.ins]
         outs = [self.slot(v) for v in instruction.outs]
         if not outs:

@@ -17,6 +17,10 @@ import numpy as np
 
 R = TypeVar("R")
 
+# Elements in NumPy's buffers, see broadcasting.py. For shorter rows, calls of NumPy's inner loops
+# cost as much as copies.
+ROW_BUFFER = 256
+
 _Environment = ctypes.c_uint32 * 16  # no platform's fenv_t is larger
 
 # (word of fenv_t that is the control register, the bits in it that flush)
@@ -57,12 +61,29 @@ def as_xla(call: Callable[..., R], *args: object) -> R:
             _write(outer)
 
 
-def _ignored_errors() -> tuple[ContextVar[Any], Any]:
-    """The place of NumPy's handling of floating-point errors, and the value that ignores them."""
+def with_row_buffers(fn: Callable[..., R]) -> Callable[..., R]:
+    """The same function, to be called in `as_xla`, for which NumPy's iterators have buffers of
+    ``ROW_BUFFER`` elements."""
+
+    def call(*args: Any, **options: Any) -> R:
+        before = _errors.get()
+        _errors.set(_IGNORED_IN_ROWS)
+        try:
+            return fn(*args, **options)
+        finally:
+            _errors.set(before)
+
+    return call
+
+
+def _ignored_errors() -> tuple[ContextVar[Any], Any, Any]:
+    """The place of NumPy's handling of floating-point errors, the value that ignores them, and the
+    same with another size of buffers, which has the same place."""
     context = Context()
     context.run(np.seterr, all="ignore")
     ((variable, value),) = context.items()
-    return variable, value
+    context.run(np.setbufsize, ROW_BUFFER)
+    return variable, value, context[variable]
 
 
 def _flushing_environment() -> ctypes.Array[Any] | None:
@@ -83,4 +104,4 @@ _write: Any = operator.truth
 if _flushing is not None:
     _read, _write = _libc.fegetenv, _libc.fesetenv
     _read.restype = _write.restype = None  # a result would be made a Python integer
-_errors, _IGNORED = _ignored_errors()
+_errors, _IGNORED, _IGNORED_IN_ROWS = _ignored_errors()

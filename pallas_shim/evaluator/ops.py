@@ -136,7 +136,7 @@ _STRUCTURED_ROWS = (
     _row(
         "scan", "runs its region ``length`` times, with what it carries and a row of each ``x``",
         "carry_or_x:any*", "carry_or_y:array*",
-        "rules/control, strength_reduction, vectorise_control",
+        "rules/control, strength_reduction, vectorise_control, loop_distribution",
         readers="execute, codegen, and most passes", regions=op_types.scan_regions,
         params=(Param("length", "the number of rounds"),
                 Param("reverse", "whether the last row comes first"),
@@ -177,7 +177,7 @@ _MEMORY_ROWS = (
     ),
     _row(
         "unfilled", "a new buffer with any contents, all of which is stored to before it is read",
-        "", "ref:ref", "store_fusion", effects=(_NEW,),
+        "", "ref:ref", "store_fusion, refs", effects=(_NEW,),
     ),
     _row(
         "view", "a block of a buffer", "ref:ref leaf:index*", "block:ref", "grid_blocks",

@@ -355,3 +355,11 @@ def allocation(type: RefType, fill: Any) -> Operation:
     return Operation(
         "allocate", {"fill": fill}, (), (type,), lambda: np.full(shape, fill, dtype), effects
     )
+
+
+def unfilled(type: RefType) -> Operation:
+    """The operation that makes a new buffer, all of which is stored to before it is read."""
+    shape, dtype = type.shape, type.dtype
+    return Operation(
+        "unfilled", {}, (), (type,), lambda: memory.aligned(shape, dtype), Effects(allocates=True)
+    )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pallas_shim.evaluator import memory, scalars
+from pallas_shim.evaluator import broadcasting, memory, scalars
 from pallas_shim.evaluator.analysis import ranges
 from pallas_shim.evaluator.codegen import numbers, places
 from pallas_shim.evaluator.codegen.numbers import Number
@@ -122,7 +122,8 @@ def _access(to: PythonSource, instruction: Instruction) -> bool:
     if "direct" in params:
         operands = ", ".join(map(to.array, ins[1:count]))
         target = key.of(to.text(ins[0]))
-        to.line(f"{to.given(params['direct'])}({operands}, out={target})")
+        fn = broadcasting.function(params["direct"], instruction)
+        to.line(f"{to.given(fn)}({operands}, out={target})")
     elif key.is_element:
         _element(to, instruction, key)
     elif outs:
@@ -165,6 +166,7 @@ def _clamped(to: PythonSource, start: Number, dim: int, size: int) -> str:
 def _call(to: PythonSource, instruction: Instruction) -> None:
     operation, ins, outs, _, _ = instruction
     fn = scalars.function(operation)
+    assert fn is not None, instruction
     over = ""
     if "into" in operation.params:
         fn = operation.params["ufunc"]
@@ -177,7 +179,7 @@ def _call(to: PythonSource, instruction: Instruction) -> None:
     if isinstance(fn, type) or isinstance(fn, np.ufunc) and outs[0].type.shape and same_types:
         leaf = 0
     args = ", ".join([*map(to.array, ins[:leaf]), *map(to.text, ins[leaf:])])
-    call = f"{to.given(fn)}({args}{over})"
+    call = f"{to.given(broadcasting.function(fn, instruction))}({args}{over})"
     if not outs:
         to.line(call)
     elif operation.multiple:

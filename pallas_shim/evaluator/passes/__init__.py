@@ -15,8 +15,12 @@ from pallas_shim.evaluator.passes.copy_elision import elide_copies
 from pallas_shim.evaluator.passes.dead_code import remove_dead_code
 from pallas_shim.evaluator.passes.floor_division import FloorDivision
 from pallas_shim.evaluator.passes.from_end import FromEnd
-from pallas_shim.evaluator.passes.gather_to_slice import turn_gathers_into_slices
+from pallas_shim.evaluator.passes.gather_to_slice import (
+    remove_what_gathers_used,
+    turn_gathers_into_slices,
+)
 from pallas_shim.evaluator.passes.grid.grid_batching import batch_grids
+from pallas_shim.evaluator.passes.grid.loop_distribution import distribute_loops
 from pallas_shim.evaluator.passes.hoisting import hoist_invariants
 from pallas_shim.evaluator.passes.in_place import write_in_place
 from pallas_shim.evaluator.passes.in_place_recurrences import compute_recurrences_in_place
@@ -61,11 +65,18 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     # Needs: constant indices and masks. Makes: `take` and `join` of gathers, rolls, slices and
     # selects. After it: these two aren't JAX primitives.
     ("movements", Movements.run),
+    # Needs: gathers that became slices. Makes: a program without the loads of whole buffers that
+    # they leave unused, with which no cells could be proven independent.
+    ("dead_code", remove_what_gathers_used),
     # Needs: each access has its ref, path and block, and only loads and stores touch memory. Makes:
     # stacks over cells, grids with fewer axes or none, `blocks`, `lookup`, `each_*`, `accumulate`.
     # After it: a ref may be a list of views, scratch may have axes in front, and the instructions
     # of a cell are no longer in one region.
     ("grid_batching", batch_grids),
+    # Needs: grid batching is done, which runs loops of many cells together where it can. Makes:
+    # what grid batching makes, and buffers that start unfilled (`unfilled`). It doesn't serve
+    # native code, which computes all of a round at once.
+    ("loop_distribution", distribute_loops),
     # Needs: final loops and grids, since cells can't batch an instruction that left its grid.
     # Makes: invariants before their loops. After it: a value may be live through a loop.
     ("hoisting", hoist_invariants),

@@ -20,6 +20,7 @@ from pallas_shim.evaluator.analysis.ranges import Range
 from pallas_shim.evaluator.builder import Builder
 from pallas_shim.evaluator.floating import as_xla
 from pallas_shim.evaluator.memory import Dynamic
+from pallas_shim.evaluator.passes.dead_code import remove_dead_code
 from pallas_shim.evaluator.passes.identities import uniform
 from pallas_shim.evaluator.passes.rewrite import (
     Substitution,
@@ -81,6 +82,15 @@ class _Scatter(NamedTuple):
 
 def turn_gathers_into_slices(program: Program) -> Program:
     return Program(program.name, as_xla(_GatherToSlice().region, program.top))
+
+
+def remove_what_gathers_used(program: Program) -> Program:
+    """Removes dead code if gathers or scatters that became slices have left any."""
+    used = set(program.top.uses())
+    for instruction in program.top.walk():
+        if instruction.name in ("get", "scatter") and used.isdisjoint(instruction.outs):
+            return remove_dead_code(program)
+    return program
 
 
 class _GatherToSlice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -78,7 +79,7 @@ def int_rem(dtype: np.dtype) -> Function:
 
 
 # As many numbers as are widened at once, so that they stay in the cache.
-_WIDENED = 1 << 13
+_WIDENED = 1 << 14
 
 
 @ByDtype
@@ -88,6 +89,7 @@ def mulhi(dtype: np.dtype) -> Function:
     if width < 64:
         double = np.dtype(np.int64 if is_signed(dtype) else np.uint64).type
         computed = wide(dtype)
+        upper = 1 if sys.byteorder == "little" else 0  # of the two words of a product
 
         def widened(x: Array, y: Array) -> Array:
             if np.ndim(x) == 0:
@@ -97,12 +99,14 @@ def mulhi(dtype: np.dtype) -> Function:
             result, by = np.empty(x.shape, computed), double(y)
             parts, row, by_width = result.reshape(-1), np.empty(_WIDENED, double), double(width)
             rest = x.reshape(-1)
+            halves = row.view(computed)[upper::2] if width == 32 else None
             for start in range(0, x.size, _WIDENED):
                 part = row[: min(_WIDENED, x.size - start)]
                 part[...] = rest[start : start + _WIDENED]
                 np.multiply(part, by, out=part)
-                np.right_shift(part, by_width, out=part)
-                parts[start : start + _WIDENED] = part
+                if halves is None:
+                    np.right_shift(part, by_width, out=part)
+                parts[start : start + _WIDENED] = part if halves is None else halves[: part.size]
             return result
 
         return widened

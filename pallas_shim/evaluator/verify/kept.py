@@ -11,9 +11,10 @@ from pallas_shim.evaluator.program import Instruction, Operation, Program, RefTy
 from pallas_shim.evaluator.verify.errors import InvalidProgram, invalid
 
 # Only these passes may change the number of stores. dead_code removes stores that nobody reads.
-# grid_batching replaces loops. in_place_recurrences computes more results where they are stored.
+# grid_batching and loop_distribution replace loops. in_place_recurrences computes more results
+# where they are stored.
 LEAVES_OUT_UNSEEN_STORES = frozenset({"dead_code"})
-MULTIPLIES_LOOPS = frozenset({"grid_batching"})
+MULTIPLIES_LOOPS = frozenset({"grid_batching", "loop_distribution"})
 ADDS_STORES = MULTIPLIES_LOOPS | {"in_place_recurrences"}
 
 _WORLD = "the outside world"  # stands for the buffer of an `io` effect

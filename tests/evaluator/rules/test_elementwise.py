@@ -16,7 +16,7 @@ from jax import lax
 from jax.extend.core import primitives
 from scipy import special
 
-from pallas_shim.evaluator.rules.elementwise import TABLE, refuses
+from pallas_shim.evaluator.rules.elementwise import TABLE, cell, refuses, specialised
 from tests import samples
 from tests.oracle import check_rule
 
@@ -250,6 +250,17 @@ def test_extrema_of_large_arrays(dtype, values):
     """Of whose results only those with a zero of the wrong sign are looked at twice."""
     x, y = np.random.default_rng(0).choice(np.array(values, dtype), (2, 4, 3000))
     check_rule(lambda x, y: (lax.max(x, y), lax.min(x, y), lax.max(y, x), lax.min(y, x)), x, y)
+
+
+@pytest.mark.parametrize("dtype", ("int32", "uint32", "int16", "uint16"))
+def test_upper_halves_of_many_products(dtype):
+    """Which are computed in pieces."""
+    info = np.iinfo(dtype)
+    x = RNG.integers(info.min, info.max, 40_000, dtype, endpoint=True)
+    mulhi = specialised(cell("mulhi", x.dtype), x.dtype, x.dtype)
+    for number in (info.min, info.max, info.max // 3, 1):
+        want = (x.astype(object) * int(number)) >> info.bits
+        np.testing.assert_array_equal(mulhi(x.reshape(4, -1), x.dtype.type(number)).ravel(), want)
 
 
 def test_select_among_many():

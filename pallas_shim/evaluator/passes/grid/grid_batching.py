@@ -103,8 +103,16 @@ class _Grids:
 
     def _loop(self, scan: Instruction, own: set[Value]) -> list[Instruction] | None:
         loop = as_grid(scan)
-        batched = loop and _Grid(self.aliases, self.held, loop.grid, own, loop).batched()
+        batched = loop and batched_loop(loop, self.aliases, self.held, own)
         return [*batched, *loop.after] if loop and batched is not None else None
+
+
+def batched_loop(
+    loop: Loop, aliases: AliasAnalysis, held: Mapping[Value, np.ndarray], own: set[Value]
+) -> list[Instruction] | None:
+    """Instructions that do the same as a loop, with rounds together. None if that isn't proven or
+    doesn't pay. ``held``: the contents of buffers that are known. ``own``: those only it uses."""
+    return _Grid(aliases, held, loop.grid, own, loop).batched()
 
 
 class _Proven(NamedTuple):

@@ -87,6 +87,22 @@ def test_blocks_in_two_dimensions():
     assert loops(f, X.reshape(-1)[: 32 * 12].reshape(32, 12), X[0, :4, :8]) == []
 
 
+def test_what_stores_by_arrays_of_indices_leave_unused_keeps_no_cells_apart():
+    """Lowering loads all that such a store may write to, which a store of a slice doesn't need."""
+
+    def kernel(x, out):
+        place = pl.program_id(0) * 4 + jnp.arange(4)
+        out[place] = lax.fori_loop(0, 3, lambda i, sum: sum + x[i, place], jnp.zeros(4))
+
+    f = pl.pallas_call(kernel, jax.ShapeDtypeStruct((16,), F32), grid=(4,), interpret=True)
+    program = lower(jax.make_jaxpr(f)(X[0]))
+    (want,) = Executable(program)(X[0])
+    assert "grid" not in names(optimise(program))
+    assert "grid" in names(optimise(program, skip={"dead_code"}))
+    for other in (optimise(program), optimise(program, skip={"dead_code"})):
+        np.testing.assert_array_equal(Executable(other)(X[0])[0], want)
+
+
 @pytest.mark.parametrize("size", [8, 7, 13])
 def test_chunks_of_any_number_of_cells(size, monkeypatch):
     monkeypatch.setattr(grid_batching, "_LARGEST_STACK", 3 * 16 * 4)
