@@ -21,10 +21,9 @@ import numpy as np
 # that for vectors), above the last, a fifth of a millisecond, the others earn what they cost.
 _SHARED_FROM = (9_216, 1 << 18)
 _WORTH_SHARING = 1 << 23
-# The same for products that a kernel has as many smaller ones. Sharing gains less than half of
-# their time, and joined as they are they must not begin to wait, on a busy machine, for tens of
-# times as long.
-_JOINED_WORTH_SHARING = 1 << 26
+# The same for products that a kernel has as many smaller ones: on a busy machine, threads that wait
+# for one another may take tens of times as long, so these must be longer.
+_JOINED_WORTH_SHARING = 1 << 24
 # Stacks of products of so many multiplications in all are worth the calls that join them.
 _WORTH_JOINING = 1 << 18
 
