@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src import config, core
+from jax._src import config, core, literals, named_sharding
 from jax._src.literals import TypedInt, TypedNdArray
 from jax._src.mesh import AbstractMesh, Mesh
 from jax._src.pallas import core as pallas_core
@@ -496,6 +496,8 @@ def get_ready() -> None:
     """Looks at the classes that are in nearly every kernel, and reads the configuration."""
     for kind in (tuple, dict, np.float32, np.int32, np.bool_):
         library_names.place(kind)
+    for kind in (jax.Array, type, np.ufunc, *map(type, map(np.dtype, ("f4", "i4", "?")))):
+        _reader(kind)
     for module, names in _IN_MOST_KERNELS.items():
         for kind in filter(None, [getattr(module, name, None) for name in names]):
             if _reader(kind) is Contents._object and library_names.is_jaxs_class(kind):
@@ -505,8 +507,10 @@ def get_ready() -> None:
         configuration()
 
 
-_IN_MOST_KERNELS = {
+_IN_MOST_KERNELS: dict[Any, tuple[str, ...]] = {
     core: ("Jaxpr", "JaxprEqnContext", "ManualAxisType", "MemorySpace", "ShapedArray"),
-    pallas_core: ("BlockMapping", "Blocked", "GridMapping", "MemorySpace"),
+    literals: ("TypedFloat",),
+    named_sharding: ("UnspecifiedValue",),
+    pallas_core: ("BlockMapping", "Blocked", "GridMapping", "MemorySpace", "Squeezed"),
     state_types: ("AbstractRef",),
 }
