@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -62,7 +63,7 @@ class Document:
     __repr__ = __str__  # what Python and IPython show
 
     def _repr_html_(self) -> str:
-        rows = _merged(self.rows)
+        rows = _of_kernels(self)
         remarks = ["; ".join(_remarks(row)) for row in rows]
         header, *cells = _cells(rows)
         table = [(*header, "reason"), *((*c, r) for c, r in zip(cells, remarks, strict=True))]
@@ -119,7 +120,7 @@ _SAME = ("name", "source", "grid", "function", "rung", "reason", "shared_with")
 
 
 def _text(document: Document) -> Iterator[str]:
-    rows = _merged(document.rows)
+    rows = _of_kernels(document)
     yield _title(document)
     if rows:
         header, *blocks = columns.blocks(_cells(rows))
@@ -130,6 +131,25 @@ def _text(document: Document) -> Iterator[str]:
         yield from _footnotes(rows)
     for footnote in _without_kernels(document):
         yield from columns.paragraph(footnote)
+
+
+def _of_kernels(document: Document) -> list[dict[str, Any]]:
+    """The rows of the table, with those of older runs first. Which of a run's processes came first
+    is chance, so their rows are in the order of the source."""
+    runs: dict[str, list[Mapping[str, Any]]] = {}
+    for process in document.processes:
+        runs.setdefault(process.get("run", ""), []).append(process)
+    rows: list[dict[str, Any]] = []
+    for processes in runs.values():
+        of_run = Document(tuple(processes)).rows
+        rows += of_run if len(processes) == 1 else sorted(of_run, key=_place)
+    return _merged(rows)
+
+
+def _place(row: Mapping[str, Any]) -> list[str | int]:
+    """Sorts by kernels' places in the source, then by grids. Numbers count by their values."""
+    parts = re.split(r"(\d+)", f"{row['source']} {row['name']} {row['grid']}")
+    return [int(part) if part.isdigit() else part for part in parts]
 
 
 def _title(document: Document) -> str:

@@ -14,8 +14,9 @@ import glob
 import json
 import os
 import socket
+import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
 from pallas_shim import environment, facts
@@ -76,40 +77,57 @@ def gather(destination: str) -> None:
 
 def _add(destination: str, entry: Mapping[str, Any] | None) -> bool:
     """Adds the entry of this process, if any, to the file, and those of processes that were killed.
-    Whether it could."""
+    Whether it could. It may be killed meanwhile, too: a pool kills workers that are just ending."""
     try:
         path = _path(destination)
         with _locked(path) as file:
-            whole = document.merged([Document(tuple(_beside(file, path, entry)))])
-            file.seek(0)
-            file.truncate()
-            file.write(whole.to_json() + "\n")
+            killed = _killed(path)
+            whole = document.merged([Document(tuple(_beside(file, killed, entry)))])
+            new = f"{path}.new"  # only this process writes now
+            with open(new, "w", encoding="utf-8") as written:
+                os.fchmod(written.fileno(), stat.S_IMODE(os.fstat(file.fileno()).st_mode))
+                written.write(whole.to_json() + "\n")
+            os.replace(new, os.path.realpath(path))
+            for part in killed:
+                with contextlib.suppress(OSError):
+                    os.unlink(part)
     except OSError as error:
         print(f"pallas_shim: the report can't be written: {error}", file=sys.stderr)
         return False
     return True
 
 
+def _killed(path: str) -> dict[str, Mapping[str, Any]]:
+    """The journals beside a report whose processes are gone, and the entries in them."""
+    gone = [part for part in _written(path)[1] if not journal.is_open(part)]
+    return {part: entry for part in gone if (entry := journal.read(part)) is not None}
+
+
 def _beside(
-    file: IO[str], path: str, entry: Mapping[str, Any] | None
+    file: IO[str], killed: Mapping[str, Mapping[str, Any]], entry: Mapping[str, Any] | None
 ) -> Iterator[Mapping[str, Any]]:
     """The entry, and those of other processes that belong beside it: of the same run, or of one
-    that ran meanwhile. Removes the journals of processes that are gone."""
-    file.seek(0)
+    that ran meanwhile."""
     found: list[Mapping[str, Any]] = []
     with contextlib.suppress(ValueError):  # it is new, or nobody's report
+        file.seek(0)
         found += document.from_dict(json.load(file)).processes
-    for part in _written(path)[1]:
-        if not journal.is_open(part) and (killed := journal.read(part)) is not None:
-            found.append(killed)
-            with contextlib.suppress(OSError):
-                os.unlink(part)
+    found += _unknown(found, killed.values())
     began = facts.moment(facts.begun)
-    for process in found:
+    own = [] if entry is None else [entry]
+    for process in _unknown(own, found):
         if process["run"] == _run or process["ended"] >= began:
             yield process
-    if entry is not None:
-        yield entry
+    yield from own
+
+
+def _unknown(
+    known: Iterable[Mapping[str, Any]], entries: Iterable[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """The entries of other processes than those known. One that is killed after it has added its
+    own leaves a journal all the same."""
+    processes = {(entry["host"], entry["pid"], entry["began"]) for entry in known}
+    return [e for e in entries if (e["host"], e["pid"], e["began"]) not in processes]
 
 
 def of_run(destination: str) -> Document:
@@ -138,8 +156,9 @@ def read(path: str) -> Document:
     if os.path.isdir(path) and not files and not parts:
         raise NotAReport(f"{path} holds no report")
     documents = [_read_file(file) for file in files or ([] if parts else [path])]
-    killed = [process for part in parts if (process := journal.read(part)) is not None]
-    return document.merged([*documents, Document(tuple(killed))])
+    of_journals = [process for part in parts if (process := journal.read(part)) is not None]
+    written = [process for each in documents for process in each.processes]
+    return document.merged([*documents, Document(tuple(_unknown(written, of_journals)))])
 
 
 def _written(destination: str) -> tuple[list[str], list[str]]:
@@ -170,9 +189,20 @@ def _path(destination: str) -> str:
 @contextlib.contextmanager
 def _locked(path: str) -> Iterator[IO[str]]:
     """The file, made if it isn't there, for this process alone."""
-    with open(path, "a+", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield file
+    while True:
+        with open(path, "a+", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if _is_at(path, file):
+                yield file
+                return
+
+
+def _is_at(path: str, file: IO[str]) -> bool:
+    """Whether a file is still the one at the path. Others put new ones there."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _start_over() -> None:

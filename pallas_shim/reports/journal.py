@@ -64,12 +64,14 @@ class Journal:
         self._end += len(line)
 
     def remove(self) -> None:
-        """Ends the journal: what it has is written elsewhere."""
+        """Ends the journal: what it has is written elsewhere. Later calls begin it again."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 os.unlink(self.path)
             os.close(self._file)
             self._file = None
+            self._places.clear()
+            self._end = 0
 
     def forget(self) -> None:
         """Runs in a forked process: the file is the parent's, and so is the lock."""

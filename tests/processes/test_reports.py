@@ -93,6 +93,28 @@ def test_forked_processes(run):
     assert calls(path) == 4 and has_only(path)
 
 
+@pytest.mark.parametrize("call", ["os.replace", "os.unlink"])
+@pytest.mark.parametrize("is_made", [True, False])
+def test_processes_killed_while_they_write(run, call, is_made):
+    """A pool kills its workers, also those that are just ending."""
+    path = run(
+        f"""if True:
+        import warnings
+        warnings.simplefilter("ignore")  # JAX warns of a fork
+        work(0)
+        made = {call}
+        def dies(*paths):
+            if {is_made}:
+                made(*paths)
+            os._exit(0)
+        dying = "{call} = dies; sys.exit()"
+        for after in dying, "os._exit(0)", dying:
+            fork(after)
+        """
+    )
+    assert calls(path) == 4 and has_only(path)
+
+
 def test_subprocesses_and_runs_after_one_another(run):
     path = run("again('work(0)'); again('work(0); work(0)')")
     assert calls(path) == 3  # this one has not imported JAX
