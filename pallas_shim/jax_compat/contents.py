@@ -496,8 +496,6 @@ def get_ready() -> None:
     """Looks at the classes that are in nearly every kernel, and reads the configuration."""
     for kind in (tuple, dict, np.float32, np.int32, np.bool_):
         library_names.place(kind)
-    for kind in (jax.Array, type, np.ufunc, *map(type, map(np.dtype, ("f4", "i4", "?")))):
-        _reader(kind)
     for module, names in _IN_MOST_KERNELS.items():
         for kind in filter(None, [getattr(module, name, None) for name in names]):
             if _reader(kind) is Contents._object and library_names.is_jaxs_class(kind):
