@@ -19,6 +19,7 @@ import wrapt
 from pallas_shim import dispatch, settings
 from pallas_shim.cache import later, programs
 from pallas_shim.evaluator import progress
+from pallas_shim.jax_compat import jaxprs
 from pallas_shim.jax_compat.hooks import jit_calls, jit_entry, tracing
 from pallas_shim.reports import files, uses
 
@@ -43,6 +44,9 @@ def patch(pallas: ModuleType) -> Callable[[], None]:
         if counter is not None:
             dispatch.observe(counter)
     programs.get_ready()
+    # JAX compiles the patterns that tell users' files when it is first asked. A kernel's place in
+    # the report asks, so the first call would wait for that.
+    jaxprs.is_users("")
     later.register()  # registered after the report, so it runs before the report at exit
     module, name = jit_entry.JIT_CALL
     stock = getattr(module, name)
