@@ -1,6 +1,6 @@
 """Measures whole scripts, from the start of Python to its end: under the shim with an empty cache
-and in a second process, with its default scope and PALLAS_NUMPY_SCOPE=kernels, and on stock JAX with
-all kernels interpreted.
+and in a second process, with its default scope and PALLAS_NUMPY_SCOPE=kernels, and on stock JAX
+with all kernels interpreted.
 
     python benchmarks/scripts.py examples/*.py notebook.ipynb
     python benchmarks/scripts.py "small:: PALLAS_NUMPY_TPU=v5e bench.py --size 8" --docs docs
