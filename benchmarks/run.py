@@ -118,7 +118,8 @@ def note(options: argparse.Namespace) -> str:
         f"JAX {jax.__version__}, Python {platform.python_version()}, {tables.machine()}."
         f" {options.processes} fresh processes in each way, in turn. Times are {clock};"
         " those of the steps, and the ratios to JAX's tracing, of the processor. Memory is the"
-        " most that a process grew by after its imports and inputs were there."
+        " most that a process grew by after its imports and inputs were there. After 6 seconds,"
+        " programs may be native code; the other figures are as without llvmlite."
     )
 
 

@@ -22,6 +22,7 @@ class Way:
         directory, which a first, unmeasured process fills.
     stages: whether to measure the steps of the shim's first call instead.
     settles: the processor's seconds for which it is called before its warm calls are measured.
+        Otherwise nothing becomes native code.
     """
 
     title: str
@@ -44,6 +45,8 @@ class Way:
         }
         if self.shim:
             own["PALLAS_NUMPY_STRICT"] = "1"
+            if not self.settles and "PALLAS_NUMPY_NATIVE" in SETTINGS:
+                own["PALLAS_NUMPY_NATIVE"] = "0"  # as without the extra
         if self.cache is not None:
             own[self.cache] = str(cache)
         if self.cache == JAX_CACHE:
@@ -67,7 +70,7 @@ WAYS: dict[str, Way] = {
     "tpu_interpreter": Way("InterpretParams", interpret="InterpretParams"),
     "stages": Way("the steps of the first call", stages=True),
     "shim": Way("shim", shim=True),
-    # Programs that run often become native code meanwhile.
+    # Programs that run often become native code meanwhile, with the extra.
     "shim_settled": Way("shim, after 6 seconds", shim=True, settles=6.0),
 }
 if SHIM_CACHE in SETTINGS:
