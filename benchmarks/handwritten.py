@@ -33,6 +33,8 @@ from kernels.sorts import bitonic, tallax_sort
 from measured import figure, seconds
 from tables import machine, table
 
+sys.path.append(str(pathlib.Path(__file__).parents[1]))  # has pallas_shim if not installed
+
 import pallas_shim
 from pallas_shim.evaluator.codegen.native import machine as machine_code
 
