@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
@@ -325,6 +325,7 @@ STEPS: dict[str, Callable[[Any, Any, Any], Any]] = {
     st.integers(0, 1000),
     st.booleans(),
 )  # fmt: skip
+@example([("add", 0, 0, 0.0), ("max constant", 3, 0, 1e-39)], 0, False)
 @settings(max_examples=40, deadline=None)
 def test_programs(steps, seed, small):
     def f(x: Any, y: Any, i: Any) -> Any:

@@ -307,10 +307,17 @@ def _converted(source: np.dtype, target: np.dtype, known: bool) -> Mark:
 
 
 def _without_subnormals(eqn: Any, before: list[Any]) -> Any:
-    """The equation, of guarded operands that aren't subnormal. ``before`` gets the guards."""
+    """The equation, of guarded operands that aren't subnormal. ``before`` gets the guards.
+
+    Raises:
+      _Doubtful: a constant is subnormal.
+    """
     operands = []
     for atom in eqn.invars:
-        if atom.aval.dtype in _FLOATS and not jaxprs.is_literal(atom):
+        if atom.aval.dtype in _FLOATS and jaxprs.is_literal(atom):
+            if 0 < abs(float(atom.val)) < float(jnp.finfo(atom.aval.dtype).smallest_normal):
+                raise _Doubtful
+        elif atom.aval.dtype in _FLOATS:
             checked = jaxprs.new_variable(atom.aval)
             before.append(_guarded(eqn, "normal").replace(invars=[atom], outvars=[checked]))
             atom = checked

@@ -9,6 +9,7 @@ before.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,10 @@ def function(fn: Callable[..., Any], instruction: Instruction) -> Callable[..., 
 
 
 def _broadcasts_columns(instruction: Instruction) -> bool:
-    operation = instruction.operation
+    operation, shapes = instruction.operation, [value.type.shape for value in instruction.ins]
+    # Of most instructions, this tells it. What else an operation says may not be decoded yet.
+    if max(map(math.prod, shapes), default=0) < _FEWEST or all(s[-1:] != (1,) for s in shapes):
+        return False
     # What an operation says of stacks doesn't tell how they are aligned.
     params, ins = operation.params, [value.type for value in instruction.ins]
     ufunc = params.get(DIRECT) or (params.get(UFUNC) if INTO in params else operation.fn)

@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src import config, core, literals, named_sharding
+from jax._src import config, core
 from jax._src.literals import TypedInt, TypedNdArray
 from jax._src.mesh import AbstractMesh, Mesh
 from jax._src.pallas import core as pallas_core
@@ -505,10 +505,8 @@ def get_ready() -> None:
         configuration()
 
 
-_IN_MOST_KERNELS: dict[Any, tuple[str, ...]] = {
+_IN_MOST_KERNELS = {
     core: ("Jaxpr", "JaxprEqnContext", "ManualAxisType", "MemorySpace", "ShapedArray"),
-    literals: ("TypedFloat",),
-    named_sharding: ("UnspecifiedValue",),
-    pallas_core: ("BlockMapping", "Blocked", "GridMapping", "MemorySpace", "Squeezed"),
+    pallas_core: ("BlockMapping", "Blocked", "GridMapping", "MemorySpace"),
     state_types: ("AbstractRef",),
 }
