@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,8 +63,8 @@ _LARGE_PRODUCT, _CACHED = 1 << 20, 3 << 19
 # products would.
 _LARGEST_PANEL, _FEW = 1 << 24, 3
 _CHEAP = frozenset({"add", "add_any", "sub", "mul", "max", "min"})
-# Large products that are added up one after the other are written out, if it are so many at most.
-# Then sums are values, and only the last one is stored.
+# Large products that are added up one after the other are written out, if there are at most so
+# many. Then sums are values, and only the last one is stored.
 _MOST_WRITTEN_OUT = 16
 # Grids of more cells times instructions than this are not looked at.
 _LARGEST_PROOF = 1 << 26
@@ -263,7 +263,8 @@ class _Grid:
         cells = math.prod(chunks)
         if vectorised.calls * (cells - 1) <= vectorised.single * cells * _ONE_BY_ONE:
             return None
-        if panels and not all(map(_joins, _products(body))):
+        products = [i for i in Region((), tuple(body), ()).walk() if i.name == "dot_general"]
+        if panels and not all(map(_joins, products)):
             return None
         if whole < self.sizes[cut]:
             ranges[cut], chunks[cut] = (whole, self.sizes[cut]), self.sizes[cut] - whole
@@ -363,15 +364,6 @@ def _multiplications(instruction: Instruction) -> int:
     lhs, out = instruction.operation.ins[0], instruction.operation.outs[0]
     (terms, _), _ = instruction.operation.params["dimension_numbers"]
     return math.prod(out.shape) * math.prod(lhs.shape[d] for d in terms)
-
-
-def _products(body: Sequence[Instruction]) -> Iterator[Instruction]:
-    """The products of matrices in a body, with those in its regions."""
-    for instruction in body:
-        if instruction.name == "dot_general":
-            yield instruction
-        for region in instruction.regions:
-            yield from _products(region.body)
 
 
 def _joins(product: Instruction) -> bool:
