@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import functools
 import hashlib
+import io
 import itertools
 import marshal
 import operator
-import struct
+import pickle
 import types
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -44,6 +44,7 @@ LARGEST = 16 << 20
 
 # Later versions of marshal may write equal values as different bytes.
 _MARSHAL = 2
+_PROTOCOL = 3  # of pickle
 # How many equations are read at once.
 _AT_ONCE = 128
 
@@ -99,13 +100,17 @@ class Contents:
     def __init__(self, jaxpr: Any, *beside: Any):
         self.equations: list[Any] = []
         self.primitives: dict[Any, str] = {}
-        self._table: dict[tuple[Any, ...], int] = dict(_FIRST_TOKENS)
-        self._by_id: dict[Any, int] = dict(_TOKENS_OF_SINGLETONS)  # the jaxpr keeps them alive
-        self._jaxprs: dict[int, int] = {}
+        self._table: dict[tuple[Any, ...], int] = {(): 0}  # no token is 0
+        self._by_id: dict[Any, int] = {}  # the jaxpr keeps them alive
         self._kept: list[Any] = []  # kept alive, so that no other object gets the same id
+        self._jaxprs: list[Any] = []
+        self._numbers: dict[int, int] = {}  # of jaxprs
         self._bytes = 0
-        tops = self._values((jaxpr, *beside))
-        self.digest = _digest(marshal.dumps((tops, list(self._table)), _MARSHAL)).hex()
+        top = self.read((jaxpr, *beside))
+        words = []
+        for each in self._jaxprs:  # reading one finds those inside it
+            words.append(self._words(each))
+        self.digest = _digest(marshal.dumps((top, words, list(self._table)), _MARSHAL)).hex()
 
     # A token is a number that stands for a value: the index of its description in the table. A
     # description is a tuple of a kind and then numbers, bytes and texts. The kind says whether a
@@ -114,32 +119,44 @@ class Contents:
     def _token(self, *description: Any) -> int:
         return self._table.setdefault(description, len(self._table))
 
+    def read(self, value: Any) -> bytes:
+        """A value as bytes. They are equal only for equal values, and tokens stand for parts."""
+        file = io.BytesIO()
+        pickler = _Pickler(file, _PROTOCOL)
+        pickler.fast = True  # which objects are the same doesn't count
+        pickler.contents = self
+        try:
+            pickler.dump(value)
+        except (RecursionError, ValueError) as error:
+            raise Unreadable(f"a {type(value).__name__} in which something holds itself") from error
+        return file.getvalue()
+
     # -- jaxprs -------------------------------------------------------------------------------
 
-    def _jaxpr(self, jaxpr: Any) -> int:
+    def _jaxpr(self, jaxpr: Any) -> Any:
         opened, consts = open_jaxpr(jaxpr)
-        held = self._token("consts", *self._values(consts)) if opened.constvars else -1
-        return self._token("closed", self._opened(opened), held)
+        number = self._opened(opened)
+        return (number, *consts) if opened.constvars else f"jaxpr {number}"
 
     def _opened(self, jaxpr: Any) -> int:
         """The number of a jaxpr, without the constants that it may hold."""
-        number = self._jaxprs.get(id(jaxpr))
+        number = self._numbers.get(id(jaxpr))
         if number is None:
-            self._kept.append(jaxpr)
-            number = self._jaxprs[id(jaxpr)] = len(self._jaxprs)
-            words = self._words(jaxpr)
-            name = self._text(jaxpr.debug_info.func_name) if jaxpr.debug_info else -1
-            self._token("jaxpr", number, name, words)
+            number = self._numbers[id(jaxpr)] = len(self._jaxprs)
+            self._jaxprs.append(jaxpr)
         return number
 
-    def _words(self, jaxpr: Any) -> bytes:
-        """A digest of a jaxpr's variables and equations, as numbers. A variable is its own number,
+    def _words(self, jaxpr: Any) -> tuple[str | None, bytes]:
+        """A jaxpr's name, and its variables and equations as numbers. A variable is its own number,
         counted from 0; a literal is ~ its token.
 
         The equations are read in columns (all primitives, all parameters and so on), which takes a
         fraction of the time of reading them one by one. They are read in batches, which stay in the
         processor's cache meanwhile.
         """
+        name = jaxpr.debug_info.func_name if jaxpr.debug_info else None
+        if name is not None and type(name) is not str:
+            raise Unreadable(f"a name of the type {type(name).__name__}")
         eqns = list(jaxpr.eqns)
         self.equations += eqns
         given = [*jaxpr.constvars, *jaxpr.invars]
@@ -164,7 +181,7 @@ class Contents:
             ]  # fmt: skip
             words += self._uses([*itertools.chain.from_iterable(ins)], number)
         words += self._uses(jaxpr.outvars, number)
-        return _digest(array("i", words).tobytes())
+        return name, array("i", words).tobytes()
 
     def _avals(self, typed: Sequence[Any]) -> list[Any]:
         """The tokens of the types of variables or literals."""
@@ -178,12 +195,16 @@ class Contents:
         """A number of tokens, and those of the equations' contexts. If all have the same context,
         it is one token."""
         contexts = list(map(_ctx, eqns))
-        if len(set(map(id, contexts))) == 1:
+        if all(map(operator.is_, contexts, itertools.repeat(contexts[0]))):
             del contexts[1:]
-        tokens = self._values(contexts)
+        tokens = [self._by_id.get(id(context)) or self._context(context) for context in contexts]
         if len(set(tokens)) == 1:
             del tokens[1:]
         return [len(tokens), *tokens]
+
+    def _context(self, context: Any) -> int:
+        token = self._by_id[id(context)] = self._token("context", self.read(context))
+        return token
 
     def _params(self, eqn: Any) -> int:
         """The token of an equation's primitive and parameters."""
@@ -194,19 +215,24 @@ class Contents:
             if name in CALLBACK_PRIMITIVES:
                 raise Unreadable(f"its {name}, which calls back Python")
             _require_jaxs_discharge(primitive, name)
-        unseen = UNSEEN.get(name, ())
         parts: list[Any] = [name, primitive.multiple_results]
-        for key, value in params.items():
-            if key in unseen:
-                continue
-            try:
-                if name in _GIVEN_CONSTS and _is_jaxpr(value):
-                    token = self._opened(open_jaxpr(value)[0])
-                else:
-                    token = self._by_id.get(id(value)) or self.value(value)
-            except Unreadable as error:
-                raise Unreadable(f"the {key} of its {name}: {error}") from None
-            parts += [key, token]
+        seen = params
+        if name in UNSEEN:
+            seen = {key: value for key, value in params.items() if key not in UNSEEN[name]}
+        if name in _GIVEN_CONSTS:
+            given = {key: value for key, value in seen.items() if isinstance(value, _JAXPRS)}
+            seen = {key: value for key, value in seen.items() if key not in given}
+            for key, value in given.items():
+                parts += [key, self._opened(open_jaxpr(value)[0])]
+        try:
+            parts.append(self.read(seen))
+        except Unreadable:
+            for key, value in seen.items():
+                try:
+                    self.read(value)
+                except Unreadable as error:
+                    raise Unreadable(f"the {key} of its {name}: {error}") from None
+            raise
         token = self._token("equation", *parts)
         key = (primitive, *params, *map(id, params.values())) if params else primitive
         self._by_id[key] = token
@@ -232,7 +258,7 @@ class Contents:
             keys = list(map(self._literal_key, avals, values))
         tokens = list(map(self._by_id.get, keys))
         for position in _missing(tokens):
-            token = self._token("literal", self.value(values[position]), avals[position])
+            token = self._token("literal", self.read(values[position]), avals[position])
             tokens[position] = self._by_id[keys[position]] = token
         return tokens
 
@@ -241,75 +267,66 @@ class Contents:
             return aval, id(value.dtype), _raw(value)
         if type(value) is TypedInt:
             return aval, id(value.dtype), int(value)
-        return aval, "value", self.value(value)
+        return aval, "value", self.read(value)
 
     def _aval(self, aval: Any) -> int:
         """The token of a type. Before JAX 0.10 each array has a type object of its own."""
         known = self._by_id.get(id(aval))
         if known is None:
             if type(aval) is not core.ShapedArray:
-                return self.value(aval)
-            key = (*map(id, _array_type(aval)), *aval.shape)
-            known = self._by_id.get(key)
-            if known is None:
-                known = self._by_id[key] = self.value(aval)
+                known = self._token("type", self.read(self._object(aval)))
+            else:
+                key = (*map(id, _array_type(aval)), *aval.shape)
+                known = self._by_id.get(key)
+                if known is None:
+                    known = self._token("array type", self.read(self._object(aval)))
+                    self._by_id[key] = known
             self._by_id[id(aval)] = known
             self._kept.append(aval)
         return known
 
     # -- values -------------------------------------------------------------------------------
 
-    def value(self, value: Any) -> int:
-        """The token of any value."""
+    # These methods give what stands for a value of a certain type: a token, a text that starts with
+    # a word, or a tuple that starts with a word or the token of a class.
+
+    def _shared(self, value: Any) -> int:
+        """The token of an object that is met more than once."""
         known = self._by_id.get(id(value))
-        if known:
-            return known
-        kind: Any = type(value)
-        if known is not None:
-            raise Unreadable(f"a {kind.__name__} that holds itself")
-        self._by_id[id(value)] = 0  # it is being read
-        try:
-            read: Any = _READERS.get(kind) or _reader(kind)
-            token: int = read(self, value)
-        except BaseException:
-            del self._by_id[id(value)]
-            raise
-        self._kept.append(value)
-        self._by_id[id(value)] = token
-        return token
-
-    def _values(self, values: Iterable[Any]) -> list[int]:
-        known = self._by_id.get
-        return [known(id(value)) or self.value(value) for value in values]
-
-    def _text(self, text: Any) -> int:
-        if type(text) is not str:
-            raise Unreadable(f"a name of the type {type(text).__name__}")
-        return self._token("str", text)
-
-    def _tuple(self, value: tuple[Any, ...]) -> int:
-        if len(value) > 1 and set(map(type, value)) == _INT:
-            return self._token("ints", *value)
-        return self._token("tuple", *self._values(value))
-
-    def _array_of_another_trace(self, value: Any) -> int:
-        raise Unreadable("an array of another trace")
-
-    def _scalar(self, value: np.generic) -> int:
-        return self._token("scalar", self._array(np.asarray(value)))
-
-    def _typed_int(self, value: TypedInt) -> int:
-        if not vars(value).keys() <= _OF_TYPED_INT:
-            return self._object(value)
-        return self._token("typed int", str(int(value)), self.value(value.dtype))
+        if known is None:
+            known = self._by_id[id(value)] = self._token("object", self.read(self._object(value)))
+            self._kept.append(value)
+        return known
 
     def _member(self, value: enum.Enum) -> int:
-        return self._token("member", self.value(type(value)), value.name)
+        known = self._by_id.get(id(value))
+        if known is None:
+            token = self._token("member", self._named(type(value)), value.name)
+            known = self._by_id[id(value)] = token
+            self._kept.append(value)
+        return known
+
+    def _array_of_another_trace(self, value: Any) -> Any:
+        raise Unreadable("an array of another trace")
+
+    def _scalar(self, value: np.generic) -> Any:
+        return "scalar", self._array(np.asarray(value))
+
+    def _typed_int(self, value: TypedInt) -> Any:
+        if not vars(value).keys() <= _OF_TYPED_INT:
+            return self._object(value)
+        return "typed int", int(value), value.dtype
 
     def _dtype(self, dtype: np.dtype) -> int:
-        if dtype.hasobject or dtype.names is not None or dtype.subdtype or dtype.metadata:
-            raise Unreadable(f"the dtype {dtype}")
-        return self._token("dtype", dtype.str, self.value(dtype.type))
+        known = self._by_id.get(id(dtype))
+        if known is None:
+            if dtype.hasobject or dtype.names is not None or dtype.subdtype or dtype.metadata:
+                raise Unreadable(f"the dtype {dtype}")
+            known = self._by_id[id(dtype)] = self._token(
+                "dtype", dtype.str, self._named(dtype.type)
+            )
+            self._kept.append(dtype)
+        return known
 
     def _array(self, value: np.ndarray) -> int:
         self._bytes += value.nbytes
@@ -321,78 +338,104 @@ class Contents:
         # The strides matter: sums are taken in the order in which the elements lie in memory.
         return self._token("array", dtype, len(value.shape), *value.shape, *value.strides, content)
 
-    def _ndarray(self, value: np.ndarray) -> int:
+    def _ndarray(self, value: np.ndarray) -> Any:
         if value.dtype.hasobject and value.size < 1000:
-            shape = [*map(str, value.shape)]
-            return self._token("objects", *shape, "of", *self._values(value.ravel().tolist()))
+            return "objects", value.shape, value.ravel().tolist()
         return self._array(value)
 
-    def _jax_array(self, value: Any) -> int:
+    def _jax_array(self, value: Any) -> Any:
         base = getattr(value, "_base_array", None)
         if base is not None:  # the array under an array of PRNG keys
-            return self._token("keys", self.value(base), self.value(value.dtype))
+            return "keys", base, value.dtype
         if not value.is_fully_addressable or value.is_deleted():
             raise Unreadable("an array that isn't here")
-        return self._token("jax", self._array(np.asarray(value)), self.value(value.aval))
+        return "jax", self._array(np.asarray(value)), value.aval
 
-    def _set(self, value: Any) -> int:
-        # A set's order differs between processes, so the tokens of its elements would differ, too.
+    def _set(self, value: Any) -> Any:
+        if not value:
+            return type(value).__name__
+        # A set's order differs between processes.
         if not all(type(item) in (str, int) for item in value):
             raise Unreadable("a set of other things than texts and numbers")
-        items = sorted(map(repr, value))
-        return self._token("set", type(value).__name__, *items)
+        return type(value).__name__, sorted(map(repr, value))
 
-    def _tree(self, tree: Any) -> int:
-        # Of each node: its kind, the number of its children, its own data, and its class.
-        parts: list[int] = []
-        for kind, arity, *held, _, _ in tree.__getstate__()[1]:
-            parts += (kind, arity, *self._values(held))
-        return self._token("tree", *parts)
+    def _tree(self, tree: Any) -> Any:
+        # Of each node: its kind, the number of its children, its class, and its own data. What isn't
+        # a few integers is held by itself.
+        numbers: list[int] = []
+        held: list[Any] = []
+        for kind, arity, data, node_class, _, _ in tree.__getstate__()[1]:
+            if data is None and node_class is None:
+                numbers += (kind, arity, -1)
+            elif type(data) is tuple and set(map(type, data)) == _INT:
+                numbers += (kind, arity, len(data), self._named(node_class), *data)
+            else:
+                numbers += (kind, arity, -2)
+                held += (data, node_class)
+        written = array("q", numbers).tobytes()
+        return ("tree", written, *held) if held else self._token("tree", written)
 
-    def _sharding(self, sharding: Any) -> int:
-        parts = sharding_without_mesh(sharding)
-        if parts is None:
-            raise Unreadable("a sharding over a mesh of devices")
-        return self._token("sharding", *parts)
+    def _sharding(self, sharding: Any) -> Any:
+        known = self._by_id.get(id(sharding))
+        if known is None:
+            parts = sharding_without_mesh(sharding)
+            if parts is None:
+                raise Unreadable("a sharding over a mesh of devices")
+            known = self._by_id[id(sharding)] = self._token("sharding", *parts)
+            self._kept.append(sharding)
+        return known
 
-    def _mesh(self, mesh: Any) -> int:
+    def _mesh(self, mesh: Any) -> Any:
         if not mesh.empty:
             raise Unreadable("a mesh of devices")
-        return self._token("mesh", type(mesh).__name__)
+        return f"mesh {type(mesh).__name__}"
 
     def _named(self, value: Any) -> int:
         """A class or function of JAX or another library, keyed by the library's version."""
-        place = library_names.place(value)
-        if place is None:
-            name = getattr(value, "__qualname__", None) or type(value).__name__
-            kind = "class" if isinstance(value, type) else "function"
-            raise Unreadable(f"the {kind} {name}")
-        return self._token("named", *place)
+        known = self._by_id.get(id(value))
+        if known is None:
+            place = library_names.place(value)
+            if place is None:
+                name = getattr(value, "__qualname__", None) or type(value).__name__
+                kind = "class" if isinstance(value, type) else "function"
+                raise Unreadable(f"the {kind} {name}")
+            known = self._by_id[id(value)] = self._token("named", *place)
+            self._kept.append(value)
+        return known
 
-    def _object(self, value: Any) -> int:
+    def _object(self, value: Any) -> Any:
         """An object of a class that JAX defines in Python: its class and its whole state."""
         kind: Any = type(value)
         if not library_names.is_jaxs_class(kind):
             raise Unreadable(f"a {kind.__module__}.{kind.__qualname__}")
         state = object_state.state(kind)
-        parts: list[Any] = [self.value(kind)]
+        parts: list[Any] = [self._by_id.get(id(kind)) or self._named(kind)]
         if state.is_tuple:
-            parts += ["items", len(value), *self._values(tuple(value))]
+            parts += ["items", len(value), *value]
         if state.plain is not None:
-            parts += ["plain", self.value(state.plain(value))]
+            parts += ["plain", state.plain(value)]
         if state.slots:
             try:
-                held = state.get_slots(value)
+                parts += state.get_slots(value)
             except AttributeError:  # some have not been set
                 every = [(name, getattr(value, name, _UNSET)) for name in state.slots]
-                parts.append(tuple([name for name, part in every if part is not _UNSET]))
-                held = [part for _, part in every if part is not _UNSET]
-            parts += self._values(held)
+                parts.append([name for name, part in every if part is not _UNSET])
+                parts += [part for _, part in every if part is not _UNSET]
         if state.has_variables:
             variables = vars(value)
             names = object_state.seen(kind, tuple(variables))
-            parts += [names, *self._values([variables[name] for name in names])]
-        return self._token("object", *parts)
+            parts += [self._token("variables", *names), *map(variables.__getitem__, names)]
+        return tuple(parts)
+
+
+class _Pickler(pickle.Pickler):
+    """Writes numbers, texts, tuples and the like, and for any other object what `_READERS` give."""
+
+    contents: Contents
+
+    def persistent_id(self, value: Any) -> Any:
+        read = _READERS[type(value)]
+        return None if read is None else read(self.contents, value)
 
 
 def _digest(data: bytes) -> bytes:
@@ -424,10 +467,6 @@ _array_type = object_state.getter(
 )  # fmt: skip
 
 
-def _is_jaxpr(value: Any) -> bool:
-    return isinstance(value, _JAXPRS)
-
-
 # JAX 0.12 has one class of jaxprs; earlier versions have two.
 _JAXPRS = (core.Jaxpr, getattr(core, "ClosedJaxpr", core.Jaxpr))
 
@@ -440,56 +479,51 @@ def _require_jaxs_discharge(primitive: Any, name: str) -> None:
         raise Unreadable(f"its {name}, whose discharge rule isn't JAX's")
 
 
-# The readers of values of exactly these types.
-_READERS: dict[type, Callable[[Contents, Any], int]] = {
-    int: lambda read, x: read._token("int", str(x)),
-    float: lambda read, x: read._token("float", struct.pack("<d", x)),
-    complex: lambda read, x: read._token("complex", struct.pack("<dd", x.real, x.imag)),
-    str: lambda read, x: read._token("str", x),
-    bytes: lambda read, x: read._token("bytes", x),
-    tuple: Contents._tuple,
-    list: lambda read, x: read._token("list", *read._values(x)),
-    dict: lambda read, x: read._token("dict", *read._values(y for item in x.items() for y in item)),
-    types.MappingProxyType: lambda read, x: read._token("proxy", read.value(dict(x))),
-    slice: lambda read, x: read._token("slice", *read._values((x.start, x.stop, x.step))),
-    range: lambda read, x: read._token("range", *read._values((x.start, x.stop, x.step))),
-    set: Contents._set,
-    frozenset: Contents._set,
-    np.ndarray: Contents._ndarray,
-    TypedNdArray: lambda read, x: read._token(
-        "typed", read._array(np.asarray(x)), read.value(bool(x.weak_type))
-    ),
-    TypedInt: Contents._typed_int,
-    TREE: Contents._tree,
-    SHARDING: Contents._sharding,
-    Mesh: Contents._mesh,
-    AbstractMesh: Contents._mesh,
-}
-
 # The readers of values of other types that are derived from these, the first that fits.
-_DERIVED: tuple[tuple[Any, Callable[[Contents, Any], int]], ...] = (
+_DERIVED: tuple[tuple[Any, Callable[[Contents, Any], Any]], ...] = (
     (jax.core.Tracer, Contents._array_of_another_trace),
     (_JAXPRS, Contents._jaxpr),
     (np.dtype, Contents._dtype),
     (np.generic, Contents._scalar),
     (jax.Array, Contents._jax_array),
     (enum.Enum, Contents._member),
+    (core.AbstractValue, Contents._aval),
     ((type, types.FunctionType, types.BuiltinFunctionType, np.ufunc), Contents._named),
+    (object, Contents._object),
 )
 
 
-@functools.cache
-def _reader(kind: type) -> Callable[[Contents, Any], int]:
-    """The reader of values of a type that isn't in `_READERS`."""
-    return next((read for base, read in _DERIVED if issubclass(kind, base)), Contents._object)
+# The classes of parts of nearly all types.
+_SHARED = filter(None, [getattr(core, "ManualAxisType", None)])
 
 
-# What nearly every jaxpr holds.
-_SINGLETONS = (None, True, False, ...)
-_FIRST_TOKENS: dict[tuple[Any, ...], int] = {(): 0} | {  # no token is 0
-    (type(value).__name__, str(value)): token for token, value in enumerate(_SINGLETONS, 1)
-}
-_TOKENS_OF_SINGLETONS = {id(value): token for token, value in enumerate(_SINGLETONS, 1)}
+class _Readers(dict[type, Callable[[Contents, Any], Any] | None]):
+    """The readers of values of exactly these types."""
+
+    def __missing__(self, kind: type) -> Callable[[Contents, Any], Any]:
+        read = self[kind] = next(read for base, read in _DERIVED if issubclass(kind, base))
+        return read
+
+
+_READERS = _Readers({
+    # The pickler writes these by itself.
+    **dict.fromkeys((type(None), bool, int, float, str, bytes, tuple, list, dict)),
+    complex: lambda read, x: ("complex", x.real, x.imag),
+    type(...): lambda read, x: "ellipsis",
+    types.MappingProxyType: lambda read, x: ("proxy", dict(x)),
+    slice: lambda read, x: ("slice", x.start, x.stop, x.step),
+    range: lambda read, x: ("range", x.start, x.stop, x.step),
+    set: Contents._set,
+    frozenset: Contents._set,
+    np.ndarray: Contents._ndarray,
+    **dict.fromkeys(_SHARED, Contents._shared),
+    TypedNdArray: lambda read, x: ("typed", read._array(np.asarray(x)), bool(x.weak_type)),
+    TypedInt: Contents._typed_int,
+    TREE: Contents._tree,
+    SHARDING: Contents._sharding,
+    Mesh: Contents._mesh,
+    AbstractMesh: Contents._mesh,
+})  # fmt: skip
 
 
 def get_ready() -> None:
@@ -498,7 +532,7 @@ def get_ready() -> None:
         library_names.place(kind)
     for module, names in _IN_MOST_KERNELS.items():
         for kind in filter(None, [getattr(module, name, None) for name in names]):
-            if _reader(kind) is Contents._object and library_names.is_jaxs_class(kind):
+            if _READERS[kind] is Contents._object and library_names.is_jaxs_class(kind):
                 object_state.state(kind)
                 object_state.seen(kind, tuple(getattr(kind, "__dataclass_fields__", ())))
     with contextlib.suppress(Unreadable):  # then nothing is kept
