@@ -6,6 +6,7 @@ Nothing is left out, except what `UNSEEN` lists.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import enum
 import hashlib
@@ -100,7 +101,8 @@ class Contents:
     def __init__(self, jaxpr: Any, *beside: Any):
         self.equations: list[Any] = []
         self.primitives: dict[Any, str] = {}
-        self._table: dict[tuple[Any, ...], int] = {(): 0}  # no token is 0
+        # Of descriptions; see below. No token is 0.
+        self._tokens = collections.defaultdict[Any, int](itertools.count(1).__next__)
         self._by_id: dict[Any, int] = {}  # the jaxpr keeps them alive
         self._kept: list[Any] = []  # kept alive, so that no other object gets the same id
         self._jaxprs: list[Any] = []
@@ -110,14 +112,11 @@ class Contents:
         words = []
         for each in self._jaxprs:  # reading one finds those inside it
             words.append(self._words(each))
-        self.digest = _digest(marshal.dumps((top, words, list(self._table)), _MARSHAL)).hex()
+        self.digest = _digest(marshal.dumps((top, words, list(self._tokens)), _MARSHAL)).hex()
 
-    # A token is a number that stands for a value: the index of its description in the table. A
+    # A token is a number that stands for a value: the place of its description among all. A
     # description is a tuple of a kind and then numbers, bytes and texts. The kind says whether a
     # number is a token or a plain number, so equal descriptions are of equal values.
-
-    def _token(self, *description: Any) -> int:
-        return self._table.setdefault(description, len(self._table))
 
     def read(self, value: Any) -> bytes:
         """A value as bytes. They are equal only for equal values, and tokens stand for parts."""
@@ -136,7 +135,7 @@ class Contents:
     def _jaxpr(self, jaxpr: Any) -> Any:
         opened, consts = open_jaxpr(jaxpr)
         number = self._opened(opened)
-        return (number, *consts) if opened.constvars else f"jaxpr {number}"
+        return (number, *consts) if consts else f"jaxpr {number}"
 
     def _opened(self, jaxpr: Any) -> int:
         """The number of a jaxpr, without the constants that it may hold."""
@@ -154,14 +153,14 @@ class Contents:
         fraction of the time of reading them one by one. They are read in batches, which stay in the
         processor's cache meanwhile.
         """
-        name = jaxpr.debug_info.func_name if jaxpr.debug_info else None
+        constvars, invars, outvars, eqns, debug_info = _of_jaxpr(jaxpr)
+        name = debug_info.func_name if debug_info else None
         if name is not None and type(name) is not str:
             raise Unreadable(f"a name of the type {type(name).__name__}")
-        eqns = list(jaxpr.eqns)
         self.equations += eqns
-        given = [*jaxpr.constvars, *jaxpr.invars]
+        given = [*constvars, *invars]
         number = dict(zip(map(id, given), itertools.count(), strict=False))
-        words = [len(jaxpr.constvars), len(given), len(eqns), *self._avals(given)]
+        words = [len(constvars), len(given), len(eqns), *self._avals(given)]
         count, known = len(given), self._by_id.get
         for start in range(0, len(eqns), _AT_ONCE):
             some = eqns[start : start + _AT_ONCE]
@@ -180,15 +179,16 @@ class Contents:
                 for eqn, params in zip(some, map(_params, some), strict=True)
             ]  # fmt: skip
             words += self._uses([*itertools.chain.from_iterable(ins)], number)
-        words += self._uses(jaxpr.outvars, number)
+        words += self._uses(outvars, number)
         return name, array("i", words).tobytes()
 
     def _avals(self, typed: Sequence[Any]) -> list[Any]:
         """The tokens of the types of variables or literals."""
         avals = list(map(_aval, typed))
         tokens: list[Any] = list(map(self._by_id.get, map(id, avals)))
-        for position in _missing(tokens):
-            tokens[position] = self._aval(avals[position])
+        if None in tokens:
+            for position in _missing(tokens):
+                tokens[position] = self._aval(avals[position])
         return tokens
 
     def _contexts(self, eqns: Sequence[Any]) -> list[Any]:
@@ -197,13 +197,20 @@ class Contents:
         contexts = list(map(_ctx, eqns))
         if all(map(operator.is_, contexts, itertools.repeat(contexts[0]))):
             del contexts[1:]
-        tokens = [self._by_id.get(id(context)) or self._context(context) for context in contexts]
+        tokens = self._known(contexts)
         if len(set(tokens)) == 1:
             del tokens[1:]
         return [len(tokens), *tokens]
 
-    def _context(self, context: Any) -> int:
-        token = self._by_id[id(context)] = self._token("context", self.read(context))
+    def _known(self, values: Sequence[Any]) -> list[int]:
+        """The tokens of values that others share."""
+        known = self._by_id.get
+        return [known(id(value)) or self._new(value, self.read(value)) for value in values]
+
+    def _new(self, value: Any, *description: Any) -> int:
+        """The token of a value that is known from now on."""
+        token = self._by_id[id(value)] = self._tokens[description]
+        self._kept.append(value)
         return token
 
     def _params(self, eqn: Any) -> int:
@@ -215,7 +222,7 @@ class Contents:
             if name in CALLBACK_PRIMITIVES:
                 raise Unreadable(f"its {name}, which calls back Python")
             _require_jaxs_discharge(primitive, name)
-        parts: list[Any] = [name, primitive.multiple_results]
+        parts: list[Any] = ["equation", name, primitive.multiple_results]
         seen = params
         if name in UNSEEN:
             seen = {key: value for key, value in params.items() if key not in UNSEEN[name]}
@@ -225,7 +232,8 @@ class Contents:
             for key, value in given.items():
                 parts += [key, self._opened(open_jaxpr(value)[0])]
         try:
-            parts.append(self.read(seen))
+            if seen:
+                parts.append(self.read(seen))
         except Unreadable:
             for key, value in seen.items():
                 try:
@@ -233,7 +241,7 @@ class Contents:
                 except Unreadable as error:
                     raise Unreadable(f"the {key} of its {name}: {error}") from None
             raise
-        token = self._token("equation", *parts)
+        token = self._tokens[tuple(parts)]
         key = (primitive, *params, *map(id, params.values())) if params else primitive
         self._by_id[key] = token
         return token
@@ -257,9 +265,10 @@ class Contents:
         else:
             keys = list(map(self._literal_key, avals, values))
         tokens = list(map(self._by_id.get, keys))
-        for position in _missing(tokens):
-            token = self._token("literal", self.read(values[position]), avals[position])
-            tokens[position] = self._by_id[keys[position]] = token
+        if None in tokens:
+            for position in _missing(tokens):
+                token = self._tokens["literal", self.read(values[position]), avals[position]]
+                tokens[position] = self._by_id[keys[position]] = token
         return tokens
 
     def _literal_key(self, aval: int, value: Any) -> Any:
@@ -274,13 +283,14 @@ class Contents:
         known = self._by_id.get(id(aval))
         if known is None:
             if type(aval) is not core.ShapedArray:
-                known = self._token("type", self.read(self._object(aval)))
-            else:
-                key = (*map(id, _array_type(aval)), *aval.shape)
-                known = self._by_id.get(key)
-                if known is None:
-                    known = self._token("array type", self.read(self._object(aval)))
-                    self._by_id[key] = known
+                return self._new(aval, "type", self.read(self._object(aval)))
+            parts, shape = _array_type(aval), aval.shape
+            key = (*map(id, parts), *shape)
+            known = self._by_id.get(key)
+            if known is None:
+                dims = shape if set(map(type, shape)) <= _INT else (self.read(shape),)
+                known = self._new(aval, "array type", *self._known(parts), *dims)
+                self._by_id[key] = known
             self._by_id[id(aval)] = known
             self._kept.append(aval)
         return known
@@ -294,16 +304,13 @@ class Contents:
         """The token of an object that is met more than once."""
         known = self._by_id.get(id(value))
         if known is None:
-            known = self._by_id[id(value)] = self._token("object", self.read(self._object(value)))
-            self._kept.append(value)
+            return self._new(value, "object", self.read(self._object(value)))
         return known
 
     def _member(self, value: enum.Enum) -> int:
         known = self._by_id.get(id(value))
         if known is None:
-            token = self._token("member", self._named(type(value)), value.name)
-            known = self._by_id[id(value)] = token
-            self._kept.append(value)
+            return self._new(value, "member", self._named(type(value)), value.name)
         return known
 
     def _array_of_another_trace(self, value: Any) -> Any:
@@ -322,10 +329,7 @@ class Contents:
         if known is None:
             if dtype.hasobject or dtype.names is not None or dtype.subdtype or dtype.metadata:
                 raise Unreadable(f"the dtype {dtype}")
-            known = self._by_id[id(dtype)] = self._token(
-                "dtype", dtype.str, self._named(dtype.type)
-            )
-            self._kept.append(dtype)
+            return self._new(dtype, "dtype", dtype.str, self._named(dtype.type))
         return known
 
     def _array(self, value: np.ndarray) -> int:
@@ -336,7 +340,8 @@ class Contents:
         data = value.tobytes()
         content = data if len(data) < 64 else _digest(data)
         # The strides matter: sums are taken in the order in which the elements lie in memory.
-        return self._token("array", dtype, len(value.shape), *value.shape, *value.strides, content)
+        shape = value.shape
+        return self._tokens["array", dtype, len(shape), *shape, *value.strides, content]
 
     def _ndarray(self, value: np.ndarray) -> Any:
         if value.dtype.hasobject and value.size < 1000:
@@ -360,8 +365,8 @@ class Contents:
         return type(value).__name__, sorted(map(repr, value))
 
     def _tree(self, tree: Any) -> Any:
-        # Of each node: its kind, the number of its children, its class, and its own data. What isn't
-        # a few integers is held by itself.
+        # Of each node: its kind, the number of its children, its class, and its own data. Data that
+        # isn't a few integers is held by itself.
         numbers: list[int] = []
         held: list[Any] = []
         for kind, arity, data, node_class, _, _ in tree.__getstate__()[1]:
@@ -373,7 +378,7 @@ class Contents:
                 numbers += (kind, arity, -2)
                 held += (data, node_class)
         written = array("q", numbers).tobytes()
-        return ("tree", written, *held) if held else self._token("tree", written)
+        return ("tree", written, *held) if held else self._tokens["tree", written]
 
     def _sharding(self, sharding: Any) -> Any:
         known = self._by_id.get(id(sharding))
@@ -381,8 +386,7 @@ class Contents:
             parts = sharding_without_mesh(sharding)
             if parts is None:
                 raise Unreadable("a sharding over a mesh of devices")
-            known = self._by_id[id(sharding)] = self._token("sharding", *parts)
-            self._kept.append(sharding)
+            return self._new(sharding, "sharding", *parts)
         return known
 
     def _mesh(self, mesh: Any) -> Any:
@@ -399,8 +403,7 @@ class Contents:
                 name = getattr(value, "__qualname__", None) or type(value).__name__
                 kind = "class" if isinstance(value, type) else "function"
                 raise Unreadable(f"the {kind} {name}")
-            known = self._by_id[id(value)] = self._token("named", *place)
-            self._kept.append(value)
+            return self._new(value, "named", *place)
         return known
 
     def _object(self, value: Any) -> Any:
@@ -424,7 +427,7 @@ class Contents:
         if state.has_variables:
             variables = vars(value)
             names = object_state.seen(kind, tuple(variables))
-            parts += [self._token("variables", *names), *map(variables.__getitem__, names)]
+            parts += [self._tokens["variables", *names], *map(variables.__getitem__, names)]
         return tuple(parts)
 
 
@@ -445,6 +448,7 @@ def _digest(data: bytes) -> bytes:
 _UNSET = object()
 _invars, _outvars = operator.attrgetter("invars"), operator.attrgetter("outvars")
 _params, _ctx = operator.attrgetter("params"), operator.attrgetter("ctx")
+_of_jaxpr = operator.attrgetter("constvars", "invars", "outvars", "eqns", "debug_info")
 _aval, _val = operator.attrgetter("aval"), operator.attrgetter("val")
 _ndim, _dtype = operator.attrgetter("ndim"), operator.attrgetter("dtype")
 _raw = np.ndarray.tobytes if issubclass(TypedNdArray, np.ndarray) else lambda x: x.val.tobytes()
