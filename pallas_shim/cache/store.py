@@ -9,6 +9,7 @@ import os
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 
 # With the checksum and the seconds of a program it takes 64 bytes, so that arrays stay aligned.
@@ -21,6 +22,9 @@ _LARGEST = 256 << 20
 _LARGEST_FILE = 32 << 20
 # The files are counted once in this many writes.
 _CLEANING = 16
+
+# Reading a file sets its time, unless that was set in so many seconds before.
+_JUST_NOW = 3600.0
 
 _READING = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
@@ -79,21 +83,25 @@ class Store:
         """The bytes under a key. None: nothing was written, or the file was damaged."""
         path = self._path(key)
         try:
-            with open(os.open(path, _READING), "rb") as file:
-                status = os.fstat(file.fileno())
+            handle = os.open(path, _READING)
+            try:  # without a file object, which takes as long as the rest
+                status = os.fstat(handle)
                 if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid():
                     return None
                 if status.st_mode & 0o022:  # another user may have written to it
                     return None
-                content = file.read()
+                content = os.read(handle, status.st_size)
+            finally:
+                os.close(handle)
         except OSError:
             return None
         start = len(_MAGIC) + _CHECKSUM
         data = memoryview(content)[start:]
         if content[:start] != _MAGIC + _checksum(key, data):
             return None
-        with contextlib.suppress(OSError):  # the directory may be read-only
-            os.utime(path)
+        if time.time() - status.st_mtime > _JUST_NOW:
+            with contextlib.suppress(OSError):  # the directory may be read-only
+                os.utime(path)
         return data
 
     def write(self, key: str, data: bytes) -> str | None:

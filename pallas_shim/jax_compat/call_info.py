@@ -83,8 +83,21 @@ def used_arguments(jaxpr: Any, *, keep_unused: bool) -> tuple[bool, ...]:
     inner = getattr(jaxpr, "jaxpr", jaxpr)
     if keep_unused:
         return (True,) * len(inner.invars)
+    if _kernels_use(inner).issuperset(map(id, inner.invars)):
+        return (True,) * len(inner.invars)
     _, used = partial_eval.dce_jaxpr(inner, [True] * len(inner.outvars))
     return tuple(used)
+
+
+def _kernels_use(jaxpr: Any) -> set[int]:
+    """The ids of results, and of all operands of kernels that give results. JAX asks no more of
+    these kernels, but takes longer to find them."""
+    used = set(map(id, jaxpr.outvars))
+    of_kernels = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "pallas_call"]
+    for eqn in reversed(of_kernels):
+        if not used.isdisjoint(map(id, eqn.outvars)):
+            used.update(map(id, eqn.invars))
+    return used
 
 
 def calls_back(jaxpr: Any) -> bool:
