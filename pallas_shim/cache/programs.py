@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import marshal
 import operator
 import struct
 import time
@@ -24,7 +25,11 @@ from pallas_shim.reports.uses import Use
 
 log = logging.getLogger("pallas_shim")
 
-_SECONDS = struct.Struct("<d")
+# A file holds these seconds, a program, the code of its loops, and the size of that code. The code
+# runs in another process only if it is that of the source which the process writes for a loop.
+_SECONDS, _SIZE = struct.Struct("<d"), struct.Struct("<q")
+# Later versions of marshal may write equal values as different bytes.
+_MARSHAL = 2
 
 
 class CachedProgram:
@@ -87,8 +92,9 @@ class CachedProgram:
 
     def _write(self, key: str, program: Program, use: Use) -> None:
         try:
-            data = _SECONDS.pack(self._seconds) + self._encoded(program)
-            failure = self._store.write(key, data)
+            loops = marshal.dumps(program.loops, _MARSHAL)
+            parts = self._encoded(program), loops, _SIZE.pack(len(loops))
+            failure = self._store.write(key, _SECONDS.pack(self._seconds) + b"".join(parts))
         except encode.NotData as error:
             failure = str(error)
         use.traced_cache = "written after tracing" if failure is None else self._not_kept(failure)
@@ -107,20 +113,22 @@ class CachedProgram:
         data = self._store.read(key)
         if data is None:
             return None
-        start = _SECONDS.size
         try:
-            (seconds,) = _SECONDS.unpack(data[:start])
-            program = encode.decode(data[start:], self._sources)
+            (seconds,), (size,) = _SECONDS.unpack_from(data), _SIZE.unpack(data[-_SIZE.size :])
+            end = len(data) - _SIZE.size - size
+            kept = data[_SECONDS.size : end]
+            program = encode.decode(kept, self._sources)
+            program.loops.update(marshal.loads(data[end:]))
         except Exception as error:  # the bytes are intact, so the bug is ours: write anew
             log.warning("a kept program can't be read: %s: %s", type(error).__name__, error)
             return None
 
         def difference() -> str | None:
             made = self._encoded(make())
-            if made == data[start:]:
+            if made == kept:
                 return None
             # Which equations share a source may differ. What is computed may not.
-            back = [encode.decode(each, self._sources) for each in (data[start:], made)]
+            back = [encode.decode(each, self._sources) for each in (kept, made)]
             one, other = (encode.encode(program, {}) for program in back)
             return None if one == other else verify.difference(*back)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import types
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -65,7 +66,7 @@ class Executable:
         keep_freed_memory()
         self.program = program
         kept = {program.top.results[position] for position in parts}
-        prepare = _Preparation(emits, emitted, kept)
+        prepare = _Preparation(emits, emitted, kept, program.loops)
         top = program.top
         for param in top.params:  # which take the first slots, in order
             prepare.slot(param)
@@ -98,6 +99,7 @@ class _Preparation:
         emits: Callable[[Instruction], bool],
         emitted: Callable[[Instruction, str], None] | None,
         kept: Collection[Value],
+        loops: dict[str, types.CodeType],
     ) -> None:
         self.frame: Frame = []
         self.kept = kept  # results of programs that stay in parts
@@ -108,6 +110,7 @@ class _Preparation:
         self._rounds = 1.0  # of what is being prepared, in a run
         self._emits = emits
         self._emitted = emitted
+        self._loops = loops
         self._slots: dict[Value, int] = {}
 
     def slot(self, value: Value) -> int:
@@ -164,7 +167,7 @@ class _Preparation:
                 and self._emits(instruction)
                 and not any(map(regions.holds_programs, instruction.regions))
             )
-            emitted = codegen.emit(instruction, self.slot) if wanted else None
+            emitted = codegen.emit(instruction, self.slot, self._loops) if wanted else None
             if emitted is not None:
                 if self._emitted is not None:
                     self._emitted(instruction, emitted.source)

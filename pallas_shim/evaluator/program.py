@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -256,10 +257,15 @@ class Region:
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class Program:
-    """A region that is run once: ``params`` are the arguments, ``results`` the outputs."""
+    """A region that is run once: ``params`` are the arguments, ``results`` the outputs.
+
+    ``loops``: the code of loops that became functions of Python when it was prepared, by their
+    source. It spares others who prepare it the compilation, and is no part of the program.
+    """
 
     name: str
     top: Region
+    loops: dict[str, types.CodeType] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         from pallas_shim.evaluator import printer  # which needs all that a program is made of

@@ -6,6 +6,7 @@ import functools
 import os
 import threading
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,6 +23,7 @@ from pallas_shim.cache.programs import CachedProgram
 from pallas_shim.cache.store import Store
 from pallas_shim.cache.verify import CacheError
 from pallas_shim.evaluator import compiler
+from pallas_shim.evaluator.codegen import source as codegen_source
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.passes import optimise
 from pallas_shim.evaluator.registry import IMPL_RULES, ImplRule
@@ -66,6 +68,48 @@ def test_the_second_time_a_program_is_read(shim, directory, monkeypatch):
     monkeypatch.setattr(compiler, "lower", None)  # so lowering would fail
     assert became() == ("read after tracing", want)
     assert len(list(directory.iterdir())) == 1
+
+
+def looping(rounds):
+    def kernel(x_ref, o_ref):
+        def body(i, total):
+            return jnp.where(total > 50, total - x_ref[i % 8], total + i)
+
+        o_ref[...] = jnp.full_like(x_ref, lax.fori_loop(0, rounds, body, x_ref[0]))
+
+    return pl.pallas_call(kernel, out_shape=jax.ShapeDtypeStruct(X.shape, X.dtype))
+
+
+def test_the_code_of_loops_is_read_with_their_program(shim, directory, monkeypatch, setting):
+    want = [became(looping(rounds))[1] for rounds in (200, 300)]
+    assert want[0] != want[1]
+    compiled = []
+    stock = compile
+
+    def noting(source, *args):
+        compiled.append(source)
+        return stock(source, *args)
+
+    monkeypatch.setattr(codegen_source, "compile", noting, raising=False)
+    for verified in (False, True):
+        setting(cache=str(directory), cache_verify=verified)
+        for rounds, result in zip((200, 300), want, strict=True):
+            assert became(looping(rounds)) == ("read after tracing", result)
+    assert not compiled
+    assert became(looping(250))[0] == "written after tracing" and len(compiled) == 1
+
+
+def test_code_of_another_source_is_not_run(shim, directory, monkeypatch):
+    first, want = became(looping(200)), became(looping(300))
+    assert first[1] != want[1]
+    stock = programs.marshal.loads
+
+    def swapped(data):
+        (code,) = stock(data).values()
+        return {"def loop(f):\n    f[:] = []": code}
+
+    monkeypatch.setattr(programs, "marshal", types.SimpleNamespace(loads=swapped))
+    assert became(looping(300)) == ("read after tracing", want[1])
 
 
 def test_a_change_of_python_that_no_key_could_see_is_seen(shim, directory):

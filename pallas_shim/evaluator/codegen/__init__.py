@@ -9,6 +9,7 @@ closures would call them.
 from __future__ import annotations
 
 import math
+import types
 from collections.abc import Callable, Collection
 
 from pallas_shim.evaluator.codegen.instructions import is_written_out
@@ -37,14 +38,16 @@ def pays(loop: Instruction) -> bool:
     return saved * _CALLS > lines * _LINE
 
 
-def emit(loop: Instruction, slot: Callable[[Value], int]) -> Emitted | None:
+def emit(
+    loop: Instruction, slot: Callable[[Value], int], known: dict[str, types.CodeType]
+) -> Emitted | None:
     """A scan, while or grid as a function; None if it is too deep for one.
 
     ``slot`` gives the place in the frame of a value that is defined outside the loop, or is one
-    of the loop's own results.
+    of the loop's own results. ``known``: see `Program.loops`; new code is added.
     """
     *_, depth = _worth(loop)
-    return None if depth > DEEPEST else function(loop, slot)
+    return None if depth > DEEPEST else function(loop, slot, known)
 
 
 def _worth(instruction: Instruction) -> tuple[int, float, int]:

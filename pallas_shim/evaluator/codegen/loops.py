@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import types
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -20,12 +21,14 @@ from pallas_shim.evaluator.frames import loop_name
 from pallas_shim.evaluator.program import Instruction, Region, Value
 
 
-def function(loop: Instruction, slot: Callable[[Value], int]) -> Emitted:
-    """The loop as a function. ``slot``: see `codegen.emit`."""
+def function(
+    loop: Instruction, slot: Callable[[Value], int], known: dict[str, types.CodeType]
+) -> Emitted:
+    """The loop as a function. ``slot``, ``known``: see `codegen.emit`."""
     to = PythonSource(slot)
     to.at = loop
     _structured(to, loop)
-    return to.compiled(loop)
+    return to.compiled(loop, known)
 
 
 def _structured(to: PythonSource, instruction: Instruction) -> None:

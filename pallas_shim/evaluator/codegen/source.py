@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import linecache
+import types
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -76,16 +77,19 @@ class PythonSource:
         self.inside_long = False  # a loop whose progress may be shown, so that inner ones' isn't
         self.at: Instruction  # what lines are of
 
-    def compiled(self, loop: Instruction) -> Emitted:
-        """The function, whose lines have been written."""
+    def compiled(self, loop: Instruction, known: dict[str, types.CodeType]) -> Emitted:
+        """The function, whose lines have been written. ``known``: the code of such functions, by
+        their source; new code is added."""
         for out in loop.outs:
             self.line(f"f[{self._slot(out)}] = {self.array(out)}")
         lines = [*self._loads, *self._body]
         source = "\n".join(["def loop(f):", *[" " * indent + text for indent, text, _ in lines]])
-        namespace = dict(self._globals)
         file = f"{HOME}/loop {next(_numbers)}>"
-        exec(compile(source, file, "exec"), namespace)
-        run = namespace["loop"]
+        code = known.get(source)
+        if code is None:
+            consts = compile(source, file, "exec").co_consts
+            code = known[source] = next(c for c in consts if isinstance(c, types.CodeType))
+        run = types.FunctionType(code.replace(co_filename=file), dict(self._globals), "loop")
         # Tracebacks and debuggers show the lines, as long as the function is there.
         linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
         weakref.finalize(run, linecache.cache.pop, file, None).atexit = False

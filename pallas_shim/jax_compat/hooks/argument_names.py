@@ -69,7 +69,7 @@ def shorten() -> Callable[[], None]:
 def _of_code(function: Any, count: int) -> tuple[str, ...] | None:
     """Does what `_first` does, for a plain function or an index map, without a signature."""
     while type(function) is pallas_core._IndexMapFunc:
-        function = function.__wrapped__
+        function = vars(function)["__wrapped__"]
     if type(function) is not types.FunctionType or function.__dict__:
         return None  # its attributes may say that it has another signature
     code = function.__code__
