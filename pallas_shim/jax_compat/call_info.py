@@ -83,20 +83,23 @@ def used_arguments(jaxpr: Any, *, keep_unused: bool) -> tuple[bool, ...]:
     inner = getattr(jaxpr, "jaxpr", jaxpr)
     if keep_unused:
         return (True,) * len(inner.invars)
-    if _kernels_use(inner).issuperset(map(id, inner.invars)):
+    if _surely_used(inner).issuperset(map(id, inner.invars)):
         return (True,) * len(inner.invars)
     _, used = partial_eval.dce_jaxpr(inner, [True] * len(inner.outvars))
     return tuple(used)
 
 
-def _kernels_use(jaxpr: Any) -> set[int]:
-    """The ids of results, and of all operands of kernels that give results. JAX asks no more of
-    these kernels, but takes longer to find them."""
+def _surely_used(jaxpr: Any) -> set[int]:
+    """The ids of variables that results depend on. Those are left out that only JAX's rules for
+    calls and loops find. JAX makes a new jaxpr, too, which takes many times as long."""
     used = set(map(id, jaxpr.outvars))
-    of_kernels = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "pallas_call"]
-    for eqn in reversed(of_kernels):
-        if not used.isdisjoint(map(id, eqn.outvars)):
-            used.update(map(id, eqn.invars))
+    rules = partial_eval.dce_rules
+    for eqn in reversed(jaxpr.eqns):
+        # Without a rule, an equation with a result that is used uses all its operands. So does a
+        # kernel, whose rule only keeps it in any case.
+        if eqn.primitive not in rules or eqn.primitive.name == "pallas_call":
+            if not used.isdisjoint(map(id, eqn.outvars)):
+                used.update(map(id, eqn.invars))
     return used
 
 

@@ -15,7 +15,7 @@ from pallas_shim.jax_compat.versions import OLDEST, TOO_NEW
 # needs it only there.
 PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.api": ("Inline>=0.11",),
-    "jax._src.api_util": ("InternalFloatingPointError", "_non_static_arg_names"),
+    "jax._src.api_util": ("InternalFloatingPointError", "_non_static_arg_names", "debug_info"),
     "jax._src.array": ("ArrayImpl",),
     "jax._src.callback": ("_IOEffect", "_OrderedIOEffect", "_callback_op_sharding"),
     "jax._src.config": (
@@ -32,6 +32,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     ),
     "jax._src.compiler": ("_XLA_RUNTIME_ERROR_HANDLERS",),
     "jax._src.core": (
+        "AbstractValue",
         "AxisEnv",
         "Jaxpr",
         "Literal",
@@ -76,6 +77,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "const_fold_rules",
         "custom_staging_rules",
         "dce_jaxpr",
+        "dce_rules",
         "dce_rules",
         "forwarding_rules",
         "lower_jaxpr2>=0.12",
@@ -122,7 +124,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.monitoring": (
         "unregister_event_duration_listener|_unregister_event_duration_listener_by_callback",
     ),
-    "jax._src.pallas.core": ("dynamic_grid_dim", "semaphore_dtype"),
+    "jax._src.pallas.core": ("_IndexMapFunc", "dynamic_grid_dim", "semaphore_dtype"),
     "jax._src.pallas.einshape": ("_einshape>=0.9.1",),
     "jax._src.pallas.hlo_interpreter": ("kernel_to_hlo_jaxpr", "pallas_call_hlo_interpret"),
     "jax._src.pallas.mpmd": ("_mpmd_map_fallback_lowering>=0.9.1", "mpmd_map_p>=0.9.1"),

@@ -32,6 +32,9 @@ FUNCTIONS = {
     "a result's, and the result": lambda a, b, c: (add(a, c), b),
     "not all, around a kernel": lambda a, b, c: add(a + 1, b) + 1,
     "by a nested function": lambda a, b, c: jax.jit(lambda x, y, z: add(x, z))(a, b, c),
+    "around kernels": lambda a, b, c: add(a * 2, b + c).sum(),
+    "by a loop": lambda a, b, c: jax.lax.fori_loop(0, 3, lambda i, x: add(x, b), a),
+    "before a loop": lambda a, b, c: jax.lax.fori_loop(0, 3, lambda i, x: x * 2, add(a, b, c)),
     "none": lambda a, b, c: np.float32(1),
 }
 
