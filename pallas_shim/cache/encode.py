@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import enum
 import functools
-import itertools
 import marshal
 import math
 import sys
@@ -146,6 +145,11 @@ def _looked_at(program: Program) -> set[Operation]:
     return found
 
 
+def _columns(rows: Sequence[Sequence[Any]], count: int) -> list[Sequence[Any]]:
+    """The columns of a table, which are sooner decoded than its rows."""
+    return list(zip(*rows, strict=True)) or [()] * count
+
+
 class _Encoder:
     def __init__(
         self, sources: Mapping[int, int] | None = None, looked_at: Collection[Operation] = ()
@@ -168,9 +172,9 @@ class _Encoder:
     def packed(self, contents: dict[str, Any]) -> bytes:
         contents = {
             **contents,
-            "operations": self.operations,
+            "operations": _columns(self.operations, 5),
             "details": list(self._details.values()),
-            "values": self.values,
+            "values": _columns(self.values, 2),
             "objects": self.objects,
         }
         head = marshal.dumps(contents, _MARSHAL)
@@ -403,8 +407,9 @@ class _Decoder:
         self._sources = sources
         self._objects: list[Any] = []
         self._make(contents["objects"][: contents["first"]])
-        self._values = list(itertools.starmap(Value, map(self.terms, contents["values"])))
-        operations, later = map(self.terms, contents["operations"]), set(contents["later"])
+        self._values = list(map(Value, *map(self.terms, contents["values"])))
+        operations = zip(*map(self.terms, contents["operations"]), strict=True)
+        later = set(contents["later"])
         self._operations = [
             _KeptOperation(self.decode_later, parts) if number in later
             else self.operation(parts, detail)

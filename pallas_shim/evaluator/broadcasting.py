@@ -32,7 +32,7 @@ def function(fn: Callable[..., Any], instruction: Instruction) -> Callable[..., 
 def _broadcasts_columns(instruction: Instruction) -> bool:
     operation, shapes = instruction.operation, [value.type.shape for value in instruction.ins]
     # Of most instructions, this tells it. What else an operation says may not be decoded yet.
-    if max(map(math.prod, shapes), default=0) < _FEWEST or all(s[-1:] != (1,) for s in shapes):
+    if (1,) not in [s[-1:] for s in shapes] or max(map(math.prod, shapes)) < _FEWEST:
         return False
     # What an operation says of stacks doesn't tell how they are aligned.
     params, ins = operation.params, [value.type for value in instruction.ins]

@@ -26,8 +26,8 @@ class Steps(tuple[Step, ...]):
 
     def __new__(cls, pairs: Iterable[tuple[Step, Instruction]]) -> Self:
         pairs = tuple(pairs)
-        self = super().__new__(cls, (step for step, _ in pairs))
-        self.instructions = tuple(instruction for _, instruction in pairs)
+        self = super().__new__(cls, [step for step, _ in pairs])
+        self.instructions = tuple([instruction for _, instruction in pairs])
         return self
 
 
