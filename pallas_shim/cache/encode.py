@@ -60,10 +60,9 @@ def encode(program: Program, sources: Mapping[int, int] | None = None) -> bytes:
       NotData: the program holds something that isn't data.
     """
     encoder = _Encoder(sources, _looked_at(program))
-    contents: dict[str, Any] = {"name": program.name, "top": encoder.region(program.top)}
-    contents["first"] = len(encoder.objects)
-    contents["later"] = encoder.later()
-    return encoder.packed(contents)
+    contents = {"name": program.name, "top": encoder.region(program.top)}
+    first = len(encoder.objects)
+    return encoder.packed(contents, first, encoder.later())
 
 
 def decode(data: bytes | memoryview, sources: Sequence[Any] = ()) -> Program:
@@ -79,7 +78,7 @@ def encode_data(value: Any) -> bytes:
       NotData: the value is something else.
     """
     encoder = _Encoder()
-    return encoder.packed({"term": encoder.term(value), "first": None, "later": []})
+    return encoder.packed({"term": encoder.term(value)})
 
 
 def decode_data(data: bytes) -> Any:
@@ -169,13 +168,22 @@ class _Encoder:
         self._operation_at: dict[Operation, int] = {}
         self._value_at: dict[Value, int] = {}
 
-    def packed(self, contents: dict[str, Any]) -> bytes:
+    def packed(
+        self, contents: dict[str, Any], first: int | None = None, later: Sequence[int] = ()
+    ) -> bytes:
+        """The bytes. ``first``: how many objects are needed at first. ``later``: the numbers of the
+        operations whose details aren't."""
+        details = list(self._details.values())
+        rest: Any = later, self.objects[first:] if later else [], [details[n] for n in later]
+        for number in later:
+            details[number] = None
         contents = {
             **contents,
             "operations": _columns(self.operations, 5),
-            "details": list(self._details.values()),
+            "details": details,
             "values": _columns(self.values, 2),
-            "objects": self.objects,
+            "objects": self.objects[:first],
+            "later": marshal.dumps(rest, _MARSHAL),
         }
         head = marshal.dumps(contents, _MARSHAL)
         size = len(head).to_bytes(8, "little")
@@ -402,19 +410,17 @@ class _KeptOperation(Operation):
 
 class _Decoder:
     def __init__(self, contents: Any, arrays: memoryview, sources: Sequence[Any]):
-        self._contents = contents
+        self._later = contents["later"]
         self._arrays = arrays
         self._sources = sources
         self._objects: list[Any] = []
-        self._make(contents["objects"][: contents["first"]])
+        self._make(contents["objects"])
         self._values = list(map(Value, *map(self.terms, contents["values"])))
         operations = zip(*map(self.terms, contents["operations"]), strict=True)
-        later = set(contents["later"])
         self._operations = [
-            _KeptOperation(self.decode_later, parts) if number in later
+            _KeptOperation(self.decode_later, parts) if detail is None
             else self.operation(parts, detail)
-            for number, (parts, detail)
-            in enumerate(zip(operations, contents["details"], strict=True))
+            for parts, detail in zip(operations, contents["details"], strict=True)
         ]  # fmt: skip
 
     def _make(self, objects: Sequence[Any]) -> None:
@@ -425,10 +431,11 @@ class _Decoder:
         """Decodes what was left out at first. Several threads may do so at the same time."""
         whole = copy.copy(self)
         whole._objects = self._objects.copy()
-        whole._make(self._contents["objects"][len(self._objects) :])
-        for number in self._contents["later"]:
+        numbers, objects, details = marshal.loads(self._later)
+        whole._make(objects)
+        for number, detail in zip(numbers, details, strict=True):
             operation = self._operations[number]
-            operation.ins, operation.outs, params = whole.terms(self._contents["details"][number])
+            operation.ins, operation.outs, params = whole.terms(detail)
             operation.params = params or {}
 
     def term(self, term: Any) -> Any:
