@@ -127,7 +127,10 @@ class Contents:
         try:
             pickler.dump(value)
         except (RecursionError, ValueError) as error:
-            raise Unreadable(f"a {type(value).__name__} in which something holds itself") from error
+            kind = type(value).__name__
+            raise Unreadable(f"a {kind} that is nested too deeply, or holds itself") from error
+        except OverflowError as error:
+            raise Unreadable(f"a {type(value).__name__} with a number of many digits") from error
         return file.getvalue()
 
     # -- jaxprs -------------------------------------------------------------------------------
@@ -135,7 +138,7 @@ class Contents:
     def _jaxpr(self, jaxpr: Any) -> Any:
         opened, consts = open_jaxpr(jaxpr)
         number = self._opened(opened)
-        return (number, *consts) if consts else f"jaxpr {number}"
+        return ("closed", number, *consts) if consts else f"jaxpr {number}"
 
     def _opened(self, jaxpr: Any) -> int:
         """The number of a jaxpr, without the constants that it may hold."""
@@ -205,7 +208,11 @@ class Contents:
     def _known(self, values: Sequence[Any]) -> list[int]:
         """The tokens of values that others share."""
         known = self._by_id.get
-        return [known(id(value)) or self._new(value, self.read(value)) for value in values]
+        return [known(id(value)) or self._value(value) for value in values]
+
+    def _value(self, value: Any) -> int:
+        read = self.read(value)  # from now on, it may have a token
+        return self._by_id.get(id(value)) or self._new(value, "value", read)
 
     def _new(self, value: Any, *description: Any) -> int:
         """The token of a value that is known from now on."""
@@ -372,7 +379,7 @@ class Contents:
         for kind, arity, data, node_class, _, _ in tree.__getstate__()[1]:
             if data is None and node_class is None:
                 numbers += (kind, arity, -1)
-            elif type(data) is tuple and set(map(type, data)) == _INT:
+            elif node_class and type(data) is tuple and set(map(type, data)) == _INT:
                 numbers += (kind, arity, len(data), self._named(node_class), *data)
             else:
                 numbers += (kind, arity, -2)

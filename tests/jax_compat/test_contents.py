@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax._src.state.indexing import Slice
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -310,6 +311,45 @@ def test_what_holds_itself_is_refused():
     loop.append(loop)
     with pytest.raises(Unreadable, match="itself"):
         Contents(jax.make_jaxpr(jnp.sin)(X), loop)
+
+
+def test_what_is_nested_too_deeply_is_refused():
+    deep: tuple = ()
+    for _ in range(20_000):
+        deep = (deep,)
+    with pytest.raises(Unreadable, match="too deeply"):
+        Contents(jax.make_jaxpr(jnp.sin)(X), deep)
+
+
+def test_trees_and_their_data_count():
+    jaxpr = jax.make_jaxpr(jnp.sin)(X)
+    held = [
+        *[Slice(*each) for each in ((0, 1, 1), (0, 1, 2), (0, 2, 1), (False, 1, 1), (0.0, 1, 1))],
+        (1,), (1, 2), [1], [1, 2], {"a": 1}, {"b": 1}, {1: 1}, {2: 1}, None, (None,), ((), ()),
+        (Slice(0, 1, 1), Slice(0, 2, 1)), (Slice(0, 2, 1), Slice(0, 1, 1)),
+    ]  # fmt: skip
+    trees = list(map(jax.tree_util.tree_structure, held))
+    assert len({Contents(jaxpr, tree).digest for tree in trees}) == len(trees)
+    with pytest.raises(Unreadable, match="digits"):
+        Contents(jaxpr, jax.tree_util.tree_structure(Slice(0, 1 << 70, 1)))
+
+
+def test_which_objects_are_the_same_does_not_count():
+    """Processes share objects in different ways, depending on what they have traced before."""
+    jaxpr = jax.make_jaxpr(jnp.sin)(X)
+    mesh = jax.sharding.AbstractMesh((), ())
+
+    def make():
+        return [
+            (1000, 2.5), "".join(["a", "b"]), frozenset(["x"]), np.dtype("f4").newbyteorder("="),
+            jax.core.ShapedArray((3,), np.float32), Slice(0, 5, 1), jax.ShapeDtypeStruct,
+            jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None)),
+            jax.tree_util.tree_structure((1, Slice(0, 5, 1))), {"a": [1, (2, 3)]},
+        ]  # fmt: skip
+
+    one, other = make(), make()
+    assert Contents(jaxpr, one, one).digest == Contents(jaxpr, one, other).digest
+    assert Contents(jaxpr, one, other).digest != Contents(jaxpr, one, other[:-1]).digest
 
 
 def test_large_constants_are_refused(monkeypatch):
