@@ -52,7 +52,9 @@ def shorten() -> Callable[[], None]:
 
     def info(traced_for: str, fun: Any, args: Any, kwargs: Any, **options: Any) -> Any:
         if not (kwargs or options) and _ARRAYS.issuperset(map(type, args)):
-            found = _of_code(fun, len(args))
+            # Without arguments there are no names, whatever the function: JAX asks for those of the
+            # function that makes the index maps of whole arrays.
+            found = _of_code(fun, len(args)) if args else ()
             if found is not None:
                 return stock_info(traced_for, fun, args, kwargs, signature=_Names(found))
         return stock_info(traced_for, fun, args, kwargs, **options)

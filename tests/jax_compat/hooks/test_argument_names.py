@@ -107,6 +107,7 @@ def test_an_index_map_needs_no_signature(shortened, monkeypatch):
     monkeypatch.setattr(api_util, "fun_signature", lambda function: pytest.fail("it was asked for"))
     index_map = pl.BlockSpec((1, 1), pl.BlockSpec((1, 1), lambda i, j: (i, j)).index_map).index_map
     assert api_util.debug_info("index_map", index_map, (False, False), {}).arg_names == ("i", "j")
+    assert api_util.debug_info("index_map", lambda ndim: 0, (), {}).arg_names == ()
 
 
 def test_the_short_cut_is_taken(shortened, monkeypatch):
