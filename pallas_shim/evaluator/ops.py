@@ -6,7 +6,7 @@ operation:
 
 - an operation of our own has the row of its name in `ROWS`;
 - an elementwise operation to which a pass has given a place for its result has the row `STORED` or
-  `IN_PLACE`, whatever its name;
+  `IN_PLACE`, whatever its name; so has a sum of products;
 - any other name is a primitive with a rule, and has the row `PRIMITIVE`.
 """
 
@@ -41,7 +41,7 @@ from pallas_shim.jax_compat.callbacks import CALLBACK_PRIMITIVES
 
 # These operations, like the ufuncs, always return a new array.
 MAKES_ARRAYS = frozenset({"concatenate", "convert_element_type", "dot_general", "join", "select_n",
-                          "take"})  # fmt: skip
+                          "sum_of_products", "take"})  # fmt: skip
 
 
 class Param(NamedTuple):
@@ -526,6 +526,13 @@ _PASSES_ROWS = (
         types=op_types.windows_types,
     ),
     _row(
+        "sum_of_products", "products of matrices, added to what comes before them, or to zeros",
+        "start_or_matrix:array*", "sum:array", "sums_of_products", readers="store_fusion",
+        params=(Param("starts", "whether the first operand is what they are added to"),
+                Param("dimension_numbers", "those of `dot_general`, of each product")),
+        types=op_types.sum_of_products_types,
+    ),
+    _row(
         "copy", "a copy, which nothing else shares", "value:array", "value:array",
         "in_place_recurrences, and JAX", types=op_types.copied,
     ),
@@ -536,10 +543,11 @@ ROWS: Mapping[str, Op] = {
 }
 
 STORED = _row(
-    "an elementwise operation", "a NumPy function of which the result goes where the path leads",
+    "an elementwise operation", "a function with ``out`` of which the result goes where the path "
+    "leads",
     "ref:ref operand_or_leaf:array*", "", "store_fusion, strength_reduction",
     readers="codegen, strength_reduction",
-    params=(_PATH, Param(DIRECT, "the NumPy function")), effects=(_WRITE,),
+    params=(_PATH, Param(DIRECT, "the function")), effects=(_WRITE,),
     types=op_types.stored_types,
 )
 IN_PLACE = _row(

@@ -736,7 +736,8 @@ def blocked_product(sizes, block=128, dtype=F32, act=lambda x: x, accumulate=Tru
 def test_blocks_are_multiplied_as_one_product(sizes, accumulate):
     f, x, y = blocked_product(sizes, accumulate=accumulate)
     assert loops(f, x, y) == []
-    program = optimise(lower(jax.make_jaxpr(f)(x, y)))
+    lowered = lower(jax.make_jaxpr(f)(x, y))
+    program = optimise(lowered, skip={"sums_of_products"})
     assert names(program).count("dot_general") == sizes[2]
     assert "switch" not in names(program) and "allocate" not in names(program)
     np.testing.assert_array_equal(np.asarray(Executable(program)(x, y)[0]), x @ y)
