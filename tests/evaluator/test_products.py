@@ -261,3 +261,19 @@ def test_which_sums_one_thread_computes(settings, rows, alone):
 ])  # fmt: skip
 def test_which_sums_pay(shapes, pays):
     assert products.pays_to_add(*shapes) == pays
+
+
+@pytest.mark.usefixtures("no_gemms")
+@pytest.mark.parametrize("shapes", [
+    ((4, 1, 128, 64), (1, 4, 64, 128)), ((8, 1, 128, 64), (1, 4, 64, 128)),
+    ((256, 128), (128, 256)), ((512, 128), (128, 256)),
+])  # fmt: skip
+def test_a_sum_uses_the_threads_of_its_products(settings, shapes):
+    """BLAS rounds long sums otherwise if threads share them."""
+    pair = [np.ones(shape, F32) for shape in shapes]
+    added_up(None, [pair])
+    of_sum = set(settings)
+    del settings[1:]
+    multiply = products.product_of_stacks(*shapes) or blas.product(*shapes[0][-2:], shapes[1][-1])
+    multiply(*pair)
+    assert set(settings) == of_sum
