@@ -8,13 +8,14 @@ import pytest
 from jax import lax
 from jax.experimental import pallas as pl
 
-from pallas_shim.evaluator import blas, ops, products
+from pallas_shim.evaluator import blas, products
 from pallas_shim.evaluator.execute import Executable
 from pallas_shim.evaluator.lower import lower
 from pallas_shim.evaluator.passes import optimise
 from pallas_shim.evaluator.passes.grid import grid_batching
 from pallas_shim.evaluator.passes.sums_of_products import sum_products
 from pallas_shim.evaluator.program import PURE, Effects, Operation, RefType
+from pallas_shim.evaluator.verify import operations
 
 from .programs import check_pass, instructions, names
 
@@ -207,11 +208,11 @@ def test_what_is_no_sum(change, error, stored):
         sum_products(lower(jax.make_jaxpr(lambda s, x, y: s + x @ y)(START, X[0], Y[0])))
     )
     operation = made.operation
-    assert ops.wrong_with(operation) is None
+    assert operations.wrong_with(operation) is None
     ins, outs, effects, params = change(operation.ins), operation.outs, PURE, operation.params
     if stored:
         ref = RefType(outs[0].shape, outs[0].dtype, "vmem")
         ins, outs, effects = (ref, *ins), (), Effects(writes=(0,))
         params = {**params, "path": (), "direct": operation.fn}
     wrong = Operation(SUM, params, ins, outs, operation.fn, effects)
-    assert error in str(ops.wrong_with(wrong))
+    assert error in str(operations.wrong_with(wrong))
