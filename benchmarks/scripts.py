@@ -13,6 +13,7 @@ where it may write files. `--docs` writes scripts.md.
 from __future__ import annotations
 
 import argparse
+import compileall
 import dataclasses
 import json
 import math
@@ -103,7 +104,9 @@ def run(script: Script, way: str, cache: pathlib.Path, limit: float, clock: str)
     if not keeps:
         shutil.rmtree(cache, ignore_errors=True)
     mine = script.variables if variables else {}
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("PALLAS_NUMPY")}
+    # Without bytecode, each process would compile the shim's source.
+    ours = ("PALLAS_NUMPY", "PYTHONDONTWRITEBYTECODE")
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     paths = [str(ROOT), str(ROOT / "sitecustomize_pkg"), environ.get("PYTHONPATH", "")]
     environ |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "XDG_CACHE_HOME": str(cache),
                 "JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg", **variables, **mine}  # fmt: skip
@@ -191,6 +194,8 @@ def main() -> None:
     if options.keep is not None and options.keep.exists():
         kept = json.loads(options.keep.read_text())
     runs: dict[str, dict[str, Run]] = {}
+    for package in ("pallas_shim", "patches", "sitecustomize_pkg"):  # as pip does
+        compileall.compile_dir(ROOT / package, quiet=1)
     with tempfile.TemporaryDirectory() as folder:
         for line in options.scripts:
             each = script(line, pathlib.Path(folder))

@@ -68,6 +68,15 @@ def test_jax_starts_it(python):
     assert (got.stdout, got.stderr) == ("True False False\nTrue True\nFalse\n", "")
 
 
+def test_scripts_that_use_no_tpu_do_not_import_its_lowering(python):
+    code = """if True:
+        import sys
+        from jax.experimental import pallas
+        print("jax._src.pallas.mosaic.lowering" in sys.modules)
+    """
+    assert python.stock().run("-c", code).stdout == python.run("-c", code, PALLAS_NUMPY="1").stdout
+
+
 @pytest.mark.parametrize("call", ["activate", "deactivate"])
 def test_switched_before_jax_is_imported(python, call):
     code = f"""if True:
