@@ -75,11 +75,14 @@ def test_a_kernel_that_each_call_makes_anew_is_lowered_once(shim, directory, mon
 
         return pl.pallas_call(kernel, out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype))(x)
 
-    lowered = []
+    lowered: list[str] = []
     stock = compiler.lower
-    monkeypatch.setattr(
-        compiler, "lower", lambda *args, **kwargs: lowered.append(1) or stock(*args, **kwargs)
-    )
+
+    def counted(*args, **kwargs):
+        lowered.append(kwargs["name"])
+        return stock(*args, **kwargs)
+
+    monkeypatch.setattr(compiler, "lower", counted)
     for factor in (2, 3, 2, 3, 2):
         assert np.asarray(scaled(X, factor)).tolist() == (X * factor).tolist()
     assert len(lowered) == 2
