@@ -772,3 +772,21 @@ def test_products_that_share_no_operand_stay_in_a_cache():
     f = call(kernel, (8,), [spec, spec], spec, (1024, 128))
     x = np.random.default_rng(0).integers(-4, 5, (1024, 128)).astype(np.float32)
     assert loops(f, x, x[::-1].copy()) == [(2,)]
+
+
+def test_blocks_further_away_than_32_bits_count_bytes():
+    def kernel(x, out):
+        out[...] = x[...]
+
+    rows, size = 6, 1 << 18
+    spec = pl.BlockSpec((1, size), lambda i: (i, 0))
+    f = pl.pallas_call(
+        kernel, jax.ShapeDtypeStruct((rows, size), jnp.uint8), grid=(rows,), in_specs=[spec],
+        out_specs=spec, interpret=True,
+    )  # fmt: skip
+    x = np.zeros((rows, 1 << 30), np.uint8)  # takes no memory where nobody writes
+    x[:, 0] = range(rows)
+    lowered = lower(jax.make_jaxpr(f)(jax.ShapeDtypeStruct(x.shape, x.dtype)))
+    for program in (lowered, optimise(lowered)):
+        (out,) = Executable(program)(x)
+        np.testing.assert_array_equal(out, x[:, :size])
