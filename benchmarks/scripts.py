@@ -7,12 +7,13 @@ with all kernels interpreted.
 
 A script is a line as for a shell: a name and ::, if it is to have one, variables, the file, its
 arguments. Of a notebook, the cells with code run as one script. Each runs in a folder of its own,
-where it may write files. `--docs` writes scripts.md.
+where it may write files. `--docs` writes scripts.md; `--notes` is a text for its end.
 """
 
 from __future__ import annotations
 
 import argparse
+import compileall
 import dataclasses
 import json
 import math
@@ -103,7 +104,9 @@ def run(script: Script, way: str, cache: pathlib.Path, limit: float, clock: str)
     if not keeps:
         shutil.rmtree(cache, ignore_errors=True)
     mine = script.variables if variables else {}
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("PALLAS_NUMPY")}
+    # Without bytecode, each process would compile the shim's source.
+    ours = ("PALLAS_NUMPY", "PYTHONDONTWRITEBYTECODE")
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     paths = [str(ROOT), str(ROOT / "sitecustomize_pkg"), environ.get("PYTHONPATH", "")]
     environ |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "XDG_CACHE_HOME": str(cache),
                 "JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg", **variables, **mine}  # fmt: skip
@@ -138,14 +141,15 @@ def table(runs: Mapping[str, Mapping[str, Run]], clock: str) -> list[str]:
     ratios = [("interpret=True", "shim"), ("kernels", "shim")]
     heads = ["script", *WAYS, *map(" / ".join, ratios)]
     lines = [_row(heads), _row(["---"] * len(heads))]
-    failures = []
+    failures: dict[tuple[str, str], list[str]] = {}
     collected: list[list[float]] = [[] for _ in ratios]
     for name, by_way in runs.items():
         cells = [name]
         for way in WAYS:
             cells.append("-" if by_way[way].failure else f"{getattr(by_way[way], clock):.1f} s")
-            if by_way[way].failure:
-                failures.append(f"- {name}, {way}: {by_way[way].failure}")
+            reason = by_way[way].failure
+            if reason:
+                failures.setdefault((name, reason), []).append(way)
         for ratio, found in zip(ratios, collected, strict=True):
             one, other = (by_way[way] for way in ratio)
             if one.failure or other.failure:
@@ -156,14 +160,15 @@ def table(runs: Mapping[str, Mapping[str, Run]], clock: str) -> list[str]:
         lines.append(_row(cells))
     means = [f"{statistics.geometric_mean(x):.3g}" if x else "-" for x in collected]
     lines.append(_row(["geometric mean", *[""] * len(WAYS), *means]))
-    return [*lines, "", *failures]
+    said = [f"- {name}; {', '.join(ways)}: {why}" for (name, why), ways in failures.items()]
+    return [*lines, "", *said]
 
 
 def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def page(runs: Mapping[str, Mapping[str, Run]], clock: str) -> str:
+def page(runs: Mapping[str, Mapping[str, Run]], clock: str, notes: str) -> str:
     times = {"wall": "by the clock", "processor": "of the processor, all threads together"}[clock]
     return "\n".join([
         "# Whole scripts",
@@ -176,6 +181,7 @@ def page(runs: Mapping[str, Mapping[str, Run]], clock: str) -> str:
         "",
         *table(runs, clock),
         "",
+        notes,
     ])
 
 
@@ -186,11 +192,14 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "processor"), default="wall")
     parser.add_argument("--keep", type=pathlib.Path, help="keeps figures, and continues from them")
     parser.add_argument("--docs", type=pathlib.Path, help="writes scripts.md there")
+    parser.add_argument("--notes", type=pathlib.Path, help="a text for its end")
     options = parser.parse_args()
     kept: dict[str, dict[str, list[float]]] = {}
     if options.keep is not None and options.keep.exists():
         kept = json.loads(options.keep.read_text())
     runs: dict[str, dict[str, Run]] = {}
+    for package in ("pallas_shim", "patches", "sitecustomize_pkg"):  # as pip does
+        compileall.compile_dir(ROOT / package, quiet=1)
     with tempfile.TemporaryDirectory() as folder:
         for line in options.scripts:
             each = script(line, pathlib.Path(folder))
@@ -206,7 +215,8 @@ def main() -> None:
             runs[each.name] = {way: Run(*figures) for way, figures in kept[each.name].items()}
     print("\n".join(table(runs, options.clock)))
     if options.docs is not None:
-        (options.docs / "scripts.md").write_text(page(runs, options.clock))
+        notes = "" if options.notes is None else options.notes.read_text()
+        (options.docs / "scripts.md").write_text(page(runs, options.clock, notes))
 
 
 if __name__ == "__main__":

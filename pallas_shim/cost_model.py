@@ -16,7 +16,7 @@ _COMPILING_EQUATION = 0.002
 # The seconds in which NumPy computes an equation, a byte of its result, a byte to sort, and an
 # operation of a dot or a convolution.
 _EQUATION, _BYTE, _SORTED_BYTE, _DOT, _CONVOLUTION = 3e-6, 1e-9, 2e-8, 5e-11, 1e-9
-# Of two matrices of these, NumPy computes the product as fast as XLA.
+# Of matrices of these, NumPy computes products as fast as XLA, also of many of them.
 _OF_BLAS = {np.dtype(np.float32), np.dtype(np.float64)}
 # The assumed number of rounds of a loop whose length isn't known.
 _LOOP = 10
@@ -73,11 +73,11 @@ def _outside(jaxpr: Any, times: int) -> tuple[float, float, int]:
         )
         own = _EQUATION + nbytes * (_SORTED_BYTE if name == "sort" else _BYTE)
         if name == "dot_general":
-            (contracted, _), (batch, _) = eqn.params["dimension_numbers"]
+            (contracted, _), _ = eqn.params["dimension_numbers"]
             shape = eqn.invars[0].aval.shape
             depth = np.prod([shape[d] for d in contracted], dtype=np.int64)
             own += _DOT * 2 * avals[0].size * float(depth)
-            if not batch and {v.aval.dtype for v in eqn.invars} <= _OF_BLAS:
+            if {v.aval.dtype for v in eqn.invars} <= _OF_BLAS:
                 in_both += times * own
         elif name == "conv_general_dilated":
             weights = eqn.invars[1].aval.size

@@ -218,7 +218,7 @@ PASSES = (
     "dead_code", "floor_division", "from_end", "gather_to_slice", "grid_batching", "hoisting",
     "in_place", "in_place_recurrences", "loop_distribution", "mask_narrowing", "movements",
     "narrow_products", "one_hot", "select_to_minmax", "store_forwarding", "store_fusion",
-    "strength_reduction", "wide_products",
+    "strength_reduction", "sums_of_products", "wide_products",
 )  # fmt: skip
 _RENAMED_PASSES = {
     "carried_rows": "in_place_recurrences",

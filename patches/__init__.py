@@ -13,6 +13,12 @@ def patch_pallas(pallas: ModuleType) -> Callable[[], None]:
     These patches share an entry point. A distribution can have only one of each name, and only
     after this import everything that the patches touch is there.
     """
+    from pallas_shim.gc_pause import gc_paused
+
+    return gc_paused(_patch_pallas, pallas)  # most of it is imports, which allocate a lot
+
+
+def _patch_pallas(pallas: ModuleType) -> Callable[[], None]:
     import pallas_shim
     from pallas_shim.evaluator import rules
     from pallas_shim.evaluator.codegen.source import HOME

@@ -140,9 +140,10 @@ def patch_tpu_info(pltpu: ModuleType) -> Callable[[], None]:
 
 
 def _patch_tpu_info(pltpu: ModuleType) -> Callable[[], None]:
-    from pallas_shim.jax_compat import checked
+    from pallas_shim.jax_compat import checked, version
     from pallas_shim.jax_compat.hooks import tpu_info
 
+    version.check_for_a_tpu()
     checked.remember_interpreter()
     undoings = [tpu_info.emit_pipelines_at_once()]
     asked = settings.current().tpu

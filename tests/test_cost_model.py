@@ -118,11 +118,13 @@ def test_xla_takes_as_long_for_a_product_of_floats():
     """So NumPy is as good for it, and rounds like a kernel's product: JAX's quickstart for Pallas
     compares the two within 1e-7."""
 
-    def estimate(dtype):
-        x = jax.ShapeDtypeStruct((1024, 1024), dtype)
+    def estimate(dtype, *batch):
+        x = jax.ShapeDtypeStruct((*batch, 1024, 1024), dtype)
         return outside_kernels(jax.make_jaxpr(jnp.matmul)(x, x))
 
-    assert not estimate(jnp.float32).is_dear and estimate(jnp.float32).in_both > 0.01
+    for batch in ((), (4,)):
+        found = estimate(jnp.float32, *batch)
+        assert not found.is_dear and found.in_both > 0.01
     assert estimate(jnp.bfloat16).is_dear and estimate(jnp.int8).is_dear
 
 

@@ -110,6 +110,8 @@ def test_a_product_is_rounded_as_in_a_kernel(shim, setting):
     x, y = jnp.asarray(np.random.default_rng(0).standard_normal((2, 512, 512), np.float32))
     for _ in range(3):
         np.testing.assert_allclose(matmul(x, y), x @ y)
+    many = jnp.stack([x] * 8), jnp.stack([y] * 8)
+    np.testing.assert_allclose(jax.vmap(matmul)(*many), jax.vmap(jnp.matmul)(*many))
 
 
 def test_what_has_no_rule_is_compiled(shim, setting):

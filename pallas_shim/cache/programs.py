@@ -1,7 +1,8 @@
 """Programs kept by their jaxprs. The key holds all that a program is made from.
 
 A program is read after JAX has traced. That saves lowering, the passes and code generation.
-Programs are written when the process ends.
+Programs are written when the process ends. Until then, the process reads them from its memory: a
+function that isn't jitted may make the same kernel anew in each call.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import functools
 import logging
 import marshal
 import operator
+import os
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pallas_shim import settings
@@ -30,6 +32,32 @@ log = logging.getLogger("pallas_shim")
 _SECONDS, _SIZE = struct.Struct("<d"), struct.Struct("<q")
 # Later versions of marshal may write equal values as different bytes.
 _MARSHAL = 2
+
+
+class _Unwritten:
+    """A program that is to be written. ``seconds``: how long making it took. ``sources``: those of
+    the equations that it is made of."""
+
+    def __init__(self, program: Program, seconds: float, sources: Sequence[Any]):
+        self._program, self._seconds, self._sources = program, seconds, sources
+
+    @functools.cached_property
+    def data(self) -> bytes:
+        """The bytes to be written. Raises NotData if the program holds what can't be kept."""
+        loops = marshal.dumps(self._program.loops, _MARSHAL)
+        parts = _encoded(self._program, self._sources), loops, _SIZE.pack(len(loops))
+        return _SECONDS.pack(self._seconds) + b"".join(parts)
+
+
+def _encoded(program: Program, sources: Sequence[Any]) -> bytes:
+    places: dict[int, int] = {}
+    for place, source in enumerate(sources):
+        places.setdefault(id(source), place)
+    return encode.encode(program, places)
+
+
+_unwritten: dict[tuple[Store, str], _Unwritten] = {}
+os.register_at_fork(after_in_child=_unwritten.clear)  # a child drops the work of its parent
 
 
 class CachedProgram:
@@ -88,29 +116,24 @@ class CachedProgram:
         program, key = self._program, self._key
         if program is not None and key is not None:
             self._program = None
-            later.at_exit(lambda seconds: self._write(key, program, use))
+            unwritten = _Unwritten(program, self._seconds, self._sources)
+            _unwritten[self._store, key] = unwritten
+            later.at_exit(lambda seconds: self._write(key, unwritten, use))
 
-    def _write(self, key: str, program: Program, use: Use) -> None:
+    def _write(self, key: str, unwritten: _Unwritten, use: Use) -> None:
         try:
-            loops = marshal.dumps(program.loops, _MARSHAL)
-            parts = self._encoded(program), loops, _SIZE.pack(len(loops))
-            failure = self._store.write(key, _SECONDS.pack(self._seconds) + b"".join(parts))
+            failure = self._store.write(key, unwritten.data)
         except encode.NotData as error:
             failure = str(error)
+        _unwritten.pop((self._store, key), None)
         use.traced_cache = "written after tracing" if failure is None else self._not_kept(failure)
 
     def _not_kept(self, reason: str) -> str:
         log.info("the program of %s isn't kept: %s", self._name, reason)
         return f"not kept: {reason}"
 
-    def _encoded(self, program: Program) -> bytes:
-        places: dict[int, int] = {}
-        for place, source in enumerate(self._sources):
-            places.setdefault(id(source), place)
-        return encode.encode(program, places)
-
     def _read(self, key: str, make: Callable[[], Program]) -> Program | None:
-        data = self._store.read(key)
+        data = self._bytes(key)
         if data is None:
             return None
         try:
@@ -124,7 +147,7 @@ class CachedProgram:
             return None
 
         def difference() -> str | None:
-            made = self._encoded(make())
+            made = _encoded(make(), self._sources)
             if made == kept:
                 return None
             # Which equations share a source may differ. What is computed may not.
@@ -132,9 +155,21 @@ class CachedProgram:
             one, other = (encode.encode(program, {}) for program in back)
             return None if one == other else verify.difference(*back)
 
-        remove = functools.partial(self._store.remove, key)
+        def remove() -> None:
+            _unwritten.pop((self._store, key), None)
+            self._store.remove(key)
+
         verify.CacheCheck(self._name, seconds, difference, remove).now_or_later()
         return program
+
+    def _bytes(self, key: str) -> bytes | memoryview | None:
+        unwritten = _unwritten.get((self._store, key))
+        if unwritten is None:
+            return self._store.read(key)
+        try:
+            return unwritten.data
+        except encode.NotData:
+            return None
 
 
 def get_ready() -> None:

@@ -48,8 +48,9 @@ def _blocks(
     """
     array, (shape, dtype) = ins[0], outs[0]
     strides = _strides(array)
+    # Starts can have 32 bits, which don't hold all offsets in bytes.
     offsets = sum(
-        start * stride for start, stride in zip(starts, strides, strict=True)
+        start * np.int64(stride) for start, stride in zip(starts, strides, strict=True)
     ) + np.zeros((1,) * (len(ins) - 1), np.int64)
     lead_strides = [sum(map(int.__mul__, step, strides)) for step in steps]
     out_strides = (*lead_strides, *(strides[d] for d in kept))

@@ -26,7 +26,7 @@ from pallas_shim.evaluator.cell_order import CellOrder
 from pallas_shim.evaluator.checked_blocks import CheckedBlocks
 from pallas_shim.evaluator.checks.kernel import KernelChecks
 from pallas_shim.evaluator.lower import KernelScope, Lowering
-from pallas_shim.evaluator.machine import programs
+from pallas_shim.evaluator.machine import notes, programs
 from pallas_shim.evaluator.program import (
     CELLS,
     PURE,
@@ -337,7 +337,7 @@ def lower_cells(
         own = ([indices[i] for i in local], [sizes[i] for i in local])
         lowering.kernels.append(KernelScope(*own, named, shared, checked, for_device))
         if of_each_core is None:
-            programs.note_cell(lowering, indices)
+            notes.note_cell(lowering, indices)
         cell(indices)
         lowering.kernels.pop()
         return ()

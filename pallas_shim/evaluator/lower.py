@@ -19,12 +19,8 @@ from pallas_shim.evaluator import memory, registry
 from pallas_shim.evaluator.builder import Builder
 from pallas_shim.evaluator.checks.lowering import Checker, Checks
 from pallas_shim.evaluator.checks.place import UnknownPlace, located, numbers
-from pallas_shim.evaluator.machine.programs import (
-    Machine,
-    note_elements,
-    note_touch,
-    note_unseen,
-)
+from pallas_shim.evaluator.machine.notes import note_elements, note_touch, note_unseen
+from pallas_shim.evaluator.machine.programs import Machine
 from pallas_shim.evaluator.program import (
     ArrayType,
     KeyType,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -161,13 +162,19 @@ def copied(operation: Operation) -> str | None:
 def stored_types(operation: Operation) -> str | None:
     """Checks a ``STORED`` operation. Its operands are ref, the function's operands, leaves."""
     function = operation.params[DIRECT]
-    if len(operation.ins) < 1 + function.nin:
-        return f"{function.__name__} has {function.nin} operands"
-    wrong = _path_error(operation, 1 + function.nin)
+    if isinstance(function, np.ufunc):
+        count = function.nin
+    else:  # a sum of products has any number
+        count = len(operation.ins) - 1 - _leaves_of(operation.params[PATH])
+    if len(operation.ins) < 1 + count:
+        return f"{function.__name__} has {count} operands"
+    wrong = _path_error(operation, 1 + count)
     found = _viewed(operation)
     if wrong is not None or found is None:
         return wrong
-    shapes = [t.shape for t in operation.ins[1 : 1 + function.nin]]
+    if not isinstance(function, np.ufunc):
+        return _sum_error(operation, operation.ins[1 : 1 + count], found)
+    shapes = [t.shape for t in operation.ins[1 : 1 + count]]
     if not all(broadcasts(shape, found[0]) for shape in shapes):
         return f"its path leads to {found}, but its operands are of the shapes {shapes}"
     return None
@@ -247,6 +254,26 @@ def windows_types(operation: Operation) -> str | None:
     if operation.outs[0].shape[0] != len(operation.params["starts"]):
         return f"it has {len(operation.params['starts'])} windows, but gives {operation.outs[0]}"
     return same_dtype(operation)
+
+
+def sum_of_products_types(operation: Operation) -> str | None:
+    (out,) = operation.outs
+    return _sum_error(operation, operation.ins, (out.shape, out.dtype))
+
+
+def _sum_error(
+    operation: Operation, operands: Sequence[Type], made: tuple[Any, np.dtype]
+) -> str | None:
+    """Checks the operands of a sum of products, which is made as an array of a shape and dtype."""
+    starts = operation.params["starts"]
+    matrices = operands[starts:]
+    if any((start.shape, start.dtype) != made for start in operands[:starts]):
+        return f"it starts with {operands[0]}, but gives {made}"
+    if not matrices or len(matrices) % 2:
+        return "its matrices aren't pairs"
+    if len(set(matrices[::2])) != 1 or len(set(matrices[1::2])) != 1:
+        return "its products are of different types"
+    return None
 
 
 def row_types(operation: Operation) -> str | None:

@@ -6,13 +6,13 @@ operation:
 
 - an operation of our own has the row of its name in `ROWS`;
 - an elementwise operation to which a pass has given a place for its result has the row `STORED` or
-  `IN_PLACE`, whatever its name;
+  `IN_PLACE`, whatever its name; so has a sum of products;
 - any other name is a primitive with a rule, and has the row `PRIMITIVE`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from pallas_shim.evaluator import op_types
@@ -27,21 +27,17 @@ from pallas_shim.evaluator.op_types import (
 from pallas_shim.evaluator.program import (
     CELLS,
     PURE,
-    ArrayType,
     Effects,
     Instruction,
     Operation,
-    RefType,
-    Type,
 )
-from pallas_shim.evaluator.registry import IMPL_RULES
 from pallas_shim.jax_compat.callbacks import CALLBACK_PRIMITIVES
 
 # -- parameters -------------------------------------------------------------------------------
 
 # These operations, like the ufuncs, always return a new array.
 MAKES_ARRAYS = frozenset({"concatenate", "convert_element_type", "dot_general", "join", "select_n",
-                          "take"})  # fmt: skip
+                          "sum_of_products", "take"})  # fmt: skip
 
 
 class Param(NamedTuple):
@@ -526,6 +522,13 @@ _PASSES_ROWS = (
         types=op_types.windows_types,
     ),
     _row(
+        "sum_of_products", "products of matrices, added to what comes before them, or to zeros",
+        "start_or_matrix:array*", "sum:array", "sums_of_products", readers="store_fusion",
+        params=(Param("starts", "whether the first operand is what they are added to"),
+                Param("dimension_numbers", "those of `dot_general`, of each product")),
+        types=op_types.sum_of_products_types,
+    ),
+    _row(
         "copy", "a copy, which nothing else shares", "value:array", "value:array",
         "in_place_recurrences, and JAX", types=op_types.copied,
     ),
@@ -536,10 +539,11 @@ ROWS: Mapping[str, Op] = {
 }
 
 STORED = _row(
-    "an elementwise operation", "a NumPy function of which the result goes where the path leads",
+    "an elementwise operation", "a function with ``out`` of which the result goes where the path "
+    "leads",
     "ref:ref operand_or_leaf:array*", "", "store_fusion, strength_reduction",
     readers="codegen, strength_reduction",
-    params=(_PATH, Param(DIRECT, "the NumPy function")), effects=(_WRITE,),
+    params=(_PATH, Param(DIRECT, "the function")), effects=(_WRITE,),
     types=op_types.stored_types,
 )
 IN_PLACE = _row(
@@ -564,82 +568,3 @@ def row_of(operation: Operation) -> Op:
     if INTO in params:
         return IN_PLACE
     return ROWS.get(operation.name, PRIMITIVE)
-
-
-def wrong_with(operation: Operation) -> str | None:
-    """The first error in an operation: something that its row doesn't allow. None if there is
-    none."""
-    row = row_of(operation)
-    for what, types, operands in (
-        ("operand", operation.ins, row.operands), ("result", operation.outs, row.results),
-    ):  # fmt: skip
-        wrong = _arity(what, types, operands)
-        if wrong is not None:
-            return wrong
-    return (
-        _params_error(operation, row) or _effects_error(operation, row) or row.types(operation)
-    )
-
-
-_KINDS: Mapping[str, Callable[[Type], bool]] = {
-    "ref": lambda t: isinstance(t, RefType),
-    "array": lambda t: not isinstance(t, RefType),
-    "scalar": lambda t: isinstance(t, ArrayType) and not t.shape,
-    "index": lambda t: isinstance(t, ArrayType) and not t.shape and t.dtype.kind in "iub",
-    "any": lambda t: True,
-}
-
-
-def _arity(what: str, types: Sequence[Type], operands: Sequence[Operand]) -> str | None:
-    at = 0
-    for number, operand in enumerate(operands):
-        is_kind = _KINDS[operand.kind]
-        if operand.number == "one" and at == len(types):
-            return f"it has no {what} {operand.name!r}"
-        most = {"one": 1, "optional": 1, "any": len(types)}[operand.number]
-        for type in types[at : at + most]:
-            if not is_kind(type):
-                if operand.number == "any" and number + 1 < len(operands):
-                    break
-                return f"its {what} {at} ({operand.name}) is {type}, which isn't {operand.kind}"
-            at += 1
-    return None if at == len(types) else f"it has {len(types)} {what}s, more than it takes"
-
-
-def _params_error(operation: Operation, row: Op) -> str | None:
-    for param in row.params:
-        if param.required and param.name not in operation.params:
-            return f"it has no parameter {param.name!r}: {param.meaning}"
-    if row.name != operation.name or operation.name in IMPL_RULES:
-        return None  # it also has the parameters of the primitive
-    unknown = operation.params.keys() - {param.name for param in row.params}
-    return f"it has an unknown parameter {min(unknown)!r}" if unknown else None
-
-
-def _effects_error(operation: Operation, row: Op) -> str | None:
-    effects, allowed = operation.effects, row.effects
-    if row.sees:
-        allowed = tuple([_seeing(each, operation, row) for each in allowed])
-    if effects not in allowed:
-        return f"its effects are {effects}, where {' or '.join(map(str, allowed))} are allowed"
-    for position in (*effects.reads, *effects.writes):
-        if position >= len(operation.ins) or not isinstance(operation.ins[position], RefType):
-            return f"it says that it reads or writes operand {position}, which is no ref"
-    if operation.view and not (row.view and operation.ins):
-        return "it says that its result is a view of its first operand"
-    if (operation.fn is None) != (row.regions is not None):
-        return "it has no callable" if operation.fn is None else "it has a callable"
-    return None
-
-
-def _seeing(effects: Effects, operation: Operation, row: Op) -> Effects:
-    """The effects of an operation that also reads, and maybe writes, the refs at the end of its
-    operands."""
-    first = len(operation.ins)
-    while first and isinstance(operation.ins[first - 1], RefType):
-        first -= 1
-    seen = tuple(range(first, len(operation.ins)))
-    written = seen if row.sees == "written" else ()
-    return effects._replace(
-        reads=(*effects.reads, *seen), writes=(*effects.writes, *written)
-    )

@@ -9,6 +9,7 @@ appear here as the integers of their keys.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -27,11 +28,6 @@ from pallas_shim.jax_compat.jaxprs import describe_aval, open_jaxpr
 
 # JAX < 0.10.2 has it in the module jax._src.random, later ones in a module of that package.
 _gamma_impl = getattr(random, "_gamma_impl", None) or random.core._gamma_impl
-
-try:
-    from jax._src.pallas import einshape
-except ImportError:  # JAX < 0.9.1
-    einshape = None  # type: ignore[assignment]
 
 Function = Callable[..., Any]
 
@@ -129,6 +125,8 @@ def _call_hi_primitive(avals: Sequence[Any], *, _prim: Any) -> Function:
 def _einshape_lo(
     avals: Sequence[Any], *, equation: str, sizes: Sequence[tuple[str, int]], **_: Any
 ) -> Function:
+    from jax._src.pallas import einshape  # imports the lowering for a TPU
+
     return lambda x: einshape._einshape(equation, x, **dict(sizes))
 
 
@@ -288,7 +286,7 @@ DEFINITIONS: dict[str, Callable[..., Function]] = {
 }
 if hasattr(linalg, "_ormqr_lowering"):  # JAX >= 0.10
     DEFINITIONS["ormqr"] = _with_params(linalg._ormqr_lowering)
-if einshape is not None:  # JAX >= 0.9.1, as both of these
+if importlib.util.find_spec("jax._src.pallas.einshape"):  # JAX >= 0.9.1, as both of these
     from jax._src.lax.scaled_dot import _scaled_dot_impl
 
     DEFINITIONS |= {

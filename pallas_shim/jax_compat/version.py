@@ -6,6 +6,7 @@ Importing this module raises IncompatibleJax if either is wrong.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Collection
 from typing import Any
 
 from pallas_shim.jax_compat.versions import OLDEST, TOO_NEW
@@ -185,6 +186,11 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "jax._src.xla_bridge": ("_backend_factories", "_backends"),
 }
 
+# These modules import JAX's lowering for a TPU, which takes a tenth of a second. So scripts for
+# other devices don't import them, and their names are checked when jax.experimental.pallas.tpu is
+# imported, which imports them itself.
+OF_A_TPU = frozenset({"jax._src.pallas.einshape", "jax._src.pallas.mosaic.tpu_info"})
+
 
 class IncompatibleJax(ImportError):
     """This JAX is too old, too new, or lacks a private name; the message says which."""
@@ -199,9 +205,21 @@ def check() -> None:
             f"JAX {jax.__version__} isn't supported: install {OLDEST} or newer, "
             f"but older than {TOO_NEW}"
         )
+    _check_names(PRIVATE_NAMES.keys() - OF_A_TPU)
+
+
+def check_for_a_tpu() -> None:
+    """Raises IncompatibleJax if JAX lacks a name that only kernels for a TPU need."""
+    _check_names(OF_A_TPU)
+
+
+def _check_names(places: Collection[str]) -> None:
+    import jax
+
     missing = [
         f"{place}.{name}"
         for place, names in PRIVATE_NAMES.items()
+        if place in places
         for name, _, since in (entry.partition(">=") for entry in names)
         if _numbers(since) <= _numbers(jax.__version__)
         and not any(_exists(p, n) for p in place.split("|") for n in name.split("|"))

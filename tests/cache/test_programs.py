@@ -112,6 +112,44 @@ def test_code_of_another_source_is_not_run(shim, directory, monkeypatch):
     assert became(looping(300)) == ("read after tracing", want[1])
 
 
+def test_a_kernel_that_each_call_makes_anew_is_lowered_once(shim, directory, monkeypatch):
+    def scaled(x, factor):
+        def kernel(x_ref, o_ref):
+            o_ref[...] = x_ref[...] * factor
+
+        return pl.pallas_call(kernel, out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype))(x)
+
+    lowered: list[str] = []
+    stock = compiler.lower
+
+    def counted(*args, **kwargs):
+        lowered.append(kwargs["name"])
+        return stock(*args, **kwargs)
+
+    monkeypatch.setattr(compiler, "lower", counted)
+    for factor in (2, 3, 2, 3, 2):
+        assert np.asarray(scaled(X, factor)).tolist() == (X * factor).tolist()
+    assert len(lowered) == 2
+    assert not directory.exists() or not list(directory.iterdir())
+    later.do_all()
+    assert len(list(directory.iterdir())) == 2 and not programs._unwritten
+
+
+def test_what_cannot_be_kept_is_made_for_each_call(directory, monkeypatch):
+    def refuse(*args):
+        raise programs.encode.NotData("something")
+
+    monkeypatch.setattr(programs.encode, "encode", refuse)
+    for _ in range(2):
+        jaxpr = jax.make_jaxpr(lambda x: x + 1)(X)
+        cached = CachedProgram(jaxpr, "f", {}, lambda jaxpr=jaxpr: lower(jaxpr, name="f"))
+        program, use = cached.get(), Use("f", (), "numpy", "")
+        cached.tell(use)
+        np.testing.assert_array_equal(compiler.prepare(program, compiler.Options())(X)[0], X + 1)
+    later.do_all()
+    assert use.traced_cache == "not kept: something"
+
+
 def test_a_change_of_python_that_no_key_could_see_is_seen(shim, directory):
     world = {"factor": 2}
 

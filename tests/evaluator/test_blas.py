@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import ctypes
 import os
 import threading
 
@@ -88,88 +89,60 @@ def test_after_a_fork(settings):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-# -- stacks of products as fewer and larger ones ---------------------------------------------------
+# -- products that are added to what is there ------------------------------------------------------
 
 
-def blocks_of(matrix, rows, columns):
-    """A matrix as a stack of stacks of blocks, which shares its memory."""
-    m, n = matrix.shape
-    parts = matrix.reshape(m // rows, rows, n // columns, columns)
-    return parts.transpose(0, 2, 1, 3)
+def parts(real):
+    """A BLAS that adds products of more than half of the terms part by part."""
+
+    def gemm(*args):
+        *front, terms, one, x, x_step, y, y_step, beta, to, step = args
+        half = terms // 2
+        rest = (to, step)
+        real(*front, half, one, x, x_step, y, y_step, beta, *rest)
+        real(*front, terms - half, one, x + 4 * half, x_step, y + 4 * half, y_step, 1.0, *rest)
+
+    return gemm
 
 
-def whole_numbers(*shape, seed=0):
-    """Products of these are exact, in any order."""
-    return np.random.default_rng(seed).integers(-8, 9, shape).astype(np.float32)
+def keeping_signs(real):
+    """A BLAS that makes -0 where another one adds that to zero."""
+
+    def gemm(*args):
+        real(*args)
+        if not args[-3]:
+            ctypes.c_float.from_address(args[-2]).value = -0.0
+
+    return gemm
 
 
-SHAPES = {
-    "rows": ((4, 32, 64), (1, 64, 48)),
-    "columns": ((1, 32, 64), (4, 64, 48)),
-    "rows and columns": ((3, 1, 32, 64), (1, 2, 64, 48)),
-    "columns before rows": ((1, 3, 32, 64), (2, 1, 64, 48)),
-    "a stack of both": ((2, 3, 1, 32, 64), (2, 1, 2, 64, 48)),
-    "a stack between": ((3, 2, 1, 32, 64), (1, 2, 2, 64, 48)),
-    "single rows": ((8, 1, 1, 128), (1, 4, 128, 128)),
-    "single columns": ((8, 1, 128, 128), (1, 4, 128, 1)),
-}
+@pytest.mark.parametrize("wrong", [parts, keeping_signs])
+def test_a_blas_that_rounds_otherwise_is_not_used(monkeypatch, wrong):
+    if not blas.adds_exactly(np.dtype(np.float32), 96):
+        pytest.skip("NumPy's BLAS adds no products")
+    blas._adds_exactly.cache_clear()
+    monkeypatch.setattr(blas, "_gemms", {"f": wrong(blas._gemms["f"])})
+    try:
+        assert not blas.adds_exactly(np.dtype(np.float32), 96)
+    finally:
+        blas._adds_exactly.cache_clear()
 
 
-@pytest.mark.parametrize("order", ["as a stack", "as blocks", "reversed"])
-@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
-def test_products_of_stacks_are_those_of_their_members(shapes, order):
-    x, y = (whole_numbers(*shape, seed=seed) for seed, shape in enumerate(shapes))
-    want = np.matmul(x, y)
-    if order == "reversed":
-        x, y = x[..., ::-1].copy()[..., ::-1], y[..., ::-1].copy()[..., ::-1]
-    elif order == "as blocks":
-        x, y = (np.moveaxis(np.moveaxis(a, -2, 0).copy(), 0, -2) for a in (x, y))
-    joined = blas.product_of_stacks(*shapes)
-    assert joined is not None
-    np.testing.assert_array_equal(joined(x, y), want)
-    for out in (
-        np.empty_like(want), np.empty_like(joined(x, y)), np.empty((2, *want.shape), "f4")[1],
-        np.empty((*want.shape, 2), "f4")[..., 0],
-    ):  # fmt: skip
-        assert joined(x, y, out=out) is out
-        np.testing.assert_array_equal(out, want)
+@pytest.mark.parametrize("kind", "fd")
+@pytest.mark.parametrize("terms", [2, 31, 128, 256, 320, 384, 448, 512])
+def test_what_is_added_exactly_is(kind, terms):
+    if not blas.adds_exactly(np.dtype(kind), terms):
+        return
+    rng = np.random.default_rng(0)
+    for rows, columns in ((2, 3), (67, 131), (200, 300)):
+        x, y, to = (rng.standard_normal(shape).astype(kind)
+                    for shape in ((rows, terms), (terms, columns), (rows, columns)))  # fmt: skip
+        want = to + x @ y
+        assert blas.add_product(x, y, blas.place(to), keeps=True, is_shared=True)
+        assert to.tobytes() == want.tobytes()
 
 
-def test_blocks_of_matrices_are_not_copied(monkeypatch):
-    x, y, out = whole_numbers(96, 256), whole_numbers(256, 128, seed=1), np.empty((96, 128), "f4")
-    seen = []
-
-    def multiply(a, b, out=None):
-        seen.append(all(map(np.shares_memory, (a, b, out), (x, y, to))))
-        return np.matmul(a, b, out=out)
-
-    to = out
-    monkeypatch.setattr(blas, "product", lambda *sizes: multiply)
-    parts = [blocks_of(a, *size) for a, size in ((x, (32, 64)), (y, (64, 64)), (out, (32, 64)))]
-    joined = blas.product_of_stacks((3, 1, 32, 64), (1, 2, 64, 64))
-    joined(parts[0][:, 1:2], parts[1][1:2], out=parts[2])
-    np.testing.assert_array_equal(out, x[:, 64:128] @ y[64:128])
-    assert seen == [True]
-
-
-@pytest.mark.parametrize(
-    "lhs, rhs",
-    [
-        ((4, 64, 64), (4, 64, 64)),  # nothing is shared
-        ((1, 256, 256), (1, 256, 256)),  # one product
-        ((256, 256), (256, 256)),
-        ((4, 1, 8, 8), (1, 4, 8, 8)),  # small
-    ],
-)
-def test_which_stacks_stay(lhs, rhs):
-    assert blas.product_of_stacks(lhs, rhs) is None
-
-
-@pytest.mark.parametrize("shapes, alone", [
-    (((4, 1, 128, 64), (1, 4, 64, 128)), True),
-    (((4, 1, 128, 128), (1, 4, 128, 128)), False),
-])  # fmt: skip
-def test_joined_products_leave_the_other_threads_alone_for_longer(settings, shapes, alone):
-    joined = blas.product_of_stacks(*shapes)
-    joined(*(np.ones(shape, np.float32) for shape in shapes))
-    assert settings == ([3, 1, 3] if alone else [3])
+def test_integers_and_very_long_sums_are_not_added():
+    assert not blas.can_add(np.dtype(np.int32))
+    assert not blas.adds_exactly(np.dtype(np.int32), 2)
+    assert not blas.adds_exactly(np.dtype(np.float32), 1 << 20)

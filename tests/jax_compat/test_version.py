@@ -110,3 +110,15 @@ def test_what_is_missing_is_named(monkeypatch):
     monkeypatch.delattr(pjit, "_pjit_call_impl_python")
     with pytest.raises(version.IncompatibleJax, match=r"jax\._src\.pjit\._pjit_call_impl_python"):
         version.check()
+
+
+def test_what_kernels_for_a_tpu_lack_is_named(monkeypatch):
+    place = next(p for p in version.OF_A_TPU if version.PRIVATE_NAMES[p])
+    monkeypatch.setitem(version.PRIVATE_NAMES, place, ("_not_there",))
+    version.check()
+    with pytest.raises(version.IncompatibleJax, match=rf"{place}\._not_there"):
+        version.check_for_a_tpu()
+
+
+def test_kernels_for_a_tpu_find_their_names():
+    version.check_for_a_tpu()

@@ -68,6 +68,30 @@ def test_jax_starts_it(python):
     assert (got.stdout, got.stderr) == ("True False False\nTrue True\nFalse\n", "")
 
 
+def test_scripts_that_use_no_tpu_do_not_import_its_lowering(python):
+    code = """if True:
+        import sys
+        from jax.experimental import pallas
+        print("jax._src.pallas.mosaic.lowering" in sys.modules)
+    """
+    assert python.stock().run("-c", code).stdout == python.run("-c", code, PALLAS_NUMPY="1").stdout
+
+
+def test_its_imports_run_without_the_collector(python):
+    code = """if True:
+        import gc, sys
+        class Asks:
+            @staticmethod
+            def find_spec(name, path=None, target=None):
+                if name == "pallas_shim.dispatch":
+                    print(gc.isenabled())
+        sys.meta_path.insert(0, Asks)
+        from jax.experimental import pallas
+        print(gc.isenabled())
+    """
+    assert python.run("-c", code, PALLAS_NUMPY="1").stdout == "False\nTrue\n"
+
+
 @pytest.mark.parametrize("call", ["activate", "deactivate"])
 def test_switched_before_jax_is_imported(python, call):
     code = f"""if True:

@@ -20,13 +20,13 @@ from pallas_shim.evaluator import memory
 from pallas_shim.evaluator.machine import order
 from pallas_shim.evaluator.machine.clocks import Clocks, Spot
 from pallas_shim.evaluator.machine.faults import own_deadlock
+from pallas_shim.evaluator.machine.notes import note, note_count
 from pallas_shim.evaluator.machine.operations import (
     AWAIT,
     COPY,
     LAND,
     LEFTOVER,
     MEET,
-    NOTE,
     PASS_BY,
     PROGRAMS,
     REMOTE,
@@ -250,7 +250,7 @@ def emit_await(
     def taken(clocks: Clocks, program: Any, semaphore: Any, count: int) -> None:
         clocks.take(program, semaphore, count, decrement)
 
-    _note_count(lowering, ref, path, leaves, count, taken)
+    note_count(lowering, ref, path, leaves, count, taken)
 
 
 def emit_signal(
@@ -269,7 +269,7 @@ def emit_signal(
         SIGNAL, [ref, count, *leaves], [], signal,
         Effects(reads=(0,), writes=(0,), io=True), params={"path": path},
     )  # fmt: skip
-    _note_count(lowering, ref, path, leaves, count, Clocks.add)
+    note_count(lowering, ref, path, leaves, count, Clocks.add)
 
 
 def emit_turn(lowering: Lowering) -> None:
@@ -317,12 +317,12 @@ def emit_meeting(
         clocks.met(program, (key, members), len(members))
 
     if not patient:  # the ends of a kernel are no meetings on a device
-        _note(lowering, (), come)
+        note(lowering, (), come)
     taken = lowering.memory(
         MEET, [level.number, *brought], out_types, None, Effects(io=True), params=params
     )
     if not patient:
-        _note(lowering, (), met)
+        note(lowering, (), met)
     return taken
 
 
@@ -353,7 +353,7 @@ def emit_copy(lowering: Lowering, steps: Sequence[CopyStep]) -> None:
         semaphores.append(None if ref is None else (path, len(leaves)))
         ins += [] if ref is None else [ref, *leaves]
     count = len(steps)
-    _note(lowering, (), lambda clocks, program, spot: clocks.start(program, spot, count))
+    note(lowering, (), lambda clocks, program, spot: clocks.start(program, spot, count))
     operation = Operation(
         COPY, {"semaphores": tuple(semaphores)}, tuple(v.type for v in ins), (), None,
         Effects(io=True), multiple=True,
@@ -390,100 +390,6 @@ def emit_timed_wait(
     lowering.memory("semaphore_take", [ref, count, *leaves], [], take, effects)
 
 
-# -- notes for those who watch for races ---------------------------------------------------------
-
-
-def _note(
-    lowering: Lowering, ins: Sequence[Value], note: Callable[..., None], unseen: str | None = None
-) -> None:
-    """Emits a note to the run's clocks, if it has some: ``note(clocks, program, spot, *values)``.
-
-    Only what programs do in kernels that talk is noted. ``unseen``: what isn't, in words.
-    """
-    machine: Machine = lowering.machine
-    if not (machine.timed and machine.talks):
-        return
-    level, depth = machine.levels[-1], len(machine.levels)
-    source = lowering.source
-
-    def line() -> str | None:
-        where = jax_compat.user_source(source)
-        return None if where is None else where.partition(" ")[0]
-
-    spot = Spot(machine.kernel, machine.where or None, line, level.names)
-
-    def tell(number: Any, *values: Any) -> tuple[()]:
-        clocks = order.current().watch
-        if clocks is not None:
-            note(clocks, (depth, int(number)), spot, *values)
-        return ()
-
-    lowering.memory(
-        NOTE, [level.number, *ins], [], tell, Effects(io=True), params={"unseen": unseen}
-    )
-
-
-def note_cell(lowering: Lowering, indices: Sequence[Value]) -> None:
-    """Notes that the program begins a cell of its kernel's grid."""
-    if indices:
-        _note(
-            lowering, indices,
-            lambda clocks, program, spot, *cell: clocks.begin_cell(program, tuple(map(int, cell))),
-        )  # fmt: skip
-
-
-def note_touch(
-    lowering: Lowering, ref: Value, path: memory.Path, leaves: Sequence[Value], writes: bool
-) -> None:
-    """Notes that the program, or the copy whose step this is, reads or writes memory."""
-    view = memory.viewer(ref.type.shape, ref.type.dtype, path)
-    name = lowering.names.get(ref)
-
-    def touch(clocks: Clocks, program: Any, spot: Spot, ref: Any, *leaves: Any) -> None:
-        clocks.touch(program, ref, view(ref, *leaves), writes, spot, name)
-
-    _note(lowering, [ref, *leaves], touch)
-
-
-def note_elements(
-    lowering: Lowering,
-    ref: Value,
-    leaves: Sequence[Value],
-    find: Callable[[Sequence[Any]], np.ndarray],
-    text: Callable[[Sequence[Any]], str],
-    writes: bool,
-) -> None:
-    """Notes that the program reads or writes some elements of a ref. ``find`` gives their numbers,
-    and ``text`` their indices, of the leaves."""
-    name = lowering.names.get(ref)
-
-    def touch(clocks: Clocks, program: Any, spot: Spot, ref: Any, *leaves: Any) -> None:
-        clocks.touch(program, ref, ref, writes, spot, name, find(leaves), text(leaves))
-
-    _note(lowering, [ref, *leaves], touch)
-
-
-def note_unseen(lowering: Lowering, what: str) -> None:
-    """Notes that the clocks don't see an access."""
-    _note(lowering, (), lambda clocks, program, spot: None, what)
-
-
-def _note_count(
-    lowering: Lowering,
-    ref: Value,
-    path: memory.Path,
-    leaves: Sequence[Value],
-    count: Value,
-    note: Callable[..., None],
-) -> None:
-    view = memory.viewer(ref.type.shape, ref.type.dtype, path)
-
-    def tell(clocks: Clocks, program: Any, spot: Spot, ref: Any, count: Any, *leaves: Any) -> None:
-        note(clocks, program, view(ref, *leaves), int(count))
-
-    _note(lowering, [ref, count, *leaves], tell)
-
-
 # -- kernels that talk --------------------------------------------------------------------------
 
 
@@ -493,7 +399,7 @@ def emit_entry(lowering: Lowering) -> None:
     A program's memory must be ready before others write to it.
     """
     if _talks(lowering):
-        _note(lowering, (), lambda clocks, program, spot: clocks.enter(program))
+        note(lowering, (), lambda clocks, program, spot: clocks.enter(program))
         _emit_together(lowering, "the start of the kernel")
 
 
@@ -504,7 +410,7 @@ def emit_exit(lowering: Lowering, semaphores: Sequence[Value]) -> None:
     if lowering.machine.timed:
         lowering.memory(LAND, [], [], _land, Effects(io=True))
     if _talks(lowering):
-        _note(lowering, (), lambda clocks, program, spot: clocks.leave(program))
+        note(lowering, (), lambda clocks, program, spot: clocks.leave(program))
         _emit_leftover(lowering, semaphores, True)
 
 

@@ -32,6 +32,7 @@ from pallas_shim.evaluator.passes.select_to_minmax import SelectToMinMax
 from pallas_shim.evaluator.passes.store_forwarding import forward_stores
 from pallas_shim.evaluator.passes.store_fusion import fuse_stores
 from pallas_shim.evaluator.passes.strength_reduction import reduce_strength
+from pallas_shim.evaluator.passes.sums_of_products import sum_products
 from pallas_shim.evaluator.passes.wide_products import WideProducts
 from pallas_shim.evaluator.program import Program
 
@@ -101,9 +102,12 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("copy_elision", elide_copies),
     # Needs: nothing. Makes: a program without what batching and forwarding left unused.
     ("dead_code", remove_dead_code),
+    # Needs: sums that grid batching has written out, without the stores that nobody reads. It moves
+    # products, but not past a write. Makes: `sum_of_products`, which isn't a JAX primitive.
+    ("sums_of_products", sum_products),
     # Needs: loads that are views, since only their lifetimes are known. Makes: elementwise
-    # operations that write to memory (`direct`), and buffers that start unfilled (`unfilled`).
-    # After it: an elementwise operation may have an effect and no result.
+    # operations and sums of products that write to memory (`direct`), and buffers that start
+    # unfilled (`unfilled`). After it: an elementwise operation may have an effect and no result.
     ("store_fusion", fuse_stores),
     # Needs: loads and stores in their final form. Makes: `rows` before a scan, which then takes
     # refs beside arrays. After it: the place of such a row is unknown, and a counter may be gone.

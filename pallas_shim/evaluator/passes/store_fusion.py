@@ -44,14 +44,14 @@ class _StoreFusion:
 
     def region(self, region: Region) -> Region:
         body: list[Instruction | None] = list(region.body)
-        made: dict[Value, int] = {}  # where the result of a ufunc is made
+        made: dict[Value, int] = {}  # where a result is made that can be made elsewhere
         viewed: dict[Value, Value] = {}  # the roots of values that are views of memory
         written: dict[Value, int] = {}  # where roots were last written to
         untouched: dict[Value, int] = {}  # where roots that nothing has used yet are allocated
         blocks: dict[Value, Instruction] = {}  # what made a ref of blocks
         for at, instruction in enumerate(region.body):
             operation, ins, outs, regions, _ = instruction
-            if is_ufunc(operation):
+            if is_ufunc(operation) or operation.name == "sum_of_products":
                 made[outs[0]] = at
                 continue
             if operation.effects is PURE and not regions:
@@ -144,8 +144,8 @@ def _is_all(at: Any, size: int) -> bool:
 
 
 def _direct(source: Instruction, store: Instruction) -> Instruction | None:
-    """A ufunc's instruction that writes to where its result is stored, None if that isn't a
-    view of the whole result's shape."""
+    """The instruction of a function with ``out`` that writes to where its result is stored, None if
+    that isn't a view of the whole result's shape."""
     operation, operands = source.operation, source.ins
     ref, value, *leaves = store.ins
     shape, dtype, *_ = ref.ref
@@ -154,20 +154,20 @@ def _direct(source: Instruction, store: Instruction) -> Instruction | None:
     whole = memory.viewed_type(shape, dtype, path) == value.type
     if view is None or not whole or not value.type.shape:
         return None
-    ufunc, count = operation.fn, len(operands)
-    assert ufunc is not None
+    function, count = operation.fn, len(operands)
+    assert function is not None
 
     def run_at(ref: Array, *args: Array) -> tuple[()]:
-        ufunc(*args[:count], out=view(ref, *args[count:]))
+        function(*args[:count], out=view(ref, *args[count:]))
         return ()
 
     def run_on_all(ref: Array, *args: Array) -> tuple[()]:
-        ufunc(*args, out=ref)
+        function(*args, out=ref)
         return ()
 
     run = run_at if path else run_on_all
 
-    params = {**operation.params, "path": path, "direct": ufunc}
+    params = {**operation.params, "path": path, "direct": function}
     ins = (ref, *operands, *leaves)
     types = tuple([v.type for v in ins])
     direct = Operation(operation.name, params, types, (), run, Effects(writes=(0,)), multiple=True)

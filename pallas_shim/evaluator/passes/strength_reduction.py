@@ -223,9 +223,9 @@ def _store(row: Array, value: Array) -> tuple[()]:
     return ()
 
 
-def _into(ufunc: np.ufunc) -> Callable[..., tuple[()]]:
+def _into(function: Callable[..., Any]) -> Callable[..., tuple[()]]:
     def run(row: Array, *operands: Array) -> tuple[()]:
-        ufunc(*operands, row)
+        function(*operands, out=row)
         return ()
 
     return run

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import scipy  # imports its parts at their first use, which keeps them out of most first calls
 
-from pallas_shim.evaluator import blas, scalar_types
+from pallas_shim.evaluator import blas, products, scalar_types
 from pallas_shim.evaluator.lower import Lowering
 from pallas_shim.evaluator.memory import same
 from pallas_shim.evaluator.program import Array, ArrayType, Types, Value
@@ -100,24 +100,20 @@ def _dot_general(
 ) -> Callable[..., Any]:
     (lhs_contracting, rhs_contracting), (lhs_batch, rhs_batch) = dimension_numbers
     (lhs, rhs), (out,) = ins, outs
-    lhs_free = _others(lhs, lhs_contracting, lhs_batch)
-    rhs_free = _others(rhs, rhs_contracting, rhs_batch)
-    terms = math.prod(lhs.shape[d] for d in lhs_contracting)
+    lhs_free = products.others(lhs.ndim, lhs_contracting, lhs_batch)
+    rhs_free = products.others(rhs.ndim, rhs_contracting, rhs_batch)
+    stacks = products.stacks(lhs.shape, rhs.shape, dimension_numbers)
+    rows, terms, columns = *stacks[0][-2:], stacks[1][-1]
     work, finish = multiplication(
         "dot_general", lhs.dtype, rhs.dtype, out.dtype, terms, precision
     )
     left = _matrices(lhs, lhs_batch, lhs_free, lhs_contracting, work)
     right = _matrices(rhs, rhs_batch, rhs_contracting, rhs_free, work)
     reshapes = len(lhs_free) != 1 or len(rhs_free) != 1
-    rows = math.prod(lhs.shape[d] for d in lhs_free)
-    columns = math.prod(rhs.shape[d] for d in rhs_free)
     # A single product isn't summed, because 0 + -0 would lose the sign of a zero. XLA keeps it.
     multiply: Function = np.multiply
     if terms != 1:
-        of_stacks = blas.product_of_stacks(
-            (*[lhs.shape[d] for d in lhs_batch], rows, terms),
-            (*[rhs.shape[d] for d in rhs_batch], terms, columns),
-        )
+        of_stacks = products.product_of_stacks(*stacks)
         multiply = of_stacks or blas.product(rows, terms, columns)
     if left is None and right is None and finish is None and not reshapes:
         return multiply
@@ -141,6 +137,34 @@ def _dot_general(
     return run
 
 
+@impl_rule("sum_of_products")
+def _sum_of_products(
+    ins: Types, outs: Types, *, starts: bool, dimension_numbers: Any, precision: Any = None
+) -> Callable[..., Any]:
+    """The operands are what the sum starts with, if it ``starts`` with anything but zeros, and
+    pairs of matrices. The other parameters are those of each product."""
+    (out,), (lhs, rhs, *_) = outs, ins[starts:]
+    stacks = products.stacks(lhs.shape, rhs.shape, dimension_numbers)
+    _, finish = multiplication(
+        "sum_of_products", lhs.dtype, rhs.dtype, out.dtype, stacks[0][-1], precision
+    )
+    (lhs_contracting, rhs_contracting), (lhs_batch, rhs_batch) = dimension_numbers
+    lhs_free = products.others(lhs.ndim, lhs_contracting, lhs_batch)
+    rhs_free = products.others(rhs.ndim, rhs_contracting, rhs_batch)
+    if finish is not None or len(lhs_free) != 1 or len(rhs_free) != 1:
+        raise Unsupported("sum_of_products", "of results that aren't matrices of the sum's dtype")
+    left = _matrices(lhs, lhs_batch, lhs_free, lhs_contracting, out.dtype) or same
+    right = _matrices(rhs, rhs_batch, rhs_contracting, rhs_free, out.dtype) or same
+    add_up = products.sum_of_products(*stacks, out.dtype, left, right)
+
+    def run(*arrays: Array, out: Array | None = None) -> Array:
+        start = arrays[0] if starts else None
+        matrices = arrays[starts:]
+        return add_up(start, list(zip(matrices[::2], matrices[1::2], strict=True)), out)
+
+    return run
+
+
 @batch_rule("dot_general", ones=True)
 def _dot_general_batch(
     stack: Stack, *, dimension_numbers: Any, **params: Any
@@ -150,10 +174,6 @@ def _dot_general_batch(
 
     contracting, batch = map(behind, dimension_numbers)
     return {"dimension_numbers": (contracting, tuple((0, *dims) for dims in batch)), **params}
-
-
-def _others(array: ArrayType, *used: Sequence[int]) -> list[int]:
-    return [d for d in range(array.ndim) if not any(d in dims for dims in used)]
 
 
 def _matrices(

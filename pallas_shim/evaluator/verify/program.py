@@ -19,6 +19,7 @@ from pallas_shim.evaluator.program import (
 from pallas_shim.evaluator.registry import BATCHING_RULES, Unsupported
 from pallas_shim.evaluator.verify.errors import InvalidProgram, invalid
 from pallas_shim.evaluator.verify.lifetimes import SHARES, Lifetimes
+from pallas_shim.evaluator.verify.operations import wrong_with
 
 
 class Check:
@@ -87,7 +88,7 @@ class Check:
             operation, ins, outs, regions, _ = instruction
             self.use(ins, "operand")
             if operation not in right:
-                wrong = ops.wrong_with(_as_given(operation, ins))
+                wrong = wrong_with(_as_given(operation, ins))
                 if wrong is not None:
                     raise self.fail(wrong)
                 right.add(operation)

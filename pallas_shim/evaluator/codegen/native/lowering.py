@@ -14,6 +14,7 @@ from pallas_shim.evaluator.codegen.native import (
     calls,
     elements,
     functions,
+    gemms,
     products,
     reductions,
 )
@@ -122,6 +123,8 @@ class NativeLowering(ControlFlow):
                 type_of(value.type.dtype)
         if regions or operation.fn is None:
             self.structured(instruction)
+        elif name == "sum_of_products":
+            gemms.sum_of_products(self, instruction)
         elif "direct" in params:
             self._stored(instruction)
         elif "into" in params:
