@@ -121,11 +121,14 @@ class CachedProgram:
             later.at_exit(lambda seconds: self._write(key, unwritten, use))
 
     def _write(self, key: str, unwritten: _Unwritten, use: Use) -> None:
-        try:
-            failure = self._store.write(key, unwritten.data)
-        except encode.NotData as error:
-            failure = str(error)
-        _unwritten.pop((self._store, key), None)
+        last = _unwritten.get((self._store, key))
+        failure = "it was found to be wrong" if last is None else None
+        if last is unwritten:  # or the last one that was made is written soon
+            try:
+                failure = self._store.write(key, unwritten.data)
+            except encode.NotData as error:
+                failure = str(error)
+            del _unwritten[self._store, key]
         use.traced_cache = "written after tracing" if failure is None else self._not_kept(failure)
 
     def _not_kept(self, reason: str) -> str:

@@ -79,7 +79,6 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "custom_staging_rules",
         "dce_jaxpr",
         "dce_rules",
-        "dce_rules",
         "forwarding_rules",
         "lower_jaxpr2>=0.12",
     ),

@@ -264,6 +264,26 @@ def test_a_sampled_program_is_verified_at_exit(shim, directory, monkeypatch, cap
     assert capsys.readouterr().err == ""
 
 
+def test_a_program_in_memory_that_is_found_wrong_is_not_written(shim, directory, setting):
+    def call():
+        jax.clear_caches()
+        return np.asarray(jax.jit(double)(X)).tolist()
+
+    REPORT.clear()
+    call()
+    (unwritten,) = programs._unwritten.values()
+    unwritten._program = optimise(lower(jax.make_jaxpr(lambda x: x * x)(X), name="double"))
+    setting(cache=str(directory), cache_verify=True)
+    with pytest.raises(CacheError, match="program of double"):
+        call()
+    later.do_all()
+    assert not list(directory.iterdir()) and not programs._unwritten
+    assert "not kept: it was found to be wrong" in [row["cache"] for row in REPORT.rows()]
+    assert call() == (X + X).tolist()
+    later.do_all()
+    assert len(list(directory.iterdir())) == 1
+
+
 def test_one_in_so_many_is_sampled(monkeypatch):
     verify._random.seed(0)
     assert 150 < sum(verify.is_sampled() for _ in range(10_000)) < 250
