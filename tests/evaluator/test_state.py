@@ -76,7 +76,7 @@ def test_an_exception_at_any_bytecode(possible):
 
 def test_an_exception_wherever_a_signal_raises_in_a_run():
     before = state()
-    codes = {f.__code__ for f in (*FUNCTIONS, Executable.__call__, blas._by_this_thread)}
+    codes = {f.__code__ for f in (*FUNCTIONS, Executable.__call__, blas._alone)}
     ends = 0
     for raised in at_every_bytecode(run, codes, possible=True):
         ends += 1

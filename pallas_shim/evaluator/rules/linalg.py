@@ -139,8 +139,9 @@ def _dot_general(
 
 @impl_rule("sum_of_products")
 def _sum_of_products(
-    ins: Types, outs: Types, *, starts: bool, dimension_numbers: Any, precision: Any = None
-) -> Callable[..., Any]:
+    ins: Types, outs: Types, *, starts: bool, dimension_numbers: Any, precision: Any = None,
+    **_: Any,
+) -> Callable[..., Any]:  # fmt: skip
     """The operands are what the sum starts with, if it ``starts`` with anything but zeros, and
     pairs of matrices. The other parameters are those of each product."""
     (out,), (lhs, rhs, *_) = outs, ins[starts:]
