@@ -144,11 +144,12 @@ def _sum_of_products(
 ) -> Callable[..., Any]:  # fmt: skip
     """The operands are what the sum starts with, if it ``starts`` with anything but zeros, and
     pairs of matrices. The other parameters are those of each product."""
-    (out,), (lhs, rhs, *_) = outs, ins[starts:]
+    (out,), (lhs, rhs) = outs, ins[starts : starts + 2]
     stacks = products.stacks(lhs.shape, rhs.shape, dimension_numbers)
-    _, finish = multiplication(
-        "sum_of_products", lhs.dtype, rhs.dtype, out.dtype, stacks[0][-1], precision
-    )
+    terms = stacks[0][-1]
+    finish = multiplication(
+        "sum_of_products", lhs.dtype, rhs.dtype, out.dtype, terms, precision
+    )[1]
     (lhs_contracting, rhs_contracting), (lhs_batch, rhs_batch) = dimension_numbers
     lhs_free = products.others(lhs.ndim, lhs_contracting, lhs_batch)
     rhs_free = products.others(rhs.ndim, rhs_contracting, rhs_batch)
