@@ -30,8 +30,6 @@ log = logging.getLogger("pallas_shim")
 # A file holds these seconds, a program, the code of its loops, and the size of that code. The code
 # runs in another process only if it is that of the source which the process writes for a loop.
 _SECONDS, _SIZE = struct.Struct("<d"), struct.Struct("<q")
-# Later versions of marshal may write equal values as different bytes.
-_MARSHAL = 2
 
 
 class _Unwritten:
@@ -44,7 +42,7 @@ class _Unwritten:
     @functools.cached_property
     def data(self) -> bytes:
         """The bytes to be written. Raises NotData if the program holds what can't be kept."""
-        loops = marshal.dumps(self._program.loops, _MARSHAL)
+        loops = marshal.dumps(self._program.loops)
         parts = _encoded(self._program, self._sources), loops, _SIZE.pack(len(loops))
         return _SECONDS.pack(self._seconds) + b"".join(parts)
 
